@@ -1,0 +1,249 @@
+"""The emulated language model: the same request always gets the same words and token counts.
+
+What a message may contain to steer the answer:
+
+    [[tokens=N]]      N words instead of the natural length
+    [[reasoning=N]]   N tokens of reasoning before the answer
+    [[tool=NAME]]     a call of that tool, if it is offered; [[tool=NAME {"x": 1}]] with arguments
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_hfbudget.emulator.refusal import refused_by_model
+
+IMAGE_TOKENS = 85
+TOOL_CALL_TOKENS = 12
+_MESSAGE_OVERHEAD = 4
+_PROMPT_OVERHEAD = 3
+_BYTES_PER_TOKEN = 4
+_TALE = (
+    "the sun rose over a calm sea and all boats left their quiet harbour for new "
+    "shores where old songs are sung by day and told by night in every house"
+)
+_WORDS = _TALE.split()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request wants, and how large its prompt is. `limit` is tokens per choice."""
+
+    prompt_tokens: int
+    limit: int
+    natural: int
+    reasoning: int = 0
+    choices: int = 1
+    tool: str | None = None
+    arguments: str = "{}"
+    as_json: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of an answer: what a stream sends as a delta, and the tokens that it costs."""
+
+    delta: Mapping[str, Any]
+    tokens: int = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One complete answer."""
+
+    pieces: Sequence[Piece]
+    finish_reason: str
+
+    @property
+    def tokens(self) -> int:
+        """Completion tokens, reasoning included."""
+        return sum(piece.tokens for piece in self.pieces)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """The part of `tokens` that is reasoning."""
+        return sum(piece.tokens for piece in self.pieces if "reasoning" in piece.delta)
+
+    def text(self, key: str) -> str:
+        """All of `content` or `reasoning`."""
+        return "".join(piece.delta.get(key) or "" for piece in self.pieces)
+
+    def message(self) -> dict[str, Any]:
+        """As an answer that is not streamed shows it."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text("content")}
+        if reasoning := self.text("reasoning"):
+            message["reasoning"] = reasoning
+        calls = [call for piece in self.pieces for call in piece.delta.get("tool_calls", ())]
+        if calls:
+            message |= {"content": None, "tool_calls": calls}
+        return message
+
+
+def text_tokens(text: str) -> int:
+    """Tokens of a text: one for every four bytes of UTF-8, begun ones included."""
+    return -(-len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN)
+
+
+def prompt_tokens(body: Mapping[str, Any]) -> int:
+    """Tokens of a chat prompt.
+
+    Of text alone there are never more than its bytes of UTF-8, plus 16 per message, plus 16.
+    """
+    messages = body.get("messages") or []
+    count = sum(_MESSAGE_OVERHEAD + _message_tokens(message) for message in messages)
+    return count + _PROMPT_OVERHEAD + _json_tokens(body.get("tools"))
+
+
+def read_chat(body: Mapping[str, Any], context: int, natural: int) -> Ask:
+    """Understand a chat request. Raises Refusal (400) for one that cannot be answered."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise refused_by_model(400, "messages must be a non-empty array", "invalid_messages")
+    said = _last_user_text(messages)
+    tool, arguments = _wanted_tool(said, body.get("tools") or [])
+    answered = messages[-1].get("role") == "tool"
+    size = prompt_tokens(body)
+    given = body.get("max_completion_tokens", body.get("max_tokens"))
+    return Ask(
+        prompt_tokens=size,
+        limit=_limit(given, size, context),
+        natural=_directive(said, "tokens", natural),
+        reasoning=_directive(said, "reasoning", 0),
+        choices=_positive(body.get("n", 1), "n"),
+        tool=None if answered else tool,
+        arguments=arguments,
+        as_json=(body.get("response_format") or {}).get("type", "text") not in ("text", None),
+        seed=zlib.crc32(said.encode("utf-8", "surrogatepass")),
+    )
+
+
+def read_completion(
+    prompt: str, limit: object, context: int, natural: int, choices: object = 1
+) -> Ask:
+    """Understand a plain text-generation request. Raises Refusal (400)."""
+    size = text_tokens(prompt) + _PROMPT_OVERHEAD
+    return Ask(
+        prompt_tokens=size,
+        limit=_limit(limit, size, context),
+        natural=_directive(prompt, "tokens", natural),
+        choices=_positive(choices, "n"),
+        seed=zlib.crc32(prompt.encode("utf-8", "surrogatepass")),
+    )
+
+
+def answer(ask: Ask) -> list[Choice]:
+    """The answers to a request; each stops by itself, or because of the limit."""
+    return [_choice(ask, index) for index in range(ask.choices)]
+
+
+def usage(ask: Ask, completion_tokens: int, reasoning_tokens: int = 0) -> dict[str, Any]:
+    """The usage object of the OpenAI API; completion tokens include the reasoning."""
+    counted: dict[str, Any] = {
+        "prompt_tokens": ask.prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": ask.prompt_tokens + completion_tokens,
+    }
+    if ask.reasoning:
+        counted["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return counted
+
+
+def _choice(ask: Ask, index: int) -> Choice:
+    thoughts = [Piece({"reasoning": word}) for word in _words(ask.seed + index, ask.reasoning)]
+    if ask.tool is not None:
+        call = {
+            "index": 0,
+            "id": f"call_{ask.seed:08x}",
+            "type": "function",
+            "function": {"name": ask.tool, "arguments": ask.arguments},
+        }
+        pieces, reason = [Piece({"tool_calls": [call]}, TOOL_CALL_TOKENS)], "tool_calls"
+    else:
+        words = _words(ask.seed + index, ask.natural)
+        pieces = [Piece({"content": word}) for word in (_quoted(words) if ask.as_json else words)]
+        reason = "stop"
+    everything = [*thoughts, *pieces]
+    kept = list(_within(everything, ask.limit))
+    return Choice(kept, reason if len(kept) == len(everything) else "length")
+
+
+def _within(pieces: Iterable[Piece], limit: int) -> Iterable[Piece]:
+    for piece in pieces:
+        limit -= piece.tokens
+        if limit < 0:
+            return
+        yield piece
+
+
+def _words(seed: int, count: int) -> list[str]:
+    return [(" " if at else "") + _WORDS[(seed + 7 * at) % len(_WORDS)] for at in range(count)]
+
+
+def _quoted(words: list[str]) -> list[str]:
+    """The words as one JSON object, without another token."""
+    if not words:
+        return words
+    opened = ['{"answer": "' + words[0], *words[1:]]
+    return [*opened[:-1], opened[-1] + '"}']
+
+
+def _message_tokens(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    count = _json_tokens(message.get("tool_calls"))
+    for part in parts:
+        is_text = part.get("type") == "text"
+        count += text_tokens(str(part.get("text", ""))) if is_text else IMAGE_TOKENS
+    return count
+
+
+def _json_tokens(value: Any) -> int:
+    if not value:
+        return 0
+    return text_tokens(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, list):
+                return " ".join(str(part.get("text", "")) for part in content)
+            return str(content or "")
+    return ""
+
+
+def _wanted_tool(said: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | None, str]:
+    found = re.search(r"\[\[tool=([\w.-]+)(?:\s+(\{.*?\}))?\]\]", said)
+    names = [(tool.get("function") or {}).get("name") for tool in tools]
+    if not found or found[1] not in names:
+        return None, "{}"
+    return found[1], found[2] or "{}"
+
+
+def _directive(said: str, name: str, default: int) -> int:
+    found = re.search(rf"\[\[{name}=(\d+)\]\]", said)
+    return int(found[1]) if found else default
+
+
+def _positive(value: object, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise refused_by_model(400, f"{name} must be a positive integer", f"invalid_{name}")
+    return value
+
+
+def _limit(given: object, size: int, context: int) -> int:
+    asked = _positive(given, "max_tokens") if given is not None else 0
+    if size + asked > context or size >= context:
+        message = (
+            f"This model's maximum context length is {context} tokens. However, you requested "
+            f"{size + asked} tokens ({size} in the messages, {asked} in the completion)."
+        )
+        raise refused_by_model(400, message, "context_length_exceeded")
+    return asked or context - size

@@ -1,0 +1,174 @@
+"""Text models over HTTP: chat and plain completions, whole or as a stream, with usage or without.
+
+Where usage shows up in a stream differs between servers; each way that is publicly documented is
+a style that a provider's offer, or a switch, can have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from pytest_hfbudget.emulator import chat
+from pytest_hfbudget.emulator.catalogue import DEFAULT_CONTEXT
+from pytest_hfbudget.emulator.chat import Ask, Choice
+from pytest_hfbudget.emulator.clock import MICROSECONDS
+from pytest_hfbudget.emulator.exchange import Exchange
+from pytest_hfbudget.emulator.price import Consumed, Price
+from pytest_hfbudget.emulator.refusal import refused_by_model
+from pytest_hfbudget.emulator.stream import Event, EventStream
+
+
+@dataclass(frozen=True)
+class Server:
+    """Who answers: a provider's deployment of a model, or a dedicated endpoint."""
+
+    model: str
+    provider: str | None = None
+    price: Price | None = None
+    context: int = DEFAULT_CONTEXT
+    stream_usage: str = "on_request"
+    seconds: Fraction = Fraction(0)  # compute time, where that is what is billed
+
+    def headers(self, exchange: Exchange) -> dict[str, str]:
+        """The headers that say who answered, and after how much computing."""
+        switches, headers = exchange.world.switches, {}
+        if self.provider and switches.provider_header:
+            headers["x-inference-provider"] = self.provider
+        if self.seconds and switches.compute_time_header:
+            headers["x-compute-time"] = str(float(self.seconds))
+        return headers
+
+    def book(self, exchange: Exchange, used: Consumed) -> None:
+        """Put what the answer consumes on the invoice."""
+        call = exchange.the_call
+        call.model, call.provider, call.price = self.model, self.provider, self.price
+        call.used = used
+
+
+async def serve_chat(exchange: Exchange, server: Server) -> ASGIApp:
+    """Answer a chat request. Raises Refusal (400)."""
+    body, switches = exchange.json(), exchange.world.switches
+    ask = chat.read_chat(body, server.context, switches.natural_tokens)
+    return await _serve(exchange, server, ask, _CHAT)
+
+
+async def serve_completion(exchange: Exchange, server: Server) -> ASGIApp:
+    """Answer a plain completion request of the OpenAI API. Raises Refusal (400)."""
+    body, switches = exchange.json(), exchange.world.switches
+    limit = body.get("max_tokens", body.get("max_new_tokens"))
+    prompt, natural = str(body.get("prompt", "")), switches.natural_tokens
+    ask = chat.read_completion(prompt, limit, server.context, natural, body.get("n", 1))
+    return await _serve(exchange, server, ask, _TEXT)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How one API names and nests things."""
+
+    whole: str
+    chunk: str
+    inside: Callable[[Choice], dict[str, Any]]
+    step: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+_CHAT = _Form(
+    "chat.completion",
+    "chat.completion.chunk",
+    lambda choice: {"message": choice.message()},
+    lambda delta: {"delta": delta},
+)
+_TEXT = _Form(
+    "text_completion",
+    "text_completion",
+    lambda choice: {"text": choice.text("content")},
+    lambda delta: {"text": delta.get("content", "")},
+)
+
+
+async def _serve(exchange: Exchange, server: Server, ask: Ask, form: _Form) -> ASGIApp:
+    body, switches = exchange.json(), exchange.world.switches
+    style = server.stream_usage
+    if switches.stream_usage != "by_provider":
+        style = switches.stream_usage
+    if style == "rejects_options" and "stream_options" in body:
+        raise refused_by_model(400, "stream_options is not supported", "unsupported_parameter")
+    choices = chat.answer(ask)
+    tokens = sum(choice.tokens for choice in choices)
+    server.book(exchange, Consumed(ask.prompt_tokens, tokens, seconds=server.seconds))
+    await exchange.connection.sleep(switches.answer_delay_s)
+    headers = server.headers(exchange)
+    head = _head(exchange, server)
+    if body.get("stream"):
+        asked = bool((body.get("stream_options") or {}).get("include_usage"))
+        events = _Events(head | {"object": form.chunk}, ask, choices, form, style, asked)
+        return EventStream(exchange, list(events), headers)
+    answer = head | {
+        "object": form.whole,
+        "choices": [
+            {
+                "index": index,
+                **form.inside(choice),
+                "logprobs": None,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(choices)
+        ],
+    }
+    if switches.usage == "always":
+        answer["usage"] = _total(ask, choices)
+    return JSONResponse(answer, headers=headers)
+
+
+def _head(exchange: Exchange, server: Server) -> dict[str, Any]:
+    world = exchange.world
+    return {
+        "id": f"emulated-{next(world.ids)}",
+        "created": world.clock.now() // MICROSECONDS,
+        "model": server.model,
+        "system_fingerprint": "emulator",
+    }
+
+
+def _total(ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
+    reasoning = sum(choice.reasoning_tokens for choice in choices)
+    return chat.usage(ask, sum(choice.tokens for choice in choices), reasoning)
+
+
+@dataclass(frozen=True)
+class _Events:
+    """The events of one streamed answer, in order; `asked` is for usage."""
+
+    head: dict[str, Any]
+    ask: Ask
+    choices: Sequence[Choice]
+    form: _Form
+    style: str
+    asked: bool
+
+    def __iter__(self) -> Iterator[Event]:
+        written = 0
+        for index, choice in enumerate(self.choices):
+            for at, piece in enumerate(choice.pieces):
+                written += piece.tokens
+                role = {} if at else {"role": "assistant"}
+                data = self._data(index, {**role, **piece.delta}, None)
+                if self.style == "every_chunk":
+                    data["usage"] = chat.usage(self.ask, written)
+                yield Event(data, piece.tokens)
+            data = self._data(index, {}, choice.finish_reason)
+            last = index == len(self.choices) - 1
+            if last and self.style in ("every_chunk", "finish_chunk"):
+                data["usage"] = _total(self.ask, self.choices)
+            yield Event(data)
+        if self.style == "on_request" and self.asked:
+            yield Event({**self.head, "choices": [], "usage": _total(self.ask, self.choices)})
+
+    def _data(self, index: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        step = {"index": index, **self.form.step(delta), "finish_reason": finish}
+        return {**self.head, "choices": [step]}

@@ -1,0 +1,90 @@
+"""Inference Endpoints that a test run needs: resumed once, paused however the run ends."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.endpoints.control import ControlPlane
+    from pytest_hfbudget.endpoints.journal import (
+        Journal,
+        Lease,
+        Record,
+        default_state_dir,
+        leases,
+        leases_dir,
+        unfinished,
+    )
+    from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+    from pytest_hfbudget.endpoints.pace import Pace
+    from pytest_hfbudget.endpoints.pausing import Pauser
+    from pytest_hfbudget.endpoints.process import alive, start_time
+    from pytest_hfbudget.endpoints.protocol import Receipt, Timings, Watch
+    from pytest_hfbudget.endpoints.refusal import ControlPlaneError
+    from pytest_hfbudget.endpoints.state import Endpoint, Scaling, billed, split_name
+    from pytest_hfbudget.endpoints.terms import (
+        DEFAULT_API,
+        Afford,
+        EndpointReceipt,
+        EndpointSettings,
+        Progress,
+    )
+
+__all__ = [
+    "DEFAULT_API",
+    "Afford",
+    "ControlPlane",
+    "ControlPlaneError",
+    "Endpoint",
+    "EndpointReceipt",
+    "EndpointSettings",
+    "Journal",
+    "Lease",
+    "Lifecycle",
+    "Pace",
+    "Pauser",
+    "Progress",
+    "Receipt",
+    "Record",
+    "Scaling",
+    "Timings",
+    "Watch",
+    "alive",
+    "billed",
+    "default_state_dir",
+    "leases",
+    "leases_dir",
+    "split_name",
+    "start_time",
+    "unfinished",
+]
+
+_HOMES = {
+    "control": ("ControlPlane",),
+    "journal": (
+        "Journal",
+        "Lease",
+        "Record",
+        "default_state_dir",
+        "leases",
+        "leases_dir",
+        "unfinished",
+    ),
+    "lifecycle": ("Lifecycle",),
+    "pace": ("Pace",),
+    "pausing": ("Pauser",),
+    "process": ("alive", "start_time"),
+    "protocol": ("Receipt", "Timings", "Watch"),
+    "refusal": ("ControlPlaneError",),
+    "state": ("Endpoint", "Scaling", "billed", "split_name"),
+    "terms": ("DEFAULT_API", "Afford", "EndpointReceipt", "EndpointSettings", "Progress"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    # Most test runs need no endpoint, and none of this until the first one that does.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

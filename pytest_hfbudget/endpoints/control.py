@@ -1,0 +1,214 @@
+"""The Inference Endpoints API, version 2, as far as a test run needs it.
+
+Raw REST on purpose: a suite under test may replace, block or switch off huggingface_hub's
+client, and the pause must not go with it. Routes and answers are those of the public API
+description, https://api.endpoints.huggingface.cloud/openapi.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from pytest_hfbudget import __version__
+from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock, Pace
+from pytest_hfbudget.endpoints.refusal import ControlPlaneError, json_object, refusal
+from pytest_hfbudget.endpoints.state import Endpoint, split_name
+from pytest_hfbudget.endpoints.transport import (
+    NoAnswerError,
+    Route,
+    Transport,
+    Urllib3Transport,
+)
+
+_OK = range(200, 300)
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+_MOST_PAGES = 1000
+
+
+class ControlPlane:
+    """A client of one control plane with one token. Safe to share between threads.
+
+    Each operation is retried within ``pace.total_s`` where a second request can do no harm.
+    All raise `ControlPlaneError`; none ever shows the token.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None,
+        *,
+        pace: Pace = Pace(),  # noqa: B008  # frozen
+        route: Route | None = None,
+        transport: Transport | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        agent: str = "run",
+    ) -> None:
+        """``agent`` tells the server's log which of our processes is asking."""
+        self.base_url = base_url.rstrip("/")
+        self._token, self._pace, self._clock, self._agent = token, pace, clock, agent
+        self._transport = transport or Urllib3Transport(
+            route or Route.find(self.base_url), clock=clock
+        )
+
+    def __repr__(self) -> str:
+        return f"ControlPlane({self.base_url!r})"
+
+    def with_pace(self, pace: Pace) -> ControlPlane:
+        """The same client, with the same connections, but more or less patient."""
+        return ControlPlane(
+            self.base_url,
+            self._token,
+            pace=pace,
+            transport=self._transport,
+            clock=self._clock,
+            agent=self._agent,
+        )
+
+    def get(self, name: str) -> Endpoint:
+        """The endpoint as it is now."""
+        return self._endpoint(name, self._ask("GET", name))
+
+    def list(self, namespace: str) -> tuple[Endpoint, ...]:
+        """All endpoints of a user or organisation, from all pages of the answer."""
+        return tuple(self._pages(namespace))
+
+    def pause(self, name: str) -> Endpoint:
+        """Ask for the pause. A 2xx says that it was accepted, not that it has happened."""
+        return self._endpoint(name, self._ask("POST", name, "/pause"))
+
+    def resume(self, name: str) -> Endpoint | None:
+        """Ask for the resume; None when it was running already.
+
+        Sent again only when the server certainly did not begin, because a resume that comes
+        late starts a bill. `ControlPlaneError.maybe_done` tells the rest apart.
+        """
+        try:
+            answer = self._ask("POST", name, "/resume", repeatable=False)
+        except ControlPlaneError as error:
+            # The documented answer for an endpoint that is up, and no other 400 has this text.
+            if error.status == 400 and "already running" in str(error).lower():  # noqa: PLR2004
+                return None
+            raise
+        return self._endpoint(name, answer)
+
+    def update(self, name: str, payload: Mapping[str, Any]) -> Endpoint:
+        """Change what ``payload`` names (``EndpointUpdate``), leave the rest."""
+        return self._endpoint(name, self._ask("PUT", name, payload=payload))
+
+    def replicas(self, name: str) -> tuple[Mapping[str, Any], ...]:
+        """The replicas that the server remembers, each with ``status.startedAt`` and so on."""
+        items = self._ask("GET", name, "/replica").get("items")
+        return tuple(item for item in items if isinstance(item, Mapping)) if items else ()
+
+    def hardware(self) -> Mapping[str, Any]:
+        """The public list of vendors, regions and instances with ``pricePerHour``."""
+        return self._request("GET", "/provider", what="the list of hardware", public=True)
+
+    def healthy(self, endpoint: Endpoint) -> bool:
+        """Whether the endpoint's health route answers 200; one try.
+
+        Only ask one that is running: any request wakes an endpoint that is scaled to zero,
+        and its bill with it.
+
+        Raises:
+            ControlPlaneError: the token may not call the endpoint.
+        """
+        if not endpoint.url:
+            return False
+        url = endpoint.url.rstrip("/") + "/" + endpoint.health_route.lstrip("/")
+        try:
+            answer = self._transport.send("GET", url, self._headers(), None, self._pace.try_s)
+        except NoAnswerError:
+            return False
+        if answer.status in (401, 403):
+            raise ControlPlaneError(
+                f"{endpoint.full_name} runs, but the token may not call it (HTTP {answer.status}); "
+                'it needs the permission "Make calls to Inference Endpoints".',
+                status=answer.status,
+            )
+        return answer.status in _OK
+
+    def _pages(self, namespace: str) -> Iterator[Endpoint]:
+        cursor, seen = "", set[str]()
+        for _ in range(_MOST_PAGES):
+            query = "?" + urlencode({"cursor": cursor}) if cursor else ""
+            path = f"/endpoint/{quote(namespace, safe='')}{query}"
+            page = self._request("GET", path, what=f'the endpoints of "{namespace}"')
+            for raw in page.get("items") or ():
+                yield Endpoint.parse(namespace, raw)
+            cursor = page.get("nextCursor") or ""
+            if not cursor or cursor in seen:
+                return
+            seen.add(cursor)
+
+    def _endpoint(self, name: str, raw: Mapping[str, Any]) -> Endpoint:
+        namespace, short = split_name(name)
+        return Endpoint.parse(namespace, {**raw, "name": short})
+
+    def _ask(
+        self,
+        method: str,
+        name: str,
+        verb: str = "",
+        *,
+        payload: Mapping[str, Any] | None = None,
+        repeatable: bool = True,
+    ) -> Mapping[str, Any]:
+        path = "/endpoint/" + "/".join(quote(half, safe="") for half in split_name(name)) + verb
+        return self._request(method, path, what=name, payload=payload, repeatable=repeatable)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        what: str,
+        payload: Mapping[str, Any] | None = None,
+        repeatable: bool = True,
+        public: bool = False,
+    ) -> Mapping[str, Any]:
+        ends = self._clock.monotonic() + self._pace.total_s
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return self._once(method, path, what, payload, public)
+            except ControlPlaneError as error:
+                again = error.status is None or error.status in _BUSY
+                if not again or (error.maybe_done and not repeatable):
+                    raise
+                wait = self._pace.wait(tries, error.retry_after)
+                if self._clock.monotonic() + wait >= ends:
+                    raise
+                self._clock.sleep(wait)
+
+    def _once(
+        self, method: str, path: str, what: str, payload: Mapping[str, Any] | None, public: bool
+    ) -> Mapping[str, Any]:
+        url, headers = self.base_url + path, self._headers(public=public)
+        body = None if payload is None else json.dumps(payload).encode()
+        try:
+            answer = self._transport.send(method, url, headers, body, self._pace.try_s)
+        except NoAnswerError as error:
+            raise ControlPlaneError(
+                f"{what}: {self.base_url} did not answer ({error}).", maybe_done=error.sent
+            ) from None
+        if answer.status not in _OK:
+            raise refusal(what, answer)
+        content = json_object(answer.body)
+        if content is None and method == "GET":
+            raise ControlPlaneError(f"{what}: {self.base_url} answered something unreadable.")
+        return content or {}  # what was to be done is done; only the description of it is lost
+
+    def _headers(self, *, public: bool = False) -> dict[str, str]:
+        headers = {
+            "accept": "application/json",
+            "content-type": "application/json",
+            "user-agent": f"pytest-hfbudget/{__version__} ({self._agent})",
+        }
+        if self._token and not public:
+            headers["authorization"] = f"Bearer {self._token}"
+        return headers

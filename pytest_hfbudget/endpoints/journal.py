@@ -1,0 +1,205 @@
+"""What this machine knows about leases, even when every process that knew is dead.
+
+One file per run, one JSON object per line, each on the disk before the step that it announces.
+There is never a token in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pytest_hfbudget.errors import EndpointError
+
+INTENT = "intent"  # about to be resumed, or found running and to be paused at the end
+RESUMED = "resumed"  # the control plane has answered the resume
+PAUSED = "paused"  # the pause was tried to its end; `verified` says how it went
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line.
+
+    Attributes:
+        at: unix seconds.
+        owner_pid, owner_start, host: the process that holds the lease, and where it runs.
+        api: base URL of the control plane.
+        scaling: ``compute.scaling`` as it was before this run.
+        state: the endpoint's, when the line was written.
+        verified: for `PAUSED`, whether the state was read back.
+    """
+
+    kind: str
+    run: str
+    endpoint: str
+    api: str
+    at: float
+    owner_pid: int
+    owner_start: str | None
+    host: str = field(default_factory=socket.gethostname)
+    state: str = ""
+    scaling: Mapping[str, Any] | None = None
+    verified: bool = False
+    error: str | None = None
+
+
+_FIELDS = frozenset(item.name for item in fields(Record))
+_NEEDED = ("kind", "run", "endpoint", "api", "at", "owner_pid", "owner_start")
+
+
+def default_state_dir() -> Path:
+    """Where leases are kept: ``HFBUDGET_STATE_DIR``, else the platform's place for state."""
+    chosen = os.environ.get("HFBUDGET_STATE_DIR")
+    if chosen:
+        return Path(chosen)
+    import platformdirs  # only the owner needs it, once
+
+    return Path(platformdirs.user_state_dir("hfbudget", appauthor=False))
+
+
+def leases_dir(state_dir: Path) -> Path:
+    """The folder of the journals below a state folder."""
+    return state_dir / "leases"
+
+
+class Journal:
+    """The file of one run. Several processes may append to it, several threads too."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file, readable by this user only.
+
+        Raises:
+            EndpointError: it can't be written; without it nothing may be resumed.
+        """
+        self.path, self._lock = path, threading.Lock()
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise EndpointError(_unwritable(path, error)) from error
+
+    @classmethod
+    def open(cls, run: str, directory: Path) -> Journal:
+        """The journal of a run in a folder of journals."""
+        return cls(directory / f"{quote(run, safe='')}.jsonl")
+
+    def write(self, record: Record) -> None:
+        """Append a line; when this returns, it is on the disk.
+
+        Raises:
+            EndpointError: it could not be written in full.
+        """
+        line = json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n"
+        try:
+            with self._lock:
+                self._append(line)
+                os.fsync(self._fd)
+        except OSError as error:
+            raise EndpointError(_unwritable(self.path, error)) from error
+
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._fd).st_size
+        # A writer that died, or a full disk, may have left half a line: end it, lose only it.
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        while line:
+            line = line[os.write(self._fd, line) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What the lines about one endpoint of one run add up to."""
+
+    intent: Record
+    resumed_at: float | None = None
+    paused: Record | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether a pause was verified."""
+        return self.paused is not None and self.paused.verified
+
+
+def read(path: Path) -> Iterator[Record]:
+    """The lines of one file that can be read; torn and foreign ones are passed over."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in content.split(b"\n"):
+        record = _parse(line)
+        if record is not None:
+            yield record
+
+
+def read_all(directory: Path) -> tuple[Record, ...]:
+    """The readable lines of all runs, file by file."""
+    files = sorted(directory.glob("*.jsonl"))
+    return tuple(record for path in files for record in read(path))
+
+
+def leases(directory: Path) -> tuple[Lease, ...]:
+    """All leases that this machine remembers."""
+    found: dict[tuple[str, str], Lease] = {}
+    for record in read_all(directory):
+        key = (record.run, record.endpoint)
+        known = found.get(key)
+        if known is None:
+            known = Lease(record)  # its intent, or the best trace left of it
+        found[key] = _fold(known, record)
+    return tuple(found.values())
+
+
+def unfinished(directory: Path) -> tuple[Lease, ...]:
+    """Leases without a verified pause: of runs that go on, or that need a sweep."""
+    return tuple(lease for lease in leases(directory) if not lease.finished)
+
+
+def _fold(lease: Lease, record: Record) -> Lease:
+    if record.kind == INTENT:
+        return Lease(record)
+    if record.kind == RESUMED:
+        return Lease(lease.intent, record.at, lease.paused)
+    if record.kind == PAUSED:
+        return Lease(lease.intent, lease.resumed_at, record)
+    return lease
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        data = json.loads(line)
+    except ValueError:  # also what is not UTF-8
+        return None
+    if not isinstance(data, dict) or any(key not in data for key in _NEEDED):
+        return None
+    return Record(**{key: value for key, value in data.items() if key in _FIELDS})
+
+
+def _sync_directory(directory: Path) -> None:
+    # A new file is only safe from a power cut once its folder is on the disk too.
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    return (
+        f"the journal of leases can't be written ({path}: {error.strerror or error}); nothing is "
+        "resumed without it. Make room, or set HFBUDGET_STATE_DIR to a folder that is writable."
+    )

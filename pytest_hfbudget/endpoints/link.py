@@ -1,0 +1,197 @@
+"""The owner's side of its keeper."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.protocol import (
+    Arm,
+    Decoder,
+    Done,
+    Drop,
+    Message,
+    Pause,
+    Ready,
+    Receipt,
+    Settled,
+    Watch,
+    Watching,
+    encode,
+)
+from pytest_hfbudget.endpoints.spawn import Spawn, spawn_keeper
+from pytest_hfbudget.errors import EndpointError
+
+_SEND_S = 5.0
+# Threads take turns at reading; this is how long one keeps its turn while nothing comes.
+_TURN_S = 0.05
+
+
+class KeeperLink:
+    """The line to one keeper. Safe to share between threads.
+
+    It has no thread of its own: in a process with threads every ``os.fork`` of a test would
+    be warned about, and this runs inside other people's test suites.
+    """
+
+    def __init__(self, sock: socket.socket, log: Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._sock, self._log, self._clock = sock, log, clock
+        self._decoder, self._reading, self._sending = Decoder(), threading.Lock(), threading.Lock()
+        self._watching: dict[str, Watching] = {}
+        self._receipts: dict[str, Receipt] = {}
+        self._ended = self._done = False
+        self.pid: int | None = None
+        sock.settimeout(_SEND_S)
+
+    @classmethod
+    def start(
+        cls,
+        arm: Arm,
+        *,
+        log: Path,
+        timeout_s: float = 10.0,
+        spawn: Spawn = spawn_keeper,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> KeeperLink:
+        """Start a keeper and wait until it watches this process.
+
+        Raises:
+            EndpointError: not within ``timeout_s``; nothing may be resumed then.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        link = cls(ours, log, clock=clock)
+        try:
+            with theirs:
+                spawn(theirs, arm.run, log, timeout_s=timeout_s)
+            link._arm(arm, timeout_s)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def watch(self, watch: Watch, *, timeout_s: float) -> None:
+        """Put an endpoint into the keeper's care; returns once it has said that it will.
+
+        Raises:
+            EndpointError: the keeper is lost, silent, or can't reach the endpoint.
+        """
+        self._send(watch)
+        self._until(lambda: watch.endpoint in self._watching, timeout_s)
+        answer = self._watching.get(watch.endpoint)
+        if answer is None:
+            raise EndpointError(self._silence(timeout_s))
+        if answer.error:
+            raise EndpointError(
+                f"{watch.endpoint} is not resumed, because the process that would pause it "
+                f"can't reach it: {answer.error}"
+            )
+
+    def settled(self, name: str) -> None:
+        """No resume of this endpoint is under way (any more)."""
+        self._try_send(Settled(name))
+
+    def drop(self, name: str) -> None:
+        """Take an endpoint out of the keeper's care."""
+        self._try_send(Drop(name))
+
+    def ask(self) -> bool:
+        """Tell the keeper to pause all now, without waiting; whether it could be told."""
+        return self._try_send(Pause())
+
+    def pause(self, timeout_s: float) -> tuple[Receipt, ...]:
+        """Have all paused, and wait; a receipt that is missing came not in time."""
+        self.ask()
+        self._until(lambda: self._done, timeout_s)
+        return self.receipts()
+
+    def receipts(self) -> tuple[Receipt, ...]:
+        """Those that have come so far."""
+        self._pump(0.0)
+        return tuple(self._receipts.values())
+
+    @property
+    def lost(self) -> bool:
+        """Whether the keeper has gone without having done its work."""
+        self._pump(0.0)
+        return self._ended and not self._done
+
+    def close(self) -> None:
+        """Hang up; a keeper that still has work takes that as a request to do it."""
+        self._ended = True
+        self._sock.close()
+
+    def _arm(self, arm: Arm, timeout_s: float) -> None:
+        self._send(arm)
+        if not self._until(lambda: self.pid is not None, timeout_s):
+            raise EndpointError(self._silence(timeout_s))
+
+    def _send(self, message: Message) -> None:
+        if not self._try_send(message):
+            raise EndpointError("the process that pauses endpoints is gone. " + self._hint())
+
+    def _try_send(self, message: Message) -> bool:
+        try:
+            with self._sending:
+                self._sock.sendall(encode(message))
+        except OSError:
+            self._ended = True
+            return False
+        return True
+
+    def _until(self, true: Callable[[], bool], timeout_s: float) -> bool:
+        ends = self._clock.monotonic() + timeout_s
+        while not true():
+            left = ends - self._clock.monotonic()
+            if left <= 0 or self._ended:
+                return False
+            self._pump(min(left, _TURN_S))
+        return True
+
+    def _pump(self, timeout_s: float) -> None:
+        with self._reading:
+            if self._ended or self._done:
+                return
+            poll = select.poll()
+            poll.register(self._sock, select.POLLIN)
+            if poll.poll(timeout_s * 1000):
+                self._take_in()
+
+    def _take_in(self) -> None:
+        try:
+            data = self._sock.recv(65536)
+        except OSError:
+            # A test has closed descriptors that were not its own. The number may be someone
+            # else's by now, so it is let go without closing it.
+            self._sock.detach()
+            data = b""
+        if not data:
+            self._ended = True
+        for message in self._decoder.feed(data):
+            self._file(message)
+
+    def _file(self, message: Message) -> None:
+        if isinstance(message, Ready):
+            self.pid = message.pid
+        elif isinstance(message, Watching):
+            self._watching[message.endpoint] = message
+        elif isinstance(message, Receipt):
+            self._receipts[message.endpoint] = message
+        elif isinstance(message, Done):
+            self._done = True
+
+    def _silence(self, timeout_s: float) -> str:
+        what = "has ended" if self._ended else f"has not answered within {timeout_s:g} s"
+        return (
+            f"the process that would pause endpoints {what}, so nothing is resumed. {self._hint()}"
+        )
+
+    def _hint(self) -> str:
+        try:
+            last = self._log.read_text(errors="replace").strip().rpartition("\n")[2]
+        except OSError:
+            last = ""
+        return f"Its last words: {last}" if last else f"Its log: {self._log}"

@@ -1,0 +1,73 @@
+"""What the endpoints of one run cost, as well as can be known from outside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_hfbudget.endpoints import uptime
+from pytest_hfbudget.endpoints.control import ControlPlane
+from pytest_hfbudget.endpoints.pace import Clock, Pace
+from pytest_hfbudget.endpoints.protocol import Receipt
+from pytest_hfbudget.endpoints.refusal import ControlPlaneError
+from pytest_hfbudget.endpoints.slot import Slot
+from pytest_hfbudget.endpoints.state import Endpoint
+from pytest_hfbudget.endpoints.terms import EndpointSettings
+
+# What a report would like to know may not keep a run from ending.
+_NICE_TO_KNOW_S = 5.0
+
+
+class Meter:
+    """Prices before, uptime after. Safe to share between threads."""
+
+    def __init__(self, plane: ControlPlane, settings: EndpointSettings, clock: Clock) -> None:
+        self._plane, self._settings, self._clock = plane, settings, clock
+        try_s = min(settings.try_s, _NICE_TO_KNOW_S)
+        self._quick = plane.with_pace(Pace(try_s=try_s, total_s=0.0))
+        self._lock = threading.Lock()
+        self._hardware: Mapping[str, Any] | None = None
+
+    def price(self, slot: Slot, found: Endpoint) -> int | None:
+        """Fill in the price of a replica; nano-USD for a minute of what will run at first."""
+        with self._lock:
+            if self._hardware is None:
+                try:
+                    self._hardware = self._plane.hardware()
+                except ControlPlaneError as error:
+                    slot.warn(f"{slot.name}: its price is unknown: {error}")
+        slot.price_atto = uptime.price_per_hour(self._hardware or {}, found)
+        replicas = max(found.scaling.min_replica, found.target_replica, 1)
+        return None if slot.price_atto is None else uptime.cost(slot.price_atto, replicas)
+
+    def zero(self, slot: Slot) -> None:
+        """Remember the replicas that were there before."""
+        slot.earlier = uptime.earlier_replicas(self._replicas(slot.name))
+
+    def uptime(self, slot: Slot, pause: Receipt | None, *, final: bool) -> uptime.Uptime:
+        """What one endpoint has cost: by the server's times when ``final``, else at most."""
+        if not slot.leased or (slot.found_asleep and not slot.resumed):
+            return uptime.NOTHING
+        until = pause.paused_mono if pause else None
+        window_s = slot.window_s(self._clock.monotonic() if until is None else until)
+        price, minute_s = slot.price_atto, self._settings.billing_minute_s
+        exact = uptime.from_replicas(
+            self._replicas(slot.name) if final else (),
+            window_s=window_s,
+            earlier=slot.earlier,
+            atto_per_hour=price,
+            billing_minute_s=minute_s,
+        )
+        return exact or uptime.at_most(
+            window_s=window_s,
+            replicas=slot.most_replicas,
+            atto_per_hour=price,
+            billing_minute_s=minute_s,
+        )
+
+    def _replicas(self, name: str) -> tuple[Mapping[str, Any], ...]:
+        try:
+            return self._quick.replicas(name)
+        except ControlPlaneError:
+            return ()  # the bill is then bounded by our own clock, and marked as estimated

@@ -1,0 +1,162 @@
+"""Whether a process is still the one it was, and being told the moment it is not.
+
+A pid alone proves nothing: it is reused, and it stays visible while a dead process waits to be
+collected. A pid with its start time names one process.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from typing import Protocol
+
+_POLL_S = 0.2
+
+
+def start_time(pid: int) -> str | None:
+    """When the process started, as a text that only serves to be compared; None if it is gone.
+
+    On Linux field 22 of ``/proc/<pid>/stat``, clock ticks since boot (proc_pid_stat(5));
+    elsewhere ``ps -o lstart=``.
+    """
+    try:
+        stat = _stat(pid)
+    except FileNotFoundError:
+        return None if os.path.isdir("/proc/self") else _ps(pid)
+    return None if stat is None or stat[0] in "ZX" else stat[19]
+
+
+def alive(pid: int, start: str | None) -> bool:
+    """Whether the process that had this pid and start time still runs."""
+    return start is not None and start_time(pid) == start
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of ``stat`` from the third on: the second is a name that may hold anything."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except ProcessLookupError:
+        return None
+
+
+def _ps(pid: int) -> str | None:
+    done = subprocess.run(
+        ["/bin/ps", "-o", "lstart=,stat=", "-p", str(pid)],
+        capture_output=True,
+        text=True,
+        env={"LC_ALL": "C"},
+        check=False,
+    )
+    started, _, state = done.stdout.strip().rpartition(" ")
+    return started.strip() if started and not state.startswith("Z") else None
+
+
+class DeathWatch(Protocol):
+    """Tells when one process has died."""
+
+    @property
+    def period_s(self) -> float | None:
+        """How often `dead` must be asked; None when `fileno` becomes readable by itself."""
+
+    def fileno(self) -> int:
+        """For a selector; -1 when there is nothing to select on."""
+
+    def dead(self) -> bool:
+        """Whether it has. Never blocks."""
+
+    def close(self) -> None:
+        """Stop watching."""
+
+
+if sys.platform == "darwin":
+
+    class KqueueWatch:
+        """macOS: the kernel reports the exit."""
+
+        period_s = None
+
+        def __init__(self, pid: int) -> None:
+            self._queue, self._dead = select.kqueue(), False
+            event = select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)
+            self._queue.control([event], 0)
+
+        def fileno(self) -> int:
+            """Readable once the process has died."""
+            return self._queue.fileno()
+
+        def dead(self) -> bool:
+            """Whether the process has died."""
+            self._dead = self._dead or bool(self._queue.control([], 1, 0))
+            return self._dead
+
+        def close(self) -> None:
+            """Stop watching."""
+            self._queue.close()
+
+else:
+
+    class PidfdWatch:
+        """Linux 5.3 and later: wakes within milliseconds, and a forked child can't delay it."""
+
+        period_s = None
+
+        def __init__(self, pid: int) -> None:
+            self._fd = os.pidfd_open(pid)
+
+        def fileno(self) -> int:
+            """Readable once the process has died."""
+            return self._fd
+
+        def dead(self) -> bool:
+            """Whether the process has died."""
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            return bool(poll.poll(0))
+
+        def close(self) -> None:
+            """Stop watching."""
+            os.close(self._fd)
+
+
+class PollingWatch:
+    """Anywhere else: compares the start time again and again."""
+
+    period_s = _POLL_S
+
+    def __init__(self, pid: int, start: str | None) -> None:
+        self._pid, self._start = pid, start
+
+    def fileno(self) -> int:
+        """Nothing to select on."""
+        return -1
+
+    def dead(self) -> bool:
+        """Whether the process has died."""
+        return not alive(self._pid, self._start)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def watch(pid: int, start: str | None) -> DeathWatch:
+    """The best watch that this system has, on the process with this pid and start time."""
+    try:
+        found = _by_kernel(pid)
+    except OSError:  # gone already, or no such call in this kernel or sandbox
+        found = None
+    # Compared after opening: from here on the watch can't be on a later process of that pid.
+    if found is None or not alive(pid, start):
+        if found is not None:
+            found.close()
+        return PollingWatch(pid, start)
+    return found
+
+
+def _by_kernel(pid: int) -> DeathWatch | None:
+    if sys.platform == "darwin":
+        return KqueueWatch(pid)
+    else:  # the type checker follows platforms by branches only
+        return PidfdWatch(pid) if hasattr(os, "pidfd_open") else None

@@ -1,0 +1,112 @@
+"""What one run knows about one of its endpoints."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pytest_hfbudget.endpoints.protocol import Receipt
+from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, Endpoint
+from pytest_hfbudget.endpoints.terms import EndpointReceipt
+from pytest_hfbudget.endpoints.uptime import ReplicaKey, Uptime
+from pytest_hfbudget.errors import EndpointError, HFBudgetError
+from pytest_hfbudget.money import nano
+
+
+@dataclass
+class Slot:
+    """Filled step by step by the one thread that brings the endpoint up.
+
+    Attributes:
+        found: as it was before this run.
+        leased: it is in the journal, and to be paused.
+        resumed: the resume was sent, and not refused.
+        price_atto: atto-USD per replica-hour.
+        earlier: see `uptime.earlier_replicas`.
+    """
+
+    name: str
+    found: Endpoint | None = None
+    endpoint: Endpoint | None = None
+    leased: bool = False
+    kept: bool = False
+    resumed: bool = False
+    resumed_at: float | None = None
+    resumed_mono: float = 0.0
+    price_atto: int | None = None
+    earlier: Mapping[ReplicaKey, bool] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    error: BaseException | None = None
+    _open: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Around the work of the first caller; lets the others go on, whatever comes of it."""
+        try:
+            yield
+        except HFBudgetError as error:
+            self.error = error
+            raise
+        except BaseException as error:
+            self.error = EndpointError(f"{self.name}: bringing it up was interrupted ({error!r}).")
+            raise
+        finally:
+            self._open.set()
+
+    def wait(self) -> Endpoint:
+        """The endpoint once it is up; or what has kept it from that, again."""
+        self._open.wait()
+        if self.error is not None:
+            # Without the frames of earlier callers, which would pile up with each test.
+            raise self.error.with_traceback(None)
+        if self.endpoint is None:
+            raise EndpointError(f"{self.name} was not brought up.")
+        return self.endpoint
+
+    def warn(self, text: str | None) -> None:
+        """Keep for the receipt."""
+        if text:
+            self.warnings = (*self.warnings, text)
+
+    @property
+    def found_asleep(self) -> bool:
+        """Whether it was this run that had to bring it up."""
+        return self.found is not None and self.found.state in ASLEEP | BROKEN
+
+    @property
+    def most_replicas(self) -> int:
+        """How many replicas may have been running at a time."""
+        return max(self.found.scaling.max_replica, 1) if self.found else 1
+
+    def window_s(self, until: float) -> float:
+        """Seconds from the request to resume, or the first look at it, until a moment."""
+        return max(until - self.resumed_mono, 0.0)
+
+    def receipt(
+        self,
+        pause: Receipt | None,
+        up: Uptime,
+        *,
+        late: str | None,
+        warnings: tuple[str, ...],
+    ) -> EndpointReceipt:
+        """All that there is to say; ``late`` is the error when there should be a pause by now."""
+        seen = self.endpoint or self.found
+        return EndpointReceipt(
+            name=self.name,
+            state=pause.state if pause else seen.state if seen else "",
+            resumed=self.resumed,
+            resumed_at=self.resumed_at if self.resumed else None,
+            paused_at=pause.paused_at if pause else None,
+            verified=bool(pause and pause.verified),
+            minutes=up.minutes,
+            nano_usd=up.nano_usd,
+            price_nano_per_hour=None if self.price_atto is None else nano(self.price_atto),
+            error=pause.error if pause else None if self.kept else late,
+            found_running=not self.found_asleep,
+            kept=self.kept,
+            estimated=up.estimated,
+            warnings=(*self.warnings, *warnings, *(pause.warnings if pause else ())),
+        )

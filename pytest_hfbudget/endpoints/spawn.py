@@ -1,0 +1,116 @@
+"""Starting the keeper so that nothing which ends a test run ends it too."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Protocol
+
+from pytest_hfbudget.errors import EndpointError
+
+# Forks once more and lets the first child go: the keeper is then no child of the test run, is
+# in a session of its own without a terminal, and nobody has to collect it.
+_BOOT = """
+import json, os, sys
+if os.fork():
+    os._exit(0)
+name, run, fd, log, paths = sys.argv[1:]
+sys.path += json.loads(paths)
+from pytest_hfbudget.endpoints.keeper import main
+main(int(fd), log)
+"""
+
+# What an interpreter and its TLS may need. All else stays behind, the token first of all.
+_PASSED = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+)
+
+
+class Spawn(Protocol):
+    """The edge to the operating system."""
+
+    def __call__(self, end: socket.socket, run: str, log: Path, *, timeout_s: float) -> None:
+        """Start a keeper that talks over ``end`` and writes to ``log``.
+
+        Raises:
+            EndpointError: it can't be started.
+        """
+
+
+def spawn_keeper(end: socket.socket, run: str, log: Path, *, timeout_s: float) -> None:
+    """Start a detached keeper; returns when it is no child of this process any more.
+
+    Raises:
+        EndpointError: no such system (it needs fork), no process to be had, no log to be written.
+    """
+    if not hasattr(os, "fork") or not sys.executable:
+        raise EndpointError("endpoints can only be kept on Linux and macOS, from a Python program.")
+    try:
+        _spawn(end, run, log, timeout_s)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EndpointError(
+            f"the process that would pause endpoints can't be started ({error}), "
+            "so nothing is resumed."
+        ) from error
+
+
+def _spawn(end: socket.socket, run: str, log: Path, timeout_s: float) -> None:
+    argv = ["hfbudget-keeper", run, str(end.fileno()), str(log), json.dumps(_import_paths())]
+    with _private(log) as output:
+        starter = subprocess.Popen(
+            # -I -S: neither PYTHONPATH, nor the working directory, nor site packages with their
+            # start-up files; what the keeper imports is named in its arguments.
+            [sys.executable, "-I", "-S", "-c", _BOOT, *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd="/",
+            env=_environment(os.environ),
+            pass_fds=(end.fileno(),),
+            start_new_session=True,
+        )
+    try:
+        if starter.wait(timeout_s):
+            raise OSError(f"exit status {starter.returncode}; see {log}")
+    except subprocess.TimeoutExpired:
+        starter.kill()
+        starter.wait()
+        raise
+
+
+def _private(log: Path) -> IO[str]:
+    return os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w")
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: environ[name] for name in _PASSED if name in environ}
+    # GitHub's runner ends every process that has its job's id in the environment.
+    return {**kept, "RUNNER_TRACKING_ID": ""}
+
+
+def _import_paths() -> list[str]:
+    import urllib3
+
+    import pytest_hfbudget
+
+    found = [_parent(pytest_hfbudget.__file__), _parent(urllib3.__file__)]
+    return list(dict.fromkeys(found))
+
+
+def _parent(file: str | None) -> str:
+    if file is None:
+        raise EndpointError("pytest_hfbudget must be imported from files to start its keeper.")
+    return str(Path(file).absolute().parent.parent)

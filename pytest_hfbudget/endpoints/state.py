@@ -1,0 +1,158 @@
+"""What the control plane says about one Inference Endpoint.
+
+States are the strings of ``EndpointState`` in the public API description
+(https://api.endpoints.huggingface.cloud/openapi.json). A state that is not listed there is
+kept as it came, and counts as billed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_hfbudget.errors import ConfigError
+
+PENDING = "pending"
+INITIALIZING = "initializing"
+UPDATING = "updating"
+UPDATE_FAILED = "updateFailed"
+RUNNING = "running"
+PAUSED = "paused"
+FAILED = "failed"
+SCALED_TO_ZERO = "scaledToZero"
+GONE = "gone"  # ours, not the server's: the endpoint was deleted
+
+ASLEEP = frozenset({PAUSED, SCALED_TO_ZERO})
+BROKEN = frozenset({FAILED, UPDATE_FAILED})
+STARTING = frozenset({PENDING, INITIALIZING, UPDATING})
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def billed(state: str) -> bool:
+    """Whether time in this state may cost money.
+
+    Hugging Face names *initializing* and *running* as charged and *paused* and *scaledToZero*
+    as free; about the others nothing is published, so they count as charged.
+    """
+    return state not in ASLEEP and state != GONE
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """``"namespace/name"`` as its two halves.
+
+    Raises:
+        ConfigError: anything else; there is no default namespace at this level.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f'{name!r} does not name an endpoint; write "namespace/name", '
+            "as in the address bar of https://endpoints.huggingface.co"
+        )
+    namespace, _, short = name.partition("/")
+    return namespace, short
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How many replicas an endpoint may have.
+
+    Attributes:
+        scale_to_zero_min: idle minutes after which the server scales to zero; None is never.
+    """
+
+    min_replica: int = 0
+    max_replica: int = 1
+    scale_to_zero_min: int | None = None
+
+    @classmethod
+    def parse(cls, raw: object) -> Scaling:
+        """Read ``compute.scaling``; a missing key gets the default."""
+        data = _mapping(raw)
+        idle = data.get("scaleToZeroTimeout")
+        return cls(
+            min_replica=_count(data.get("minReplica"), 0),
+            max_replica=_count(data.get("maxReplica"), 1),
+            scale_to_zero_min=idle if _is_int(idle) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One endpoint as of one answer of the control plane.
+
+    Every key may be missing from the answer: reading it must never be what stops a pause.
+
+    Attributes:
+        state: one of the states above, or one that is newer than this file.
+        url: where it serves, empty when it has none.
+        raw: the whole answer.
+    """
+
+    namespace: str
+    name: str
+    state: str
+    url: str = ""
+    health_route: str = "/health"
+    vendor: str = ""
+    region: str = ""
+    instance_type: str = ""
+    instance_size: str = ""
+    scaling: Scaling = field(default_factory=Scaling)
+    ready_replica: int = 0
+    target_replica: int = 0
+    updated_at: str = ""
+    tags: tuple[str, ...] = ()
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def full_name(self) -> str:
+        """``namespace/name``: how people write it, and how this package keys it."""
+        return f"{self.namespace}/{self.name}"
+
+    @classmethod
+    def parse(cls, namespace: str, raw: Mapping[str, Any]) -> Endpoint:
+        """Read an ``EndpointWithStatus`` object; what is missing or misshapen gets a default."""
+        status, provider = _mapping(raw.get("status")), _mapping(raw.get("provider"))
+        compute = _mapping(raw.get("compute"))
+        tags = raw.get("tags")
+        return cls(
+            namespace=namespace,
+            name=_text(raw.get("name")),
+            state=_text(status.get("state")),
+            url=_text(status.get("url")),
+            health_route=_text(raw.get("healthRoute")) or "/health",
+            vendor=_text(provider.get("vendor")),
+            region=_text(provider.get("region")),
+            instance_type=_text(compute.get("instanceType")),
+            instance_size=_text(compute.get("instanceSize")),
+            scaling=Scaling.parse(compute.get("scaling")),
+            ready_replica=_count(status.get("readyReplica"), 0),
+            target_replica=_count(status.get("targetReplica"), 0),
+            updated_at=_text(status.get("updatedAt")),
+            tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
+            raw=raw,
+        )
+
+    @property
+    def raw_scaling(self) -> dict[str, Any]:
+        """``compute.scaling`` word for word, with keys that this package does not know."""
+        return dict(_mapping(_mapping(self.raw.get("compute")).get("scaling")))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _count(value: object, default: int) -> int:
+    return value if isinstance(value, int) and _is_int(value) and value >= 0 else default

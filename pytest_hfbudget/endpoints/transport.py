@@ -1,0 +1,165 @@
+"""One HTTP request, with bounds on everything that a bad server could make last."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
+
+if TYPE_CHECKING:
+    import urllib3
+
+# A NAT may forget an idle connection without telling either side (hosted CI does after a few
+# minutes), and a request on such a connection hangs for a whole try. Younger ones are safe.
+STALE_S = 15.0
+
+_MOST_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back; header names are in lower case."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class NoAnswerError(Exception):
+    """Nothing usable came back.
+
+    Attributes:
+        sent: False when the request certainly never left, so that it can't have had an effect.
+    """
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class Transport(Protocol):
+    """The edge to the network."""
+
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
+    ) -> Answer:
+        """Send once, follow nothing.
+
+        Raises:
+            NoAnswerError: no connection, no answer within ``try_s``, or half an answer.
+        """
+
+
+@dataclass(frozen=True)
+class Route:
+    """How this machine reaches the internet; found once by the owner, handed to the keeper.
+
+    Attributes:
+        ca_file: a bundle of certificate authorities; None is the system's.
+        proxy: address of a proxy, with its password if it has one, so: never shown.
+    """
+
+    ca_file: str | None = None
+    proxy: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def find(cls, url: str) -> Route:
+        """Read the usual environment variables, as other HTTP clients do."""
+        from urllib.request import getproxies, proxy_bypass  # slow to import
+
+        parts = urlsplit(url)
+        bypass = proxy_bypass(parts.hostname or "")
+        proxies = {} if bypass else getproxies()
+        proxy = proxies.get(parts.scheme) or proxies.get("all")
+        # urllib3 speaks http(s) proxies only; through another kind it could not pause.
+        usable = proxy if proxy and proxy.startswith("http") else None
+        return cls(ca_file=_ca_file(), proxy=usable)
+
+
+def _ca_file() -> str | None:
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        path = os.environ.get(variable)
+        if path and os.path.isfile(path):
+            return path
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile or paths.capath:
+        return None
+    try:  # a Python without a certificate store, as python.org's for macOS
+        return str(importlib.import_module("certifi").where())
+    except ImportError:
+        return None
+
+
+class Urllib3Transport:
+    """The real edge. Safe to share between threads."""
+
+    def __init__(self, route: Route | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        import urllib3  # importing this package must stay cheap
+
+        self._urllib3, self._clock, self._used = urllib3, clock, clock.monotonic()
+        route = route or Route()
+        options = {"maxsize": 16, "retries": False, "ca_certs": route.ca_file}
+        self._pool: urllib3.PoolManager = (
+            urllib3.ProxyManager(route.proxy, **options)  # type: ignore[arg-type]
+            if route.proxy
+            else urllib3.PoolManager(**options)  # type: ignore[arg-type]
+        )
+
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
+    ) -> Answer:
+        """See `Transport.send`."""
+        if self._clock.monotonic() - self._used > STALE_S:
+            self._pool.clear()
+        errors = self._urllib3.exceptions
+        unsent = (errors.NewConnectionError, errors.ConnectTimeoutError, errors.NameResolutionError)
+        try:
+            answer = self._send(method, url, headers, body, try_s)
+        except unsent as error:
+            raise NoAnswerError(_reason(error), sent=False) from None
+        except (errors.HTTPError, OSError) as error:
+            raise NoAnswerError(_reason(error), sent=True) from None
+        self._used = self._clock.monotonic()
+        return answer
+
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
+    ) -> Answer:
+        ends = self._clock.monotonic() + 2 * try_s
+        response = self._pool.request(
+            method,
+            url,
+            headers=headers,
+            body=body,
+            timeout=self._urllib3.Timeout(connect=try_s, read=try_s),
+            redirect=False,  # the token goes to the address it was given for, and to no other
+            preload_content=False,
+        )
+        try:
+            content = self._read(response, ends)
+        except BaseException:
+            response.close()
+            raise
+        response.release_conn()
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status, content, headers)
+
+    def _read(self, response: urllib3.BaseHTTPResponse, ends: float) -> bytes:
+        # urllib3's read time-out starts anew with each byte; a body that drips must end too.
+        content = b""
+        while chunk := response.read1(65536):
+            content += chunk
+            if self._clock.monotonic() > ends or len(content) > _MOST_BYTES:
+                raise TimeoutError("the answer did not end")
+        return content
+
+
+def _reason(error: BaseException) -> str:
+    # urllib3 prefixes its texts with the repr of the connection: "<...>: text" or "Host(...): text"
+    return str(error).rpartition(">: ")[2].rpartition("): ")[2] or type(error).__name__

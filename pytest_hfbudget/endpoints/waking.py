@@ -1,0 +1,142 @@
+"""Bringing one endpoint up: the net under it, one resume, and the wait until it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pytest_hfbudget.endpoints.control import ControlPlane
+from pytest_hfbudget.endpoints.pace import Clock
+from pytest_hfbudget.endpoints.refusal import ControlPlaneError
+from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, RUNNING, Endpoint
+from pytest_hfbudget.endpoints.terms import EndpointSettings, Progress
+from pytest_hfbudget.errors import EndpointError
+
+# Only sent again when the state has shown that the one before had no effect.
+_MOST_RESUMES = 3
+
+
+class Waker:
+    """Resumes endpoints and waits for them. Safe to share between threads."""
+
+    def __init__(
+        self,
+        plane: ControlPlane,
+        settings: EndpointSettings,
+        *,
+        clock: Clock,
+        progress: Progress,
+        stopping: Callable[[], bool],
+    ) -> None:
+        """``stopping`` says whether the run is ending, so that nothing is to be waited for."""
+        self._plane, self._settings, self._clock = plane, settings, clock
+        self._progress, self._stopping = progress, stopping
+
+    def spread_net(self, endpoint: Endpoint) -> str | None:
+        """Have the server itself scale the endpoint to zero when it idles, and tag the run.
+
+        The last layer: it works when this machine is gone. A warning if it could not be had.
+        """
+        scaling = endpoint.raw_scaling
+        idle = endpoint.scaling.scale_to_zero_min
+        most = self._settings.idle_timeout_min
+        scaling.update(
+            minReplica=0,
+            maxReplica=max(endpoint.scaling.max_replica, 1),
+            scaleToZeroTimeout=min(idle, most) if idle else most,
+        )
+        tags = [*endpoint.tags, self._settings.tag]
+        payload = {"compute": {"scaling": scaling}, "tags": tags}
+        try:
+            self._plane.update(endpoint.full_name, payload)
+        except ControlPlaneError as error:
+            return (
+                f"{endpoint.full_name}: the server was not told to scale it to zero when idle, "
+                f"so it has no net should this machine fail: {error}"
+            )
+        return None
+
+    def resume(self, name: str) -> None:
+        """Resume once. An answer that got lost is looked up before the question is repeated.
+
+        Raises:
+            ControlPlaneError: refused; or nobody knows (``maybe_done``).
+        """
+        for attempt in range(1, _MOST_RESUMES + 1):
+            self._go_on(name)
+            try:
+                self._plane.resume(name)
+            except ControlPlaneError as error:
+                if not error.maybe_done or attempt == _MOST_RESUMES:
+                    raise
+                if self._woke(name):
+                    return
+            else:
+                return
+
+    def wait(self, name: str) -> Endpoint:
+        """Wait until the endpoint runs and its health route answers.
+
+        Raises:
+            EndpointError: it failed, was paused meanwhile, or took longer than it may.
+        """
+        began = self._clock.monotonic()
+        trouble, looks = "", 0
+        while self._may_wait(began, looks):
+            self._go_on(name)
+            looks += 1
+            seconds = self._clock.monotonic() - began
+            try:
+                endpoint = self._plane.get(name)
+                self._progress(name, endpoint.state, seconds)
+                trouble = f'its state is "{endpoint.state}"'
+                if endpoint.state == RUNNING:
+                    if self._plane.healthy(endpoint):
+                        return endpoint
+                    trouble = f"its health route {endpoint.health_route} does not answer 200"
+                self._refuse_end(endpoint, seconds)
+            except ControlPlaneError as error:
+                if error.gone or error.denied:
+                    raise
+                trouble = str(error)
+            self._clock.sleep(self._settings.poll_s)
+        raise EndpointError(
+            f"{name} did not serve within {self._settings.wait_timeout_s:g} s: {trouble}. "
+            "It is paused again; give it more time, or look at its logs."
+        )
+
+    def _may_wait(self, began: float, looks: int) -> bool:
+        # The looks are counted too: a suite that freezes its clock must not wait for ever.
+        most = self._settings.wait_timeout_s
+        in_time = self._clock.monotonic() - began < most
+        return in_time and looks * self._settings.poll_s <= most
+
+    def _refuse_end(self, endpoint: Endpoint, seconds: float) -> None:
+        name, state = endpoint.full_name, endpoint.state
+        if state in BROKEN:
+            status = endpoint.raw.get("status") or {}
+            reason = status.get("errorMessage") or status.get("message") or "no reason given"
+            raise EndpointError(f'{name} came to the state "{state}" instead of running: {reason}.')
+        # Right after a resume the old state may still be what is read.
+        if state in ASLEEP and seconds >= self._settings.settle_s:
+            raise EndpointError(
+                f'{name} is "{state}" {seconds:.0f} s after it was resumed: someone else has '
+                "put it to rest, or the server did. Run again."
+            )
+
+    def _woke(self, name: str) -> bool:
+        """Whether the state leaves its rest within the time that a lost resume may take."""
+        ends = self._clock.monotonic() + self._settings.settle_s
+        while self._clock.monotonic() < ends:
+            self._go_on(name)
+            self._clock.sleep(min(self._settings.poll_s, self._settings.settle_s / 4))
+            try:
+                if self._plane.get(name).state not in ASLEEP:
+                    return True
+            except ControlPlaneError as error:
+                if error.gone or error.denied:
+                    raise
+        return False
+
+    def _go_on(self, name: str) -> None:
+        if self._stopping():
+            raise EndpointError(f"{name} is not waited for: the run is ending, and pauses it.")

@@ -1,0 +1,94 @@
+"""Errors whose text says what happened, with both numbers, and what to do next."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from pytest_hfbudget.money import show, to_usd
+
+
+class HFBudgetError(Exception):
+    """Anything that pytest-hfbudget raises on purpose."""
+
+
+class ConfigError(HFBudgetError, ValueError):
+    """An option, a marker argument or a price file that can't be used."""
+
+
+class EndpointError(HFBudgetError):
+    """An Inference Endpoint that can't be found, resumed, reached or paused."""
+
+
+class BudgetExceededError(HFBudgetError):
+    """A call that was not sent, because a cap would not hold it.
+
+    Attributes:
+        scope, scope_key: the name of the budget that refused, and its key in the ledger.
+        cap, spent, held, needed: the figures behind the refusal, in nano-USD. ``held`` is set
+            aside for calls that are still in flight.
+        model: what was asked for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        scope: str = "",
+        scope_key: str = "",
+        cap: int = 0,
+        spent: int = 0,
+        held: int = 0,
+        needed: int = 0,
+        model: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.scope, self.scope_key, self.model = scope, scope_key, model
+        self.cap_nano, self.spent_nano, self.held_nano, self.needed_nano = cap, spent, held, needed
+
+    @property
+    def spent(self) -> Decimal:
+        """USD that the refusing budget had been charged."""
+        return to_usd(self.spent_nano)
+
+    @property
+    def limit(self) -> Decimal:
+        """USD cap of the refusing budget."""
+        return to_usd(self.cap_nano)
+
+    @property
+    def held(self) -> Decimal:
+        """USD set aside for calls in flight."""
+        return to_usd(self.held_nano)
+
+    @property
+    def needed(self) -> Decimal:
+        """USD that the refused call could have cost at most."""
+        return to_usd(self.needed_nano)
+
+
+class UnpricedCallError(BudgetExceededError):
+    """A call under a cap whose price nobody knows: not sent, because it can't be bounded."""
+
+
+class LedgerUnreachableError(BudgetExceededError):
+    """The process that keeps the ledger is gone, so nothing more may be spent."""
+
+
+def over_cap(
+    *, scope: str, scope_key: str, cap: int, spent: int, held: int, needed: int, model: str
+) -> BudgetExceededError:
+    """The refusal of a call that does not fit into what a cap has left."""
+    in_flight = f", {show(held)} held for calls in flight" if held else ""
+    return BudgetExceededError(
+        f"{scope}: {model} may cost up to {show(needed)}, but only "
+        f"{show(max(cap - spent - held, 0))} of {show(cap)} is left "
+        f"({show(spent)} spent{in_flight}). The call was not sent. "
+        "Raise the cap, or give the call a smaller max_tokens.",
+        scope=scope,
+        scope_key=scope_key,
+        cap=cap,
+        spent=spent,
+        held=held,
+        needed=needed,
+        model=model,
+    )

@@ -1,0 +1,37 @@
+"""What the ledger remembers: calls that were settled, and calls that were refused."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Charge(NamedTuple):
+    """One settled call. Money is nano-USD; None where the call had no price and no cap.
+
+    ``estimated`` says that no usage came back and the amount is an upper bound. ``status`` is
+    the HTTP status, or a word where none came back: ``timeout``, ``lost``, ``closed``,
+    ``refused`` (the connection). ``scopes`` are the keys of every budget that was charged.
+    """
+
+    test: str | None
+    task: str
+    model: str
+    provider: str | None
+    input_tokens: int
+    output_tokens: int
+    nano_usd: int | None
+    price_source: str
+    status: str
+    estimated: bool
+    seconds: float
+    where: str = ""
+    scopes: tuple[str, ...] = ()
+
+
+class Refusal(NamedTuple):
+    """One call that was not sent."""
+
+    test: str | None
+    scope: str
+    model: str
+    message: str

@@ -1,0 +1,58 @@
+"""What travels between a worker and the ledger: one JSON array or object a line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pytest_hfbudget import errors
+from pytest_hfbudget.ledger.charge import Charge
+
+FIGURES = ("scope", "scope_key", "cap", "spent", "held", "needed", "model")
+KINDS = ("BudgetExceededError", "UnpricedCallError", "LedgerUnreachableError", "EndpointError")
+
+
+def encode(message: object) -> bytes:
+    """A message as a line."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Any:
+    """A line as a message.
+
+    Raises:
+        ValueError: not a line of JSON.
+    """
+    return json.loads(line)
+
+
+def error_fields(error: Exception) -> dict[str, Any]:
+    """An error as what a worker needs to raise it again."""
+    kind = type(error).__name__ if type(error).__name__ in KINDS else "HFBudgetError"
+    figures = {
+        "scope": getattr(error, "scope", ""),
+        "scope_key": getattr(error, "scope_key", ""),
+        "cap": getattr(error, "cap_nano", 0),
+        "spent": getattr(error, "spent_nano", 0),
+        "held": getattr(error, "held_nano", 0),
+        "needed": getattr(error, "needed_nano", 0),
+        "model": getattr(error, "model", ""),
+    }
+    return {"error": kind, "message": str(error), **figures}
+
+
+def raised(fields: dict[str, Any]) -> Exception:
+    """The error behind its fields."""
+    kind = getattr(errors, fields["error"])
+    if issubclass(kind, errors.BudgetExceededError):
+        figures = {name: fields[name] for name in FIGURES}
+        made: Exception = kind(fields["message"], **figures)
+        return made
+    plain: Exception = kind(fields["message"])
+    return plain
+
+
+def charge(fields: list[Any]) -> Charge:
+    """A charge that came over the wire."""
+    charged = Charge(*fields)
+    return charged._replace(scopes=tuple(charged.scopes))  # JSON knows no tuples

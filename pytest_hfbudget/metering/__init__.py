@@ -1,0 +1,1 @@
+"""The tap on InferenceClient: request, bound, hold, send, usage, settle."""

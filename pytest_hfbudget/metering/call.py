@@ -1,0 +1,230 @@
+"""One call in flight: what it is sent with, and its settlement, exactly once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_hfbudget.errors import BudgetExceededError
+from pytest_hfbudget.ledger import Charge, Hold, Scope
+from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
+from pytest_hfbudget.metering.request import Parameters
+from pytest_hfbudget.metering.usage import (
+    finished_by_length,
+    parse_body,
+    usage_of,
+    usage_without_count,
+    written_bytes,
+)
+from pytest_hfbudget.money import show
+from pytest_hfbudget.pricing import CallRequest, Quote, Usage
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.metering.meter import Meter
+
+P = TypeVar("P", bound=Parameters)
+BAD_REQUEST = 400
+
+
+class Call:
+    """What one pass through ``_inner_post`` holds, sends and is charged.
+
+    Attributes:
+        parameters: what is to be posted; a copy where the plugin added something.
+        limit: the output limit that the plugin set because the caller set none.
+        provider: who answered, as ``x-inference-provider`` says.
+        swallow_usage: whether the plugin asked for a stream's usage, so that the chunk that
+            carries nothing else is not shown to code which did not ask for it.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        parameters: Parameters,
+        request: CallRequest,
+        quote: Quote | None,
+        scopes: tuple[Scope, ...],
+        draft: Charge,
+        hold: Hold,
+        limit: int | None,
+        capped: bool,
+    ) -> None:
+        self.meter, self.parameters, self.request = meter, parameters, request
+        self.quote, self.scopes, self.draft, self.hold = quote, scopes, draft, hold
+        self.limit, self.capped = limit, capped
+        self.explicit = meter.payer.explicit()
+        self.provider = request.provider
+        self.swallow_usage = False
+        self.usage: Usage | None = None
+        self.written = 0
+        self._started = meter.clock()
+        self._once = threading.Lock()
+
+    # --- before it is sent
+
+    def prepare(self, *, ask_usage: bool) -> None:
+        """Put the output limit, the wish for usage and the router's address into a copy."""
+        payload = self.parameters.json
+        url = self._routed_url()
+        if isinstance(payload, dict):
+            payload = self._payload(dict(payload), ask_usage)
+        if payload is not self.parameters.json or url != self.parameters.url:
+            self.parameters = changed(self.parameters, json=payload, url=url)
+
+    def _payload(self, payload: dict[str, Any], ask_usage: bool) -> dict[str, Any]:
+        if self.limit is not None:
+            if isinstance(payload.get("parameters"), dict) and "messages" not in payload:
+                payload["parameters"] = {**payload["parameters"], "max_new_tokens": self.limit}
+            else:
+                payload["max_tokens"] = self.limit
+        options = payload.get("stream_options") or {}
+        # Without a cap nothing is changed; with one, a stream has to say what it cost.
+        silent = self.request.stream and "messages" in payload and not options.get("include_usage")
+        if silent and self.capped and ask_usage:
+            payload["stream_options"] = {**options, "include_usage": True}
+            self.swallow_usage = True
+        return payload
+
+    def _routed_url(self) -> str:
+        from pytest_hfbudget.metering.meter import DEFAULT_ROUTER
+
+        url = self.parameters.url
+        if self.meter.router != DEFAULT_ROUTER and url.startswith(DEFAULT_ROUTER + "/"):
+            return self.meter.router + url[len(DEFAULT_ROUTER) :]
+        return url
+
+    # --- after it was sent
+
+    def headers(self, headers: Mapping[str, str]) -> None:
+        """Note who answered, from a response's headers."""
+        self.provider = headers.get("x-inference-provider") or self.provider
+
+    def answered(self, body: object) -> None:
+        """Settle a complete answer.
+
+        Raises:
+            BudgetExceededError: the answer was cut off by the limit that a cap had set.
+        """
+        message = parse_body(body)
+        self.usage = usage_of(message)
+        self.written = written_bytes(message) if message else _size(body)
+        self.settle("200")
+        if self.limit is not None and finished_by_length(message):
+            raise self.cut_off()
+
+    def failed(self, error: BaseException) -> None:
+        """Settle a call that raised: nothing for an error status, the hold if it may have run."""
+        status = status_of(error)
+        if status is not None:
+            self._release(str(status))
+        elif never_sent(error):
+            self._release("refused")
+        else:
+            self.lost(word_for(error))
+
+    def usage_was_rejected(self, error: BaseException) -> bool:
+        """Whether a server refused ``stream_options``, which only the plugin had asked for."""
+        return (
+            self.swallow_usage
+            and status_of(error) == BAD_REQUEST
+            and "stream_options" in f"{error}{getattr(error, 'response_error_payload', '')}"
+        )
+
+    def cut_off(self) -> BudgetExceededError:
+        """The refusal of an answer that ran into the limit which the tightest cap had set."""
+        tightest = self._tightest()
+        return self.meter.refuse(
+            self,
+            BudgetExceededError(
+                f"{tightest.name}: {self.request.model} was stopped after {self.limit} tokens, "
+                f"which is what the {show(self.hold.amount)} that were left pay for. "
+                "Raise the cap, or set max_tokens to what the answer needs.",
+                scope=tightest.name,
+                scope_key=tightest.key,
+                cap=tightest.cap or 0,
+                held=self.hold.amount,
+                needed=self.hold.amount,
+                model=self.request.model,
+            ),
+        )
+
+    # --- settlement, once
+
+    def settle(self, status: str) -> None:
+        """Charge what usage says, or its upper bound where it says nothing."""
+        usage = self.usage or usage_without_count(
+            self.request, self.written, self.request.max_output or self.limit
+        )
+        self._book(usage, status)
+
+    def lost(self, status: str) -> None:
+        """Charge a call of which nobody knows how far it got: what was seen, else the hold."""
+        if self.usage is not None:
+            self._book(replace(self.usage, estimated=True), status)
+        elif not self.capped:
+            self.settle(status)
+        elif self._first():
+            charge = self._charge(None, status)._replace(nano_usd=self.hold.amount, estimated=True)
+            self.meter.ledger.settle(self.hold.id, charge)
+
+    def close(self) -> None:
+        """Charge a stream that was left before its end."""
+        self.lost("closed")
+
+    def _book(self, usage: Usage, status: str) -> None:
+        if self._first():
+            self.meter.ledger.settle(self.hold.id, self._charge(usage, status))
+
+    def _release(self, status: str) -> None:
+        if self._first():
+            charge = self._charge(None, status)._replace(nano_usd=0)
+            self.meter.ledger.release(self.hold.id, charge)
+
+    def _first(self) -> bool:
+        if not self._once.acquire(blocking=False):
+            return False
+        self.meter.closed(self)
+        return True
+
+    def _charge(self, usage: Usage | None, status: str) -> Charge:
+        quote = self._final_quote()
+        seconds = self.meter.clock() - self._started
+        if usage is not None and not usage.microseconds:
+            usage = replace(usage, microseconds=int(seconds * 1e6))
+        cost, source = quote.cost(usage or Usage()) if quote else (None, "unpriced")
+        return self.draft._replace(
+            provider=self.provider,
+            input_tokens=usage.input_tokens if usage else 0,
+            output_tokens=usage.output_tokens if usage else 0,
+            nano_usd=cost,
+            price_source=source,
+            status=status,
+            estimated=bool(usage and usage.estimated and not (quote and quote.free)),
+            seconds=round(seconds, 6),
+        )
+
+    def _final_quote(self) -> Quote | None:
+        if self.provider and self.request.provider is None and not self.request.is_url:
+            answered = replace(self.request, provider=self.provider)
+            return self.meter.book.quote(answered, self.explicit) or self.quote
+        return self.quote
+
+    def _tightest(self) -> Scope:
+        def room(scope: Scope) -> int:
+            return (scope.cap or 0) - self.meter.ledger.total(scope.key).spent
+
+        return min((scope for scope in self.scopes if scope.cap is not None), key=room)
+
+
+def changed(parameters: P, **values: Any) -> P:
+    """A copy of huggingface_hub's RequestParameters with some fields replaced."""
+    if is_dataclass(parameters) and not isinstance(parameters, type):
+        own = {field.name for field in fields(parameters)}
+        return replace(parameters, **{k: v for k, v in values.items() if k in own})
+    raise TypeError(f"{type(parameters).__name__} is not the RequestParameters that is known")
+
+
+def _size(body: object) -> int:
+    return len(body) if isinstance(body, (bytes, bytearray, str)) else 0

@@ -1,0 +1,202 @@
+"""The path of one paid call: describe, quote, hold; the rest is `call`."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
+from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
+from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.payer import Payer
+from pytest_hfbudget.metering.request import Parameters, describe
+from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
+from pytest_hfbudget.pricing.book import toml_hint
+
+DEFAULT_ROUTER = "https://router.huggingface.co"
+
+
+@dataclass
+class Meter:
+    """Everything that a call meets on its way out of this process.
+
+    Attributes:
+        router: where the Hugging Face router is; calls to the public one are sent there too.
+        dropped: calls whose stream was garbage-collected. They wait here instead of being
+            settled on the spot, because the collector may run inside any of our own locks.
+    """
+
+    ledger: LedgerLike
+    book: PriceBook
+    payer: Payer
+    router: str = DEFAULT_ROUTER
+    clock: Callable[[], float] = time.monotonic
+    dropped: deque[Call] = field(default_factory=deque)
+    _open: dict[int, Call] = field(default_factory=dict)
+    _known: set[Scope] = field(default_factory=set)
+
+    def begin(
+        self,
+        parameters: Parameters,
+        *,
+        hub_model: str | None = None,
+        provider: str | None = None,
+        stream: bool = False,
+        ask_usage: bool = True,
+    ) -> Call | None:
+        """Hold what a call may cost, in every scope that encloses it.
+
+        Returns None where there is no cap and the call could not be understood: without a cap
+        this only watches.
+
+        Raises:
+            BudgetExceededError: a cap would not hold the call; nothing is to be sent.
+        """
+        self.drain()
+        capped = False
+        try:
+            scopes = self.payer.scopes()
+            capped = any(s.cap is not None or s.max_calls is not None for s in scopes)
+            request = describe(
+                parameters,
+                routers=(self.router, DEFAULT_ROUTER),
+                hub_model=hub_model,
+                provider=provider,
+                stream=stream,
+            )
+            call = self._hold(parameters, request, scopes, capped)
+            call.prepare(ask_usage=ask_usage)
+        except BudgetExceededError:
+            raise
+        except Exception as error:
+            if capped:
+                raise HFBudgetError(
+                    f"this call could not be metered ({error!r}), so it was not sent; "
+                    "please report this with your version of huggingface_hub"
+                ) from error
+            warnings.warn(f"hfbudget could not meter a call: {error!r}", stacklevel=4)
+            return None
+        self._open[id(call)] = call
+        return call
+
+    def drain(self) -> None:
+        """Settle the calls whose streams nobody holds any more."""
+        while self.dropped:
+            self.dropped.popleft().close()
+
+    def settle_open(self, test: str | None) -> None:
+        """Settle what a test leaves open, so that nothing is held after its end."""
+        self.drain()
+        for call in [call for call in self._open.values() if call.draft.test == test]:
+            call.close()
+
+    def closed(self, call: Call) -> None:
+        """Forget a call that is settled."""
+        self._open.pop(id(call), None)
+
+    def known(self, scopes: tuple[Scope, ...]) -> tuple[str, ...]:
+        """The keys of scopes, all of them opened in the ledger."""
+        for scope in scopes:
+            if scope not in self._known:
+                self.ledger.open(scope)
+                self._known.add(scope)
+        return tuple(scope.key for scope in scopes)
+
+    def refuse(self, call: Call, error: BudgetExceededError) -> BudgetExceededError:
+        """Note a refusal where it can't be swallowed, and give it back to be raised."""
+        self._refuse(self.known(call.scopes), call.draft, error)
+        return error
+
+    def _hold(
+        self, parameters: Parameters, request: CallRequest, scopes: tuple[Scope, ...], capped: bool
+    ) -> Call:
+        keys = self.known(scopes)
+        draft = self._draft(request, keys)
+        try:
+            quote = self.book.quote(request, self.payer.explicit())
+            if quote is None and capped:
+                raise self._unpriced(request, scopes)
+            least, most = self._bound(request, quote) if quote and capped else (0, 0)
+            hold = self.ledger.hold(keys, least, most, draft)
+        except BudgetExceededError as error:
+            self._refuse(keys, draft, error)
+            raise
+        limit = self._limit(request, quote, hold, most) if quote and capped else None
+        return Call(self, parameters, request, quote, scopes, draft, hold, limit, capped)
+
+    def _bound(self, request: CallRequest, quote: Quote) -> tuple[int, int | None]:
+        """The least and the most that this call may hold; None for all that there is."""
+        if quote.free:
+            return 0, 0
+        try:
+            if request.max_output is not None or not request.generates:
+                fixed = quote.most(request, request.max_output or 0)
+                return fixed, fixed
+            length = self.book.catalogue.context_length(request.model, request.provider)
+            return quote.most(request, 1), quote.most(request, length) if length else None
+        except UnboundedCallError as error:
+            raise UnpricedCallError(
+                f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
+                f"{toml_hint(request)}\n",
+                model=request.model,
+            ) from None
+
+    def _limit(
+        self, request: CallRequest, quote: Quote, hold: Hold, most: int | None
+    ) -> int | None:
+        """The limit on output that a call without one is sent with; None where none is needed."""
+        if request.max_output is not None or not request.generates or quote.free:
+            return None
+        if most is not None and hold.amount >= most:
+            return None
+        limit = quote.affordable_output(request, hold.amount)
+        length = self.book.catalogue.context_length(request.model, request.provider)
+        if limit is None or length is None:
+            return limit
+        # Prompt and limit together must stay below the context, or servers answer 400.
+        return max(min(limit, length - request.input_bound), 1)
+
+    def _draft(self, request: CallRequest, keys: tuple[str, ...]) -> Charge:
+        test = self.payer.test
+        return Charge(
+            test=test.id if test else None,
+            task=request.task,
+            model=request.model,
+            provider=request.provider,
+            input_tokens=0,
+            output_tokens=0,
+            nano_usd=None,
+            price_source="",
+            status="",
+            estimated=False,
+            seconds=0.0,
+            where="" if test else self.payer.where,
+            scopes=keys,
+        )
+
+    def _unpriced(self, request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:
+        capped = next(s for s in reversed(scopes) if s.cap is not None or s.max_calls is not None)
+        via = f" by {request.provider}" if request.provider else ""
+        return UnpricedCallError(
+            f"{capped.name}: nobody knows what {request.model}{via} costs for a "
+            f"{request.task} call, so no cap can hold it. The call was not sent. "
+            "Add its price to [tool.hfbudget.prices] in pyproject.toml, or to the file of "
+            f"--hf-prices:\n\n{toml_hint(request)}\n",
+            scope=capped.name,
+            scope_key=capped.key,
+            cap=capped.cap or 0,
+            model=request.model,
+        )
+
+    def _refuse(self, keys: tuple[str, ...], draft: Charge, error: BudgetExceededError) -> None:
+        message = str(error)
+        self.ledger.refuse(keys, Refusal(draft.test, error.scope, draft.model, message))
+        for block in self.payer.open_blocks():
+            if block.scope.key == error.scope_key:
+                block.refusals.append(error)
+                return
+        if self.payer.test:
+            self.payer.test.refusals.append(message)

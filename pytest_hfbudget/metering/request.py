@@ -1,0 +1,122 @@
+"""From what huggingface_hub is about to post to what it can cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pytest_hfbudget.pricing.request import CallRequest, split_model
+from pytest_hfbudget.pricing.table import is_below
+
+# A chat template adds tokens that no message shows: markers around each message, a default
+# system prompt, a preamble that explains the tools. These are generous, they only bound a hold.
+TEMPLATE_TOKENS = 256
+MESSAGE_TOKENS = 16
+TOOLS_TOKENS = 512
+# An image may be passed as a URL of a few bytes; vision models make up to some thousand tokens.
+IMAGE_TOKENS = 16_384
+
+LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+
+
+class Parameters(Protocol):
+    """huggingface_hub's RequestParameters, as far as they matter here."""
+
+    url: str
+    task: str
+    model: str
+    json: Any
+    data: Any
+
+
+def describe(
+    parameters: Parameters,
+    *,
+    routers: tuple[str, ...],
+    hub_model: str | None,
+    provider: str | None,
+    stream: bool,
+) -> CallRequest:
+    """What is about to be sent.
+
+    Args:
+        routers: base URLs of the Hugging Face router.
+        hub_model: the model as the caller named it; a named provider's payload carries that
+            provider's own id instead.
+        provider: who the caller named, None or ``auto`` where the router chooses.
+    """
+    payload = parameters.json if isinstance(parameters.json, dict) else {}
+    routed = next((base for base in routers if is_below(parameters.url, base)), None)
+    name = hub_model or parameters.model or str(payload.get("model") or parameters.url)
+    if routed is None and (provider in (None, "hf-inference") or _is_url(name)):
+        model, provider = parameters.url, None
+    else:
+        if _is_url(name):  # the router's own URL was given as base_url
+            name, provider = str(payload.get("model") or name), None
+        model, pinned = split_model(name)
+        named = provider if provider != "auto" else None
+        provider = pinned or named or _provider_in_path(parameters.url, routed)
+    return CallRequest(
+        task=parameters.task,
+        model=model,
+        provider=provider,
+        url=parameters.url,
+        input_bound=input_bound(payload, parameters.data),
+        max_output=output_limit(payload),
+        n=_count(payload),
+        stream=stream,
+    )
+
+
+def input_bound(payload: Mapping[str, Any], data: Any = None) -> int:
+    """The most input tokens of a payload: a tokenizer makes no token of less than a byte."""
+    messages = payload.get("messages")
+    count = len(messages) if isinstance(messages, list) else 1
+    tools = TOOLS_TOKENS if payload.get("tools") else 0
+    raw = len(data) if isinstance(data, (bytes, bytearray)) else 0
+    return text_bytes(payload) + raw + TEMPLATE_TOKENS + MESSAGE_TOKENS * count + tools
+
+
+def text_bytes(value: object) -> int:
+    """UTF-8 bytes of all text in a JSON value, with an allowance for each image instead of it."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, Mapping):
+        if value.get("type") == "image_url":
+            return IMAGE_TOKENS
+        return sum(len(str(key)) + text_bytes(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return sum(map(text_bytes, value))
+    if value is None or isinstance(value, (bool, int, float)):
+        return 8  # as text in a prompt, a number is a handful of tokens
+    # Typed inputs of huggingface_hub are dataclasses that become JSON later.
+    fields = getattr(value, "__dict__", None)
+    return text_bytes(fields) if fields else len(str(value).encode())
+
+
+def output_limit(payload: Mapping[str, Any]) -> int | None:
+    """The caller's own limit on the output tokens of one answer."""
+    parameters = payload.get("parameters")
+    for source in (payload, parameters if isinstance(parameters, dict) else {}):
+        for name in LIMITS:
+            value = source.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                return value
+    return None
+
+
+def _count(payload: Mapping[str, Any]) -> int:
+    n = payload.get("n")
+    return n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else 1
+
+
+def _is_url(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def _provider_in_path(url: str, router: str | None) -> str | None:
+    """The first part of a routed path; the router's own API lies below ``/v1``."""
+    if router is None:
+        return None
+    first = url[len(router) :].lstrip("/").split("/", 1)[0]
+    return first if first not in ("v1", "") else None

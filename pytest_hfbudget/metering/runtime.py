@@ -1,0 +1,86 @@
+"""The one meter of this process: the tap is on a class, so its owner belongs to the process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+
+from pytest_hfbudget.ledger import Ledger
+from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
+from pytest_hfbudget.metering.payer import Payer
+from pytest_hfbudget.metering.redirect import Addresses, Redirect
+from pytest_hfbudget.metering.tap import Tap
+from pytest_hfbudget.pricing import PriceBook
+from pytest_hfbudget.pricing.book import price_from_environment
+
+
+@dataclass
+class Runtime:
+    """A meter that calls go through, as long as somebody needs it.
+
+    Attributes:
+        worker: makes the keys of this process's blocks unique among the workers of a run.
+    """
+
+    meter: Meter
+    worker: str = ""
+    addresses: Addresses = field(default_factory=Addresses)
+    _users: int = 0
+    _redirect: Redirect | None = None
+
+    def acquire(self) -> None:
+        """Send calls through this meter."""
+        with _lock:
+            self._users += 1
+            if self._users > 1:
+                return
+            if not _stack:
+                _tap.install()
+            _stack.append(self)
+            self._redirect = Redirect(self.addresses)
+            self._redirect.install()
+
+    def release(self) -> None:
+        """Stop doing so when the last user is done."""
+        with _lock:
+            self._users -= 1
+            if self._users:
+                return
+            if self._redirect is not None:
+                self._redirect.uninstall()
+            _stack.remove(self)
+            if not _stack:
+                _tap.uninstall()
+
+
+def runtime() -> Runtime:
+    """The runtime of the innermost test run, or a new one for a plain script.
+
+    Raises:
+        ValueError: a price in the environment that is none.
+    """
+    with _lock:
+        return _stack[-1] if _stack else standalone()
+
+
+def standalone() -> Runtime:
+    """What ``budget()`` uses in a plain script: its own ledger, prices from the environment."""
+    book = PriceBook(environment=price_from_environment(os.environ))
+    router = os.environ.get("HFBUDGET_ROUTER", DEFAULT_ROUTER)
+    return Runtime(Meter(Ledger(), book, Payer(), router=router))
+
+
+def _current() -> Meter | None:
+    # Read without the lock: a call must not wait for one, and a list's end is read at once.
+    try:
+        return _stack[-1].meter
+    except IndexError:
+        return None
+
+
+# The exception to "no module state": the patched classes belong to the process, so does this.
+# A test run may start another one inside its process, hence a stack; the innermost rules.
+_lock = threading.RLock()
+_stack: list[Runtime] = []
+_tap = Tap(_current)

@@ -1,0 +1,136 @@
+"""A stream as the user expects it, which is settled once: at its end, on error, when dropped.
+
+Objects, not generators: a generator that was never started runs no ``finally`` when it is
+collected, and a stream that nobody reads has been sent and will be billed all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.usage import finished_by_length, usage_of, written_bytes
+
+
+class Lines:
+    """The accounting of one stream: reads usage from every chunk, the last one wins."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self._done = False
+
+    def shows(self, line: str | bytes) -> bool:
+        """Take one SSE line in; whether the caller gets to see it.
+
+        Raises:
+            BudgetExceededError: the answer was cut off by the limit that a cap had set.
+        """
+        text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+        if not text.startswith("data:"):
+            return True
+        data = text[5:].strip()
+        if data == "[DONE]":
+            self.finish()
+            return True
+        return self._chunk(_parse(data))
+
+    def finish(self) -> None:
+        """Settle a stream that came to its end."""
+        self._done = True
+        self.call.settle("200")
+
+    def failed(self, error: BaseException) -> None:
+        """Settle a stream that broke off."""
+        self._done = True
+        self.call.failed(error)
+
+    def dropped(self) -> None:
+        """Leave settling to a moment when no lock of ours can be held."""
+        if not self._done:
+            self._done = True
+            self.call.meter.dropped.append(self.call)
+
+    def _chunk(self, chunk: dict[str, Any]) -> bool:
+        if chunk.get("error") is not None:
+            self._done = True
+            self.call.lost("error")
+            return True
+        usage = usage_of(chunk)
+        self.call.usage = usage or self.call.usage
+        self.call.written += written_bytes(chunk) if chunk.get("choices") else 0
+        if self.call.limit is not None and finished_by_length(chunk):
+            self.finish()
+            raise self.call.cut_off()
+        return not (usage and self.call.swallow_usage and not chunk.get("choices"))
+
+
+def _parse(data: str) -> dict[str, Any]:
+    try:
+        chunk = json.loads(data)
+    except ValueError:
+        return {}
+    return chunk if isinstance(chunk, dict) else {}
+
+
+class MeteredStream(Iterator[Any]):
+    """The lines of a sync stream."""
+
+    def __init__(self, call: Call, lines: Any) -> None:
+        self._lines, self._source = Lines(call), lines
+        self._iterator = iter(lines)
+
+    def __next__(self) -> Any:
+        while True:
+            try:
+                line = next(self._iterator)
+            except StopIteration:
+                self._lines.finish()
+                raise
+            except BaseException as error:
+                self._lines.failed(error)
+                raise
+            if self._lines.shows(line):
+                return line
+
+    def close(self) -> None:
+        """Stop reading; what was not settled yet is settled now."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+        self._lines.call.close()
+
+    def __del__(self) -> None:
+        self._lines.dropped()
+
+
+class MeteredAsyncStream(AsyncIterator[Any]):
+    """The lines of an async stream."""
+
+    def __init__(self, call: Call, lines: Any) -> None:
+        self._lines = Lines(call)
+        self._iterator = lines.__aiter__()
+
+    async def __anext__(self) -> Any:
+        while True:
+            try:
+                line = await self._iterator.__anext__()
+            except StopAsyncIteration:
+                self._lines.finish()
+                raise
+            except BaseException as error:
+                self._lines.failed(error)
+                raise
+            if self._lines.shows(line):
+                return line
+
+    async def aclose(self) -> None:
+        """Stop reading; what was not settled yet is settled now."""
+        close = getattr(self._iterator, "aclose", None)
+        if close is not None:
+            await close()
+        self._lines.call.close()
+
+    def __del__(self) -> None:
+        self._lines.dropped()

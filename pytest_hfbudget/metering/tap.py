@@ -1,0 +1,207 @@
+"""The tap: the one place that knows how huggingface_hub sends a paid call.
+
+Every task of both clients passes through ``_inner_post``, in every release since 0.28, while the
+HTTP library below it changed twice (requests, httpx, httpx2). This file alone names those
+modules, and it imports none of them: it waits until somebody else does.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.importing import PostImport
+from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
+
+SYNC = "huggingface_hub.inference._client"
+ASYNC = "huggingface_hub.inference._generated._async_client"
+HELPERS = "huggingface_hub.inference._providers._common"
+
+KNOWN_SIGNATURE = ("self", "request_parameters", "stream")
+
+# The call that is being posted in this context, for the response's headers to find it.
+_posting: ContextVar[Call | None] = ContextVar("hfbudget_posting", default=None)
+
+Current = Callable[[], "Meter | None"]
+
+
+@dataclass
+class Tap:
+    """Wraps ``_inner_post`` of both clients while it is installed.
+
+    Args:
+        current: the meter that calls go through now; None lets them pass.
+    """
+
+    current: Current
+    _originals: list[tuple[Any, str, Any]] = field(default_factory=list)
+    _watch: PostImport | None = None
+
+    def install(self) -> None:
+        """Wrap what is imported already, and the rest as soon as it is."""
+        self._watch = PostImport(
+            {SYNC: self._wrap_sync, ASYNC: self._wrap_async, HELPERS: self._wrap_helpers}
+        )
+        self._watch.install()
+
+    def uninstall(self) -> None:
+        """Put back what was there, unless somebody has wrapped it since."""
+        if self._watch is not None:
+            self._watch.uninstall()
+            self._watch = None
+        while self._originals:
+            owner, name, original = self._originals.pop()
+            installed = vars(owner).get(name)
+            if getattr(installed, "__wrapped__", None) is original:
+                setattr(owner, name, original)
+            else:
+                warnings.warn(f"hfbudget left {name} as it is: it was wrapped again", stacklevel=2)
+
+    def _wrap_sync(self, module: ModuleType) -> None:
+        self._wrap_client(module, "InferenceClient", metered)
+
+    def _wrap_async(self, module: ModuleType) -> None:
+        self._wrap_client(module, "AsyncInferenceClient", metered_async)
+
+    def _wrap_client(
+        self, module: ModuleType, name: str, wrapper: Callable[[Any, Current], Any]
+    ) -> None:
+        client = getattr(module, name, None)
+        original = getattr(client, "_inner_post", None)
+        if problem := _unknown(original, name):
+            meter = self.current()
+            if meter is not None and meter.payer.capped():
+                raise ConfigError(problem)
+            warnings.warn(f"{problem} Nothing is counted.", stacklevel=2)
+            return
+        self._replace(client, "_inner_post", wrapper(original, self.current))
+        raise_for_status = getattr(module, "hf_raise_for_status", None)
+        if raise_for_status is not None:
+            self._replace(module, "hf_raise_for_status", noting_headers(raise_for_status))
+
+    def _wrap_helpers(self, module: ModuleType) -> None:
+        helper = getattr(module, "TaskProviderHelper", None)
+        prepare = getattr(helper, "prepare_request", None)
+        if prepare is not None:
+            self._replace(helper, "prepare_request", noting_names(prepare))
+
+    def _replace(self, owner: Any, name: str, wrapper: Any) -> None:
+        self._originals.append((owner, name, wrapper.__wrapped__))
+        setattr(owner, name, wrapper)
+
+
+def _unknown(method: Any, client: str) -> str | None:
+    """What is wrong with a method that is not the ``_inner_post`` which is known."""
+    known = method is not None and tuple(inspect.signature(method).parameters) == KNOWN_SIGNATURE
+    if known:
+        return None
+    from importlib.metadata import version
+
+    return (
+        f"huggingface_hub {version('huggingface_hub')} sends its calls in a way that "
+        f"pytest-hfbudget does not know ({client}._inner_post), so it can't cap them. "
+        "Install a release that is supported (0.34 to 2.4), or a newer pytest-hfbudget."
+    )
+
+
+def _begin(meter: Meter | None, parameters: Any, stream: bool, ask_usage: bool) -> Call | None:
+    if meter is None:
+        return None
+    hub_model, provider = vars(parameters).get("hfbudget_named", (None, None))
+    return meter.begin(
+        parameters, hub_model=hub_model, provider=provider, stream=stream, ask_usage=ask_usage
+    )
+
+
+def metered(original: Any, current: Current) -> Any:
+    """``InferenceClient._inner_post``, with every call held before and settled after."""
+
+    @functools.wraps(original)
+    def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
+        __tracebackhide__ = True
+        for ask_usage in (True, False):
+            call = _begin(current(), request_parameters, stream, ask_usage)
+            if call is None:
+                return original(self, request_parameters, stream=stream)
+            token = _posting.set(call)
+            try:
+                answer = original(self, call.parameters, stream=stream)
+            except BaseException as error:
+                call.failed(error)
+                if not call.usage_was_rejected(error):
+                    raise
+                continue  # once more, without what only the plugin had asked for
+            finally:
+                _posting.reset(token)
+            return MeteredStream(call, answer) if stream else _whole(call, answer)
+        raise AssertionError("the second attempt asks for nothing that could be rejected")
+
+    return _inner_post
+
+
+def metered_async(original: Any, current: Current) -> Any:
+    """``AsyncInferenceClient._inner_post``, with every call held before and settled after."""
+
+    @functools.wraps(original)
+    async def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
+        __tracebackhide__ = True
+        for ask_usage in (True, False):
+            call = _begin(current(), request_parameters, stream, ask_usage)
+            if call is None:
+                return await original(self, request_parameters, stream=stream)
+            token = _posting.set(call)
+            try:
+                answer = await original(self, call.parameters, stream=stream)
+            except BaseException as error:
+                call.failed(error)
+                if not call.usage_was_rejected(error):
+                    raise
+                continue  # once more, without what only the plugin had asked for
+            finally:
+                _posting.reset(token)
+            return MeteredAsyncStream(call, answer) if stream else _whole(call, answer)
+        raise AssertionError("the second attempt asks for nothing that could be rejected")
+
+    return _inner_post
+
+
+def _whole(call: Call, body: Any) -> Any:
+    call.answered(body)
+    return body
+
+
+def noting_headers(original: Any) -> Any:
+    """``hf_raise_for_status``, where a response is in hand: its headers say who answered."""
+
+    @functools.wraps(original)
+    def hf_raise_for_status(response: Any, *args: Any, **kwargs: Any) -> Any:
+        call = _posting.get()
+        if call is not None:
+            call.headers(response.headers)
+        return original(response, *args, **kwargs)
+
+    return hf_raise_for_status
+
+
+def noting_names(original: Any) -> Any:
+    """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
+
+    What it makes carries the provider's own id of the model, and no provider.
+    """
+
+    @functools.wraps(original)
+    def prepare_request(self: Any, **kwargs: Any) -> Any:
+        parameters = original(self, **kwargs)
+        vars(parameters)["hfbudget_named"] = (kwargs.get("model"), getattr(self, "provider", None))
+        return parameters
+
+    return prepare_request

@@ -1,0 +1,81 @@
+"""Exact money: amounts are whole nano-USD, rates are whole atto-USD per unit.
+
+Hugging Face settles inference in integer nano-USD (hub-docs, "Register as an Inference
+Provider"), so a ledger in the same unit has nothing to round. Rates are finer: $0.0375 per
+1M tokens is 37.5 nano-USD per token, which is a whole number of atto-USD.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, DecimalException
+
+NANO_PER_USD = 10**9
+ATTO_PER_NANO = 10**9
+ATTO_PER_USD = NANO_PER_USD * ATTO_PER_NANO
+
+# Far above any bill, far below what would make an int of nano-USD unwieldy.
+MOST_USD = Decimal(10) ** 12
+
+# Wide enough that scaling and flooring a sane amount never rounds on the way, and no user's
+# decimal.getcontext() can change what a cap means.
+_EXACT = Context(prec=60)
+
+
+def parse_usd(value: object) -> int:
+    """An amount of USD, as a person writes it, in nano-USD; what is finer is cut off.
+
+    A float is read by its shortest repr, so ``0.1`` is ten cents to the nano-dollar.
+
+    Raises:
+        ValueError: not a number, NaN, infinite, negative or absurdly large.
+    """
+    return int((_decimal(value) * NANO_PER_USD).to_integral_value(ROUND_FLOOR, _EXACT))
+
+
+def parse_rate(value: object, *, units: int = 1) -> int:
+    """A price in USD per ``units`` units, in atto-USD per single unit, rounded up.
+
+    Raises:
+        ValueError: as `parse_usd`.
+    """
+    exact = _EXACT.divide(_EXACT.multiply(_decimal(value), Decimal(ATTO_PER_USD)), Decimal(units))
+    return int(exact.to_integral_value(ROUND_CEILING, _EXACT))
+
+
+def nano(atto: int) -> int:
+    """Atto-USD as nano-USD, rounded up: the way Hugging Face rounds a request's cost."""
+    return -(-atto // ATTO_PER_NANO)
+
+
+def to_usd(amount: int) -> Decimal:
+    """Nano-USD as an exact number of USD."""
+    return _EXACT.scaleb(Decimal(amount), -9)
+
+
+def usd_text(amount: int) -> str:
+    """Nano-USD as a plain decimal string of USD, without an exponent: ``0.000052``."""
+    text = f"{to_usd(amount):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def show(amount: int) -> str:
+    """Nano-USD for people: ``$0.10``, ``$0.000052``; never rounded, at least two decimals."""
+    sign, text = ("-" if amount < 0 else ""), usd_text(abs(amount))
+    whole, _, decimals = text.partition(".")
+    return f"{sign}${whole}.{decimals.ljust(2, '0')}"
+
+
+def _decimal(value: object) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+        raise ValueError(f"{value!r} is not an amount of USD")
+    try:
+        number = Decimal(repr(value) if isinstance(value, float) else value)
+    except DecimalException:
+        raise ValueError(f"{value!r} is not an amount of USD") from None
+    if not number.is_finite():
+        raise ValueError(f"{value!r} is not a finite amount of USD")
+    if number < 0:
+        raise ValueError(f"{value!r} is negative; an amount of USD is 0 or more")
+    if number > MOST_USD:
+        raise ValueError(f"{value!r} is more than ${MOST_USD:,}")
+    return number

@@ -1,0 +1,45 @@
+"""The pytest plugin: glue, nothing more.
+
+Kept light on purpose: what costs time to import waits until a test run touches Hugging Face.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.plugin import options
+from pytest_hfbudget.plugin.fixtures import hf_budget, hf_endpoint, hf_endpoints
+from pytest_hfbudget.plugin.hooks import Hooks
+from pytest_hfbudget.plugin.run import RUN, Run
+
+__all__ = ["hf_budget", "hf_endpoint", "hf_endpoints"]
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the hooks that others may implement."""
+    from pytest_hfbudget.plugin import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add options and ini settings."""
+    options.add(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the settings, and wait for somebody to import huggingface_hub."""
+    options.register_markers(config)
+    try:
+        run = config.stash[RUN] = Run.of(config)
+        run.open()
+    except HFBudgetError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.pluginmanager.register(Hooks(run), "hfbudget-run")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Whatever ended the session before its own end: pause, report, clean up."""
+    if (run := config.stash.get(RUN, None)) is not None:
+        run.close()

@@ -1,0 +1,49 @@
+"""Puts a meter together from the settings of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_hfbudget.ledger import LedgerLike, Scope
+from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.payer import Payer
+from pytest_hfbudget.metering.redirect import Addresses
+from pytest_hfbudget.metering.runtime import Runtime
+from pytest_hfbudget.plugin import prices
+from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
+
+
+def assemble(
+    config: pytest.Config,
+    settings: Settings,
+    ledger: LedgerLike,
+    leased: dict[str, str],
+    *,
+    worker: str = "",
+) -> Runtime:
+    """The meter of one process.
+
+    Raises:
+        ConfigError: a price that is none.
+    """
+    payer = Payer(session=session_scope(settings))
+    book = prices.book(config, settings, leased)
+    meter = Meter(ledger, book, payer, router=settings.router)
+    prefix = f"{worker}/" if worker else ""
+    return Runtime(meter, worker=prefix, addresses=addresses(settings))
+
+
+def session_scope(settings: Settings) -> Scope:
+    """The budget of the whole run."""
+    return Scope(SESSION, "session budget", settings.session_cap)
+
+
+def addresses(settings: Settings) -> Addresses:
+    """What huggingface_hub has to be told of other base URLs."""
+    api, router = settings.endpoints_api, settings.router
+    return Addresses(
+        router=router if router != ROUTER else None,
+        endpoints_api=api if api != ENDPOINTS_API else None,
+        hub=settings.hub,
+    )

@@ -1,0 +1,147 @@
+"""The endpoints of a run, as pytest sees them: a line while one starts, lines for the report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.endpoints import Endpoint, EndpointReceipt, EndpointSettings, Lifecycle
+from pytest_hfbudget.errors import over_cap
+from pytest_hfbudget.ledger import Ledger
+from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.reporting import EndpointLine
+from pytest_hfbudget.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.plugin.rehearsal import Rehearsal
+
+SAY_EVERY_S = 15.0
+
+
+class Fleet:
+    """Wraps a `Lifecycle`; its uptime is booked to the session when every pause is known."""
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        settings: Settings,
+        run_id: str,
+        ledger: Ledger,
+        rehearsal: Rehearsal | None,
+    ) -> None:
+        self._config, self._settings, self._ledger = config, settings, ledger
+        self._rehearsal = rehearsal
+        self._receipts: tuple[EndpointReceipt, ...] | None = None
+        self._said: dict[str, tuple[str, float]] = {}
+        self._lifecycle = Lifecycle(
+            _terms(settings, run_id), progress=self._progress, afford=self._afford
+        )
+
+    def check(self, names: tuple[str, ...]) -> None:
+        """Look whether every endpoint is there, before anything is resumed.
+
+        Raises:
+            EndpointError: one is not, or the token is refused.
+        """
+        if self._rehearsal is not None:
+            self._rehearsal.provide(names)
+        self._lifecycle.check(names)
+
+    def ensure(self, name: str) -> Endpoint:
+        """An endpoint, serving; resumed by the first who asks.
+
+        Raises:
+            EndpointError: it can't be brought up, or its first minute breaks the session's cap.
+        """
+        return self._lifecycle.ensure(name)
+
+    def tend(self) -> None:
+        """Look after the keeper."""
+        self._lifecycle.tend()
+
+    def ask_pause(self) -> None:
+        """Have all paused, without waiting."""
+        self._lifecycle.ask_pause()
+
+    def finish(self) -> bool:
+        """Wait for the pauses and book the uptime; whether every pause is verified."""
+        if self._receipts is None:
+            receipts = self._lifecycle.finish()
+            for receipt in receipts:
+                self._ledger.book(SESSION, receipt.nano_usd)
+            self._receipts = receipts
+        return all(receipt.verified or receipt.kept for receipt in self._receipts)
+
+    def lines(self) -> tuple[EndpointLine, ...]:
+        """What the report says of them."""
+        receipts = self._receipts if self._receipts is not None else self._lifecycle.live()
+        return tuple(map(_line, receipts))
+
+    def _afford(self, endpoint: Endpoint, nano_per_minute: int | None) -> None:
+        cap = self._settings.session_cap
+        if cap is None or nano_per_minute is None:
+            return
+        total = self._ledger.total(SESSION)
+        if total.spent + total.held + nano_per_minute > cap:
+            raise over_cap(
+                scope="session budget",
+                scope_key=SESSION,
+                cap=cap,
+                spent=total.spent,
+                held=total.held,
+                needed=nano_per_minute,
+                model=f"the first minute of endpoint {endpoint.full_name}",
+            )
+
+    def _progress(self, name: str, state: str, seconds: float) -> None:
+        terminal: Any = self._config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is None or not self._worth_saying(terminal, name, state, seconds):
+            return
+        capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
+        text = f"endpoint {name}: {state}, {seconds:.0f} s"
+        with capture.global_and_fixture_disabled():
+            if terminal.isatty and state != "running":
+                terminal.rewrite(text, erase=True)
+            else:
+                terminal.ensure_newline()
+                terminal.write_line(text)
+
+    def _worth_saying(self, terminal: Any, name: str, state: str, seconds: float) -> bool:
+        said, at = self._said.get(name, ("", 0.0))
+        if state == said and not terminal.isatty and seconds - at < SAY_EVERY_S:
+            return False
+        self._said[name] = (state, seconds)
+        return True
+
+
+def _terms(settings: Settings, run_id: str) -> EndpointSettings:
+    from huggingface_hub import get_token
+
+    terms = EndpointSettings(
+        api=settings.endpoints_api,
+        token=get_token(),
+        run=run_id,
+        idle_timeout_min=settings.idle_timeout,
+        wait_timeout_s=settings.endpoint_wait,
+        billing_minute_s=settings.billing_minute,
+    )
+    # A rehearsal's endpoints start in no time, and its control plane ends with it.
+    return replace(terms, poll_s=0.05, keeper_deadline_s=10.0) if settings.emulator else terms
+
+
+def _line(receipt: EndpointReceipt) -> EndpointLine:
+    notes = [receipt.error or "", *receipt.warnings]
+    if receipt.found_running:
+        notes.insert(0, "was running before this run")
+    return EndpointLine(
+        name=receipt.name,
+        state=receipt.state,
+        nano_usd=receipt.nano_usd,
+        minutes=receipt.minutes,
+        resumed=receipt.resumed,
+        paused=receipt.paused_at is not None,
+        verified=receipt.verified,
+        note="; ".join(note for note in notes if note),
+    )

@@ -1,0 +1,119 @@
+"""Hooks of one test run; every one is a line or two that hands over to `Run`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.errors import HFBudgetError
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.plugin.run import Run
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Our errors as pytest's usage errors: one line and exit code 4."""
+    try:
+        yield
+    except HFBudgetError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+class Hooks:
+    """Registered once a run is configured, so that no hook has to look its run up."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def pytest_report_header(self) -> str | None:
+        """Show caps and endpoints."""
+        return self.run.header()
+
+    @pytest.hookimpl(trylast=True)  # after every plugin that deselects
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Check the markers of what will run."""
+        with usage_errors():
+            self.run.plan(items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self) -> None:
+        """Say from the controller what its workers found wrong: it collects nothing itself."""
+        with usage_errors():
+            self.run.planned()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Begin, now that it is certain that something runs."""
+        if not session.config.option.collectonly:
+            with usage_errors():
+                self.run.begin()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Charge a test for what happens while it runs."""
+        self.run.enter(item)
+        try:
+            return (yield)
+        finally:
+            self.run.leave(item)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Bring up the endpoints that a test needs."""
+        try:
+            self.run.bring_up(item)
+        except HFBudgetError as error:
+            pytest.fail(str(error), pytrace=False)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any]
+    ) -> Generator[None, object, object]:
+        """Charge the session for what several tests share."""
+        if fixturedef.scope == "function":
+            return (yield)
+        with self.run.shared(f"{fixturedef.scope} fixture {fixturedef.argname}"):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Fail a test that was refused a call, and note what it cost."""
+        if call.when == "teardown":
+            self.run.note_cost(item)  # before the report copies the item's properties
+        report = yield
+        self.run.judge(item, report)
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember how tests ended."""
+        self.run.ended(report)
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Pause at the earliest moment: fixtures may take their time to tear down."""
+        self.run.ask_pause()
+
+    # Innermost wrapper: before it yields nobody else has done anything, after it the terminal
+    # has not yet summed up.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Pause first, whatever the others do; report last."""
+        self.run.ask_pause()
+        try:
+            return (yield)
+        finally:
+            self.run.finish(session)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Show what it cost."""
+        self.run.summarise(terminalreporter)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Give a worker the address of the ledger."""
+        node.workerinput["hfbudget"] = self.run.serve()

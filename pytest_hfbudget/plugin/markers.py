@@ -1,0 +1,116 @@
+"""What the markers of a test ask for: its budgets, its prices, its endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.ledger.scope import Scope
+from pytest_hfbudget.metering.budget import Terms, terms
+from pytest_hfbudget.metering.payer import RunningTest
+from pytest_hfbudget.settings import Settings, full_name
+
+if TYPE_CHECKING:
+    from _pytest.nodes import Node
+
+LEVELS: dict[str, type[pytest.Collector]] = {
+    "class": pytest.Class,
+    "module": pytest.Module,
+    "package": pytest.Package,
+}
+
+
+class Marked(NamedTuple):
+    """One budget marker, checked, and the node that it stands on."""
+
+    terms: Terms
+    node: Node
+
+
+def running_test(item: pytest.Item, settings: Settings) -> RunningTest:
+    """The budgets that enclose a test, below the session's.
+
+    Of markers with ``scope="test"`` the closest counts; each of the wider ones is a budget that
+    the tests below it share.
+
+    Raises:
+        ConfigError: a marker with arguments that make no sense.
+    """
+    marked = list(_budgets(item))
+    own = next((mark.terms for mark in marked if mark.terms.scope == "test"), None)
+    shared = [mark for mark in marked if mark.terms.scope != "test"]
+    cap = own.cap if own else settings.test_cap
+    # The key is the node id, so reruns of a test and its repetitions share one budget.
+    test = Scope(
+        f"test:{item.nodeid}",
+        (own and own.name) or item.nodeid,
+        cap,
+        own.max_calls if own else None,
+    )
+    return RunningTest(
+        id=item.nodeid,
+        scopes=(*(_shared(mark, item) for mark in reversed(shared)), test),
+        explicit=next((mark.terms.explicit for mark in marked if mark.terms.explicit), None),
+        on_exceed=marked[0].terms.on_exceed if marked else "fail",
+    )
+
+
+def check(items: list[pytest.Item], settings: Settings) -> tuple[str, ...]:
+    """Check every marker, and tell the endpoints that these tests need.
+
+    Raises:
+        ConfigError: one line that names the test and the argument.
+    """
+    needed: dict[str, None] = {}
+    for item in items:
+        if next(item.iter_markers("budget"), None):
+            running_test(item, settings)
+        needed.update(dict.fromkeys(endpoints(item, settings)))
+    return tuple(needed)
+
+
+def any_cap(items: list[pytest.Item]) -> bool:
+    """Whether any of these tests has a budget of its own."""
+    return any(next(item.iter_markers("budget"), None) for item in items)
+
+
+def endpoints(item: pytest.Item, settings: Settings) -> tuple[str, ...]:
+    """The full names of the endpoints that a test's markers name, the closest marker first.
+
+    Raises:
+        ConfigError: a marker without names, or a name that is none.
+    """
+    names: dict[str, None] = {}
+    for mark in item.iter_markers("hf_endpoint"):
+        if mark.kwargs or not mark.args or not all(isinstance(name, str) for name in mark.args):
+            raise ConfigError(f'{item.nodeid}: write @pytest.mark.hf_endpoint("namespace/name")')
+        for name in mark.args:
+            names[full_name(name, settings.namespace)] = None
+    return tuple(names)
+
+
+def _budgets(item: pytest.Item) -> Iterator[Marked]:
+    for node, mark in item.iter_markers_with_node("budget"):
+        try:
+            yield Marked(terms(*mark.args, **mark.kwargs), node)
+        except (ConfigError, TypeError) as error:
+            text = str(error).replace("terms()", "budget()")
+            raise ConfigError(f"{item.nodeid}: @pytest.mark.{_call(mark)}: {text}") from None
+
+
+def _call(mark: pytest.Mark) -> str:
+    arguments = [*map(repr, mark.args), *(f"{k}={v!r}" for k, v in mark.kwargs.items())]
+    return f"budget({', '.join(arguments)})"
+
+
+def _shared(mark: Marked, item: pytest.Item) -> Scope:
+    level = mark.terms.scope
+    node = None if level == "session" else item.getparent(LEVELS[level])
+    if level != "session" and node is None:
+        raise ConfigError(f'{item.nodeid}: budget(scope="{level}"), but it is in no {level}')
+    place = node.nodeid if node else "run"
+    name = mark.terms.name or f"{level} {place}"
+    return Scope(f"{level}:{place}:{name}", name, mark.terms.cap, mark.terms.max_calls)

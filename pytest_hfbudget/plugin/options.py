@@ -1,0 +1,68 @@
+"""Options, ini settings and markers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import pytest
+
+from pytest_hfbudget.settings import SETTINGS, Settings, merge
+
+METAVARS = {
+    "session_cap": "USD",
+    "test_cap": "USD",
+    "prices": "FILE",
+    "unpriced": "HOW",
+    "endpoints": "NAME",
+    "namespace": "NAME",
+    "report": "FILE",
+}
+
+BUDGET = (
+    "budget(max_usd=None, *, name=None, max_calls=None, price=None, price_per_1k_tokens=None, "
+    'on_exceed="fail", scope="test"): cap in USD on what a test may spend on inference'
+)
+ENDPOINT = (
+    "hf_endpoint(*names): Inference Endpoints (namespace/name) that a test needs; resumed once "
+    "per run, paused at its end"
+)
+
+
+def add(parser: pytest.Parser) -> None:
+    """Add an option and an ini setting for each of our settings that has one."""
+    group = parser.getgroup("hfbudget", "budgets for Hugging Face inference")
+    for key, setting in SETTINGS.items():
+        if setting.option:
+            group.addoption(setting.option, dest=_dest(key), help=setting.help, **_kind(key))
+        if setting.ini:
+            kind: Literal["args", "string"] = "args" if key == "endpoints" else "string"
+            parser.addini(setting.ini, setting.help, type=kind, default=None)
+
+
+def read(config: pytest.Config) -> Settings:
+    """The settings of a run.
+
+    Raises:
+        ConfigError: one of them makes no sense.
+    """
+    values = {key: config.getoption(_dest(key), None) for key in SETTINGS}
+    return merge(values, os.environ, config.getini)
+
+
+def register_markers(config: pytest.Config) -> None:
+    """Make our markers known to ``--markers`` and ``--strict-markers``."""
+    for line in (BUDGET, ENDPOINT):
+        config.addinivalue_line("markers", line)
+
+
+def _dest(key: str) -> str:
+    return f"hfbudget_{key}"
+
+
+def _kind(key: str) -> dict[str, Any]:
+    if key == "emulator":
+        return {"nargs": "?", "const": "start", "default": None, "metavar": "URL"}
+    if key == "endpoints":
+        return {"action": "append", "default": None, "metavar": METAVARS[key]}
+    return {"default": None, "metavar": METAVARS[key]}

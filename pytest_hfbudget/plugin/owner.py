@@ -1,0 +1,221 @@
+"""The process that owns the ledger, the endpoints and the report of a run."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.settings import Settings, full_name
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.ledger import Ledger
+    from pytest_hfbudget.ledger.server import LedgerServer
+    from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.plugin.fleet import Fleet
+    from pytest_hfbudget.plugin.rehearsal import Rehearsal
+    from pytest_hfbudget.reporting import Report
+
+
+class Owner:
+    """A run in one process, or the controller of one with workers."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config, self.settings = config, settings
+        self.run_id = uuid.uuid4().hex[:12]
+        self.leased: dict[str, str] = {}
+        self._lock = threading.RLock()
+        self._ledger: Ledger | None = None
+        self._fleet: Fleet | None = None
+        self._server: LedgerServer | None = None
+        self._rehearsal: Rehearsal | None = None
+        self._problem: HFBudgetError | None = None
+        self._prices_ready = False
+        self._done = False
+        self._verified = True
+
+    # --- before the tests
+
+    def open(self) -> None:
+        if self.settings.emulator:
+            from pytest_hfbudget.plugin.rehearsal import Rehearsal
+
+            self._rehearsal = Rehearsal.start(self.settings.emulator)
+            self.settings = self._rehearsal.settings(self.settings)
+        if self.settings.capped or self.settings.prices:
+            from pytest_hfbudget.plugin import prices
+
+            prices.check(self.config, self.settings)
+
+    def make_runtime(self) -> Runtime:
+        from pytest_hfbudget.plugin.assembly import assemble
+
+        return assemble(self.config, self.settings, self.ledger, self.leased)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger of the run, made when it is first needed."""
+        with self._lock:
+            if self._ledger is None:
+                from pytest_hfbudget.ledger import Ledger
+                from pytest_hfbudget.plugin.assembly import session_scope
+
+                self._ledger = Ledger()
+                self._ledger.open(session_scope(self.settings))
+            return self._ledger
+
+    def declare(self, names: tuple[str, ...], *, capped: bool) -> None:
+        given = (full_name(name, self.settings.namespace) for name in self.settings.endpoints)
+        needed = tuple(dict.fromkeys((*given, *names)))
+        if needed:
+            self.fleet.check(needed)
+        if capped or self.settings.capped:
+            self._prepare_prices()
+
+    def _prepare_prices(self) -> None:
+        with self._lock:
+            if not self._prices_ready:
+                from pytest_hfbudget.plugin import prices
+
+                prices.refresh(self.config, self.settings)
+                self._prices_ready = True
+
+    def problem(self, error: HFBudgetError) -> None:
+        raise error
+
+    def planned(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+
+    def begin(self) -> None:
+        if self.settings.capped:
+            self._prepare_prices()
+        for name in self.settings.endpoints:
+            self.ensure(full_name(name, self.settings.namespace))
+
+    # --- endpoints
+
+    @property
+    def fleet(self) -> Fleet:
+        """The endpoints of the run, known since the first one was declared."""
+        with self._lock:
+            if self._fleet is None:
+                from pytest_hfbudget.plugin.fleet import Fleet
+
+                self._fleet = Fleet(
+                    self.config, self.settings, self.run_id, self.ledger, self._rehearsal
+                )
+            return self._fleet
+
+    def ensure(self, name: str) -> dict[str, Any]:
+        endpoint = self.fleet.ensure(name)
+        if endpoint.url:
+            self.leased[endpoint.url] = name
+        return dict(endpoint.raw)
+
+    def between(self) -> None:
+        if self._fleet is not None:
+            self._fleet.tend()
+
+    def ask_pause(self) -> None:
+        if self._fleet is not None:
+            self._fleet.ask_pause()
+
+    # --- after the tests
+
+    def finish(self, outcomes: Mapping[str, str]) -> bool:
+        if not self._done:
+            try:
+                if self._fleet is not None:
+                    self._verified = self._fleet.finish()
+                self._done = True
+            finally:
+                self._write_report(outcomes)
+        return self._verified
+
+    def report(self, outcomes: Mapping[str, str]) -> Report:
+        """The report as it stands now."""
+        from pytest_hfbudget.reporting import Report
+
+        lines = self._fleet.lines() if self._fleet is not None else ()
+        return Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
+
+    def _write_report(self, outcomes: Mapping[str, str]) -> None:
+        if self.settings.report is None:
+            return
+        from pytest_hfbudget.reporting.jsonfile import write
+
+        path = self.config.invocation_params.dir / self.settings.report
+        try:
+            write(self.report(outcomes), path)
+        except OSError as error:
+            self.config.issue_config_time_warning(
+                pytest.PytestWarning(f"hfbudget could not write {path}: {error}"), stacklevel=2
+            )
+
+    def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
+        quiet = self._ledger is None and self._fleet is None
+        if quiet or ((report := self.report(outcomes)).empty and report.cap is None):
+            return
+        from pytest_hfbudget.reporting import summary
+
+        terminal.section("hf budget")
+        for line in summary(report):
+            terminal.write_line(line.text, **({line.colour: True} if line.colour else {}))
+        if self.settings.report is not None:
+            terminal.write_line(f"  report: {self.settings.report}")
+
+    # --- workers
+
+    def serve(self) -> dict[str, Any]:
+        if self._server is None:
+            from pytest_hfbudget.ledger.server import LedgerServer
+
+            more: dict[str, Callable[..., Any]] = {
+                "declare": self._declare_for,
+                "ensure": self.ensure,
+                "problem": self._note,
+            }
+            self._server = LedgerServer(self.ledger, more)
+            self._server.start()
+        return {
+            "socket": self._server.path,
+            "router": self.settings.router,
+            "endpoints_api": self.settings.endpoints_api,
+            "hub": self.settings.hub or "",
+            "emulator": self.settings.emulator or "",
+        }
+
+    def _declare_for(self, names: list[str], capped: bool) -> None:
+        try:
+            with self._lock:
+                self.declare(tuple(names), capped=capped)
+        except HFBudgetError as error:
+            self._note(str(error))
+
+    def _note(self, message: str) -> None:
+        self._problem = self._problem or HFBudgetError(message)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+        if self._rehearsal is not None:
+            self._rehearsal.stop()
+            self._rehearsal = None
+
+
+def with_addresses(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """Settings of a worker, with the addresses that its controller uses."""
+    return replace(
+        settings,
+        router=given["router"],
+        endpoints_api=given["endpoints_api"],
+        hub=given["hub"] or None,
+        emulator=given["emulator"] or None,
+    )

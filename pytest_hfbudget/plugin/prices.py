@@ -1,0 +1,126 @@
+"""The price book of a run: tables of the project, the catalogue on disk, the environment."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.pricing import (
+    CallRequest,
+    Catalogue,
+    Price,
+    PriceBook,
+    PriceTable,
+    Unpriced,
+    parse_price,
+)
+from pytest_hfbudget.pricing.book import price_from_environment
+from pytest_hfbudget.pricing.catalogue import DAY_S, CatalogueFile
+from pytest_hfbudget.pricing.table import read_toml
+from pytest_hfbudget.settings import Settings
+
+FETCH_S = 10.0
+
+
+def book(config: pytest.Config, settings: Settings, leased: dict[str, str]) -> PriceBook:
+    """Everything that is known about prices.
+
+    Raises:
+        ConfigError: a table, a variable or ``--hf-unpriced`` that makes no sense.
+    """
+    try:
+        environment = price_from_environment(os.environ)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return PriceBook(
+        table=_table(config, settings),
+        load_catalogue=partial(_load, settings),
+        environment=environment,
+        unpriced=Unpriced.parse(settings.unpriced),
+        hook=partial(_ask_hook, config),
+        leased=leased,
+    )
+
+
+def check(config: pytest.Config, settings: Settings) -> None:
+    """Find a wrong price before the first test, not in the middle of the run.
+
+    Raises:
+        ConfigError: as `book`.
+    """
+    book(config, settings, {})
+
+
+def refresh(config: pytest.Config, settings: Settings) -> None:
+    """Read the router's catalogue anew when the copy on disk is older than a day.
+
+    Without a network the old copy is used; what it does not know is refused.
+    """
+    file = catalogue_file(settings)
+    kept = file.load(settings.router)
+    if kept and time.time() - kept.read_at < DAY_S and not settings.emulator:
+        return
+    try:
+        file.refresh(settings.router, _fetch, time.time())
+    except (OSError, ValueError) as error:
+        age = f"that of {kept.source.rpartition(' ')[2]} is used" if kept else "there is none yet"
+        config.issue_config_time_warning(
+            pytest.PytestWarning(
+                f"hfbudget could not read the price catalogue of {settings.router} ({error}); {age}"
+            ),
+            stacklevel=2,
+        )
+
+
+def catalogue_file(settings: Settings) -> CatalogueFile:
+    """Where the catalogue of this router is kept."""
+    directory = os.environ.get("HFBUDGET_CACHE_DIR")
+    if not directory:
+        from platformdirs import user_cache_dir
+
+        directory = user_cache_dir("hfbudget")
+    name = hashlib.sha256(settings.router.encode()).hexdigest()[:12]
+    return CatalogueFile(Path(directory) / f"catalogue-{name}.json")
+
+
+def _load(settings: Settings) -> Catalogue:
+    return catalogue_file(settings).load(settings.router) or Catalogue()
+
+
+def _fetch(url: str) -> bytes:
+    import urllib3
+
+    try:
+        with urllib3.PoolManager(timeout=FETCH_S, retries=2) as pool:
+            answer = pool.request("GET", url)
+    except urllib3.exceptions.HTTPError as error:
+        raise OSError(f"{type(error).__name__}") from None
+    if answer.status != 200:  # noqa: PLR2004 - OK
+        raise OSError(f"status {answer.status}")
+    return answer.data
+
+
+def _table(config: pytest.Config, settings: Settings) -> PriceTable:
+    project = config.rootpath / "pyproject.toml"
+    table = PriceTable()
+    if project.is_file() and "tool.hfbudget" in project.read_text(encoding="utf-8"):
+        tool = read_toml(project).get("tool", {}).get("hfbudget", {})
+        table = PriceTable.parse(tool.get("prices", {}), "pyproject.toml")
+    if settings.prices is None:
+        return table
+    below = (config.invocation_params.dir / settings.prices, config.rootpath / settings.prices)
+    path = next((path for path in below if path.is_file()), below[0])
+    return PriceTable.load(path).over(table)
+
+
+def _ask_hook(config: pytest.Config, request: CallRequest) -> Price | None:
+    answer: object = config.hook.pytest_hfbudget_price(request=request)
+    if answer is None or isinstance(answer, Price):
+        return answer
+    return parse_price(answer, "hook pytest_hfbudget_price")

@@ -1,0 +1,112 @@
+"""`--hf-emulator`: the whole run against the local emulator, at $0."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.emulator import EmulatorClient
+
+# Any name will do there. A real token has no business on the way to it.
+TOKEN = "hf_emulator"  # noqa: S105
+START_S = 30.0
+
+
+class Rehearsal:
+    """An emulator in a process of its own, because tests break what is in theirs."""
+
+    def __init__(self, url: str, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.url = url
+        self._process = process
+        self._token = os.environ.get("HF_TOKEN")
+        os.environ["HF_TOKEN"] = TOKEN
+
+    @classmethod
+    def start(cls, where: str) -> Rehearsal:
+        """Start an emulator, or use the one at a URL.
+
+        Raises:
+            ConfigError: it can't be started.
+        """
+        if where.startswith(("http://", "https://")):
+            return cls(where.rstrip("/"))
+        if where not in ("start", "1", "true", "yes"):
+            raise ConfigError(f"--hf-emulator={where}: write the URL of an emulator, or nothing")
+        if find_spec("starlette") is None or find_spec("uvicorn") is None:
+            raise ConfigError('--hf-emulator needs: pip install "pytest-hfbudget[emulator]"')
+        return cls._spawn()
+
+    @classmethod
+    def _spawn(cls) -> Rehearsal:
+        with tempfile.TemporaryDirectory(prefix="hfbudget-") as directory:
+            ready = Path(directory) / "ready"
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "pytest_hfbudget.emulator"),
+                    *("--ready-file", str(ready), "--exit-with", str(os.getpid())),
+                ],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            return cls(_wait_ready(ready, process), process)
+
+    def settings(self, settings: Settings) -> Settings:
+        """Settings that lead to the emulator."""
+        return replace(
+            settings,
+            emulator=self.url,
+            router=f"{self.url}/router",
+            endpoints_api=f"{self.url}/v2",
+            hub=f"{self.url}/hub",
+        )
+
+    def provide(self, names: tuple[str, ...]) -> None:
+        """Have the emulator play endpoints that it does not know yet."""
+        client = self._client()
+        known = {endpoint["full_name"] for endpoint in client.state()["endpoints"]}
+        for name in names:
+            if name not in known:
+                client.add_endpoint(name)
+
+    def stop(self) -> None:
+        """End the emulator, if this run has started it."""
+        if self._token is None:
+            os.environ.pop("HF_TOKEN", None)
+        else:
+            os.environ["HF_TOKEN"] = self._token
+        if self._process is not None:
+            self._process.terminate()
+            self._process.communicate()
+
+    def _client(self) -> EmulatorClient:
+        from pytest_hfbudget.emulator import EmulatorClient
+
+        return EmulatorClient(self.url)
+
+
+def _wait_ready(ready: Path, process: subprocess.Popen[bytes]) -> str:
+    waited = 0.0
+    while not ready.exists():
+        try:
+            process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            waited += 0.02
+            if waited < START_S:
+                continue
+            process.kill()
+        _, said = process.communicate()
+        lines = said.decode(errors="replace").strip().splitlines()
+        raise ConfigError(f"the emulator did not start: {lines[-1] if lines else 'no word'}")
+    return str(json.loads(ready.read_text())["url"])

@@ -1,0 +1,71 @@
+"""What a process of a run is: the owner of ledger and endpoints, or a worker that asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from pytest_hfbudget.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.errors import HFBudgetError
+    from pytest_hfbudget.metering.runtime import Runtime
+
+
+class Role(Protocol):
+    """What `Run` leaves to the role of its process."""
+
+    settings: Settings
+
+    def open(self) -> None:
+        """Check what can be checked before anything is collected."""
+
+    def make_runtime(self) -> Runtime:
+        """The meter of this process."""
+
+    def declare(self, names: tuple[str, ...], *, capped: bool) -> None:
+        """Tell which endpoints will be needed, and whether any test has a cap."""
+
+    def problem(self, error: HFBudgetError) -> None:
+        """End the run, because its plan can't be carried out."""
+
+    def planned(self) -> None:
+        """Raise the first problem that a worker had."""
+
+    def begin(self) -> None:
+        """Bring up what the whole run needs."""
+
+    def ensure(self, name: str) -> dict[str, Any]:
+        """An endpoint, serving, as the API's own object."""
+
+    def between(self) -> None:
+        """Look after the keeper, between two tests."""
+
+    def ask_pause(self) -> None:
+        """Have everything paused, without waiting."""
+
+    def finish(self, outcomes: Mapping[str, str]) -> bool:
+        """Wait for the pauses and report; whether every pause is verified."""
+
+    def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
+        """Write the section of the terminal's summary."""
+
+    def serve(self) -> dict[str, Any]:
+        """What a worker needs to know."""
+
+    def close(self) -> None:
+        """Give back what is left."""
+
+
+def role_of(config: pytest.Config, settings: Settings) -> Role:
+    """The role of the process that this config belongs to."""
+    given: dict[str, Any] = getattr(config, "workerinput", {})
+    if given:
+        from pytest_hfbudget.plugin.worker import Worker
+
+        return Worker(config, settings, given)
+    from pytest_hfbudget.plugin.owner import Owner
+
+    return Owner(config, settings)

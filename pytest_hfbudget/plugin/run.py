@@ -1,0 +1,264 @@
+"""One test run, as one of its processes sees it: alone, as the controller, or as a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.metering.importing import PostImport
+from pytest_hfbudget.money import usd_text
+from pytest_hfbudget.plugin import options
+
+if TYPE_CHECKING:
+    from huggingface_hub import InferenceEndpoint
+
+    from pytest_hfbudget.metering.payer import RunningTest
+    from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.plugin.role import Role
+
+RUN = pytest.StashKey["Run"]()
+
+# Whoever imports one of these is about to spend, or to ask what was spent.
+DOORBELLS = ("huggingface_hub", "pytest_hfbudget.metering.budget")
+
+
+class Run:
+    """Everything that the hooks of one config share.
+
+    The meter is built when a doorbell rings, so that a suite without Hugging Face pays nothing.
+    """
+
+    def __init__(self, config: pytest.Config, role: Role) -> None:
+        self.config, self.role, self.settings = config, role, role.settings
+        self.runtime: Runtime | None = None
+        self.outcomes: dict[str, str] = {}
+        self._item: pytest.Item | None = None
+        self._where = "before the first test"
+        self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Run:
+        """The run of a config, in the role that its process has.
+
+        Raises:
+            ConfigError: a setting that makes no sense.
+        """
+        from pytest_hfbudget.plugin.role import role_of
+
+        return cls(config, role_of(config, options.read(config)))
+
+    # --- from configure to the first test
+
+    def open(self) -> None:
+        """Check the prices, and listen for the first use of Hugging Face."""
+        self.role.open()
+        self.settings = self.role.settings
+        self._doorbell.install()
+
+    def _ring(self, module: object) -> None:
+        self.start()
+
+    def start(self) -> Runtime:
+        """Put the meter in place, once."""
+        if self.runtime is None:
+            self.runtime = self.role.make_runtime()
+            self.runtime.meter.payer.where = self._where
+            self.runtime.acquire()
+            if self._item is not None:
+                self._charge_to(self._item)
+        return self.runtime
+
+    def header(self) -> str | None:
+        """The line for pytest's header."""
+        if not self.settings.worth_a_header:
+            return None
+        from pytest_hfbudget.reporting.terminal import header
+
+        return header(self.settings)
+
+    def plan(self, items: list[pytest.Item]) -> None:
+        """Check the markers of what will run, and tell which endpoints it needs.
+
+        Raises:
+            ConfigError: a marker that makes no sense.
+        """
+        marked = [item for item in items if _is_marked(item)]
+        if not marked and not self.settings.endpoints:
+            return
+        from pytest_hfbudget.plugin import markers
+
+        try:
+            needed = markers.check(marked, self.settings)
+            if not self.config.option.collectonly:
+                self.role.declare(needed, capped=markers.any_cap(marked))
+        except HFBudgetError as error:
+            self.role.problem(error)
+
+    def planned(self) -> None:
+        """Raise what a worker found wrong with the plan."""
+        self.role.planned()
+
+    def begin(self) -> None:
+        """Bring up what the whole run needs, right before its first test.
+
+        Raises:
+            EndpointError: one of them can't be brought up.
+        """
+        self.role.begin()
+
+    # --- around each test
+
+    def enter(self, item: pytest.Item) -> None:
+        """From now on calls are charged to this test."""
+        self._item = item
+        if self.runtime is not None:
+            self._charge_to(item)
+
+    def leave(self, item: pytest.Item) -> None:
+        """Nothing that the test has opened stays held."""
+        self._item, self._where = None, f"after {item.nodeid}"
+        if self.runtime is not None:
+            self.runtime.meter.settle_open(item.nodeid)
+            self._charge(None)
+        self.role.between()
+
+    def _charge_to(self, item: pytest.Item) -> None:
+        from pytest_hfbudget.plugin.markers import running_test
+
+        self._charge(running_test(item, self.settings))
+
+    def _test(self) -> RunningTest | None:
+        return self.runtime.meter.payer.test if self.runtime else None
+
+    @contextmanager
+    def shared(self, where: str) -> Iterator[None]:
+        """Charge the session meanwhile: what several tests share belongs to none of them."""
+        item, before, test = self._item, self._where, self._test()
+        self._item, self._where = None, where
+        self._charge(None)
+        try:
+            yield
+        finally:
+            self._item, self._where = item, before
+            if test is None and item is not None and self.runtime is not None:
+                self._charge_to(item)  # the meter came about inside
+            else:
+                self._charge(test)
+
+    def _charge(self, test: RunningTest | None) -> None:
+        if self.runtime is not None:
+            payer = self.runtime.meter.payer
+            payer.test, payer.where = test, self._where
+
+    def note_cost(self, item: pytest.Item) -> None:
+        """Put a test's cost into its properties, from where JUnit takes it."""
+        if self.runtime is None or (test := self._test()) is None:
+            return
+        self.runtime.meter.settle_open(item.nodeid)
+        total = self.runtime.meter.ledger.total(test.scopes[-1].key)
+        if total.calls or total.refused:
+            item.user_properties.append(("hfbudget.usd", usd_text(total.spent)))
+            item.user_properties.append(("hfbudget.calls", total.calls))
+            item.user_properties.append(("hfbudget.refused", total.refused))
+
+    def judge(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Fail a test that was refused a call, also where its code swallowed the refusal."""
+        test = self._test()
+        if test is None or not test.refusals or test.on_exceed == "raise":
+            return
+        refusal, *more = test.refusals
+        test.refusals.clear()
+        if report.outcome == "failed":
+            return  # it says why already, at the line that called
+        report.outcome = "failed"
+        also = f" ({len(more)} more calls were refused)" if more else ""
+        report.longrepr = f"refused, though the test went on: {refusal}{also}"
+
+    def ended(self, report: pytest.TestReport) -> None:
+        """Remember how a test ended; the worst of its phases counts."""
+        if report.outcome != "passed" or report.nodeid not in self.outcomes:
+            self.outcomes[report.nodeid] = report.outcome
+
+    # --- endpoints
+
+    def bring_up(self, item: pytest.Item) -> None:
+        """Have the endpoints that a test needs running, before its own set-up begins.
+
+        Raises:
+            EndpointError: one of them can't be brought up.
+        """
+        if not _is_marked(item):
+            return
+        from pytest_hfbudget.plugin.markers import endpoints
+
+        for name in endpoints(item, self.settings):
+            self.role.ensure(name)
+
+    def live_endpoints(self, item: pytest.Item) -> dict[str, InferenceEndpoint]:
+        """The endpoints of a test as huggingface_hub's objects."""
+        from pytest_hfbudget.plugin.markers import endpoints
+        from pytest_hfbudget.settings import full_name
+
+        given = (full_name(name, self.settings.namespace) for name in self.settings.endpoints)
+        names = dict.fromkeys((*endpoints(item, self.settings), *given))
+        return {name: self._live(name) for name in names}
+
+    def _live(self, name: str) -> InferenceEndpoint:
+        from huggingface_hub import HfApi, InferenceEndpoint
+
+        raw = self.role.ensure(name)
+        namespace = name.partition("/")[0]
+        runtime = self.start()
+        runtime.meter.book.leased[str(raw["status"]["url"])] = name
+        return InferenceEndpoint.from_raw(raw, namespace=namespace, api=HfApi())
+
+    def ask_pause(self) -> None:
+        """Have everything paused now, without waiting for it."""
+        self.role.ask_pause()
+
+    # --- the end
+
+    def finish(self, session: pytest.Session) -> None:
+        """Wait for the verified pause, and write the report. A pause that fails fails the run."""
+        if self.runtime is not None:
+            self.runtime.meter.drain()
+        if not self.role.finish(self.outcomes) and session.exitstatus in (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.NO_TESTS_COLLECTED,
+        ):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def summarise(self, terminal: Any) -> None:
+        """The section in the terminal's summary."""
+        self.role.summarise(terminal, self.outcomes)
+
+    def serve(self) -> dict[str, Any]:
+        """What a worker needs to know, and the counter that it is to call at."""
+        return self.role.serve()
+
+    def close(self) -> None:
+        """Undo everything, also after an end that skipped `finish`."""
+        self._doorbell.uninstall()
+        try:
+            self.role.ask_pause()
+            self.role.finish(self.outcomes)
+        finally:
+            if self.runtime is not None:
+                runtime, self.runtime = self.runtime, None
+                runtime.release()
+            self.role.close()
+
+
+def _is_marked(item: pytest.Item) -> bool:
+    names = ("budget", "hf_endpoint")
+    return any(item.get_closest_marker(name) is not None for name in names)
+
+
+def worker_of(config: pytest.Config) -> str | None:
+    """The name of this worker, or None in a process that is none."""
+    workerinput: dict[str, Any] = getattr(config, "workerinput", {})
+    return workerinput.get("workerid")

@@ -1,0 +1,75 @@
+"""A worker of xdist: it holds and settles at the controller, and owns nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
+from pytest_hfbudget.plugin.owner import with_addresses
+from pytest_hfbudget.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.errors import HFBudgetError
+    from pytest_hfbudget.metering.runtime import Runtime
+
+
+class Worker:
+    """Two connections: a hold must never wait behind an endpoint that takes minutes to start."""
+
+    def __init__(
+        self, config: pytest.Config, settings: Settings, workerinput: Mapping[str, Any]
+    ) -> None:
+        given = workerinput["hfbudget"]
+        self.config = config
+        self.settings = with_addresses(settings, given)
+        self.leased: dict[str, str] = {}
+        self._name = str(workerinput["workerid"])
+        self._wire, self._slow_wire = Wire(given["socket"]), Wire(given["socket"])
+
+    def open(self) -> None:
+        """The controller has checked everything."""
+
+    def make_runtime(self) -> Runtime:
+        from pytest_hfbudget.plugin.assembly import assemble
+
+        ledger = RemoteLedger(self._wire)
+        return assemble(self.config, self.settings, ledger, self.leased, worker=self._name)
+
+    def declare(self, names: tuple[str, ...], *, capped: bool) -> None:
+        self._slow_wire.ask("declare", names, capped)
+
+    def problem(self, error: HFBudgetError) -> None:
+        self._slow_wire.ask("problem", str(error))
+
+    def planned(self) -> None:
+        """Said by the controller."""
+
+    def begin(self) -> None:
+        """Done by the controller."""
+
+    def ensure(self, name: str) -> dict[str, Any]:
+        raw: dict[str, Any] = self._slow_wire.ask("ensure", name)
+        self.leased[str(raw["status"]["url"])] = name
+        return raw
+
+    def between(self) -> None:
+        """The controller looks after the keeper."""
+
+    def ask_pause(self) -> None:
+        """A worker that ends says nothing about the others."""
+
+    def finish(self, outcomes: Mapping[str, str]) -> bool:
+        return True
+
+    def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
+        """Shown by the controller."""
+
+    def serve(self) -> dict[str, Any]:
+        raise RuntimeError("a worker has no workers")
+
+    def close(self) -> None:
+        self._wire.close()
+        self._slow_wire.close()

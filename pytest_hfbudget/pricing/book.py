@@ -1,0 +1,120 @@
+"""The price book: every place a price can come from, asked in order; the first one wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
+from pytest_hfbudget.pricing.catalogue import Catalogue
+from pytest_hfbudget.pricing.price import FREE, Price
+from pytest_hfbudget.pricing.quote import Quote
+from pytest_hfbudget.pricing.request import CallRequest
+from pytest_hfbudget.pricing.table import PriceTable, is_below
+from pytest_hfbudget.pricing.unpriced import Unpriced
+
+PriceHook = Callable[[CallRequest], "Price | None"]
+
+DEDICATED_HOST = ".endpoints.huggingface.cloud"
+
+
+@dataclass
+class PriceBook:
+    """Explicit price > hook > project's table > router's catalogue > environment > policy.
+
+    ``leased`` maps the URLs of this run's endpoints to their names: a call to one of those
+    costs no tokens, its price is the endpoint's uptime.
+    """
+
+    table: PriceTable = field(default_factory=PriceTable)
+    load_catalogue: Callable[[], Catalogue] = Catalogue
+    environment: Price | None = None
+    unpriced: Unpriced = field(default_factory=Unpriced)
+    hook: PriceHook | None = None
+    leased: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The router's prices, loaded when the first call asks."""
+        return self.load_catalogue()
+
+    def quote(self, request: CallRequest, explicit: Quote | None = None) -> Quote | None:
+        """What this request can cost, or None where nobody knows a price.
+
+        Where the router is free to choose, the quote holds every live provider that has one.
+        """
+        if leased := self._leased(request.url):
+            return Quote.of(FREE, f"uptime of {leased}")
+        if explicit:
+            return explicit
+        if self.hook and (price := self.hook(request)):
+            return Quote.of(price, "hook pytest_hfbudget_price")
+        return self._listed(request) or self._fallback(request)
+
+    def _leased(self, url: str) -> str | None:
+        return next((name for base, name in self.leased.items() if is_below(url, base)), None)
+
+    def _listed(self, request: CallRequest) -> Quote | None:
+        if request.provider is not None or request.is_url:
+            return self._from_lists(request.model, request.provider)
+        if found := self.table.find(request.model, None):
+            return Quote.of(*found)
+        providers = self.table.providers(request.model)
+        providers |= {offer.provider for offer in self.catalogue.of(request.model)}
+        quotes = (self._from_lists(request.model, provider) for provider in sorted(providers))
+        return Quote.any_of([quote for quote in quotes if quote]) or self._from_lists(
+            request.model, None
+        )
+
+    def _from_lists(self, model: str, provider: str | None) -> Quote | None:
+        if found := self.table.find(model, provider):
+            return Quote.of(*found)
+        for offer in self.catalogue.of(model):
+            if provider == offer.provider and offer.price:
+                return Quote.of(offer.price, f"{self.catalogue.source}: {model}:{provider}")
+        return None
+
+    def _fallback(self, request: CallRequest) -> Quote | None:
+        if self.environment and not request.is_url:
+            return Quote.of(self.environment, "environment: HUGGINGFACE_*_TOKEN_COST")
+        if self.unpriced.price:
+            return Quote.of(self.unpriced.price, self.unpriced.source)
+        return None
+
+
+def price_from_environment(environ: Mapping[str, str]) -> Price | None:
+    """The two ``HUGGINGFACE_*_TOKEN_COST`` variables, in USD per single token.
+
+    Where only one is set, the other has its documented default: $1 in, $3 out per 1M tokens.
+
+    Raises:
+        ValueError: a variable is not a price.
+    """
+    names = {"input": "HUGGINGFACE_INPUT_TOKEN_COST", "output": "HUGGINGFACE_OUTPUT_TOKEN_COST"}
+    rates = {"input": ATTO_PER_USD // 10**6, "output": 3 * ATTO_PER_USD // 10**6}
+    if not any(environ.get(name) for name in names.values()):
+        return None
+    for kind, name in names.items():
+        if text := environ.get(name):
+            try:
+                rates[kind] = parse_rate(text)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+    return Price(input=rates["input"], output=rates["output"])
+
+
+def toml_hint(request: CallRequest) -> str:
+    """The exact TOML lines that would give this request a price."""
+    if request.is_url:
+        server = "/".join(request.model.split("/")[:3])
+        return f'["{server}"]\nfree = true            # or input/output in USD per 1M tokens'
+    name = f"{request.model}:{request.provider}" if request.provider else request.model
+    if request.task.endswith("to-image"):
+        return f'["{name}"]\nimage = 0.00           # USD each'
+    if request.generates or request.task == "feature-extraction":
+        return (
+            f'["{name}"]\ninput = 0.00           # USD per 1M tokens\n'
+            "output = 0.00          # USD per 1M tokens"
+        )
+    return f'["{name}"]\ncall = 0.00            # USD each'

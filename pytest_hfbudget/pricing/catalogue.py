@@ -1,0 +1,128 @@
+"""The router's live catalogue: prices per model and provider, kept on disk with their date."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pytest_hfbudget.money import parse_rate
+from pytest_hfbudget.pricing.price import FREE, Price
+
+DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One provider's offer of one model; ``price`` is None where the router names none."""
+
+    provider: str
+    price: Price | None
+    live: bool = True
+    context_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """``GET /v1/models`` of the router: chat models only, prices in USD per 1M tokens.
+
+    Every field but ``provider`` and ``status`` may be missing from an offer, prices among them
+    (hub-docs, "Inference Providers: Hub API").
+    """
+
+    offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)
+    read_at: float = 0.0
+    origin: str = ""
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any], *, read_at: float, origin: str) -> Catalogue:
+        """The catalogue behind the router's answer; rows it can't understand are left out."""
+        models = payload.get("data")
+        rows = [row for row in models if isinstance(row, dict)] if isinstance(models, list) else []
+        return cls({str(row.get("id")): _offers(row) for row in rows}, read_at, origin)
+
+    @property
+    def source(self) -> str:
+        """Where these prices come from, with the day on which they were read."""
+        day = datetime.fromtimestamp(self.read_at, timezone.utc).date().isoformat()
+        return f"router catalogue of {day}"
+
+    def of(self, model: str) -> tuple[Offer, ...]:
+        """The offers of a model that can be routed to now."""
+        return tuple(offer for offer in self.offers.get(model, ()) if offer.live)
+
+    def context_length(self, model: str, provider: str | None) -> int | None:
+        """The most tokens that a prompt and its answer can have together, if all offers say so."""
+        offers = [o for o in self.of(model) if provider in (None, o.provider)]
+        lengths = [o.context_length for o in offers]
+        return max((n for n in lengths if n), default=None) if lengths and all(lengths) else None
+
+
+def _offers(row: Mapping[str, Any]) -> tuple[Offer, ...]:
+    providers = row.get("providers")
+    found = [p for p in providers if isinstance(p, dict)] if isinstance(providers, list) else []
+    return tuple(
+        Offer(
+            provider=str(offer.get("provider")),
+            price=_price(offer),
+            live=offer.get("status") == "live",
+            context_length=_length(offer.get("context_length")),
+        )
+        for offer in found
+    )
+
+
+def _length(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _price(offer: Mapping[str, Any]) -> Price | None:
+    if offer.get("is_free") is True:
+        return FREE
+    pricing = offer.get("pricing")
+    if not isinstance(pricing, dict):
+        return None
+    try:
+        rate_in, rate_out = (parse_rate(pricing[k], units=10**6) for k in ("input", "output"))
+    except (KeyError, ValueError):
+        return None  # half a price would be charged as $0 for the other half
+    # A price of nothing that is not marked as free is a gap in the list, not a gift.
+    return Price(input=rate_in, output=rate_out) if rate_in or rate_out else None
+
+
+@dataclass(frozen=True)
+class CatalogueFile:
+    """The catalogue on disk, so that a run without a network still has prices."""
+
+    path: Path
+
+    def load(self, origin: str) -> Catalogue | None:
+        """What was read last from this router, if anything."""
+        try:
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            if kept["origin"] != origin:
+                return None
+            return Catalogue.parse(kept["models"], read_at=float(kept["read_at"]), origin=origin)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # absent or damaged: it is only a copy, and the next refresh writes it anew
+
+    def refresh(self, origin: str, fetch: Callable[[str], bytes], now: float) -> Catalogue:
+        """Read the router's catalogue and keep it.
+
+        Raises:
+            ValueError: the answer is not a catalogue.
+            OSError: the copy can't be written.
+        """
+        models = json.loads(fetch(f"{origin.rstrip('/')}/v1/models"))
+        if not isinstance(models, dict) or not isinstance(models.get("data"), list):
+            raise ValueError(f"{origin}/v1/models did not answer with a list of models")
+        kept = json.dumps({"origin": origin, "read_at": now, "models": models})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        fresh.write_text(kept, encoding="utf-8")
+        fresh.replace(self.path)
+        return Catalogue.parse(models, read_at=now, origin=origin)

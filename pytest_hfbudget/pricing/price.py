@@ -1,0 +1,73 @@
+"""A price, what was used, and the one multiplication that turns both into nano-USD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_hfbudget.money import nano
+
+MICROSECONDS = 10**6
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a call consumed.
+
+    ``input_tokens`` includes the cached ones and ``output_tokens`` the reasoning ones, as in
+    OpenAI-style ``usage``. ``estimated`` says that no usage came back and these are upper bounds.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    images: int = 0
+    microseconds: int = 0
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one unit costs, in atto-USD; None where that kind of unit has no price."""
+
+    input: int | None = None
+    output: int | None = None
+    cached: int | None = None
+    call: int | None = None
+    image: int | None = None
+    second: int | None = None
+    free: bool = False
+
+    @property
+    def by_token(self) -> bool:
+        """Whether tokens are what is billed."""
+        return self.input is not None or self.output is not None
+
+    @property
+    def known(self) -> bool:
+        """Whether this says anything at all: a row without a price is no price of $0."""
+        return self.free or any(
+            unit is not None
+            for unit in (self.input, self.output, self.call, self.image, self.second)
+        )
+
+    def cost(self, usage: Usage) -> int:
+        """Nano-USD of a call, rounded up once for the whole of it.
+
+        Cached input is billed as input where it has no price of its own: the router's catalogue
+        names none, so that is its upper bound.
+        """
+        if self.free:
+            return 0
+        cached = usage.cached_tokens if self.cached is not None else 0
+        atto = (
+            (usage.input_tokens - cached) * (self.input or 0)
+            + cached * (self.cached or 0)
+            + usage.output_tokens * (self.output or 0)
+            + usage.images * (self.image or 0)
+            + (self.call or 0)
+            + -(-usage.microseconds * (self.second or 0) // MICROSECONDS)
+        )
+        return nano(atto)
+
+
+FREE = Price(free=True)

@@ -1,0 +1,58 @@
+"""What a request may cost: one price, or several where the router is free to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pytest_hfbudget.money import ATTO_PER_NANO
+from pytest_hfbudget.pricing.price import Price, Usage
+from pytest_hfbudget.pricing.request import CallRequest
+
+
+@dataclass(frozen=True)
+class Quote:
+    """Prices with the place each was found; the dearest one counts, at every use."""
+
+    options: tuple[tuple[Price, str], ...]
+
+    @classmethod
+    def of(cls, price: Price, source: str) -> Quote:
+        """A quote of one known price."""
+        return cls(((price, source),))
+
+    @classmethod
+    def any_of(cls, quotes: Iterable[Quote]) -> Quote | None:
+        """A quote that holds whichever of several will apply; None where there is none."""
+        options = tuple(option for quote in quotes for option in quote.options)
+        return cls(options) if options else None
+
+    @property
+    def free(self) -> bool:
+        """Whether this costs nothing whichever price applies."""
+        return all(price.free for price, _ in self.options)
+
+    def cost(self, usage: Usage) -> tuple[int, str]:
+        """Nano-USD at the dearest price for just this usage, and where that price is from."""
+        return max((price.cost(usage), source) for price, source in self.options)
+
+    def most(self, request: CallRequest, output: int) -> int:
+        """Nano-USD that a request can cost when each answer has at most ``output`` tokens.
+
+        Raises:
+            UnboundedCallError: a price has no unit that bounds this task.
+        """
+        return max(price.cost(request.most_usage(price, output)) for price, _ in self.options)
+
+    def affordable_output(self, request: CallRequest, amount: int) -> int | None:
+        """The output tokens per answer that ``amount`` nano-USD pays for; None: any number."""
+        limits = [_affordable(price, request, amount) for price, _ in self.options]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _affordable(price: Price, request: CallRequest, amount: int) -> int | None:
+    each = (price.output or 0) * request.n
+    if price.free or not each:
+        return None
+    left = amount * ATTO_PER_NANO - request.input_bound * (price.input or 0) - (price.call or 0)
+    return max(left // each, 0)

@@ -1,0 +1,76 @@
+"""One paid request as far as its price goes, and the most that it can use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_hfbudget.pricing.price import Price, Usage
+
+# Router suffixes that choose by a policy instead of naming a provider (hub-docs,
+# "Inference Providers": provider selection).
+POLICIES = frozenset({"fastest", "cheapest", "preferred"})
+
+TEXT_TASKS = frozenset({"conversational", "text-generation", "feature-extraction"})
+
+
+class UnboundedCallError(ValueError):
+    """The price is of a kind that says nothing about this task, so the call has no bound."""
+
+
+@dataclass(frozen=True)
+class CallRequest:
+    """What is about to be sent.
+
+    Attributes:
+        model: the Hub id without a provider suffix, or the URL of a server.
+        provider: None when the router chooses.
+        input_bound: the most input tokens that the payload can make.
+        max_output: the caller's own limit on output tokens, None where it set none.
+        n: how many answers were asked for.
+    """
+
+    task: str
+    model: str
+    provider: str | None = None
+    url: str = ""
+    input_bound: int = 0
+    max_output: int | None = None
+    n: int = 1
+    stream: bool = False
+
+    @property
+    def generates(self) -> bool:
+        """Whether the answer is made of tokens that cost by the piece."""
+        return self.task in ("conversational", "text-generation")
+
+    @property
+    def is_url(self) -> bool:
+        """Whether a server is addressed directly instead of through the router."""
+        return self.model.startswith(("http://", "https://"))
+
+    def most_usage(self, price: Price, output: int) -> Usage:
+        """The most that this call can use when each answer has at most ``output`` tokens.
+
+        Raises:
+            UnboundedCallError: the price has no unit that bounds this task.
+        """
+        if price.free or price.call is not None:
+            pass
+        elif price.image is not None and self.task.endswith("to-image"):
+            return Usage(images=self.n, estimated=True)
+        elif not (price.by_token and self.task in TEXT_TASKS):
+            raise UnboundedCallError(f"the price of {self.model} does not bound a {self.task} call")
+        return Usage(
+            input_tokens=self.input_bound,
+            output_tokens=output * self.n if self.generates else 0,
+            images=self.n if self.task.endswith("to-image") else 0,
+            estimated=True,
+        )
+
+
+def split_model(name: str) -> tuple[str, str | None]:
+    """``org/model:provider`` as the Hub id and the provider that it pins, if it pins one."""
+    if name.startswith(("http://", "https://")) or ":" not in name:
+        return name, None
+    model, _, suffix = name.rpartition(":")
+    return model, None if suffix in POLICIES else suffix

@@ -1,0 +1,83 @@
+"""The report as a JSON file, schema 1: money as decimal strings in USD."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pytest_hfbudget.money import usd_text
+from pytest_hfbudget.reporting.report import Report
+
+SCHEMA = 1
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as plain data. ``usd`` is null for a call that nobody knew a price for."""
+    return {
+        "schema": SCHEMA,
+        "session": {
+            "spent_usd": usd_text(report.spent),
+            "cap_usd": _usd(report.cap),
+            "calls": report.calls,
+            "refused": report.refused,
+        },
+        "tests": [
+            {
+                "id": test.id,
+                "outcome": test.outcome,
+                "spent_usd": usd_text(test.spent),
+                "cap_usd": _usd(test.cap),
+                "calls": test.calls,
+                "refused": test.refused,
+            }
+            for test in report.tests
+        ],
+        "calls": [
+            {
+                "test": charge.test,
+                "task": charge.task,
+                "model": charge.model,
+                "provider": charge.provider,
+                "input_tokens": charge.input_tokens,
+                "output_tokens": charge.output_tokens,
+                "usd": _usd(charge.nano_usd),
+                "price_source": charge.price_source,
+                "status": charge.status,
+                "estimated": charge.estimated,
+                "seconds": charge.seconds,
+                "where": charge.where,
+            }
+            for charge in report.charges
+        ],
+        "refusals": [refusal._asdict() for refusal in report.refusals],
+        "endpoints": [
+            {
+                "name": endpoint.name,
+                "state": endpoint.state,
+                "usd": usd_text(endpoint.nano_usd),
+                "minutes": endpoint.minutes,
+                "resumed": endpoint.resumed,
+                "paused": endpoint.paused,
+                "verified": endpoint.verified,
+            }
+            for endpoint in report.endpoints
+        ],
+    }
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the file whole or not at all: a run that is killed while writing leaves the old one.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def _usd(amount: int | None) -> str | None:
+    return None if amount is None else usd_text(amount)

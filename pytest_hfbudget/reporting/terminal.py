@@ -1,0 +1,106 @@
+"""The report as lines for a terminal; who prints them decides about colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pytest_hfbudget.money import show
+from pytest_hfbudget.reporting.report import EndpointLine, Report, TestLine
+from pytest_hfbudget.settings import Settings
+
+BAR = 24
+DEAREST = 5
+NAME = 56
+
+
+class Line(NamedTuple):
+    """One line and how it is to be coloured: ``green``, ``yellow``, ``red`` or nothing."""
+
+    text: str
+    colour: str = ""
+
+
+def header(settings: Settings) -> str | None:
+    """The caps and endpoints of a run in one line; None where there is nothing to say."""
+    parts = []
+    if settings.session_cap is not None:
+        parts.append(f"session budget {show(settings.session_cap)}")
+    if settings.test_cap is not None:
+        parts.append(f"test budget {show(settings.test_cap)}")
+    if settings.endpoints:
+        parts.append(f"endpoints {', '.join(settings.endpoints)}")
+    if settings.emulator:
+        parts.append(f"rehearsal against {settings.emulator}")
+    return f"hfbudget: {'; '.join(parts)}" if parts else None
+
+
+def summary(report: Report) -> Iterator[Line]:
+    """The section at the end of a run."""
+    yield _session(report)
+    yield from map(_endpoint, report.endpoints)
+    dearest = sorted(report.tests, key=lambda test: -test.spent)[:DEAREST]
+    width = min(max((len(test.id) for test in dearest), default=0), NAME)
+    for test in dearest:
+        yield _test(test, width)
+    if left := len(report.tests) - len(dearest):
+        yield Line(f"  … and {left} more tests with calls")
+    yield from _remarks(report)
+
+
+def bar(part: int, whole: int, width: int = BAR) -> str:
+    """How much of a whole is used: full only when all of it is, empty only when nothing is."""
+    if whole <= 0:
+        return "█" * width
+    filled = min(width * part // whole, width)
+    if part and not filled:
+        filled = 1
+    return "█" * filled + "░" * (width - filled)
+
+
+def _session(report: Report) -> Line:
+    calls = f"{report.calls} calls" if report.calls != 1 else "1 call"
+    refused = f", {report.refused} refused" if report.refused else ""
+    if report.cap is None:
+        return Line(f"spent {show(report.spent)} ({calls}{refused}; no session budget)")
+    colour = "red" if report.refused or report.spent > report.cap else "green"
+    used = bar(report.spent, report.cap)
+    return Line(
+        f"spent {show(report.spent)} of {show(report.cap)} {used} ({calls}{refused})", colour
+    )
+
+
+def _test(test: TestLine, width: int) -> Line:
+    name = test.id if len(test.id) <= width else "…" + test.id[-(width - 1) :]
+    cap = f" of {show(test.cap)}" if test.cap is not None else ""
+    refused = f", {test.refused} refused" if test.refused else ""
+    text = f"  {name:<{width}}  {show(test.spent)}{cap} ({test.calls} calls{refused})"
+    return Line(text, "red" if test.refused else "")
+
+
+def _endpoint(endpoint: EndpointLine) -> Line:
+    cost = f"{endpoint.minutes} min, {show(endpoint.nano_usd)}"
+    if endpoint.verified:
+        verdict, colour = "paused, verified", "green"
+    else:
+        verdict, colour = f"NOT VERIFIED AS PAUSED ({endpoint.state})", "red"
+    note = f"; {endpoint.note}" if endpoint.note else ""
+    hint = "" if endpoint.verified else f"; run: hfbudget pause {endpoint.name}"
+    return Line(f"  {endpoint.name}: {verdict}; {cost}{note}{hint}", colour)
+
+
+def _remarks(report: Report) -> Iterator[Line]:
+    if report.unpriced:
+        yield Line(
+            f"  {report.unpriced} calls have no known price and are not in these figures", "yellow"
+        )
+    if report.estimated:
+        yield Line(
+            f"  {report.estimated} calls came back without usage and are charged at their upper "
+            "bound",
+            "yellow",
+        )
+    if outside := report.outside:
+        total = sum(charge.nano_usd or 0 for charge in outside)
+        places = ", ".join(sorted({charge.where or "outside of a test" for charge in outside}))
+        yield Line(f"  {len(outside)} calls for {show(total)} belong to no test: {places}")

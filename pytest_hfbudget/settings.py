@@ -1,0 +1,200 @@
+"""Options, environment and ini, merged in one place; the first that says something wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.money import parse_usd
+
+T = TypeVar("T")
+
+
+class Setting(NamedTuple):
+    """One setting under its three names; a name that does not exist is empty."""
+
+    option: str = ""
+    variable: str = ""
+    ini: str = ""
+    help: str = ""
+
+
+SETTINGS = {
+    "session_cap": Setting(
+        "--hf-session-budget", "HFBUDGET_SESSION", "hf_session_budget", "USD cap of the whole run"
+    ),
+    "test_cap": Setting(
+        "--hf-test-budget",
+        "HFBUDGET_TEST",
+        "hf_test_budget",
+        "USD cap of each test that has no budget marker",
+    ),
+    "prices": Setting("--hf-prices", "HFBUDGET_PRICES", "hf_prices", "TOML file of prices"),
+    "unpriced": Setting(
+        "--hf-unpriced",
+        "HFBUDGET_UNPRICED",
+        "hf_unpriced",
+        "what a call without a price does under a cap: refuse, free, assume:IN/OUT "
+        "in USD per 1M tokens",
+    ),
+    "endpoints": Setting(
+        "--hf-endpoint",
+        "HFBUDGET_ENDPOINTS",
+        "hf_endpoints",
+        "Inference Endpoint that the whole run needs, namespace/name; may be repeated",
+    ),
+    "namespace": Setting(
+        "--hf-namespace", "HFBUDGET_NAMESPACE", "hf_namespace", "for endpoint names without one"
+    ),
+    "report": Setting("--hf-report", "HFBUDGET_REPORT", "hf_report", "write a JSON report"),
+    "emulator": Setting(
+        "--hf-emulator", "HFBUDGET_EMULATOR", "", "rehearse against the local emulator, at $0"
+    ),
+    "endpoints_api": Setting(
+        "", "HFBUDGET_ENDPOINTS_API", "hf_endpoints_api", "base URL of the Inference Endpoints API"
+    ),
+    "router": Setting(
+        "", "HFBUDGET_ROUTER", "hf_router", "base URL of the Inference Providers router"
+    ),
+    "endpoint_wait": Setting(
+        "",
+        "HFBUDGET_ENDPOINT_WAIT",
+        "hf_endpoint_wait",
+        "seconds that a resumed endpoint may take to answer (900)",
+    ),
+    "idle_timeout": Setting(
+        "",
+        "HFBUDGET_IDLE_TIMEOUT",
+        "hf_idle_timeout",
+        "minutes after which the server itself scales a leased endpoint to zero (15)",
+    ),
+    "billing_minute": Setting(
+        "",
+        "HFBUDGET_BILLING_MINUTE",
+        "hf_billing_minute",
+        "seconds in a billed minute (60); only a rehearsal has another",
+    ),
+}
+
+ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
+ROUTER = "https://router.huggingface.co"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for. Money in nano-USD, times in seconds unless a name says more."""
+
+    session_cap: int | None = None
+    test_cap: int | None = None
+    prices: Path | None = None
+    unpriced: str = "refuse"
+    endpoints: tuple[str, ...] = ()
+    namespace: str | None = None
+    report: Path | None = None
+    emulator: str | None = None
+    endpoints_api: str = ENDPOINTS_API
+    router: str = ROUTER
+    hub: str | None = None
+    endpoint_wait: float = 900.0
+    idle_timeout: int = 15
+    billing_minute: float = 60.0
+
+    @property
+    def capped(self) -> bool:
+        """Whether every call of the run is under some cap."""
+        return self.session_cap is not None or self.test_cap is not None
+
+    @property
+    def worth_a_header(self) -> bool:
+        """Whether a run says in its header what it was asked for."""
+        return self.capped or bool(self.endpoints or self.emulator)
+
+
+def merge(
+    options: Mapping[str, Any], environ: Mapping[str, str], ini: Callable[[str], Any]
+) -> Settings:
+    """Command line over environment over ini.
+
+    Raises:
+        ConfigError: one line that names the setting by the name under which it was given.
+    """
+
+    def given(key: str, parse: Callable[[Any], T], default: T) -> T:
+        name, value = _find(SETTINGS[key], options.get(key), environ, ini)
+        if value in (None, "", [], ()):
+            return default
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise ConfigError(f"{name}={value}: {error}") from None
+
+    base = Settings()
+    return Settings(
+        session_cap=given("session_cap", parse_usd, None),
+        test_cap=given("test_cap", parse_usd, None),
+        prices=given("prices", Path, None),
+        unpriced=given("unpriced", str, base.unpriced),
+        endpoints=given("endpoints", _names, ()),
+        namespace=given("namespace", str, None),
+        report=given("report", Path, None),
+        emulator=given("emulator", str, None),
+        endpoints_api=given("endpoints_api", _url, base.endpoints_api),
+        router=given("router", _url, base.router),
+        endpoint_wait=given("endpoint_wait", _seconds, base.endpoint_wait),
+        idle_timeout=given("idle_timeout", _minutes, base.idle_timeout),
+        billing_minute=given("billing_minute", _seconds, base.billing_minute),
+    )
+
+
+def full_name(name: str, namespace: str | None) -> str:
+    """``namespace/name`` of an endpoint that may be named without its namespace.
+
+    Raises:
+        ConfigError: there is no namespace to add, or the name is no name.
+    """
+    parts = name.strip().split("/")
+    if len(parts) == 1 and namespace and parts[0]:
+        parts = [namespace, *parts]
+    if len(parts) != 2 or not all(parts):  # noqa: PLR2004 - namespace and name
+        raise ConfigError(
+            f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
+        )
+    return "/".join(parts)
+
+
+def _find(
+    setting: Setting, option: Any, environ: Mapping[str, str], ini: Callable[[str], Any]
+) -> tuple[str, Any]:
+    if setting.option and option not in (None, []):
+        return setting.option, option
+    if environ.get(setting.variable):
+        return setting.variable, environ[setting.variable]
+    return setting.ini, ini(setting.ini) if setting.ini else None
+
+
+def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+    names = value.replace(",", " ").split() if isinstance(value, str) else value
+    return tuple(dict.fromkeys(names))
+
+
+def _url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("write a URL that starts with http:// or https://")
+    return value.rstrip("/")
+
+
+def _seconds(value: str) -> float:
+    seconds = float(value)
+    if not 0 < seconds < float("inf"):
+        raise ValueError("write a number of seconds above 0")
+    return seconds
+
+
+def _minutes(value: str) -> int:
+    minutes = int(value)
+    if minutes < 1:
+        raise ValueError("write a whole number of minutes, 1 or more")
+    return minutes
