@@ -14,11 +14,12 @@ ATTO_PER_NANO = 10**9
 ATTO_PER_USD = NANO_PER_USD * ATTO_PER_NANO
 
 # Far above any bill, far below what would make an int of nano-USD unwieldy.
-MOST_USD = Decimal(10) ** 12
+MOST_USD = Decimal(10**12)
 
-# Wide enough that scaling and flooring a sane amount never rounds on the way, and no user's
-# decimal.getcontext() can change what a cap means.
-_EXACT = Context(prec=60)
+# Contexts of our own, so that no user's decimal.getcontext() can change what a cap means. They are
+# wide enough for every sane amount; what is finer is rounded the way that the result goes anyway.
+_DOWN = Context(prec=60, rounding=ROUND_FLOOR)
+_UP = Context(prec=60, rounding=ROUND_CEILING)
 
 
 def parse_usd(value: object) -> int:
@@ -29,7 +30,8 @@ def parse_usd(value: object) -> int:
     Raises:
         ValueError: not a number, NaN, infinite, negative or absurdly large.
     """
-    return int((_decimal(value) * NANO_PER_USD).to_integral_value(ROUND_FLOOR, _EXACT))
+    exact = _DOWN.multiply(_decimal(value), Decimal(NANO_PER_USD))
+    return int(exact.to_integral_value(ROUND_FLOOR, _DOWN))
 
 
 def parse_rate(value: object, *, units: int = 1) -> int:
@@ -38,8 +40,8 @@ def parse_rate(value: object, *, units: int = 1) -> int:
     Raises:
         ValueError: as `parse_usd`.
     """
-    exact = _EXACT.divide(_EXACT.multiply(_decimal(value), Decimal(ATTO_PER_USD)), Decimal(units))
-    return int(exact.to_integral_value(ROUND_CEILING, _EXACT))
+    exact = _UP.divide(_UP.multiply(_decimal(value), Decimal(ATTO_PER_USD)), Decimal(units))
+    return int(exact.to_integral_value(ROUND_CEILING, _UP))
 
 
 def nano(atto: int) -> int:
@@ -49,13 +51,14 @@ def nano(atto: int) -> int:
 
 def to_usd(amount: int) -> Decimal:
     """Nano-USD as an exact number of USD."""
-    return _EXACT.scaleb(Decimal(amount), -9)
+    return Decimal(usd_text(amount))
 
 
 def usd_text(amount: int) -> str:
     """Nano-USD as a plain decimal string of USD, without an exponent: ``0.000052``."""
-    text = f"{to_usd(amount):f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    whole, rest = divmod(abs(amount), NANO_PER_USD)
+    sign = "-" if amount < 0 else ""
+    return f"{sign}{whole}.{rest:09}".rstrip("0").rstrip(".")
 
 
 def show(amount: int) -> str:
@@ -69,7 +72,8 @@ def _decimal(value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
         raise ValueError(f"{value!r} is not an amount of USD")
     try:
-        number = Decimal(repr(value) if isinstance(value, float) else value)
+        # float's own repr: that of a subclass may say more than the number (numpy's does).
+        number = Decimal(float.__repr__(value) if isinstance(value, float) else value)
     except DecimalException:
         raise ValueError(f"{value!r} is not an amount of USD") from None
     if not number.is_finite():

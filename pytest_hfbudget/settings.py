@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.money import parse_usd
+from pytest_hfbudget.money import parse_rate, parse_usd
 
 T = TypeVar("T")
 
@@ -129,14 +129,14 @@ def merge(
         try:
             return parse(value)
         except ValueError as error:
-            raise ConfigError(f"{name}={value}: {error}") from None
+            raise ConfigError(" ".join(f"{name}={value}: {error}".split())) from None
 
     base = Settings()
     return Settings(
         session_cap=given("session_cap", parse_usd, None),
         test_cap=given("test_cap", parse_usd, None),
         prices=given("prices", Path, None),
-        unpriced=given("unpriced", str, base.unpriced),
+        unpriced=given("unpriced", _policy, base.unpriced),
         endpoints=given("endpoints", _names, ()),
         namespace=given("namespace", str, None),
         report=given("report", Path, None),
@@ -155,14 +155,31 @@ def full_name(name: str, namespace: str | None) -> str:
     Raises:
         ConfigError: there is no namespace to add, or the name is no name.
     """
-    parts = name.strip().split("/")
-    if len(parts) == 1 and namespace and parts[0]:
-        parts = [namespace, *parts]
+    given = name.strip()
+    parts = (f"{namespace}/{given}" if namespace and "/" not in given else given).split("/")
     if len(parts) != 2 or not all(parts):  # noqa: PLR2004 - namespace and name
         raise ConfigError(
             f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
         )
     return "/".join(parts)
+
+
+def assumed_rates(policy: str) -> tuple[int, int] | None:
+    """The atto-USD per token of ``assume:IN/OUT``; None for ``refuse`` and ``free``.
+
+    Raises:
+        ValueError: the policy is none of these.
+    """
+    if policy in ("refuse", "free"):
+        return None
+    kind, _, rates = policy.partition(":")
+    parts = rates.split("/")
+    if kind != "assume" or len(parts) != 2:  # noqa: PLR2004 - input and output
+        raise ValueError(
+            "write refuse, free, or assume:IN/OUT (USD per 1M tokens, for example assume:1/4)"
+        )
+    rate_in, rate_out = (parse_rate(part, units=10**6) for part in parts)
+    return rate_in, rate_out
 
 
 def _find(
@@ -186,15 +203,26 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _policy(value: str) -> str:
+    assumed_rates(value)
+    return value
+
+
 def _seconds(value: str) -> float:
-    seconds = float(value)
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < float("inf"):
         raise ValueError("write a number of seconds above 0")
     return seconds
 
 
 def _minutes(value: str) -> int:
-    minutes = int(value)
+    try:
+        minutes = int(value)
+    except ValueError:
+        minutes = 0
     if minutes < 1:
         raise ValueError("write a whole number of minutes, 1 or more")
     return minutes

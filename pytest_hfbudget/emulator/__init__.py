@@ -2,20 +2,36 @@
 
 It is spoken to over real HTTP by the real `huggingface_hub`, and it shares no code with the rest
 of this package, so that what the package counts can be checked against what it bills.
+
+    with Emulator() as emulator:
+        client = InferenceClient(base_url=f"{emulator.router}/v1", api_key="hf_any")
+        client.chat_completion(messages, model="emulator/chat")
+        emulator.client.invoice()["total_nano_usd"]
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pytest_hfbudget.emulator.client import EmulatorClient
 
-try:
+if TYPE_CHECKING:
     from pytest_hfbudget.emulator.server import Emulator
-except ModuleNotFoundError as error:
-    if error.name not in ("starlette", "uvicorn", "h11"):
-        raise
-    raise ModuleNotFoundError(
-        f"The emulator needs {error.name}: pip install 'pytest-hfbudget[emulator]'.",
-        name=error.name,
-    ) from error
 
 __all__ = ["Emulator", "EmulatorClient"]
+
+
+def __getattr__(name: str) -> object:
+    """The server is imported when it is asked for: its client needs the standard library only."""
+    if name != "Emulator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from pytest_hfbudget.emulator.server import Emulator
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("starlette", "uvicorn", "h11"):
+            raise
+        raise ModuleNotFoundError(
+            f'The emulator needs {missing}: pip install "pytest-hfbudget[emulator]"', name=missing
+        ) from error
+    return Emulator

@@ -14,7 +14,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pytest_hfbudget.emulator import Emulator
+try:
+    from pytest_hfbudget.emulator import Emulator
+except ModuleNotFoundError as error:
+    sys.exit(str(error))
 
 _LOOK_SECONDS = 0.2
 

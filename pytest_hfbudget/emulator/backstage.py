@@ -8,6 +8,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from pytest_hfbudget.emulator.endpoint import Endpoint
+from pytest_hfbudget.emulator.endpoint_form import short_form
 from pytest_hfbudget.emulator.endpoint_json import (
     apply_form,
     behaviour_from,
@@ -79,12 +80,12 @@ class Backstage:
 
     async def add_endpoint(self, exchange: Exchange) -> Response:
         """Add a dedicated endpoint in any state."""
-        return _shown(exchange, exchange.world.add_endpoint(exchange.json()))
+        return _shown(exchange, exchange.world.add_endpoint(short_form(exchange.json())))
 
     async def change_endpoint(self, exchange: Exchange) -> Response:
         """Set `replicas`, `state`, scaling, tags or behaviour of an endpoint."""
         endpoint = exchange.world.endpoint(exchange.params["namespace"], exchange.params["name"])
-        form = exchange.json()
+        form = short_form(exchange.json())
         endpoint.behaviour = behaviour_from(form, endpoint.behaviour)
         apply_form(endpoint, form)
         if "state" in form:

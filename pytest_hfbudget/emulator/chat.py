@@ -103,8 +103,8 @@ def prompt_tokens(body: Mapping[str, Any]) -> int:
 def read_chat(body: Mapping[str, Any], context: int, natural: int) -> Ask:
     """Understand a chat request. Raises Refusal (400) for one that cannot be answered."""
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise refused_by_model(400, "messages must be a non-empty array", "invalid_messages")
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise refused_by_model(400, "messages must be an array of messages", "invalid_messages")
     said = _last_user_text(messages)
     tool, arguments = _wanted_tool(said, body.get("tools") or [])
     answered = messages[-1].get("role") == "tool"
@@ -191,6 +191,13 @@ def _quoted(words: list[str]) -> list[str]:
         return words
     opened = ['{"answer": "' + words[0], *words[1:]]
     return [*opened[:-1], opened[-1] + '"}']
+
+
+def _is_message(message: object) -> bool:
+    content = message.get("content") if isinstance(message, dict) else 0
+    if isinstance(content, list):
+        return all(isinstance(part, dict) for part in content)
+    return content is None or isinstance(content, str)
 
 
 def _message_tokens(message: Mapping[str, Any]) -> int:

@@ -7,12 +7,15 @@ instead of waiting.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import heapq
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 MICROSECONDS = 1_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -55,6 +58,15 @@ class Clock:
             return self._frozen
         return self._start + self._shift + (self._monotonic_ns() - self._start_ns) // 1000
 
+    @contextlib.contextmanager
+    def moment(self) -> Iterator[None]:
+        """Hold the time still, so that all parts of one operation happen at one time."""
+        outer, self._frozen = self._frozen, self.now()
+        try:
+            yield
+        finally:
+            self._frozen = outer
+
     def after(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Run `action` when `seconds` have passed on this clock."""
         timer = Timer(self.now() + to_microseconds(seconds), next(self._order), action)
@@ -87,6 +99,29 @@ class Clock:
         if not self._timers:
             return None
         return max(0.0, (self._timers[0].due - self.now()) / MICROSECONDS)
+
+
+class Timed(Protocol):
+    """What `at_one_time` needs to know of an object."""
+
+    clock: Clock
+
+
+Arguments = ParamSpec("Arguments")
+It = TypeVar("It", bound=Timed)
+
+
+def at_one_time(
+    method: Callable[Concatenate[It, Arguments], None],
+) -> Callable[Concatenate[It, Arguments], None]:
+    """Let all that a method does happen at the same microsecond."""
+
+    @functools.wraps(method)
+    def held(self: It, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        with self.clock.moment():
+            method(self, *args, **kwargs)
+
+    return held
 
 
 def to_microseconds(seconds: float) -> int:

@@ -19,7 +19,7 @@ from pytest_hfbudget.emulator.endpoint_json import (
 )
 from pytest_hfbudget.emulator.exchange import Exchange, Route
 from pytest_hfbudget.emulator.hardware import Hardware
-from pytest_hfbudget.emulator.refusal import refused
+from pytest_hfbudget.emulator.refusal import number, refused
 
 _FILTERABLE = ("updating", "running", "paused", "failed", "scaledToZero")
 _MAX_ACCELERATORS = 16
@@ -99,6 +99,8 @@ async def replica_status(exchange: Exchange) -> Response:
 async def list_endpoints(exchange: Exchange) -> Response:
     """A page of the namespace's endpoints."""
     query, namespace = exchange.query, exchange.params["namespace"]
+    if query.get("state", "running") not in _FILTERABLE:
+        raise refused(400, f"state is one of {', '.join(_FILTERABLE)}")
     all_here = [one for one in exchange.world.endpoints.values() if one.namespace == namespace]
     found = [endpoint for endpoint in all_here if _wanted(exchange, endpoint)]
     sort = query.get("sortBy", "createdAt")
@@ -106,7 +108,7 @@ async def list_endpoints(exchange: Exchange) -> Response:
         raise refused(400, f"sortBy is one of {', '.join(_SORT_KEYS)}")
     found.sort(key=_SORT_KEYS[sort], reverse=query.get("direction") == "desc")
     start = _read_cursor(query.get("cursor"))
-    limit = int(query.get("limit", exchange.world.switches.page_limit))
+    limit = int(number(query.get("limit", exchange.world.switches.page_limit), "limit"))
     page: dict[str, Any] = {
         "items": [_object(exchange, endpoint) for endpoint in found[start : start + limit]],
         "totalItems": len(found),
@@ -120,36 +122,34 @@ async def list_endpoints(exchange: Exchange) -> Response:
 
 async def hardware(exchange: Exchange) -> Response:
     """What there is to run on, with prices; by namespace, also what is in use."""
-    world, namespace = exchange.world, exchange.params.get("namespace")
     vendors: dict[str, dict[str, list[Hardware]]] = {}
-    for one in world.hardware:
+    for one in exchange.world.hardware:
         vendors.setdefault(one.vendor, {}).setdefault(one.region, []).append(one)
-
-    def used(one: Hardware) -> int:
-        # A scaled-to-zero endpoint counts towards the quota and a paused one does not.
-        return sum(
-            one.units * max(1, endpoint.target)
-            for endpoint in world.endpoints.values()
-            if endpoint.namespace == namespace
-            and endpoint.hardware == one
-            and endpoint.state != "paused"
-        )
-
-    def region(name: str, computes: list[Hardware]) -> dict[str, Any]:
-        shown = [one.public(used(one), _MAX_ACCELERATORS) for one in computes]
-        return {"name": name, "label": name, "status": "available", "computes": shown}
-
-    return JSONResponse(
+    shown = [
         {
-            "vendors": [
-                {
-                    "name": vendor,
-                    "status": "available",
-                    "regions": [region(name, computes) for name, computes in regions.items()],
-                }
-                for vendor, regions in vendors.items()
-            ]
+            "name": vendor,
+            "status": "available",
+            "regions": [_region(exchange, name, computes) for name, computes in regions.items()],
         }
+        for vendor, regions in vendors.items()
+    ]
+    return JSONResponse({"vendors": shown})
+
+
+def _region(exchange: Exchange, name: str, computes: list[Hardware]) -> dict[str, Any]:
+    shown = [one.public(_in_use(exchange, one), _MAX_ACCELERATORS) for one in computes]
+    return {"name": name, "label": name, "status": "available", "computes": shown}
+
+
+def _in_use(exchange: Exchange, one: Hardware) -> int:
+    """Accelerators that the namespace uses; one scaled to zero counts, a paused one does not."""
+    namespace = exchange.params.get("namespace")
+    return sum(
+        one.units * max(1, endpoint.target)
+        for endpoint in exchange.world.endpoints.values()
+        if endpoint.namespace == namespace
+        and endpoint.hardware == one
+        and endpoint.state != "paused"
     )
 
 
@@ -167,12 +167,9 @@ def _shown(exchange: Exchange, endpoint: Endpoint) -> Response:
 
 def _wanted(exchange: Exchange, endpoint: Endpoint) -> bool:
     query = exchange.query
-    state = query.get("state")
-    if state is not None and state not in _FILTERABLE:
-        raise refused(400, f"state is one of {', '.join(_FILTERABLE)}")
     tags = {tag for given in query.getlist("tags") for tag in given.split(",") if tag}
     return (
-        state in (None, endpoint.state)
+        query.get("state") in (None, endpoint.state)
         and tags <= set(endpoint.tags)
         and query.get("search", "") in endpoint.name
         and query.get("type") in (None, endpoint.type)

@@ -10,26 +10,21 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pytest_hfbudget.emulator.behaviour import Behaviour, Scaling
-from pytest_hfbudget.emulator.clock import Clock, Timer
+from pytest_hfbudget.emulator.clock import Clock, Timer, at_one_time
 from pytest_hfbudget.emulator.hardware import Hardware
 from pytest_hfbudget.emulator.log import Log
 from pytest_hfbudget.emulator.refusal import refused
 from pytest_hfbudget.emulator.replica import Replica
 from pytest_hfbudget.emulator.switches import Switches
 
-STATES = (
-    "pending",
-    "initializing",
-    "updating",
-    "updateFailed",
-    "running",
-    "paused",
-    "failed",
+State = Literal[
+    "pending", "initializing", "updating", "updateFailed", "running", "paused", "failed",
     "scaledToZero",
-)
+]  # fmt: skip
+STATES: tuple[str, ...] = get_args(State)
 _STARTING = ("pending", "initializing", "updating")
 _ASLEEP = ("paused", "scaledToZero")
 
@@ -85,6 +80,7 @@ class Endpoint:
 
     # -- what the control plane asks
 
+    @at_one_time
     def resume(self) -> None:
         """Start a sleeping endpoint. Raises Refusal (400) from any state that cannot."""
         self._refuse_if_deleting()
@@ -103,6 +99,7 @@ class Endpoint:
             self.scaling = replace(self.scaling, minimum=1, maximum=1)
         self._start()
 
+    @at_one_time
     def pause(self) -> None:
         """Scale down to no replicas, from any state; a paused endpoint stays as it is."""
         self._refuse_if_deleting()
@@ -118,6 +115,7 @@ class Endpoint:
         else:
             self._finish_pause()
 
+    @at_one_time
     def scale_to_zero(self) -> None:
         """Put it to sleep until the next request. Raises Refusal (400) when it may not sleep."""
         self._refuse_if_deleting()
@@ -127,6 +125,7 @@ class Endpoint:
         self._stage_all("stopped")
         self._enter("scaledToZero")
 
+    @at_one_time
     def apply_update(self, moved_to: Hardware | None) -> None:
         """Let an update of the configuration take effect, on other hardware if that is given."""
         self.updated = self.clock.now()
@@ -147,6 +146,7 @@ class Endpoint:
         else:
             self._finish_update()
 
+    @at_one_time
     def delete(self) -> None:
         """End all replicas; the endpoint can be read for as long as the world keeps it."""
         self._cancel_timers()
@@ -160,11 +160,13 @@ class Endpoint:
         """A request came in: the idle time starts anew."""
         self.last_used = self.clock.now()
 
+    @at_one_time
     def wake(self) -> None:
         """A request came to an endpoint that is scaled to zero: start it."""
         if self.state == "scaledToZero":
             self._start()
 
+    @at_one_time
     def scale(self, count: int) -> None:
         """Grow or shrink to `count` replicas. Raises Refusal (400) unless it is running."""
         if self.state not in ("running", "updating") or count < 1:
@@ -180,6 +182,7 @@ class Endpoint:
 
         self._later(self.behaviour.initializing_s, arrive)
 
+    @at_one_time
     def force(self, state: str) -> None:
         """Put it into `state` at once, with the replicas that go with it."""
         self._cancel_timers()

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from pytest_hfbudget.emulator.endpoint import Endpoint
 from pytest_hfbudget.emulator.exchange import Exchange, Handler, Route
-from pytest_hfbudget.emulator.refusal import refused
+from pytest_hfbudget.emulator.refusal import number, refused
 from pytest_hfbudget.emulator.serving import Server, serve_chat, serve_completion
 from pytest_hfbudget.emulator.tasks import serve_task
 
@@ -65,7 +65,7 @@ async def _pass(exchange: Exchange, endpoint: Endpoint) -> None:
     """
     endpoint.use()
     endpoint.wake()
-    patience = float(exchange.headers.get("x-scale-up-timeout", 0))
+    patience = number(exchange.headers.get("x-scale-up-timeout", 0), "X-Scale-Up-Timeout")
     if patience and not endpoint.ready and endpoint.state in ("pending", "initializing"):
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(_until_settled(endpoint), patience)

@@ -22,6 +22,14 @@ def refused(status: int, message: str) -> Refusal:
     return Refusal(status, {"error": message})
 
 
+def number(said: object, name: str) -> float:
+    """What a request said, as a number. Raises Refusal (400)."""
+    try:
+        return float(str(said))
+    except ValueError as error:
+        raise refused(400, f"{name} is a number, not {said!r}") from error
+
+
 def refused_by_model(status: int, message: str, code: str) -> Refusal:
     """A refusal in the shape of the OpenAI API, which chat servers use."""
     kind = "invalid_request_error" if status < _FIRST_SERVER_ERROR else "server_error"

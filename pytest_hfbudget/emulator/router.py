@@ -16,7 +16,7 @@ from pytest_hfbudget.emulator import chat
 from pytest_hfbudget.emulator.exchange import Exchange, Handler, Route
 from pytest_hfbudget.emulator.media import TINY_PNG, TINY_WAV, WAV_TYPE
 from pytest_hfbudget.emulator.price import Consumed
-from pytest_hfbudget.emulator.refusal import refused, refused_by_model
+from pytest_hfbudget.emulator.refusal import number, refused, refused_by_model
 from pytest_hfbudget.emulator.routing import choose_offer, named_offer, split_model
 from pytest_hfbudget.emulator.serving import Server, serve_chat, serve_completion
 from pytest_hfbudget.emulator.tasks import VECTOR, serve_task
@@ -81,7 +81,7 @@ async def provider_embeddings(exchange: Exchange) -> Response:
 
 async def provider_images(exchange: Exchange) -> Response:
     """Pictures in the form of the OpenAI API, `n` of them."""
-    server, count = _provider_server(exchange), int(exchange.json().get("n") or 1)
+    server, count = _provider_server(exchange), int(number(exchange.json().get("n") or 1, "n"))
     server.book(exchange, Consumed(images=count))
     picture = {"b64_json": base64.b64encode(TINY_PNG).decode()}
     return JSONResponse({"data": [picture] * count}, headers=server.headers(exchange))

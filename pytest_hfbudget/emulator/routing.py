@@ -62,7 +62,7 @@ def mapping(model: Model | None, name: str, task: str, providers: Sequence[str])
             "provider": offer.provider,
             "providerId": offer.provider_id or name,
             "status": offer.status,
-            "task": "conversational" if (offer.task or task) == "text-generation" else task,
+            "task": offer.task or ("conversational" if task == "text-generation" else task),
             "isModelAuthor": False,
         }
         for offer in shown

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO, Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pytest_hfbudget.emulator import control, hub, inference, router, studio
 from pytest_hfbudget.emulator.backstage import Backstage
@@ -51,6 +52,7 @@ class _Server(uvicorn.Server):
         self._gateway = gateway
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.open()
         await super().startup(sockets=sockets)
         self.listening.set()
 
@@ -79,6 +81,8 @@ class Emulator:
         self._port = port
         self._config = config
         self._log_path = Path(log_file) if log_file is not None else None
+        self._log_file: IO[str] | None = None
+        self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -111,21 +115,21 @@ class Emulator:
         if self._thread is not None:
             raise RuntimeError("this emulator runs already")
         self._log_file = open_file(self._log_path)
-        listener = socket.create_server(("127.0.0.1", self._port))
-        self._port = listener.getsockname()[1]
         gateway = build_app(self._config, self._log_file)
-        self._server = _Server(_uvicorn_config(gateway), gateway)
+        listener = _listen(self._port)
+        self._port = listener.getsockname()[1]
+        self._server = server = _Server(_uvicorn_config(gateway), gateway)
         self._thread = threading.Thread(
-            target=self._server.run, args=([listener],), name="hf-emulator", daemon=True
+            target=server.run, args=([listener],), name="hf-emulator", daemon=True
         )
         self._thread.start()
-        if not self._server.listening.wait(_START_SECONDS):
+        if not server.listening.wait(_START_SECONDS):
             raise RuntimeError(f"the emulator did not come up in {_START_SECONDS:.0f} s")
         return self
 
     def stop(self) -> None:
         """Drop what still hangs and stop listening; harmless when it does not run."""
-        if self._thread is None:
+        if self._thread is None or self._server is None:
             return
         self._server.should_exit = True
         self._thread.join()
@@ -145,11 +149,21 @@ class Emulator:
         self.stop()
 
 
+def _listen(port: int) -> socket.socket:
+    # The protocol is named because asyncio switches Nagle's algorithm off only where it is: else
+    # every answer of two writes takes 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(128)
+    return listener
+
+
 def _uvicorn_config(gateway: Gateway) -> uvicorn.Config:
     return uvicorn.Config(
         gateway,
         # h11 and asyncio whatever else is installed: the reset fault reaches into their transport.
-        http="h11",
+        http=H11Protocol,
         loop="asyncio",
         ws="none",
         lifespan="off",

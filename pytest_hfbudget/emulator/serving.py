@@ -93,36 +93,35 @@ _TEXT = _Form(
 
 async def _serve(exchange: Exchange, server: Server, ask: Ask, form: _Form) -> ASGIApp:
     body, switches = exchange.json(), exchange.world.switches
-    style = server.stream_usage
-    if switches.stream_usage != "by_provider":
-        style = switches.stream_usage
+    by_provider = switches.stream_usage == "by_provider"
+    style = server.stream_usage if by_provider else switches.stream_usage
     if style == "rejects_options" and "stream_options" in body:
         raise refused_by_model(400, "stream_options is not supported", "unsupported_parameter")
     choices = chat.answer(ask)
     tokens = sum(choice.tokens for choice in choices)
     server.book(exchange, Consumed(ask.prompt_tokens, tokens, seconds=server.seconds))
     await exchange.connection.sleep(switches.answer_delay_s)
-    headers = server.headers(exchange)
-    head = _head(exchange, server)
+    headers, head = server.headers(exchange), _head(exchange, server)
     if body.get("stream"):
         asked = bool((body.get("stream_options") or {}).get("include_usage"))
         events = _Events(head | {"object": form.chunk}, ask, choices, form, style, asked)
         return EventStream(exchange, list(events), headers)
-    answer = head | {
-        "object": form.whole,
-        "choices": [
-            {
-                "index": index,
-                **form.inside(choice),
-                "logprobs": None,
-                "finish_reason": choice.finish_reason,
-            }
-            for index, choice in enumerate(choices)
-        ],
-    }
+    answer = head | {"object": form.whole, "choices": _whole(choices, form)}
     if switches.usage == "always":
         answer["usage"] = _total(ask, choices)
     return JSONResponse(answer, headers=headers)
+
+
+def _whole(choices: Sequence[Choice], form: _Form) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": index,
+            **form.inside(choice),
+            "logprobs": None,
+            "finish_reason": choice.finish_reason,
+        }
+        for index, choice in enumerate(choices)
+    ]
 
 
 def _head(exchange: Exchange, server: Server) -> dict[str, Any]:

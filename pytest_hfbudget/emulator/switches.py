@@ -33,6 +33,8 @@ class Switches:
     ] = "by_provider"
     disconnect_bills: Literal["generated", "full"] = "generated"  # a stream dropped by the client
 
+    zero_shot: Literal["list", "columns"] = "list"  # clients before 1.0 need columns
+
     # -- the router's choice
     routing: str = "policy"  # "policy", "round_robin", or "pin:PROVIDER"
     preferred_providers: tuple[str, ...] = ()  # the user's order, for ":preferred"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -23,6 +23,7 @@ from pytest_hfbudget.emulator.price import Consumed
 from pytest_hfbudget.emulator.refusal import refused
 from pytest_hfbudget.emulator.serving import Server
 from pytest_hfbudget.emulator.stream import Event, EventStream
+from pytest_hfbudget.emulator.switches import Switches
 
 VECTOR = [0.1, 0.2, 0.3, 0.4]
 _ENCODED_PNG = base64.b64encode(TINY_PNG).decode()
@@ -31,11 +32,11 @@ _ENCODED_WAV = base64.b64encode(TINY_WAV).decode()
 
 @dataclass(frozen=True)
 class Job:
-    """The inputs and parameters of one request; `raw` when it was no JSON."""
+    """The inputs and parameters of one request."""
 
     inputs: Any
     parameters: Mapping[str, Any]
-    raw: bytes = b""
+    switches: Switches = field(default_factory=Switches)
 
     @property
     def text(self) -> str:
@@ -49,13 +50,14 @@ class Job:
 
 
 def read_job(exchange: Exchange) -> Job:
-    """The request as a job; what is not a JSON object with `inputs` is raw input."""
+    """The request as a job; a body that is no JSON is a picture or a sound, and has no text."""
     if not exchange.body.lstrip().startswith(b"{"):
-        return Job("", {}, exchange.body)
+        return Job("", {}, exchange.world.switches)
     body = exchange.json()
     parameters = body.get("parameters") or {}
     rest = {name: value for name, value in body.items() if name not in ("inputs", "parameters")}
-    return Job(body.get("inputs", ""), {**rest, **parameters})
+    inputs, switches = body.get("inputs", ""), exchange.world.switches
+    return Job(inputs, {**rest, **parameters}, switches)
 
 
 async def serve_task(exchange: Exchange, server: Server, task: str) -> ASGIApp:
@@ -132,6 +134,14 @@ def _scored(job: Job) -> list[dict[str, Any]]:
     return [{"label": each, "score": round(1 / (at + 2), 4)} for at, each in enumerate(labels)]
 
 
+def _zero_shot(job: Job) -> Any:
+    scored = _scored(job)
+    if job.switches.zero_shot == "list":
+        return scored
+    columns = {"labels": "label", "scores": "score"}
+    return {many: [each[one] for each in scored] for many, one in columns.items()}
+
+
 def _sentences(job: Job) -> list[float]:
     inputs = job.inputs if isinstance(job.inputs, dict) else {}
     return [0.5 for _ in inputs.get("sentences", [])]
@@ -143,7 +153,7 @@ def _vectors(job: Job) -> list[Any]:
 
 def _rows(job: Job) -> int:
     inputs = job.inputs if isinstance(job.inputs, dict) else {}
-    table = inputs.get("table") or inputs.get("data") or {}
+    table = job.parameters.get("table") or inputs.get("table") or inputs.get("data") or {}
     return max((len(column) for column in table.values()), default=0)
 
 
@@ -197,6 +207,6 @@ _ANSWERS: dict[str, Answer] = {
     "token-classification": _entities,
     "translation": lambda job: [{"translation_text": job.text}],
     "visual-question-answering": lambda _: [{"answer": "yes", "score": 0.9}],
-    "zero-shot-classification": _scored,
+    "zero-shot-classification": _zero_shot,
     "zero-shot-image-classification": _scored,
 }

@@ -17,6 +17,7 @@ from pytest_hfbudget.emulator.catalogue import Model, Offer
 from pytest_hfbudget.emulator.clock import Clock
 from pytest_hfbudget.emulator.default_models import default_models
 from pytest_hfbudget.emulator.endpoint import STATES, Endpoint
+from pytest_hfbudget.emulator.endpoint_form import short_form
 from pytest_hfbudget.emulator.endpoint_json import (
     DEFAULT_MODEL,
     apply_form,
@@ -66,7 +67,7 @@ class World:
             self.add_model(raw)
         self.price_providers(config.get("prices", {}))
         for raw in config.get("endpoints", ()):
-            self.add_endpoint(raw)
+            self.add_endpoint(short_form(raw))
         self.faults.extend(config.get("faults", ()))
 
     def change_switches(self, values: Mapping[str, Any]) -> None:
@@ -113,12 +114,11 @@ class World:
 
     # -- endpoints
 
-    def add_endpoint(self, raw: Mapping[str, Any]) -> Endpoint:
-        """Add a dedicated endpoint, as one form: the API's create form, `namespace`, `state`, and
-        any field of `Behaviour`. Short forms: `instance_type`, `instance_size`, `vendor`, `region`,
-        `min_replica`, `max_replica`, `scale_to_zero_timeout`, `repository`.
+    def add_endpoint(self, form: Mapping[str, Any]) -> Endpoint:
+        """Add a dedicated endpoint: the API's create form, `namespace`, `state`, behaviour.
+
+        Raises Refusal: 400 for a name, state or hardware that there is not, 409 for a second one.
         """
-        form = _expanded(raw)
         namespace, name = str(form.get("namespace", "emulator")), str(form.get("name", ""))
         state = form.get("state", "paused")
         if not _NAME.fullmatch(name):
@@ -167,27 +167,3 @@ class World:
         """The invoice up to now."""
         everything = [*self.deleted, *self.endpoints.values()]
         return self.invoice.bill(everything, self.switches, self.clock.now())
-
-
-_SHORT = {
-    "vendor": ("provider", "vendor"),
-    "region": ("provider", "region"),
-    "instance_type": ("compute", "instanceType"),
-    "instance_size": ("compute", "instanceSize"),
-    "min_replica": ("compute", "scaling", "minReplica"),
-    "max_replica": ("compute", "scaling", "maxReplica"),
-    "scale_to_zero_timeout": ("compute", "scaling", "scaleToZeroTimeout"),
-    "repository": ("model", "repository"),
-}
-
-
-def _expanded(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """`raw` with its short forms in the places where the API has them."""
-    form: dict[str, Any] = {}
-    for name, value in raw.items():
-        *outer, last = _SHORT.get(name, (name,))
-        place = form
-        for key in outer:
-            place[key] = place = dict(place.get(key) or {})
-        place[last] = {**form.get(name, {}), **value} if isinstance(value, dict) else value
-    return form

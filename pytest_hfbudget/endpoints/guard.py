@@ -39,6 +39,7 @@ class Guard:
         self._unsettled: set[str] = set()
         self._own: dict[str, Receipt] = {}
         self._starts = 0
+        self._until: float | None = None
         self.warnings: tuple[str, ...] = ()
         self._link = self._start()
 
@@ -63,8 +64,15 @@ class Guard:
     def settled(self, name: str) -> None:
         """The resume was answered, or is not going to be sent."""
         with self._lock:
-            self._unsettled.discard(name)
-            self._link.settled(name)
+            if name in self._unsettled:
+                self._unsettled.discard(name)
+                self._link.settled(name)
+
+    def limit(self, seconds: float | None) -> None:
+        """Have all paused that many seconds from now; None: not before the end."""
+        with self._lock:
+            self._until = None if seconds is None else self._clock.monotonic() + seconds
+            self._link.limit(self._until)
 
     def ask(self) -> None:
         """Have all paused now, without waiting."""
@@ -129,6 +137,7 @@ class Guard:
             raise EndpointError("that process has been replaced once already.")
         self._link.close()
         self._link = self._start()
+        self._link.limit(self._until)
         for name, watch in self._watches.items():
             self._link.watch(watch, timeout_s=self._settings.arm_timeout_s)
             if name not in self._unsettled:

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,13 @@ class Journal:
         self.path, self._lock = path, threading.Lock()
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.close(self._open())
             _sync_directory(path.parent)
         except OSError as error:
             raise EndpointError(_unwritable(path, error)) from error
 
     @classmethod
-    def open(cls, run: str, directory: Path) -> Journal:
+    def of(cls, run: str, directory: Path) -> Journal:
         """The journal of a run in a folder of journals."""
         return cls(directory / f"{quote(run, safe='')}.jsonl")
 
@@ -101,23 +102,26 @@ class Journal:
         try:
             with self._lock:
                 self._append(line)
-                os.fsync(self._fd)
         except OSError as error:
             raise EndpointError(_unwritable(self.path, error)) from error
 
-    def _append(self, line: bytes) -> None:
-        size = os.fstat(self._fd).st_size
-        # A writer that died, or a full disk, may have left half a line: end it, lose only it.
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            line = b"\n" + line
-        while line:
-            line = line[os.write(self._fd, line) :]
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def _append(self, line: bytes) -> None:
+        # Opened anew each time: a test may have closed descriptors that were not its own, and a
+        # line must not end up in whatever has that number now.
+        fd = self._open()
+        try:
+            size = os.fstat(fd).st_size
+            # A writer that died, or a full disk, may have left half a line: lose only that.
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                line = b"\n" + line
+            while line:
+                line = line[os.write(fd, line) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,16 @@ def leases(directory: Path) -> tuple[Lease, ...]:
 def unfinished(directory: Path) -> tuple[Lease, ...]:
     """Leases without a verified pause: of runs that go on, or that need a sweep."""
     return tuple(lease for lease in leases(directory) if not lease.finished)
+
+
+def prune(directory: Path, *, before: float) -> None:
+    """Remove journals without an open lease that nobody has written to since unix ``before``."""
+    open_runs = {lease.intent.run for lease in unfinished(directory)}
+    for path in directory.glob("*.jsonl"):
+        runs = {record.run for record in read(path)}
+        with suppress(OSError):  # another run is tidying up too
+            if not runs & open_runs and path.stat().st_mtime < before:
+                path.unlink()
 
 
 def _fold(lease: Lease, record: Record) -> Lease:

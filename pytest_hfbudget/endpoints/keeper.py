@@ -26,6 +26,7 @@ from pytest_hfbudget.endpoints.protocol import (
     Decoder,
     Done,
     Drop,
+    Limit,
     Message,
     Pause,
     Ready,
@@ -83,11 +84,12 @@ class Line:
 
 
 class Keeper:
-    """Waits for the first of: a request to pause, the owner's death, the end of the line."""
+    """Waits for a request to pause, the owner's death, the end of the line or of a time limit."""
 
     def __init__(self, line: Line, arm: Arm, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._line, self._arm, self._clock = line, arm, clock
         self._held: dict[str, Held] = {}
+        self._limit: float | None = None
         self._journal = Journal(Path(arm.journal))
         route = Route(ca_file=arm.ca_file, proxy=arm.proxy)
         self._plane = ControlPlane(
@@ -112,7 +114,7 @@ class Keeper:
             if death.fileno() >= 0:
                 selector.register(death.fileno(), selectors.EVENT_READ)
             while True:
-                ready = selector.select(death.period_s)
+                ready = selector.select(self._patience(death.period_s))
                 # The death is looked at first: a child that the owner forked may hold the
                 # socket open, and what it says there is not the owner's word.
                 if death.dead():
@@ -121,6 +123,14 @@ class Keeper:
                     reason = self._read()
                     if reason:
                         return reason
+                if self._limit is not None and self._clock.monotonic() >= self._limit:
+                    return "the time that may be paid for is over"
+
+    def _patience(self, period_s: float | None) -> float | None:
+        if self._limit is None:
+            return period_s
+        left = max(self._limit - self._clock.monotonic(), 0.0)
+        return left if period_s is None else min(left, period_s)
 
     def _read(self) -> str | None:
         """Act on what the owner said; a reason to pause, if there is one."""
@@ -137,6 +147,8 @@ class Keeper:
                 self._held[message.endpoint].settled = True
             elif isinstance(message, Drop):
                 self._held.pop(message.endpoint, None)
+            elif isinstance(message, Limit):
+                self._limit = message.at_mono
             elif isinstance(message, Pause):
                 return "asked to"
         return None

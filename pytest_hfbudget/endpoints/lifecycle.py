@@ -9,17 +9,19 @@ from collections.abc import Iterable, Mapping
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.control import ControlPlane
 from pytest_hfbudget.endpoints.guard import Guard
-from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, Journal, Record, leases_dir
+from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, Journal, Record, leases_dir, prune
 from pytest_hfbudget.endpoints.meter import Meter
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.protocol import Receipt, Watch
-from pytest_hfbudget.endpoints.refusal import ControlPlaneError
 from pytest_hfbudget.endpoints.slot import Slot
 from pytest_hfbudget.endpoints.spawn import Spawn, spawn_keeper
 from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, Endpoint, split_name
 from pytest_hfbudget.endpoints.terms import Afford, EndpointReceipt, EndpointSettings, Progress
 from pytest_hfbudget.endpoints.waking import Waker
 from pytest_hfbudget.errors import EndpointError
+
+# Long enough to look up what a run did; then a finished run's journal is only clutter.
+_KEEP_JOURNALS_S = 30 * 86400.0
 
 
 def _no_progress(name: str, state: str, seconds: float) -> None:
@@ -101,9 +103,20 @@ class Lifecycle:
         return slot.wait()
 
     def tend(self) -> None:
-        """Look after the keeper; cheap, to be called between tests. See `EndpointReceipt`."""
+        """Look after the keeper: cheap, to be called between tests.
+
+        What was found and done is in the warnings of the receipts.
+        """
         if self._guard and not self._closing and os.getpid() == self._owner:
             self._guard.tend()
+
+    def pause_after(self, seconds: float | None) -> None:
+        """Have the keeper pause all by itself some time from now, whatever this process does.
+
+        For a cap: each call sets the time anew, None takes it away.
+        """
+        if self._guard and not self._closing and os.getpid() == self._owner:
+            self._guard.limit(seconds)
 
     def ask_pause(self) -> None:
         """Have all paused now, without waiting; for the moment of a Ctrl-C."""
@@ -126,7 +139,8 @@ class Lifecycle:
                 guard = self._guard
                 known = guard.pause(self._settings.verify_deadline_s) if guard else {}
                 self._finished = self._receipts(known, final=True)
-                self._close()
+                if guard:
+                    guard.close()
         return self._finished
 
     def live(self) -> tuple[EndpointReceipt, ...]:
@@ -157,28 +171,32 @@ class Lifecycle:
             self._resume(slot, found, guard)
         else:
             guard.settled(name)
-        return self._waker.wait(name)
+        endpoint = self._waker.wait(name)
+        guard.settled(name)
+        return endpoint
 
     def _resume(self, slot: Slot, found: Endpoint, guard: Guard) -> None:
         slot.warn(self._waker.spread_net(found))
         slot.resumed_at, slot.resumed_mono = self._clock.time(), self._clock.monotonic()
         slot.resumed = True
         try:
-            self._waker.resume(slot.name)
-        except ControlPlaneError as error:
-            if error.maybe_done:
-                return  # as good as resumed: waited for, paid for and paused
+            answered = self._waker.resume(slot.name)
+        except EndpointError:
             slot.resumed = False
             guard.settled(slot.name)
             raise
-        guard.settled(slot.name)
+        # Without an answer it is as good as resumed: waited for, paid for and paused. But it may
+        # still take effect after a pause, which the keeper has to watch out for.
+        if answered:
+            guard.settled(slot.name)
         self._write(RESUMED, slot, found)
 
     def _arm(self) -> Guard:
         with self._lock:
             if self._guard is None:
                 directory = leases_dir(self._settings.state_dir)
-                self._journal = Journal.open(self._settings.run, directory)
+                prune(directory, before=self._clock.time() - _KEEP_JOURNALS_S)
+                self._journal = Journal.of(self._settings.run, directory)
                 self._guard = Guard(
                     self._settings,
                     self._plane,
@@ -237,9 +255,3 @@ class Lifecycle:
     def _refuse_when_closing(self, name: str) -> None:
         if self._closing:
             raise EndpointError(f"{name} is not resumed: the run is ending.")
-
-    def _close(self) -> None:
-        if self._guard:
-            self._guard.close()
-        if self._journal:
-            self._journal.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
@@ -14,6 +16,7 @@ from pytest_hfbudget.endpoints.protocol import (
     Decoder,
     Done,
     Drop,
+    Limit,
     Message,
     Pause,
     Ready,
@@ -44,6 +47,7 @@ class KeeperLink:
         self._watching: dict[str, Watching] = {}
         self._receipts: dict[str, Receipt] = {}
         self._ended = self._done = False
+        self._inode = os.fstat(sock.fileno()).st_ino
         self.pid: int | None = None
         sock.settimeout(_SEND_S)
 
@@ -98,6 +102,10 @@ class KeeperLink:
         """Take an endpoint out of the keeper's care."""
         self._try_send(Drop(name))
 
+    def limit(self, at_mono: float | None) -> None:
+        """Have all paused at this moment of the system's steady clock; None: at the end only."""
+        self._try_send(Limit(at_mono))
+
     def ask(self) -> bool:
         """Tell the keeper to pause all now, without waiting; whether it could be told."""
         return self._try_send(Pause())
@@ -122,7 +130,8 @@ class KeeperLink:
     def close(self) -> None:
         """Hang up; a keeper that still has work takes that as a request to do it."""
         self._ended = True
-        self._sock.close()
+        if self._intact():
+            self._sock.close()
 
     def _arm(self, arm: Arm, timeout_s: float) -> None:
         self._send(arm)
@@ -134,6 +143,8 @@ class KeeperLink:
             raise EndpointError("the process that pauses endpoints is gone. " + self._hint())
 
     def _try_send(self, message: Message) -> bool:
+        if not self._intact():
+            return False
         try:
             with self._sending:
                 self._sock.sendall(encode(message))
@@ -141,6 +152,19 @@ class KeeperLink:
             self._ended = True
             return False
         return True
+
+    def _intact(self) -> bool:
+        """Whether the descriptor is still ours.
+
+        A test may close descriptors that are not its own; the number may then be anything,
+        so it is let go without closing it.
+        """
+        with suppress(OSError):
+            if os.fstat(self._sock.fileno()).st_ino == self._inode:
+                return True
+        self._ended = True
+        self._sock.detach()
+        return False
 
     def _until(self, true: Callable[[], bool], timeout_s: float) -> bool:
         ends = self._clock.monotonic() + timeout_s
@@ -153,7 +177,7 @@ class KeeperLink:
 
     def _pump(self, timeout_s: float) -> None:
         with self._reading:
-            if self._ended or self._done:
+            if self._ended or self._done or not self._intact():
                 return
             poll = select.poll()
             poll.register(self._sock, select.POLLIN)
@@ -164,9 +188,6 @@ class KeeperLink:
         try:
             data = self._sock.recv(65536)
         except OSError:
-            # A test has closed descriptors that were not its own. The number may be someone
-            # else's by now, so it is let go without closing it.
-            self._sock.detach()
             data = b""
         if not data:
             self._ended = True

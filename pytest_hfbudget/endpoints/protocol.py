@@ -78,6 +78,13 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """Owner: pause all at this moment of the system's steady clock; None: forget that."""
+
+    at_mono: float | None
+
+
+@dataclass(frozen=True)
 class Pause:
     """Owner: pause all now."""
 
@@ -124,11 +131,13 @@ class Done:
     """Keeper: nothing left to do, good-bye."""
 
 
-Message: TypeAlias = Arm | Watch | Settled | Drop | Pause | Ready | Watching | Receipt | Done
+Message: TypeAlias = (
+    Arm | Watch | Settled | Drop | Limit | Pause | Ready | Watching | Receipt | Done
+)
 
 _KINDS: dict[str, Callable[..., Message]] = {
     kind.__name__.lower(): kind
-    for kind in (Arm, Watch, Settled, Drop, Pause, Ready, Watching, Receipt, Done)
+    for kind in (Arm, Watch, Settled, Drop, Limit, Pause, Ready, Watching, Receipt, Done)
 }
 
 

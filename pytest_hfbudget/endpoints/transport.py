@@ -152,8 +152,12 @@ class Urllib3Transport:
 
     def _read(self, response: urllib3.BaseHTTPResponse, ends: float) -> bytes:
         # urllib3's read time-out starts anew with each byte; a body that drips must end too.
+        # `read` waits until it has all it was asked for, so without `read1` (older releases) it
+        # may only be asked for little at a time.
+        read1 = getattr(response, "read1", None)
+        read, size = (read1, 65536) if read1 else (response.read, 16)
         content = b""
-        while chunk := response.read1(65536):
+        while chunk := read(size):
             content += chunk
             if self._clock.monotonic() > ends or len(content) > _MOST_BYTES:
                 raise TimeoutError("the answer did not end")

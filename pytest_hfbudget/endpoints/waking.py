@@ -55,23 +55,27 @@ class Waker:
             )
         return None
 
-    def resume(self, name: str) -> None:
-        """Resume once. An answer that got lost is looked up before the question is repeated.
+    def resume(self, name: str) -> bool:
+        """Resume once; whether that was answered.
+
+        An answer that got lost is not waited for again, but looked for in the state. Only if
+        the state shows that the request had no effect, it is repeated.
 
         Raises:
-            ControlPlaneError: refused; or nobody knows (``maybe_done``).
+            EndpointError: it was refused, or not sent because the run is ending.
         """
-        for attempt in range(1, _MOST_RESUMES + 1):
-            self._go_on(name)
+        self._go_on(name)
+        for _ in range(_MOST_RESUMES):
             try:
                 self._plane.resume(name)
             except ControlPlaneError as error:
-                if not error.maybe_done or attempt == _MOST_RESUMES:
+                if not error.maybe_done:
                     raise
                 if self._woke(name):
-                    return
+                    return False
             else:
-                return
+                return True
+        return False
 
     def wait(self, name: str) -> Endpoint:
         """Wait until the endpoint runs and its health route answers.
@@ -119,15 +123,16 @@ class Waker:
         # Right after a resume the old state may still be what is read.
         if state in ASLEEP and seconds >= self._settings.settle_s:
             raise EndpointError(
-                f'{name} is "{state}" {seconds:.0f} s after it was resumed: someone else has '
-                "put it to rest, or the server did. Run again."
+                f'{name} is "{state}" {seconds:.0f} s after it was resumed: someone else, or the '
+                "server, has put it to rest. Run again."
             )
 
     def _woke(self, name: str) -> bool:
         """Whether the state leaves its rest within the time that a lost resume may take."""
         ends = self._clock.monotonic() + self._settings.settle_s
         while self._clock.monotonic() < ends:
-            self._go_on(name)
+            if self._stopping():
+                return True  # not to be repeated; the keeper knows that it may come yet
             self._clock.sleep(min(self._settings.poll_s, self._settings.settle_s / 4))
             try:
                 if self._plane.get(name).state not in ASLEEP:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pytest_hfbudget.errors import LedgerUnreachableError
@@ -13,6 +14,8 @@ from pytest_hfbudget.ledger import wire
 from pytest_hfbudget.ledger.charge import Charge, Refusal
 from pytest_hfbudget.ledger.ledger import Hold, Totals
 from pytest_hfbudget.ledger.scope import Scope
+
+CHUNK = 65_536
 
 
 class Wire:
@@ -25,9 +28,9 @@ class Wire:
     def __init__(self, path: str) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._pid = 0
         self._socket: socket.socket | None = None
-        self._lines: Any = None
+        forked = weakref.WeakMethod(self._forked)
+        os.register_at_fork(after_in_child=lambda: _call(forked()))
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """The answer of an operation.
@@ -36,42 +39,61 @@ class Wire:
             LedgerUnreachableError: the process that keeps the ledger is gone.
             HFBudgetError: what the operation itself raised there.
         """
+        line = wire.encode([operation, *arguments])
         with self._lock:
             try:
-                answer = wire.decode(self._exchange(wire.encode([operation, *arguments])))
+                answer = wire.decode(self._exchange(line))
             except (OSError, ValueError) as error:
-                self._socket = None
+                self._hang_up()
                 raise LedgerUnreachableError(
                     "the process that keeps the budget of this run is gone "
                     f"({type(error).__name__}), so nothing more is sent"
                 ) from None
+            except BaseException:
+                # Ctrl-C or a time-out: the answer is still to come, and must not be taken for
+                # that of the next question.
+                self._hang_up()
+                raise
         if "error" in answer:
             raise wire.raised(answer)
         return answer["ok"]
 
     def _exchange(self, line: bytes) -> bytes:
-        if self._socket is None or self._pid != os.getpid():
-            self._connect()
-        assert self._socket is not None  # noqa: S101 - set by _connect
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.connect(self._path)
         self._socket.sendall(line)
-        answer = self._lines.readline()
-        if not answer.endswith(b"\n"):
-            raise ConnectionResetError("end of file")
+        # One answer follows one question. No buffered file: its lock would not survive a fork.
+        answer = bytearray()
+        while not answer.endswith(b"\n"):
+            more = self._socket.recv(CHUNK)
+            if not more:
+                raise ConnectionResetError("end of file")
+            answer += more
         return bytes(answer)
-
-    def _connect(self) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.connect(self._path)
-        self._lines = self._socket.makefile("rb")
-        self._pid = os.getpid()
 
     def close(self) -> None:
         """Hang up."""
         with self._lock:
-            if self._socket is not None and self._pid == os.getpid():
-                self._lines.close()
-                self._socket.close()
-            self._socket = None
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+    def _forked(self) -> None:
+        """A child closes its copy, or the ledger would not notice the end of its parent.
+
+        The lock is a new one: whoever held the old one does not exist in the child.
+        """
+        self._lock = threading.Lock()
+        self._hang_up()
+
+
+def _call(method: Callable[[], None] | None) -> None:
+    if method is not None:
+        method()
 
 
 class RemoteLedger:

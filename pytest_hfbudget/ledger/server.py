@@ -19,6 +19,9 @@ from pytest_hfbudget.ledger.scope import Scope
 
 Operation = Callable[..., Any]
 
+# macOS has room for 104 bytes in a socket's address, Linux for 108; "/ledger" comes on top.
+LONGEST_DIRECTORY = 96
+
 
 class LedgerServer:
     """Serves one ledger over AF_UNIX, a thread for each connection.
@@ -32,8 +35,7 @@ class LedgerServer:
 
     def __init__(self, ledger: Ledger, more: Mapping[str, Operation] | None = None) -> None:
         self.ledger, self.more = ledger, dict(more or {})
-        # mkdtemp makes the directory 0700, so nobody else can reach the socket in it.
-        self._directory = Path(tempfile.mkdtemp(prefix="hfbudget-"))
+        self._directory = _private_directory()
         self.path = str(self._directory / "ledger")
         self._server = _Server(self.path, _Connection)
         self._server.counter = self
@@ -50,7 +52,8 @@ class LedgerServer:
 
     def stop(self) -> None:
         """Close the counter; workers that still call are refused from now on."""
-        self._server.shutdown()
+        if self._thread.is_alive():
+            self._server.shutdown()
         self._server.server_close()
         self._server.hang_up()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -83,8 +86,10 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.connections: set[_Connection] = set()
+        self.closed = False
 
     def hang_up(self) -> None:
+        self.closed = True
         for connection in tuple(self.connections):
             connection.hang_up()
 
@@ -99,8 +104,10 @@ class _Connection(socketserver.StreamRequestHandler):
         self.server.connections.add(self)
         operations = self.server.counter.operations(self)
         try:
-            for line in self.rfile:
-                self.wfile.write(wire.encode(_answer(operations, line)))
+            # Asked after it was added: one that hang_up has missed knows that it came too late.
+            if not self.server.closed:
+                for line in self.rfile:
+                    self.wfile.write(_answer(operations, line))
         finally:
             self.server.connections.discard(self)
             self.server.counter.ledger.abandon(self)
@@ -112,11 +119,21 @@ class _Connection(socketserver.StreamRequestHandler):
             return  # gone already
 
 
-def _answer(operations: Mapping[str, Operation], line: bytes) -> Any:
+def _private_directory() -> Path:
+    """A directory that only this user can enter, short enough for a socket's address."""
+    directory = Path(tempfile.mkdtemp(prefix="hfbudget-"))  # mkdtemp makes it 0700
+    if len(os.fsencode(directory)) <= LONGEST_DIRECTORY:
+        return directory
+    directory.rmdir()
+    return Path(tempfile.mkdtemp(prefix="hfbudget-", dir="/tmp"))
+
+
+def _answer(operations: Mapping[str, Operation], line: bytes) -> bytes:
     try:
         name, *arguments = wire.decode(line)
-        return {"ok": operations[name](*arguments)}
+        return wire.encode({"ok": operations[name](*arguments)})
     except HFBudgetError as error:
-        return wire.error_fields(error)
+        failure = error
     except Exception as error:  # the worker must hear of it, or it would wait for ever
-        return wire.error_fields(HFBudgetError(f"the ledger failed: {error!r} (pid {os.getpid()})"))
+        failure = HFBudgetError(f"the ledger failed: {error!r} (pid {os.getpid()})")
+    return wire.encode(wire.error_fields(failure))

@@ -9,7 +9,13 @@ from pytest_hfbudget import errors
 from pytest_hfbudget.ledger.charge import Charge
 
 FIGURES = ("scope", "scope_key", "cap", "spent", "held", "needed", "model")
-KINDS = ("BudgetExceededError", "UnpricedCallError", "LedgerUnreachableError", "EndpointError")
+KINDS = (
+    "BudgetExceededError",
+    "UnpricedCallError",
+    "LedgerUnreachableError",
+    "EndpointError",
+    "ConfigError",
+)
 
 
 def encode(message: object) -> bytes:
@@ -27,8 +33,8 @@ def decode(line: bytes) -> Any:
 
 
 def error_fields(error: Exception) -> dict[str, Any]:
-    """An error as what a worker needs to raise it again."""
-    kind = type(error).__name__ if type(error).__name__ in KINDS else "HFBudgetError"
+    """An error as what a worker needs to raise it again: as the nearest kind that both know."""
+    kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in KINDS)
     figures = {
         "scope": getattr(error, "scope", ""),
         "scope_key": getattr(error, "scope_key", ""),
@@ -38,7 +44,7 @@ def error_fields(error: Exception) -> dict[str, Any]:
         "needed": getattr(error, "needed_nano", 0),
         "model": getattr(error, "model", ""),
     }
-    return {"error": kind, "message": str(error), **figures}
+    return {"error": next(kinds, "HFBudgetError"), "message": str(error), **figures}
 
 
 def raised(fields: dict[str, Any]) -> Exception:

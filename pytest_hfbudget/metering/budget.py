@@ -142,8 +142,18 @@ class budget:
             self._runtime = runtime()
             self.scope = self.scope._replace(key=f"{self._runtime.worker}block:{self._number}")
         self._runtime.acquire()
+        if self.scope.cap is not None or self.scope.max_calls is not None:
+            self._require_tap()
         self._runtime.meter.payer.enter(self)
         return self
+
+    def _require_tap(self) -> None:
+        assert self._runtime is not None  # noqa: S101 - its only caller has just set it
+        try:
+            self._runtime.require_tap()
+        except ConfigError:
+            self._runtime.release()
+            raise
 
     def __exit__(
         self,

@@ -37,6 +37,8 @@ class Call:
         provider: who answered, as ``x-inference-provider`` says.
         swallow_usage: whether the plugin asked for a stream's usage, so that the chunk that
             carries nothing else is not shown to code which did not ask for it.
+        complete: whether a stream has said that nothing more will be written, so that the usage
+            seen is final also when the caller leaves before the end.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Call:
         self.swallow_usage = False
         self.usage: Usage | None = None
         self.written = 0
+        self.complete = False
         self._started = meter.clock()
         self._once = threading.Lock()
 
@@ -162,7 +165,7 @@ class Call:
     def lost(self, status: str) -> None:
         """Charge a call of which nobody knows how far it got: what was seen, else the hold."""
         if self.usage is not None:
-            self._book(replace(self.usage, estimated=True), status)
+            self._book(replace(self.usage, estimated=not self.complete), status)
         elif not self.capped:
             self.settle(status)
         elif self._first():

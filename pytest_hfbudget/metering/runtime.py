@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 
+from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
 from pytest_hfbudget.metering.payer import Payer
@@ -13,6 +15,7 @@ from pytest_hfbudget.metering.redirect import Addresses, Redirect
 from pytest_hfbudget.metering.tap import Tap
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
+from pytest_hfbudget.pricing.catalogue import kept_catalogue
 
 
 @dataclass
@@ -41,6 +44,15 @@ class Runtime:
             self._redirect = Redirect(self.addresses)
             self._redirect.install()
 
+    def require_tap(self) -> None:
+        """Make sure that calls can be seen: a cap that sees nothing would hold nothing.
+
+        Raises:
+            ConfigError: this huggingface_hub sends its calls in a way that is not known.
+        """
+        if _tap.problem:
+            raise ConfigError(_tap.problem)
+
     def release(self) -> None:
         """Stop doing so when the last user is done."""
         with _lock:
@@ -66,8 +78,11 @@ def runtime() -> Runtime:
 
 def standalone() -> Runtime:
     """What ``budget()`` uses in a plain script: its own ledger, prices from the environment."""
-    book = PriceBook(environment=price_from_environment(os.environ))
     router = os.environ.get("HFBUDGET_ROUTER", DEFAULT_ROUTER)
+    book = PriceBook(
+        load_catalogue=partial(kept_catalogue, router),
+        environment=price_from_environment(os.environ),
+    )
     return Runtime(Meter(Ledger(), book, Payer(), router=router))
 
 

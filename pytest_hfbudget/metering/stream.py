@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.usage import finished_by_length, usage_of, written_bytes
+from pytest_hfbudget.metering.usage import finished, finished_by_length, usage_of, written_bytes
 
 
 class Lines:
@@ -20,6 +20,7 @@ class Lines:
     def __init__(self, call: Call) -> None:
         self.call = call
         self._done = False
+        self._cut = False
 
     def shows(self, line: str | bytes) -> bool:
         """Take one SSE line in; whether the caller gets to see it.
@@ -37,9 +38,16 @@ class Lines:
         return self._chunk(_parse(data))
 
     def finish(self) -> None:
-        """Settle a stream that came to its end."""
+        """Settle a stream that came to its end.
+
+        Raises:
+            BudgetExceededError: it came to its end because of the limit that a cap had set.
+        """
         self._done = True
         self.call.settle("200")
+        if self._cut:
+            self._cut = False
+            raise self.call.cut_off()
 
     def failed(self, error: BaseException) -> None:
         """Settle a stream that broke off."""
@@ -60,10 +68,13 @@ class Lines:
         usage = usage_of(chunk)
         self.call.usage = usage or self.call.usage
         self.call.written += written_bytes(chunk) if chunk.get("choices") else 0
-        if self.call.limit is not None and finished_by_length(chunk):
+        self.call.complete = self.call.complete or finished(chunk)
+        self._cut = self._cut or (self.call.limit is not None and finished_by_length(chunk))
+        if self._cut and usage:
             self.finish()
-            raise self.call.cut_off()
-        return not (usage and self.call.swallow_usage and not chunk.get("choices"))
+        # After the cut nothing is shown any more, but the usage that may follow is waited for.
+        own = usage and self.call.swallow_usage and not chunk.get("choices")
+        return not (self._cut or own)
 
 
 def _parse(data: str) -> dict[str, Any]:
@@ -78,7 +89,7 @@ class MeteredStream(Iterator[Any]):
     """The lines of a sync stream."""
 
     def __init__(self, call: Call, lines: Any) -> None:
-        self._lines, self._source = Lines(call), lines
+        self._lines = Lines(call)
         self._iterator = iter(lines)
 
     def __next__(self) -> Any:

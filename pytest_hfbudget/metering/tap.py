@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.errors import BudgetExceededError, ConfigError
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.metering.meter import Meter
@@ -38,11 +38,13 @@ Current = Callable[[], "Meter | None"]
 class Tap:
     """Wraps ``_inner_post`` of both clients while it is installed.
 
-    Args:
+    Attributes:
         current: the meter that calls go through now; None lets them pass.
+        problem: why calls can't be seen, where huggingface_hub is one that is not known.
     """
 
     current: Current
+    problem: str = ""
     _originals: list[tuple[Any, str, Any]] = field(default_factory=list)
     _watch: PostImport | None = None
 
@@ -78,6 +80,7 @@ class Tap:
         client = getattr(module, name, None)
         original = getattr(client, "_inner_post", None)
         if problem := _unknown(original, name):
+            self.problem = problem
             meter = self.current()
             if meter is not None and meter.payer.capped():
                 raise ConfigError(problem)
@@ -114,12 +117,17 @@ def _unknown(method: Any, client: str) -> str | None:
 
 
 def _begin(meter: Meter | None, parameters: Any, stream: bool, ask_usage: bool) -> Call | None:
+    __tracebackhide__ = True
     if meter is None:
         return None
     hub_model, provider = vars(parameters).get("hfbudget_named", (None, None))
-    return meter.begin(
-        parameters, hub_model=hub_model, provider=provider, stream=stream, ask_usage=ask_usage
-    )
+    try:
+        return meter.begin(
+            parameters, hub_model=hub_model, provider=provider, stream=stream, ask_usage=ask_usage
+        )
+    except BudgetExceededError as error:
+        # How a refusal came about inside of here tells nobody anything; who called does.
+        raise error.with_traceback(None) from None
 
 
 def metered(original: Any, current: Current) -> Any:

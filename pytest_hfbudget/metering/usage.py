@@ -65,6 +65,16 @@ def written_bytes(message: Mapping[str, Any]) -> int:
     return text_bytes(message)
 
 
+def finished(message: Mapping[str, Any]) -> bool:
+    """Whether every choice of a chunk says why it ended: nothing more is written."""
+    choices = message.get("choices")
+    return (
+        isinstance(choices, list)
+        and bool(choices)
+        and all(isinstance(c, dict) and c.get("finish_reason") is not None for c in choices)
+    )
+
+
 def finished_by_length(message: Mapping[str, Any]) -> bool:
     """Whether an answer stopped because of its limit on tokens."""
     choices = message.get("choices")

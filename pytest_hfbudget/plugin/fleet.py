@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_hfbudget.endpoints import Endpoint, EndpointReceipt, EndpointSettings, Lifecycle
-from pytest_hfbudget.errors import over_cap
+from pytest_hfbudget.errors import EndpointError, over_cap
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.money import show
+from pytest_hfbudget.plugin.voice import on_a_terminal, say
 from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.settings import Settings
 
@@ -81,8 +83,13 @@ class Fleet:
 
     def _afford(self, endpoint: Endpoint, nano_per_minute: int | None) -> None:
         cap = self._settings.session_cap
-        if cap is None or nano_per_minute is None:
+        if cap is None:
             return
+        if nano_per_minute is None:
+            raise EndpointError(
+                f"{endpoint.full_name}: nobody knows what a minute of it costs, so the session "
+                f"budget of {show(cap)} can't hold it. It was not resumed."
+            )
         total = self._ledger.total(SESSION)
         if total.spent + total.held + nano_per_minute > cap:
             raise over_cap(
@@ -96,24 +103,12 @@ class Fleet:
             )
 
     def _progress(self, name: str, state: str, seconds: float) -> None:
-        terminal: Any = self._config.pluginmanager.get_plugin("terminalreporter")
-        if terminal is None or not self._worth_saying(terminal, name, state, seconds):
-            return
-        capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
-        text = f"endpoint {name}: {state}, {seconds:.0f} s"
-        with capture.global_and_fixture_disabled():
-            if terminal.isatty and state != "running":
-                terminal.rewrite(text, erase=True)
-            else:
-                terminal.ensure_newline()
-                terminal.write_line(text)
-
-    def _worth_saying(self, terminal: Any, name: str, state: str, seconds: float) -> bool:
         said, at = self._said.get(name, ("", 0.0))
-        if state == said and not terminal.isatty and seconds - at < SAY_EVERY_S:
-            return False
+        if state == said and seconds - at < SAY_EVERY_S and not on_a_terminal(self._config):
+            return
         self._said[name] = (state, seconds)
-        return True
+        text = f"endpoint {name}: {state}, {seconds:.0f} s"
+        say(self._config, text, passing=state != "running")
 
 
 def _terms(settings: Settings, run_id: str) -> EndpointSettings:

@@ -46,11 +46,10 @@ class Hooks:
             self.run.planned()
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> None:
+    def pytest_runtestloop(self) -> None:
         """Begin, now that it is certain that something runs."""
-        if not session.config.option.collectonly:
-            with usage_errors():
-                self.run.begin()
+        with usage_errors():
+            self.run.begin()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:

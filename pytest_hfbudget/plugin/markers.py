@@ -72,11 +72,6 @@ def check(items: list[pytest.Item], settings: Settings) -> tuple[str, ...]:
     return tuple(needed)
 
 
-def any_cap(items: list[pytest.Item]) -> bool:
-    """Whether any of these tests has a budget of its own."""
-    return any(next(item.iter_markers("budget"), None) for item in items)
-
-
 def endpoints(item: pytest.Item, settings: Settings) -> tuple[str, ...]:
     """The full names of the endpoints that a test's markers name, the closest marker first.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.plugin.voice import say
 from pytest_hfbudget.settings import Settings, full_name
 
 if TYPE_CHECKING:
@@ -69,12 +70,12 @@ class Owner:
                 self._ledger.open(session_scope(self.settings))
             return self._ledger
 
-    def declare(self, names: tuple[str, ...], *, capped: bool) -> None:
+    def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         given = (full_name(name, self.settings.namespace) for name in self.settings.endpoints)
         needed = tuple(dict.fromkeys((*given, *names)))
         if needed:
             self.fleet.check(needed)
-        if capped or self.settings.capped:
+        if paid:
             self._prepare_prices()
 
     def _prepare_prices(self) -> None:
@@ -93,8 +94,6 @@ class Owner:
             raise self._problem
 
     def begin(self) -> None:
-        if self.settings.capped:
-            self._prepare_prices()
         for name in self.settings.endpoints:
             self.ensure(full_name(name, self.settings.namespace))
 
@@ -154,9 +153,7 @@ class Owner:
         try:
             write(self.report(outcomes), path)
         except OSError as error:
-            self.config.issue_config_time_warning(
-                pytest.PytestWarning(f"hfbudget could not write {path}: {error}"), stacklevel=2
-            )
+            say(self.config, f"hfbudget: the report {path} could not be written: {error}", red=True)
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         quiet = self._ledger is None and self._fleet is None
@@ -191,10 +188,10 @@ class Owner:
             "emulator": self.settings.emulator or "",
         }
 
-    def _declare_for(self, names: list[str], capped: bool) -> None:
+    def _declare_for(self, names: list[str], paid: bool) -> None:
         try:
             with self._lock:
-                self.declare(tuple(names), capped=capped)
+                self.declare(tuple(names), paid=paid)
         except HFBudgetError as error:
             self._note(str(error))
 

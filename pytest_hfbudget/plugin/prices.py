@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.plugin.voice import say
 from pytest_hfbudget.pricing import (
     CallRequest,
-    Catalogue,
     Price,
     PriceBook,
     PriceTable,
@@ -21,7 +19,7 @@ from pytest_hfbudget.pricing import (
     parse_price,
 )
 from pytest_hfbudget.pricing.book import price_from_environment
-from pytest_hfbudget.pricing.catalogue import DAY_S, CatalogueFile
+from pytest_hfbudget.pricing.catalogue import DAY_S, CatalogueFile, kept_catalogue
 from pytest_hfbudget.pricing.table import read_toml
 from pytest_hfbudget.settings import Settings
 
@@ -40,7 +38,7 @@ def book(config: pytest.Config, settings: Settings, leased: dict[str, str]) -> P
         raise ConfigError(str(error)) from None
     return PriceBook(
         table=_table(config, settings),
-        load_catalogue=partial(_load, settings),
+        load_catalogue=partial(kept_catalogue, settings.router),
         environment=environment,
         unpriced=Unpriced.parse(settings.unpriced),
         hook=partial(_ask_hook, config),
@@ -62,7 +60,7 @@ def refresh(config: pytest.Config, settings: Settings) -> None:
 
     Without a network the old copy is used; what it does not know is refused.
     """
-    file = catalogue_file(settings)
+    file = CatalogueFile.of(settings.router)
     kept = file.load(settings.router)
     if kept and time.time() - kept.read_at < DAY_S and not settings.emulator:
         return
@@ -70,27 +68,11 @@ def refresh(config: pytest.Config, settings: Settings) -> None:
         file.refresh(settings.router, _fetch, time.time())
     except (OSError, ValueError) as error:
         age = f"that of {kept.source.rpartition(' ')[2]} is used" if kept else "there is none yet"
-        config.issue_config_time_warning(
-            pytest.PytestWarning(
-                f"hfbudget could not read the price catalogue of {settings.router} ({error}); {age}"
-            ),
-            stacklevel=2,
+        say(
+            config,
+            f"hfbudget: could not read the prices of {settings.router} ({error}); {age}",
+            yellow=True,
         )
-
-
-def catalogue_file(settings: Settings) -> CatalogueFile:
-    """Where the catalogue of this router is kept."""
-    directory = os.environ.get("HFBUDGET_CACHE_DIR")
-    if not directory:
-        from platformdirs import user_cache_dir
-
-        directory = user_cache_dir("hfbudget")
-    name = hashlib.sha256(settings.router.encode()).hexdigest()[:12]
-    return CatalogueFile(Path(directory) / f"catalogue-{name}.json")
-
-
-def _load(settings: Settings) -> Catalogue:
-    return catalogue_file(settings).load(settings.router) or Catalogue()
 
 
 def _fetch(url: str) -> bytes:

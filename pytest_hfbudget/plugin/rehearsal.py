@@ -75,7 +75,7 @@ class Rehearsal:
     def provide(self, names: tuple[str, ...]) -> None:
         """Have the emulator play endpoints that it does not know yet."""
         client = self._client()
-        known = {endpoint["full_name"] for endpoint in client.state()["endpoints"]}
+        known = {endpoint["name"] for endpoint in client.state()["endpoints"]}
         for name in names:
             if name not in known:
                 client.add_endpoint(name)

@@ -25,8 +25,8 @@ class Role(Protocol):
     def make_runtime(self) -> Runtime:
         """The meter of this process."""
 
-    def declare(self, names: tuple[str, ...], *, capped: bool) -> None:
-        """Tell which endpoints will be needed, and whether any test has a cap."""
+    def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
+        """Tell which endpoints will be needed, and whether prices will be."""
 
     def problem(self, error: HFBudgetError) -> None:
         """End the run, because its plan can't be carried out."""

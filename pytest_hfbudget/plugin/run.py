@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ RUN = pytest.StashKey["Run"]()
 
 # Whoever imports one of these is about to spend, or to ask what was spent.
 DOORBELLS = ("huggingface_hub", "pytest_hfbudget.metering.budget")
+# Where this is imported, calls will follow, and prices should be at hand before the first test.
+PAID = "huggingface_hub.inference._client"
 
 
 class Run:
@@ -87,16 +90,22 @@ class Run:
             ConfigError: a marker that makes no sense.
         """
         marked = [item for item in items if _is_marked(item)]
-        if not marked and not self.settings.endpoints:
+        paid = bool(marked) or self.settings.capped or PAID in sys.modules
+        if not items or not (paid or self.settings.endpoints):
             return
         from pytest_hfbudget.plugin import markers
 
         try:
             needed = markers.check(marked, self.settings)
-            if not self.config.option.collectonly:
-                self.role.declare(needed, capped=markers.any_cap(marked))
+            if not self._only_looking():
+                self.role.declare(needed, paid=paid)
         except HFBudgetError as error:
             self.role.problem(error)
+
+    def _only_looking(self) -> bool:
+        """Whether this run shows what it would do, and does nothing."""
+        option = self.config.option
+        return bool(option.collectonly or getattr(option, "setupplan", False))
 
     def planned(self) -> None:
         """Raise what a worker found wrong with the plan."""
@@ -108,7 +117,8 @@ class Run:
         Raises:
             EndpointError: one of them can't be brought up.
         """
-        self.role.begin()
+        if not self._only_looking():
+            self.role.begin()
 
     # --- around each test
 
@@ -189,9 +199,12 @@ class Run:
         """Have the endpoints that a test needs running, before its own set-up begins.
 
         Raises:
-            EndpointError: one of them can't be brought up.
+            ConfigError: it has a cap, and calls can't be seen.
+            EndpointError: an endpoint can't be brought up.
         """
-        if not _is_marked(item):
+        if self.runtime is not None and self.runtime.meter.payer.capped():
+            self.runtime.require_tap()
+        if not _is_marked(item) or self._only_looking():
             return
         from pytest_hfbudget.plugin.markers import endpoints
 

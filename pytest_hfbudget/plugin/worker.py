@@ -38,8 +38,8 @@ class Worker:
         ledger = RemoteLedger(self._wire)
         return assemble(self.config, self.settings, ledger, self.leased, worker=self._name)
 
-    def declare(self, names: tuple[str, ...], *, capped: bool) -> None:
-        self._slow_wire.ask("declare", names, capped)
+    def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
+        self._slow_wire.ask("declare", names, paid)
 
     def problem(self, error: HFBudgetError) -> None:
         self._slow_wire.ask("problem", str(error))

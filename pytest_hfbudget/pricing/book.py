@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,7 +43,8 @@ class PriceBook:
     def quote(self, request: CallRequest, explicit: Quote | None = None) -> Quote | None:
         """What this request can cost, or None where nobody knows a price.
 
-        Where the router is free to choose, the quote holds every live provider that has one.
+        Where the router is free to choose, the quote holds every provider that has one and may
+        answer: settled at whoever did, no call can cost more than the dearest of them.
         """
         if leased := self._leased(request.url):
             return Quote.of(FREE, f"uptime of {leased}")
@@ -58,14 +60,19 @@ class PriceBook:
     def _listed(self, request: CallRequest) -> Quote | None:
         if request.provider is not None or request.is_url:
             return self._from_lists(request.model, request.provider)
-        if found := self.table.find(request.model, None):
-            return Quote.of(*found)
-        providers = self.table.providers(request.model)
-        providers |= {offer.provider for offer in self.catalogue.of(request.model)}
-        quotes = (self._from_lists(request.model, provider) for provider in sorted(providers))
-        return Quote.any_of([quote for quote in quotes if quote]) or self._from_lists(
-            request.model, None
-        )
+        routes: tuple[str | None, ...] = (*sorted(self._routes(request.model)), None)
+        quotes = [self._from_lists(request.model, provider) for provider in routes]
+        return Quote.any_of([quote for quote in quotes if quote])
+
+    def _routes(self, model: str) -> set[str]:
+        """Every provider that may answer a call which names none, as far as its price goes."""
+        named = self.table.providers(model)
+        if live := {offer.provider for offer in self.catalogue.of(model)}:
+            return named | live
+        # Nobody knows who serves it, so it may be any provider that has a price for all models.
+        # Those prices alone say nothing of the others, and leave the call to the policy.
+        priced = bool(named) or self.table.find(model, None) is not None
+        return named | self.table.providers("*") if priced else set()
 
     def _from_lists(self, model: str, provider: str | None) -> Quote | None:
         if found := self.table.find(model, provider):
@@ -109,12 +116,13 @@ def toml_hint(request: CallRequest) -> str:
     if request.is_url:
         server = "/".join(request.model.split("/")[:3])
         return f'["{server}"]\nfree = true            # or input/output in USD per 1M tokens'
-    name = f"{request.model}:{request.provider}" if request.provider else request.model
+    model = f"{request.model}:{request.provider}" if request.provider else request.model
+    name = json.dumps(model, ensure_ascii=False)  # TOML escapes what a name may hold as JSON does
     if request.task.endswith("to-image"):
-        return f'["{name}"]\nimage = 0.00           # USD each'
+        return f"[{name}]\nimage = 0.00           # USD each"
     if request.generates or request.task == "feature-extraction":
         return (
-            f'["{name}"]\ninput = 0.00           # USD per 1M tokens\n'
+            f"[{name}]\ninput = 0.00           # USD per 1M tokens\n"
             "output = 0.00          # USD per 1M tokens"
         )
-    return f'["{name}"]\ncall = 0.00            # USD each'
+    return f"[{name}]\ncall = 0.00            # USD each"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -48,8 +49,7 @@ class Catalogue:
     @property
     def source(self) -> str:
         """Where these prices come from, with the day on which they were read."""
-        day = datetime.fromtimestamp(self.read_at, timezone.utc).date().isoformat()
-        return f"router catalogue of {day}"
+        return f"router catalogue of {_day(self.read_at)}"
 
     def of(self, model: str) -> tuple[Offer, ...]:
         """The offers of a model that can be routed to now."""
@@ -62,17 +62,22 @@ class Catalogue:
         return max((n for n in lengths if n), default=None) if lengths and all(lengths) else None
 
 
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, timezone.utc).date().isoformat()
+
+
 def _offers(row: Mapping[str, Any]) -> tuple[Offer, ...]:
     providers = row.get("providers")
     found = [p for p in providers if isinstance(p, dict)] if isinstance(providers, list) else []
     return tuple(
         Offer(
-            provider=str(offer.get("provider")),
+            provider=offer["provider"],
             price=_price(offer),
             live=offer.get("status") == "live",
             context_length=_length(offer.get("context_length")),
         )
         for offer in found
+        if isinstance(offer.get("provider"), str)
     )
 
 
@@ -100,14 +105,27 @@ class CatalogueFile:
 
     path: Path
 
+    @classmethod
+    def of(cls, router: str) -> CatalogueFile:
+        """Where the catalogue of a router is kept for this user."""
+        directory = os.environ.get("HFBUDGET_CACHE_DIR")
+        if not directory:
+            from platformdirs import user_cache_dir
+
+            directory = user_cache_dir("hfbudget")
+        name = hashlib.sha256(router.encode()).hexdigest()[:12]
+        return cls(Path(directory) / f"catalogue-{name}.json")
+
     def load(self, origin: str) -> Catalogue | None:
         """What was read last from this router, if anything."""
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
             if kept["origin"] != origin:
                 return None
-            return Catalogue.parse(kept["models"], read_at=float(kept["read_at"]), origin=origin)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            read_at = float(kept["read_at"])
+            _day(read_at)  # a time that is no day is damage too, and a charge names that day
+            return Catalogue.parse(kept["models"], read_at=read_at, origin=origin)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None  # absent or damaged: it is only a copy, and the next refresh writes it anew
 
     def refresh(self, origin: str, fetch: Callable[[str], bytes], now: float) -> Catalogue:
@@ -126,3 +144,8 @@ class CatalogueFile:
         fresh.write_text(kept, encoding="utf-8")
         fresh.replace(self.path)
         return Catalogue.parse(models, read_at=now, origin=origin)
+
+
+def kept_catalogue(router: str) -> Catalogue:
+    """What was last read from a router; an empty catalogue where nothing was."""
+    return CatalogueFile.of(router).load(router) or Catalogue()

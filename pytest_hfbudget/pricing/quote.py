@@ -54,5 +54,6 @@ def _affordable(price: Price, request: CallRequest, amount: int) -> int | None:
     each = (price.output or 0) * request.n
     if price.free or not each:
         return None
-    left = amount * ATTO_PER_NANO - request.input_bound * (price.input or 0) - (price.call or 0)
+    fixed = request.input_bound * price.dearest_input + (price.call or 0)
+    left = amount * ATTO_PER_NANO - fixed
     return max(left // each, 0)

@@ -10,8 +10,6 @@ from pytest_hfbudget.pricing.price import Price, Usage
 # "Inference Providers": provider selection).
 POLICIES = frozenset({"fastest", "cheapest", "preferred"})
 
-TEXT_TASKS = frozenset({"conversational", "text-generation", "feature-extraction"})
-
 
 class UnboundedCallError(ValueError):
     """The price is of a kind that says nothing about this task, so the call has no bound."""
@@ -44,6 +42,11 @@ class CallRequest:
         return self.task in ("conversational", "text-generation")
 
     @property
+    def draws(self) -> bool:
+        """Whether the answer is made of images."""
+        return self.task.endswith("to-image")
+
+    @property
     def is_url(self) -> bool:
         """Whether a server is addressed directly instead of through the router."""
         return self.model.startswith(("http://", "https://"))
@@ -54,18 +57,29 @@ class CallRequest:
         Raises:
             UnboundedCallError: the price has no unit that bounds this task.
         """
-        if price.free or price.call is not None:
-            pass
-        elif price.image is not None and self.task.endswith("to-image"):
-            return Usage(images=self.n, estimated=True)
-        elif not (price.by_token and self.task in TEXT_TASKS):
+        if not self._bounded_by(price):
             raise UnboundedCallError(f"the price of {self.model} does not bound a {self.task} call")
         return Usage(
             input_tokens=self.input_bound,
             output_tokens=output * self.n if self.generates else 0,
-            images=self.n if self.task.endswith("to-image") else 0,
+            cached_tokens=self.input_bound if price.cached == price.dearest_input else 0,
+            images=self.n if self.draws else 0,
             estimated=True,
         )
+
+    def _bounded_by(self, price: Price) -> bool:
+        """Whether a price covers all that this task is billed for; a gap in it is no $0."""
+        if price.free:
+            return True
+        if price.second:
+            return False  # nobody knows before how long a call takes
+        if price.call is not None:
+            return True
+        if self.draws:
+            return price.image is not None
+        if self.generates:
+            return price.input is not None and price.output is not None
+        return self.task == "feature-extraction" and price.input is not None
 
 
 def split_model(name: str) -> tuple[str, str | None]:

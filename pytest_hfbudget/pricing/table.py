@@ -37,6 +37,8 @@ def parse_price(row: object, where: str) -> Price:
         else:
             raise ConfigError(f"{where}: unknown key {key!r}; known are {', '.join(KEYS)}")
     price = Price(**rates)
+    if price.free and len(rates) > 1:
+        raise ConfigError(f"{where}: free = true next to a price; write one of the two")
     if not price.known:
         raise ConfigError(f"{where}: says no price; write for example input = 0.02, output = 0.05")
     return price
@@ -86,11 +88,11 @@ class PriceTable:
 
     def find(self, model: str, provider: str | None) -> tuple[Price, str] | None:
         """The price of a model, and where its row is written."""
+        if model.startswith(("http://", "https://")):
+            return self._find_url(model) or self.rows.get("*")
         for name in _names(model, provider):
             if name in self.rows:
                 return self.rows[name]
-        if model.startswith(("http://", "https://")):
-            return self._find_url(model)
         return None
 
     def providers(self, model: str) -> set[str]:
@@ -107,12 +109,13 @@ class PriceTable:
 
 def is_below(url: str, prefix: str) -> bool:
     """Whether a URL is a prefix or below it; ``http://a:80`` is not below ``http://a:8``."""
-    return url == prefix or url.startswith(prefix.rstrip("/") + "/")
+    base = prefix.rstrip("/")
+    return base != "" and (url == base or url.startswith(base + "/"))
 
 
 def _names(model: str, provider: str | None) -> Iterator[str]:
     short = model.rpartition("/")[2]
-    for name in (model, short) if not model.startswith(("http://", "https://")) else (model,):
+    for name in (model, short):
         if provider:
             yield f"{name}:{provider}"
         yield name
@@ -137,6 +140,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         parsed: dict[str, Any] = tomllib.loads(text, parse_float=Decimal)
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError) as error:  # a number may be too much for int or Decimal
         raise ConfigError(f"{path}: is not TOML: {error}") from None
     return parsed

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.money import parse_rate
 from pytest_hfbudget.pricing.price import FREE, Price
-
-TOKENS_PER_UNIT = 10**6  # token prices are quoted per 1M tokens
+from pytest_hfbudget.settings import assumed_rates
 
 
 @dataclass(frozen=True)
@@ -25,19 +23,11 @@ class Unpriced:
         Raises:
             ConfigError: anything else.
         """
-        if text == "refuse":
-            return cls()
-        if text == "free":
-            return cls(FREE, "--hf-unpriced=free")
-        kind, _, rates = text.partition(":")
-        parts = rates.split("/")
-        if kind == "assume" and len(parts) == 2:  # noqa: PLR2004 - input and output
-            try:
-                rate_in, rate_out = (parse_rate(part, units=TOKENS_PER_UNIT) for part in parts)
-            except ValueError as error:
-                raise ConfigError(f"--hf-unpriced={text}: {error}") from None
-            return cls(Price(input=rate_in, output=rate_out), f"--hf-unpriced={text}")
-        raise ConfigError(
-            f"--hf-unpriced={text}: write refuse, free, or assume:IN/OUT "
-            "(USD per 1M tokens, for example assume:1/4)"
-        )
+        source = f"--hf-unpriced={text}"
+        try:
+            rates = assumed_rates(text)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        if rates is not None:
+            return cls(Price(input=rates[0], output=rates[1]), source)
+        return cls(FREE, source) if text == "free" else cls()

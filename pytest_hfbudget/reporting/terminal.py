@@ -59,7 +59,7 @@ def bar(part: int, whole: int, width: int = BAR) -> str:
 
 
 def _session(report: Report) -> Line:
-    calls = f"{report.calls} calls" if report.calls != 1 else "1 call"
+    calls = _calls(report.calls)
     refused = f", {report.refused} refused" if report.refused else ""
     if report.cap is None:
         return Line(f"spent {show(report.spent)} ({calls}{refused}; no session budget)")
@@ -74,7 +74,7 @@ def _test(test: TestLine, width: int) -> Line:
     name = test.id if len(test.id) <= width else "…" + test.id[-(width - 1) :]
     cap = f" of {show(test.cap)}" if test.cap is not None else ""
     refused = f", {test.refused} refused" if test.refused else ""
-    text = f"  {name:<{width}}  {show(test.spent)}{cap} ({test.calls} calls{refused})"
+    text = f"  {name:<{width}}  {show(test.spent)}{cap} ({_calls(test.calls)}{refused})"
     return Line(text, "red" if test.refused else "")
 
 
@@ -91,16 +91,16 @@ def _endpoint(endpoint: EndpointLine) -> Line:
 
 def _remarks(report: Report) -> Iterator[Line]:
     if report.unpriced:
-        yield Line(
-            f"  {report.unpriced} calls have no known price and are not in these figures", "yellow"
-        )
+        yield Line(f"  {_calls(report.unpriced)} without a known price, not in the sum", "yellow")
     if report.estimated:
         yield Line(
-            f"  {report.estimated} calls came back without usage and are charged at their upper "
-            "bound",
-            "yellow",
+            f"  {_calls(report.estimated)} without usage, charged at an upper bound", "yellow"
         )
     if outside := report.outside:
         total = sum(charge.nano_usd or 0 for charge in outside)
         places = ", ".join(sorted({charge.where or "outside of a test" for charge in outside}))
-        yield Line(f"  {len(outside)} calls for {show(total)} belong to no test: {places}")
+        yield Line(f"  {_calls(len(outside))} of no test, {show(total)}: {places}")
+
+
+def _calls(count: int) -> str:
+    return "1 call" if count == 1 else f"{count} calls"

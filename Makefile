@@ -1,0 +1,28 @@
+# Needs Python 3.10 or newer, git and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Compiled files make every run of pytest that the tests start a second faster.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint docs-check real-server clean
+
+demo: $(VENV)/installed ## the whole product in a few seconds, at $0
+	$(BIN)/hfbudget demo
+
+test: $(VENV)/installed ## the tests
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/installed ## style, types, and the contract between the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

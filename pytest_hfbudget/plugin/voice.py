@@ -1,0 +1,31 @@
+"""Lines to the terminal in mid-run, whatever is captured at that moment."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+
+def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bool) -> None:
+    """Write a line of its own; a ``passing`` one is overwritten by the next, on a terminal.
+
+    Not a warning: under ``-W error`` a warning ends the run, and these end nothing.
+    """
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None:
+        return
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        if passing and terminal.isatty:
+            terminal.rewrite(text, erase=True, **markup)
+        else:
+            terminal.ensure_newline()
+            terminal.write_line(text, **markup)
+
+
+def on_a_terminal(config: pytest.Config) -> bool:
+    """Whether somebody watches lines change."""
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+    return bool(terminal and terminal.isatty)

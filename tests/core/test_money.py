@@ -1,0 +1,220 @@
+"""Money: what a person writes becomes whole nano-USD, and comes back as it was written."""
+
+from __future__ import annotations
+
+import decimal
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_hfbudget.money import nano, parse_rate, parse_usd, show, to_usd, usd_text
+
+quick = settings(max_examples=150, deadline=None, database=None)
+amounts = st.integers(-(10**21), 10**21)
+usd = st.decimals(0, 10**12, allow_nan=False, allow_infinity=False) | st.decimals(0, 1, places=40)
+
+NO_AMOUNTS = (None, True, False, "", "abc", "1,5", "$1", "1..2", b"1", [1], 1j, object())
+NOT_FINITE = (float("nan"), float("inf"), "NaN", "sNaN", "inf", "-Infinity", Decimal("NaN"))
+
+
+class LoudFloat(float):
+    """A float whose repr says more than the number, as numpy's does."""
+
+    def __repr__(self) -> str:
+        return f"np.float64({float(self)})"
+
+
+@pytest.fixture
+def coarse_context() -> Iterator[None]:
+    """A user's decimal context that would round to one digit, upwards, and trap what it can."""
+    signals = [decimal.Inexact, decimal.Rounded, decimal.FloatOperation, decimal.Subnormal]
+    context = decimal.Context(prec=1, rounding=decimal.ROUND_UP, Emin=-3, Emax=3, traps=signals)
+    with decimal.localcontext(context):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (0, 0),
+        (2, 2 * 10**9),
+        (0.1, 10**8),
+        (1e-9, 1),
+        (1e-07, 100),
+        ("0.000000001", 1),
+        (" 1.50 ", 1_500_000_000),
+        ("1e-3", 10**6),
+        (Decimal("0.30"), 3 * 10**8),
+        (Decimal("-0"), 0),
+        (10**12, 10**21),
+    ],
+)
+def test_an_amount_is_read_as_it_is_written(written: object, expected: int) -> None:
+    assert parse_usd(written) == expected
+
+
+def test_a_float_counts_by_its_shortest_repr() -> None:
+    assert parse_usd(0.1) * 3 == parse_usd(0.3) == parse_usd("0.3")
+
+
+def test_a_float_of_another_library_counts_by_its_number() -> None:
+    assert parse_usd(LoudFloat(0.1)) == parse_usd(0.1)
+
+
+@pytest.mark.parametrize("written", ["0.0000000019", 1.9e-9, Decimal("1.999999e-9")])
+def test_what_is_finer_than_a_nano_dollar_is_cut_off(written: object) -> None:
+    assert parse_usd(written) == 1
+
+
+def test_an_amount_of_many_digits_is_cut_off_and_never_rounded_up() -> None:
+    assert parse_usd("0.1" + "9" * 100) == 199_999_999
+
+
+@pytest.mark.parametrize("written", NO_AMOUNTS)
+def test_what_is_no_number_is_no_amount(written: object) -> None:
+    with pytest.raises(ValueError, match="is not an amount of USD"):
+        parse_usd(written)
+
+
+@pytest.mark.parametrize("written", NOT_FINITE)
+def test_what_is_not_finite_is_no_amount(written: object) -> None:
+    with pytest.raises(ValueError, match="is not a finite amount"):
+        parse_usd(written)
+
+
+@pytest.mark.parametrize("written", [-1, -0.001, "-1e-30", Decimal("-0.5")])
+def test_a_negative_amount_is_refused(written: object) -> None:
+    with pytest.raises(ValueError, match="is negative"):
+        parse_usd(written)
+
+
+@pytest.mark.parametrize("written", [10**12 + 1, 1e13, "1e999999", "1000000000000.01"])
+def test_an_absurd_amount_is_refused_with_the_most_that_is_read(written: object) -> None:
+    with pytest.raises(ValueError, match=r"is more than \$1,000,000,000,000$"):
+        parse_usd(written)
+
+
+@pytest.mark.parametrize("wrong", [*NO_AMOUNTS, *NOT_FINITE, -1, 10**13])
+def test_a_rate_refuses_what_an_amount_refuses(wrong: object) -> None:
+    with pytest.raises(ValueError, match="USD|negative|more than"):
+        parse_rate(wrong, units=10**6)
+
+
+@pytest.mark.parametrize(
+    ("written", "units", "expected"),
+    [
+        ("0.0375", 10**6, 37_500_000_000),
+        (1, 1, 10**18),
+        (0.02, 10**6, 20_000_000_000),
+        ("0.001", 1000, 10**12),
+        (0, 10**6, 0),
+    ],
+)
+def test_a_rate_is_per_single_unit(written: object, units: int, expected: int) -> None:
+    assert parse_rate(written, units=units) == expected
+
+
+@pytest.mark.parametrize(("written", "units"), [("1", 3), ("1e-30", 1), ("1e-999999999", 1)])
+def test_a_rate_is_rounded_up(written: str, units: int) -> None:
+    exact = Fraction(10**18, 3) if units == 3 else Fraction(0)
+    assert parse_rate(written, units=units) == exact // 1 + 1
+
+
+@quick
+@given(usd, st.sampled_from([1, 3, 7, 1000, 10**6]))
+def test_a_rate_is_less_than_one_atto_above_what_was_written(written: Decimal, units: int) -> None:
+    exact = Fraction(written) * 10**18 / units
+    assert exact <= parse_rate(written, units=units) < exact + 1
+
+
+@quick
+@given(usd)
+def test_an_amount_is_less_than_one_nano_below_what_was_written(written: Decimal) -> None:
+    exact = Fraction(written) * 10**9
+    assert exact - 1 < parse_usd(written) <= exact
+
+
+@pytest.mark.parametrize(
+    ("atto", "expected"), [(0, 0), (1, 1), (10**9, 1), (10**9 + 1, 2), (5 * 10**9, 5)]
+)
+def test_a_started_nano_dollar_is_a_whole_one(atto: int, expected: int) -> None:
+    assert nano(atto) == expected
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [
+        (0, "0"),
+        (1, "0.000000001"),
+        (52_000, "0.000052"),
+        (10**8, "0.1"),
+        (10**10, "10"),
+        (100 * 10**9, "100"),
+        (-1_500_000_000, "-1.5"),
+        (10**30, "1" + "0" * 21),
+    ],
+)
+def test_the_text_of_an_amount_has_no_exponent(amount: int, expected: str) -> None:
+    assert usd_text(amount) == expected
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [
+        (0, "$0.00"),
+        (10**8, "$0.10"),
+        (52_000, "$0.000052"),
+        (1_234_567_891, "$1.234567891"),
+        (5 * 10**9, "$5.00"),
+        (-1, "-$0.000000001"),
+    ],
+)
+def test_an_amount_for_people_has_two_decimals_at_least(amount: int, expected: str) -> None:
+    assert show(amount) == expected
+
+
+@quick
+@given(amounts)
+def test_an_amount_for_people_is_never_rounded(amount: int) -> None:
+    assert Fraction(show(amount).replace("$", "")) == Fraction(amount, 10**9)
+
+
+@quick
+@given(amounts)
+def test_an_amount_in_usd_is_exact(amount: int) -> None:
+    assert Fraction(to_usd(amount)) == Fraction(amount, 10**9)
+
+
+@quick
+@given(st.integers(0, 10**21))
+def test_an_amount_survives_being_written_and_read(amount: int) -> None:
+    assert parse_usd(usd_text(amount)) == amount
+    assert parse_usd(to_usd(amount)) == amount
+
+
+@pytest.mark.usefixtures("coarse_context")
+def test_the_context_of_the_user_does_not_change_an_amount() -> None:
+    assert parse_usd("1234.567891234") == 1_234_567_891_234
+    assert parse_usd(0.0375) == 37_500_000
+
+
+@pytest.mark.usefixtures("coarse_context")
+def test_the_context_of_the_user_does_not_change_a_rate() -> None:
+    assert parse_rate("0.0375", units=10**6) == 37_500_000_000
+
+
+@pytest.mark.usefixtures("coarse_context")
+def test_the_context_of_the_user_does_not_change_a_text() -> None:
+    assert show(1_234_567_891_234) == "$1234.567891234"
+    assert str(to_usd(1_234_567_891_234)) == "1234.567891234"
+
+
+@pytest.mark.usefixtures("coarse_context")
+def test_the_context_of_the_user_does_not_change_what_is_refused() -> None:
+    for wrong in ("abc", "NaN", "-1", "1e13"):
+        with pytest.raises(ValueError, match="USD|negative|more than"):
+            parse_usd(wrong)

@@ -1,0 +1,186 @@
+"""Settings: command line over environment over ini, and one line about what makes no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.settings import SETTINGS, Settings, full_name, merge
+
+# For each setting three values as they are written, and what each of them means.
+VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
+    "session_cap": (("1", 10**9), ("0.5", 5 * 10**8), ("0.25", 25 * 10**7)),
+    "test_cap": (("0", 0), ("0.000000001", 1), ("2", 2 * 10**9)),
+    "prices": (("a.toml", Path("a.toml")), ("b.toml", Path("b.toml")), ("c", Path("c"))),
+    "unpriced": (("refuse", "refuse"), ("free", "free"), ("assume:1/4", "assume:1/4")),
+    "endpoints": ((["a/b", "c/d"], ("a/b", "c/d")), ("e/f,g/h i/j", ("e/f", "g/h", "i/j")))
+    + ((["k/l", "k/l"], ("k/l",)),),
+    "namespace": (("acme", "acme"), ("globex", "globex"), ("initech", "initech")),
+    "report": (("a.json", Path("a.json")), ("b", Path("b")), ("c", Path("c"))),
+    "emulator": (("start", "start"), ("http://x:1", "http://x:1"), ("start", "start")),
+    "endpoints_api": (("", ""), ("http://b/v2/", "http://b/v2"), ("http://c", "http://c")),
+    "router": (("", ""), ("https://b/", "https://b"), ("https://c", "https://c")),
+    "endpoint_wait": (("", 0), ("30", 30.0), ("1.5", 1.5)),
+    "idle_timeout": (("", 0), ("30", 30), ("60", 60)),
+    "billing_minute": (("", 0), ("0.5", 0.5), ("60", 60.0)),
+}
+WITH_OPTION = [key for key, setting in SETTINGS.items() if setting.option]
+WITH_INI = [key for key, setting in SETTINGS.items() if setting.ini]
+
+BAD = [
+    ("session_cap", "a lot"),
+    ("session_cap", "nan"),
+    ("test_cap", "-1"),
+    ("test_cap", "inf"),
+    ("unpriced", "assume"),
+    ("unpriced", "assume:1"),
+    ("unpriced", "assume:1/x"),
+    ("unpriced", "assume:1/2/3"),
+    ("unpriced", "assume:-1/4"),
+    ("unpriced", "maybe"),
+    ("unpriced", "some\nlines\nof text"),
+    ("endpoints_api", "api.example.org"),
+    ("router", "ftp://example.org"),
+    ("endpoint_wait", "soon"),
+    ("endpoint_wait", "0"),
+    ("endpoint_wait", "nan"),
+    ("endpoint_wait", "inf"),
+    ("idle_timeout", "1.5"),
+    ("idle_timeout", "0"),
+    ("billing_minute", "-60"),
+]
+BAD_PLACES = [
+    (key, value, place)
+    for key, value in BAD
+    for place in ("option", "variable", "ini")
+    if getattr(SETTINGS[key], place)
+]
+
+
+def merged(
+    options: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    ini: Mapping[str, Any] | None = None,
+) -> Settings:
+    return merge(options or {}, environ or {}, (ini or {}).get)
+
+
+def given(key: str, *, option: bool, variable: bool, ini: bool) -> Settings:
+    """The settings when one of them is given in these places, with another value in each."""
+    setting, values = SETTINGS[key], VALUES[key]
+    return merged(
+        {key: values[0][0]} if option else {},
+        {setting.variable: values[1][0]} if variable else {},
+        {setting.ini: values[2][0]} if ini else {},
+    )
+
+
+def test_every_setting_is_tested_here() -> None:
+    assert set(VALUES) == set(SETTINGS)
+
+
+@pytest.mark.parametrize("key", WITH_OPTION)
+def test_the_command_line_beats_environment_and_ini(key: str) -> None:
+    settings = given(key, option=True, variable=True, ini=bool(SETTINGS[key].ini))
+    assert settings == replace(Settings(), **{key: VALUES[key][0][1]})
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_the_environment_beats_the_ini(key: str) -> None:
+    settings = given(key, option=False, variable=True, ini=bool(SETTINGS[key].ini))
+    assert settings == replace(Settings(), **{key: VALUES[key][1][1]})
+
+
+@pytest.mark.parametrize("key", WITH_INI)
+def test_the_ini_counts_where_nothing_else_is_said(key: str) -> None:
+    settings = given(key, option=False, variable=False, ini=True)
+    assert settings == replace(Settings(), **{key: VALUES[key][2][1]})
+
+
+@pytest.mark.parametrize("empty", [None, "", [], ()])
+def test_what_is_empty_is_not_said(empty: object) -> None:
+    names = {setting.ini: empty for setting in SETTINGS.values()}
+    assert merged(dict.fromkeys(WITH_OPTION), {}, names) == Settings()
+
+
+def test_an_empty_variable_does_not_hide_the_ini() -> None:
+    environ, ini = {"HFBUDGET_SESSION": ""}, {"hf_session_budget": "1"}
+    assert merged({}, environ, ini).session_cap == 10**9
+
+
+def test_an_empty_option_does_not_fall_back_on_the_environment() -> None:
+    assert merged({"session_cap": ""}, {"HFBUDGET_SESSION": "1"}).session_cap is None
+
+
+def test_a_cap_of_nothing_is_a_cap() -> None:
+    assert merged({"session_cap": "0"}).capped
+
+
+@pytest.mark.parametrize("key", ["session_cap", "test_cap"])
+def test_a_run_with_either_cap_is_capped(key: str) -> None:
+    assert merged({key: "1"}).capped
+
+
+def test_a_run_of_which_nothing_was_asked_is_quiet() -> None:
+    assert not Settings().capped
+    assert not Settings().worth_a_header
+
+
+@pytest.mark.parametrize("key", ["session_cap", "endpoints", "emulator"])
+def test_a_run_says_what_it_was_asked_for(key: str) -> None:
+    assert given(key, option=True, variable=False, ini=False).worth_a_header
+
+
+@pytest.mark.parametrize(("key", "value", "place"), BAD_PLACES)
+def test_a_wrong_value_is_one_line_that_names_where_it_was_given(
+    key: str, value: str, place: str
+) -> None:
+    name = getattr(SETTINGS[key], place)
+    places: dict[str, tuple[Any, ...]] = {
+        "option": ({key: value},),
+        "variable": ({}, {name: value}),
+        "ini": ({}, {}, {name: value}),
+    }
+    with pytest.raises(ConfigError) as caught:
+        merged(*places[place])
+    message = str(caught.value)
+    assert message.startswith(f"{name}={value.split(maxsplit=1)[0]}")
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("idle_timeout", "1.5"), ("endpoint_wait", "soon")])
+def test_a_wrong_number_is_answered_with_what_to_write(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match="write a"):
+        merged({}, {SETTINGS[key].variable: value})
+
+
+def test_a_full_name_stays_as_it_is() -> None:
+    assert full_name(" acme/llm ", "globex") == "acme/llm"
+
+
+def test_a_short_name_gets_the_namespace() -> None:
+    assert full_name("llm", "acme") == "acme/llm"
+
+
+@pytest.mark.parametrize(
+    ("name", "namespace"),
+    [
+        ("llm", None),
+        ("llm", ""),
+        ("", "acme"),
+        (" ", "acme"),
+        ("/llm", "acme"),
+        ("acme/", None),
+        ("a/b/c", None),
+        ("llm", "acme/"),
+        ("llm", "acme/team"),
+    ],
+)
+def test_what_is_no_name_is_answered_with_what_to_write(name: str, namespace: str | None) -> None:
+    with pytest.raises(ConfigError, match=r"^endpoint '.*': write namespace/name, or give .*$"):
+        full_name(name, namespace)

@@ -1,0 +1,172 @@
+"""A real emulator in a process of its own, and runs that can be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_hfbudget.emulator import EmulatorClient
+from pytest_hfbudget.endpoints import ControlPlane, EndpointSettings, Lifecycle, Pace
+
+TOKEN = "hf_the_secret_of_this_test"
+ROOT = Path(__file__).resolve().parents[2]
+OWNER = Path(__file__).with_name("owner.py")
+
+
+def gone(pid: int, timeout_s: float = 10.0) -> bool:
+    """Whether a process ends within a time; the kernel says so, nobody polls."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], timeout_s)[0])
+    finally:
+        os.close(fd)
+
+
+def _emulator_is_up(path: Path, process: subprocess.Popen[bytes]) -> str:
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends and process.poll() is None:
+        if path.exists():
+            return str(json.loads(path.read_text())["url"])
+        threading.Event().wait(0.01)
+    raise RuntimeError("the emulator did not start")
+
+
+@pytest.fixture(scope="session")
+def _emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("emulator")
+    command = [sys.executable, "-m", "pytest_hfbudget.emulator", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--ready-file", str(folder / "ready"), "--exit-with", str(os.getpid())],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield _emulator_is_up(folder / "ready", process)
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def hub(_emulator: str) -> EmulatorClient:
+    """The emulator, as new, with one endpoint that sleeps: "acme/llm"."""
+    client = EmulatorClient(_emulator)
+    client.reset()
+    client.add_endpoint("acme/llm", max_replica=2, min_replica=1)
+    return client
+
+
+@pytest.fixture
+def settings(hub: EmulatorClient, tmp_path: Path) -> EndpointSettings:
+    """Impatient, so that tests are quick."""
+    return EndpointSettings(
+        api=f"{hub.url}/v2",
+        token=TOKEN,
+        run="run-1",
+        state_dir=tmp_path / "state",
+        wait_timeout_s=10,
+        poll_s=0.02,
+        verify_poll_s=0.02,
+        verify_deadline_s=10,
+        keeper_deadline_s=10,
+        arm_timeout_s=10,
+        try_s=0.5,
+        retry_s=3,
+        settle_s=0.5,
+        resend_s=0.2,
+    )
+
+
+@pytest.fixture
+def plane(settings: EndpointSettings) -> ControlPlane:
+    """A client of the emulator's control plane."""
+    return ControlPlane(settings.api, TOKEN, pace=Pace(try_s=0.5, total_s=5, first_wait_s=0.01))
+
+
+@pytest.fixture
+def lifecycle(settings: EndpointSettings) -> Iterator[Callable[..., Lifecycle]]:
+    """Makes lifecycles, and finishes them if the test did not."""
+    made: list[Lifecycle] = []
+
+    def make(progress: Any = None, afford: Any = None, **changes: Any) -> Lifecycle:
+        hooks = {"progress": progress, "afford": afford}
+        given = {name: hook for name, hook in hooks.items() if hook}
+        made.append(Lifecycle(replace(settings, **changes), **given))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.finish()
+        assert each.keeper_pid is None or gone(each.keeper_pid)
+
+
+@dataclass
+class Owner:
+    """Another process with a lifecycle of its own, in a session of its own."""
+
+    process: subprocess.Popen[str]
+    keeper: int = 0
+
+    def tell(self, command: str) -> str:
+        """Have it do something; returns what it says then."""
+        assert self.process.stdin
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self.hear()
+
+    def hear(self) -> str:
+        """Its next line."""
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def end(self, number: int = signal.SIGKILL) -> float:
+        """Send it a signal; when, on the steady clock."""
+        at = time.monotonic()
+        os.kill(self.process.pid, number)
+        return at
+
+
+@pytest.fixture
+def owner(settings: EndpointSettings) -> Iterator[Callable[..., Owner]]:
+    """Starts a process that brings endpoints up, and waits until they are."""
+    started: list[Owner] = []
+
+    def start(*names: str, wait: bool = True, **env: str) -> Owner:
+        told = {**settings.__dict__, "state_dir": str(settings.state_dir)}
+        process = subprocess.Popen(
+            [sys.executable, str(OWNER), *(names or ("acme/llm",))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=settings.state_dir.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OWNER": json.dumps(told), **env},
+            start_new_session=True,
+        )
+        one = Owner(process)
+        started.append(one)
+        if wait:
+            word, _, pid = one.hear().partition(" ")
+            assert word == "up"
+            one.keeper = int(pid)
+        return one
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()
+        assert one.keeper == 0 or gone(one.keeper), "the keeper is still there"

@@ -1,0 +1,51 @@
+"""A run with endpoints, for tests to kill: does what it is told on standard input."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from pytest_hfbudget.endpoints import EndpointSettings, Lifecycle
+
+
+def fork() -> str:
+    """Leave a child that holds every descriptor open."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    return str(child)
+
+
+def wreck() -> str:
+    """What an unruly test may do to its process."""
+    os.environ.clear()
+    os.closerange(3, 256)
+    return "wrecked"
+
+
+def main() -> None:
+    """Bring up the endpoints named in the arguments."""
+    told = json.loads(os.environ["OWNER"])
+    told["state_dir"] = Path(told["state_dir"])
+    lifecycle = Lifecycle(EndpointSettings(**told))
+    for name in sys.argv[1:]:
+        lifecycle.ensure(name)
+    print("up", lifecycle.keeper_pid, flush=True)
+    deeds = {
+        "exit": lambda: os._exit(3),
+        "segfault": lambda: ctypes.string_at(0),
+        "abort": os.abort,
+        "fork": fork,
+        "wreck": wreck,
+        "finish": lambda: json.dumps([each.verified for each in lifecycle.finish()]),
+    }
+    for line in sys.stdin:
+        print(deeds[line.strip()](), flush=True)
+
+
+main()

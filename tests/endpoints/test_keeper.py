@@ -1,0 +1,312 @@
+"""The keeper: what ends a run ends neither the keeper nor the promise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_hfbudget.emulator import EmulatorClient
+from pytest_hfbudget.endpoints import EndpointSettings, Lifecycle, leases, leases_dir, unfinished
+from pytest_hfbudget.endpoints.link import KeeperLink
+from pytest_hfbudget.endpoints.process import start_time
+from pytest_hfbudget.endpoints.protocol import Arm
+from pytest_hfbudget.errors import EndpointError
+
+from .conftest import TOKEN, Owner, gone
+
+Start = Callable[..., Owner]
+Make = Callable[..., Lifecycle]
+
+
+def paused_within(hub: EmulatorClient, since: float) -> float:
+    """Seconds from a moment until the pause request was on the wire; the pause is waited for."""
+    asked = hub.wait_for(op="pause")
+    hub.wait_for(kind="state", state="paused")
+    return float(asked["mono"]) - since
+
+
+def test_a_killed_run_is_paused_at_once(
+    hub: EmulatorClient, owner: Start, settings: EndpointSettings
+):
+    run = owner()
+    delay = paused_within(hub, run.end(signal.SIGKILL))
+    assert delay < 0.5
+    assert gone(run.keeper)
+    (lease,) = leases(leases_dir(settings.state_dir))
+    assert lease.finished
+    assert sorted(path.name for path in leases_dir(settings.state_dir).iterdir()) == ["run-1.jsonl"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_terminated_run_is_paused(hub: EmulatorClient, owner: Start, number: int):
+    assert paused_within(hub, owner().end(number)) < 1
+
+
+@pytest.mark.parametrize("deed", ["exit", "segfault", "abort"])
+def test_a_run_that_just_ends_is_paused(hub: EmulatorClient, owner: Start, deed: str):
+    run = owner()
+    run.tell(deed)
+    hub.wait_for(kind="state", state="paused")
+    assert gone(run.keeper)
+
+
+def test_a_forked_child_that_holds_every_descriptor_delays_nothing(
+    hub: EmulatorClient, owner: Start
+):
+    run = owner()
+    child = int(run.tell("fork"))
+    try:
+        assert paused_within(hub, run.end()) < 0.5
+        assert gone(run.keeper)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_killing_the_process_group_does_not_reach_the_keeper(hub: EmulatorClient, owner: Start):
+    run = owner()
+    assert os.getpgid(run.keeper) != os.getpgid(run.process.pid)
+    assert os.getsid(run.keeper) != os.getsid(run.process.pid)
+    os.killpg(run.process.pid, signal.SIGKILL)
+    hub.wait_for(kind="state", state="paused")
+
+
+def test_the_keeper_is_not_in_the_runs_process_tree(owner: Start):
+    run = owner()
+    parents = Path(f"/proc/{run.keeper}/stat").read_text().rpartition(")")[2].split()
+    assert int(parents[1]) not in (run.process.pid, os.getpid())
+
+
+def test_signals_do_not_end_the_keeper(hub: EmulatorClient, owner: Start):
+    run = owner()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        os.kill(run.keeper, number)
+    run.end()
+    hub.wait_for(kind="state", state="paused")
+
+
+def test_a_process_that_closes_all_descriptors_is_paused_at_once(hub: EmulatorClient, owner: Start):
+    run = owner()
+    assert run.tell("wreck") == "wrecked"
+    hub.wait_for(kind="state", state="paused")
+    assert gone(run.keeper)
+    assert run.tell("finish") == "[true]"
+
+
+def test_a_kill_before_the_resume_is_answered_is_paused_after_it_took_effect(
+    hub: EmulatorClient, owner: Start
+):
+    hub.add_fault("resume", delay=0.25)
+    run = owner(wait=False)
+    hub.wait_for(op="resume")
+    run.end()
+    hub.wait_for(op="pause")
+    woken = hub.wait_for(kind="state", state="running")
+    hub.wait_for(kind="state", state="paused", after=woken["seq"])
+
+
+def test_a_kill_while_the_endpoint_comes_up_is_paused(hub: EmulatorClient, owner: Start):
+    hub.change_endpoint("acme/llm", initializing_s=60)
+    run = owner(wait=False)
+    hub.wait_for(kind="state", state="initializing")
+    hub.wait_for(op="get", after=hub.last())
+    run.end()
+    hub.wait_for(kind="state", state="paused")
+
+
+def test_all_endpoints_are_asked_before_any_is_verified(hub: EmulatorClient, owner: Start):
+    names = [f"acme/e{number}" for number in range(4)]
+    for name in names:
+        hub.add_endpoint(name)
+    run = owner(*names)
+    hub.add_fault("pause", times=None, delay=0.1)
+    before = hub.last()
+    run.end()
+    assert gone(run.keeper)
+    ops = [each["op"] for each in hub.log(after=before, kind="request", phase="arrived")]
+    assert ops[:4] == ["pause"] * 4
+
+
+def test_a_killed_run_gives_the_endpoint_its_settings_back(hub: EmulatorClient, owner: Start):
+    run = owner()
+    run.end()
+    assert gone(run.keeper)
+    (shown,) = hub.log(kind="request", op="update", phase="answered")[-1:]
+    assert "(keeper)" in shown["agent"]
+    assert shown["status"] == 200
+
+
+def test_faults_at_the_moment_of_the_kill_are_outlasted(hub: EmulatorClient, owner: Start):
+    run = owner()
+    hub.add_fault("pause", times=3, status=503)
+    hub.add_fault("pause", reset="before")
+    hub.add_fault("pause", lie=True)
+    run.end()
+    hub.wait_for(kind="state", state="paused")
+    assert gone(run.keeper)
+
+
+def test_the_token_is_nowhere_to_be_found(
+    hub: EmulatorClient, owner: Start, settings: EndpointSettings
+):
+    run = owner(HF_TOKEN=TOKEN, SECRET_OF_THE_JOB="x", RUNNER_TRACKING_ID="github_1")
+    proc = Path(f"/proc/{run.keeper}")
+    assert TOKEN.encode() not in (proc / "cmdline").read_bytes()
+    environ = (proc / "environ").read_bytes()
+    assert TOKEN.encode() not in environ
+    assert b"SECRET_OF_THE_JOB" not in environ
+    assert b"RUNNER_TRACKING_ID=\0" in environ
+    hub.add_fault("pause", status=503)  # so that something goes wrong that might be logged
+    files = [path.read_bytes() for path in settings.state_dir.rglob("*") if path.is_file()]
+    run.end()
+    assert gone(run.keeper)
+    files += [path.read_bytes() for path in settings.state_dir.rglob("*") if path.is_file()]
+    assert len(files) >= 3
+    assert not any(TOKEN.encode() in content for content in files)
+
+
+def test_the_keeper_needs_nothing_of_its_owners_surroundings(owner: Start):
+    run = owner()
+    proc = Path(f"/proc/{run.keeper}")
+    assert os.readlink(proc / "cwd") == "/"
+    open_files = {os.readlink(fd) for fd in (proc / "fd").iterdir()}
+    assert not [name for name in open_files if "pipe" in name], "it holds a pipe of the owner's"
+
+
+def test_a_stopped_owner_is_not_a_dead_one(hub: EmulatorClient, owner: Start):
+    run = owner()
+    run.end(signal.SIGSTOP)
+    os.kill(run.keeper, signal.SIGSTOP)
+    os.kill(run.keeper, signal.SIGCONT)
+    assert hub.log(op="pause") == []
+    run.end(signal.SIGKILL)
+    hub.wait_for(kind="state", state="paused")
+
+
+# -- a keeper that is lost
+
+
+def kill(pid: int | None) -> None:
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
+
+
+def test_a_killed_keeper_is_replaced_between_tests(hub: EmulatorClient, lifecycle: Make):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    first = run.keeper_pid
+    kill(first)
+    run.tend()
+    assert run.keeper_pid != first
+    assert hub.log(op="pause") == []
+    (receipt,) = run.finish()
+    assert receipt.verified
+    assert "was killed" in receipt.warnings[0]
+    (pause,) = hub.log(op="pause", phase="arrived")
+    assert "(keeper)" in pause["agent"]
+
+
+def test_a_keeper_that_is_killed_again_means_a_pause_at_once(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    for _ in range(2):
+        kill(run.keeper_pid)
+        run.tend()
+    assert hub.log(kind="state", state="paused")
+    (receipt,) = run.finish()
+    assert receipt.verified
+    assert any("before the run's end" in warning for warning in receipt.warnings)
+    assert unfinished(leases_dir(settings.state_dir)) == ()
+
+
+def test_a_keeper_that_is_found_dead_at_the_end_is_stood_in_for(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    kill(run.keeper_pid)
+    (receipt,) = run.finish()
+    assert receipt.verified
+    assert hub.log(kind="state", state="paused")
+    assert unfinished(leases_dir(settings.state_dir)) == ()
+
+
+# -- a keeper that can't be had
+
+
+def arm(settings: EndpointSettings, **changes: object) -> Arm:
+    known = {
+        "token": TOKEN,
+        "api": settings.api,
+        "owner_pid": os.getpid(),
+        "owner_start": start_time(os.getpid()),
+        "run": "r",
+        "journal": str(settings.state_dir / "r.jsonl"),
+    }
+    return Arm(**{**known, **changes})  # type: ignore[arg-type]
+
+
+def test_a_keeper_that_hangs_before_it_is_ready_is_not_waited_for(
+    settings: EndpointSettings, tmp_path: Path
+):
+    held: list[socket.socket] = []
+
+    def silent(end: socket.socket, run: str, log: Path, *, timeout_s: float) -> None:
+        held.append(end.dup())
+
+    with pytest.raises(
+        EndpointError, match=r"has not answered within 0\.1 s, so nothing is resumed"
+    ):
+        KeeperLink.start(arm(settings), log=tmp_path / "log", timeout_s=0.1, spawn=silent)
+    held[0].close()
+
+
+def test_a_keeper_that_dies_at_once_leaves_its_last_words(
+    settings: EndpointSettings, tmp_path: Path
+):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    broken = arm(settings, journal=str(in_the_way / "r.jsonl"))
+    with pytest.raises(
+        EndpointError, match=r"has ended, so nothing is resumed\. .*journal of leases"
+    ):
+        KeeperLink.start(broken, log=tmp_path / "log", timeout_s=10)
+
+
+def test_without_an_interpreter_nothing_is_resumed(
+    hub: EmulatorClient, lifecycle: Make, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(EndpointError, match="can't be started"):
+        lifecycle().ensure("acme/llm")
+    assert hub.log(op="resume") == []
+
+
+def test_a_keeper_that_cannot_reach_the_server_means_no_resume(
+    hub: EmulatorClient, lifecycle: Make
+):
+    hub.add_fault("get", skip=1, times=None, status=503)
+    with pytest.raises(EndpointError, match="the process that would pause it can't reach it"):
+        lifecycle().ensure("acme/llm")
+    hub.clear_faults()
+    assert hub.log(op="resume") == []
+
+
+def test_an_owner_that_is_dead_already_is_noticed(settings: EndpointSettings, tmp_path: Path):
+    settings.state_dir.mkdir()
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead = arm(settings, owner_pid=child.pid, owner_start="1")
+    link = KeeperLink.start(dead, log=tmp_path / "log", timeout_s=10)
+    assert link.pid is not None
+    assert gone(link.pid)
+    link.close()

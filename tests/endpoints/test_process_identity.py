@@ -1,0 +1,84 @@
+"""Telling a process from a later one, and noticing its end."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_hfbudget.endpoints import alive, start_time
+from pytest_hfbudget.endpoints.process import DeathWatch, PollingWatch, watch
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_this_process_is_alive_and_its_start_does_not_change():
+    start = start_time(os.getpid())
+    assert start is not None
+    assert start == start_time(os.getpid())
+    assert alive(os.getpid(), start)
+
+
+def test_a_later_process_of_the_same_pid_is_another():
+    assert not alive(os.getpid(), "1")
+    assert not alive(os.getpid(), None)
+
+
+def test_a_dead_process_is_not_alive_though_nobody_has_collected_it(
+    child: subprocess.Popen[bytes],
+):
+    start = start_time(child.pid)
+    fd = os.pidfd_open(child.pid)
+    child.kill()
+    select.select([fd], [], [], 10)
+    os.close(fd)
+    assert start_time(child.pid) is None
+    assert not alive(child.pid, start)
+
+
+def test_a_pid_that_nobody_has_is_dead():
+    assert start_time(2**22 + 1) is None
+
+
+@pytest.mark.parametrize("make", [watch, PollingWatch])
+def test_a_watch_notices_the_end(make, child: subprocess.Popen[bytes]):
+    death: DeathWatch = make(child.pid, start_time(child.pid))
+    assert not death.dead()
+    child.kill()
+    child.wait()
+    assert death.dead()
+    death.close()
+
+
+def test_the_kernel_wakes_a_selector(child: subprocess.Popen[bytes]):
+    death = watch(child.pid, start_time(child.pid))
+    assert death.period_s is None
+    child.kill()
+    assert select.select([death.fileno()], [], [], 10)[0]
+    death.close()
+
+
+@pytest.mark.parametrize("start", ["1", None])
+def test_a_watch_on_a_process_that_was_replaced_is_over_at_once(start: str | None):
+    assert watch(os.getpid(), start).dead()
+
+
+def test_without_a_pidfd_start_times_are_compared(monkeypatch: pytest.MonkeyPatch):
+    def refuse(pid: int) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    death = watch(os.getpid(), start_time(os.getpid()))
+    assert isinstance(death, PollingWatch)
+    assert death.fileno() == -1
+    assert not death.dead()

@@ -1,0 +1,112 @@
+"""The tap: in place when huggingface_hub is there, gone without a trace when it is not wanted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from conftest import Bench, say
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+
+
+def run(code: str, tmp_path: Path) -> str:
+    """The output of a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_both_clients_have_a_tap_while_somebody_watches(bench: Bench) -> None:
+    assert hasattr(InferenceClient._inner_post, "__wrapped__")
+    assert hasattr(AsyncInferenceClient._inner_post, "__wrapped__")
+
+
+def test_the_innermost_run_is_charged(bench: Bench) -> None:
+    bench.client().chat_completion(say(1), max_tokens=1)
+    assert len(bench.ledger.charges()) == 1
+
+
+def test_a_script_needs_no_pytest(tmp_path: Path) -> None:
+    output = run(
+        """
+        import sys
+        from pytest_hfbudget import budget
+        with budget(max_usd=1) as block:
+            pass
+        print(block.spent, "pytest" in sys.modules, "huggingface_hub" in sys.modules)
+        """,
+        tmp_path,
+    )
+    assert output.split() == ["0", "False", "False"]
+
+
+def test_leaving_the_last_block_of_a_script_leaves_huggingface_hub_as_it_was(
+    tmp_path: Path,
+) -> None:
+    output = run(
+        """
+        from huggingface_hub.inference._client import InferenceClient
+        from pytest_hfbudget import budget
+        before = InferenceClient._inner_post
+        with budget(max_usd=1):
+            inside = InferenceClient._inner_post
+        print(inside is before, InferenceClient._inner_post is before)
+        """,
+        tmp_path,
+    )
+    assert output.split() == ["False", "True"]
+
+
+def test_a_tap_that_somebody_wrapped_again_is_left_alone_with_a_warning(tmp_path: Path) -> None:
+    output = run(
+        """
+        import functools, warnings
+        from huggingface_hub.inference._client import InferenceClient
+        from pytest_hfbudget import budget
+        with warnings.catch_warnings(record=True) as caught, budget(max_usd=1):
+            ours = InferenceClient._inner_post
+            @functools.wraps(ours)
+            def theirs(*args, **kwargs):
+                return ours(*args, **kwargs)
+            InferenceClient._inner_post = theirs
+        print(InferenceClient._inner_post is theirs)
+        """,
+        tmp_path,
+    )
+    assert output.split() == ["True"]
+
+
+CHANGED = """
+    import huggingface_hub.inference._client as client
+    def _inner_post(self, something_else): ...
+    client.InferenceClient._inner_post = _inner_post
+    from pytest_hfbudget import budget
+"""
+
+
+def test_an_unknown_huggingface_hub_is_refused_under_a_cap(tmp_path: Path) -> None:
+    output = run(
+        textwrap.dedent(CHANGED)
+        + textwrap.dedent(
+            """
+            from pytest_hfbudget import BudgetExceededError
+            from pytest_hfbudget.errors import ConfigError
+            try:
+                with budget(max_usd=1):
+                    print("let through")
+            except ConfigError as error:
+                print(error)
+            """
+        ),
+        tmp_path,
+    )
+    assert "let through" not in output
+    assert "InferenceClient._inner_post" in output

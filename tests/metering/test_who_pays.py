@@ -1,0 +1,221 @@
+"""Who is charged: the running test and the blocks around the call, over threads and tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import MODEL, Bench, say
+
+from pytest_hfbudget import BudgetExceededError, ConfigError, budget
+
+EIGHT = range(8)
+
+
+def _call(bench: Bench, tokens: int = 10, limit: int = 20) -> bool:
+    """One call; whether it was let through."""
+    try:
+        bench.client().chat_completion(say(tokens), max_tokens=limit)
+    except BudgetExceededError:
+        return False
+    return True
+
+
+def test_plain_threads_are_charged_to_the_running_test(bench: Bench) -> None:
+    bench.running()
+    threads = [threading.Thread(target=_call, args=(bench,)) for _ in EIGHT]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bench.ledger.total("test:test_it").spent == bench.billed > 0
+
+
+def test_eight_threads_together_stay_below_the_cap(bench: Bench) -> None:
+    bench.cap("0.00006")
+    with ThreadPoolExecutor(8) as pool:
+        let_through = list(pool.map(lambda _: _call(bench), range(64)))
+    assert bench.billed <= 60_000
+    assert bench.spent == bench.billed > 0
+    assert bench.sent == sum(let_through) < 64
+
+
+def test_eight_tasks_together_stay_below_the_cap(bench: Bench) -> None:
+    bench.cap("0.00006")
+
+    async def call() -> bool:
+        async with bench.async_client() as client:
+            try:
+                await client.chat_completion(say(10), max_tokens=20)
+            except BudgetExceededError:
+                return False
+            return True
+
+    async def main() -> int:
+        return sum([sum(await asyncio.gather(*(call() for _ in EIGHT))) for _ in EIGHT])
+
+    let_through = asyncio.run(main())
+    assert bench.billed <= 60_000
+    assert bench.spent == bench.billed > 0
+    assert bench.sent == let_through < 64
+
+
+def test_a_block_counts_what_is_inside_it(bench: Bench) -> None:
+    _call(bench)
+    with budget(max_usd=1) as block:
+        _call(bench)
+    assert block.calls_used == 1
+    assert int(block.spent * 10**9) * 2 == bench.billed
+
+
+def test_nested_blocks_are_charged_at_once(bench: Bench) -> None:
+    with budget(max_usd=1) as outer, budget(max_usd=1) as inner:
+        _call(bench)
+        assert outer.spent == inner.spent > 0
+
+
+def test_a_child_without_a_cap_stays_below_its_parents(bench: Bench) -> None:
+    with pytest.raises(BudgetExceededError), budget(max_usd="0.00006", name="parent"), budget():
+        while True:
+            bench.client().chat_completion(say(10), max_tokens=20)
+    assert 0 < bench.billed <= 60_000
+
+
+def test_a_child_inherits_its_parents_price(bench: Bench) -> None:
+    with budget(max_usd=1, price_per_1k_tokens={"input": 1, "output": 1}):
+        with budget(max_usd=0.5) as inner:
+            _call(bench, limit=11)
+    assert inner.spent > 0
+
+
+def test_blocks_of_one_name_do_not_disturb_each_other(bench: Bench) -> None:
+    for _ in range(2):
+        with budget(max_usd=1, name="step") as block:
+            _call(bench)
+        assert block.calls_used == 1
+
+
+def test_a_block_that_is_entered_again_goes_on_counting(bench: Bench) -> None:
+    block = budget(max_usd=1)
+    for _ in range(2):
+        with block:
+            _call(bench)
+    assert block.calls_used == 2
+
+
+def test_sibling_tasks_with_blocks_of_their_own_stay_below_their_parents(bench: Bench) -> None:
+    async def child() -> None:
+        with budget(max_usd="0.00006", on_exceed="raise"):
+            async with bench.async_client() as client:
+                await client.chat_completion(say(10), max_tokens=20)
+
+    async def main() -> None:
+        async with budget(max_usd="0.00006", name="parent", on_exceed="raise"):
+            await asyncio.gather(*(child() for _ in EIGHT), return_exceptions=True)
+
+    asyncio.run(main())
+    assert 0 < bench.billed <= 60_000
+    assert bench.spent == bench.billed
+
+
+def test_a_plain_thread_inside_a_block_can_not_escape_its_cap(bench: Bench) -> None:
+    with pytest.raises(BudgetExceededError), budget(max_usd="0.00006"):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: _call(bench), range(32)))
+    assert 0 < bench.billed <= 60_000
+
+
+def test_a_task_outside_of_a_block_is_not_charged_to_it(bench: Bench) -> None:
+    async def inside(opened: asyncio.Event, leave: asyncio.Event) -> budget:
+        with budget(max_usd=1) as block:
+            opened.set()
+            await leave.wait()
+        return block
+
+    async def main() -> budget:
+        opened, leave = asyncio.Event(), asyncio.Event()
+        task = asyncio.ensure_future(inside(opened, leave))
+        await opened.wait()
+        async with bench.async_client() as client:
+            await client.chat_completion(say(10), max_tokens=20)
+        leave.set()
+        return await task
+
+    assert asyncio.run(main()).calls_used == 0
+    assert bench.billed > 0
+
+
+def test_a_swallowed_refusal_is_raised_at_the_end_of_its_block(bench: Bench) -> None:
+    with pytest.raises(BudgetExceededError, match="small"), budget(max_usd=0, name="small"):
+        assert not _call(bench)
+
+
+def test_on_exceed_raise_leaves_a_refusal_to_the_code_inside(bench: Bench) -> None:
+    with budget(max_usd=0, on_exceed="raise"):
+        assert not _call(bench)
+    assert bench.sent == 0
+
+
+def test_three_charges_of_a_tenth_fit_into_three_tenths(bench: Bench) -> None:
+    with budget(max_usd=0.3, price={"call": 0.1}) as block:
+        for _ in range(3):
+            bench.client().chat_completion(say(1), max_tokens=1)
+    assert block.spent == block.limit
+
+
+def test_no_more_than_max_calls_are_sent(bench: Bench) -> None:
+    with pytest.raises(BudgetExceededError, match="max_calls is 2"), budget(max_calls=2):
+        while True:
+            bench.client().chat_completion(say(1), max_tokens=1)
+    assert bench.sent == 2
+
+
+def test_an_exhausted_parent_lets_no_child_call(bench: Bench) -> None:
+    with budget(max_usd=0, on_exceed="raise"):
+        for _ in range(3):
+            with budget(max_usd=1, on_exceed="raise"):
+                assert not _call(bench)
+    assert bench.sent == 0
+
+
+def test_a_method_taken_before_the_block_is_charged_to_it(bench: Bench) -> None:
+    call = bench.client().chat_completion
+    with budget(max_usd=1) as block:
+        call(say(1), max_tokens=1)
+    assert block.calls_used == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_usd": float("nan")},
+        {"max_usd": float("inf")},
+        {"max_usd": -1},
+        {"max_usd": "abc"},
+        {"max_usd": True},
+        {"max_calls": -1},
+        {"max_calls": 1.5},
+        {"on_exceed": "ignore"},
+        {"scope": "universe"},
+        {"price": {"input": float("nan")}},
+        {"price": {"input": -1}},
+        {"price": {}},
+        {"price": {"inputs": 1}},
+        {"price_per_1k_tokens": {"input": 1}},
+        {"price": {"input": 1}, "price_per_1k_tokens": {"input": 1, "output": 1}},
+        {"warn_at": 0.8},
+        {"fallback": {"at_pct": 0.8, "model": MODEL}},
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_one_line(arguments: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as error:
+        budget(**arguments)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("budget(")
+
+
+def test_an_argument_that_does_not_exist_is_pythons_own_error() -> None:
+    with pytest.raises(TypeError, match="max_dollars"):
+        budget(max_dollars=1)

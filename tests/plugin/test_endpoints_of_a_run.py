@@ -1,0 +1,160 @@
+"""Endpoints as a suite uses them: resumed once, paused at the end, seen in the emulator's log."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Suite
+
+ONE = """
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_it(hf_endpoint):
+        assert hf_endpoint.client.chat_completion(SAY, max_tokens=5)
+"""
+
+
+def _state(suite: Suite, name: str = "acme/llm") -> str:
+    states = {
+        endpoint["name"]: endpoint["state"] for endpoint in suite.emulator.state()["endpoints"]
+    }
+    return str(states[name])
+
+
+def _counts(suite: Suite) -> tuple[int, bool]:
+    """Resumes, and whether anything was paused."""
+    return len(suite.requests("resume")), bool(suite.requests("pause"))
+
+
+def test_an_endpoint_is_resumed_and_paused_and_its_price_is_uptime(suite: Suite) -> None:
+    suite.test_file(ONE)
+    result = suite.run("--hf-session-budget=1", "--hf-report=report.json")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; 1 min, $*"])
+    assert _counts(suite) == (1, True)
+    assert _state(suite) == "paused"
+    report = suite.report()
+    (endpoint,) = report["endpoints"]
+    assert (endpoint["resumed"], endpoint["paused"], endpoint["verified"]) == (True, True, True)
+    invoice = suite.emulator.invoice()
+    assert round(float(report["session"]["spent_usd"]) * 10**9) == invoice["total_nano_usd"] > 0
+
+
+def test_many_tests_share_one_resume(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.parametrize("n", range(5))
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint, n):
+            assert hf_endpoint.client.chat_completion(SAY, max_tokens=5)
+    """)
+    suite.run().assert_outcomes(passed=5)
+    assert _counts(suite) == (1, True)
+
+
+def test_a_test_may_need_several_endpoints(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.hf_endpoint("acme/one", "acme/two")
+        def test_it(hf_endpoints):
+            assert list(hf_endpoints) == ["acme/one", "acme/two"]
+            assert all(endpoint.status == "running" for endpoint in hf_endpoints.values())
+    """)
+    suite.run().assert_outcomes(passed=1)
+    assert (_state(suite, "acme/one"), _state(suite, "acme/two")) == ("paused", "paused")
+
+
+def test_the_whole_run_can_need_an_endpoint(suite: Suite) -> None:
+    suite.test_file("""
+        def test_it(hf_endpoint):
+            assert hf_endpoint.name == "llm"
+    """)
+    result = suite.run("--hf-endpoint=llm", "--hf-namespace=acme")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["hfbudget: endpoints llm; rehearsal against *"])
+    assert _counts(suite) == (1, True)
+
+
+def test_waiting_for_an_endpoint_shows_a_line_that_counts_the_seconds(suite: Suite) -> None:
+    suite.emulator.add_endpoint("acme/llm", initializing_s=1.2)
+    suite.test_file(ONE)
+    suite.run().stdout.re_match_lines([r"endpoint acme/llm: running, [12] s"])
+
+
+def test_the_fixture_without_a_name_says_what_to_write(suite: Suite) -> None:
+    suite.test_file("def test_it(hf_endpoint): pass")
+    suite.run().stdout.fnmatch_lines(['*needs @pytest.mark.hf_endpoint("namespace/name")*'])
+
+
+@pytest.mark.parametrize("option", ["--collect-only", "--help", "--markers", "--fixtures"])
+def test_looking_touches_nothing(suite: Suite, option: str) -> None:
+    suite.test_file(ONE)
+    suite.run("--hf-endpoint=acme/other", option)
+    assert _counts(suite) == (0, False)
+
+
+def test_setup_plan_touches_nothing(suite: Suite) -> None:
+    suite.test_file(ONE)
+    suite.run("--setup-plan", "--hf-endpoint=acme/other")
+    assert _counts(suite) == (0, False)
+
+
+def test_a_deselected_test_needs_nothing(suite: Suite) -> None:
+    suite.test_file(ONE)
+    suite.run("-k", "nothing")
+    assert _counts(suite) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("body", "exit_code"),
+    [
+        ("assert False", 1),
+        ("raise SystemExit(3)", 1),
+        ("raise KeyboardInterrupt", 2),
+        ("pytest.exit('enough', returncode=9)", 9),
+    ],
+)
+def test_it_is_paused_however_a_test_ends(suite: Suite, body: str, exit_code: int) -> None:
+    suite.test_file(f"""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint):
+            {body}
+    """)
+    assert suite.run("--hf-report=report.json").ret == exit_code
+    assert _counts(suite) == (1, True)
+    assert _state(suite) == "paused"
+    assert suite.report()["endpoints"][0]["verified"]
+
+
+def test_an_endpoint_that_fails_to_start_is_an_error_of_its_tests_and_is_paused(
+    suite: Suite,
+) -> None:
+    suite.emulator.add_endpoint("acme/llm", resume_to="failed")
+    suite.test_file(ONE)
+    result = suite.run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*acme/llm*failed*"])
+    assert _counts(suite) == (1, True)
+
+
+def test_a_pause_that_can_not_be_verified_fails_the_run(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.emulator.add_fault("pause", times=None, status=403, json={"error": "revoked"})
+    suite.test_file(ONE)
+    result = suite.run("--hf-report=report.json")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*acme/llm: NOT VERIFIED AS PAUSED*hfbudget pause acme/llm*"])
+    assert not suite.report()["endpoints"][0]["verified"]
+
+
+def test_a_session_budget_that_can_not_pay_the_first_minute_resumes_nothing(suite: Suite) -> None:
+    suite.test_file(ONE)
+    result = suite.run("--hf-session-budget=0.0001")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*the first minute of endpoint acme/llm may cost up to *"])
+    assert _counts(suite) == (0, False)
+
+
+def test_an_endpoint_that_nobody_declared_is_never_touched(suite: Suite) -> None:
+    suite.emulator.add_endpoint("acme/other", state="running")
+    suite.test_file(ONE)
+    suite.run()
+    assert _state(suite, "acme/other") == "running"

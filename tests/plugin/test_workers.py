@@ -1,0 +1,108 @@
+"""pytest-xdist: one cap, one resume, one report for all workers."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Suite
+
+pytest.importorskip("xdist")
+
+
+def test_four_workers_together_stay_below_the_cap(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.parametrize("n", range(40))
+        def test_it(n):
+            call()
+    """)
+    result = suite.run("-n4", "--hf-session-budget=0.00006", "--hf-report=report.json")
+    outcomes = result.parseoutcomes()
+    assert suite.sent == outcomes["passed"] < 40
+    assert 0 < suite.billed <= 60_000
+    report = suite.report()
+    assert round(float(report["session"]["spent_usd"]) * 10**9) == suite.billed
+    assert report["session"]["refused"] == outcomes["failed"]
+    assert len(report["calls"]) == suite.sent
+
+
+def test_a_block_in_a_worker_has_a_cap_of_its_own(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.parametrize("n", range(4))
+        def test_it(n):
+            with budget(max_usd=1) as block:
+                call()
+            assert block.calls_used == len(block.calls) == 1
+            with pytest.raises(BudgetExceededError), budget(max_usd=0):
+                call()
+    """)
+    suite.run("-n2").assert_outcomes(passed=4)
+    assert suite.sent == 4
+
+
+def test_all_workers_share_one_resume_and_the_last_one_out_pauses(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.parametrize("n", range(8))
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint, n):
+            assert hf_endpoint.client.chat_completion(SAY, max_tokens=5)
+    """)
+    result = suite.run("-n4", "--hf-session-budget=1")
+    result.assert_outcomes(passed=8)
+    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; *"])
+    assert len(suite.requests("resume")) == 1
+    log = suite.emulator.log(kind="request", phase="arrived")
+    first_pause = min(entry["seq"] for entry in log if entry["op"] == "pause")
+    last_call = max(entry["seq"] for entry in log if entry["op"] == "chat")
+    assert last_call < first_pause
+
+
+def test_a_worker_that_dies_is_charged_what_it_held(suite: Suite) -> None:
+    suite.test_file("""
+        import signal
+
+        def test_it():
+            stream = InferenceClient(model="emulator/chat")
+            chunks = stream.chat_completion(SAY, max_tokens=20, stream=True)
+            next(iter(chunks))
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    suite.run("-n1", "--max-worker-restart=0", "--hf-session-budget=1", "--hf-report=report.json")
+    (lost,) = suite.report()["calls"]
+    assert (lost["status"], lost["estimated"]) == ("lost", True)
+    assert round(float(lost["usd"]) * 10**9) >= suite.billed > 0
+
+
+def test_a_worker_that_dies_leaves_the_endpoint_to_the_others(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_dies(hf_endpoint):
+            os._exit(3)
+
+        @pytest.mark.parametrize("n", range(4))
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_lives(hf_endpoint, n):
+            assert hf_endpoint.client.chat_completion(SAY, max_tokens=5)
+    """)
+    suite.run("-n2").assert_outcomes(passed=4, failed=1)
+    assert len(suite.requests("resume")) == 1
+    assert suite.requests("pause")
+
+
+@pytest.mark.parametrize("dist", ["load", "loadscope", "loadfile", "loadgroup", "worksteal"])
+def test_every_way_to_distribute_tests_has_one_cap(suite: Suite, dist: str) -> None:
+    suite.test_file("""
+        @pytest.mark.parametrize("n", range(6))
+        def test_it(n):
+            call()
+    """)
+    result = suite.run("-n2", f"--dist={dist}", "--hf-session-budget=0", "--hf-report=report.json")
+    result.assert_outcomes(failed=6)
+    assert suite.sent == 0
+    assert suite.report()["session"]["refused"] == 6
+
+
+def test_without_xdist_nothing_is_missed(suite: Suite) -> None:
+    suite.test_file("""
+        def test_it():
+            call()
+    """)
+    suite.run("-p", "no:xdist", "--hf-session-budget=1").assert_outcomes(passed=1)
