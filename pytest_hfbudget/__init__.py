@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_hfbudget.version import __version__
+
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import (
         BudgetExceededError,
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
         UnpricedCallError,
     )
     from pytest_hfbudget.metering.budget import budget
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BudgetExceededError",

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from pytest_hfbudget import __version__
+from pytest_hfbudget.version import __version__
 from pytest_hfbudget.errors import HFBudgetError
 
 PAUSE_S = 120.0

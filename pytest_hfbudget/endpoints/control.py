@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from pytest_hfbudget import __version__
+from pytest_hfbudget.version import __version__
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock, Pace
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError, json_object, refusal
 from pytest_hfbudget.endpoints.state import Endpoint, split_name

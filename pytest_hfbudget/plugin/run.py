@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,6 @@ RUN = pytest.StashKey["Run"]()
 
 # Whoever imports one of these is about to spend, or to ask what was spent.
 DOORBELLS = ("huggingface_hub", "pytest_hfbudget.metering.budget")
-# Where this is imported, calls will follow, and prices should be at hand before the first test.
-PAID = "huggingface_hub.inference._client"
 
 
 class Run:
@@ -90,7 +87,9 @@ class Run:
             ConfigError: a marker that makes no sense.
         """
         marked = [item for item in items if _is_marked(item)]
-        paid = bool(marked) or self.settings.capped or PAID in sys.modules
+        # A suite that has imported a client will call it, and prices are read before, not between.
+        tapped = self.runtime is not None and self.runtime.tapped
+        paid = bool(marked) or self.settings.capped or tapped
         if not items or not (paid or self.settings.endpoints):
             return
         from pytest_hfbudget.plugin import markers

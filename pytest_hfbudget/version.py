@@ -1,0 +1,5 @@
+"""The version, where the keeper can read it without the rest of the package."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
