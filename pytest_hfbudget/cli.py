@@ -7,8 +7,8 @@ import sys
 
 import click
 
-from pytest_hfbudget.version import __version__
 from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.version import __version__
 
 PAUSE_S = 120.0
 

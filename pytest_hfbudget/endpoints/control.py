@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from pytest_hfbudget.version import __version__
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock, Pace
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError, json_object, refusal
 from pytest_hfbudget.endpoints.state import Endpoint, split_name
@@ -22,6 +21,7 @@ from pytest_hfbudget.endpoints.transport import (
     Transport,
     Urllib3Transport,
 )
+from pytest_hfbudget.version import __version__
 
 _OK = range(200, 300)
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})

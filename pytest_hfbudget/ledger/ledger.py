@@ -156,10 +156,20 @@ class Ledger:
                 return Totals()
             return Totals(account.spent, account.held, account.calls, account.refused)
 
-    def book(self, key: str, nano_usd: int) -> None:
-        """Add what was spent without a call: the uptime of an endpoint."""
+    def book(self, key: str, nano_usd: int, *, what: str = "") -> None:
+        """Add what is spent without a call: the uptime of an endpoint.
+
+        With ``what`` it is asked for beforehand, and has to fit; without, it has happened.
+
+        Raises:
+            BudgetExceededError: it does not fit.
+        """
         with self._lock:
-            self._accounts[key].spent += nano_usd
+            account = self._accounts[key]
+            room = account.room()
+            if what and room is not None and room < nano_usd:
+                raise _over(account, nano_usd, what)
+            account.spent += nano_usd
 
     def abandon(self, owner: object) -> int:
         """Book every open hold of an owner that died in full, since nobody knows what it got."""

@@ -222,4 +222,5 @@ class budget:
     def __repr__(self) -> str:
         totals = self._totals()
         cap = "no cap" if self.scope.cap is None else show(self.scope.cap)
-        return f"<budget {self.name!r}: {show(totals.spent)} of {cap}, {totals.calls} calls>"
+        calls = "1 call" if totals.calls == 1 else f"{totals.calls} calls"
+        return f"<budget {self.name!r}: {show(totals.spent)} of {cap}, {calls}>"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_hfbudget.errors import BudgetExceededError
+from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
 from pytest_hfbudget.metering.request import Parameters
@@ -170,7 +170,7 @@ class Call:
             self.settle(status)
         elif self._first():
             charge = self._charge(None, status)._replace(nano_usd=self.hold.amount, estimated=True)
-            self.meter.ledger.settle(self.hold.id, charge)
+            self._tell(self.meter.ledger.settle, charge)
 
     def close(self) -> None:
         """Charge a stream that was left before its end."""
@@ -178,12 +178,20 @@ class Call:
 
     def _book(self, usage: Usage, status: str) -> None:
         if self._first():
-            self.meter.ledger.settle(self.hold.id, self._charge(usage, status))
+            self._tell(self.meter.ledger.settle, self._charge(usage, status))
 
     def _release(self, status: str) -> None:
         if self._first():
             charge = self._charge(None, status)._replace(nano_usd=0)
-            self.meter.ledger.release(self.hold.id, charge)
+            self._tell(self.meter.ledger.release, charge)
+
+    def _tell(self, resolve: Callable[[int, Charge], None], charge: Charge) -> None:
+        try:
+            resolve(self.hold.id, charge)
+        except LedgerUnreachableError:
+            # The run is over and has booked the hold. An answer that was paid for is worth more
+            # to this process than an error: its next call is refused anyway.
+            return
 
     def _first(self) -> bool:
         if not self._once.acquire(blocking=False):
@@ -196,6 +204,9 @@ class Call:
         seconds = self.meter.clock() - self._started
         if usage is not None and not usage.microseconds:
             usage = replace(usage, microseconds=int(seconds * 1e6))
+        if usage is not None and quote is not None and usage.estimated and not quote.by_token:
+            # Counted by the call or by the image, which is exact; nothing is known of tokens.
+            usage = replace(usage, input_tokens=0, output_tokens=0, estimated=False)
         cost, source = quote.cost(usage or Usage()) if quote else (None, "unpriced")
         return self.draft._replace(
             provider=self.provider,
@@ -204,7 +215,7 @@ class Call:
             nano_usd=cost,
             price_source=source,
             status=status,
-            estimated=bool(usage and usage.estimated and not (quote and quote.free)),
+            estimated=bool(usage and usage.estimated),
             seconds=round(seconds, 6),
         )
 

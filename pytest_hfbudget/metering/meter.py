@@ -8,7 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
+from pytest_hfbudget.errors import (
+    BudgetExceededError,
+    HFBudgetError,
+    LedgerUnreachableError,
+    UnpricedCallError,
+)
 from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.payer import Payer
@@ -17,6 +22,9 @@ from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCall
 from pytest_hfbudget.pricing.book import toml_hint
 
 DEFAULT_ROUTER = "https://router.huggingface.co"
+
+# Tokens of prompt and answer that any model in use can take, where nobody says how many it can.
+UNKNOWN_CONTEXT = 8192
 
 
 @dataclass
@@ -69,6 +77,10 @@ class Meter:
             )
             call = self._hold(parameters, request, scopes, capped)
             call.prepare(ask_usage=ask_usage)
+        except LedgerUnreachableError:
+            if capped:
+                raise
+            return None
         except BudgetExceededError:
             raise
         except Exception as error:
@@ -135,8 +147,8 @@ class Meter:
             if request.max_output is not None or not request.generates:
                 fixed = quote.most(request, request.max_output or 0)
                 return fixed, fixed
-            length = self.book.catalogue.context_length(request.model, request.provider)
-            return quote.most(request, 1), quote.most(request, length) if length else None
+            longest = self.book.catalogue.longest_context(request.model, request.provider)
+            return quote.most(request, 1), quote.most(request, longest or self._ceiling(request))
         except UnboundedCallError as error:
             raise UnpricedCallError(
                 f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
@@ -150,14 +162,22 @@ class Meter:
         """The limit on output that a call without one is sent with; None where none is needed."""
         if request.max_output is not None or not request.generates or quote.free:
             return None
-        if most is not None and hold.amount >= most:
+        longest = self.book.catalogue.longest_context(request.model, request.provider)
+        if longest and hold.amount >= (most or 0):
             return None
         limit = quote.affordable_output(request, hold.amount)
-        length = self.book.catalogue.context_length(request.model, request.provider)
-        if limit is None or length is None:
-            return limit
-        # Prompt and limit together must stay below the context, or servers answer 400.
-        return max(min(limit, length - request.input_bound), 1)
+        return None if limit is None else min(limit, self._ceiling(request))
+
+    def _ceiling(self, request: CallRequest) -> int:
+        """The highest limit with which prompt and answer still fit into the context.
+
+        A server answers 400 to one that does not. A prompt that fills the context by itself gets
+        no answer with any limit, so none is worth worrying about there.
+        """
+        catalogue = self.book.catalogue
+        shortest = catalogue.shortest_context(request.model, request.provider)
+        room = (shortest or UNKNOWN_CONTEXT) - request.input_bound
+        return room if room > 0 else UNKNOWN_CONTEXT
 
     def _draft(self, request: CallRequest, keys: tuple[str, ...]) -> Charge:
         test = self.payer.test
@@ -183,8 +203,8 @@ class Meter:
         return UnpricedCallError(
             f"{capped.name}: nobody knows what {request.model}{via} costs for a "
             f"{request.task} call, so no cap can hold it. The call was not sent. "
-            "Add its price to [tool.hfbudget.prices] in pyproject.toml, or to the file of "
-            f"--hf-prices:\n\n{toml_hint(request)}\n",
+            "Give its price as budget(price=…), in [tool.hfbudget.prices] of pyproject.toml, or "
+            f"in the file of --hf-prices:\n\n{toml_hint(request)}\n",
             scope=capped.name,
             scope_key=capped.key,
             cap=capped.cap or 0,

@@ -44,11 +44,6 @@ class Runtime:
             self._redirect = Redirect(self.addresses)
             self._redirect.install()
 
-    @property
-    def tapped(self) -> bool:
-        """Whether a client has been imported, so that calls will pass through here."""
-        return _tap.in_place
-
     def require_tap(self) -> None:
         """Make sure that calls can be seen: a cap that sees nothing would hold nothing.
 

@@ -48,11 +48,6 @@ class Tap:
     _originals: list[tuple[Any, str, Any]] = field(default_factory=list)
     _watch: PostImport | None = None
 
-    @property
-    def in_place(self) -> bool:
-        """Whether a client is wrapped."""
-        return any(name == "_inner_post" for _, name, _ in self._originals)
-
     def install(self) -> None:
         """Wrap what is imported already, and the rest as soon as it is."""
         self._watch = PostImport(

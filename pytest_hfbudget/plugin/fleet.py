@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_hfbudget.endpoints import Endpoint, EndpointReceipt, EndpointSettings, Lifecycle
-from pytest_hfbudget.errors import EndpointError, over_cap
+from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.money import show
@@ -23,7 +24,7 @@ SAY_EVERY_S = 15.0
 
 
 class Fleet:
-    """Wraps a `Lifecycle`; its uptime is booked to the session when every pause is known."""
+    """Wraps a `Lifecycle`; its uptime is booked to the session as it accrues."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Fleet:
         self._config, self._settings, self._ledger = config, settings, ledger
         self._rehearsal = rehearsal
         self._receipts: tuple[EndpointReceipt, ...] | None = None
+        self._lock, self._booked = threading.Lock(), 0
         self._said: dict[str, tuple[str, float]] = {}
         self._lifecycle = Lifecycle(
             _terms(settings, run_id), progress=self._progress, afford=self._afford
@@ -60,8 +62,9 @@ class Fleet:
         return self._lifecycle.ensure(name)
 
     def tend(self) -> None:
-        """Look after the keeper."""
+        """Look after the keeper, and count what has come on top since."""
         self._lifecycle.tend()
+        self._book(sum(receipt.nano_usd for receipt in self._lifecycle.live()))
 
     def ask_pause(self) -> None:
         """Have all paused, without waiting."""
@@ -70,10 +73,8 @@ class Fleet:
     def finish(self) -> bool:
         """Wait for the pauses and book the uptime; whether every pause is verified."""
         if self._receipts is None:
-            receipts = self._lifecycle.finish()
-            for receipt in receipts:
-                self._ledger.book(SESSION, receipt.nano_usd)
-            self._receipts = receipts
+            self._receipts = self._lifecycle.finish()
+            self._book(sum(receipt.nano_usd for receipt in self._receipts))
         return all(receipt.verified or receipt.kept for receipt in self._receipts)
 
     def lines(self) -> tuple[EndpointLine, ...]:
@@ -82,25 +83,31 @@ class Fleet:
         return tuple(map(_line, receipts))
 
     def _afford(self, endpoint: Endpoint, nano_per_minute: int | None) -> None:
-        cap = self._settings.session_cap
-        if cap is None:
-            return
+        cap, name = self._settings.session_cap, endpoint.full_name
         if nano_per_minute is None:
+            if cap is not None:
+                raise EndpointError(
+                    f"{name}: nobody knows what a minute of it costs, so the session budget of "
+                    f"{show(cap)} can't hold it. It was not resumed."
+                )
+            return
+        try:
+            with self._lock:
+                self._ledger.book(SESSION, nano_per_minute, what=name)
+                self._booked += nano_per_minute
+        except BudgetExceededError as error:
             raise EndpointError(
-                f"{endpoint.full_name}: nobody knows what a minute of it costs, so the session "
-                f"budget of {show(cap)} can't hold it. It was not resumed."
-            )
-        total = self._ledger.total(SESSION)
-        if total.spent + total.held + nano_per_minute > cap:
-            raise over_cap(
-                scope="session budget",
-                scope_key=SESSION,
-                cap=cap,
-                spent=total.spent,
-                held=total.held,
-                needed=nano_per_minute,
-                model=f"the first minute of endpoint {endpoint.full_name}",
-            )
+                f"{name}: its first minute costs {show(nano_per_minute)}, but only "
+                f"{show(max(error.cap_nano - error.spent_nano - error.held_nano, 0))} of the "
+                f"session budget of {show(error.cap_nano)} is left. It was not resumed. "
+                "Raise --hf-session-budget."
+            ) from None
+
+    def _book(self, total: int) -> None:
+        """Have the session charged with the uptime so far; at its end that may be less again."""
+        with self._lock:
+            self._ledger.book(SESSION, total - self._booked)
+            self._booked = total
 
     def _progress(self, name: str, state: str, seconds: float) -> None:
         said, at = self._said.get(name, ("", 0.0))

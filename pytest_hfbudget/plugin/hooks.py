@@ -60,13 +60,16 @@ class Hooks:
         finally:
             self.run.leave(item)
 
-    @pytest.hookimpl(tryfirst=True)
+    # After pytest's own hook that skips, which is first, and before the one that sets fixtures up.
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Bring up the endpoints that a test needs."""
+        problem = ""
         try:
             self.run.bring_up(item)
         except HFBudgetError as error:
-            pytest.fail(str(error), pytrace=False)
+            problem = str(error)
+        if problem:
+            pytest.fail(problem, pytrace=False)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
@@ -93,8 +96,9 @@ class Hooks:
         """Remember how tests ended."""
         self.run.ended(report)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
-        """Pause at the earliest moment: fixtures may take their time to tear down."""
+        """Pause at the earliest moment: tracebacks and fixtures take their time."""
         self.run.ask_pause()
 
     # Innermost wrapper: before it yields nobody else has done anything, after it the terminal

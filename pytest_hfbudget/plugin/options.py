@@ -62,7 +62,8 @@ def _dest(key: str) -> str:
 
 def _kind(key: str) -> dict[str, Any]:
     if key == "emulator":
-        return {"nargs": "?", "const": "start", "default": None, "metavar": "URL"}
+        # No URL here: as an optional value it would swallow the path that follows.
+        return {"action": "store_const", "const": "start", "default": None}
     if key == "endpoints":
         return {"action": "append", "default": None, "metavar": METAVARS[key]}
     return {"default": None, "metavar": METAVARS[key]}

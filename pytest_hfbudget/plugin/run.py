@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -87,9 +88,11 @@ class Run:
             ConfigError: a marker that makes no sense.
         """
         marked = [item for item in items if _is_marked(item)]
-        # A suite that has imported a client will call it, and prices are read before, not between.
-        tapped = self.runtime is not None and self.runtime.tapped
-        paid = bool(marked) or self.settings.capped or tapped
+        # A suite that imports budget() has caps that nobody sees before they are entered, and
+        # prices are to be read before the first test, not in the middle of one.
+        paid = (
+            bool(marked) or self.settings.capped or "pytest_hfbudget.metering.budget" in sys.modules
+        )
         if not items or not (paid or self.settings.endpoints):
             return
         from pytest_hfbudget.plugin import markers
@@ -188,9 +191,11 @@ class Run:
         report.longrepr = f"refused, though the test went on: {refusal}{also}"
 
     def ended(self, report: pytest.TestReport) -> None:
-        """Remember how a test ended; the worst of its phases counts."""
-        if report.outcome != "passed" or report.nodeid not in self.outcomes:
+        """Remember how a test ended; one that never ended stays ``interrupted``."""
+        if report.when == "call" or report.outcome != "passed":
             self.outcomes[report.nodeid] = report.outcome
+        elif report.when == "setup":
+            self.outcomes[report.nodeid] = "interrupted"
 
     # --- endpoints
 

@@ -118,7 +118,7 @@ def toml_hint(request: CallRequest) -> str:
         return f'["{server}"]\nfree = true            # or input/output in USD per 1M tokens'
     model = f"{request.model}:{request.provider}" if request.provider else request.model
     name = json.dumps(model, ensure_ascii=False)  # TOML escapes what a name may hold as JSON does
-    if request.task.endswith("to-image"):
+    if request.draws:
         return f"[{name}]\nimage = 0.00           # USD each"
     if request.generates or request.task == "feature-extraction":
         return (

@@ -55,11 +55,17 @@ class Catalogue:
         """The offers of a model that can be routed to now."""
         return tuple(offer for offer in self.offers.get(model, ()) if offer.live)
 
-    def context_length(self, model: str, provider: str | None) -> int | None:
-        """The most tokens that a prompt and its answer can have together, if all offers say so."""
-        offers = [o for o in self.of(model) if provider in (None, o.provider)]
-        lengths = [o.context_length for o in offers]
-        return max((n for n in lengths if n), default=None) if lengths and all(lengths) else None
+    def longest_context(self, model: str, provider: str | None) -> int | None:
+        """The most tokens that prompt and answer can have together, where every offer says so."""
+        lengths = self._lengths(model, provider)
+        return max((n for n in lengths if n), default=None) if all(lengths) else None
+
+    def shortest_context(self, model: str, provider: str | None) -> int | None:
+        """The tokens that prompt and answer can have together at whichever offer is chosen."""
+        return min((n for n in self._lengths(model, provider) if n), default=None)
+
+    def _lengths(self, model: str, provider: str | None) -> list[int | None]:
+        return [o.context_length for o in self.of(model) if provider in (None, o.provider)]
 
 
 def _day(at: float) -> str:

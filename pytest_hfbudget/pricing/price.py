@@ -38,6 +38,11 @@ class Price:
     free: bool = False
 
     @property
+    def by_token(self) -> bool:
+        """Whether tokens are what is billed."""
+        return self.input is not None or self.output is not None
+
+    @property
     def dearest_input(self) -> int:
         """What an input token costs at most: a table may make cached ones the dearer ones."""
         return max(self.input or 0, self.cached or 0)

@@ -32,6 +32,11 @@ class Quote:
         """Whether this costs nothing whichever price applies."""
         return all(price.free for price, _ in self.options)
 
+    @property
+    def by_token(self) -> bool:
+        """Whether tokens count in any of these prices."""
+        return any(price.input is not None or price.output is not None for price, _ in self.options)
+
     def cost(self, usage: Usage) -> tuple[int, str]:
         """Nano-USD at the dearest price for just this usage, and where that price is from."""
         return max((price.cost(usage), source) for price, source in self.options)

@@ -215,7 +215,7 @@ TABLES: list[dict[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: " ".join(table))
+@pytest.mark.parametrize("table", TABLES, ids=" ".join)
 @pytest.mark.parametrize(
     "offers", [(), (Offer("p", tokens(5)), Offer("q", tokens(6)))], ids=["unlisted", "listed"]
 )
@@ -302,10 +302,3 @@ def test_the_hint_gives_the_request_a_price_that_bounds_it(asked: CallRequest) -
     quote = known.quote(asked)
     assert quote is not None
     assert quote.free or quote.most(asked, asked.max_output or 0) >= parse_rate("0.25") // 10**16
-
-
-def test_the_hint_does_not_name_a_price_that_somebody_could_keep_by_mistake() -> None:
-    pasted = PriceTable.parse(tomllib.loads(toml_hint(request())), "pasted")
-    row = pasted.find(MODEL, None)
-    assert row
-    assert (row[0].input, row[0].output) == (0, 0)

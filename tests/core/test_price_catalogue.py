@@ -140,21 +140,46 @@ def test_prices_carry_the_day_on_which_they_were_read() -> None:
 # --- the context
 
 
-def test_the_context_of_a_model_is_that_of_its_widest_provider() -> None:
+def test_the_longest_context_is_that_of_the_widest_provider() -> None:
     both = catalogue(offer("p", context_length=8192), offer("q", context_length=4096))
-    assert both.context_length(MODEL, None) == 8192
-    assert both.context_length(MODEL, "q") == 4096
+    assert both.longest_context(MODEL, None) == 8192
+    assert both.longest_context(MODEL, "q") == 4096
 
 
-@pytest.mark.parametrize("length", [None, 0, -1, True, "8192", 8192.0])
-def test_a_context_that_one_provider_does_not_name_is_unknown(length: object) -> None:
+def test_the_shortest_context_is_that_of_the_narrowest_provider() -> None:
+    both = catalogue(offer("p", context_length=8192), offer("q", context_length=4096))
+    assert both.shortest_context(MODEL, None) == 4096
+    assert both.shortest_context(MODEL, "p") == 8192
+
+
+NO_LENGTHS = (None, 0, -1, True, "8192", 8192.0)
+
+
+@pytest.mark.parametrize("length", NO_LENGTHS)
+def test_the_longest_context_is_unknown_where_one_provider_does_not_name_it(
+    length: object,
+) -> None:
     both = catalogue(offer("p", context_length=8192), offer("q", context_length=length))
-    assert both.context_length(MODEL, None) is None
-    assert both.context_length(MODEL, "p") == 8192
+    assert both.longest_context(MODEL, None) is None
+    assert both.longest_context(MODEL, "p") == 8192
+
+
+@pytest.mark.parametrize("length", NO_LENGTHS)
+def test_the_shortest_context_is_that_of_those_who_name_it(length: object) -> None:
+    both = catalogue(offer("p", context_length=8192), offer("q", context_length=length))
+    assert both.shortest_context(MODEL, None) == 8192
+    assert both.shortest_context(MODEL, "q") is None
+
+
+def test_the_context_of_a_provider_that_is_not_live_does_not_count() -> None:
+    both = catalogue(offer("p", context_length=1), offer("q", "error", context_length=9))
+    assert both.longest_context(MODEL, None) == 1
 
 
 def test_the_context_of_nobody_is_unknown() -> None:
-    assert catalogue(offer("p", context_length=1)).context_length(MODEL, "q") is None
+    known = catalogue(offer("p", context_length=1))
+    assert known.longest_context(MODEL, "q") is None
+    assert known.shortest_context(MODEL, "q") is None
 
 
 # --- the copy on disk
@@ -196,12 +221,12 @@ def test_the_copy_of_another_router_is_not_used(copy: CatalogueFile) -> None:
     assert copy.load("https://elsewhere.example") is None
 
 
-@pytest.mark.parametrize("reply", [b"", b"<html>", b"\xff", b"[]", b'"data"', b'{"data": {}}'])
+@pytest.mark.parametrize("reply", [b"", b"<html>", b"\xff", b"[]", b'"x"', b'{"data": {}}'])
 def test_an_answer_that_is_no_catalogue_leaves_the_copy_as_it_is(
     copy: CatalogueFile, reply: bytes
 ) -> None:
     kept = copy.refresh(ORIGIN, fetching(offer()), DAY)
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"Expecting value|decode byte|list of models"):
         copy.refresh(ORIGIN, lambda url: reply, DAY + 1)
     assert copy.load(ORIGIN) == kept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def test_tokens_are_priced_per_million(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["call", "image", "second"])
 def test_everything_else_is_priced_each(key: str) -> None:
-    assert parse_price({key: 0.003}, "row") == Price(**{key: parse_rate("0.003")})
+    price = parse_price({key: 0.003}, "row")
+    assert price == replace(Price(), **{key: parse_rate("0.003")})
+    assert not price.by_token
 
 
 def test_a_row_may_be_free() -> None:

@@ -13,7 +13,7 @@ from pytest_hfbudget.pricing import CallRequest, Price, Quote, UnboundedCallErro
 from pytest_hfbudget.pricing.price import FREE
 from pytest_hfbudget.pricing.request import split_model
 
-quick = settings(max_examples=200, deadline=None, database=None)
+quick = settings(max_examples=100, deadline=None, database=None)
 
 TASKS = ("conversational", "text-generation", "feature-extraction", "text-to-image")
 OTHERS = ("automatic-speech-recognition", "text-to-speech", "text-to-video", "summarization")

@@ -18,8 +18,11 @@ VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
     "test_cap": (("0", 0), ("0.000000001", 1), ("2", 2 * 10**9)),
     "prices": (("a.toml", Path("a.toml")), ("b.toml", Path("b.toml")), ("c", Path("c"))),
     "unpriced": (("refuse", "refuse"), ("free", "free"), ("assume:1/4", "assume:1/4")),
-    "endpoints": ((["a/b", "c/d"], ("a/b", "c/d")), ("e/f,g/h i/j", ("e/f", "g/h", "i/j")))
-    + ((["k/l", "k/l"], ("k/l",)),),
+    "endpoints": (
+        (["a/b", "c/d"], ("a/b", "c/d")),
+        ("e/f,g/h i/j", ("e/f", "g/h", "i/j")),
+        (["k/l", "k/l"], ("k/l",)),
+    ),
     "namespace": (("acme", "acme"), ("globex", "globex"), ("initech", "initech")),
     "report": (("a.json", Path("a.json")), ("b", Path("b")), ("c", Path("c"))),
     "emulator": (("start", "start"), ("http://x:1", "http://x:1"), ("start", "start")),

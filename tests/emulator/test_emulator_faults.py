@@ -196,7 +196,7 @@ def test_an_error_inside_a_stream_reaches_the_user_after_the_words_before_it(
     control.add_fault("chat", error_in_stream_after=2)
     client, stream = stream_of(emulator)
     words = []
-    with pytest.raises(Exception, match="scripted error in the stream"):  # noqa: PT012
+    with pytest.raises(Exception, match="scripted error in the stream"):
         for chunk in stream:
             words.append(chunk.choices[0].delta.content)
     del client

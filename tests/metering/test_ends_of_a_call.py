@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import MODEL, Bench, say
+from metering_bench import MODEL, Bench, say
 
 from pytest_hfbudget import BudgetExceededError
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, Iterable
 from typing import Any
 
 import pytest
-from conftest import Bench, say
+from metering_bench import Bench, say
 
 from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.ledger import Charge

@@ -7,8 +7,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from conftest import Bench, say
 from huggingface_hub import AsyncInferenceClient, InferenceClient
+from metering_bench import Bench, say
 
 
 def run(code: str, tmp_path: Path) -> str:

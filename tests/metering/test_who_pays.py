@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import MODEL, Bench, say
+from metering_bench import MODEL, Bench, say
 
 from pytest_hfbudget import BudgetExceededError, ConfigError, budget
 

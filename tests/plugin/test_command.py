@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Suite
+from plugin_suite import Suite
 
 import pytest_hfbudget
 

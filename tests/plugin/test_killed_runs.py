@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Suite
+from plugin_suite import Suite
 
 WAITS = """
     @pytest.mark.hf_endpoint("acme/llm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Suite
+from plugin_suite import Suite
 
 HEAVY = ("huggingface_hub", "sqlite3", "click", "rich", "urllib3", "starlette")
 

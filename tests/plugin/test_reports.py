@@ -9,7 +9,7 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from conftest import Suite
+from plugin_suite import Suite
 
 TWO = """
     @pytest.mark.budget(max_usd=0.1)
@@ -114,6 +114,11 @@ def test_calls_without_a_price_are_named_in_the_summary(suite: Suite) -> None:
     suite.run().stdout.fnmatch_lines(["*1 call without a known price*"])
 
 
+def _listen_to_ctrl_c() -> None:
+    """A shell that runs tests in the background leaves SIGINT ignored for all of them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_run_that_is_interrupted_by_a_signal_reports(suite: Suite) -> None:
     suite.test_file("""
         def test_it():
@@ -124,10 +129,9 @@ def test_a_run_that_is_interrupted_by_a_signal_reports(suite: Suite) -> None:
         [sys.executable, "-m", "pytest", "-q", "--hf-report=report.json"],
         cwd=suite.path,
         stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+        preexec_fn=_listen_to_ctrl_c,
     )
     suite.emulator.wait_for(op="chat", phase="answered", timeout=30)
-    # The answer has to be settled before the test waits; the signal may come at any time.
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 2
     report = json.loads((suite.path / "report.json").read_text())

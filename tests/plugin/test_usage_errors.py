@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Suite
+from plugin_suite import Suite
 
 USAGE_ERROR = 4
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Suite
+from plugin_suite import Suite
 
 pytest.importorskip("xdist")
 
 
 def test_four_workers_together_stay_below_the_cap(suite: Suite) -> None:
     suite.test_file("""
-        @pytest.mark.parametrize("n", range(40))
+        @pytest.mark.parametrize("n", range(60))
         def test_it(n):
             call()
     """)
     result = suite.run("-n4", "--hf-session-budget=0.00006", "--hf-report=report.json")
     outcomes = result.parseoutcomes()
-    assert suite.sent == outcomes["passed"] < 40
+    assert suite.sent == outcomes["passed"] < 60
     assert 0 < suite.billed <= 60_000
     report = suite.report()
     assert round(float(report["session"]["spent_usd"]) * 10**9) == suite.billed

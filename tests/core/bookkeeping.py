@@ -1,0 +1,126 @@
+"""What the tests of the ledger share: drafts, ledgers here and elsewhere, and other processes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike
+from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
+from pytest_hfbudget.ledger.server import LedgerServer
+
+PATIENCE_S = 10.0
+
+
+class Books(NamedTuple):
+    """A ledger as its user sees it, and the same one where it is kept."""
+
+    user: LedgerLike
+    kept: Ledger
+
+
+class WatchedLedger(Ledger):
+    """A ledger that tells when a lost connection has been dealt with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = threading.Semaphore(0)
+
+    def abandon(self, owner: object) -> int:
+        booked = super().abandon(owner)
+        self.lost.release()
+        return booked
+
+    def wait_for_a_loss(self) -> bool:
+        return self.lost.acquire(timeout=PATIENCE_S)
+
+
+def draft(*scopes: str, model: str = "org/model") -> Charge:
+    """What is known of a call before it is sent."""
+    return Charge(
+        test="test_a",
+        task="conversational",
+        model=model,
+        provider=None,
+        input_tokens=0,
+        output_tokens=0,
+        nano_usd=None,
+        price_source="",
+        status="",
+        estimated=False,
+        seconds=0.0,
+        scopes=scopes,
+    )
+
+
+def charge(nano_usd: int | None, *scopes: str) -> Charge:
+    """A settled call."""
+    return draft(*scopes)._replace(nano_usd=nano_usd, status="200", price_source="test")
+
+
+@contextmanager
+def serving(ledger: Ledger, **more: Callable[..., object]) -> Iterator[LedgerServer]:
+    server = LedgerServer(ledger, more)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def connected(server: LedgerServer) -> Iterator[Wire]:
+    wire = Wire(server.path)
+    try:
+        yield wire
+    finally:
+        wire.close()
+
+
+@contextmanager
+def books(kind: str) -> Iterator[Books]:
+    """A ledger in this process, or the same one behind its socket."""
+    kept = Ledger()
+    if kind == "local":
+        yield Books(kept, kept)
+        return
+    with serving(kept) as server, connected(server) as wire:
+        yield Books(RemoteLedger(wire), kept)
+
+
+def connection_threads() -> list[threading.Thread]:
+    """The threads that serve one client each."""
+    return [t for t in threading.enumerate() if "process_request_thread" in t.name]
+
+
+class Child:
+    """A forked process that runs one function and says what came of it."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._answer, ours = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(ours)
+            return
+        try:
+            text = str(work())
+        except BaseException:
+            text = traceback.format_exc()
+        os.write(ours, text.encode())
+        os._exit(0)  # nothing of pytest may run twice
+
+    def answer(self) -> str:
+        """What the function returned; or the traceback, or why there is none."""
+        try:
+            ready, _, _ = select.select([self._answer], [], [], PATIENCE_S)
+            return os.read(self._answer, 65_536).decode() if ready else "no answer"
+        finally:
+            os.close(self._answer)
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)

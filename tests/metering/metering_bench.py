@@ -1,0 +1,110 @@
+"""A meter around the real huggingface_hub, in front of the emulator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+
+from pytest_hfbudget.emulator import Emulator
+from pytest_hfbudget.ledger import Ledger, Scope
+from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.payer import Payer, RunningTest
+from pytest_hfbudget.metering.redirect import Addresses
+from pytest_hfbudget.metering.runtime import Runtime
+from pytest_hfbudget.money import parse_usd
+from pytest_hfbudget.pricing import Catalogue, PriceBook, PriceTable
+
+MODEL = "emulator/chat"
+
+
+def say(tokens: int) -> list[dict[str, str]]:
+    """A question that the emulated model answers with so many tokens."""
+    return [{"role": "user", "content": f"Say something. [[tokens={tokens}]]"}]
+
+
+@dataclass
+class Bench:
+    """A running meter, and the emulator's own word on what it did."""
+
+    emulator: Emulator
+    runtime: Runtime
+    ledger: Ledger
+
+    @property
+    def payer(self) -> Payer:
+        return self.runtime.meter.payer
+
+    @property
+    def book(self) -> PriceBook:
+        return self.runtime.meter.book
+
+    def client(self, model: str = MODEL, **options: Any) -> InferenceClient:
+        return InferenceClient(model=model, token="hf_of_the_tests", **options)
+
+    def async_client(self, model: str = MODEL, **options: Any) -> AsyncInferenceClient:
+        return AsyncInferenceClient(model=model, token="hf_of_the_tests", **options)
+
+    def cap(self, usd: object) -> None:
+        """Give the session a cap, before its first call."""
+        self.payer.session = Scope(SESSION, "session budget", parse_usd(usd))
+
+    def running(self, usd: object = None, **options: Any) -> RunningTest:
+        """Let a test run, with a cap of its own if one is given."""
+        cap = None if usd is None else parse_usd(usd)
+        self.payer.test = RunningTest("test_it", (Scope("test:test_it", "test_it", cap),))
+        return self.payer.test
+
+    def prices(self, **rows: Any) -> None:
+        """Rows of a price table; in names ``__`` stands for a slash."""
+        named = {name.replace("__", "/"): row for name, row in rows.items()}
+        self.book.table = PriceTable.parse(named, "prices.toml")
+
+    @property
+    def spent(self) -> int:
+        self.runtime.meter.drain()
+        return self.ledger.total(SESSION).spent
+
+    @property
+    def held(self) -> int:
+        self.runtime.meter.drain()
+        return self.ledger.total(SESSION).held
+
+    @property
+    def billed(self) -> int:
+        """Nano-USD of calls on the emulator's invoice."""
+        return int(self.emulator.client.invoice()["calls_nano_usd"])
+
+    @property
+    def sent(self) -> int:
+        """Paid requests that arrived at the emulator."""
+        log = self.emulator.client.log(kind="request", phase="arrived")
+        return sum(entry["op"] in ("chat", "task", "completions") for entry in log)
+
+
+@pytest.fixture(scope="session")
+def one_emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def bench(one_emulator: Emulator) -> Iterator[Bench]:
+    one_emulator.client.reset()
+    with urlopen(f"{one_emulator.router}/v1/models") as answer:
+        models = json.load(answer)
+    catalogue = Catalogue.parse(models, read_at=0.0, origin=one_emulator.router)
+    ledger = Ledger()
+    book = PriceBook(load_catalogue=lambda: catalogue)
+    addresses = Addresses(one_emulator.router, one_emulator.endpoints_api, one_emulator.hub)
+    meter = Meter(ledger, book, Payer(), router=one_emulator.router)
+    runtime = Runtime(meter, addresses=addresses)
+    runtime.acquire()
+    yield Bench(one_emulator, runtime, ledger)
+    runtime.release()

@@ -1,0 +1,82 @@
+"""Suites that are run for real: pytest in a process of its own, in front of an emulator."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_hfbudget.emulator import Emulator, EmulatorClient
+
+PREAMBLE = """
+import asyncio, os, threading
+import pytest
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+from pytest_hfbudget import BudgetExceededError, budget
+
+SAY = [{"role": "user", "content": "Say something. [[tokens=10]]"}]
+
+def call(limit=20, model="emulator/chat", provider="groq"):
+    return InferenceClient(model=model, provider=provider).chat_completion(SAY, max_tokens=limit)
+"""
+
+
+@dataclass
+class Suite:
+    """A test suite in a directory of its own."""
+
+    pytester: pytest.Pytester
+    emulator: EmulatorClient
+
+    @property
+    def path(self) -> Path:
+        return self.pytester.path
+
+    def test_file(self, code: str, name: str = "test_suite.py") -> None:
+        """Write a test file; it can `call()`."""
+        (self.path / name).write_text(PREAMBLE + textwrap.dedent(code))
+
+    def run(self, *options: str) -> pytest.RunResult:
+        """Run it, in a process of its own."""
+        return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+
+    def report(self) -> dict[str, Any]:
+        """The JSON report of a run with ``--hf-report report.json``."""
+        return dict(json.loads((self.path / "report.json").read_text()))
+
+    @property
+    def sent(self) -> int:
+        """Paid requests that arrived at the emulator."""
+        log = self.emulator.log(kind="request", phase="arrived")
+        return sum(entry["op"] in ("chat", "task", "completions") for entry in log)
+
+    @property
+    def billed(self) -> int:
+        """Nano-USD of calls on the emulator's invoice."""
+        return int(self.emulator.invoice()["calls_nano_usd"])
+
+    def requests(self, op: str) -> list[dict[str, Any]]:
+        """What arrived at the emulator of one kind."""
+        return self.emulator.log(kind="request", phase="arrived", op=op)
+
+
+@pytest.fixture(scope="session")
+def one_emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def suite(
+    one_emulator: Emulator, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> Suite:
+    one_emulator.client.reset()
+    monkeypatch.setenv("HFBUDGET_EMULATOR", one_emulator.url)
+    # Each run would start with a copy of the outer one's coverage or path settings otherwise.
+    monkeypatch.setenv("PYTHONPATH", "")
+    return Suite(pytester, one_emulator.client)
