@@ -56,9 +56,11 @@ class Quote:
 
 
 def _affordable(price: Price, request: CallRequest, amount: int) -> int | None:
-    each = (price.output or 0) * request.n
-    if price.free or not each:
+    if price.free:
         return None
     fixed = request.input_bound * price.dearest_input + (price.call or 0)
     left = amount * ATTO_PER_NANO - fixed
-    return max(left // each, 0)
+    if left < 0:
+        return 0  # not even the question is paid for
+    each = (price.output or 0) * request.n
+    return left // each if each else None

@@ -240,6 +240,11 @@ def test_a_row_of_one_provider_leaves_the_others_at_their_listed_price() -> None
     assert sources(known.quote(request())) == [CATALOGUE, 't: ["org/model:q"]']
 
 
+def test_a_row_that_names_the_model_counts_though_its_provider_is_not_listed() -> None:
+    known = book({"org/model:p": 9}, Offer("q", tokens(1)))
+    assert most(known.quote(request()), request()) == most(known.quote(request("p")), request())
+
+
 def test_a_row_of_a_provider_that_does_not_serve_the_model_does_not_count() -> None:
     known = book({"*:elsewhere": 99}, Offer("p", tokens(1)))
     assert sources(known.quote(request())) == [CATALOGUE]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,8 @@ def test_tokens_are_priced_per_million(key: str) -> None:
 @pytest.mark.parametrize("key", ["call", "image", "second"])
 def test_everything_else_is_priced_each(key: str) -> None:
     price = parse_price({key: 0.003}, "row")
-    assert price == replace(Price(), **{key: parse_rate("0.003")})
+    rates: dict[str, Any] = {key: parse_rate("0.003")}
+    assert price == replace(Price(), **rates)
     assert not price.by_token
 
 

@@ -93,7 +93,12 @@ def test_the_output_that_an_amount_pays_for_is_the_most_that_it_pays_for(
 
 @pytest.mark.parametrize("price", [FREE, Price(call=1), Price(input=1, output=0)])
 def test_output_that_costs_nothing_needs_no_limit(price: Price) -> None:
-    assert quote_of(price).affordable_output(request(), 0) is None
+    assert quote_of(price).affordable_output(request(), 1) is None
+
+
+def test_where_one_question_is_too_dear_no_output_is_paid_for() -> None:
+    quote = quote_of(Price(input=ATTO_PER_NANO, output=0), Price(input=0, output=1))
+    assert quote.affordable_output(request(input_bound=10), 9) == 0
 
 
 def test_the_limit_holds_for_the_dearest_of_several() -> None:

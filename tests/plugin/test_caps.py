@@ -216,6 +216,17 @@ def test_reruns_of_a_test_share_its_budget(suite: Suite) -> None:
     assert suite.sent == 2
 
 
+def test_a_call_without_a_limit_is_answered_under_a_cap(suite: Suite) -> None:
+    """Of this model's offers one names no context, and they differ: no limit may be too long."""
+    suite.test_file("""
+        @pytest.mark.budget(max_usd=0.05)
+        def test_it():
+            client = InferenceClient(model="meta-llama/Llama-3.1-8B-Instruct")
+            assert client.chat_completion(SAY).choices[0].finish_reason == "stop"
+    """)
+    suite.run().assert_outcomes(passed=1)
+
+
 def test_an_unpriced_call_shows_the_lines_to_add(suite: Suite) -> None:
     suite.test_file("""
         @pytest.mark.budget(max_usd=1)

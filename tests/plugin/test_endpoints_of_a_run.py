@@ -95,6 +95,29 @@ def test_setup_plan_touches_nothing(suite: Suite) -> None:
     assert _counts(suite) == (0, False)
 
 
+def test_a_skipped_test_needs_nothing(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.skip
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint):
+            pass
+    """)
+    suite.run().assert_outcomes(skipped=1)
+    assert _counts(suite) == (0, False)
+
+
+def test_calls_see_what_uptime_has_left_of_the_session_budget(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it():
+            with pytest.raises(BudgetExceededError):
+                call()
+    """)
+    minute = 550_000  # nano-USD of the emulator's standard endpoint
+    suite.run(f"--hf-session-budget={(minute + 5_000) / 10**9:.9f}").assert_outcomes(failed=1)
+    assert suite.sent == 0
+
+
 def test_a_deselected_test_needs_nothing(suite: Suite) -> None:
     suite.test_file(ONE)
     suite.run("-k", "nothing")
