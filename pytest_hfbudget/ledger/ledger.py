@@ -221,10 +221,10 @@ def _amount(accounts: tuple[_Account, ...], least: int, most: int | None, model:
         room = account.room()
         if room is None:
             continue
-        if room < least:
+        if least and room < least:  # what costs nothing fits into a cap that is overspent, too
             raise _over(account, least, model)
         amount = room if amount is None else min(amount, room)
-    return least if amount is None else amount
+    return least if amount is None else max(amount, least)
 
 
 def _over(account: _Account, needed: int, model: str) -> BudgetExceededError:

@@ -200,7 +200,7 @@ class Call:
         return True
 
     def _charge(self, usage: Usage | None, status: str) -> Charge:
-        quote = self._final_quote()
+        quote, certain = self._final_quote()
         seconds = self.meter.clock() - self._started
         if usage is not None and not usage.microseconds:
             usage = replace(usage, microseconds=int(seconds * 1e6))
@@ -215,15 +215,18 @@ class Call:
             nano_usd=cost,
             price_source=source,
             status=status,
-            estimated=bool(usage and usage.estimated),
+            estimated=not certain or bool(usage and usage.estimated),
             seconds=round(seconds, 6),
         )
 
-    def _final_quote(self) -> Quote | None:
-        if self.provider and self.request.provider is None and not self.request.is_url:
-            answered = replace(self.request, provider=self.provider)
-            return self.meter.book.quote(answered, self.explicit) or self.quote
-        return self.quote
+    def _final_quote(self) -> tuple[Quote | None, bool]:
+        """The price of whoever answered; False where that is one whose price nobody knows."""
+        chosen = self.provider if self.request.provider is None else None
+        if not chosen or self.request.is_url or self.explicit:
+            return self.quote, True
+        book = self.meter.book
+        stated = book.stated(replace(self.request, provider=chosen))
+        return stated or self.quote, bool(stated) or not book.stated(self.request)
 
     def _tightest(self) -> Scope:
         def room(scope: Scope) -> int:

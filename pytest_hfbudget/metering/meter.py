@@ -19,7 +19,7 @@ from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.payer import Payer
 from pytest_hfbudget.metering.request import Parameters, describe
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
-from pytest_hfbudget.pricing.book import toml_hint
+from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 
 DEFAULT_ROUTER = "https://router.huggingface.co"
 
@@ -204,7 +204,7 @@ class Meter:
             f"{capped.name}: nobody knows what {request.model}{via} costs for a "
             f"{request.task} call, so no cap can hold it. The call was not sent. "
             "Give its price as budget(price=…), in [tool.hfbudget.prices] of pyproject.toml, or "
-            f"in the file of --hf-prices:\n\n{toml_hint(request)}\n",
+            f"in the file of --hf-prices:\n\n{toml_hint(request)}\n{_endpoint_hint(request)}",
             scope=capped.name,
             scope_key=capped.key,
             cap=capped.cap or 0,
@@ -220,3 +220,12 @@ class Meter:
                 return
         if self.payer.test:
             self.payer.test.refusals.append(message)
+
+
+def _endpoint_hint(request: CallRequest) -> str:
+    if DEDICATED_HOST not in request.url:
+        return ""
+    return (
+        "\nIt is a dedicated endpoint. With @pytest.mark.hf_endpoint("
+        '"namespace/name") its price is its uptime, and it is paused at the end.\n'
+    )

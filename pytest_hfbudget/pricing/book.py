@@ -50,9 +50,13 @@ class PriceBook:
             return Quote.of(FREE, f"uptime of {leased}")
         if explicit:
             return explicit
+        return self.stated(request) or self._fallback(request)
+
+    def stated(self, request: CallRequest) -> Quote | None:
+        """What somebody says of just this request: the hook or a list, no policy for the rest."""
         if self.hook and (price := self.hook(request)):
             return Quote.of(price, "hook pytest_hfbudget_price")
-        return self._listed(request) or self._fallback(request)
+        return self._listed(request)
 
     def _leased(self, url: str) -> str | None:
         return next((name for base, name in self.leased.items() if is_below(url, base)), None)
@@ -115,14 +119,18 @@ def toml_hint(request: CallRequest) -> str:
     """The exact TOML lines that would give this request a price."""
     if request.is_url:
         server = "/".join(request.model.split("/")[:3])
-        return f'["{server}"]\nfree = true            # or input/output in USD per 1M tokens'
+        return f'["{server}"]\n{_row(request)}\n# or, where it costs nothing:\n# free = true'
     model = f"{request.model}:{request.provider}" if request.provider else request.model
     name = json.dumps(model, ensure_ascii=False)  # TOML escapes what a name may hold as JSON does
+    return f"[{name}]\n{_row(request)}"
+
+
+def _row(request: CallRequest) -> str:
+    # A price of 0.00 is refused where it is read, so that lines pasted as they are count nothing.
     if request.draws:
-        return f"[{name}]\nimage = 0.00           # USD each"
+        return "image = 0.00           # USD each"
     if request.generates or request.task == "feature-extraction":
         return (
-            f"[{name}]\ninput = 0.00           # USD per 1M tokens\n"
-            "output = 0.00          # USD per 1M tokens"
+            "input = 0.00           # USD per 1M tokens\noutput = 0.00          # USD per 1M tokens"
         )
-    return f"[{name}]\ncall = 0.00            # USD each"
+    return "call = 0.00            # USD each"

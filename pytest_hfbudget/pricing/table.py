@@ -39,6 +39,8 @@ def parse_price(row: object, where: str) -> Price:
     price = Price(**rates)
     if price.free and len(rates) > 1:
         raise ConfigError(f"{where}: free = true next to a price; write one of the two")
+    if price.known and not price.free and not any(rates.values()):
+        raise ConfigError(f"{where}: a price of 0; write free = true if it costs nothing")
     if not price.known:
         raise ConfigError(f"{where}: says no price; write for example input = 0.02, output = 0.05")
     return price

@@ -57,8 +57,13 @@ def test_a_row_may_be_free() -> None:
     assert price.cost(Usage(input_tokens=10**9, output_tokens=10**9, images=9)) == 0
 
 
-def test_a_price_of_nothing_that_is_written_down_is_a_price() -> None:
-    assert parse_price({"input": 0, "output": 0}, "row").known
+def test_a_price_of_nothing_has_to_be_written_as_free() -> None:
+    with pytest.raises(ConfigError, match="write free = true"):
+        parse_price({"input": 0, "output": 0}, "row")
+
+
+def test_a_half_of_a_price_may_be_nothing() -> None:
+    assert parse_price({"input": 0, "output": 1}, "row").known
 
 
 @pytest.mark.parametrize(
