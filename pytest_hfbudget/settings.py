@@ -65,8 +65,14 @@ SETTINGS = {
         "hf_endpoint_wait",
         "seconds that a resumed endpoint may take to answer (900)",
     ),
+    "max_uptime": Setting(
+        "--hf-max-uptime",
+        "HFBUDGET_MAX_UPTIME",
+        "hf_max_uptime",
+        "minutes after which the run's endpoints are paused, whatever it is doing",
+    ),
     "idle_timeout": Setting(
-        "",
+        "--hf-idle-timeout",
         "HFBUDGET_IDLE_TIMEOUT",
         "hf_idle_timeout",
         "minutes after which the server itself scales a leased endpoint to zero (15)",
@@ -100,6 +106,7 @@ class Settings:
     hub: str | None = None
     endpoint_wait: float = 900.0
     idle_timeout: int = 15
+    max_uptime: float | None = None
     billing_minute: float = 60.0
 
     @property
@@ -144,6 +151,7 @@ def merge(
         endpoints_api=given("endpoints_api", _url, base.endpoints_api),
         router=given("router", _url, base.router),
         endpoint_wait=given("endpoint_wait", _seconds, base.endpoint_wait),
+        max_uptime=given("max_uptime", _seconds_of_minutes, None),
         idle_timeout=given("idle_timeout", _minutes, base.idle_timeout),
         billing_minute=given("billing_minute", _seconds, base.billing_minute),
     )
@@ -216,6 +224,13 @@ def _seconds(value: str) -> float:
     if not 0 < seconds < float("inf"):
         raise ValueError("write a number of seconds above 0")
     return seconds
+
+
+def _seconds_of_minutes(value: str) -> float:
+    try:
+        return _seconds(value) * 60
+    except ValueError:
+        raise ValueError("write a number of minutes above 0") from None
 
 
 def _minutes(value: str) -> int:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.claims import Claim, Claims
 from pytest_hfbudget.endpoints.control import ControlPlane
-from pytest_hfbudget.endpoints.journal import PAUSED, Journal, Record
+from pytest_hfbudget.endpoints.journal import Journal, Record
+from pytest_hfbudget.endpoints.leaving import Leaver, entry
 from pytest_hfbudget.endpoints.link import KeeperLink
 from pytest_hfbudget.endpoints.pace import Clock
 from pytest_hfbudget.endpoints.pausing import Pauser
-from pytest_hfbudget.endpoints.protocol import Arm, Receipt, Watch
+from pytest_hfbudget.endpoints.protocol import ASKED, DEADLINE, KEEPER_LOST, Arm, Receipt, Watch
 from pytest_hfbudget.endpoints.spawn import Spawn
+from pytest_hfbudget.endpoints.state import Endpoint
 from pytest_hfbudget.endpoints.terms import EndpointSettings
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
@@ -49,7 +54,7 @@ class Guard:
         return self._link.pid
 
     def watch(self, watch: Watch) -> None:
-        """Put an endpoint under guard, just before it may be resumed.
+        """Put an endpoint under guard, just before it may be resumed; or tell more about it.
 
         Raises:
             EndpointError: it can't be promised that it will be paused.
@@ -57,7 +62,8 @@ class Guard:
         self.tend()
         with self._lock:
             self._watches[watch.endpoint] = watch
-            self._unsettled.add(watch.endpoint)
+            change = self._unsettled.add if watch.waking else self._unsettled.discard
+            change(watch.endpoint)
             link = self._link
         link.watch(watch, timeout_s=self._settings.arm_timeout_s + self._settings.try_s)
 
@@ -68,11 +74,40 @@ class Guard:
                 self._unsettled.discard(name)
                 self._link.settled(name)
 
-    def limit(self, seconds: float | None) -> None:
-        """Have all paused that many seconds from now; None: not before the end."""
+    def limit(self, at_mono: float | None) -> None:
+        """Have all paused at this moment of the steady clock; None: not before the end."""
         with self._lock:
-            self._until = None if seconds is None else self._clock.monotonic() + seconds
-            self._link.limit(self._until)
+            if at_mono != self._until:
+                self._until = at_mono
+                self._link.limit(at_mono)
+
+    def early(self) -> str | None:
+        """Why the endpoints were paused before anybody here asked for it; None if they weren't."""
+        if self._own:
+            return KEEPER_LOST
+        return DEADLINE if self._link.reason == DEADLINE else None
+
+    def write(
+        self, kind: str, found: Endpoint, *, scaling: Mapping[str, Any] | None = None
+    ) -> None:
+        """Have a line about an endpoint in the journal before the step that it announces.
+
+        Raises:
+            EndpointError: it can't be written.
+        """
+        self._journal.write(
+            Record(
+                kind=kind,
+                run=self._settings.run,
+                endpoint=found.full_name,
+                api=self._settings.api,
+                at=self._clock.time(),
+                owner_pid=os.getpid(),
+                owner_start=process.start_time(os.getpid()),
+                state=found.state,
+                scaling=scaling,
+            )
+        )
 
     def ask(self) -> None:
         """Have all paused now, without waiting."""
@@ -91,8 +126,8 @@ class Guard:
         receipts = {receipt.endpoint: receipt for receipt in self._link.pause(timeout_s)}
         receipts.update(self._own)
         if self._link.lost:  # by now there is no time for another keeper
-            missing = [name for name in self._watches if not _verified(receipts.get(name))]
-            receipts.update(self._pause_here(missing, timeout_s))
+            missing = [name for name in self._watches if not _in_order(receipts.get(name))]
+            receipts.update(self._pause_here(missing, timeout_s, ASKED))
         return receipts
 
     def receipts(self) -> dict[str, Receipt]:
@@ -115,6 +150,7 @@ class Guard:
             owner_start=process.start_time(os.getpid()),
             run=self._settings.run,
             journal=str(self._journal.path.absolute()),
+            claims=str(self._settings.claims.absolute()),
             timings=self._settings.timings,
             ca_file=route.ca_file,
             proxy=route.proxy,
@@ -130,7 +166,8 @@ class Guard:
             self._hand_over()
         except EndpointError as error:
             self._warn(f"endpoints were paused before the run's end: {error}")
-            self._own.update(self._pause_here(list(self._watches), self._settings.retry_s))
+            timeout_s = self._settings.retry_s
+            self._own.update(self._pause_here(list(self._watches), timeout_s, KEEPER_LOST))
 
     def _hand_over(self) -> None:
         if self._starts > 1:
@@ -139,50 +176,48 @@ class Guard:
         self._link = self._start()
         self._link.limit(self._until)
         for name, watch in self._watches.items():
-            self._link.watch(watch, timeout_s=self._settings.arm_timeout_s)
-            if name not in self._unsettled:
-                self._link.settled(name)
+            again = replace(watch, waking=name in self._unsettled)
+            self._link.watch(again, timeout_s=self._settings.arm_timeout_s)
 
     def _warn(self, text: str) -> None:
         self.warnings = (*self.warnings, text)
 
-    def _pause_here(self, names: list[str], timeout_s: float) -> dict[str, Receipt]:
+    def _pause_here(self, names: list[str], timeout_s: float, reason: str) -> dict[str, Receipt]:
         if not names:
             return {}
         timings = replace(self._settings.timings, deadline_s=timeout_s)
-        pausers = [
-            Pauser(
-                self._plane,
-                self._watches[name],
-                timings,
-                settled=name not in self._unsettled,
-                clock=self._clock,
-            )
-            for name in names
-        ]
-        with ThreadPoolExecutor(len(pausers), "hfbudget-pause") as pool:
-            return dict(
-                zip(names, pool.map(lambda one: one.run(self._record), pausers), strict=True)
-            )
 
-    def _record(self, receipt: Receipt) -> None:
-        record = Record(
-            kind=PAUSED,
+        def leave(name: str) -> Receipt:
+            claim, watch = self._claim(name), self._watches[name]
+            claims = Claims(self._settings.claims, api=claim.api, endpoint=name, run=claim.run)
+            settled = name not in self._unsettled
+            pauser = Pauser(self._plane, watch, timings, settled=settled, clock=self._clock)
+            leaver = Leaver(claims, claim, pauser, clock=self._clock)
+            return leaver.run(lambda told: self._record(told, claim), reason=reason)
+
+        with ThreadPoolExecutor(len(names), "hfbudget-pause") as pool:
+            return dict(zip(names, pool.map(leave, names), strict=True))
+
+    def _claim(self, name: str) -> Claim:
+        pid, start = os.getpid(), process.start_time(os.getpid())
+        return Claim(
             run=self._settings.run,
-            endpoint=receipt.endpoint,
+            endpoint=name,
             api=self._settings.api,
+            owner_pid=pid,
+            owner_start=start,
+            keeper_pid=pid,
+            keeper_start=start,
             at=self._clock.time(),
-            owner_pid=os.getpid(),
-            owner_start=process.start_time(os.getpid()),
-            state=receipt.state,
-            verified=receipt.verified,
-            error=receipt.error,
+            scaling=self._watches[name].scaling,
         )
+
+    def _record(self, receipt: Receipt, claim: Claim) -> None:
         try:
-            self._journal.write(record)
+            self._journal.write(entry(receipt, claim, at=self._clock.time()))
         except EndpointError as error:  # a full disk is no reason to stop pausing
             self._warn(str(error))
 
 
-def _verified(receipt: Receipt | None) -> bool:
-    return receipt is not None and receipt.verified
+def _in_order(receipt: Receipt | None) -> bool:
+    return receipt is not None and receipt.in_order

@@ -21,7 +21,9 @@ from pytest_hfbudget.errors import EndpointError
 
 INTENT = "intent"  # about to be resumed, or found running and to be paused at the end
 RESUMED = "resumed"  # the control plane has answered the resume
+REVIVED = "revived"  # about to be resumed once more, since someone else had paused it
 PAUSED = "paused"  # the pause was tried to its end; `verified` says how it went
+LEFT = "left"  # another run of this machine has use for it, and will pause it
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Record:
         scaling: ``compute.scaling`` as it was before this run.
         state: the endpoint's, when the line was written.
         verified: for `PAUSED`, whether the state was read back.
+        reason: why it was paused or left, see `protocol`.
+        left_to: for `LEFT`, the run that pauses it now.
     """
 
     kind: str
@@ -49,9 +53,12 @@ class Record:
     scaling: Mapping[str, Any] | None = None
     verified: bool = False
     error: str | None = None
+    reason: str = ""
+    left_to: str | None = None
 
 
 _FIELDS = frozenset(item.name for item in fields(Record))
+_TEXTS = ("kind", "run", "endpoint", "api")
 _NEEDED = ("kind", "run", "endpoint", "api", "at", "owner_pid", "owner_start")
 
 
@@ -134,8 +141,8 @@ class Lease:
 
     @property
     def finished(self) -> bool:
-        """Whether a pause was verified."""
-        return self.paused is not None and self.paused.verified
+        """Whether a pause was verified, or has become another run's duty."""
+        return self.paused is not None and (self.paused.verified or self.paused.kind == LEFT)
 
 
 def read(path: Path) -> Iterator[Record]:
@@ -186,9 +193,9 @@ def prune(directory: Path, *, before: float) -> None:
 def _fold(lease: Lease, record: Record) -> Lease:
     if record.kind == INTENT:
         return Lease(record)
-    if record.kind == RESUMED:
+    if record.kind in (RESUMED, REVIVED):
         return Lease(lease.intent, record.at, lease.paused)
-    if record.kind == PAUSED:
+    if record.kind in (PAUSED, LEFT):
         return Lease(lease.intent, lease.resumed_at, record)
     return lease
 
@@ -200,7 +207,10 @@ def _parse(line: bytes) -> Record | None:
         return None
     if not isinstance(data, dict) or any(key not in data for key in _NEEDED):
         return None
-    return Record(**{key: value for key, value in data.items() if key in _FIELDS})
+    if not all(isinstance(data[key], str) for key in _TEXTS):
+        return None
+    numbers = isinstance(data["owner_pid"], int) and isinstance(data["at"], (int, float))
+    return Record(**{key: data[key] for key in _FIELDS & data.keys()}) if numbers else None
 
 
 def _sync_directory(directory: Path) -> None:

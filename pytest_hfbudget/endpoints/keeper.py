@@ -16,12 +16,17 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_hfbudget.endpoints import journal, process
+from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.claims import Claim, Claims
 from pytest_hfbudget.endpoints.control import ControlPlane
-from pytest_hfbudget.endpoints.journal import Journal, Record
+from pytest_hfbudget.endpoints.journal import Journal
+from pytest_hfbudget.endpoints.leaving import Leaver, entry
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.pausing import Pauser
 from pytest_hfbudget.endpoints.protocol import (
+    ASKED,
+    DEADLINE,
+    OWNER_GONE,
     Arm,
     Decoder,
     Done,
@@ -29,6 +34,7 @@ from pytest_hfbudget.endpoints.protocol import (
     Limit,
     Message,
     Pause,
+    Pausing,
     Ready,
     Receipt,
     Settled,
@@ -52,6 +58,7 @@ class Held:
     """One endpoint in the keeper's care."""
 
     watch: Watch
+    claim: Claim
     settled: bool = False
 
 
@@ -89,6 +96,7 @@ class Keeper:
     def __init__(self, line: Line, arm: Arm, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._line, self._arm, self._clock = line, arm, clock
         self._held: dict[str, Held] = {}
+        self._start = process.start_time(os.getpid())
         self._limit: float | None = None
         self._journal = Journal(Path(arm.journal))
         route = Route(ca_file=arm.ca_file, proxy=arm.proxy)
@@ -104,7 +112,8 @@ class Keeper:
         death.close()
         if self._held:
             log(f"{reason}: pausing {', '.join(self._held)}")
-        verified = self._pause_all()
+        self._line.send(Pausing(reason))
+        verified = self._pause_all(reason)
         self._line.send(Done())
         return verified
 
@@ -118,13 +127,13 @@ class Keeper:
                 # The death is looked at first: a child that the owner forked may hold the
                 # socket open, and what it says there is not the owner's word.
                 if death.dead():
-                    return "the owner has died"
+                    return OWNER_GONE
                 if any(key.fileobj is self._line for key, _ in ready):
                     reason = self._read()
                     if reason:
                         return reason
                 if self._limit is not None and self._clock.monotonic() >= self._limit:
-                    return "the time that may be paid for is over"
+                    return DEADLINE
 
     def _patience(self, period_s: float | None) -> float | None:
         if self._limit is None:
@@ -137,31 +146,61 @@ class Keeper:
         try:
             messages = self._line.receive()
         except (ValueError, KeyError, TypeError) as error:
-            return f"the line is garbled ({error!r})"  # whoever wrote that, a bill may be running
+            log(f"the line is garbled: {error!r}")  # whoever wrote that, a bill may be running
+            return OWNER_GONE
         if messages is None:
-            return "the line has ended"
+            return OWNER_GONE
         for message in messages:
             if isinstance(message, Watch):
                 self._take(message)
             elif isinstance(message, Settled) and message.endpoint in self._held:
                 self._held[message.endpoint].settled = True
             elif isinstance(message, Drop):
-                self._held.pop(message.endpoint, None)
+                self._drop(message.endpoint)
             elif isinstance(message, Limit):
                 self._limit = message.at_mono
             elif isinstance(message, Pause):
-                return "asked to"
+                return ASKED
         return None
 
     def _take(self, watch: Watch) -> None:
-        known = watch.endpoint in self._held
-        # A second word about the same endpoint brings its settings, not a new resume.
-        if known:
-            self._held[watch.endpoint].watch = watch
-            self._line.send(Watching(watch.endpoint))
+        name = watch.endpoint
+        known = self._held.get(name)
+        claim = self._claim(watch)
+        self._held[name] = Held(watch, claim, settled=not watch.waking)
+        try:
+            self._claims(name).put(claim)
+        except EndpointError as error:
+            self._line.send(Watching(name, str(error)))
             return
-        self._held[watch.endpoint] = Held(watch)
-        threading.Thread(target=self._reach, args=(watch.endpoint,), daemon=True).start()
+        # A later word about the same endpoint brings its settings; it was reached before.
+        if known:
+            self._line.send(Watching(name))
+            return
+        threading.Thread(target=self._reach, args=(name,), daemon=True).start()
+
+    def _claims(self, name: str) -> Claims:
+        arm = self._arm
+        return Claims(Path(arm.claims), api=arm.api, endpoint=name, run=arm.run)
+
+    def _claim(self, watch: Watch) -> Claim:
+        known = self._held.get(watch.endpoint)
+        return Claim(
+            run=self._arm.run,
+            endpoint=watch.endpoint,
+            api=self._arm.api,
+            owner_pid=self._arm.owner_pid,
+            owner_start=self._arm.owner_start,
+            keeper_pid=os.getpid(),
+            keeper_start=self._start,
+            at=known.claim.at if known else self._clock.time(),
+            scaling=watch.scaling,
+        )
+
+    def _drop(self, name: str) -> None:
+        held = self._held.pop(name, None)
+        if held is not None:
+            self._claims(name).end(held.claim, paused=False)
 
     def _reach(self, name: str) -> None:
         """Prove that this process can reach the endpoint, before anything is resumed.
@@ -176,11 +215,11 @@ class Keeper:
         else:
             self._line.send(Watching(name))
 
-    def _pause_all(self) -> bool:
+    def _pause_all(self, reason: str) -> bool:
         receipts: queue.SimpleQueue[Receipt] = queue.SimpleQueue()
         for held in self._held.values():
-            pauser = Pauser(self._plane, held.watch, self._arm.timings, settled=held.settled)
-            threading.Thread(target=self._pause, args=(pauser, receipts), daemon=True).start()
+            given = (held, reason, receipts)
+            threading.Thread(target=self._pause, args=given, daemon=True).start()
         ends = self._clock.monotonic() + _most_s(self._arm.timings)
         verified = True
         for _ in self._held:
@@ -191,32 +230,22 @@ class Keeper:
                 return False
             log(f"{receipt.endpoint}: {receipt.error or receipt.state}")
             self._line.send(receipt)
-            verified = verified and receipt.verified
+            verified = verified and receipt.in_order
         return verified
 
-    def _pause(self, pauser: Pauser, receipts: queue.SimpleQueue[Receipt]) -> None:
+    def _pause(self, held: Held, reason: str, receipts: queue.SimpleQueue[Receipt]) -> None:
+        timings, name = self._arm.timings, held.watch.endpoint
+        pauser = Pauser(self._plane, held.watch, timings, settled=held.settled)
+        leaver = Leaver(self._claims(name), held.claim, pauser)
         try:
-            receipts.put(pauser.run(self._record))
+            receipts.put(leaver.run(lambda told: self._record(told, held.claim), reason=reason))
         except Exception as error:  # a bug here must be told, not be waited for
-            log(f"{pauser.endpoint}: {error!r}")
-            receipts.put(pauser.failed(f"{pauser.endpoint}: the keeper failed: {error!r}"))
+            log(f"{name}: {error!r}")
+            receipts.put(leaver.failed(f"{name}: the keeper failed: {error!r}"))
 
-    def _record(self, receipt: Receipt) -> None:
+    def _record(self, receipt: Receipt, claim: Claim) -> None:
         try:
-            self._journal.write(
-                Record(
-                    kind=journal.PAUSED,
-                    run=self._arm.run,
-                    endpoint=receipt.endpoint,
-                    api=self._arm.api,
-                    at=self._clock.time(),
-                    owner_pid=self._arm.owner_pid,
-                    owner_start=self._arm.owner_start,
-                    state=receipt.state,
-                    verified=receipt.verified,
-                    error=receipt.error,
-                )
-            )
+            self._journal.write(entry(receipt, claim, at=self._clock.time()))
         except EndpointError as error:  # a full disk; the pause itself is done
             log(str(error))
 

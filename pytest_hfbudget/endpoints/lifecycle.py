@@ -6,22 +6,28 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 
-from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.claims import prune_claims
 from pytest_hfbudget.endpoints.control import ControlPlane
 from pytest_hfbudget.endpoints.guard import Guard
-from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, Journal, Record, leases_dir, prune
+from pytest_hfbudget.endpoints.journal import Journal, leases_dir, prune
 from pytest_hfbudget.endpoints.meter import Meter
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.protocol import Receipt, Watch
+from pytest_hfbudget.endpoints.protocol import DEADLINE, KEEPER_LOST, Receipt
 from pytest_hfbudget.endpoints.slot import Slot
 from pytest_hfbudget.endpoints.spawn import Spawn, spawn_keeper
-from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, Endpoint, split_name
+from pytest_hfbudget.endpoints.startup import Startup
+from pytest_hfbudget.endpoints.state import Endpoint, split_name
 from pytest_hfbudget.endpoints.terms import Afford, EndpointReceipt, EndpointSettings, Progress
 from pytest_hfbudget.endpoints.waking import Waker
 from pytest_hfbudget.errors import EndpointError
 
 # Long enough to look up what a run did; then a finished run's journal is only clutter.
 _KEEP_JOURNALS_S = 30 * 86400.0
+
+_EARLY = {
+    DEADLINE: "the time that this run may pay for is over, so what ran was paused.",
+    KEEPER_LOST: "the process that pauses endpoints was killed again, so what ran was paused.",
+}
 
 
 def _no_progress(name: str, state: str, seconds: float) -> None:
@@ -48,18 +54,26 @@ class Lifecycle:
         clock: Clock = SYSTEM_CLOCK,
         spawn: Spawn = spawn_keeper,
     ) -> None:
-        self._settings, self._afford, self._clock, self._spawn = settings, afford, clock, spawn
+        self._settings, self._clock, self._spawn = settings, clock, spawn
         self._owner = os.getpid()
         self._plane = ControlPlane(settings.api, settings.token, pace=settings.pace, clock=clock)
-        self._waker = Waker(
-            self._plane, settings, clock=clock, progress=progress, stopping=lambda: self._closing
-        )
         self._meter = Meter(self._plane, settings, clock)
+        waker = Waker(self._plane, settings, clock=clock, progress=progress, stopping=self._refusal)
+        self._startup = Startup(
+            settings,
+            self._plane,
+            waker,
+            self._meter,
+            clock=clock,
+            afford=afford,
+            arm=self._arm,
+            refusal=self._refusal,
+        )
         self._lock, self._finishing = threading.Lock(), threading.Lock()
         self._closing = False
         self._slots: dict[str, Slot] = {}
-        self._journal: Journal | None = None
         self._guard: Guard | None = None
+        self._until: float | None = None
         self._finished: tuple[EndpointReceipt, ...] | None = None
 
     @property
@@ -82,16 +96,20 @@ class Lifecycle:
     def ensure(self, name: str, *, keep_running: bool = False) -> Endpoint:
         """The endpoint, serving. The first caller brings it up, all others wait for that.
 
+        Another run of this machine that has it up is joined; the last of them pauses it.
+
         Args:
             keep_running: should it be up already, don't pause it at the end.
 
         Raises:
             EndpointError: it can't be brought up; the same again for each later call, since an
-                endpoint is resumed once per run. It is paused at the end all the same.
+                endpoint is resumed once per run. It is paused at the end all the same. Also
+                when it was paused early, see `paused_early`.
         """
         split_name(name)
         if os.getpid() != self._owner:
             raise EndpointError(f"{name}: a forked process can't bring endpoints up.")
+        self._refuse_early(name)
         with self._lock:
             slot = self._slots.get(name)
             first = slot is None
@@ -99,8 +117,44 @@ class Lifecycle:
                 slot = self._slots[name] = Slot(name)
         if first:
             with slot.opening():
-                slot.endpoint = self._bring_up(slot, keep_running)
+                self._need_token(name)
+                slot.endpoint = self._startup.bring_up(slot, keep_running=keep_running)
         return slot.wait()
+
+    def revive(self, name: str) -> Endpoint:
+        """The endpoint, serving again; for when a call to it failed although it was brought up.
+
+        If someone else has paused it or scaled it to zero meanwhile, it is resumed once more,
+        once in a run. Of threads that ask at the same time, the first resumes it, and all others
+        wait for that. If nothing is wrong with it, it is just returned.
+
+        Raises:
+            EndpointError: this run has not brought it up, has paused it itself, has revived it
+                once already; or it can't be brought up. Whatever ``afford`` raises.
+        """
+        slot = self._slots.get(name)
+        if slot is None or os.getpid() != self._owner:
+            raise EndpointError(f"{name} was not brought up by this run.")
+        slot.wait()
+        with slot.reviving:
+            self._refuse_early(name)
+            why = self._refusal()
+            if why or slot.kept:
+                raise EndpointError(f"{name} is not resumed: {why or 'it is not ours to pause.'}")
+            slot.endpoint = self._startup.revive(slot)
+            return slot.endpoint
+
+    def paused_early(self) -> Mapping[str, str]:
+        """The endpoints that were paused, or are being paused, though nobody here asked for it.
+
+        By name, each with a sentence that says why: because of `pause_after`, or because the
+        keeper was killed. Cheap, and asks nothing of the server.
+        """
+        early = self._guard.early() if self._guard and os.getpid() == self._owner else None
+        if early is None:
+            return {}
+        leased = [slot.name for slot in list(self._slots.values()) if slot.leased]
+        return {name: f"{name} may not be used any more: {_EARLY[early]}" for name in leased}
 
     def tend(self) -> None:
         """Look after the keeper: cheap, to be called between tests.
@@ -109,14 +163,22 @@ class Lifecycle:
         """
         if self._guard and not self._closing and os.getpid() == self._owner:
             self._guard.tend()
+            if self._guard.early() is None:
+                for slot in list(self._slots.values()):
+                    self._startup.renew(slot)
 
     def pause_after(self, seconds: float | None) -> None:
         """Have the keeper pause all by itself some time from now, whatever this process does.
 
-        For a cap: each call sets the time anew, None takes it away.
+        For a cap: each call sets the time anew, None takes it away. Said before there is a
+        keeper, it holds as soon as there is one.
         """
-        if self._guard and not self._closing and os.getpid() == self._owner:
-            self._guard.limit(seconds)
+        if self._closing or os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._until = None if seconds is None else self._clock.monotonic() + seconds
+            if self._guard:
+                self._guard.limit(self._until)
 
     def ask_pause(self) -> None:
         """Have all paused now, without waiting; for the moment of a Ctrl-C."""
@@ -149,79 +211,29 @@ class Lifecycle:
             return self._finished or ()
         return self._receipts(self._guard.receipts() if self._guard else {}, final=False)
 
-    def _bring_up(self, slot: Slot, keep_running: bool) -> Endpoint:
-        name = slot.name
-        self._need_token(name)
-        found = slot.found = self._plane.get(name)
-        asleep = found.state in ASLEEP | BROKEN
-        if keep_running and not asleep:
-            slot.kept = True
-            return self._waker.wait(name)
-        self._afford(found, self._meter.price(slot, found))
-        self._meter.zero(slot)
-        self._refuse_when_closing(name)
-        guard = self._arm()
-        self._write(INTENT, slot, found)
-        slot.leased, slot.resumed_at = True, self._clock.time()
-        slot.resumed_mono = self._clock.monotonic()
-        # Only what sleeps gets other settings: a change makes a running one deploy anew.
-        net = Watch(name, found.raw_scaling, self._settings.tag) if asleep else Watch(name)
-        guard.watch(net)
-        if asleep:
-            self._resume(slot, found, guard)
-        else:
-            guard.settled(name)
-        endpoint = self._waker.wait(name)
-        guard.settled(name)
-        return endpoint
-
-    def _resume(self, slot: Slot, found: Endpoint, guard: Guard) -> None:
-        slot.warn(self._waker.spread_net(found))
-        slot.resumed_at, slot.resumed_mono = self._clock.time(), self._clock.monotonic()
-        slot.resumed = True
-        try:
-            answered = self._waker.resume(slot.name)
-        except EndpointError:
-            slot.resumed = False
-            guard.settled(slot.name)
-            raise
-        # Without an answer it is as good as resumed: waited for, paid for and paused. But it may
-        # still take effect after a pause, which the keeper has to watch out for.
-        if answered:
-            guard.settled(slot.name)
-        self._write(RESUMED, slot, found)
-
     def _arm(self) -> Guard:
         with self._lock:
             if self._guard is None:
                 directory = leases_dir(self._settings.state_dir)
-                prune(directory, before=self._clock.time() - _KEEP_JOURNALS_S)
-                self._journal = Journal.of(self._settings.run, directory)
+                before = self._clock.time() - _KEEP_JOURNALS_S
+                prune(directory, before=before)
+                prune_claims(self._settings.claims, before=before)
                 self._guard = Guard(
                     self._settings,
                     self._plane,
-                    self._journal,
+                    Journal.of(self._settings.run, directory),
                     clock=self._clock,
                     spawn=self._spawn,
                 )
+                self._guard.limit(self._until)
             return self._guard
 
-    def _write(self, kind: str, slot: Slot, found: Endpoint) -> None:
-        if self._journal is None:
-            raise EndpointError(f"{slot.name}: there is no journal to write to.")
-        self._journal.write(
-            Record(
-                kind=kind,
-                run=self._settings.run,
-                endpoint=slot.name,
-                api=self._settings.api,
-                at=self._clock.time(),
-                owner_pid=self._owner,
-                owner_start=process.start_time(self._owner),
-                state=found.state,
-                scaling=found.raw_scaling,
-            )
-        )
+    def _refusal(self) -> str:
+        """Why nothing is to be resumed, or waited for, any more."""
+        early = self._guard.early() if self._guard else None
+        if early:
+            return _EARLY[early]
+        return "the run is ending, and pauses it." if self._closing else ""
 
     def _receipts(
         self, known: Mapping[str, Receipt], *, final: bool
@@ -245,13 +257,14 @@ class Lifecycle:
             f"`hfbudget status {name.partition('/')[0]}`, or pause it: `hfbudget pause {name}`"
         )
 
+    def _refuse_early(self, name: str) -> None:
+        known = self.paused_early()
+        if known:
+            raise EndpointError(known.get(name) or f"{name} is not resumed: {self._refusal()}")
+
     def _need_token(self, name: str) -> None:
         if not self._settings.token:
             raise EndpointError(
                 f'{name} needs a token with the permission "Manage Inference Endpoints"; '
                 "set HF_TOKEN."
             )
-
-    def _refuse_when_closing(self, name: str) -> None:
-        if self._closing:
-            raise EndpointError(f"{name} is not resumed: the run is ending.")

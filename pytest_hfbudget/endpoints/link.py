@@ -19,6 +19,7 @@ from pytest_hfbudget.endpoints.protocol import (
     Limit,
     Message,
     Pause,
+    Pausing,
     Ready,
     Receipt,
     Settled,
@@ -46,6 +47,7 @@ class KeeperLink:
         self._decoder, self._reading, self._sending = Decoder(), threading.Lock(), threading.Lock()
         self._watching: dict[str, Watching] = {}
         self._receipts: dict[str, Receipt] = {}
+        self._reason = ""
         self._ended = self._done = False
         self._inode = os.fstat(sock.fileno()).st_ino
         self.pid: int | None = None
@@ -83,6 +85,7 @@ class KeeperLink:
         Raises:
             EndpointError: the keeper is lost, silent, or can't reach the endpoint.
         """
+        self._watching.pop(watch.endpoint, None)
         self._send(watch)
         self._until(lambda: watch.endpoint in self._watching, timeout_s)
         answer = self._watching.get(watch.endpoint)
@@ -122,6 +125,12 @@ class KeeperLink:
         return tuple(self._receipts.values())
 
     @property
+    def reason(self) -> str:
+        """Why the keeper pauses, from the moment that it began; empty before."""
+        self._pump(0.0)
+        return self._reason
+
+    @property
     def lost(self) -> bool:
         """Whether the keeper has gone without having done its work."""
         self._pump(0.0)
@@ -149,6 +158,9 @@ class KeeperLink:
             with self._sending:
                 self._sock.sendall(encode(message))
         except OSError:
+            # A keeper that has done its work hangs up; what it said before is still to be read.
+            while self._pump(0.0):
+                pass
             self._ended = True
             return False
         return True
@@ -170,19 +182,22 @@ class KeeperLink:
         ends = self._clock.monotonic() + timeout_s
         while not true():
             left = ends - self._clock.monotonic()
-            if left <= 0 or self._ended:
+            if left <= 0 or self._ended or self._done:
                 return False
             self._pump(min(left, _TURN_S))
         return True
 
-    def _pump(self, timeout_s: float) -> None:
+    def _pump(self, timeout_s: float) -> bool:
+        """Take in what comes; whether anything did."""
         with self._reading:
             if self._ended or self._done or not self._intact():
-                return
+                return False
             poll = select.poll()
             poll.register(self._sock, select.POLLIN)
-            if poll.poll(timeout_s * 1000):
-                self._take_in()
+            if not poll.poll(timeout_s * 1000):
+                return False
+            self._take_in()
+            return True
 
     def _take_in(self) -> None:
         try:
@@ -199,13 +214,17 @@ class KeeperLink:
             self.pid = message.pid
         elif isinstance(message, Watching):
             self._watching[message.endpoint] = message
+        elif isinstance(message, Pausing):
+            self._reason = message.reason
         elif isinstance(message, Receipt):
             self._receipts[message.endpoint] = message
         elif isinstance(message, Done):
             self._done = True
 
     def _silence(self, timeout_s: float) -> str:
-        what = "has ended" if self._ended else f"has not answered within {timeout_s:g} s"
+        what = (
+            "has ended" if self._ended or self._done else f"has not answered within {timeout_s:g} s"
+        )
         return (
             f"the process that would pause endpoints {what}, so nothing is resumed. {self._hint()}"
         )

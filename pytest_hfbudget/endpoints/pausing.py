@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from pytest_hfbudget.endpoints import tags
 from pytest_hfbudget.endpoints.control import ControlPlane
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.protocol import Receipt, Timings, Watch
@@ -132,7 +133,7 @@ class Pauser:
     def _restore(self) -> tuple[tuple[str, ...], bool]:
         """What could not be put back, and whether the endpoint has woken up over it."""
         watch = self._watch
-        if watch.scaling is None and watch.tag is None:
+        if watch.scaling is None and not watch.untag:
             return (), False
         plane = self._plane.with_pace(replace(self._timings.pace, total_s=_RESTORE_S))
         try:
@@ -151,6 +152,8 @@ class Pauser:
         payload: dict[str, object] = {}
         if self._watch.scaling is not None and now.raw_scaling != self._watch.scaling:
             payload["compute"] = {"scaling": dict(self._watch.scaling)}
-        if self._watch.tag in now.tags:
-            payload["tags"] = [tag for tag in now.tags if tag != self._watch.tag]
+        # All runs': it is paused now, so nobody's lease on it means anything any more.
+        kept = tags.without_lease(now.tags)
+        if self._watch.untag and kept != list(now.tags):
+            payload["tags"] = kept
         return payload

@@ -9,6 +9,13 @@ from typing import Any, TypeAlias
 
 from pytest_hfbudget.endpoints.pace import Pace
 
+# Why endpoints are paused; `Receipt.reason` is one of these.
+ASKED = "asked"
+DEADLINE = "deadline"
+OWNER_GONE = "owner gone"
+KEEPER_LOST = "keeper lost"
+SWEPT = "swept"
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -44,6 +51,7 @@ class Arm:
     owner_start: str | None
     run: str
     journal: str
+    claims: str
     timings: Timings = field(default_factory=Timings)
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
@@ -55,12 +63,14 @@ class Watch:
 
     Attributes:
         scaling: ``compute.scaling`` to put back after the pause; None to leave it alone.
-        tag: a tag of this run to take off again.
+        untag: take tags of runs off again.
+        waking: a resume is going to be sent, of which nothing is known until `Settled`.
     """
 
     endpoint: str
     scaling: Mapping[str, Any] | None = None
-    tag: str | None = None
+    untag: bool = False
+    waking: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,15 +115,25 @@ class Watching:
 
 
 @dataclass(frozen=True)
+class Pausing:
+    """Keeper: it has begun, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Receipt:
     """Keeper: how the pause of one endpoint ended.
 
     Attributes:
         state: the last that was seen, empty when none was.
         verified: it was read back as paused (or gone) after the pause was asked for.
-        paused_at: unix seconds of that reading; ``paused_mono`` on the system's steady clock.
+        paused_at: unix seconds of that reading.
+        paused_mono: the same, or when it was left, on the system's steady clock.
         attempts: pause requests sent.
         warnings: what else went wrong, such as settings that could not be restored.
+        reason: why it was paused.
+        left_to: the run that goes on using it, and will pause it.
     """
 
     endpoint: str
@@ -124,6 +144,13 @@ class Receipt:
     error: str | None = None
     attempts: int = 0
     warnings: tuple[str, ...] = ()
+    reason: str = ""
+    left_to: str | None = None
+
+    @property
+    def in_order(self) -> bool:
+        """Whether nothing is left to be done about it."""
+        return self.verified or self.left_to is not None
 
 
 @dataclass(frozen=True)
@@ -132,12 +159,24 @@ class Done:
 
 
 Message: TypeAlias = (
-    Arm | Watch | Settled | Drop | Limit | Pause | Ready | Watching | Receipt | Done
+    Arm | Watch | Settled | Drop | Limit | Pause | Ready | Watching | Pausing | Receipt | Done
 )
 
 _KINDS: dict[str, Callable[..., Message]] = {
     kind.__name__.lower(): kind
-    for kind in (Arm, Watch, Settled, Drop, Limit, Pause, Ready, Watching, Receipt, Done)
+    for kind in (
+        Arm,
+        Watch,
+        Settled,
+        Drop,
+        Limit,
+        Pause,
+        Ready,
+        Watching,
+        Pausing,
+        Receipt,
+        Done,
+    )
 }
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from pytest_hfbudget.endpoints.protocol import Receipt
 from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, Endpoint
@@ -25,6 +26,8 @@ class Slot:
         resumed: the resume was sent, and not refused.
         price_atto: atto-USD per replica-hour.
         earlier: see `uptime.earlier_replicas`.
+        scaling: see `Watch`; kept for a later word to the keeper.
+        until: unix seconds, the latest end that the endpoint's tags tell.
     """
 
     name: str
@@ -33,12 +36,17 @@ class Slot:
     leased: bool = False
     kept: bool = False
     resumed: bool = False
+    revived: int = 0
+    joined: str | None = None
+    scaling: Mapping[str, Any] | None = None
+    until: float | None = None
     resumed_at: float | None = None
     resumed_mono: float = 0.0
     price_atto: int | None = None
     earlier: Mapping[ReplicaKey, bool] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     error: BaseException | None = None
+    reviving: threading.Lock = field(default_factory=threading.Lock)
     _open: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -109,4 +117,8 @@ class Slot:
             kept=self.kept,
             estimated=up.estimated,
             warnings=(*self.warnings, *warnings, *(pause.warnings if pause else ())),
+            reason=pause.reason if pause else "",
+            joined=self.joined,
+            left_to=pause.left_to if pause else None,
+            revived=self.revived,
         )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from pytest_hfbudget.endpoints import tags
+from pytest_hfbudget.endpoints.claims import claims_dir
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.pace import Pace
 from pytest_hfbudget.endpoints.protocol import Timings
@@ -30,6 +32,8 @@ class EndpointSettings:
         state_dir: where journals of leases live.
         idle_timeout_min: minutes without a request after which the server is to scale the
             endpoint to zero, should everything on this machine be gone.
+        max_run_s: how long a run takes at most. After that a sweep from any machine may pause
+            what it has tagged; a run that goes on renews its tags in time.
         wait_timeout_s: how long an endpoint may take from its resume until it serves.
         poll_s: seconds between two looks while waiting for that.
         billing_minute_s: length of a billing minute; other than 60 for tests only.
@@ -49,6 +53,7 @@ class EndpointSettings:
     run: str
     state_dir: Path = field(default_factory=default_state_dir)
     idle_timeout_min: int = 15
+    max_run_s: float = 6 * 3600.0
     wait_timeout_s: float = 900.0
     poll_s: float = 2.0
     billing_minute_s: float = 60.0
@@ -80,7 +85,12 @@ class EndpointSettings:
     @property
     def tag(self) -> str:
         """The tag that names this run on its endpoints."""
-        return f"hfbudget-run-{self.run}"
+        return tags.of_run(self.run)
+
+    @property
+    def claims(self) -> Path:
+        """The folder of what runs of this machine have in use."""
+        return claims_dir(self.state_dir)
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,11 @@ class EndpointReceipt:
         kept: it was up before this run and was asked to stay so; nothing is charged.
         estimated: ``minutes`` is an upper bound.
         warnings: what went wrong without harm to the pause.
+        reason: why it was paused: "asked", "deadline" (see `Lifecycle.pause_after`), "owner
+            gone" or "keeper lost"; empty before.
+        joined: the run that had brought it up, and was using it too.
+        left_to: the run that went on using it, and pauses it.
+        revived: how often it was resumed again after someone else had paused it.
     """
 
     name: str
@@ -116,3 +131,12 @@ class EndpointReceipt:
     kept: bool = False
     estimated: bool = False
     warnings: tuple[str, ...] = ()
+    reason: str = ""
+    joined: str | None = None
+    left_to: str | None = None
+    revived: int = 0
+
+    @property
+    def in_order(self) -> bool:
+        """Whether nothing is left to be done about it."""
+        return self.verified or self.kept or self.left_to is not None

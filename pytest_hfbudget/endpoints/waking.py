@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from pytest_hfbudget.endpoints import tags
 from pytest_hfbudget.endpoints.control import ControlPlane
 from pytest_hfbudget.endpoints.pace import Clock
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError
@@ -25,9 +27,9 @@ class Waker:
         *,
         clock: Clock,
         progress: Progress,
-        stopping: Callable[[], bool],
+        stopping: Callable[[], str],
     ) -> None:
-        """``stopping`` says whether the run is ending, so that nothing is to be waited for."""
+        """``stopping`` says why nothing is to be waited for any more; empty while there is time."""
         self._plane, self._settings, self._clock = plane, settings, clock
         self._progress, self._stopping = progress, stopping
 
@@ -44,8 +46,7 @@ class Waker:
             maxReplica=max(endpoint.scaling.max_replica, 1),
             scaleToZeroTimeout=min(idle, most) if idle else most,
         )
-        tags = [*endpoint.tags, self._settings.tag]
-        payload = {"compute": {"scaling": scaling}, "tags": tags}
+        payload = {"compute": {"scaling": scaling}, "tags": self._tags(endpoint)}
         try:
             self._plane.update(endpoint.full_name, payload)
         except ControlPlaneError as error:
@@ -54,6 +55,23 @@ class Waker:
                 f"so it has no net should this machine fail: {error}"
             )
         return None
+
+    def renew(self, name: str) -> str | None:
+        """Tag a later end; a warning if that could not be had."""
+        try:
+            plane = self._plane.with_pace(replace(self._settings.pace, total_s=0.0))
+            plane.update(name, {"tags": self._tags(plane.get(name))})
+        except ControlPlaneError as error:
+            return f"{name}: a sweep from elsewhere may pause it, since its tags are old: {error}"
+        return None
+
+    @property
+    def until(self) -> float:
+        """Unix seconds: the latest end of a run that tags an endpoint now."""
+        return self._clock.time() + self._settings.max_run_s
+
+    def _tags(self, endpoint: Endpoint) -> list[str]:
+        return tags.with_lease(endpoint.tags, self._settings.run, self.until)
 
     def resume(self, name: str) -> bool:
         """Resume once; whether that was answered.
@@ -143,5 +161,6 @@ class Waker:
         return False
 
     def _go_on(self, name: str) -> None:
-        if self._stopping():
-            raise EndpointError(f"{name} is not waited for: the run is ending, and pauses it.")
+        why = self._stopping()
+        if why:
+            raise EndpointError(f"{name} is not waited for: {why}")

@@ -57,6 +57,16 @@ class LedgerLike(Protocol):
         """Every settled call of one scope."""
 
 
+class Uptime(Protocol):
+    """What costs by the minute beside the calls, under the same cap."""
+
+    def accrue(self) -> None:
+        """Book the minutes that have started, before a call is measured against the rest."""
+
+    def rearm(self) -> None:
+        """Stop earlier, if a call has taken what a later minute would have cost."""
+
+
 class _Account:
     __slots__ = ("calls", "held", "in_flight", "refused", "scope", "spent")
 
@@ -88,6 +98,7 @@ class Ledger:
         self._accounts: dict[str, _Account] = {}
         self._holds: dict[int, _Held] = {}
         self._next = 0
+        self._uptime: Uptime | None = None
         self._charges: list[Charge] = []
         self._refusals: list[Refusal] = []
 
@@ -106,6 +117,16 @@ class Ledger:
         Raises:
             BudgetExceededError: a scope has less than ``least`` left, or no call left.
         """
+        if self._uptime is not None:
+            self._uptime.accrue()
+        granted = self._hold(keys, least, most, draft, owner)
+        if self._uptime is not None:
+            self._uptime.rearm()
+        return granted
+
+    def _hold(
+        self, keys: Sequence[str], least: int, most: int | None, draft: Charge, owner: object
+    ) -> Hold:
         with self._lock:
             accounts = tuple(self._accounts[key] for key in dict.fromkeys(keys))
             for account in accounts:
@@ -170,6 +191,10 @@ class Ledger:
             if what and room is not None and room < nano_usd:
                 raise _over(account, nano_usd, what)
             account.spent += nano_usd
+
+    def share_with(self, uptime: Uptime) -> None:
+        """Let something that costs by the minute spend from this ledger, too."""
+        self._uptime = uptime
 
     def abandon(self, owner: object) -> int:
         """Book every open hold of an owner that died in full, since nobody knows what it got."""

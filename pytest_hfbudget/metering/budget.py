@@ -138,7 +138,7 @@ class budget:
     def __enter__(self) -> budget:
         from pytest_hfbudget.metering.runtime import runtime
 
-        if self._runtime is None:
+        if self._runtime is None or not self._runtime.active:
             self._runtime = runtime()
             self.scope = self.scope._replace(key=f"{self._runtime.worker}block:{self._number}")
         self._runtime.acquire()
@@ -167,8 +167,10 @@ class budget:
         self._runtime.meter.payer.leave(self)
         self._runtime.release()
         refusals, self.refusals = self.refusals, []
-        if refusals and error is None and self._terms.on_exceed == "fail":
-            raise refusals[0]
+        if refusals and self._terms.on_exceed == "fail":
+            if error is None:
+                raise refusals[0]
+            self._runtime.meter.pass_on(refusals, error)
 
     async def __aenter__(self) -> budget:
         return self.__enter__()

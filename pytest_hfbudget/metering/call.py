@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
+from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
 from pytest_hfbudget.metering.request import Parameters
@@ -24,8 +25,25 @@ from pytest_hfbudget.pricing import CallRequest, Quote, Usage
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
 
+logger = logging.getLogger("pytest_hfbudget")
+
 P = TypeVar("P", bound=Parameters)
 BAD_REQUEST = 400
+# What the proxy in front of an endpoint answers for one that is paused, scaled to zero or gone.
+ASLEEP = frozenset({400, 404, 502, 503})
+
+
+class Limit(NamedTuple):
+    """A limit on the output tokens of a call whose caller set none.
+
+    Attributes:
+        by_cap: the cap pays for no more; otherwise it is the end of the context.
+        certain: whether that end is known, so that an answer which meets it is simply complete.
+    """
+
+    tokens: int
+    by_cap: bool
+    certain: bool
 
 
 class Call:
@@ -34,6 +52,7 @@ class Call:
     Attributes:
         parameters: what is to be posted; a copy where the plugin added something.
         limit: the output limit that the plugin set because the caller set none.
+        cuts: whether an answer that meets this limit was cut off by it, which is a refusal.
         provider: who answered, as ``x-inference-provider`` says.
         swallow_usage: whether the plugin asked for a stream's usage, so that the chunk that
             carries nothing else is not shown to code which did not ask for it.
@@ -50,12 +69,15 @@ class Call:
         scopes: tuple[Scope, ...],
         draft: Charge,
         hold: Hold,
-        limit: int | None,
+        limit: Limit | None,
         capped: bool,
     ) -> None:
         self.meter, self.parameters, self.request = meter, parameters, request
         self.quote, self.scopes, self.draft, self.hold = quote, scopes, draft, hold
-        self.limit, self.capped = limit, capped
+        self.limit = limit.tokens if limit else None
+        self.limited_by_cap = limit is not None and limit.by_cap
+        self.cuts = limit is not None and (limit.by_cap or not limit.certain)
+        self.capped = capped
         self.explicit = meter.payer.explicit()
         self.provider = request.provider
         self.swallow_usage = False
@@ -68,13 +90,12 @@ class Call:
     # --- before it is sent
 
     def prepare(self, *, ask_usage: bool) -> None:
-        """Put the output limit, the wish for usage and the router's address into a copy."""
+        """Put the output limit and the wish for usage into a copy, where there is need for one."""
         payload = self.parameters.json
-        url = self._routed_url()
         if isinstance(payload, dict):
-            payload = self._payload(dict(payload), ask_usage)
-        if payload is not self.parameters.json or url != self.parameters.url:
-            self.parameters = changed(self.parameters, json=payload, url=url)
+            prepared = self._payload(dict(payload), ask_usage)
+            if prepared != payload:
+                self.parameters = changed(self.parameters, json=prepared)
 
     def _payload(self, payload: dict[str, Any], ask_usage: bool) -> dict[str, Any]:
         if self.limit is not None:
@@ -89,14 +110,6 @@ class Call:
             payload["stream_options"] = {**options, "include_usage": True}
             self.swallow_usage = True
         return payload
-
-    def _routed_url(self) -> str:
-        from pytest_hfbudget.metering.meter import DEFAULT_ROUTER
-
-        url = self.parameters.url
-        if self.meter.router != DEFAULT_ROUTER and url.startswith(DEFAULT_ROUTER + "/"):
-            return self.meter.router + url[len(DEFAULT_ROUTER) :]
-        return url
 
     # --- after it was sent
 
@@ -114,7 +127,7 @@ class Call:
         self.usage = usage_of(message)
         self.written = written_bytes(message) if message else _size(body)
         self.settle("200")
-        if self.limit is not None and finished_by_length(message):
+        if self.cuts and finished_by_length(message):
             raise self.cut_off()
 
     def failed(self, error: BaseException) -> None:
@@ -135,15 +148,35 @@ class Call:
             and "stream_options" in f"{error}{getattr(error, 'response_error_payload', '')}"
         )
 
+    def revive(self, error: BaseException) -> bool:
+        """Bring a leased endpoint back that somebody else has paused; whether it is back.
+
+        Raises:
+            BudgetExceededError: it was paused for the sake of a cap.
+        """
+        asleep = status_of(error) in ASLEEP or never_sent(error)
+        return bool(self.leased and asleep and self.meter.revive(self.leased))
+
+    @property
+    def leased(self) -> str | None:
+        """The endpoint of this run that is called, if it is one."""
+        return self.meter.book.leased_name(self.request.url)
+
     def cut_off(self) -> BudgetExceededError:
-        """The refusal of an answer that ran into the limit which the tightest cap had set."""
+        """The refusal of an answer that ran into the limit which the plugin had set."""
         tightest = self._tightest()
+        why = (
+            f"which is what the {show(self.hold.amount)} that were left pay for. "
+            "Raise the cap, or set max_tokens to what the answer needs."
+            if self.limited_by_cap
+            else "the most that is asked for where nobody knows how many the model can write. "
+            "Set max_tokens to what the answer needs."
+        )
         return self.meter.refuse(
             self,
             BudgetExceededError(
                 f"{tightest.name}: {self.request.model} was stopped after {self.limit} tokens, "
-                f"which is what the {show(self.hold.amount)} that were left pay for. "
-                "Raise the cap, or set max_tokens to what the answer needs.",
+                f"{why}",
                 scope=tightest.name,
                 scope_key=tightest.key,
                 cap=tightest.cap or 0,
@@ -169,8 +202,7 @@ class Call:
         elif not self.capped:
             self.settle(status)
         elif self._first():
-            charge = self._charge(None, status)._replace(nano_usd=self.hold.amount, estimated=True)
-            self._tell(self.meter.ledger.settle, charge)
+            self._tell(self.meter.ledger.settle, self._held_in_full(status))
 
     def close(self) -> None:
         """Charge a stream that was left before its end."""
@@ -178,19 +210,37 @@ class Call:
 
     def _book(self, usage: Usage, status: str) -> None:
         if self._first():
-            self._tell(self.meter.ledger.settle, self._charge(usage, status))
+            self._tell(self.meter.ledger.settle, self._charge_or_hold(usage, status))
 
     def _release(self, status: str) -> None:
         if self._first():
-            charge = self._charge(None, status)._replace(nano_usd=0)
+            charge = self._charge_or_hold(None, status)._replace(nano_usd=0, estimated=False)
             self._tell(self.meter.ledger.release, charge)
+
+    def _charge_or_hold(self, usage: Usage | None, status: str) -> Charge:
+        try:
+            return self._charge(usage, status)
+        except Exception:
+            # A hook of somebody else's may raise; the call has been sent and must be booked.
+            logger.exception("the price of a call could not be worked out; its hold is charged")
+            return self._held_in_full(status)
+
+    def _held_in_full(self, status: str) -> Charge:
+        return self.draft._replace(
+            provider=self.provider,
+            nano_usd=self.hold.amount if self.capped else None,
+            price_source="what was held",
+            status=status,
+            estimated=True,
+            seconds=round(self.meter.clock() - self._started, 6),
+        )
 
     def _tell(self, resolve: Callable[[int, Charge], None], charge: Charge) -> None:
         try:
             resolve(self.hold.id, charge)
-        except LedgerUnreachableError:
-            # The run is over and has booked the hold. An answer that was paid for is worth more
-            # to this process than an error: its next call is refused anyway.
+        except HFBudgetError:
+            # The ledger is gone, or has booked the hold when a connection broke. An answer that
+            # was paid for is worth more to this process than an error: the next call is refused.
             return
 
     def _first(self) -> bool:

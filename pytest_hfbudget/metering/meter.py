@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from pytest_hfbudget.errors import (
     UnpricedCallError,
 )
 from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
-from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.call import Call, Limit, P, changed
 from pytest_hfbudget.metering.payer import Payer
 from pytest_hfbudget.metering.request import Parameters, describe
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
@@ -23,8 +23,15 @@ from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 
 DEFAULT_ROUTER = "https://router.huggingface.co"
 
+logger = logging.getLogger("pytest_hfbudget")
+
 # Tokens of prompt and answer that any model in use can take, where nobody says how many it can.
 UNKNOWN_CONTEXT = 8192
+
+
+def _nobody(name: str) -> bool:
+    """Without a run there is nobody who could bring an endpoint back."""
+    return False
 
 
 @dataclass
@@ -32,6 +39,7 @@ class Meter:
     """Everything that a call meets on its way out of this process.
 
     Attributes:
+        revive: brings a leased endpoint back that was paused by somebody else; whether it did.
         router: where the Hugging Face router is; calls to the public one are sent there too.
         dropped: calls whose stream was garbage-collected. They wait here instead of being
             settled on the spot, because the collector may run inside any of our own locks.
@@ -41,6 +49,7 @@ class Meter:
     book: PriceBook
     payer: Payer
     router: str = DEFAULT_ROUTER
+    revive: Callable[[str], bool] = _nobody
     clock: Callable[[], float] = time.monotonic
     dropped: deque[Call] = field(default_factory=deque)
     _open: dict[int, Call] = field(default_factory=dict)
@@ -64,7 +73,7 @@ class Meter:
             BudgetExceededError: a cap would not hold the call; nothing is to be sent.
         """
         self.drain()
-        capped = False
+        capped = True
         try:
             scopes = self.payer.scopes()
             capped = any(s.cap is not None or s.max_calls is not None for s in scopes)
@@ -75,7 +84,7 @@ class Meter:
                 provider=provider,
                 stream=stream,
             )
-            call = self._hold(parameters, request, scopes, capped)
+            call = self._hold(parameters, request, scopes)
             call.prepare(ask_usage=ask_usage)
         except LedgerUnreachableError:
             if capped:
@@ -89,10 +98,20 @@ class Meter:
                     f"this call could not be metered ({error!r}), so it was not sent; "
                     "please report this with your version of huggingface_hub"
                 ) from error
-            warnings.warn(f"hfbudget could not meter a call: {error!r}", stacklevel=4)
+            # Not a warning: under -W error that would fail a test that nobody has capped.
+            logger.exception("hfbudget could not meter a call")
             return None
         self._open[id(call)] = call
         return call
+
+    def routed(self, parameters: P) -> P:
+        """What is to be posted, with this run's router in place of the public one.
+
+        Also for calls that can't be metered: a rehearsal must not reach the real service.
+        """
+        if self.router == DEFAULT_ROUTER or not parameters.url.startswith(f"{DEFAULT_ROUTER}/"):
+            return parameters
+        return changed(parameters, url=self.router + parameters.url[len(DEFAULT_ROUTER) :])
 
     def drain(self) -> None:
         """Settle the calls whose streams nobody holds any more."""
@@ -102,7 +121,14 @@ class Meter:
     def settle_open(self, test: str | None) -> None:
         """Settle what a test leaves open, so that nothing is held after its end."""
         self.drain()
-        for call in [call for call in self._open.values() if call.draft.test == test]:
+        for call in list(self._open.values()):
+            if call.draft.test == test:
+                call.close()
+
+    def settle_all(self) -> None:
+        """Settle whatever is left open, because nothing is settled after this."""
+        self.drain()
+        for call in list(self._open.values()):
             call.close()
 
     def closed(self, call: Call) -> None:
@@ -117,15 +143,26 @@ class Meter:
                 self._known.add(scope)
         return tuple(scope.key for scope in scopes)
 
+    def pass_on(self, refusals: list[BudgetExceededError], error: BaseException) -> None:
+        """Hand a block's refusals to the test, unless the error that leaves the block is one."""
+        link: BaseException | None = error
+        while link is not None:
+            if link in refusals:
+                return
+            link = link.__cause__ or link.__context__
+        if self.payer.test:
+            self.payer.test.refusals.extend(map(str, refusals))
+
     def refuse(self, call: Call, error: BudgetExceededError) -> BudgetExceededError:
         """Note a refusal where it can't be swallowed, and give it back to be raised."""
         self._refuse(self.known(call.scopes), call.draft, error)
         return error
 
     def _hold(
-        self, parameters: Parameters, request: CallRequest, scopes: tuple[Scope, ...], capped: bool
+        self, parameters: Parameters, request: CallRequest, scopes: tuple[Scope, ...]
     ) -> Call:
         keys = self.known(scopes)
+        capped = any(scope.cap is not None for scope in scopes)
         draft = self._draft(request, keys)
         try:
             quote = self.book.quote(request, self.payer.explicit())
@@ -158,15 +195,20 @@ class Meter:
 
     def _limit(
         self, request: CallRequest, quote: Quote, hold: Hold, most: int | None
-    ) -> int | None:
-        """The limit on output that a call without one is sent with; None where none is needed."""
+    ) -> Limit | None:
+        """The limit that a call without one is sent with; None where none is needed."""
         if request.max_output is not None or not request.generates or quote.free:
             return None
-        longest = self.book.catalogue.longest_context(request.model, request.provider)
+        contexts = self.book.catalogue
+        longest = contexts.longest_context(request.model, request.provider)
         if longest and hold.amount >= (most or 0):
             return None
-        limit = quote.affordable_output(request, hold.amount)
-        return None if limit is None else min(limit, self._ceiling(request))
+        paid = quote.affordable_output(request, hold.amount)
+        if paid is None:
+            return None
+        ceiling = self._ceiling(request)
+        known = contexts.shortest_context(request.model, request.provider) is not None
+        return Limit(min(paid, ceiling), by_cap=paid < ceiling, certain=known)
 
     def _ceiling(self, request: CallRequest) -> int:
         """The highest limit with which prompt and answer still fit into the context.
@@ -198,7 +240,7 @@ class Meter:
         )
 
     def _unpriced(self, request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:
-        capped = next(s for s in reversed(scopes) if s.cap is not None or s.max_calls is not None)
+        capped = next(scope for scope in reversed(scopes) if scope.cap is not None)
         via = f" by {request.provider}" if request.provider else ""
         return UnpricedCallError(
             f"{capped.name}: nobody knows what {request.model}{via} costs for a "
@@ -218,8 +260,8 @@ class Meter:
             if block.scope.key == error.scope_key:
                 block.refusals.append(error)
                 return
-        if self.payer.test:
-            self.payer.test.refusals.append(message)
+        owner = self.payer.test.refusals if self.payer.test else self.payer.unowned
+        owner.append(message)
 
 
 def _endpoint_hint(request: CallRequest) -> str:

@@ -1,7 +1,7 @@
 """How a call ended when it did not end in an answer, over three HTTP libraries.
 
 huggingface_hub 0.x posts through requests and aiohttp, 1.x through httpx, 2.x through httpx2.
-Their exceptions share no base class, but they share names, and they chain their causes.
+Their exceptions share no base class, but they share names, and they name their causes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(link))
         yield link
-        # requests hides urllib3's reason in args; everything else chains.
+        # requests hides urllib3's reason in args; the others name their cause. The context is not
+        # asked: it may be an earlier failure that this call was made in answer to.
         reasons = [getattr(link, "reason", None), *getattr(link, "args", ())]
-        queue += [link.__cause__, link.__context__]
+        queue.append(link.__cause__)
         queue += [reason for reason in reasons if isinstance(reason, BaseException)]

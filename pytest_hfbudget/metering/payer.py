@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_hfbudget.ledger.scope import SESSION, Scope
 
@@ -13,9 +13,21 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.budget import budget
     from pytest_hfbudget.pricing import Quote
 
-# Which blocks enclose the running code. Tasks and copied contexts inherit it; a plain thread
-# starts without, which is why an unset variable and an empty tuple mean different things.
-_open_blocks: ContextVar[tuple[budget, ...]] = ContextVar("hfbudget_blocks")
+
+class Enclosed(NamedTuple):
+    """Which blocks a context is inside of.
+
+    Attributes:
+        certain: whether that is all of them. A plain thread starts with an empty context, so what
+            encloses whoever has started it can only be guessed.
+        blocks: those that were entered in this context, or in the one it is a copy of.
+    """
+
+    certain: bool
+    blocks: tuple[budget, ...] = ()
+
+
+_enclosed: ContextVar[Enclosed] = ContextVar("hfbudget_enclosed")
 
 
 @dataclass
@@ -34,32 +46,44 @@ class Payer:
     """The scopes that a call made here and now is charged to.
 
     Threads and executors of a test are its own, whether or not they carry its context, so the
-    running test is an attribute of the process. Blocks follow the context where there is one;
-    a thread without one is charged to every open block, because one of them has started it.
+    running test is an attribute of the process. Blocks follow the context where there is one. A
+    thread without one is charged to every block that was opened in a context which is known: one
+    of them has started it, and so no cap can be broken by it.
+
+    Attributes:
+        unowned: refusals to calls that belong to no test and no block.
     """
 
     session: Scope = field(default_factory=lambda: Scope(SESSION, "session budget"))
     test: RunningTest | None = None
     where: str = ""
-    blocks: list[budget] = field(default_factory=list)
+    unowned: list[str] = field(default_factory=list)
+    _shared: list[budget] = field(default_factory=list)
 
     def open_blocks(self) -> tuple[budget, ...]:
         """The blocks around the running code, outermost first."""
-        try:
-            return _open_blocks.get()
-        except LookupError:
-            outside = threading.current_thread() is threading.main_thread()
-            return () if outside else tuple(self.blocks)
+        enclosed = _here()
+        if enclosed.certain:
+            return enclosed.blocks
+        return (*self._shared, *(b for b in enclosed.blocks if b not in self._shared))
 
     def enter(self, block: budget) -> None:
         """Open a block in this context."""
-        _open_blocks.set((*self.open_blocks(), block))
-        self.blocks.append(block)
+        enclosed = _here()
+        _enclosed.set(enclosed._replace(blocks=(*enclosed.blocks, block)))
+        if enclosed.certain:
+            self._shared.append(block)
 
     def leave(self, block: budget) -> None:
-        """Close a block in this context."""
-        self.blocks.remove(block)
-        _open_blocks.set(tuple(b for b in self.open_blocks() if b is not block))
+        """Close a block in this context; one that was entered twice is still open once."""
+        enclosed = _here()
+        _enclosed.set(enclosed._replace(blocks=_without_last(enclosed.blocks, block)))
+        if block in self._shared:
+            self._shared.remove(block)
+
+    def know_this_context(self) -> None:
+        """Make this context, and all that are copied from it, one whose blocks are known."""
+        _enclosed.set(_here()._replace(certain=True))
 
     def scopes(self) -> tuple[Scope, ...]:
         """Every budget that encloses the running code, the widest first."""
@@ -76,3 +100,17 @@ class Payer:
             if block.explicit:
                 return block.explicit
         return self.test.explicit if self.test else None
+
+
+def _here() -> Enclosed:
+    try:
+        return _enclosed.get()
+    except LookupError:
+        return Enclosed(certain=threading.current_thread() is threading.main_thread())
+
+
+def _without_last(blocks: tuple[budget, ...], block: budget) -> tuple[budget, ...]:
+    for index in range(len(blocks) - 1, -1, -1):
+        if blocks[index] is block:
+            return blocks[:index] + blocks[index + 1 :]
+    return blocks

@@ -95,14 +95,15 @@ def text_bytes(value: object) -> int:
 
 
 def output_limit(payload: Mapping[str, Any]) -> int | None:
-    """The caller's own limit on the output tokens of one answer."""
+    """The caller's own limit on the output tokens of one answer: the highest, if it sets several.
+
+    Which of several a server goes by is its own affair.
+    """
     parameters = payload.get("parameters")
-    for source in (payload, parameters if isinstance(parameters, dict) else {}):
-        for name in LIMITS:
-            value = source.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-                return value
-    return None
+    places = (payload, parameters if isinstance(parameters, dict) else {})
+    values = [place.get(name) for place in places for name in LIMITS]
+    numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+    return max(numbers, default=None)
 
 
 def _count(payload: Mapping[str, Any]) -> int:

@@ -32,6 +32,11 @@ class Runtime:
     _users: int = 0
     _redirect: Redirect | None = None
 
+    @property
+    def active(self) -> bool:
+        """Whether calls go through this meter, or through one further in."""
+        return self._users > 0
+
     def acquire(self) -> None:
         """Send calls through this meter."""
         with _lock:

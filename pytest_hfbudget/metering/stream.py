@@ -67,9 +67,13 @@ class Lines:
             return True
         usage = usage_of(chunk)
         self.call.usage = usage or self.call.usage
-        self.call.written += written_bytes(chunk) if chunk.get("choices") else 0
+        details = chunk.get("details")
+        if isinstance(details, dict) and details.get("generated_tokens"):
+            self.call.written = written_bytes(chunk)  # the server's own count of all of them
+        else:
+            self.call.written += written_bytes(chunk)
         self.call.complete = self.call.complete or finished(chunk)
-        self._cut = self._cut or (self.call.limit is not None and finished_by_length(chunk))
+        self._cut = self._cut or (self.call.cuts and finished_by_length(chunk))
         if self._cut and usage:
             self.finish()
         # After the cut nothing is shown any more, but the usage that may follow is waited for.

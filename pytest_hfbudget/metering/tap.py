@@ -7,9 +7,10 @@ modules, and it imports none of them: it waits until somebody else does.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-import warnings
+import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
+
+logger = logging.getLogger("pytest_hfbudget")
 
 SYNC = "huggingface_hub.inference._client"
 ASYNC = "huggingface_hub.inference._generated._async_client"
@@ -66,7 +69,7 @@ class Tap:
             if getattr(installed, "__wrapped__", None) is original:
                 setattr(owner, name, original)
             else:
-                warnings.warn(f"hfbudget left {name} as it is: it was wrapped again", stacklevel=2)
+                logger.warning("hfbudget left %s as it is: it was wrapped again", name)
 
     def _wrap_sync(self, module: ModuleType) -> None:
         self._wrap_client(module, "InferenceClient", metered)
@@ -84,7 +87,7 @@ class Tap:
             meter = self.current()
             if meter is not None and meter.payer.capped():
                 raise ConfigError(problem)
-            warnings.warn(f"{problem} Nothing is counted.", stacklevel=2)
+            logger.warning("%s Nothing is counted.", problem)
             return
         self._replace(client, "_inner_post", wrapper(original, self.current))
         raise_for_status = getattr(module, "hf_raise_for_status", None)
@@ -116,18 +119,47 @@ def _unknown(method: Any, client: str) -> str | None:
     )
 
 
-def _begin(meter: Meter | None, parameters: Any, stream: bool, ask_usage: bool) -> Call | None:
+def _begin(
+    meter: Meter | None, parameters: Any, stream: bool, ask_usage: bool
+) -> tuple[Call | None, Any]:
+    """The call, if it is metered, and what is to be posted in any case."""
     __tracebackhide__ = True
     if meter is None:
-        return None
+        return None, parameters
     hub_model, provider = vars(parameters).get("hfbudget_named", (None, None))
+    parameters = meter.routed(parameters)
     try:
-        return meter.begin(
+        call = meter.begin(
             parameters, hub_model=hub_model, provider=provider, stream=stream, ask_usage=ask_usage
         )
     except BudgetExceededError as error:
         # How a refusal came about inside of here tells nobody anything; who called does.
         raise error.with_traceback(None) from None
+    return call, call.parameters if call else parameters
+
+
+@dataclass
+class Attempts:
+    """When a call that failed is sent once more: for two reasons, for each of them once."""
+
+    ask_usage: bool = True
+    revived: bool = False
+
+    def again(self, call: Call, error: BaseException) -> bool:
+        """Whether to try again, after having done away with what was in the way.
+
+        Raises:
+            BudgetExceededError: the endpoint that was called is paused for the sake of a cap.
+        """
+        if not isinstance(error, Exception):
+            return False  # a Ctrl-C, a cancelled task
+        if call.usage_was_rejected(error):
+            self.ask_usage = False  # only the plugin had asked for it
+            return True
+        if not self.revived and call.revive(error):
+            self.revived = True
+            return True
+        return False
 
 
 def metered(original: Any, current: Current) -> Any:
@@ -136,22 +168,22 @@ def metered(original: Any, current: Current) -> Any:
     @functools.wraps(original)
     def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
         __tracebackhide__ = True
-        for ask_usage in (True, False):
-            call = _begin(current(), request_parameters, stream, ask_usage)
+        attempts = Attempts()
+        while True:
+            call, posted = _begin(current(), request_parameters, stream, attempts.ask_usage)
             if call is None:
-                return original(self, request_parameters, stream=stream)
+                return original(self, posted, stream=stream)
             token = _posting.set(call)
             try:
-                answer = original(self, call.parameters, stream=stream)
+                answer = original(self, posted, stream=stream)
             except BaseException as error:
                 call.failed(error)
-                if not call.usage_was_rejected(error):
+                if not attempts.again(call, error):
                     raise
-                continue  # once more, without what only the plugin had asked for
+                continue
             finally:
                 _posting.reset(token)
             return MeteredStream(call, answer) if stream else _whole(call, answer)
-        raise AssertionError("the second attempt asks for nothing that could be rejected")
 
     return _inner_post
 
@@ -162,24 +194,31 @@ def metered_async(original: Any, current: Current) -> Any:
     @functools.wraps(original)
     async def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
         __tracebackhide__ = True
-        for ask_usage in (True, False):
-            call = _begin(current(), request_parameters, stream, ask_usage)
+        attempts = Attempts()
+        while True:
+            call, posted = _begin(current(), request_parameters, stream, attempts.ask_usage)
             if call is None:
-                return await original(self, request_parameters, stream=stream)
+                return await original(self, posted, stream=stream)
             token = _posting.set(call)
             try:
-                answer = await original(self, call.parameters, stream=stream)
+                answer = await original(self, posted, stream=stream)
             except BaseException as error:
                 call.failed(error)
-                if not call.usage_was_rejected(error):
+                if not await _again(attempts, call, error):
                     raise
-                continue  # once more, without what only the plugin had asked for
+                continue
             finally:
                 _posting.reset(token)
             return MeteredAsyncStream(call, answer) if stream else _whole(call, answer)
-        raise AssertionError("the second attempt asks for nothing that could be rejected")
 
     return _inner_post
+
+
+async def _again(attempts: Attempts, call: Call, error: BaseException) -> bool:
+    if call.leased is None:
+        return attempts.again(call, error)
+    # An endpoint may take minutes to come back: other tasks go on meanwhile.
+    return await asyncio.to_thread(attempts.again, call, error)
 
 
 def _whole(call: Call, body: Any) -> Any:

@@ -57,7 +57,15 @@ def usage_without_count(request: CallRequest, written: int, output_bound: int | 
 
 
 def written_bytes(message: Mapping[str, Any]) -> int:
-    """Bytes of what a model wrote in an answer or a chunk: content, reasoning, tool calls."""
+    """Bytes of what a model wrote in an answer or a chunk: content, reasoning, tool calls.
+
+    No tokenizer makes more tokens than that. Where a server counts tokens, their number.
+    """
+    details, token = message.get("details"), message.get("token")
+    if isinstance(details, dict) and (generated := _number(details.get("generated_tokens"))):
+        return generated  # text-generation-inference counts them itself
+    if isinstance(token, dict):
+        return max(text_bytes(token.get("text") or ""), 1)
     choices = message.get("choices")
     if isinstance(choices, list):
         parts = (c.get("message") or c.get("delta") or c for c in choices if isinstance(c, dict))
@@ -77,6 +85,9 @@ def finished(message: Mapping[str, Any]) -> bool:
 
 def finished_by_length(message: Mapping[str, Any]) -> bool:
     """Whether an answer stopped because of its limit on tokens."""
+    details = message.get("details")
+    if isinstance(details, dict) and details.get("finish_reason") == "length":
+        return True
     choices = message.get("choices")
     return isinstance(choices, list) and any(
         isinstance(choice, dict) and choice.get("finish_reason") == "length" for choice in choices

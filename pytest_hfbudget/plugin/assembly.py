@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import LedgerLike, Scope
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.metering.meter import Meter
@@ -11,6 +14,8 @@ from pytest_hfbudget.metering.payer import Payer
 from pytest_hfbudget.metering.redirect import Addresses
 from pytest_hfbudget.metering.runtime import Runtime
 from pytest_hfbudget.plugin import prices
+from pytest_hfbudget.plugin.voice import say
+from pytest_hfbudget.pricing import Catalogue, PriceBook
 from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
 
 
@@ -19,16 +24,21 @@ def assemble(
     settings: Settings,
     ledger: LedgerLike,
     leased: dict[str, str],
+    load_catalogue: Callable[[], Catalogue],
     *,
     worker: str = "",
 ) -> Runtime:
     """The meter of one process.
 
-    Raises:
-        ConfigError: a price that is none.
+    This happens while somebody imports huggingface_hub, which must not fail for a price that is
+    none: under a cap that has ended the run before, and without one it is merely not counted.
     """
     payer = Payer(session=session_scope(settings))
-    book = prices.book(config, settings, leased)
+    try:
+        book = prices.book(config, settings, leased, load_catalogue)
+    except ConfigError as error:
+        say(config, f"hfbudget: no prices are known: {error}", yellow=True)
+        book = PriceBook(leased=leased)
     meter = Meter(ledger, book, payer, router=settings.router)
     prefix = f"{worker}/" if worker else ""
     return Runtime(meter, worker=prefix, addresses=addresses(settings))

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_hfbudget.endpoints import Endpoint, EndpointReceipt, EndpointSettings, Lifecycle
+from pytest_hfbudget.endpoints import (
+    ControlPlaneError,
+    Endpoint,
+    EndpointReceipt,
+    EndpointSettings,
+    Lifecycle,
+)
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.money import show
+from pytest_hfbudget.plugin.deadline import HORIZON_S, Running, seconds_left
 from pytest_hfbudget.plugin.voice import on_a_terminal, say
 from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.settings import Settings
@@ -21,6 +29,8 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
 
 SAY_EVERY_S = 15.0
+# A deadline that moved by less is not worth a message to the keeper.
+MOVED_S = 0.05
 
 
 class Fleet:
@@ -37,11 +47,15 @@ class Fleet:
         self._config, self._settings, self._ledger = config, settings, ledger
         self._rehearsal = rehearsal
         self._receipts: tuple[EndpointReceipt, ...] | None = None
-        self._lock, self._booked = threading.Lock(), 0
+        self._lock, self._booked = threading.RLock(), 0
+        self._running: dict[str, Running] = {}
+        self._ended = 0  # nano-USD of spans that are over: a revived endpoint has begun another
+        self._armed_until = 0.0
         self._said: dict[str, tuple[str, float]] = {}
         self._lifecycle = Lifecycle(
             _terms(settings, run_id), progress=self._progress, afford=self._afford
         )
+        ledger.share_with(self)
 
     def check(self, names: tuple[str, ...]) -> None:
         """Look whether every endpoint is there, before anything is resumed.
@@ -59,12 +73,90 @@ class Fleet:
         Raises:
             EndpointError: it can't be brought up, or its first minute breaks the session's cap.
         """
-        return self._lifecycle.ensure(name)
+        endpoint = self._lifecycle.ensure(name)
+        self.rearm()
+        return endpoint
 
     def tend(self) -> None:
-        """Look after the keeper, and count what has come on top since."""
+        """Look after the keeper, and book the minutes that have started since."""
         self._lifecycle.tend()
-        self._book(sum(receipt.nano_usd for receipt in self._lifecycle.live()))
+        self.accrue()
+        self.rearm()
+
+    def accrue(self) -> None:
+        """Book every started minute of what runs."""
+        if self._receipts is None and self._running:
+            with self._lock:
+                self._book(self._ended + sum(map(self._cost, self._running)))
+
+    def rearm(self) -> None:
+        """Tell the keeper when the next minute would break the session's cap, or is too late."""
+        if self._receipts is not None or not self._running or self._open_ended:
+            return
+        with self._lock:
+            seconds = self._seconds_left()
+            moved = abs(seconds + time.monotonic() - self._armed_until) > MOVED_S
+            if moved:
+                self._armed_until = seconds + time.monotonic()
+                self._lifecycle.pause_after(seconds)
+
+    def _seconds_left(self) -> float:
+        now, settings = time.monotonic(), self._settings
+        left = HORIZON_S
+        if settings.max_uptime is not None:
+            first = min(running.since for running in self._running.values())
+            left = max(first + settings.max_uptime - now, 0.0)
+        if settings.session_cap is not None:
+            total = self._ledger.total(SESSION)
+            calls = total.spent - self._booked + total.held
+            budget = settings.session_cap - calls - self._ended
+            running = self._running.values()
+            left = min(left, seconds_left(budget, running, now, settings.billing_minute))
+        return left
+
+    def _cost(self, name: str) -> int:
+        running = self._running.get(name)
+        if running is None:
+            return 0
+        passed = time.monotonic() - running.since
+        return (int(passed / self._settings.billing_minute) + 1) * running.nano_per_minute
+
+    @property
+    def _open_ended(self) -> bool:
+        return self._settings.session_cap is None and self._settings.max_uptime is None
+
+    def revive(self, name: str) -> bool:
+        """Bring an endpoint back that somebody else has paused; whether it is back.
+
+        Raises:
+            BudgetExceededError: it was paused by this run, for the sake of its cap.
+        """
+        if paused := self.paused(name):
+            raise paused
+        try:
+            self._lifecycle.revive(name)
+        except ControlPlaneError:
+            return False  # what the call itself met with says more than that
+        return any(r.name == name and r.revived for r in self._lifecycle.live())
+
+    def paused(self, name: str) -> BudgetExceededError | None:
+        """What to say of an endpoint that was paused early for the sake of the cap, if it was."""
+        if name not in self._lifecycle.paused_early():
+            return None
+        cap = self._settings.session_cap
+        why = (
+            f"its next minute would have broken the session budget of {show(cap)}"
+            if cap is not None
+            else "--hf-max-uptime is over"
+        )
+        return BudgetExceededError(
+            f"{name} was paused while it was needed: {why}.",
+            scope="session budget",
+            scope_key=SESSION,
+            cap=cap or 0,
+            spent=self._ledger.total(SESSION).spent,
+            model=name,
+        )
 
     def ask_pause(self) -> None:
         """Have all paused, without waiting."""
@@ -75,7 +167,7 @@ class Fleet:
         if self._receipts is None:
             self._receipts = self._lifecycle.finish()
             self._book(sum(receipt.nano_usd for receipt in self._receipts))
-        return all(receipt.verified or receipt.kept for receipt in self._receipts)
+        return all(receipt.in_order for receipt in self._receipts)
 
     def lines(self) -> tuple[EndpointLine, ...]:
         """What the report says of them."""
@@ -95,6 +187,8 @@ class Fleet:
             with self._lock:
                 self._ledger.book(SESSION, nano_per_minute, what=name)
                 self._booked += nano_per_minute
+                self._ended += self._cost(name)
+                self._running[name] = Running(time.monotonic(), nano_per_minute)
         except BudgetExceededError as error:
             raise EndpointError(
                 f"{name}: its first minute costs {show(nano_per_minute)}, but only "
@@ -110,6 +204,7 @@ class Fleet:
             self._booked = total
 
     def _progress(self, name: str, state: str, seconds: float) -> None:
+        self.rearm()  # what starts is billed, too
         said, at = self._said.get(name, ("", 0.0))
         if state == said and seconds - at < SAY_EVERY_S and not on_a_terminal(self._config):
             return
@@ -137,6 +232,8 @@ def _line(receipt: EndpointReceipt) -> EndpointLine:
     notes = [receipt.error or "", *receipt.warnings]
     if receipt.found_running:
         notes.insert(0, "was running before this run")
+    if receipt.revived:
+        notes.insert(0, f"paused by somebody else meanwhile, resumed {receipt.revived} x more")
     return EndpointLine(
         name=receipt.name,
         state=receipt.state,
@@ -145,5 +242,6 @@ def _line(receipt: EndpointReceipt) -> EndpointLine:
         resumed=receipt.resumed,
         paused=receipt.paused_at is not None,
         verified=receipt.verified,
+        left_to=receipt.left_to,
         note="; ".join(note for note in notes if note),
     )

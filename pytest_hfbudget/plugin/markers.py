@@ -33,28 +33,30 @@ class Marked(NamedTuple):
 def running_test(item: pytest.Item, settings: Settings) -> RunningTest:
     """The budgets that enclose a test, below the session's.
 
-    Of markers with ``scope="test"`` the closest counts; each of the wider ones is a budget that
-    the tests below it share.
+    Of markers with ``scope="test"`` the closest that says something of a matter counts for it, so
+    that one which only states a price takes no cap away; each marker with a wider scope is a
+    budget that the tests below it share.
 
     Raises:
         ConfigError: a marker with arguments that make no sense.
     """
     marked = list(_budgets(item))
-    own = next((mark.terms for mark in marked if mark.terms.scope == "test"), None)
+    own = [mark.terms for mark in marked if mark.terms.scope == "test"]
     shared = [mark for mark in marked if mark.terms.scope != "test"]
-    cap = own.cap if own else settings.test_cap
+    cap = next((terms.cap for terms in own if terms.cap is not None), settings.test_cap)
     # The key is the node id, so reruns of a test and its repetitions share one budget.
     test = Scope(
         f"test:{item.nodeid}",
-        (own and own.name) or item.nodeid,
+        next((terms.name for terms in own if terms.name), item.nodeid),
         cap,
-        own.max_calls if own else None,
+        next((terms.max_calls for terms in own if terms.max_calls is not None), None),
     )
+    deciding = own or [mark.terms for mark in marked]
     return RunningTest(
         id=item.nodeid,
         scopes=(*(_shared(mark, item) for mark in reversed(shared)), test),
         explicit=next((mark.terms.explicit for mark in marked if mark.terms.explicit), None),
-        on_exceed=marked[0].terms.on_exceed if marked else "fail",
+        on_exceed=deciding[0].on_exceed if deciding else "fail",
     )
 
 
@@ -108,4 +110,5 @@ def _shared(mark: Marked, item: pytest.Item) -> Scope:
         raise ConfigError(f'{item.nodeid}: budget(scope="{level}"), but it is in no {level}')
     place = node.nodeid if node else "run"
     name = mark.terms.name or f"{level} {place}"
-    return Scope(f"{level}:{place}:{name}", name, mark.terms.cap, mark.terms.max_calls)
+    cap, calls = mark.terms.cap, mark.terms.max_calls
+    return Scope(f"{level}:{place}:{name}:{cap}:{calls}", name, cap, calls)

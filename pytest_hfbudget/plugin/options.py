@@ -17,6 +17,8 @@ METAVARS = {
     "endpoints": "NAME",
     "namespace": "NAME",
     "report": "FILE",
+    "max_uptime": "MIN",
+    "idle_timeout": "MIN",
 }
 
 BUDGET = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.plugin.voice import say
+from pytest_hfbudget.plugin.voice import can_show, say
 from pytest_hfbudget.settings import Settings, full_name
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.fleet import Fleet
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
+    from pytest_hfbudget.pricing import Catalogue
     from pytest_hfbudget.reporting import Report
 
 
@@ -37,6 +39,8 @@ class Owner:
         self._rehearsal: Rehearsal | None = None
         self._problem: HFBudgetError | None = None
         self._prices_ready = False
+        self._read: Catalogue | None = None
+        self._blamed: list[str] = []
         self._done = False
         self._verified = True
 
@@ -56,7 +60,7 @@ class Owner:
     def make_runtime(self) -> Runtime:
         from pytest_hfbudget.plugin.assembly import assemble
 
-        return assemble(self.config, self.settings, self.ledger, self.leased)
+        return assemble(self.config, self.settings, self.ledger, self.leased, self._catalogue)
 
     @property
     def ledger(self) -> Ledger:
@@ -83,8 +87,14 @@ class Owner:
             if not self._prices_ready:
                 from pytest_hfbudget.plugin import prices
 
-                prices.refresh(self.config, self.settings)
+                prices.check(self.config, self.settings)
+                self._read = prices.refresh(self.config, self.settings)
                 self._prices_ready = True
+
+    def _catalogue(self) -> Catalogue:
+        from pytest_hfbudget.pricing.catalogue import kept_catalogue
+
+        return self._read or kept_catalogue(self.settings.router)
 
     def problem(self, error: HFBudgetError) -> None:
         raise error
@@ -117,6 +127,16 @@ class Owner:
             self.leased[endpoint.url] = name
         return dict(endpoint.raw)
 
+    def revive(self, name: str) -> bool:
+        return self._fleet is not None and self._fleet.revive(name)
+
+    def paused(self, name: str) -> str | None:
+        error = self._fleet.paused(name) if self._fleet is not None else None
+        return str(error) if error else None
+
+    def blame(self, refusals: tuple[str, ...]) -> None:
+        self._blamed += refusals
+
     def between(self) -> None:
         if self._fleet is not None:
             self._fleet.tend()
@@ -135,7 +155,7 @@ class Owner:
                 self._done = True
             finally:
                 self._write_report(outcomes)
-        return self._verified
+        return self._verified and not self._blamed
 
     def report(self, outcomes: Mapping[str, str]) -> Report:
         """The report as it stands now."""
@@ -161,8 +181,11 @@ class Owner:
             return
         from pytest_hfbudget.reporting import summary
 
+        blocks = can_show("█░", sys.stdout.encoding)
         terminal.section("hf budget")
-        for line in summary(report):
+        for refusal in self._blamed:
+            terminal.write_line(f"refused outside of every test: {refusal}", red=True)
+        for line in summary(report, blocks=blocks):
             terminal.write_line(line.text, **({line.colour: True} if line.colour else {}))
         if self.settings.report is not None:
             terminal.write_line(f"  report: {self.settings.report}")
@@ -177,6 +200,10 @@ class Owner:
                 "declare": self._declare_for,
                 "ensure": self.ensure,
                 "problem": self._note,
+                "revive": self.revive,
+                "paused": self.paused,
+                "blame": self.blame,
+                "catalogue": lambda: self._catalogue().as_read(),
             }
             self._server = LedgerServer(self.ledger, more)
             self._server.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.plugin.voice import say
 from pytest_hfbudget.pricing import (
     CallRequest,
+    Catalogue,
     Price,
     PriceBook,
     PriceTable,
@@ -19,14 +21,19 @@ from pytest_hfbudget.pricing import (
     parse_price,
 )
 from pytest_hfbudget.pricing.book import price_from_environment
-from pytest_hfbudget.pricing.catalogue import DAY_S, CatalogueFile, kept_catalogue
+from pytest_hfbudget.pricing.catalogue import DAY_S, CatalogueFile
 from pytest_hfbudget.pricing.table import read_toml
 from pytest_hfbudget.settings import Settings
 
 FETCH_S = 10.0
 
 
-def book(config: pytest.Config, settings: Settings, leased: dict[str, str]) -> PriceBook:
+def book(
+    config: pytest.Config,
+    settings: Settings,
+    leased: dict[str, str],
+    load_catalogue: Callable[[], Catalogue] = Catalogue,
+) -> PriceBook:
     """Everything that is known about prices.
 
     Raises:
@@ -38,7 +45,7 @@ def book(config: pytest.Config, settings: Settings, leased: dict[str, str]) -> P
         raise ConfigError(str(error)) from None
     return PriceBook(
         table=_table(config, settings),
-        load_catalogue=partial(kept_catalogue, settings.router),
+        load_catalogue=load_catalogue,
         environment=environment,
         unpriced=Unpriced.parse(settings.unpriced),
         hook=partial(_ask_hook, config),
@@ -55,17 +62,18 @@ def check(config: pytest.Config, settings: Settings) -> None:
     book(config, settings, {})
 
 
-def refresh(config: pytest.Config, settings: Settings) -> None:
+def refresh(config: pytest.Config, settings: Settings) -> Catalogue | None:
     """Read the router's catalogue anew when the copy on disk is older than a day.
 
-    Without a network the old copy is used; what it does not know is refused.
+    Without a network the old copy is used; what it does not know is refused. Where the copy can't
+    be written, what was read serves this run all the same.
     """
     file = CatalogueFile.of(settings.router)
     kept = file.load(settings.router)
-    if kept and time.time() - kept.read_at < DAY_S and not settings.emulator:
-        return
+    if kept and 0 <= time.time() - kept.read_at < DAY_S and not settings.emulator:
+        return kept
     try:
-        file.refresh(settings.router, _fetch, time.time())
+        return file.refresh(settings.router, _fetch, time.time())
     except (OSError, ValueError) as error:
         age = f"that of {kept.source.rpartition(' ')[2]} is used" if kept else "there is none yet"
         say(
@@ -73,6 +81,7 @@ def refresh(config: pytest.Config, settings: Settings) -> None:
             f"hfbudget: could not read the prices of {settings.router} ({error}); {age}",
             yellow=True,
         )
+        return kept
 
 
 def _fetch(url: str) -> bytes:
@@ -91,7 +100,7 @@ def _fetch(url: str) -> bytes:
 def _table(config: pytest.Config, settings: Settings) -> PriceTable:
     project = config.rootpath / "pyproject.toml"
     table = PriceTable()
-    if project.is_file() and "tool.hfbudget" in project.read_text(encoding="utf-8"):
+    if project.is_file() and b"tool.hfbudget" in project.read_bytes():
         tool = read_toml(project).get("tool", {}).get("hfbudget", {})
         table = PriceTable.parse(tool.get("prices", {}), "pyproject.toml")
     if settings.prices is None:

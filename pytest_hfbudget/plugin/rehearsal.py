@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.settings import Settings
@@ -49,7 +49,7 @@ class Rehearsal:
 
     @classmethod
     def _spawn(cls) -> Rehearsal:
-        with tempfile.TemporaryDirectory(prefix="hfbudget-") as directory:
+        with tempfile.TemporaryDirectory(prefix="hfbudget-") as directory, _said() as said:
             ready = Path(directory) / "ready"
             process = subprocess.Popen(
                 [
@@ -57,10 +57,10 @@ class Rehearsal:
                     *("--ready-file", str(ready), "--exit-with", str(os.getpid())),
                 ],
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=said,
                 start_new_session=True,
             )
-            return cls(_wait_ready(ready, process), process)
+            return cls(_wait_ready(ready, process, said), process)
 
     def settings(self, settings: Settings) -> Settings:
         """Settings that lead to the emulator."""
@@ -88,7 +88,7 @@ class Rehearsal:
             os.environ["HF_TOKEN"] = self._token
         if self._process is not None:
             self._process.terminate()
-            self._process.communicate()
+            self._process.wait()
 
     def _client(self) -> EmulatorClient:
         from pytest_hfbudget.emulator import EmulatorClient
@@ -96,7 +96,12 @@ class Rehearsal:
         return EmulatorClient(self.url)
 
 
-def _wait_ready(ready: Path, process: subprocess.Popen[bytes]) -> str:
+def _said() -> IO[bytes]:
+    """Where the emulator's last words go: a file, since nobody reads a pipe while it runs."""
+    return tempfile.TemporaryFile()
+
+
+def _wait_ready(ready: Path, process: subprocess.Popen[bytes], said: IO[bytes]) -> str:
     waited = 0.0
     while not ready.exists():
         try:
@@ -106,7 +111,8 @@ def _wait_ready(ready: Path, process: subprocess.Popen[bytes]) -> str:
             if waited < START_S:
                 continue
             process.kill()
-        _, said = process.communicate()
-        lines = said.decode(errors="replace").strip().splitlines()
+        process.wait()
+        said.seek(0)
+        lines = said.read().decode(errors="replace").strip().splitlines()
         raise ConfigError(f"the emulator did not start: {lines[-1] if lines else 'no word'}")
     return str(json.loads(ready.read_text())["url"])

@@ -40,6 +40,15 @@ class Role(Protocol):
     def ensure(self, name: str) -> dict[str, Any]:
         """An endpoint, serving, as the API's own object."""
 
+    def revive(self, name: str) -> bool:
+        """Bring an endpoint back that somebody else has paused; whether it is back."""
+
+    def paused(self, name: str) -> str | None:
+        """Why an endpoint was paused before the run's end, if it was."""
+
+    def blame(self, refusals: tuple[str, ...]) -> None:
+        """Fail the run for refusals that no test answers for."""
+
     def between(self) -> None:
         """Look after the keeper, between two tests."""
 

@@ -38,6 +38,7 @@ class Run:
         self.runtime: Runtime | None = None
         self.outcomes: dict[str, str] = {}
         self._item: pytest.Item | None = None
+        self._problem: HFBudgetError | None = None
         self._where = "before the first test"
         self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
 
@@ -67,7 +68,9 @@ class Run:
         """Put the meter in place, once."""
         if self.runtime is None:
             self.runtime = self.role.make_runtime()
+            self.runtime.meter.revive = self.role.revive
             self.runtime.meter.payer.where = self._where
+            self.runtime.meter.payer.know_this_context()
             self.runtime.acquire()
             if self._item is not None:
                 self._charge_to(self._item)
@@ -141,7 +144,10 @@ class Run:
     def _charge_to(self, item: pytest.Item) -> None:
         from pytest_hfbudget.plugin.markers import running_test
 
-        self._charge(running_test(item, self.settings))
+        try:
+            self._charge(running_test(item, self.settings))
+        except HFBudgetError as error:
+            self._problem = error  # a marker that came after collection; raised where a test can
 
     def _test(self) -> RunningTest | None:
         return self.runtime.meter.payer.test if self.runtime else None
@@ -160,6 +166,15 @@ class Run:
                 self._charge_to(item)  # the meter came about inside
             else:
                 self._charge(test)
+            self._own_refusals()
+
+    def _own_refusals(self) -> None:
+        """Let a test answer for what was refused to a fixture that was set up for it."""
+        test = self._test()
+        if self.runtime is not None and test is not None:
+            unowned = self.runtime.meter.payer.unowned
+            test.refusals += unowned
+            unowned.clear()
 
     def _charge(self, test: RunningTest | None) -> None:
         if self.runtime is not None:
@@ -173,12 +188,19 @@ class Run:
         self.runtime.meter.settle_open(item.nodeid)
         total = self.runtime.meter.ledger.total(test.scopes[-1].key)
         if total.calls or total.refused:
-            item.user_properties.append(("hfbudget.usd", usd_text(total.spent)))
-            item.user_properties.append(("hfbudget.calls", total.calls))
-            item.user_properties.append(("hfbudget.refused", total.refused))
+            # A rerun counts on, so what its predecessor said is replaced.
+            kept = [p for p in item.user_properties if not p[0].startswith("hfbudget.")]
+            item.user_properties[:] = [
+                *kept,
+                ("hfbudget.usd", usd_text(total.spent)),
+                ("hfbudget.calls", total.calls),
+                ("hfbudget.refused", total.refused),
+            ]
 
     def judge(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Fail a test that was refused a call, also where its code swallowed the refusal."""
+        if report.when == "call" and report.passed and (paused := self._paused(item)):
+            report.outcome, report.longrepr = "failed", paused
         test = self._test()
         if test is None or not test.refusals or test.on_exceed == "raise":
             return
@@ -189,6 +211,15 @@ class Run:
         report.outcome = "failed"
         also = f" ({len(more)} more calls were refused)" if more else ""
         report.longrepr = f"refused, though the test went on: {refusal}{also}"
+
+    def _paused(self, item: pytest.Item) -> str | None:
+        """Why an endpoint of a test is not running any more, if that is so."""
+        if item.get_closest_marker("hf_endpoint") is None or self._only_looking():
+            return None
+        from pytest_hfbudget.plugin.markers import endpoints
+
+        said = (self.role.paused(name) for name in endpoints(item, self.settings))
+        return next((text for text in said if text), None)
 
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
@@ -206,6 +237,9 @@ class Run:
             ConfigError: it has a cap, and calls can't be seen.
             EndpointError: an endpoint can't be brought up.
         """
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise problem
         if self.runtime is not None and self.runtime.meter.payer.capped():
             self.runtime.require_tap()
         if not _is_marked(item) or self._only_looking():
@@ -241,13 +275,22 @@ class Run:
 
     def finish(self, session: pytest.Session) -> None:
         """Wait for the verified pause, and write the report. A pause that fails fails the run."""
-        if self.runtime is not None:
-            self.runtime.meter.drain()
+        self._settle_all()
         if not self.role.finish(self.outcomes) and session.exitstatus in (
             pytest.ExitCode.OK,
             pytest.ExitCode.NO_TESTS_COLLECTED,
         ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _settle_all(self) -> None:
+        """Nothing is settled after this, so what is open is; refusals of nobody fail the run."""
+        if self.runtime is None:
+            return
+        self.runtime.meter.settle_all()
+        unowned = self.runtime.meter.payer.unowned
+        if unowned:
+            self.role.blame(tuple(unowned))
+            unowned.clear()
 
     def summarise(self, terminal: Any) -> None:
         """The section in the terminal's summary."""
@@ -261,6 +304,7 @@ class Run:
         """Undo everything, also after an end that skipped `finish`."""
         self._doorbell.uninstall()
         try:
+            self._settle_all()
             self.role.ask_pause()
             self.role.finish(self.outcomes)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +16,7 @@ def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bo
     """
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is None:
+        sys.stderr.write(f"{text}\n")  # -p no:terminal asked for no report, not for silence
         return
     capture: Any = config.pluginmanager.get_plugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else nullcontext():
@@ -29,3 +31,12 @@ def on_a_terminal(config: pytest.Config) -> bool:
     """Whether somebody watches lines change."""
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     return bool(terminal and terminal.isatty)
+
+
+def can_show(text: str, encoding: str | None) -> bool:
+    """Whether an output has these characters."""
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

@@ -14,6 +14,7 @@ from pytest_hfbudget.settings import Settings
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
     from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.pricing import Catalogue
 
 
 class Worker:
@@ -36,7 +37,15 @@ class Worker:
         from pytest_hfbudget.plugin.assembly import assemble
 
         ledger = RemoteLedger(self._wire)
-        return assemble(self.config, self.settings, ledger, self.leased, worker=self._name)
+        return assemble(
+            self.config, self.settings, ledger, self.leased, self._catalogue, worker=self._name
+        )
+
+    def _catalogue(self) -> Catalogue:
+        from pytest_hfbudget.pricing.catalogue import Catalogue
+
+        read: dict[str, Any] = self._slow_wire.ask("catalogue")
+        return Catalogue.parse(read["models"], read_at=read["read_at"], origin=read["origin"])
 
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         self._slow_wire.ask("declare", names, paid)
@@ -54,6 +63,16 @@ class Worker:
         raw: dict[str, Any] = self._slow_wire.ask("ensure", name)
         self.leased[str(raw["status"]["url"])] = name
         return raw
+
+    def revive(self, name: str) -> bool:
+        return bool(self._slow_wire.ask("revive", name))
+
+    def paused(self, name: str) -> str | None:
+        answer: str | None = self._slow_wire.ask("paused", name)
+        return answer
+
+    def blame(self, refusals: tuple[str, ...]) -> None:
+        self._slow_wire.ask("blame", refusals)
 
     def between(self) -> None:
         """The controller looks after the keeper."""

@@ -46,7 +46,7 @@ class PriceBook:
         Where the router is free to choose, the quote holds every provider that has one and may
         answer: settled at whoever did, no call can cost more than the dearest of them.
         """
-        if leased := self._leased(request.url):
+        if leased := self.leased_name(request.url):
             return Quote.of(FREE, f"uptime of {leased}")
         if explicit:
             return explicit
@@ -58,7 +58,8 @@ class PriceBook:
             return Quote.of(price, "hook pytest_hfbudget_price")
         return self._listed(request)
 
-    def _leased(self, url: str) -> str | None:
+    def leased_name(self, url: str) -> str | None:
+        """The endpoint of this run that a URL belongs to, if it does."""
         return next((name for base, name in self.leased.items() if is_below(url, base)), None)
 
     def _listed(self, request: CallRequest) -> Quote | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,13 +39,18 @@ class Catalogue:
     offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)
     read_at: float = 0.0
     origin: str = ""
+    payload: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def parse(cls, payload: Mapping[str, Any], *, read_at: float, origin: str) -> Catalogue:
         """The catalogue behind the router's answer; rows it can't understand are left out."""
         models = payload.get("data")
         rows = [row for row in models if isinstance(row, dict)] if isinstance(models, list) else []
-        return cls({str(row.get("id")): _offers(row) for row in rows}, read_at, origin)
+        return cls({str(row.get("id")): _offers(row) for row in rows}, read_at, origin, payload)
+
+    def as_read(self) -> dict[str, Any]:
+        """What it was made from, as it is kept on disk and sent to workers."""
+        return {"origin": self.origin, "read_at": self.read_at, "models": dict(self.payload)}
 
     @property
     def source(self) -> str:
@@ -139,17 +145,20 @@ class CatalogueFile:
 
         Raises:
             ValueError: the answer is not a catalogue.
-            OSError: the copy can't be written.
         """
         models = json.loads(fetch(f"{origin.rstrip('/')}/v1/models"))
         if not isinstance(models, dict) or not isinstance(models.get("data"), list):
             raise ValueError(f"{origin}/v1/models did not answer with a list of models")
-        kept = json.dumps({"origin": origin, "read_at": now, "models": models})
+        catalogue = Catalogue.parse(models, read_at=now, origin=origin)
+        with suppress(OSError):  # what can't be kept, in a read-only home, still holds for this run
+            self._keep(catalogue)
+        return catalogue
+
+    def _keep(self, catalogue: Catalogue) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        fresh.write_text(kept, encoding="utf-8")
+        fresh.write_text(json.dumps(catalogue.as_read()), encoding="utf-8")
         fresh.replace(self.path)
-        return Catalogue.parse(models, read_at=now, origin=origin)
 
 
 def kept_catalogue(router: str) -> Catalogue:

@@ -25,7 +25,12 @@ class TestLine:
 
 @dataclass(frozen=True)
 class EndpointLine:
-    """One leased endpoint; ``verified`` says that it was read back as paused."""
+    """One leased endpoint.
+
+    Attributes:
+        verified: it was read back as paused.
+        left_to: the other run that goes on using it, and pauses it at its own end.
+    """
 
     name: str
     state: str
@@ -34,6 +39,7 @@ class EndpointLine:
     resumed: bool
     paused: bool
     verified: bool
+    left_to: str | None = None
     note: str = ""
 
 

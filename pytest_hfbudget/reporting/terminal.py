@@ -35,9 +35,9 @@ def header(settings: Settings) -> str | None:
     return f"hfbudget: {'; '.join(parts)}" if parts else None
 
 
-def summary(report: Report) -> Iterator[Line]:
-    """The section at the end of a run."""
-    yield _session(report)
+def summary(report: Report, *, blocks: bool = True) -> Iterator[Line]:
+    """The section at the end of a run; without ``blocks`` its bar is drawn in ASCII."""
+    yield _session(report, ("█", "░") if blocks else ("#", "."))
     yield from map(_endpoint, report.endpoints)
     dearest = sorted(report.tests, key=lambda test: -test.spent)[:DEAREST]
     width = min(max((len(test.id) for test in dearest), default=0), NAME)
@@ -48,23 +48,24 @@ def summary(report: Report) -> Iterator[Line]:
     yield from _remarks(report)
 
 
-def bar(part: int, whole: int, width: int = BAR) -> str:
+def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: int = BAR) -> str:
     """How much of a whole is used: full only when all of it is, empty only when nothing is."""
+    used, free = drawn
     if whole <= 0:
-        return "█" * width
+        return used * width
     filled = min(width * part // whole, width)
     if part and not filled:
         filled = 1
-    return "█" * filled + "░" * (width - filled)
+    return used * filled + free * (width - filled)
 
 
-def _session(report: Report) -> Line:
+def _session(report: Report, drawn: tuple[str, str]) -> Line:
     calls = _calls(report.calls)
     refused = f", {report.refused} refused" if report.refused else ""
     if report.cap is None:
         return Line(f"spent {show(report.spent)} ({calls}{refused}; no session budget)")
     colour = "red" if report.refused or report.spent > report.cap else "green"
-    used = bar(report.spent, report.cap)
+    used = bar(report.spent, report.cap, drawn)
     return Line(
         f"spent {show(report.spent)} of {show(report.cap)} {used} ({calls}{refused})", colour
     )
@@ -82,10 +83,12 @@ def _endpoint(endpoint: EndpointLine) -> Line:
     cost = f"{endpoint.minutes} min, {show(endpoint.nano_usd)}"
     if endpoint.verified:
         verdict, colour = "paused, verified", "green"
+    elif endpoint.left_to:
+        verdict, colour = f"left to run {endpoint.left_to}, which is using it", ""
     else:
         verdict, colour = f"NOT VERIFIED AS PAUSED ({endpoint.state})", "red"
     note = f"; {endpoint.note}" if endpoint.note else ""
-    hint = "" if endpoint.verified else f"; run: hfbudget pause {endpoint.name}"
+    hint = "" if endpoint.verified or endpoint.left_to else f"; run: hfbudget pause {endpoint.name}"
     return Line(f"  {endpoint.name}: {verdict}; {cost}{note}{hint}", colour)
 
 

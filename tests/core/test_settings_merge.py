@@ -29,7 +29,8 @@ VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
     "endpoints_api": (("", ""), ("http://b/v2/", "http://b/v2"), ("http://c", "http://c")),
     "router": (("", ""), ("https://b/", "https://b"), ("https://c", "https://c")),
     "endpoint_wait": (("", 0), ("30", 30.0), ("1.5", 1.5)),
-    "idle_timeout": (("", 0), ("30", 30), ("60", 60)),
+    "max_uptime": (("0.5", 30.0), ("30", 1800.0), ("60", 3600.0)),
+    "idle_timeout": (("20", 20), ("30", 30), ("60", 60)),
     "billing_minute": (("", 0), ("0.5", 0.5), ("60", 60.0)),
 }
 WITH_OPTION = [key for key, setting in SETTINGS.items() if setting.option]
@@ -55,6 +56,8 @@ BAD = [
     ("endpoint_wait", "inf"),
     ("idle_timeout", "1.5"),
     ("idle_timeout", "0"),
+    ("max_uptime", "0"),
+    ("max_uptime", "long"),
     ("billing_minute", "-60"),
 ]
 BAD_PLACES = [

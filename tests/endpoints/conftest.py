@@ -37,6 +37,14 @@ def gone(pid: int, timeout_s: float = 10.0) -> bool:
         os.close(fd)
 
 
+def until(true: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+    """The first true answer; for what no log tells."""
+    ends = time.monotonic() + timeout_s
+    while not (answer := true()) and time.monotonic() < ends:
+        threading.Event().wait(0.005)
+    return answer
+
+
 def _emulator_is_up(path: Path, process: subprocess.Popen[bytes]) -> str:
     ends = time.monotonic() + 20
     while time.monotonic() < ends and process.poll() is None:
@@ -134,11 +142,23 @@ class Owner:
         assert self.process.stdout
         return self.process.stdout.readline().strip()
 
+    def receipts(self) -> dict[str, dict[str, Any]]:
+        """Have it finish; its receipts by name."""
+        return {each["name"]: each for each in json.loads(self.tell("receipts"))}
+
     def end(self, number: int = signal.SIGKILL) -> float:
         """Send it a signal; when, on the steady clock."""
         at = time.monotonic()
         os.kill(self.process.pid, number)
         return at
+
+    def vanish(self) -> None:
+        """Kill it and its keeper, as a power cut would: neither can do anything any more."""
+        os.kill(self.keeper, signal.SIGSTOP)
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.kill(self.keeper, signal.SIGKILL)
+        assert gone(self.keeper)
 
 
 @pytest.fixture
@@ -146,8 +166,8 @@ def owner(settings: EndpointSettings) -> Iterator[Callable[..., Owner]]:
     """Starts a process that brings endpoints up, and waits until they are."""
     started: list[Owner] = []
 
-    def start(*names: str, wait: bool = True, **env: str) -> Owner:
-        told = {**settings.__dict__, "state_dir": str(settings.state_dir)}
+    def start(*names: str, wait: bool = True, run: str = "run-1", **env: str) -> Owner:
+        told = {**settings.__dict__, "state_dir": str(settings.state_dir), "run": run}
         process = subprocess.Popen(
             [sys.executable, str(OWNER), *(names or ("acme/llm",))],
             stdin=subprocess.PIPE,
@@ -159,6 +179,7 @@ def owner(settings: EndpointSettings) -> Iterator[Callable[..., Owner]]:
         )
         one = Owner(process)
         started.append(one)
+        assert one.hear() == "begun"
         if wait:
             word, _, pid = one.hear().partition(" ")
             assert word == "up"

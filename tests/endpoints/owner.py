@@ -6,10 +6,13 @@ import ctypes
 import json
 import os
 import sys
+import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from pytest_hfbudget.endpoints import EndpointSettings, Lifecycle
+from pytest_hfbudget.endpoints.errand import run_errand
 
 
 def fork() -> str:
@@ -28,11 +31,18 @@ def wreck() -> str:
     return "wrecked"
 
 
+def errand(lifecycle: Lifecycle) -> str:
+    """Run a command that ends with its standard input."""
+    command = [sys.executable, "-c", "import sys; print('ran', flush=True); sys.stdin.read()"]
+    return str(run_errand(lifecycle, sys.argv[1:], command).exit_code)
+
+
 def main() -> None:
     """Bring up the endpoints named in the arguments."""
     told = json.loads(os.environ["OWNER"])
     told["state_dir"] = Path(told["state_dir"])
     lifecycle = Lifecycle(EndpointSettings(**told))
+    print("begun", flush=True)
     for name in sys.argv[1:]:
         lifecycle.ensure(name)
     print("up", lifecycle.keeper_pid, flush=True)
@@ -43,6 +53,11 @@ def main() -> None:
         "fork": fork,
         "wreck": wreck,
         "finish": lambda: json.dumps([each.verified for each in lifecycle.finish()]),
+        "receipts": lambda: json.dumps([asdict(each) for each in lifecycle.finish()]),
+        "limit": lambda: lifecycle.pause_after(0.05),
+        "revive": lambda: lifecycle.revive(sys.argv[1]).state,
+        "errand": lambda: errand(lifecycle),
+        "hang": lambda: threading.Event().wait(60),
     }
     for line in sys.stdin:
         print(deeds[line.strip()](), flush=True)

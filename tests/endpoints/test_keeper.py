@@ -251,6 +251,7 @@ def arm(settings: EndpointSettings, **changes: object) -> Arm:
         "owner_start": start_time(os.getpid()),
         "run": "r",
         "journal": str(settings.state_dir / "r.jsonl"),
+        "claims": str(settings.claims),
     }
     return Arm(**{**known, **changes})  # type: ignore[arg-type]
 

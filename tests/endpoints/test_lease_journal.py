@@ -52,6 +52,9 @@ def test_each_run_and_endpoint_has_its_own_lease(tmp_path: Path):
 def test_garbage_and_a_torn_tail_lose_only_themselves(journal: Journal, tmp_path: Path):
     journal.write(record(INTENT))
     with journal.path.open("ab") as file:
+        file.write(
+            b'{"kind":1,"run":2,"endpoint":[],"api":{},"at":0,"owner_pid":0,"owner_start":0}\n'
+        )
         file.write(b'\x00\xff garbage\n{"kind":"paused"}\n[1]\n{"kind":"paused","run":"r","end')
     journal.write(record(PAUSED, verified=True))
     assert [each.kind for each in read_all(tmp_path)] == [INTENT, PAUSED]

@@ -106,7 +106,8 @@ def test_the_server_has_a_net_while_it_runs_and_its_settings_back_after(
     endpoint = run.ensure("acme/llm")
     assert endpoint.raw_scaling["minReplica"] == 0
     assert endpoint.raw_scaling["scaleToZeroTimeout"] == 7
-    assert endpoint.tags == ("hfbudget-run-run-1",)
+    assert endpoint.tags[0] == "hfbudget-run-run-1"
+    assert endpoint.tags[1].startswith("hfbudget-until-")
     run.finish()
     assert scaling(hub, settings) == before
     assert hub.state()["endpoints"]

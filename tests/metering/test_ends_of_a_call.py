@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from metering_bench import MODEL, Bench, say
 
-from pytest_hfbudget import BudgetExceededError
+from pytest_hfbudget import BudgetExceededError, budget
+from pytest_hfbudget.pricing import Price
 
 PRICE = {"emulator__chat": {"input": 1, "output": 2}}
 
@@ -167,3 +168,66 @@ def test_a_retry_is_a_call_of_its_own(bench: Bench) -> None:
     client.chat_completion(say(1), max_tokens=5)
     assert [charge.status for charge in bench.ledger.charges()] == ["503", "200"]
     assert bench.spent == bench.billed
+
+
+def test_an_earlier_error_says_nothing_about_the_call_made_in_answer_to_it(bench: Bench) -> None:
+    bench.cap(1)
+    bench.emulator.client.add_fault("chat", status=429, json={"error": "busy"})
+    bench.emulator.client.add_fault("chat", delay=1.5)
+    try:
+        bench.client().chat_completion(say(1), max_tokens=5)
+    except Exception:
+        with pytest.raises(Exception, match=r"(?i)time"):
+            bench.client(timeout=0.3).chat_completion(say(1), max_tokens=5)
+    assert [charge.status for charge in bench.ledger.charges()] == ["429", "timeout"]
+    assert bench.spent > 0
+
+
+def test_of_several_limits_in_one_call_the_highest_is_held(bench: Bench) -> None:
+    bench.prices(emulator__chat={"input": 1, "output": 100})
+    bench.cap("0.02")
+    with pytest.raises(BudgetExceededError):
+        bench.client().chat_completion(
+            say(500), max_tokens=2, extra_body={"max_completion_tokens": 500}
+        )
+    assert bench.sent == 0
+
+
+def test_a_hook_that_raises_never_loses_a_charge(bench: Bench) -> None:
+    def hook(request: Any) -> Price | None:
+        if request.provider == "groq":
+            raise RuntimeError("a bug of somebody else's")
+        return None
+
+    bench.book.hook = hook
+    bench.emulator.client.configure(routing="pin:groq")
+    bench.cap(1)
+    bench.client().chat_completion(say(10), max_tokens=50)
+    assert _charge(bench).estimated
+    assert bench.spent >= bench.billed > 0
+    assert bench.held == 0
+
+
+def test_a_hook_that_raises_does_not_fail_a_call_without_a_cap(bench: Bench) -> None:
+    def hook(request: Any) -> Price | None:
+        raise RuntimeError("a bug of somebody else's")
+
+    bench.book.hook = hook
+    assert bench.client().chat_completion(say(10), max_tokens=50)
+
+
+def test_a_cap_on_calls_alone_needs_no_price_and_sets_no_limit(bench: Bench) -> None:
+    with budget(max_calls=1) as block:
+        answer = bench.client("acme/unheard-of", provider="groq").chat_completion(say(9000))
+    assert answer.choices[0].finish_reason == "length"
+    assert block.calls_used == 1
+
+
+def test_what_is_still_open_at_the_end_is_charged(bench: Bench) -> None:
+    bench.cap(1)
+    client = bench.client()
+    stream = client.chat_completion(say(12), max_tokens=50, stream=True)
+    next(iter(stream))
+    bench.runtime.meter.settle_all()
+    assert bench.held == 0
+    assert bench.spent >= bench.billed

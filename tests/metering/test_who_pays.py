@@ -219,3 +219,66 @@ def test_an_argument_that_makes_no_sense_is_one_line(arguments: dict[str, object
 def test_an_argument_that_does_not_exist_is_pythons_own_error() -> None:
     with pytest.raises(TypeError, match="max_dollars"):
         budget(max_dollars=1)
+
+
+def test_a_pooled_thread_that_had_a_block_of_its_own_is_inside_later_ones_too(
+    bench: Bench,
+) -> None:
+    def own() -> None:
+        with budget():
+            _call(bench)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(own).result()
+        with budget(max_calls=0, on_exceed="raise"):
+            assert not pool.submit(_call, bench).result()
+
+
+def test_a_block_inside_itself_keeps_its_cap(bench: Bench) -> None:
+    with budget(max_calls=1, on_exceed="raise") as block:
+        with block:
+            assert _call(bench)
+        assert not _call(bench)
+
+
+def test_blocks_of_sibling_threads_do_not_charge_each_other(bench: Bench) -> None:
+    gate = threading.Barrier(2, timeout=20)
+
+    def work(number: int) -> int:
+        with budget(max_calls=1, name=f"worker {number}") as block:
+            gate.wait()
+            _call(bench)
+            gate.wait()
+            return block.calls_used
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, range(2))) == [1, 1]
+
+
+def test_a_thread_of_a_context_that_is_in_no_block_is_not_charged_to_one(bench: Bench) -> None:
+    bench.payer.know_this_context()
+
+    async def inside(opened: asyncio.Event, leave: asyncio.Event) -> budget:
+        with budget(max_usd=1) as block:
+            opened.set()
+            await leave.wait()
+        return block
+
+    async def main() -> budget:
+        opened, leave = asyncio.Event(), asyncio.Event()
+        task = asyncio.ensure_future(inside(opened, leave))
+        await opened.wait()
+        await asyncio.to_thread(_call, bench)
+        leave.set()
+        return await task
+
+    assert asyncio.run(main()).calls_used == 0
+
+
+def test_a_refusal_behind_another_error_is_handed_to_the_test(bench: Bench) -> None:
+    test = bench.running()
+    with pytest.raises(ValueError, match="of its own"):
+        with budget(max_usd=0):
+            _call(bench)
+            raise ValueError("an error of its own")
+    assert len(test.refusals) == 1

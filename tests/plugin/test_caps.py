@@ -271,3 +271,97 @@ def test_a_price_can_be_given_in_many_places(
     suite.run("--hf-report=report.json", *options).assert_outcomes(passed=1)
     spent = suite.report()["session"]["spent_usd"]
     assert spent == f"{suite.billed / 10**9:f}".rstrip("0")
+
+
+def test_a_marker_that_states_a_price_takes_no_cap_away(suite: Suite) -> None:
+    suite.test_file("""
+        pytestmark = pytest.mark.budget(max_usd=0)
+
+        @pytest.mark.budget(price={"input": 1, "output": 1})
+        def test_price():
+            call()
+
+        @pytest.mark.budget(max_calls=5)
+        def test_calls():
+            call()
+    """)
+    suite.run().assert_outcomes(failed=2)
+    assert suite.sent == 0
+
+
+def test_a_refusal_that_a_shared_fixture_swallowed_fails_the_test_it_was_set_up_for(
+    suite: Suite,
+) -> None:
+    suite.test_file("""
+        @pytest.fixture(scope="module")
+        def answer():
+            try:
+                return call()
+            except Exception:
+                return None
+
+        def test_it(answer):
+            pass
+    """)
+    suite.run("--hf-session-budget=0").assert_outcomes(errors=1)
+
+
+def test_a_refusal_that_was_swallowed_at_import_fails_the_run(suite: Suite) -> None:
+    suite.test_file("""
+        try:
+            call()
+        except Exception:
+            pass
+
+        def test_it():
+            pass
+    """)
+    result = suite.run("--hf-session-budget=0")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["refused outside of every test: session budget: *"])
+
+
+def test_a_wrong_price_in_the_environment_does_not_fail_a_run_without_caps(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUGGINGFACE_INPUT_TOKEN_COST", "abc")
+    (suite.path / "test_suite.py").write_text(
+        "from huggingface_hub import InferenceClient\n"
+        "def test_it():\n"
+        "    client = InferenceClient(model='emulator/chat', provider='groq')\n"
+        "    assert client.chat_completion([{'role': 'user', 'content': 'Hello'}])\n"
+    )
+    result = suite.run()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["hfbudget: no prices are known: HUGGINGFACE_INPUT_TOKEN_COST: *"])
+
+
+def test_a_cache_that_can_not_be_written_costs_no_prices(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFBUDGET_CACHE_DIR", "/dev/null/nowhere")
+    suite.test_file("def test_it(): call()")
+    suite.run("--hf-session-budget=1").assert_outcomes(passed=1)
+
+
+def test_a_marker_that_comes_too_late_fails_its_test_alone(suite: Suite) -> None:
+    suite.pytester.makeconftest("""
+        import pytest
+
+        def pytest_runtestloop(session):
+            session.items[0].add_marker(pytest.mark.budget(max_usd="abc"))
+    """)
+    suite.test_file("""
+        def test_one(): pass
+        def test_two(): pass
+    """)
+    suite.run().assert_outcomes(errors=1, passed=1)
+
+
+def test_a_wrong_setting_does_not_stand_in_the_way_of_help(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFBUDGET_SESSION", "abc")
+    result = suite.run("--help")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*--hf-session-budget=USD*"])

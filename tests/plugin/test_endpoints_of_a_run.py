@@ -181,3 +181,44 @@ def test_an_endpoint_that_nobody_declared_is_never_touched(suite: Suite) -> None
     suite.test_file(ONE)
     suite.run()
     assert _state(suite, "acme/other") == "running"
+
+
+REVIVED = """
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_it(hf_endpoint):
+        from huggingface_hub import HfApi
+
+        HfApi().pause_inference_endpoint("llm", namespace="acme")
+        {call}
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "assert hf_endpoint.client.chat_completion(SAY, max_tokens=5)",
+        "assert asyncio.run(hf_endpoint.async_client.chat_completion(SAY, max_tokens=5))",
+    ],
+    ids=["sync", "async"],
+)
+def test_an_endpoint_that_somebody_else_paused_is_brought_back_once(
+    suite: Suite, call: str
+) -> None:
+    suite.test_file(REVIVED.format(call=call))
+    result = suite.run("--hf-session-budget=1")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; *; paused by somebody else*"])
+    assert len(suite.requests("resume")) == 2
+    assert _state(suite) == "paused"
+
+
+def test_an_error_of_an_endpoint_that_runs_is_the_callers(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint):
+            hf_endpoint.client.chat_completion(SAY, max_tokens=999_999)
+    """)
+    result = suite.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*BadRequestError*"])
+    assert len(suite.requests("resume")) == 1

@@ -1,0 +1,84 @@
+"""Tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pytest_hfbudget.cli.pausing import Outcome
+    from pytest_hfbudget.endpoints.sweep import Swept
+
+SCHEMA = 1
+# A log of CI has no width of its own; names are worth more than 80 columns.
+_LOG_WIDTH = 200
+
+
+def console() -> Console:
+    """Standard output; wide when it is not a terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
+
+
+def table(*columns: str, rows: Iterable[tuple[str, ...]], styles: Iterable[str] = ()) -> Table:
+    """A table whose first column is never cut."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        made.add_column(column, no_wrap=number == 0, overflow="fold")
+    for row, style in zip(rows, styles, strict=True):
+        made.add_row(*map(_plain, row), style=style)
+    return made
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One line with a schema number."""
+    click.echo(as_json(content))
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """The line of `print_json`."""
+    return json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False)
+
+
+def moment(unix_s: float | None) -> str | None:
+    """A time for programs: RFC 3339 in UTC."""
+    if unix_s is None:
+        return None
+    return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="seconds")
+
+
+def clock_time(unix_s: float | None) -> str:
+    """A time for people: of the day if it is today, local."""
+    if unix_s is None:
+        return ""
+    then, now = datetime.fromtimestamp(unix_s), datetime.now()
+    return then.strftime("%H:%M:%S" if then.date() == now.date() else "%Y-%m-%d %H:%M")
+
+
+def _plain(text: str) -> Any:
+    # What a server or a file says is never read as rich's markup.
+    from rich.text import Text
+
+    return Text(text)
+
+
+def print_outcomes(outcomes: Iterable[Outcome | Swept]) -> None:
+    """How pauses ended, for people: what went wrong is for standard error."""
+    for one in outcomes:
+        if one.verified:
+            click.echo(f"{one.name}: {one.state}, verified")
+        else:
+            click.echo(one.error or f"{one.name}: not verified as paused", err=True)
+        for warning in one.warnings:
+            click.echo(warning, err=True)

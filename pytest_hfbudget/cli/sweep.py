@@ -1,0 +1,91 @@
+"""`hfbudget sweep`: pausing what dead runs have left running."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from pytest_hfbudget.cli import access, output
+from pytest_hfbudget.errors import HFBudgetError
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.endpoints.sweep import Stray, Swept
+
+TOO_MANY = 3
+
+
+@click.command()
+@click.argument("namespaces", nargs=-1, metavar="[NAMESPACE]…")
+@click.option("--dry-run", is_flag=True, help="Only say what would be paused.")
+@click.option(
+    "--max",
+    "most",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Pause at most N; what is above it is left for somebody to look at.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
+def sweep(namespaces: tuple[str, ...], dry_run: bool, most: int | None, as_json: bool) -> None:
+    """Pause what dead runs have left: those of this machine, and of any machine by their tags.
+
+    This machine's journals tell which runs have died with a lease. For each NAMESPACE, endpoints
+    that carry the tag of a run whose time is over are paused too. What has neither is never
+    touched, and neither is what a live run has leased.
+
+    Exit codes: 0 nothing is left, or all of it is paused (with --dry-run: would be); 1 at least
+    one pause is not verified, or a list could not be read; 2 wrong usage; 3 there were more than
+    --max, and those above it were not touched.
+    """
+    strays, unread = _find(tuple(access.namespace(name) for name in namespaces))
+    swept = _sweep(strays, dry_run, most) if strays else ()
+    if as_json:
+        told = {"endpoints": [vars(one) for one in swept], "unread": unread}
+        output.print_json({"dry_run": dry_run, **told})
+    else:
+        _show(swept, dry_run)
+    for problem in unread:
+        click.echo(f"Error: {problem}", err=True)
+    sys.exit(_exit_code(swept, most, dry_run) or int(bool(unread)))
+
+
+def _exit_code(swept: tuple[Swept, ...], most: int | None, dry_run: bool) -> int:
+    if any(one.skipped == f"beyond the limit of {most}" for one in swept):
+        return TOO_MANY
+    return int(not dry_run and not all(one.verified or one.skipped for one in swept))
+
+
+def _find(namespaces: tuple[str, ...]) -> tuple[tuple[Stray, ...], list[str]]:
+    """What there is to sweep, and which lists could not be read: that stops nothing else."""
+    from pytest_hfbudget.endpoints import default_state_dir
+    from pytest_hfbudget.endpoints.sweep import find_local, find_tagged
+
+    found, unread = [*find_local(default_state_dir(), api=access.api())], []
+    for name in namespaces:
+        try:
+            found += find_tagged(access.plane(), name, time.time())
+        except HFBudgetError as error:
+            unread.append(str(error))
+    return tuple(found), unread
+
+
+def _sweep(strays: tuple[Stray, ...], dry_run: bool, most: int | None) -> tuple[Swept, ...]:
+    from pytest_hfbudget.endpoints import default_state_dir
+    from pytest_hfbudget.endpoints.sweep import sweep as sweep_up
+
+    folder = default_state_dir()
+    return sweep_up(access.plane(), strays, state_dir=folder, most=most, dry_run=dry_run)
+
+
+def _show(swept: tuple[Swept, ...], dry_run: bool) -> None:
+    if not swept:
+        click.echo("nothing is left of dead runs")
+    for one in swept:
+        if one.skipped:
+            click.echo(f"{one.name}: not touched, {one.skipped} (run {one.run})", err=True)
+        elif dry_run:
+            click.echo(f"{one.name}: would be paused, {one.why} (run {one.run})")
+        else:
+            output.print_outcomes([one])

@@ -1,0 +1,198 @@
+"""Who on this machine has use for an endpoint, so that the last one out pauses it.
+
+One small file for each run and endpoint, replaced as a whole, written by whoever is
+responsible for the pause. There is no lock that a kill could leave behind: whether a claim
+counts is decided by whether its processes still run, as pid and start time tell.
+
+Whoever leaves first marks its claim as `PAUSING` and then looks for others; whoever comes
+first puts its claim and then looks for one that is pausing. So of two that meet, at least one
+sees the other: the leaving one stays its hand, or the coming one waits for the pause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pytest_hfbudget.endpoints import process, tags
+from pytest_hfbudget.endpoints.state import Endpoint
+from pytest_hfbudget.errors import EndpointError
+
+HOLDING = "holding"  # in use, or about to be
+PAUSING = "pausing"  # its keeper is about to pause it, or does so
+OVER = "over"  # left to another run, or given up; kept for the scaling that it remembers
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One run's use of one endpoint.
+
+    Attributes:
+        owner_pid, owner_start: the process that uses it.
+        keeper_pid, keeper_start: the process that is to pause it.
+        at: unix seconds of the first word about it.
+        scaling: ``compute.scaling`` from before the first of all runs that share it.
+    """
+
+    run: str
+    endpoint: str
+    api: str
+    owner_pid: int
+    owner_start: str | None
+    keeper_pid: int
+    keeper_start: str | None
+    at: float
+    phase: str = HOLDING
+    scaling: Mapping[str, Any] | None = None
+    host: str = field(default_factory=socket.gethostname)
+
+    @property
+    def here(self) -> bool:
+        """Whether its processes are of this machine; of others nothing can be known."""
+        return self.host == socket.gethostname()
+
+    @property
+    def owned(self) -> bool:
+        """Whether its owner lives and has use for it: then nobody else may pause it."""
+        holding = self.here and self.phase == HOLDING
+        return holding and process.alive(self.owner_pid, self.owner_start)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the process that is to pause it still runs."""
+        active = self.here and self.phase != OVER
+        return active and process.alive(self.keeper_pid, self.keeper_start)
+
+
+_FIELDS = frozenset(item.name for item in fields(Claim))
+_TEXTS = ("run", "endpoint", "api", "phase", "host")
+
+
+def claims_dir(state_dir: Path) -> Path:
+    """The folder of the claims below a state folder."""
+    return state_dir / "claims"
+
+
+class Claims:
+    """The claims on one endpoint of one control plane, seen by one run."""
+
+    def __init__(self, directory: Path, *, api: str, endpoint: str, run: str) -> None:
+        self._directory, self._run = directory, run
+        server = hashlib.sha256(api.rstrip("/").encode()).hexdigest()[:12]
+        self._stem = f"{quote(endpoint, safe='')}@{server}"
+        self._path = directory / f"{self._stem}.{quote(run, safe='')}.json"
+
+    @property
+    def turn(self) -> Path:
+        """The file to lock while the endpoint is brought up."""
+        return self._directory / f"{self._stem}.lock"
+
+    def put(self, claim: Claim) -> None:
+        """Write this run's claim; when this returns, all others see it.
+
+        Raises:
+            EndpointError: it can't be written.
+        """
+        # A name of its own for each writer: a run's keeper may be replaced while it writes.
+        draft = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.draft")
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft.write_text(json.dumps(asdict(claim)), encoding="utf-8")
+            os.replace(draft, self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise EndpointError(
+                f"what this run uses can't be written down ({self._path}: "
+                f"{error.strerror or error}). Make room, or set HFBUDGET_STATE_DIR to a folder "
+                "that is writable."
+            ) from error
+
+    def own(self) -> Claim | None:
+        """What this run has put."""
+        return _read(self._path)
+
+    def others(self) -> tuple[Claim, ...]:
+        """All other runs' claims, the oldest first, whether they still count or not."""
+        found = (_read(path) for path in self._files() if path != self._path)
+        return tuple(sorted((claim for claim in found if claim), key=lambda claim: claim.at))
+
+    def heir(self) -> Claim | None:
+        """A run that has use for the endpoint now; it will pause it when it leaves."""
+        return next((claim for claim in self.others() if claim.owned), None)
+
+    def pauser(self) -> Claim | None:
+        """A run whose keeper is about to pause the endpoint."""
+        found = (claim for claim in self.others() if claim.phase == PAUSING)
+        return next((claim for claim in found if claim.kept), None)
+
+    def end(self, claim: Claim, *, paused: bool) -> None:
+        """Give ``claim`` back. Once ``paused`` for certain, what dead runs left goes too."""
+        with contextlib.suppress(OSError, EndpointError):
+            mine = self.own()
+            if mine is not None and mine.keeper_pid != claim.keeper_pid:
+                return  # another keeper has taken over
+            if not paused and claim.scaling is None:
+                self._path.unlink()
+                return
+            if not paused:
+                self.put(replace(claim, phase=OVER))
+                return
+            for path in self._files():
+                known = _read(path)
+                if path == self._path or known is None or not (known.owned or known.kept):
+                    path.unlink()
+
+    def _files(self) -> Iterator[Path]:
+        # The stem has no character that is special to `glob`, and ends in a hash.
+        return self._directory.glob(f"{self._stem}.*.json")
+
+
+def inherited(
+    found: Endpoint, known: Iterable[tuple[str, Mapping[str, Any] | None]]
+) -> Mapping[str, Any] | None:
+    """The scaling from before the first of several runs, if theirs is still in place.
+
+    The tags tell whether it is: they are set and taken off together with the scaling.
+
+    Args:
+        known: runs, each with the scaling that it remembers.
+    """
+    placed = (scaling for run, scaling in known if tags.of_run(run) in found.tags)
+    return next((scaling for scaling in placed if scaling is not None), None)
+
+
+def read_claims(directory: Path) -> tuple[Claim, ...]:
+    """All claims of this machine."""
+    found = (_read(path) for path in sorted(directory.glob("*.json")))
+    return tuple(claim for claim in found if claim)
+
+
+def prune_claims(directory: Path, *, before: float) -> None:
+    """Remove what is older than unix ``before`` and counts no more."""
+    for pattern in ("*.json", "*.draft"):
+        for path in directory.glob(pattern):
+            with contextlib.suppress(OSError):
+                claim = _read(path)
+                counts = claim is not None and (claim.owned or claim.kept)
+                if path.stat().st_mtime < before and not counts:
+                    path.unlink()
+
+
+def _read(path: Path) -> Claim | None:
+    try:
+        data = json.loads(path.read_bytes())
+        claim = Claim(**{key: value for key, value in data.items() if key in _FIELDS})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    good = all(isinstance(getattr(claim, name), str) for name in _TEXTS)
+    return claim if good and isinstance(claim.owner_pid, int) else None

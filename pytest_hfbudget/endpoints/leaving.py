@@ -1,0 +1,89 @@
+"""Leaving an endpoint: to another run of this machine that has use for it, else paused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.claims import OVER, PAUSING, Claim, Claims
+from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
+from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.pausing import Pauser
+from pytest_hfbudget.endpoints.protocol import Receipt
+from pytest_hfbudget.errors import EndpointError
+
+
+class Leaver:
+    """Ends one run's claim on one endpoint. Used by keepers, their owners and the sweep."""
+
+    def __init__(
+        self, claims: Claims, claim: Claim, pauser: Pauser, *, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        """``claim`` is what is put, should there be none so far."""
+        self._claims, self._pauser, self._clock = claims, pauser, clock
+        self._claim = replace(
+            claims.own() or claim,
+            phase=PAUSING,
+            keeper_pid=os.getpid(),
+            keeper_start=process.start_time(os.getpid()),
+        )
+
+    @property
+    def endpoint(self) -> str:
+        """Full name of what is left."""
+        return self._claim.endpoint
+
+    def run(self, record: Callable[[Receipt], None], *, reason: str) -> Receipt:
+        """Leave it, ``record`` how, and tell; see `Pauser.run`."""
+        trouble = self._announce()
+        heir = self._claims.heir()
+        if heir is not None:
+            receipt = self._left(heir, reason)
+            record(receipt)
+            self._claims.end(self._claim, paused=False)
+            return receipt
+        receipt = self._pauser.run(lambda told: record(replace(told, reason=reason)))
+        self._claims.end(self._claim, paused=receipt.verified)
+        return replace(receipt, reason=reason, warnings=(*receipt.warnings, *trouble))
+
+    def failed(self, error: str) -> Receipt:
+        """The receipt of a pause that can't be verified."""
+        self._claims.end(replace(self._claim, phase=OVER), paused=False)
+        return self._pauser.failed(error)
+
+    def _announce(self) -> tuple[str, ...]:
+        try:
+            self._claims.put(self._claim)
+        except EndpointError as error:  # a full disk is no reason to let it run
+            return (str(error),)
+        return ()
+
+    def _left(self, heir: Claim, reason: str) -> Receipt:
+        return Receipt(
+            endpoint=self.endpoint,
+            state=f"left to run {heir.run}",
+            verified=False,
+            paused_mono=self._clock.monotonic(),
+            left_to=heir.run,
+            reason=reason,
+        )
+
+
+def entry(receipt: Receipt, claim: Claim, *, at: float) -> Record:
+    """The journal's line about how an endpoint was left."""
+    return Record(
+        kind=LEFT if receipt.left_to else PAUSED,
+        run=claim.run,
+        endpoint=receipt.endpoint,
+        api=claim.api,
+        at=at,
+        owner_pid=claim.owner_pid,
+        owner_start=claim.owner_start,
+        state=receipt.state,
+        verified=receipt.verified,
+        error=receipt.error,
+        reason=receipt.reason,
+        left_to=receipt.left_to,
+    )

@@ -1,0 +1,180 @@
+"""What a namespace runs, what that costs by now, and whose it is."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_hfbudget.endpoints import process, tags, uptime
+from pytest_hfbudget.endpoints.claims import claims_dir, read_claims
+from pytest_hfbudget.endpoints.control import ControlPlane
+from pytest_hfbudget.endpoints.journal import leases_dir, unfinished
+from pytest_hfbudget.endpoints.pace import Pace
+from pytest_hfbudget.endpoints.refusal import ControlPlaneError
+from pytest_hfbudget.endpoints.state import Endpoint, billed
+
+_AT_ONCE = 8
+# Prices and replicas: a list without them is better than none for a minute.
+_NICE_TO_KNOW = Pace(try_s=5.0, total_s=5.0)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The run that has a lease on an endpoint.
+
+    Attributes:
+        pid: its process; None when only a tag tells of it.
+        host: the machine of that process; None when only a tag tells of it.
+        alive: whether the process runs; None when it is not of this machine.
+        until: unix seconds, the run's latest end as tagged; None if there is no such tag.
+    """
+
+    run: str
+    pid: int | None = None
+    host: str | None = None
+    alive: bool | None = None
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One endpoint, now.
+
+    Attributes:
+        nano_per_hour: nano-USD of an hour of all its present replicas, at their price even if
+            there are none (then of one); None when the price is unknown.
+        replicas: that cost something now, as far as is known.
+        since: unix seconds, by the server's clock: when the oldest of them started, else when
+            the endpoint last changed; None for what costs nothing.
+        accrued_nano: nano-USD since then, an upper bound; None when the price is unknown.
+        holders: the runs that have a lease on it, live ones first.
+    """
+
+    name: str
+    state: str
+    nano_per_hour: int | None
+    replicas: int = 0
+    since: float | None = None
+    accrued_nano: int | None = None
+    holders: tuple[Holder, ...] = ()
+
+
+def overview(
+    plane: ControlPlane,
+    namespace: str,
+    *,
+    state_dir: Path,
+    hardware: Mapping[str, Any] | None = None,
+    now: float | None = None,
+) -> tuple[Standing, ...]:
+    """Every endpoint of a namespace, from all pages of the list.
+
+    Args:
+        state_dir: where this machine's runs write down what they use.
+        hardware: `ControlPlane.hardware`, for who asks often; asked for if None.
+        now: unix seconds.
+
+    Raises:
+        ControlPlaneError: the list can't be read. Unknown prices or replicas are no error.
+    """
+    endpoints = plane.list(namespace)
+    plane = plane.with_pace(_NICE_TO_KNOW)
+    prices = _hardware(plane) if hardware is None else hardware
+    held = _holders(plane.base_url, state_dir)
+    at = time.time() if now is None else now
+
+    def one(endpoint: Endpoint) -> Standing:
+        known = _with_tag(endpoint, held.get(endpoint.full_name, ()))
+        return _standing(plane, endpoint, uptime.price_per_hour(prices, endpoint), known, at)
+
+    with ThreadPoolExecutor(_AT_ONCE, "hfbudget-overview") as pool:
+        return tuple(pool.map(one, endpoints))
+
+
+def _standing(
+    plane: ControlPlane,
+    endpoint: Endpoint,
+    atto_per_hour: int | None,
+    holders: tuple[Holder, ...],
+    now: float,
+) -> Standing:
+    starts = _starts(plane, endpoint, now) if billed(endpoint.state) else ()
+    minutes = sum(uptime.started_minutes(max(now - start, 0.0)) for start in starts)
+    priced = atto_per_hour is not None
+    hour = uptime.cost(atto_per_hour or 0, uptime.MINUTES_PER_HOUR * max(len(starts), 1))
+    return Standing(
+        endpoint.full_name,
+        endpoint.state,
+        nano_per_hour=hour if priced else None,
+        replicas=len(starts),
+        since=min(starts, default=None),
+        accrued_nano=uptime.cost(atto_per_hour or 0, minutes) if priced else None,
+        holders=holders,
+    )
+
+
+def _starts(plane: ControlPlane, endpoint: Endpoint, now: float) -> tuple[float, ...]:
+    """When each replica that costs something has started; the earliest that is possible."""
+    changed = _unix(endpoint.updated_at)
+    fallback = now if changed is None else changed
+    try:
+        replicas = plane.replicas(endpoint.full_name)
+    except ControlPlaneError:
+        replicas = ()
+    live = [status for one in replicas if not (status := _status(one)).get("stoppedAt")]
+    times = [_unix(status.get("startedAt")) for status in live]
+    found = [fallback if at is None else at for at in times]
+    # Fewer are listed than there are to be: the others may have been there all the time.
+    missing = max(endpoint.target_replica, endpoint.ready_replica, 1) - len(found)
+    return (*found, *[min((fallback, *found))] * missing)
+
+
+def _holders(api: str, state_dir: Path) -> dict[str, tuple[Holder, ...]]:
+    """By endpoint, what this machine's records tell."""
+    here = socket.gethostname()
+    found: dict[str, dict[str, Holder]] = {}
+    records = [(lease.intent, lease.intent.endpoint) for lease in unfinished(leases_dir(state_dir))]
+    for record, name in records:
+        if record.api.rstrip("/") == api:
+            alive = process.alive(record.owner_pid, record.owner_start)
+            known = alive if record.host == here else None
+            holder = Holder(record.run, record.owner_pid, record.host, known)
+            found.setdefault(name, {})[record.run] = holder
+    for claim in read_claims(claims_dir(state_dir)):
+        if claim.api.rstrip("/") == api and claim.owned:
+            holder = Holder(claim.run, claim.owner_pid, claim.host, True)
+            found.setdefault(claim.endpoint, {})[claim.run] = holder
+    return {name: tuple(sorted(by.values(), key=_order)) for name, by in found.items()}
+
+
+def _order(holder: Holder) -> bool:
+    return not holder.alive
+
+
+def _with_tag(endpoint: Endpoint, holders: tuple[Holder, ...]) -> tuple[Holder, ...]:
+    tagged, until = tags.run_of(endpoint.tags), tags.until(endpoint.tags)
+    if tagged is None or any(tags.of_run(one.run) == tags.RUN + tagged for one in holders):
+        return holders
+    return (*holders, Holder(tagged, until=until))
+
+
+def _status(replica: Mapping[str, Any]) -> Mapping[str, Any]:
+    status = replica.get("status")
+    return status if isinstance(status, Mapping) else {}
+
+
+def _unix(value: object) -> float | None:
+    parsed = uptime.parse_time(value)
+    return None if parsed is None else parsed.timestamp()
+
+
+def _hardware(plane: ControlPlane) -> Mapping[str, Any]:
+    try:
+        return plane.hardware()
+    except ControlPlaneError:
+        return {}

@@ -1,0 +1,197 @@
+"""Bringing one endpoint up for one run, beside other runs that may do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from pytest_hfbudget.endpoints import tags
+from pytest_hfbudget.endpoints.claims import Claims, inherited
+from pytest_hfbudget.endpoints.control import ControlPlane
+from pytest_hfbudget.endpoints.guard import Guard
+from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, REVIVED
+from pytest_hfbudget.endpoints.meter import Meter
+from pytest_hfbudget.endpoints.pace import Clock
+from pytest_hfbudget.endpoints.protocol import Watch
+from pytest_hfbudget.endpoints.slot import Slot
+from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, Endpoint
+from pytest_hfbudget.endpoints.terms import Afford, EndpointSettings
+from pytest_hfbudget.endpoints.turn import turn
+from pytest_hfbudget.endpoints.waking import Waker
+from pytest_hfbudget.errors import EndpointError
+
+# A run that someone works against is better off failing than paying for a tug-of-war.
+_MOST_REVIVALS = 1
+
+
+class Startup:
+    """Resumes an endpoint, or joins another run's resume. Safe to share between threads."""
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        plane: ControlPlane,
+        waker: Waker,
+        meter: Meter,
+        *,
+        clock: Clock,
+        afford: Afford,
+        arm: Callable[[], Guard],
+        refusal: Callable[[], str],
+    ) -> None:
+        """``arm`` has a keeper on watch; ``refusal`` says why nothing may be resumed, if so."""
+        self._settings, self._plane, self._waker, self._meter = settings, plane, waker, meter
+        self._clock, self._afford, self._arm, self._refusal = clock, afford, arm, refusal
+
+    def bring_up(self, slot: Slot, *, keep_running: bool) -> Endpoint:
+        """The endpoint, serving.
+
+        Raises:
+            EndpointError: it can't be resumed, does not come up, or may not.
+        """
+        found = slot.found = self._plane.get(slot.name)
+        # What runs only because of another run of ours will be paused by the last of them.
+        if keep_running and not _rests(found) and self._claims(slot).heir() is None:
+            slot.kept = True
+            return self._waker.wait(slot.name)
+        self._afford(found, self._meter.price(slot, found))
+        self._go_on(slot.name)
+        guard = self._arm()
+        slot.leased, slot.resumed_at = True, self._clock.time()
+        slot.resumed_mono = self._clock.monotonic()
+        # Claimed before it is looked at again: who leaves now sees us, or we wait for its pause.
+        self._watch(guard, Watch(slot.name))
+        try:
+            with self._turn(slot):
+                self._begin(slot, guard)
+        except BaseException:
+            if not slot.resumed:
+                guard.settled(slot.name)
+            raise
+        endpoint = self._waker.wait(slot.name)
+        guard.settled(slot.name)
+        return endpoint
+
+    def revive(self, slot: Slot) -> Endpoint:
+        """The endpoint, serving again after someone else had it paused or scaled to zero.
+
+        Raises:
+            EndpointError: it had been revived before, or does not come up.
+        """
+        guard = self._arm()
+        with self._turn(slot):
+            found = self._plane.get(slot.name)
+            if found.state in ASLEEP:
+                self._wake_again(slot, found, guard)
+        endpoint = self._waker.wait(slot.name)
+        guard.settled(slot.name)
+        return endpoint
+
+    def renew(self, slot: Slot) -> None:
+        """Tag a later end when the one that is told comes near."""
+        near = self._clock.time() + self._settings.max_run_s / 10
+        if slot.until is None or slot.until > near:
+            return
+        warning = self._waker.renew(slot.name)
+        slot.until = None if warning else self._waker.until
+        slot.warn(warning)
+
+    def _begin(self, slot: Slot, guard: Guard) -> None:
+        """By now nobody pauses it, and nobody else begins."""
+        found = slot.found = self._plane.get(slot.name)
+        self._meter.zero(slot)
+        claims = self._claims(slot)
+        rests, heir = _rests(found), claims.heir()
+        slot.scaling = inherited(found, ((each.run, each.scaling) for each in claims.others()))
+        if slot.scaling is None and rests:
+            slot.scaling = found.raw_scaling
+        guard.write(INTENT, found, scaling=slot.scaling)
+        # Only what rests gets other settings: a change makes a running one deploy anew.
+        untag = rests or tags.run_of(found.tags) is not None
+        self._watch(guard, Watch(slot.name, slot.scaling, untag=untag, waking=rests))
+        if rests:
+            slot.warn(self._waker.spread_net(found))
+            slot.until = self._waker.until
+            self._resume(slot, found, guard)
+        else:
+            slot.joined = heir.run if heir else None
+            slot.until = tags.until(found.tags)
+
+    def _wake_again(self, slot: Slot, found: Endpoint, guard: Guard) -> None:
+        if slot.revived >= _MOST_REVIVALS:
+            raise EndpointError(
+                f'{slot.name} is "{found.state}" again: someone else, or the server, has put it '
+                "to rest more than once during this run. It is not resumed any more."
+            )
+        self._afford(found, self._meter.price(slot, found))
+        bare = tags.run_of(found.tags) is None
+        if bare and slot.scaling is None:
+            slot.scaling = found.raw_scaling
+        self._watch(guard, Watch(slot.name, slot.scaling, untag=True))
+        guard.write(REVIVED, found, scaling=slot.scaling)
+        slot.revived += 1
+        if bare:
+            slot.warn(self._waker.spread_net(found))
+            slot.until = self._waker.until
+        self._resume(slot, found, guard)
+
+    def _resume(self, slot: Slot, found: Endpoint, guard: Guard) -> None:
+        if not slot.resumed:
+            slot.resumed_at = self._clock.time()
+        if not slot.revived:
+            slot.resumed_mono = self._clock.monotonic()
+        before, slot.resumed = slot.resumed, True
+        try:
+            answered = self._waker.resume(slot.name)
+        except EndpointError:
+            slot.resumed = before
+            guard.settled(slot.name)
+            raise
+        # Without an answer it is as good as resumed: waited for, paid for and paused. But it may
+        # still take effect after a pause, which the keeper has to watch out for.
+        if answered:
+            guard.settled(slot.name)
+        guard.write(RESUMED, found)
+
+    def _watch(self, guard: Guard, watch: Watch) -> None:
+        try:
+            guard.watch(watch)
+        except EndpointError:
+            self._go_on(watch.endpoint)  # a keeper that has done its work is no mishap
+            raise
+
+    def _turn(self, slot: Slot) -> AbstractContextManager[None]:
+        """Alone among the runs of this machine, and with no pause under way."""
+        claims = self._claims(slot)
+        return turn(claims.turn, wait=self._patience(slot), ready=lambda: claims.pauser() is None)
+
+    def _patience(self, slot: Slot) -> Callable[[float], None]:
+        ends = self._clock.monotonic() + self._settings.wait_timeout_s
+        looks = 0
+
+        def wait(seconds: float) -> None:
+            nonlocal looks
+            looks += 1  # counted too, should a suite freeze its clock
+            self._go_on(slot.name)
+            most = self._settings.wait_timeout_s
+            if self._clock.monotonic() >= ends or looks * seconds > most:
+                raise EndpointError(
+                    f"{slot.name}: another run of this machine has been pausing or resuming it "
+                    f"for {most:g} s."
+                )
+            self._clock.sleep(seconds)
+
+        return wait
+
+    def _claims(self, slot: Slot) -> Claims:
+        settings = self._settings
+        return Claims(settings.claims, api=settings.api, endpoint=slot.name, run=settings.run)
+
+    def _go_on(self, name: str) -> None:
+        why = self._refusal()
+        if why:
+            raise EndpointError(f"{name} is not resumed: {why}")
+
+
+def _rests(endpoint: Endpoint) -> bool:
+    return endpoint.state in ASLEEP | BROKEN

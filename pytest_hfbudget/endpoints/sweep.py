@@ -1,0 +1,268 @@
+"""Pausing what runs have left running when neither they nor their keepers could.
+
+Two trails lead there: the journals of this machine, and the tags on the server, which any
+machine can follow. Neither is believed over a run that lives.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pytest_hfbudget.endpoints import process, tags
+from pytest_hfbudget.endpoints.claims import Claim, Claims, claims_dir, inherited
+from pytest_hfbudget.endpoints.control import ControlPlane
+from pytest_hfbudget.endpoints.journal import PAUSED, Journal, Lease, leases_dir, unfinished
+from pytest_hfbudget.endpoints.leaving import Leaver
+from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.pausing import Pauser
+from pytest_hfbudget.endpoints.protocol import SWEPT, Receipt, Timings, Watch
+from pytest_hfbudget.endpoints.refusal import ControlPlaneError
+from pytest_hfbudget.endpoints.state import GONE, Endpoint
+from pytest_hfbudget.endpoints.state import PAUSED as RESTING
+from pytest_hfbudget.errors import ConfigError, EndpointError
+
+JOURNAL = "journal"
+TAG = "tag"
+
+_AT_ONCE = 8
+_DEADLINE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Stray:
+    """An endpoint that a run may have left running.
+
+    Attributes:
+        run: the run; the first of them, if several have left it.
+        why: a clause for people.
+        where: `JOURNAL`, of this machine; or `TAG`, on the server.
+        leases: what the journals say of it.
+    """
+
+    name: str
+    api: str
+    run: str
+    why: str
+    where: str
+    leases: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What has become of a stray.
+
+    Attributes:
+        state: the last that was seen; empty when none was.
+        verified: it was read back as paused, or is gone.
+        error: why the pause is not verified, and what to do.
+        skipped: why it was not touched, if it was not.
+    """
+
+    name: str
+    run: str
+    why: str
+    where: str
+    state: str = ""
+    verified: bool = False
+    error: str | None = None
+    skipped: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def find_local(state_dir: Path, *, api: str | None = None) -> tuple[Stray, ...]:
+    """What dead runs of this machine have leased, and no keeper will pause any more.
+
+    What other machines wrote into the same folder is passed over: here nobody can know whether
+    their processes live.
+
+    Args:
+        api: base URL of the only control plane to look for.
+    """
+    found: dict[tuple[str, str], Stray] = {}
+    for lease in unfinished(leases_dir(state_dir)):
+        intent, server = lease.intent, lease.intent.api.rstrip("/")
+        key = (server, intent.endpoint)
+        wanted = api is None or api.rstrip("/") == server
+        if not wanted or not _abandoned(lease, state_dir):
+            continue
+        known = found.get(key) or Stray(intent.endpoint, server, intent.run, _why(lease), JOURNAL)
+        found[key] = replace(known, leases=(*known.leases, lease))
+    return tuple(found.values())
+
+
+def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[Stray, ...]:
+    """What carries the tag of a run, of any machine, whose latest end is over.
+
+    Args:
+        now: unix seconds.
+
+    Raises:
+        ControlPlaneError: the namespace can't be listed.
+    """
+    return tuple(
+        Stray(one.full_name, plane.base_url, tags.run_of(one.tags) or "", _over(one), TAG)
+        for one in plane.list(namespace)
+        if one.state != RESTING and _is_over(one, now)
+    )
+
+
+def sweep(
+    plane: ControlPlane,
+    strays: Iterable[Stray],
+    *,
+    state_dir: Path,
+    most: int | None = None,
+    dry_run: bool = False,
+    timings: Timings = Timings(deadline_s=_DEADLINE_S),  # noqa: B008  # frozen
+    clock: Clock = SYSTEM_CLOCK,
+) -> tuple[Swept, ...]:
+    """Pause strays and verify it; what any run of this machine uses is never touched.
+
+    Args:
+        most: how many may be paused at the most; the rest is skipped.
+        dry_run: look at each, and touch none.
+    """
+    chosen: dict[tuple[str, str], Stray] = {}
+    for stray in sorted(strays, key=lambda one: one.where != JOURNAL):
+        chosen.setdefault((stray.api, stray.name), stray)  # the journal knows more than a tag does
+    broom = _Broom(plane, state_dir, timings, clock)
+    with ThreadPoolExecutor(_AT_ONCE, "hfbudget-sweep") as pool:
+        looks = list(pool.map(broom.look, chosen.values()))
+        looks = _limited(looks, most)
+        return tuple(looks if dry_run else pool.map(broom.pause, chosen.values(), looks))
+
+
+class _Broom:
+    """Works on one stray at a time, in several threads."""
+
+    def __init__(
+        self, plane: ControlPlane, state_dir: Path, timings: Timings, clock: Clock
+    ) -> None:
+        self._plane, self._state_dir = plane, state_dir
+        self._timings, self._clock = timings, clock
+        self._run = f"sweep-{uuid.uuid4().hex[:12]}"
+
+    def look(self, stray: Stray) -> Swept:
+        """Whether it may be paused, as things are now."""
+        plain = Swept(stray.name, stray.run, stray.why, stray.where)
+        if stray.api != self._plane.base_url:
+            return replace(plain, skipped=f"it belongs to another control plane, {stray.api}")
+        in_use = self._in_use(stray)
+        if in_use:
+            return replace(plain, skipped=in_use)
+        try:
+            found = self._plane.get(stray.name)
+        except ControlPlaneError as error:
+            return replace(plain, state=GONE if error.gone else "", error=str(error))
+        except ConfigError as error:
+            return replace(plain, skipped=str(error))
+        # It may have been leased anew since it was listed.
+        if stray.where == TAG and not _is_over(found, self._clock.time()):
+            return replace(plain, state=found.state, skipped="its lease was renewed")
+        return replace(plain, state=found.state)
+
+    def pause(self, stray: Stray, look: Swept) -> Swept:
+        """Pause it, unless ``look`` has found a reason not to, and close what was left open."""
+        if look.skipped:
+            return look
+        claims = self._claims(stray)
+        watch = Watch(stray.name, self._scaling(stray, claims), untag=True, waking=False)
+        pauser = Pauser(self._plane, watch, self._timings, settled=True, clock=self._clock)
+        leaver = Leaver(claims, self._claim(stray), pauser, clock=self._clock)
+        receipt = leaver.run(lambda told: self._record(stray, told), reason=SWEPT)
+        if receipt.left_to:
+            return replace(look, skipped=f"run {receipt.left_to} has come to use it")
+        return replace(
+            look,
+            state=receipt.state,
+            verified=receipt.verified,
+            error=receipt.error,
+            warnings=receipt.warnings,
+        )
+
+    def _in_use(self, stray: Stray) -> str | None:
+        for claim in self._claims(stray).others():
+            if claim.owned:
+                return f"run {claim.run} (process {claim.owner_pid}) uses it"
+            if claim.kept:
+                return f"process {claim.keeper_pid} is about to pause it"
+        return None
+
+    def _scaling(self, stray: Stray, claims: Claims) -> dict[str, object] | None:
+        known = [(claim.run, claim.scaling) for claim in claims.others()]
+        known += [(lease.intent.run, lease.intent.scaling) for lease in stray.leases]
+        try:
+            scaling = inherited(self._plane.get(stray.name), known)
+        except ControlPlaneError:
+            return None  # pausing comes first, and will say what is wrong
+        return None if scaling is None else dict(scaling)
+
+    def _claims(self, stray: Stray) -> Claims:
+        folder = claims_dir(self._state_dir)
+        return Claims(folder, api=stray.api, endpoint=stray.name, run=self._run)
+
+    def _claim(self, stray: Stray) -> Claim:
+        pid, start = os.getpid(), process.start_time(os.getpid())
+        at = self._clock.time()
+        return Claim(self._run, stray.name, stray.api, pid, start, pid, start, at)
+
+    def _record(self, stray: Stray, receipt: Receipt) -> None:
+        for lease in () if receipt.left_to else stray.leases:
+            line = replace(
+                lease.intent,
+                kind=PAUSED,
+                at=self._clock.time(),
+                state=receipt.state,
+                verified=receipt.verified,
+                error=receipt.error,
+                reason=SWEPT,
+                scaling=None,
+            )
+            try:
+                Journal.of(line.run, leases_dir(self._state_dir)).write(line)
+            except EndpointError:
+                return  # it is paused all the same; the next sweep will find that out
+
+
+def _limited(looks: Sequence[Swept], most: int | None) -> list[Swept]:
+    limited, taken = [], 0
+    for look in looks:
+        beyond = most is not None and not look.skipped and taken >= most
+        taken += not look.skipped
+        limited.append(replace(look, skipped=f"beyond the limit of {most}") if beyond else look)
+    return limited
+
+
+def _abandoned(lease: Lease, state_dir: Path) -> bool:
+    intent = lease.intent
+    if intent.host != socket.gethostname():
+        return False
+    own = Claims(claims_dir(state_dir), api=intent.api, endpoint=intent.endpoint, run=intent.run)
+    claim = own.own()
+    if claim is not None and claim.kept:
+        return False
+    # A pause that failed for good has ended the lease, even if its owner lives on.
+    return lease.paused is not None or not process.alive(intent.owner_pid, intent.owner_start)
+
+
+def _why(lease: Lease) -> str:
+    if lease.paused is not None:
+        return f"its pause failed: {lease.paused.error or lease.paused.state}"
+    return f"its run died (process {lease.intent.owner_pid}), and its keeper too"
+
+
+def _is_over(endpoint: Endpoint, now: float) -> bool:
+    until = tags.until(endpoint.tags)
+    return tags.run_of(endpoint.tags) is not None and until is not None and until < now
+
+
+def _over(endpoint: Endpoint) -> str:
+    until = datetime.fromtimestamp(tags.until(endpoint.tags) or 0, timezone.utc)
+    return f"its run was to be over by {until:%Y-%m-%d %H:%M} UTC"

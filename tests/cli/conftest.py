@@ -1,0 +1,7 @@
+"""The fixtures of these tests; what they are made of has a module name of its own."""
+
+from __future__ import annotations
+
+from command_line import emulator_of_the_commands, hfbudget
+
+__all__ = ["emulator_of_the_commands", "hfbudget"]

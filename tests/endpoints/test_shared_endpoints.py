@@ -1,0 +1,348 @@
+"""Two runs on one machine that share an endpoint: one resume, and the last one out pauses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_hfbudget.emulator import EmulatorClient
+from pytest_hfbudget.endpoints import (
+    ControlPlane,
+    EndpointSettings,
+    Lifecycle,
+    leases,
+    leases_dir,
+    start_time,
+    unfinished,
+)
+from pytest_hfbudget.endpoints.claims import (
+    OVER,
+    PAUSING,
+    Claim,
+    Claims,
+    prune_claims,
+    read_claims,
+)
+from pytest_hfbudget.endpoints.turn import turn
+from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.version import __version__
+
+from .conftest import Owner, gone, until
+
+Start = Callable[..., Owner]
+Make = Callable[..., Lifecycle]
+ORIGINAL = {"minReplica": 1, "maxReplica": 2, "scaleToZeroTimeout": None, "measure": None}
+
+
+def asked(hub: EmulatorClient, op: str) -> int:
+    return len(hub.log(kind="request", phase="arrived", op=op))
+
+
+def as_before(plane: ControlPlane) -> bool:
+    endpoint = plane.get("acme/llm")
+    return endpoint.raw_scaling == ORIGINAL and endpoint.tags == ()
+
+
+def test_the_second_run_joins_and_the_last_one_out_pauses(
+    hub: EmulatorClient, owner: Start, plane: ControlPlane, settings: EndpointSettings
+):
+    first, second = owner(run="a"), owner(run="b")
+    assert asked(hub, "resume") == 1
+    left = first.receipts()["acme/llm"]
+    assert (left["state"], left["left_to"], left["verified"]) == ("left to run b", "b", False)
+    assert (left["error"], left["reason"], left["minutes"]) == (None, "asked", 1)
+    assert gone(first.keeper)
+    assert asked(hub, "pause") == 0
+    last = second.receipts()["acme/llm"]
+    assert (last["state"], last["joined"], last["verified"]) == ("paused", "a", True)
+    assert not last["resumed"]
+    assert last["minutes"] > 0, "each run pays for its own span"
+    assert gone(second.keeper)
+    assert asked(hub, "resume") == asked(hub, "pause") == 1
+    assert as_before(plane)
+    ends = [lease.paused for lease in leases(leases_dir(settings.state_dir))]
+    assert {end.run: end.kind for end in ends if end} == {"a": "left", "b": "paused"}
+    assert read_claims(settings.claims) == ()
+
+
+def test_runs_that_begin_at_the_same_time_resume_once(hub: EmulatorClient, owner: Start):
+    hub.change_endpoint("acme/llm", initializing_s=0.2)
+    hub.add_fault("update", delay=0.2)
+    runs = [owner(run=name, wait=False) for name in "abc"]
+    for run in runs:
+        run.keeper = int(run.hear().split()[1])
+    assert asked(hub, "resume") == asked(hub, "update") == 1
+    receipts = [run.receipts()["acme/llm"] for run in runs]
+    assert [receipt["verified"] for receipt in receipts] == [False, False, True]
+    assert asked(hub, "pause") == 1
+
+
+def test_a_killed_run_leaves_the_endpoint_to_the_other(
+    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+):
+    first = owner(run="a")
+    second = lifecycle(run="b")
+    second.ensure("acme/llm")
+    first.end()
+    assert gone(first.keeper)
+    assert asked(hub, "pause") == 0
+    (receipt,) = second.finish()
+    assert receipt.verified
+    assert as_before(plane)
+
+
+def test_a_joined_run_that_is_killed_does_not_pause_under_the_first(
+    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+):
+    first = lifecycle(run="a")
+    first.ensure("acme/llm")
+    second = owner(run="b")
+    second.end()
+    assert gone(second.keeper)
+    assert asked(hub, "pause") == 0
+    assert first.finish()[0].verified
+    assert as_before(plane)
+
+
+def test_when_all_runs_are_killed_it_is_paused(
+    hub: EmulatorClient, owner: Start, plane: ControlPlane, settings: EndpointSettings
+):
+    runs = [owner(run="a"), owner(run="b")]
+    for run in runs:
+        run.end()
+    for run in runs:
+        assert gone(run.keeper)
+    assert hub.log(kind="state", endpoint="acme/llm")[-1]["state"] == "paused"
+    assert as_before(plane)
+    assert unfinished(leases_dir(settings.state_dir)) == ()
+    assert read_claims(settings.claims) == ()
+
+
+def test_a_run_that_vanished_with_its_keeper_is_cleaned_up_after_by_the_last(
+    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+):
+    first = owner(run="a")
+    second = lifecycle(run="b")
+    second.ensure("acme/llm")
+    first.vanish()
+    assert asked(hub, "pause") == 0
+    assert second.finish()[0].verified
+    assert as_before(plane)
+
+
+def test_the_next_run_takes_over_what_a_vanished_one_left_running(
+    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+):
+    owner(run="a").vanish()
+    run = lifecycle(run="b")
+    run.ensure("acme/llm")
+    (receipt,) = run.finish()
+    assert (receipt.verified, receipt.joined, receipt.found_running) == (True, None, True)
+    assert asked(hub, "resume") == 1
+    assert as_before(plane)
+
+
+def test_a_forked_child_does_not_keep_a_dead_runs_lease_alive(
+    hub: EmulatorClient, owner: Start, lifecycle: Make
+):
+    first = owner(run="a")
+    child = int(first.tell("fork"))
+    try:
+        first.vanish()
+        run = lifecycle(run="b")
+        run.ensure("acme/llm")
+        assert run.finish()[0].verified
+        assert asked(hub, "pause") == 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_stopped_run_still_has_its_endpoint(hub: EmulatorClient, owner: Start, lifecycle: Make):
+    first = owner(run="a")
+    first.end(signal.SIGSTOP)
+    run = lifecycle(run="b")
+    run.ensure("acme/llm")
+    assert run.finish()[0].left_to == "a"
+    assert asked(hub, "pause") == 0
+    first.end(signal.SIGKILL)
+    hub.wait_for(kind="state", state="paused")
+
+
+def test_a_run_that_comes_during_the_pause_waits_for_it_and_resumes(
+    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+):
+    hub.change_endpoint("acme/llm", pause_lag_s=0.4)
+    first = owner(run="a")
+    first.end()
+    hub.wait_for(op="pause")
+    run = lifecycle(run="b")
+    assert run.ensure("acme/llm").state == "running"
+    states = [each["state"] for each in hub.log(kind="state", endpoint="acme/llm")]
+    assert states.count("paused") == 1, "it was paused under the second run"
+    assert asked(hub, "resume") == 2
+    assert run.finish()[0].verified
+    assert as_before(plane)
+
+
+def test_a_kill_in_the_middle_of_a_resume_lets_the_next_run_go_on(
+    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+):
+    hub.add_fault("resume", delay=0.6)
+    first = owner(run="a", wait=False)
+    sent = hub.wait_for(op="resume")
+    second = lifecycle(run="b")
+    with ThreadPoolExecutor() as pool:
+        coming = pool.submit(second.ensure, "acme/llm")
+        agent = f"pytest-hfbudget/{__version__} (keeper)"
+        hub.wait_for(op="get", agent=agent, after=sent["seq"])  # its claim is put by now
+        first.end()
+        assert coming.result().state == "running"
+    assert second.finish()[0].verified
+    assert hub.log(kind="state", endpoint="acme/llm")[-1]["state"] == "paused"
+    assert as_before(plane)
+
+
+def test_keeping_it_running_does_not_hold_for_what_another_run_has_resumed(
+    owner: Start, lifecycle: Make
+):
+    first = owner(run="a")
+    run = lifecycle(run="b")
+    run.ensure("acme/llm", keep_running=True)
+    assert first.receipts()["acme/llm"]["left_to"] == "b"
+    (receipt,) = run.finish()
+    assert receipt.verified
+    assert not receipt.kept
+
+
+def test_the_cap_of_one_run_does_not_pause_under_another(
+    hub: EmulatorClient, owner: Start, lifecycle: Make
+):
+    owner(run="a")
+    run = lifecycle(run="b")
+    run.ensure("acme/llm")
+    run.pause_after(0)
+    assert until(run.paused_early)
+    (receipt,) = run.finish()
+    assert (receipt.left_to, receipt.reason, receipt.in_order) == ("a", "deadline", True)
+    assert asked(hub, "pause") == 0
+
+
+def test_what_only_the_first_run_resumed_is_tagged_until_the_last_has_left(
+    owner: Start, lifecycle: Make, plane: ControlPlane
+):
+    first = owner(run="a")
+    run = lifecycle(run="b")
+    run.ensure("acme/llm")
+    first.receipts()
+    assert plane.get("acme/llm").tags[0] == "hfbudget-run-a"
+    run.finish()
+    assert plane.get("acme/llm").tags == ()
+
+
+# -- the claims themselves
+
+
+def claim(claims_of: EndpointSettings, run: str, **changes: object) -> Claim:
+    pid, start = os.getpid(), start_time(os.getpid())
+    plain = Claim(run, "acme/llm", claims_of.api, pid, start, pid, start, at=1.0)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def book(settings: EndpointSettings, run: str, *, api: str | None = None) -> Claims:
+    return Claims(settings.claims, api=api or settings.api, endpoint="acme/llm", run=run)
+
+
+def test_a_claim_counts_while_its_owner_lives(settings: EndpointSettings):
+    mine = book(settings, "mine")
+    assert mine.heir() is None
+    book(settings, "a").put(claim(settings, "a", owner_start="1"))
+    assert mine.heir() is None
+    book(settings, "b").put(claim(settings, "b", host="elsewhere"))
+    assert mine.heir() is None
+    book(settings, "c").put(claim(settings, "c", phase=OVER))
+    assert mine.heir() is None
+    book(settings, "d").put(claim(settings, "d"))
+    found = mine.heir()
+    assert found is not None
+    assert found.run == "d"
+    assert book(settings, "d").heir() is None, "its own claim is no reason to leave"
+
+
+def test_endpoints_of_another_control_plane_are_others(settings: EndpointSettings):
+    book(settings, "a", api="http://elsewhere/v2").put(claim(settings, "a"))
+    assert book(settings, "b").others() == ()
+
+
+def test_a_pause_is_only_waited_for_while_somebody_does_it(settings: EndpointSettings):
+    mine = book(settings, "mine")
+    book(settings, "a").put(claim(settings, "a", phase=PAUSING))
+    assert mine.pauser() is not None
+    book(settings, "a").put(claim(settings, "a", phase=PAUSING, keeper_start="1"))
+    assert mine.pauser() is None
+
+
+def test_a_verified_pause_takes_what_the_dead_left_with_it(settings: EndpointSettings):
+    book(settings, "dead").put(claim(settings, "dead", owner_start="1", keeper_start="1"))
+    book(settings, "over").put(claim(settings, "over", phase=OVER))
+    mine = claim(settings, "mine", owner_start="1", phase=PAUSING, scaling={"minReplica": 1})
+    book(settings, "mine").put(mine)
+    book(settings, "mine").end(mine, paused=False)
+    assert len(read_claims(settings.claims)) == 3
+    book(settings, "mine").end(mine, paused=True)
+    assert read_claims(settings.claims) == ()
+
+
+def test_garbage_among_the_claims_is_passed_over(settings: EndpointSettings):
+    book(settings, "a").put(claim(settings, "a"))
+    (path,) = settings.claims.iterdir()
+    for number, content in enumerate((b"", b"\xff{", b"[]", b'{"run": 1}', b'{"news": 1}')):
+        path.with_name(path.name.replace(".a.", f".{number}.")).write_bytes(content)
+    assert [each.run for each in book(settings, "b").others()] == ["a"]
+
+
+def test_a_lost_turn_of_a_thread_is_not_a_second_one(tmp_path: Path):
+    inside, most = [0], [0]
+
+    def go() -> None:
+        with turn(tmp_path / "x.lock", wait=threading.Event().wait, ready=lambda: True):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            threading.Event().wait(0.01)
+            inside[0] -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(go) for _ in range(4)]:
+            each.result()
+    assert most == [1]
+
+
+def test_a_turn_that_does_not_come_can_be_given_up(tmp_path: Path):
+    def enough(seconds: float) -> None:
+        raise EndpointError("enough")
+
+    with turn(tmp_path / "x.lock", wait=enough, ready=lambda: True):
+        with pytest.raises(EndpointError, match="enough"):
+            with turn(tmp_path / "x.lock", wait=enough, ready=lambda: True):
+                pass
+    with pytest.raises(EndpointError, match="enough"):
+        with turn(tmp_path / "x.lock", wait=enough, ready=lambda: False):
+            pass
+
+
+def test_only_old_claims_that_count_no_more_are_removed(settings: EndpointSettings):
+    book(settings, "live").put(claim(settings, "live"))
+    book(settings, "dead").put(claim(settings, "dead", owner_start="1", keeper_start="1"))
+    (settings.claims / "torn.draft").write_text("{")
+    prune_claims(settings.claims, before=0)
+    assert len(list(settings.claims.iterdir())) == 3
+    prune_claims(settings.claims, before=time.time() + 60)
+    assert [each.run for each in read_claims(settings.claims)] == ["live"]
+    assert len(list(settings.claims.iterdir())) == 1

@@ -1,0 +1,100 @@
+"""A hung test costs no more than the cap: the keeper pauses before a minute that breaks it."""
+
+from __future__ import annotations
+
+import pytest
+from plugin_suite import Suite
+
+from pytest_hfbudget.plugin.deadline import HORIZON_S, MARGIN, Running, seconds_left
+
+MINUTE = 60.0
+EARLY = MARGIN * MINUTE
+
+
+def test_a_budget_of_three_minutes_lasts_until_the_fourth() -> None:
+    running = [Running(since=0.0, nano_per_minute=10)]
+    assert seconds_left(30, running, now=0.0, minute_s=MINUTE) == 180 - EARLY
+    assert seconds_left(39, running, now=30.0, minute_s=MINUTE) == 150 - EARLY
+
+
+def test_a_budget_that_is_used_up_leaves_nothing() -> None:
+    assert seconds_left(9, [Running(0.0, 10)], now=0.0, minute_s=MINUTE) == 0.0
+    assert seconds_left(20, [Running(0.0, 10)], now=120.0, minute_s=MINUTE) == 0.0
+
+
+def test_the_minutes_of_several_endpoints_start_at_their_own_times() -> None:
+    running = [Running(since=0.0, nano_per_minute=10), Running(since=30.0, nano_per_minute=1)]
+    # One minute of each has started: 11. At 60 s comes 10, at 90 s 1, at 120 s 10.
+    assert seconds_left(21, running, now=40.0, minute_s=MINUTE) == 50 - EARLY
+    assert seconds_left(22, running, now=40.0, minute_s=MINUTE) == 80 - EARLY
+
+
+def test_what_costs_nothing_may_run_for_a_day() -> None:
+    assert seconds_left(0, [Running(0.0, 0)], now=0.0, minute_s=MINUTE) == HORIZON_S
+    assert seconds_left(0, [], now=0.0, minute_s=MINUTE) == HORIZON_S
+
+
+HANGS = """
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_it(hf_endpoint):
+        ended = threading.Event()
+        ended.wait({seconds})
+"""
+
+
+@pytest.fixture
+def short_minutes(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    suite.emulator.configure(billing_minute_s=0.5)
+    monkeypatch.setenv("HFBUDGET_BILLING_MINUTE", "0.5")
+    return suite
+
+
+def test_a_test_that_hangs_costs_no_more_than_the_session_budget(short_minutes: Suite) -> None:
+    short_minutes.test_file(HANGS.format(seconds=3))
+    result = short_minutes.run("--hf-session-budget=0.002")
+    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; 3 min, $0.00165*"])
+    assert short_minutes.emulator.invoice()["total_nano_usd"] <= 2_000_000
+
+
+def test_a_call_makes_the_deadline_earlier_by_what_it_costs(short_minutes: Suite) -> None:
+    short_minutes.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint):
+            with budget(price={"call": 0.0006}):
+                call()
+            threading.Event().wait(2.5)
+    """)
+    short_minutes.run("--hf-session-budget=0.002")
+    invoice = short_minutes.emulator.invoice()
+    assert invoice["endpoints"][0]["minutes"] <= 2
+    assert invoice["endpoints_nano_usd"] + 600_000 <= 2_000_000
+
+
+def test_an_uptime_limit_pauses_without_any_cap(short_minutes: Suite) -> None:
+    short_minutes.test_file(HANGS.format(seconds=3))
+    short_minutes.run("--hf-max-uptime=0.015")
+    assert short_minutes.emulator.invoice()["endpoints"][0]["minutes"] == 2
+
+
+def test_a_test_whose_endpoint_was_paused_for_the_cap_fails_and_says_so(
+    short_minutes: Suite,
+) -> None:
+    short_minutes.test_file(HANGS.format(seconds=3))
+    result = short_minutes.run("--hf-session-budget=0.002")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*acme/llm was paused*session budget of $0.002*"])
+
+
+def test_a_call_to_an_endpoint_that_was_paused_for_the_cap_is_a_budget_error(
+    short_minutes: Suite,
+) -> None:
+    short_minutes.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint):
+            threading.Event().wait(2.5)
+            hf_endpoint.client.chat_completion(SAY, max_tokens=5)
+    """)
+    result = short_minutes.run("--hf-session-budget=0.002")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*BudgetExceededError: acme/llm was paused*"])
+    assert len(short_minutes.requests("resume")) == 1
