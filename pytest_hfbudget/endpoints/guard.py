@@ -127,6 +127,8 @@ class Guard:
         receipts.update(self._own)
         if self._link.lost:  # by now there is no time for another keeper
             missing = [name for name in self._watches if not _in_order(receipts.get(name))]
+            if missing:
+                self._warn("the process that pauses endpoints was killed")
             receipts.update(self._pause_here(missing, timeout_s, ASKED))
         return receipts
 

@@ -81,6 +81,11 @@ class Lifecycle:
         """The keeper's process id; None before the first endpoint is needed."""
         return self._guard.keeper_pid if self._guard else None
 
+    @property
+    def keeper_lost(self) -> bool:
+        """Whether the keeper was killed during the run, also where another one took over."""
+        return self._guard is not None and bool(self._guard.warnings)
+
     def check(self, names: Iterable[str]) -> None:
         """Look at each endpoint once, before anything is resumed.
 

@@ -8,12 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pytest_hfbudget.errors import (
-    BudgetExceededError,
-    HFBudgetError,
-    LedgerUnreachableError,
-    UnpricedCallError,
-)
+from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
 from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call, Limit, P, changed
 from pytest_hfbudget.metering.payer import Payer
@@ -70,7 +65,8 @@ class Meter:
         this only watches.
 
         Raises:
-            BudgetExceededError: a cap would not hold the call; nothing is to be sent.
+            BudgetExceededError: a cap would not hold the call, or the run that this process works
+                for is gone; nothing is to be sent.
         """
         self.drain()
         capped = True
@@ -86,11 +82,7 @@ class Meter:
             )
             call = self._hold(parameters, request, scopes)
             call.prepare(ask_usage=ask_usage)
-        except LedgerUnreachableError:
-            if capped:
-                raise
-            return None
-        except BudgetExceededError:
+        except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
             raise
         except Exception as error:
             if capped:

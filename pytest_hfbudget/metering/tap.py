@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from pytest_hfbudget.errors import BudgetExceededError, ConfigError
+from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.metering.meter import Meter
@@ -156,10 +156,13 @@ class Attempts:
         if call.usage_was_rejected(error):
             self.ask_usage = False  # only the plugin had asked for it
             return True
-        if not self.revived and call.revive(error):
-            self.revived = True
-            return True
-        return False
+        try:
+            self.revived = not self.revived and call.revive(error)
+        except HFBudgetError as refusal:
+            # Not chained to the HTTP error: its frames hold the request's headers, and pytest
+            # would show the token in them.
+            raise refusal.with_traceback(None) from None
+        return self.revived
 
 
 def metered(original: Any, current: Current) -> Any:

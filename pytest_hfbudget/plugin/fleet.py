@@ -167,7 +167,8 @@ class Fleet:
         if self._receipts is None:
             self._receipts = self._lifecycle.finish()
             self._book(sum(receipt.nano_usd for receipt in self._receipts))
-        return all(receipt.in_order for receipt in self._receipts)
+        in_order = all(receipt.in_order for receipt in self._receipts)
+        return in_order and not self._lifecycle.keeper_lost
 
     def lines(self) -> tuple[EndpointLine, ...]:
         """What the report says of them."""

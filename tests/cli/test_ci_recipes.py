@@ -14,6 +14,7 @@ from cancelled_job import Job, kill_tree, recipe
 from command_line import Shell
 
 pytest.importorskip("yaml")
+pytestmark = pytest.mark.slow
 
 ENDPOINT = "my-org/ci-llm"
 SECOND = 1.0

@@ -13,6 +13,8 @@ import pytest
 from command_line import TOKEN, Shell
 
 HANGS = "import sys, time; print('here', flush=True); time.sleep(60)"
+pytestmark = pytest.mark.slow
+
 SAYS_ITS_SIGNAL = """
 import signal, sys, threading
 def leave(number, frame):

@@ -17,6 +17,8 @@ from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 
 from .conftest import Owner, gone, until
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Owner]
 Make = Callable[..., Lifecycle]
 

@@ -37,6 +37,8 @@ from pytest_hfbudget.version import __version__
 
 from .conftest import Owner, gone, until
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Owner]
 Make = Callable[..., Lifecycle]
 ORIGINAL = {"minReplica": 1, "maxReplica": 2, "scaleToZeroTimeout": None, "measure": None}

@@ -49,6 +49,7 @@ def short_minutes(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
     return suite
 
 
+@pytest.mark.slow
 def test_a_test_that_hangs_costs_no_more_than_the_session_budget(short_minutes: Suite) -> None:
     short_minutes.test_file(HANGS.format(seconds=3))
     result = short_minutes.run("--hf-session-budget=0.002")
@@ -56,6 +57,7 @@ def test_a_test_that_hangs_costs_no_more_than_the_session_budget(short_minutes: 
     assert short_minutes.emulator.invoice()["total_nano_usd"] <= 2_000_000
 
 
+@pytest.mark.slow
 def test_a_call_makes_the_deadline_earlier_by_what_it_costs(short_minutes: Suite) -> None:
     short_minutes.test_file("""
         @pytest.mark.hf_endpoint("acme/llm")
@@ -70,6 +72,7 @@ def test_a_call_makes_the_deadline_earlier_by_what_it_costs(short_minutes: Suite
     assert invoice["endpoints_nano_usd"] + 600_000 <= 2_000_000
 
 
+@pytest.mark.slow
 def test_an_uptime_limit_pauses_without_any_cap(short_minutes: Suite) -> None:
     short_minutes.test_file(HANGS.format(seconds=3))
     short_minutes.run("--hf-max-uptime=0.015")

@@ -87,6 +87,7 @@ def test_a_worker_that_dies_leaves_the_endpoint_to_the_others(suite: Suite) -> N
     assert suite.requests("pause")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dist", ["load", "loadscope", "loadfile", "loadgroup", "worksteal"])
 def test_every_way_to_distribute_tests_has_one_cap(suite: Suite, dist: str) -> None:
     suite.test_file("""

@@ -1,0 +1,458 @@
+"""The process that pauses: killed, stopped, not to be had; and its journal torn, or out of disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_box import KEEPER, NAME, RUN, Box, T, gone, kill
+
+from pytest_hfbudget.endpoints import process
+
+TWO = """
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_one():
+        stay("one")
+
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_two():
+        stay("two")
+"""
+
+
+# -- between the intent and the resume
+
+
+@pytest.mark.quick
+def test_a_kill_before_the_resume_is_sent_resumes_nothing(box: Box) -> None:
+    """Row 4: the intent is in the journal, the net on the server is being spread."""
+    box.hurry(settle_s=1)
+    box.hub.add_fault("update", hang=60, then="close")
+    box.suite()
+    run = box.start()
+    run.sees(op="update")
+    assert [record["kind"] for record in box.records()[0]] == ["intent"]
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end, resumes=0)
+
+
+def test_a_kill_while_the_keeper_proves_that_it_can_pause_resumes_nothing(box: Box) -> None:
+    """Row 4."""
+    box.hurry(settle_s=1)
+    box.hub.add_fault("get", skip=2, hang=60, then="close")
+    box.suite()
+    run = box.start()
+    run.sees(op="get", agent=KEEPER)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end, resumes=0)
+
+
+# -- a keeper that is killed
+
+
+def test_a_keeper_that_is_killed_in_a_test_is_replaced_or_pauses(box: Box) -> None:
+    """Row 29: noticed within a second although the test goes on, and the run is red."""
+    box.suite(TWO)
+    run = box.start()
+    run.reached("one")
+    (keeper,) = box.keepers()
+    end = box.now()
+    kill(keeper)
+    assert gone(keeper)
+    try:
+        noticed = box.first(end.seq, _looks_after, timeout=2)
+    except TimeoutError:
+        noticed = None
+    box.open_gate("one")
+    run.reached("two")
+    box.open_gate("two")
+    code = run.wait()
+    box.judge(None)
+    assert noticed, "nobody had an eye on the endpoint until the end of the test"
+    assert code == 1
+
+
+def _looks_after(entry: dict[str, Any]) -> bool:
+    """A new keeper reaches for the endpoint, or the run pauses it by itself."""
+    agent = entry.get("agent")
+    return agent == KEEPER or (agent == RUN and entry["op"] == "pause")
+
+
+def test_a_keeper_and_then_its_run_are_killed(box: Box) -> None:
+    """Row 29: a second between the two is enough."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    (keeper,) = box.keepers()
+    end = box.now()
+    kill(keeper)
+    assert gone(keeper)
+    # What the next keeper does first is to reach for the endpoint; without one, wait a second.
+    with contextlib.suppress(TimeoutError):
+        box.first(end.seq, _looks_after, timeout=T)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end)
+
+
+def test_two_keepers_that_are_killed_mean_a_pause_and_a_red_run(box: Box) -> None:
+    """Row 29."""
+    box.suite(TWO)
+    run = box.start()
+    for test in ("one", "two"):
+        run.reached(test)
+        for keeper in box.keepers():
+            kill(keeper)
+            assert gone(keeper)
+        box.open_gate(test)
+    code = run.wait()
+    box.judge(None)
+    assert code == 1
+
+
+def test_a_keeper_that_is_killed_before_the_end_is_stood_in_for(box: Box) -> None:
+    """Row 29: while it pauses."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    (keeper,) = box.keepers()
+    box.hub.add_fault("pause", hang=60, then="close")
+    box.open_gate("test")
+    run.sees(op="pause")
+    end = box.now()
+    kill(keeper)
+    code = run.wait()
+    box.judge(end)
+    assert code == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_do_not_end_the_keeper(box: Box, number: signal.Signals) -> None:
+    """Row 29: a shutdown tells every process, and the keeper still has work."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    (keeper,) = box.keepers()
+    kill(keeper, number)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end)
+
+
+# -- a keeper that is not to be had
+
+
+NO_KEEPER = {
+    "no-interpreter": "sys.executable = '/nonexistent/python'",
+    "no-descriptors": """
+        import resource
+        limit = max(map(int, os.listdir("/proc/self/fd"))) + 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, 4096))""",
+    "no-writing": """
+        import resource
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))""",
+}
+
+
+@pytest.mark.parametrize("lack", NO_KEEPER)
+def test_without_a_keeper_nothing_is_resumed(box: Box, lack: str) -> None:
+    """Row 30."""
+    box.conftest(f"""
+        def pytest_collection_finish():
+            {NO_KEEPER[lack].strip()}
+    """)
+    box.suite()
+    assert box.start("-s", "--tb=short").wait() != 0
+    box.judge(None, resumes=0)
+
+
+@pytest.mark.quick
+def test_without_a_folder_for_the_journal_nothing_is_resumed(box: Box) -> None:
+    """Row 30: a file is in its way."""
+    box.state.write_text("")
+    box.suite()
+    run = box.start()
+    assert run.wait() == 1
+    assert "HFBUDGET_STATE_DIR" in run.output
+    box.judge(None, resumes=0)
+
+
+def test_a_read_only_folder_for_the_journal_resumes_nothing(box: Box) -> None:
+    """Row 30."""
+    box.suite()
+    run = box.start(command=_mounted(box, "-o ro,size=64k -t tmpfs none"))
+    assert run.wait() == 1
+    assert "HFBUDGET_STATE_DIR" in run.output
+    box.judge(None, resumes=0)
+
+
+def test_a_full_disk_resumes_nothing(box: Box) -> None:
+    """Rows 30, 47."""
+    box.suite()
+    filling = f"; cat /dev/zero > {box.state}/zeros 2>&-"
+    run = box.start(command=_mounted(box, "-t tmpfs -o size=64k none", filling))
+    assert run.wait() == 1
+    assert "HFBUDGET_STATE_DIR" in run.output
+    box.judge(None, resumes=0)
+
+
+def _mounted(box: Box, options: str, then: str = "") -> list[str]:
+    """A run whose folder of state is a file system of its own."""
+    box.state.mkdir()
+    words = " ".join(box.pytest())
+    script = f"mount {options} {box.state} {then}; exec {words}"
+    return [*_unshare("--mount"), "sh", "-c", script]
+
+
+def _unshare(*what: str) -> list[str]:
+    if os.getuid() or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare")
+    return ["unshare", *what]
+
+
+def test_a_user_who_may_start_no_process_resumes_nothing(box: Box) -> None:
+    """Row 30: root is exempt from that limit, so this runs as somebody else."""
+    if os.getuid() or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv, to become somebody else")
+    box.conftest("""
+        import resource
+        def pytest_collection_finish():
+            resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    """)
+    box.suite()
+    nobody = 61000 + os.getpid() % 1000  # a user of its own: the limit counts all processes
+    files = "-all,+dac_override,+dac_read_search"  # so that it can read this interpreter
+    command = ["setpriv", f"--reuid={nobody}", f"--inh-caps={files}", f"--ambient-caps={files}"]
+    run = box.start(command=[*command, *box.pytest("-s")])
+    assert run.wait() == 1, run.output
+    assert "can't be started" in run.output
+    box.judge(None, resumes=0)
+
+
+@pytest.mark.parametrize("when", ["before-it-is-detached", "before-it-is-ready"])
+def test_a_keeper_that_hangs_before_it_is_ready_resumes_nothing(box: Box, when: str) -> None:
+    """Row 31."""
+    box.hurry(arm_timeout_s=1)
+    sleeper = box.path / "sleeper"
+    sleeper.symlink_to(shutil.which("sleep") or "")
+    python = box.path / "python"
+    detached = f"{sleeper} 60 & exit 0"
+    python.write_text(
+        "#!/bin/sh\n" + (f"exec {sleeper} 60" if when == "before-it-is-detached" else detached)
+    )
+    python.chmod(0o755)
+    box.conftest(f"""
+        def pytest_collection_finish():
+            sys.executable = {str(python)!r}
+    """)
+    box.suite()
+    run = box.start()
+    assert run.wait() == 1
+    sleepers = tuple(box.processes())
+    for pid in sleepers:
+        kill(pid)
+    box.judge(None, resumes=0)
+    assert "so nothing is resumed" in run.output
+
+
+def test_without_the_call_that_watches_processes_a_death_is_seen_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Row 30: an old kernel, or a sandbox."""
+
+    def refused(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "no such system call")
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    watch = process.watch(child.pid, process.start_time(child.pid))
+    assert watch.period_s is not None
+    assert not watch.dead()
+    child.communicate()
+    assert watch.dead()
+
+
+# -- time and pids
+
+
+def test_a_stopped_run_keeps_its_endpoint_until_it_is_killed(box: Box) -> None:
+    """Row 39: a laptop that sleeps."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    (keeper,) = box.keepers()
+    stopped = run.send(signal.SIGSTOP)
+    kill(keeper, signal.SIGSTOP)
+    assert not gone(keeper, 2)
+    kill(keeper, signal.SIGCONT)
+    assert box.hub.log(op="pause", after=stopped.seq) == []
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end)
+
+
+def test_a_stopped_keeper_pauses_when_it_goes_on(box: Box) -> None:
+    """Row 39: the run dies meanwhile."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    (keeper,) = box.keepers()
+    kill(keeper, signal.SIGSTOP)
+    run.send(signal.SIGKILL)
+    run.wait()
+    assert not gone(keeper, 0.5)
+    end = box.now()
+    kill(keeper, signal.SIGCONT)
+    box.judge(end)
+
+
+def test_a_keeper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path) -> None:
+    """Row 40: an hour ahead and back with each look; the deadline is on the steady clock."""
+    from pytest_hfbudget.endpoints import ControlPlane, Pauser, Timings, Watch
+    from pytest_hfbudget.endpoints.pace import SystemClock
+
+    class Jumping(SystemClock):
+        ahead = 1
+
+        def time(self) -> float:
+            self.ahead = -self.ahead
+            return super().time() + 3600 * self.ahead
+
+    box.hub.change_endpoint(NAME, state="running")
+    box.hub.add_fault("pause", times=2, status=503)
+    plane = ControlPlane(f"{box.hub.url}/v2", "hf_any")
+    timings = Timings(deadline_s=20, poll_s=0.02)
+    clock = Jumping()
+    receipt = Pauser(plane, Watch(NAME), timings, settled=True, clock=clock).run(lambda _: None)
+    assert receipt.verified
+    assert box.state_of() == "paused"
+
+
+def test_a_process_with_the_number_of_a_dead_one_is_another() -> None:
+    """Row 44: it has started at another time."""
+    mine = process.start_time(os.getpid())
+    assert process.alive(os.getpid(), mine)
+    assert not process.alive(os.getpid(), str(int(mine or 0) - 1))
+    watch = process.watch(os.getpid(), str(int(mine or 0) - 1))
+    assert watch.dead()
+    watch.close()
+
+
+REUSE = """
+import os, subprocess, sys, time
+from pytest_hfbudget.endpoints import process
+first = subprocess.Popen(["sleep", "60"])
+start = process.start_time(first.pid)
+assert process.alive(first.pid, start)
+first.kill()
+first.wait()
+ticks = os.sysconf("SC_CLK_TCK")
+time.sleep(2 / ticks)
+for _ in range(50):
+    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+        file.write(str(first.pid - 1))
+    second = subprocess.Popen(["sleep", "60"])
+    if second.pid == first.pid:
+        break
+assert second.pid == first.pid, (first.pid, second.pid)
+assert process.start_time(second.pid)
+assert not process.alive(first.pid, start)
+assert process.watch(first.pid, start).dead()
+"""
+
+
+def test_a_number_that_the_kernel_gives_out_again_is_not_taken_for_the_old_process(
+    box: Box,
+) -> None:
+    """Row 44: for real, in a pid namespace."""
+    command = [*_unshare("--pid", "--fork", "--mount-proc", "--kill-child"), sys.executable]
+    run = box.start(command=[*command, "-c", REUSE])
+    assert run.wait() == 0, run.output
+
+
+# -- the journal
+
+
+TORN = {
+    "torn": b'{"kind": "resu',
+    "garbage": b"\xff\xfe\x00nonsense\n[1, 2]\n{}\nnull\n",
+    "foreign": b'{"kind": "paused", "run": "other", "endpoint": "acme/other"}\n',
+}
+
+
+@pytest.mark.parametrize("tail", TORN)
+def test_a_journal_with_a_bad_tail_loses_nothing_else(box: Box, tail: str) -> None:
+    """Row 47."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    (journal,) = box.state.glob("leases/*.jsonl")
+    with journal.open("ab") as file:
+        file.write(TORN[tail])
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end)
+    assert box.records()[0][-1]["kind"] == "paused"
+
+
+def test_a_journal_that_is_cut_in_the_middle_of_a_line_loses_only_that_line(box: Box) -> None:
+    """Row 47."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    (journal,) = box.state.glob("leases/*.jsonl")
+    os.truncate(journal, journal.stat().st_size - 20)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end)
+    kinds = [record["kind"] for record in box.records()[0]]
+    assert (kinds[0], kinds[-1]) == ("intent", "paused")
+
+
+def test_several_writers_do_not_mix_their_lines(box: Box) -> None:
+    """Row 47: a keeper that writes about many endpoints at a time."""
+    names = [f"acme/e{number}" for number in range(6)]
+    for name in names:
+        box.hub.add_endpoint(name)
+    box.suite(f"""
+        @pytest.mark.hf_endpoint(*{names})
+        def test_it():
+            stay("test")
+    """)
+    run = box.start()
+    run.reached()
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    for name in names:
+        box.judge(end, name=name)
+        assert len(box.requests("resume", endpoint=name)) == 1
+    (journal,) = box.state.glob("leases/*.jsonl")
+    for line in journal.read_text().splitlines():
+        json.loads(line)
+
+
+def test_a_disk_that_fills_up_in_the_run_does_not_stop_the_pause(box: Box) -> None:
+    """Row 47: only the journal's last line is lost, and the receipt has it."""
+    box.suite()
+    run = box.start(command=_mounted(box, "-t tmpfs -o size=64k none"))
+    run.reached()
+    inside = Path(f"/proc/{run.pid}/root{box.state}")
+    with pytest.raises(OSError, match="No space left"), (inside / "zeros").open("wb", 0) as file:
+        while True:
+            file.write(bytes(4096))
+    end = box.now()
+    box.open_gate("test")
+    run.wait()
+    box.judge(end)

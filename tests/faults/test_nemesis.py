@@ -1,0 +1,151 @@
+"""One run, killed at each of its steps in each of four ways.
+
+No step is marked in the product's code. A run stands still at a step because the server does
+not answer the request of that step, or because a hook of the suite's own conftest waits. The
+emulator's log tells when it has come there, and only then it is killed.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from fault_box import KEEPER, NAME, Box, Moment, Run, T
+
+# A request that nobody answers any more, and that has no effect.
+NEVER: dict[str, Any] = {"hang": 60, "then": "close"}
+
+SUITE = """
+    from huggingface_hub import InferenceClient
+
+    SAY = [{"role": "user", "content": "hello"}]
+
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_one(hf_endpoint):
+        reached("one")
+        hf_endpoint.client.chat_completion(SAY, max_tokens=5)
+
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_two():
+        reached("two")
+"""
+
+HOOKS = """
+    def pause_at(step):
+        if os.environ.get("FAULTS_STEP") == step:
+            stay(step)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure():
+        pause_at("configure")
+
+    def pytest_runtest_teardown(item):
+        pause_at("teardown-" + item.name)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish():
+        pause_at("sessionfinish")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_unconfigure():
+        pause_at("unconfigure")
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a run is killed.
+
+    Attributes:
+        fault: what happens to the step's request; none if a hook waits.
+        seen: fields of the log entry that says that the run has come there.
+        resumes: how many there may be in the log in the end.
+        late: seconds by which the step's own request may delay the pause.
+    """
+
+    name: str
+    op: str = ""
+    fault: dict[str, Any] = field(default_factory=dict)
+    seen: dict[str, object] = field(default_factory=dict)
+    resumes: int = 1
+    late: float = 0.0
+    ready: Callable[[Box], object] | None = None
+
+
+def _slow(box: Box) -> object:
+    return box.hub.change_endpoint(NAME, initializing_s=60)
+
+
+STEPS = (
+    Step("configure", resumes=0),
+    Step("check-the-endpoint", "get", NEVER, resumes=0),
+    Step("look-before-the-lease", "get", {**NEVER, "skip": 1}, resumes=0),
+    Step("arm-the-keeper", "get", {**NEVER, "skip": 2}, {"agent": KEEPER}, resumes=0),
+    Step("spread-the-net", "update", NEVER, resumes=0),
+    Step("resume-never-arrives", "resume", NEVER),
+    Step("resume-takes-effect-late", "resume", {"hang": 0.5}, late=1.5),
+    Step("resume-is-not-answered", "resume", {"slow_body": 5.0}, {"kind": "state"}),
+    Step("wait-for-it", seen={"kind": "state", "state": "initializing"}, ready=_slow),
+    Step("look-at-its-health", "health", NEVER),
+    Step("call-in-a-test", "chat", NEVER),
+    Step("teardown-test_one"),
+    Step("sessionfinish"),
+    Step("ask-for-the-pause", "pause", {"hang": 0.5}, late=0.5),
+    Step("verify-the-pause", "get", {"hang": 0.5}, {"agent": KEEPER}),
+    Step("unconfigure"),
+)
+
+KILLS: dict[str, Callable[[Run], Moment]] = {
+    "INT": lambda run: run.send(signal.SIGINT),
+    "TERM": lambda run: run.send(signal.SIGTERM),
+    "KILL": lambda run: run.send(signal.SIGKILL),
+    "TREE": lambda run: run.kill_tree(),
+}
+CODES = {"TERM": -signal.SIGTERM, "KILL": -signal.SIGKILL, "TREE": -signal.SIGKILL}
+NUMBERED = [
+    pytest.param(step, id=f"{number:02}-{step.name}") for number, step in enumerate(STEPS, 1)
+]
+
+
+@pytest.mark.parametrize("kill", KILLS)
+@pytest.mark.parametrize("step", NUMBERED)
+def test_a_run_that_is_killed_at_a_step_leaves_nothing_running(
+    box: Box, step: Step, kill: str
+) -> None:
+    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    box.conftest(HOOKS)
+    box.suite(SUITE)
+    if step.ready:
+        step.ready(box)
+    if step.fault and step.name != "verify-the-pause":
+        box.hub.add_fault(step.op, **step.fault)
+    run = box.start(env={"FAULTS_STEP": step.name})
+    _reach(box, run, step)
+    end = KILLS[kill](run)
+    code = run.wait()
+    box.judge(end, within=T + step.late, resumes=step.resumes)
+    assert code == CODES[kill] if kill in CODES else code != 0
+
+
+def _reach(box: Box, run: Run, step: Step) -> None:
+    if step.name == "verify-the-pause":
+        run.reached("two")
+        # The keeper has looked at the endpoint once before, to prove that it can.
+        box.hub.add_fault("get", **step.fault)
+        paused = run.sees(op="pause")
+        run.sees(op="get", after=paused.seq, **step.seen)
+    elif "skip" in step.fault:
+        seen = 0
+        for number in range(int(step.fault["skip"]) + 1):
+            wanted = step.seen if number == step.fault["skip"] else {}
+            seen = run.sees(op="get", after=seen, **wanted).seq
+        assert len(box.requests("get")) == step.fault["skip"] + 1
+    elif step.seen:
+        run.sees(**step.seen)
+    elif step.op:
+        run.sees(op=step.op)
+    else:
+        run.reached(step.name)
