@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -236,18 +237,19 @@ class Call:
         )
 
     def _tell(self, resolve: Callable[[int, Charge], None], charge: Charge) -> None:
-        try:
+        # Where the ledger is gone, or has booked the hold when a connection broke, an answer that
+        # was paid for is worth more to this process than an error: its next call is refused.
+        with suppress(HFBudgetError):
             resolve(self.hold.id, charge)
-        except HFBudgetError:
-            # The ledger is gone, or has booked the hold when a connection broke. An answer that
-            # was paid for is worth more to this process than an error: the next call is refused.
-            return
+        self.meter.closed(self)
 
     def _first(self) -> bool:
-        if not self._once.acquire(blocking=False):
-            return False
-        self.meter.closed(self)
-        return True
+        return self._once.acquire(blocking=False)
+
+    def book_interrupted(self) -> None:
+        """Book a call whose settlement was cut short by a Ctrl-C, unless it got through."""
+        with suppress(KeyError):
+            self.meter.ledger.settle(self.hold.id, self._held_in_full("interrupted"))
 
     def _charge(self, usage: Usage | None, status: str) -> Charge:
         quote, certain = self._final_quote()

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
@@ -122,6 +123,10 @@ class Meter:
         self.drain()
         for call in list(self._open.values()):
             call.close()
+        for call in list(self._open.values()):
+            with suppress(HFBudgetError):
+                call.book_interrupted()
+        self._open.clear()
 
     def closed(self, call: Call) -> None:
         """Forget a call that is settled."""

@@ -231,3 +231,20 @@ def test_what_is_still_open_at_the_end_is_charged(bench: Bench) -> None:
     bench.runtime.meter.settle_all()
     assert bench.held == 0
     assert bench.spent >= bench.billed
+
+
+def test_a_ctrl_c_in_the_middle_of_a_settlement_loses_no_charge(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(hold: int, charge: Any) -> None:
+        raise KeyboardInterrupt
+
+    bench.cap(1)
+    client = bench.client()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.ledger, "settle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.chat_completion(say(10), max_tokens=50)
+    bench.runtime.meter.settle_all()
+    assert bench.held == 0
+    assert bench.spent >= bench.billed > 0

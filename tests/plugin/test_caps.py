@@ -238,7 +238,17 @@ def test_an_unpriced_call_shows_the_lines_to_add(suite: Suite) -> None:
     assert suite.sent == 0
 
 
-@pytest.mark.parametrize("source", ["file", "pyproject", "environment", "assume", "hook", "marker"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "file",
+        "environment",
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in ("pyproject", "assume", "hook", "marker")
+        ),
+    ],
+)
 def test_a_price_can_be_given_in_many_places(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:

@@ -82,7 +82,13 @@ def test_the_fixture_without_a_name_says_what_to_write(suite: Suite) -> None:
     suite.run().stdout.fnmatch_lines(['*needs @pytest.mark.hf_endpoint("namespace/name")*'])
 
 
-@pytest.mark.parametrize("option", ["--collect-only", "--help", "--markers", "--fixtures"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--collect-only",
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ("--help", "--markers", "--fixtures")),
+    ],
+)
 def test_looking_touches_nothing(suite: Suite, option: str) -> None:
     suite.test_file(ONE)
     suite.run("--hf-endpoint=acme/other", option)
@@ -128,9 +134,9 @@ def test_a_deselected_test_needs_nothing(suite: Suite) -> None:
     ("body", "exit_code"),
     [
         ("assert False", 1),
-        ("raise SystemExit(3)", 1),
+        pytest.param("raise SystemExit(3)", 1, marks=pytest.mark.slow),
         ("raise KeyboardInterrupt", 2),
-        ("pytest.exit('enough', returncode=9)", 9),
+        pytest.param("pytest.exit('enough', returncode=9)", 9, marks=pytest.mark.slow),
     ],
 )
 def test_it_is_paused_however_a_test_ends(suite: Suite, body: str, exit_code: int) -> None:

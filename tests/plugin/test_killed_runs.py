@@ -40,7 +40,15 @@ def _pause_after(suite: Suite, after: int, killed_at: float) -> float:
     return float(asked["time"]) - killed_at
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param(signal.SIGQUIT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_is_paused_within_a_second(suite: Suite, number: signal.Signals) -> None:
     import time
 
@@ -76,7 +84,14 @@ def test_a_controller_that_is_killed_is_paused_within_a_second(suite: Suite) -> 
     assert _pause_after(suite, after, killed_at) < SECOND
 
 
-@pytest.mark.parametrize("body", ["os._exit(3)", "os.abort()", "ctypes.string_at(0)"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "os._exit(3)",
+        pytest.param("os.abort()", marks=pytest.mark.slow),
+        pytest.param("ctypes.string_at(0)", marks=pytest.mark.slow),
+    ],
+)
 def test_a_crash_is_paused_within_a_second(suite: Suite, body: str) -> None:
     suite.test_file(f"""
         import ctypes
