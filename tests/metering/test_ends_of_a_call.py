@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from metering_bench import MODEL, Bench, say
+from metering_bench import MODEL, Bench, routed, say
 
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.pricing import Price
@@ -193,6 +193,7 @@ def test_of_several_limits_in_one_call_the_highest_is_held(bench: Bench) -> None
     assert bench.sent == 0
 
 
+@routed
 def test_a_hook_that_raises_never_loses_a_charge(bench: Bench) -> None:
     def hook(request: Any) -> Price | None:
         if request.provider == "groq":

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from decimal import Decimal
 
-import huggingface_hub
 import pytest
-from metering_bench import MODEL, Bench, say
+from metering_bench import MODEL, Bench, routed, say
 
 from pytest_hfbudget import BudgetExceededError, UnpricedCallError, budget
 
@@ -77,13 +76,6 @@ def test_the_provider_that_answered_is_the_one_that_is_charged(bench: Bench) -> 
     assert charge.provider == "novita"
     assert charge.price_source.endswith("emulator/chat:novita")
     assert bench.spent == bench.billed
-
-
-# Before 1.0 the client itself chose the provider, and knew no suffixes.
-routed = pytest.mark.skipif(
-    int(huggingface_hub.__version__.partition(".")[0]) < 1,
-    reason="this huggingface_hub leaves no choice to the router",
-)
 
 
 @routed
