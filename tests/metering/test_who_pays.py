@@ -127,13 +127,15 @@ def test_a_plain_thread_inside_a_block_can_not_escape_its_cap(bench: Bench) -> N
     assert 0 < bench.billed <= 60_000
 
 
-def test_a_task_outside_of_a_block_is_not_charged_to_it(bench: Bench) -> None:
-    async def inside(opened: asyncio.Event, leave: asyncio.Event) -> budget:
-        with budget(max_usd=1) as block:
-            opened.set()
-            await leave.wait()
-        return block
+async def inside(opened: asyncio.Event, leave: asyncio.Event) -> budget:
+    """A task that is in a block of its own until it may leave."""
+    with budget(max_usd=1) as block:
+        opened.set()
+        await leave.wait()
+    return block
 
+
+def test_a_task_outside_of_a_block_is_not_charged_to_it(bench: Bench) -> None:
     async def main() -> budget:
         opened, leave = asyncio.Event(), asyncio.Event()
         task = asyncio.ensure_future(inside(opened, leave))
@@ -257,12 +259,6 @@ def test_blocks_of_sibling_threads_do_not_charge_each_other(bench: Bench) -> Non
 
 def test_a_thread_of_a_context_that_is_in_no_block_is_not_charged_to_one(bench: Bench) -> None:
     bench.payer.know_this_context()
-
-    async def inside(opened: asyncio.Event, leave: asyncio.Event) -> budget:
-        with budget(max_usd=1) as block:
-            opened.set()
-            await leave.wait()
-        return block
 
     async def main() -> budget:
         opened, leave = asyncio.Event(), asyncio.Event()
