@@ -45,7 +45,7 @@ class Hand:
         return self._plain(name) if stray is None else self._left(stray)
 
     def _plain(self, name: str) -> Outcome:
-        pauser = Pauser(self._plane, Watch(name, waking=False), self._timings, settled=True)
+        pauser = Pauser(self._plane, Watch(name), self._timings, settled=True)
         receipt = pauser.run(lambda _: None)  # a pause by hand belongs to no run's journal
         return Outcome(name, receipt.state, receipt.verified, receipt.error, receipt.warnings)
 

@@ -48,11 +48,11 @@ def sweep(namespaces: tuple[str, ...], dry_run: bool, most: int | None, as_json:
         _show(swept, dry_run)
     for problem in unread:
         click.echo(f"Error: {problem}", err=True)
-    sys.exit(_exit_code(swept, most, dry_run) or int(bool(unread)))
+    sys.exit(_exit_code(swept, dry_run) or int(bool(unread)))
 
 
-def _exit_code(swept: tuple[Swept, ...], most: int | None, dry_run: bool) -> int:
-    if any(one.skipped == f"beyond the limit of {most}" for one in swept):
+def _exit_code(swept: tuple[Swept, ...], dry_run: bool) -> int:
+    if any(one.beyond for one in swept):
         return TOO_MANY
     return int(not dry_run and not all(one.verified or one.skipped for one in swept))
 

@@ -7,8 +7,8 @@ description, https://api.endpoints.huggingface.cloud/openapi.json.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from json import dumps  # by name: a test may replace the module's
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -178,7 +178,7 @@ class ControlPlane:
                 return self._once(method, path, what, payload, public)
             except ControlPlaneError as error:
                 again = error.status is None or error.status in _BUSY
-                if not again or (error.maybe_done and not repeatable):
+                if not again or error.lasting or (error.maybe_done and not repeatable):
                     raise
                 wait = self._pace.wait(tries, error.retry_after)
                 if self._clock.monotonic() + wait >= ends:
@@ -189,12 +189,14 @@ class ControlPlane:
         self, method: str, path: str, what: str, payload: Mapping[str, Any] | None, public: bool
     ) -> Mapping[str, Any]:
         url, headers = self.base_url + path, self._headers(public=public)
-        body = None if payload is None else json.dumps(payload).encode()
+        body = None if payload is None else dumps(payload).encode()
         try:
             answer = self._transport.send(method, url, headers, body, self._pace.try_s)
         except NoAnswerError as error:
             raise ControlPlaneError(
-                f"{what}: {self.base_url} did not answer ({error}).", maybe_done=error.sent
+                f"{what}: {self.base_url} did not answer ({error}).",
+                maybe_done=error.sent,
+                lasting=error.lasting,
             ) from None
         if answer.status not in _OK:
             raise refusal(what, answer)

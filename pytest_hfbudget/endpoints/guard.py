@@ -24,6 +24,8 @@ from pytest_hfbudget.endpoints.terms import EndpointSettings
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
 
+_KILLED = "the process that pauses endpoints was killed"
+
 
 class Guard:
     """Has endpoints paused by a keeper, and by this process if there can't be one."""
@@ -43,7 +45,7 @@ class Guard:
         self._watches: dict[str, Watch] = {}
         self._unsettled: set[str] = set()
         self._own: dict[str, Receipt] = {}
-        self._starts = 0
+        self._starts = self._noticed = 0
         self._until: float | None = None
         self.warnings: tuple[str, ...] = ()
         self._link = self._start()
@@ -66,6 +68,14 @@ class Guard:
             change(watch.endpoint)
             link = self._link
         link.watch(watch, timeout_s=self._settings.arm_timeout_s + self._settings.try_s)
+
+    def waking(self, name: str) -> None:
+        """A resume is going to be sent now, and may take effect late.
+
+        Raises:
+            EndpointError: see `watch`.
+        """
+        self.watch(replace(self._watches[name], waking=True))
 
     def settled(self, name: str) -> None:
         """The resume was answered, or is not going to be sent."""
@@ -116,6 +126,7 @@ class Guard:
     def tend(self) -> None:
         """Look after the keeper: a lost one is replaced once, else all is paused from here."""
         with self._lock:
+            self._notice()
             if not self._watches and self._starts == 1 and self._link.lost:
                 self._link = self._start()  # nothing was in its care yet
             elif self._link.lost and not self._own:
@@ -125,10 +136,11 @@ class Guard:
         """Have all paused and wait for it; by name, without those that took too long."""
         receipts = {receipt.endpoint: receipt for receipt in self._link.pause(timeout_s)}
         receipts.update(self._own)
+        self._notice()
         if self._link.lost:  # by now there is no time for another keeper
             missing = [name for name in self._watches if not _in_order(receipts.get(name))]
             if missing:
-                self._warn("the process that pauses endpoints was killed")
+                self._warn(_KILLED)
             receipts.update(self._pause_here(missing, timeout_s, ASKED))
         return receipts
 
@@ -143,6 +155,7 @@ class Guard:
 
     def _start(self) -> KeeperLink:
         self._starts += 1
+        self._noticed = 0
         log = self._journal.path.with_suffix(f".{self._starts}.log")
         route = Route.find(self._settings.api)
         arm = Arm(
@@ -162,8 +175,14 @@ class Guard:
             arm, log=log, timeout_s=timeout_s, spawn=self._spawn, clock=self._clock
         )
 
+    def _notice(self) -> None:
+        """A keeper whose second stepped in is missed by nobody, but somebody kills processes."""
+        if self._link.successions > self._noticed:
+            self._noticed = self._link.successions
+            self._warn(f"{_KILLED}; another one has stepped in")
+
     def _replace(self) -> None:
-        self._warn("the process that pauses endpoints was killed")
+        self._warn(_KILLED)
         try:
             self._hand_over()
         except EndpointError as error:

@@ -6,15 +6,18 @@ second of its last verified pause.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
-import selectors
+import select
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.claims import Claim, Claims
@@ -44,6 +47,8 @@ from pytest_hfbudget.endpoints.protocol import (
     encode,
 )
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError
+from pytest_hfbudget.endpoints.second import Second, stand_by
+from pytest_hfbudget.endpoints.spawn import spawn_second
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
 
@@ -51,6 +56,8 @@ from pytest_hfbudget.errors import EndpointError
 _ARM_S = 30.0
 # The wait for the last request of a thread that is stuck where no time-out reaches (DNS).
 _GRACE_S = 5.0
+# The start of a second takes no longer, or goes on without being waited for.
+_SPAWN_S = 5.0
 
 
 @dataclass
@@ -70,7 +77,7 @@ class Line:
         sock.settimeout(_ARM_S)
 
     def fileno(self) -> int:
-        """For a selector."""
+        """To be polled."""
         return self._sock.fileno()
 
     def receive(self) -> list[Message] | None:
@@ -93,8 +100,10 @@ class Line:
 class Keeper:
     """Waits for a request to pause, the owner's death, the end of the line or of a time limit."""
 
-    def __init__(self, line: Line, arm: Arm, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._line, self._arm, self._clock = line, arm, clock
+    def __init__(
+        self, line: Line, arm: Arm, second: Second, *, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self._line, self._arm, self._second, self._clock = line, arm, second, clock
         self._held: dict[str, Held] = {}
         self._start = process.start_time(os.getpid())
         self._limit: float | None = None
@@ -104,36 +113,50 @@ class Keeper:
             arm.api, arm.token, pace=arm.timings.pace, route=route, agent="keeper"
         )
 
-    def run(self) -> bool:
-        """Keep watch, then pause all; whether every pause was verified."""
+    def run(self, heard: Sequence[Message] = ()) -> bool:
+        """Keep watch, then pause all; whether every pause was verified.
+
+        Args:
+            heard: what the owner said to the keeper that this one stands in for.
+        """
         death = process.watch(self._arm.owner_pid, self._arm.owner_start)
+        reason = self._act(heard)
+        if reason is None:
+            self._second.engage(self._standing())
         self._line.send(Ready(os.getpid()))
-        reason = self._wait(death)
+        reason = reason or self._wait(death)
         death.close()
         if self._held:
             log(f"{reason}: pausing {', '.join(self._held)}")
         self._line.send(Pausing(reason))
         verified = self._pause_all(reason)
         self._line.send(Done())
+        self._second.dismiss()
         return verified
 
+    def _standing(self) -> Iterator[Message]:
+        """All that another keeper has to know."""
+        yield self._arm
+        for held in self._held.values():
+            yield replace(held.watch, waking=not held.settled)
+        yield Limit(self._limit)
+
     def _wait(self, death: process.DeathWatch) -> str:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._line, selectors.EVENT_READ)
-            if death.fileno() >= 0:
-                selector.register(death.fileno(), selectors.EVENT_READ)
-            while True:
-                ready = selector.select(self._patience(death.period_s))
-                # The death is looked at first: a child that the owner forked may hold the
-                # socket open, and what it says there is not the owner's word.
-                if death.dead():
-                    return OWNER_GONE
-                if any(key.fileobj is self._line for key, _ in ready):
-                    reason = self._read()
-                    if reason:
-                        return reason
-                if self._limit is not None and self._clock.monotonic() >= self._limit:
-                    return DEADLINE
+        while True:
+            ready = _readable((self._line, death, self._second), self._patience(death.period_s))
+            # The death is looked at first: a child that the owner forked may hold the
+            # socket open, and what it says there is not the owner's word.
+            if death.dead():
+                return OWNER_GONE
+            if self._line in ready:
+                reason = self._read()
+                if reason:
+                    return reason
+            if self._limit is not None and self._clock.monotonic() >= self._limit:
+                return DEADLINE
+            if self._second in ready:
+                log("the second was killed")
+                self._second.engage(self._standing())
 
     def _patience(self, period_s: float | None) -> float | None:
         if self._limit is None:
@@ -148,9 +171,11 @@ class Keeper:
         except (ValueError, KeyError, TypeError) as error:
             log(f"the line is garbled: {error!r}")  # whoever wrote that, a bill may be running
             return OWNER_GONE
-        if messages is None:
-            return OWNER_GONE
+        return OWNER_GONE if messages is None else self._act(messages)
+
+    def _act(self, messages: Iterable[Message]) -> str | None:
         for message in messages:
+            self._second.tell(message)
             if isinstance(message, Watch):
                 self._take(message)
             elif isinstance(message, Settled) and message.endpoint in self._held:
@@ -254,22 +279,48 @@ def _most_s(timings: Timings) -> float:
     return timings.deadline_s + timings.settle_s + 2 * timings.try_s + _GRACE_S
 
 
+class _Pollable(Protocol):
+    def fileno(self) -> int: ...
+
+
+T = TypeVar("T", bound=_Pollable)
+
+
+def _readable(things: Sequence[T], timeout_s: float | None) -> list[T]:
+    by_fd = {thing.fileno(): thing for thing in things}
+    poll = select.poll()
+    for fd in by_fd:
+        if fd >= 0:
+            poll.register(fd, select.POLLIN)
+    timeout_ms = None if timeout_s is None else math.ceil(timeout_s * 1000)
+    return [by_fd[fd] for fd, _ in poll.poll(timeout_ms)]
+
+
 def log(text: str) -> None:
     """One line into the keeper's log, which is its standard error."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
-def main(fd: int, log_path: str) -> None:
-    """The keeper's whole life; called by the boot line of `spawn`."""
+def main(fds: Sequence[int], log_path: str) -> None:
+    """The keeper's whole life, and its second's; called by the boot line of `spawn`.
+
+    Args:
+        fds: the line to the owner; for a second also the one to the keeper.
+        log_path: where its standard error goes.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
-    line = Line(socket.socket(fileno=fd))
-    messages = line.receive()
-    if not messages or not isinstance(messages[0], Arm):
+    line, *keeper = (socket.socket(fileno=fd) for fd in fds)
+    ends = Line(line)
+    arm, *heard = (stand_by(keeper[0]) if keeper else ends.receive()) or [Done()]
+    if not isinstance(arm, Arm):
         return
-    if Keeper(line, messages[0]).run():
+    second = Second(
+        lambda end: spawn_second(line, end, arm.run, Path(log_path), timeout_s=_SPAWN_S), log
+    )
+    if Keeper(ends, arm, second).run(heard):
         os.unlink(log_path)  # it only says that all went well, and the journal says so too
     # Not an ordinary exit: a thread that is stuck in a name look-up must not keep this alive.
     os._exit(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from pytest_hfbudget.endpoints.claims import prune_claims
 from pytest_hfbudget.endpoints.control import ControlPlane
@@ -17,12 +18,16 @@ from pytest_hfbudget.endpoints.slot import Slot
 from pytest_hfbudget.endpoints.spawn import Spawn, spawn_keeper
 from pytest_hfbudget.endpoints.startup import Startup
 from pytest_hfbudget.endpoints.state import Endpoint, split_name
+from pytest_hfbudget.endpoints.sweep import Swept, adopt, find_local, sweep
 from pytest_hfbudget.endpoints.terms import Afford, EndpointReceipt, EndpointSettings, Progress
 from pytest_hfbudget.endpoints.waking import Waker
 from pytest_hfbudget.errors import EndpointError
 
 # Long enough to look up what a run did; then a finished run's journal is only clutter.
 _KEEP_JOURNALS_S = 30 * 86400.0
+
+# Others' leftovers must not keep a run from beginning.
+_SWEEP_S = 30.0
 
 _EARLY = {
     DEADLINE: "the time that this run may pay for is over, so what ran was paused.",
@@ -72,6 +77,7 @@ class Lifecycle:
         self._lock, self._finishing = threading.Lock(), threading.Lock()
         self._closing = False
         self._slots: dict[str, Slot] = {}
+        self._spared: set[str] = set()
         self._guard: Guard | None = None
         self._until: float | None = None
         self._finished: tuple[EndpointReceipt, ...] | None = None
@@ -97,6 +103,23 @@ class Lifecycle:
             split_name(name)
             self._need_token(name)
             self._plane.get(name)
+
+    def sweep(self, *, but: Iterable[str]) -> tuple[Swept, ...]:
+        """Pause what dead runs of this machine have left running.
+
+        Args:
+            but: what this run is going to use, and to pause itself.
+        """
+        left = find_local(self._settings.state_dir, api=self._settings.api)
+        self._spared |= set(but)
+        others = [stray for stray in left if stray.name not in self._spared]
+        timings = replace(self._settings.timings, deadline_s=_SWEEP_S)
+        folder = self._settings.state_dir
+        return (
+            sweep(self._plane, others, state_dir=folder, timings=timings, clock=self._clock)
+            if others
+            else ()
+        )
 
     def ensure(self, name: str, *, keep_running: bool = False) -> Endpoint:
         """The endpoint, serving. The first caller brings it up, all others wait for that.
@@ -124,6 +147,7 @@ class Lifecycle:
             with slot.opening():
                 self._need_token(name)
                 slot.endpoint = self._startup.bring_up(slot, keep_running=keep_running)
+                self._adopt(slot)
         return slot.wait()
 
     def revive(self, name: str) -> Endpoint:
@@ -215,6 +239,15 @@ class Lifecycle:
         if self._finished is not None or os.getpid() != self._owner:
             return self._finished or ()
         return self._receipts(self._guard.receipts() if self._guard else {}, final=False)
+
+    def _adopt(self, slot: Slot) -> None:
+        """It is this run that answers for it now, and no longer a dead one."""
+        if slot.kept:
+            return
+        settings = self._settings
+        for stray in find_local(settings.state_dir, api=settings.api):
+            if stray.name == slot.name:
+                adopt(stray, settings.run, settings.state_dir, at=self._clock.time())
 
     def _arm(self) -> Guard:
         with self._lock:

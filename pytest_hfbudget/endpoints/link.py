@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+# By name, as all that tests like to replace: this runs beside them.
+from select import POLLIN, poll
 
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.protocol import (
@@ -40,6 +42,10 @@ class KeeperLink:
 
     It has no thread of its own: in a process with threads every ``os.fork`` of a test would
     be warned about, and this runs inside other people's test suites.
+
+    Attributes:
+        pid: of the keeper at the other end.
+        successions: how often its second has stepped in for one that was killed.
     """
 
     def __init__(self, sock: socket.socket, log: Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -48,9 +54,11 @@ class KeeperLink:
         self._watching: dict[str, Watching] = {}
         self._receipts: dict[str, Receipt] = {}
         self._reason = ""
-        self._ended = self._done = False
+        self._ended = self._done = self._stale = False
+        self._standing: dict[tuple[type[Message], str], Message] = {}
         self._inode = os.fstat(sock.fileno()).st_ino
         self.pid: int | None = None
+        self.successions = 0
         sock.settimeout(_SEND_S)
 
     @classmethod
@@ -94,7 +102,7 @@ class KeeperLink:
         if answer.error:
             raise EndpointError(
                 f"{watch.endpoint} is not resumed, because the process that would pause it "
-                f"can't reach it: {answer.error}"
+                f"can't promise to: {answer.error}"
             )
 
     def settled(self, name: str) -> None:
@@ -132,7 +140,7 @@ class KeeperLink:
 
     @property
     def lost(self) -> bool:
-        """Whether the keeper has gone without having done its work."""
+        """Whether the keeper and its second have gone without having done their work."""
         self._pump(0.0)
         return self._ended and not self._done
 
@@ -152,6 +160,24 @@ class KeeperLink:
             raise EndpointError("the process that pauses endpoints is gone. " + self._hint())
 
     def _try_send(self, message: Message) -> bool:
+        self._note(message)
+        return self._say(message)
+
+    def _note(self, message: Message) -> None:
+        """Keep what stands, for a keeper that steps in: what was on its way may be lost."""
+        name = getattr(message, "endpoint", "")
+        if isinstance(message, (Watch, Drop)):
+            self._standing.pop((Settled, name), None)
+            self._standing.pop((Watch, name), None)
+        if not isinstance(message, (Arm, Drop)):
+            self._standing[type(message), name] = message
+
+    def _say_again(self) -> None:
+        self._stale = False
+        for message in list(self._standing.values()):
+            self._say(message)
+
+    def _say(self, message: Message) -> bool:
         if not self._intact():
             return False
         try:
@@ -192,12 +218,14 @@ class KeeperLink:
         with self._reading:
             if self._ended or self._done or not self._intact():
                 return False
-            poll = select.poll()
-            poll.register(self._sock, select.POLLIN)
-            if not poll.poll(timeout_s * 1000):
+            ready = poll()
+            ready.register(self._sock, POLLIN)
+            if not ready.poll(timeout_s * 1000):
                 return False
             self._take_in()
-            return True
+        if self._stale:
+            self._say_again()
+        return True
 
     def _take_in(self) -> None:
         try:
@@ -211,6 +239,8 @@ class KeeperLink:
 
     def _file(self, message: Message) -> None:
         if isinstance(message, Ready):
+            self._stale = self.pid is not None
+            self.successions += self._stale
             self.pid = message.pid
         elif isinstance(message, Watching):
             self._watching[message.endpoint] = message

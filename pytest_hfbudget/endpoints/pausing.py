@@ -41,6 +41,7 @@ class Pauser:
         self._ends = self._began + timings.deadline_s
         self._quiet_from = self._began + (0.0 if settled else timings.settle_s)
         self._state, self._error, self._attempts = "", "", 0
+        self._send_at = self._began
 
     @property
     def endpoint(self) -> str:
@@ -86,13 +87,12 @@ class Pauser:
         )
 
     def _until_paused(self) -> bool:
-        failures, accepted_at = 0, None
+        failures, self._send_at = 0, self._clock.monotonic()
         while True:
             try:
-                now = self._clock.monotonic()
-                if accepted_at is None or now - accepted_at >= self._timings.resend_s:
+                if self._clock.monotonic() >= self._send_at:
                     self._send()
-                    accepted_at = now
+                    self._send_at = self._clock.monotonic() + self._timings.resend_s
                 wait = self._look()
                 failures = 0
                 if wait is None:
@@ -124,7 +124,10 @@ class Pauser:
 
     def _look(self) -> float | None:
         """Seconds until the next look; None when the pause is certain."""
-        self._state = self._plane.get(self._watch.endpoint).state
+        before, self._state = self._state, self._plane.get(self._watch.endpoint).state
+        if before == PAUSED != self._state:
+            self._send_at = self._clock.monotonic()  # a resume came late, or was somebody else's
+            return 0.0
         quiet = self._clock.monotonic() >= self._quiet_from
         if self._state == PAUSED and quiet:
             return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from json import dumps, loads  # by name: a test may replace those of the module
 from typing import Any, TypeAlias
 
 from pytest_hfbudget.endpoints.pace import Pace
@@ -64,13 +64,13 @@ class Watch:
     Attributes:
         scaling: ``compute.scaling`` to put back after the pause; None to leave it alone.
         untag: take tags of runs off again.
-        waking: a resume is going to be sent, of which nothing is known until `Settled`.
+        waking: a resume is being sent, of which nothing is known until `Settled`.
     """
 
     endpoint: str
     scaling: Mapping[str, Any] | None = None
     untag: bool = False
-    waking: bool = True
+    waking: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ _KINDS: dict[str, Callable[..., Message]] = {
 def encode(message: Message) -> bytes:
     """One line."""
     kind = type(message).__name__.lower()
-    return json.dumps({"type": kind, **asdict(message)}).encode() + b"\n"
+    return dumps({"type": kind, **asdict(message)}).encode() + b"\n"
 
 
 class Decoder:
@@ -199,7 +199,7 @@ class Decoder:
 
 
 def _decode(line: bytes) -> Message:
-    data = json.loads(line)
+    data = loads(line)
     make = _KINDS[data.pop("type")]
     if "timings" in data:
         data["timings"] = Timings(**data["timings"])

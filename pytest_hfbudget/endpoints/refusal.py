@@ -20,6 +20,7 @@ class ControlPlaneError(EndpointError):
         status: HTTP status of the last answer; None when there was none.
         maybe_done: True when the server may have acted all the same.
         retry_after: seconds that the server asked to wait, if it did.
+        lasting: there is no use in trying again, although the server was not even asked.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class ControlPlaneError(EndpointError):
         status: int | None = None,
         maybe_done: bool = False,
         retry_after: float | None = None,
+        lasting: bool = False,
     ) -> None:
         super().__init__(message)
         self.status, self.maybe_done, self.retry_after = status, maybe_done, retry_after
+        self.lasting = lasting
 
     @property
     def gone(self) -> bool:

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -19,10 +19,10 @@ _BOOT = """
 import json, os, sys
 if os.fork():
     os._exit(0)
-name, run, fd, log, paths = sys.argv[1:]
+name, run, fds, log, paths = sys.argv[1:]
 sys.path += json.loads(paths)
 from pytest_hfbudget.endpoints.keeper import main
-main(int(fd), log)
+main(json.loads(fds), log)
 """
 
 # What an interpreter and its TLS may need. All else stays behind, the token first of all.
@@ -58,8 +58,23 @@ def spawn_keeper(end: socket.socket, run: str, log: Path, *, timeout_s: float) -
     """
     if not hasattr(os, "fork") or not sys.executable:
         raise EndpointError("endpoints can only be kept on Linux and macOS, from a Python program.")
+    _spawn("hfbudget-keeper", (end,), run, log, timeout_s)
+
+
+def spawn_second(
+    line: socket.socket, keeper: socket.socket, run: str, log: Path, *, timeout_s: float
+) -> None:
+    """Start a keeper's second, which inherits the line to the owner.
+
+    Raises:
+        EndpointError: it can't be started.
+    """
+    _spawn("hfbudget-keeper-second", (line, keeper), run, log, timeout_s)
+
+
+def _spawn(name: str, ends: Sequence[socket.socket], run: str, log: Path, timeout_s: float) -> None:
     try:
-        _spawn(end, run, log, timeout_s)
+        _detach(name, [end.fileno() for end in ends], run, log, timeout_s)
     except (OSError, subprocess.SubprocessError) as error:
         raise EndpointError(
             f"the process that would pause endpoints can't be started ({error}), "
@@ -67,8 +82,8 @@ def spawn_keeper(end: socket.socket, run: str, log: Path, *, timeout_s: float) -
         ) from error
 
 
-def _spawn(end: socket.socket, run: str, log: Path, timeout_s: float) -> None:
-    argv = ["hfbudget-keeper", run, str(end.fileno()), str(log), json.dumps(_import_paths())]
+def _detach(name: str, fds: list[int], run: str, log: Path, timeout_s: float) -> None:
+    argv = [name, run, json.dumps(fds), str(log), json.dumps(_import_paths())]
     with _private(log) as output:
         starter = subprocess.Popen(
             # -I -S: neither PYTHONPATH, nor the working directory, nor site packages with their
@@ -79,7 +94,7 @@ def _spawn(end: socket.socket, run: str, log: Path, timeout_s: float) -> None:
             stderr=output,
             cwd="/",
             env=_environment(os.environ),
-            pass_fds=(end.fileno(),),
+            pass_fds=fds,
             start_new_session=True,
         )
     try:

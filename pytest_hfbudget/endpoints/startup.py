@@ -61,13 +61,8 @@ class Startup:
         slot.resumed_mono = self._clock.monotonic()
         # Claimed before it is looked at again: who leaves now sees us, or we wait for its pause.
         self._watch(guard, Watch(slot.name))
-        try:
-            with self._turn(slot):
-                self._begin(slot, guard)
-        except BaseException:
-            if not slot.resumed:
-                guard.settled(slot.name)
-            raise
+        with self._turn(slot):
+            self._begin(slot, guard)
         endpoint = self._waker.wait(slot.name)
         guard.settled(slot.name)
         return endpoint
@@ -108,7 +103,7 @@ class Startup:
         guard.write(INTENT, found, scaling=slot.scaling)
         # Only what rests gets other settings: a change makes a running one deploy anew.
         untag = rests or tags.run_of(found.tags) is not None
-        self._watch(guard, Watch(slot.name, slot.scaling, untag=untag, waking=rests))
+        self._watch(guard, Watch(slot.name, slot.scaling, untag=untag))
         if rests:
             slot.warn(self._waker.spread_net(found))
             slot.until = self._waker.until
@@ -140,6 +135,7 @@ class Startup:
             slot.resumed_at = self._clock.time()
         if not slot.revived:
             slot.resumed_mono = self._clock.monotonic()
+        guard.waking(slot.name)
         before, slot.resumed = slot.resumed, True
         try:
             answered = self._waker.resume(slot.name)

@@ -11,6 +11,7 @@ import socket
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from pytest_hfbudget.endpoints import process, tags
 from pytest_hfbudget.endpoints.claims import Claim, Claims, claims_dir, inherited
 from pytest_hfbudget.endpoints.control import ControlPlane
-from pytest_hfbudget.endpoints.journal import PAUSED, Journal, Lease, leases_dir, unfinished
+from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Journal, Lease, leases_dir, unfinished
 from pytest_hfbudget.endpoints.leaving import Leaver
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.pausing import Pauser
@@ -63,6 +64,7 @@ class Swept:
         verified: it was read back as paused, or is gone.
         error: why the pause is not verified, and what to do.
         skipped: why it was not touched, if it was not.
+        beyond: there were more than might be paused at once, and this was one of the rest.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Swept:
     verified: bool = False
     error: str | None = None
     skipped: str | None = None
+    beyond: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -173,7 +176,7 @@ class _Broom:
         if look.skipped:
             return look
         claims = self._claims(stray)
-        watch = Watch(stray.name, self._scaling(stray, claims), untag=True, waking=False)
+        watch = Watch(stray.name, self._scaling(stray, claims), untag=True)
         pauser = Pauser(self._plane, watch, self._timings, settled=True, clock=self._clock)
         leaver = Leaver(claims, self._claim(stray), pauser, clock=self._clock)
         receipt = leaver.run(lambda told: self._record(stray, told), reason=SWEPT)
@@ -231,12 +234,21 @@ class _Broom:
                 return  # it is paused all the same; the next sweep will find that out
 
 
+def adopt(stray: Stray, run: str, state_dir: Path, *, at: float) -> None:
+    """Close the account of dead runs whose endpoint a live one has come to use, and will pause."""
+    for lease in stray.leases:
+        line = replace(lease.intent, kind=LEFT, at=at, left_to=run, scaling=None)
+        with suppress(EndpointError):  # then a sweep will find it paused, and close it
+            Journal.of(line.run, leases_dir(state_dir)).write(line)
+
+
 def _limited(looks: Sequence[Swept], most: int | None) -> list[Swept]:
     limited, taken = [], 0
     for look in looks:
         beyond = most is not None and not look.skipped and taken >= most
         taken += not look.skipped
-        limited.append(replace(look, skipped=f"beyond the limit of {most}") if beyond else look)
+        why = f"beyond the limit of {most}"
+        limited.append(replace(look, skipped=why, beyond=True) if beyond else look)
     return limited
 
 

@@ -36,11 +36,12 @@ class NoAnswerError(Exception):
 
     Attributes:
         sent: False when the request certainly never left, so that it can't have had an effect.
+        lasting: the same would come of another try.
     """
 
-    def __init__(self, message: str, *, sent: bool) -> None:
+    def __init__(self, message: str, *, sent: bool, lasting: bool = False) -> None:
         super().__init__(message)
-        self.sent = sent
+        self.sent, self.lasting = sent, lasting
 
 
 class Transport(Protocol):
@@ -124,7 +125,8 @@ class Urllib3Transport:
         except unsent as error:
             raise NoAnswerError(_reason(error), sent=False) from None
         except (errors.HTTPError, OSError) as error:
-            raise NoAnswerError(_reason(error), sent=True) from None
+            distrust = _is_distrust(error)
+            raise NoAnswerError(_reason(error), sent=not distrust, lasting=distrust) from None
         self._used = self._clock.monotonic()
         return answer
 
@@ -162,6 +164,16 @@ class Urllib3Transport:
             if self._clock.monotonic() > ends or len(content) > _MOST_BYTES:
                 raise TimeoutError("the answer did not end")
         return content
+
+
+def _is_distrust(error: BaseException | None) -> bool:
+    """Whether the server's certificate was not accepted, which happens before anything is sent."""
+    while error is not None:
+        inner = (error, *error.args, getattr(error, "reason", None))
+        if any(isinstance(each, ssl.SSLCertVerificationError) for each in inner):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _reason(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from pytest_hfbudget.endpoints import (
     EndpointReceipt,
     EndpointSettings,
     Lifecycle,
+    Swept,
 )
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 from pytest_hfbudget.ledger import Ledger
@@ -66,14 +67,16 @@ class Fleet:
         if self._rehearsal is not None:
             self._rehearsal.provide(names)
         self._lifecycle.check(names)
+        for swept in self._lifecycle.sweep(but=names):
+            self._tell(swept)
 
-    def ensure(self, name: str) -> Endpoint:
+    def ensure(self, name: str, *, keep_running: bool = False) -> Endpoint:
         """An endpoint, serving; resumed by the first who asks.
 
         Raises:
             EndpointError: it can't be brought up, or its first minute breaks the session's cap.
         """
-        endpoint = self._lifecycle.ensure(name)
+        endpoint = self._lifecycle.ensure(name, keep_running=keep_running)
         self.rearm()
         return endpoint
 
@@ -203,6 +206,13 @@ class Fleet:
         with self._lock:
             self._ledger.book(SESSION, total - self._booked)
             self._booked = total
+
+    def _tell(self, swept: Swept) -> None:
+        about = f"endpoint {swept.name}, left by run {swept.run}"
+        if swept.verified:
+            say(self._config, f"{about}: paused")
+        elif swept.error:
+            say(self._config, f"{about}: {swept.error}", red=True)
 
     def _progress(self, name: str, state: str, seconds: float) -> None:
         self.rearm()  # what starts is billed, too

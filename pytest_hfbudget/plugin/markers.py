@@ -66,27 +66,39 @@ def check(items: list[pytest.Item], settings: Settings) -> tuple[str, ...]:
     Raises:
         ConfigError: one line that names the test and the argument.
     """
-    needed: dict[str, None] = {}
+    needed: dict[str, bool] = {}
     for item in items:
         if next(item.iter_markers("budget"), None):
             running_test(item, settings)
-        needed.update(dict.fromkeys(endpoints(item, settings)))
+        for name, keep in endpoints(item, settings).items():
+            if needed.setdefault(name, keep) != keep:
+                raise ConfigError(
+                    f"{item.nodeid}: {name} can't be kept running for one test and be paused "
+                    "for another; give keep_running=True to all of them, or to none."
+                )
     return tuple(needed)
 
 
-def endpoints(item: pytest.Item, settings: Settings) -> tuple[str, ...]:
+def endpoints(item: pytest.Item, settings: Settings) -> dict[str, bool]:
     """The full names of the endpoints that a test's markers name, the closest marker first.
+
+    With each, whether it is to be left running if it was found so.
 
     Raises:
         ConfigError: a marker without names, or a name that is none.
     """
-    names: dict[str, None] = {}
+    names: dict[str, bool] = {}
     for mark in item.iter_markers("hf_endpoint"):
-        if mark.kwargs or not mark.args or not all(isinstance(name, str) for name in mark.args):
-            raise ConfigError(f'{item.nodeid}: write @pytest.mark.hf_endpoint("namespace/name")')
+        keep = mark.kwargs.get("keep_running", False)
+        known = set(mark.kwargs) <= {"keep_running"} and isinstance(keep, bool)
+        if not known or not mark.args or not all(isinstance(name, str) for name in mark.args):
+            raise ConfigError(
+                f'{item.nodeid}: write @pytest.mark.hf_endpoint("namespace/name"), and '
+                "keep_running=True after the name for one that is to stay up if it is found so"
+            )
         for name in mark.args:
-            names[full_name(name, settings.namespace)] = None
-    return tuple(names)
+            names.setdefault(full_name(name, settings.namespace), keep)
+    return names
 
 
 def _budgets(item: pytest.Item) -> Iterator[Marked]:

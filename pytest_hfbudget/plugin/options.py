@@ -26,8 +26,8 @@ BUDGET = (
     'on_exceed="fail", scope="test"): cap in USD on what a test may spend on inference'
 )
 ENDPOINT = (
-    "hf_endpoint(*names): Inference Endpoints (namespace/name) that a test needs; resumed once "
-    "per run, paused at its end"
+    "hf_endpoint(*names, keep_running=False): Inference Endpoints (namespace/name) that a test "
+    "needs; resumed once per run, paused at its end (unless it was found running, and is kept so)"
 )
 
 

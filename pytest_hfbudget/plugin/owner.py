@@ -121,8 +121,8 @@ class Owner:
                 )
             return self._fleet
 
-    def ensure(self, name: str) -> dict[str, Any]:
-        endpoint = self.fleet.ensure(name)
+    def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
+        endpoint = self.fleet.ensure(name, keep_running=keep_running)
         if endpoint.url:
             self.leased[endpoint.url] = name
         return dict(endpoint.raw)
@@ -198,7 +198,7 @@ class Owner:
 
             more: dict[str, Callable[..., Any]] = {
                 "declare": self._declare_for,
-                "ensure": self.ensure,
+                "ensure": lambda name, keep: self.ensure(name, keep_running=keep),
                 "problem": self._note,
                 "revive": self.revive,
                 "paused": self.paused,

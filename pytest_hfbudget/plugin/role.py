@@ -37,8 +37,8 @@ class Role(Protocol):
     def begin(self) -> None:
         """Bring up what the whole run needs."""
 
-    def ensure(self, name: str) -> dict[str, Any]:
-        """An endpoint, serving, as the API's own object."""
+    def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
+        """An endpoint, serving, as the API's own object; see `Lifecycle.ensure`."""
 
     def revive(self, name: str) -> bool:
         """Bring an endpoint back that somebody else has paused; whether it is back."""

@@ -246,8 +246,8 @@ class Run:
             return
         from pytest_hfbudget.plugin.markers import endpoints
 
-        for name in endpoints(item, self.settings):
-            self.role.ensure(name)
+        for name, keep_running in endpoints(item, self.settings).items():
+            self.role.ensure(name, keep_running=keep_running)
 
     def live_endpoints(self, item: pytest.Item) -> dict[str, InferenceEndpoint]:
         """The endpoints of a test as huggingface_hub's objects."""
@@ -255,13 +255,13 @@ class Run:
         from pytest_hfbudget.settings import full_name
 
         given = (full_name(name, self.settings.namespace) for name in self.settings.endpoints)
-        names = dict.fromkeys((*endpoints(item, self.settings), *given))
-        return {name: self._live(name) for name in names}
+        names = {**dict.fromkeys(given, False), **endpoints(item, self.settings)}
+        return {name: self._live(name, keep) for name, keep in names.items()}
 
-    def _live(self, name: str) -> InferenceEndpoint:
+    def _live(self, name: str, keep_running: bool) -> InferenceEndpoint:
         from huggingface_hub import HfApi, InferenceEndpoint
 
-        raw = self.role.ensure(name)
+        raw = self.role.ensure(name, keep_running=keep_running)
         namespace = name.partition("/")[0]
         runtime = self.start()
         runtime.meter.book.leased[str(raw["status"]["url"])] = name

@@ -59,8 +59,8 @@ class Worker:
     def begin(self) -> None:
         """Done by the controller."""
 
-    def ensure(self, name: str) -> dict[str, Any]:
-        raw: dict[str, Any] = self._slow_wire.ask("ensure", name)
+    def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
+        raw: dict[str, Any] = self._slow_wire.ask("ensure", name, keep_running)
         self.leased[str(raw["status"]["url"])] = name
         return raw
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from pytest_hfbudget.endpoints.process import start_time
 from pytest_hfbudget.endpoints.protocol import Arm
 from pytest_hfbudget.errors import EndpointError
 
-from .conftest import TOKEN, Owner, gone
+from .conftest import TOKEN, Owner, gone, until
 
 Start = Callable[..., Owner]
 Make = Callable[..., Lifecycle]
@@ -198,11 +199,108 @@ def kill(pid: int | None) -> None:
     assert gone(pid)
 
 
-def test_a_killed_keeper_is_replaced_between_tests(hub: EmulatorClient, lifecycle: Make):
+def seconds_of(settings: EndpointSettings) -> list[int]:
+    """Processes that stand by for the keepers of this test."""
+    name, folder = b"hfbudget-keeper-second", str(settings.state_dir).encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            said = path.read_bytes()
+            if name in said.split(b"\0") and folder in said:
+                found.append(int(path.parent.name))
+    return found
+
+
+def kill_both(run: Lifecycle, settings: EndpointSettings) -> None:
+    """Kill the keeper and its second so that neither can stand in for the other."""
+    assert run.keeper_pid is not None
+    os.kill(run.keeper_pid, signal.SIGSTOP)
+    for pid in seconds_of(settings):
+        kill(pid)
+    kill(run.keeper_pid)
+
+
+def test_a_killed_keeper_is_replaced_although_the_run_does_nothing(
+    hub: EmulatorClient, lifecycle: Make
+):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    first, seen = run.keeper_pid, hub.last()
+    kill(first)
+    reached = hub.wait_for(op="get", phase="arrived", after=seen)
+    assert "(keeper)" in reached["agent"]
+    assert hub.log(op="pause") == []
+    (receipt,) = run.finish()
+    assert run.keeper_pid != first
+    assert receipt.verified
+    assert "another one has stepped in" in receipt.warnings[0]
+    (pause,) = hub.log(op="pause", phase="arrived")
+    assert "(keeper)" in pause["agent"]
+
+
+def test_keepers_that_are_killed_one_after_the_other_are_all_replaced(
+    hub: EmulatorClient, lifecycle: Make
+):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    for _ in range(3):
+        known = run.keeper_pid
+        kill(known)
+        assert until(lambda known=known: run.tend() or run.keeper_pid != known)
+    assert hub.log(op="pause") == []
+    (receipt,) = run.finish()
+    assert receipt.verified
+
+
+def test_a_second_that_is_killed_is_replaced(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    (second,) = seconds_of(settings)
+    kill(second)
+    seen = hub.last()
+    run.pause_after(3600)  # goes by the keeper, which looks after its second in the same turn
+    assert until(lambda: any(pid != second for pid in seconds_of(settings)))
+    kill(run.keeper_pid)
+    hub.wait_for(op="get", phase="arrived", after=seen)
+    (receipt,) = run.finish()
+    assert receipt.verified
+
+
+def test_a_keeper_that_is_killed_while_it_pauses_is_stood_in_for(hub: EmulatorClient, owner: Start):
+    run = owner()
+    hub.add_fault("pause", hang=60, then="close")
+    run.end(signal.SIGKILL)
+    hub.wait_for(op="pause", phase="arrived")
+    kill(run.keeper)
+    hub.wait_for(kind="state", state="paused")
+
+
+def test_a_limit_outlives_the_keeper_that_was_told_it(hub: EmulatorClient, lifecycle: Make):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    run.pause_after(1.5)
+    kill(run.keeper_pid)
+    hub.wait_for(kind="state", state="paused", timeout=5)
+    assert "time that this run may pay for is over" in run.paused_early()["acme/llm"]
+
+
+def test_no_second_stays_behind(lifecycle: Make, settings: EndpointSettings):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    (second,) = seconds_of(settings)
+    run.finish()
+    assert gone(second)
+
+
+def test_a_keeper_whose_second_died_with_it_is_replaced_between_tests(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+):
     run = lifecycle()
     run.ensure("acme/llm")
     first = run.keeper_pid
-    kill(first)
+    kill_both(run, settings)
     run.tend()
     assert run.keeper_pid != first
     assert hub.log(op="pause") == []
@@ -219,7 +317,7 @@ def test_a_keeper_that_is_killed_again_means_a_pause_at_once(
     run = lifecycle()
     run.ensure("acme/llm")
     for _ in range(2):
-        kill(run.keeper_pid)
+        kill_both(run, settings)
         run.tend()
     assert hub.log(kind="state", state="paused")
     (receipt,) = run.finish()
@@ -233,7 +331,7 @@ def test_a_keeper_that_is_found_dead_at_the_end_is_stood_in_for(
 ):
     run = lifecycle()
     run.ensure("acme/llm")
-    kill(run.keeper_pid)
+    kill_both(run, settings)
     (receipt,) = run.finish()
     assert receipt.verified
     assert hub.log(kind="state", state="paused")
@@ -296,7 +394,7 @@ def test_a_keeper_that_cannot_reach_the_server_means_no_resume(
     hub: EmulatorClient, lifecycle: Make
 ):
     hub.add_fault("get", skip=1, times=None, status=503)
-    with pytest.raises(EndpointError, match="the process that would pause it can't reach it"):
+    with pytest.raises(EndpointError, match="the process that would pause it can't promise to"):
         lifecycle().ensure("acme/llm")
     hub.clear_faults()
     assert hub.log(op="resume") == []

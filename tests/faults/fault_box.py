@@ -296,7 +296,22 @@ class Box:
 
     def keepers(self) -> list[int]:
         """Keepers of runs in this box."""
-        return [pid for pid in self.processes() if b"hfbudget-keeper" in _read(pid, "cmdline")]
+        return self._named(b"hfbudget-keeper")
+
+    def seconds(self) -> list[int]:
+        """Processes that stand by for a keeper, or that have stepped in for one."""
+        return self._named(b"hfbudget-keeper-second")
+
+    def kill_keepers(self) -> None:
+        """Kill all of both so that none can stand in for another."""
+        pids = [*self.keepers(), *self.seconds()]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                kill(pid, number)
+        assert all(gone(pid) for pid in pids)
+
+    def _named(self, name: bytes) -> list[int]:
+        return [pid for pid in self.processes() if name in _read(pid, "cmdline").split(b"\0")]
 
     def _ours(self, pid: int) -> bool:
         if pid == os.getpid():

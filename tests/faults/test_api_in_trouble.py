@@ -52,7 +52,7 @@ def test_a_run_that_ends_after_the_answer_to_its_resume_was_lost_is_paused(
 
 def test_a_resume_that_takes_effect_after_its_run_has_died_is_paused(box: Box) -> None:
     """Row 5: two seconds late; the keeper has to wait for it."""
-    box.hurry(settle_s=4, resend_s=0.3, verify_poll_s=0.1)
+    box.hurry(settle_s=4)
     box.hub.add_fault("resume", hang=2)
     box.suite()
     run = box.start()
@@ -382,6 +382,19 @@ def test_a_server_that_stalls_from_the_start_resumes_nothing_and_ends(box: Box, 
     run = box.start(env={"HFBUDGET_ENDPOINTS_API": f"https://127.0.0.1:{wire.port}/v2"})
     assert run.wait(20) == 4
     assert "did not answer" in run.output
+    box.judge(None, resumes=0)
+
+
+def test_a_certificate_that_is_not_trusted_resumes_nothing_and_ends_at_once(
+    box: Box, certificate: Path
+) -> None:
+    """Row 32: it will not be trusted in a minute either."""
+    wire = Wire(box.hub.url, certificate)
+    box.suite()
+    run = box.start(env={"HFBUDGET_ENDPOINTS_API": f"https://127.0.0.1:{wire.port}/v2"})
+    assert run.wait(20) == 4  # of the 60 s for which a server that is away is tried
+    wire.close()
+    assert "CERTIFICATE_VERIFY_FAILED" in run.output
     box.judge(None, resumes=0)
 
 

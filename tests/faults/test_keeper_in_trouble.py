@@ -35,7 +35,6 @@ TWO = """
 @pytest.mark.quick
 def test_a_kill_before_the_resume_is_sent_resumes_nothing(box: Box) -> None:
     """Row 4: the intent is in the journal, the net on the server is being spread."""
-    box.hurry(settle_s=1)
     box.hub.add_fault("update", hang=60, then="close")
     box.suite()
     run = box.start()
@@ -48,7 +47,6 @@ def test_a_kill_before_the_resume_is_sent_resumes_nothing(box: Box) -> None:
 
 def test_a_kill_while_the_keeper_proves_that_it_can_pause_resumes_nothing(box: Box) -> None:
     """Row 4."""
-    box.hurry(settle_s=1)
     box.hub.add_fault("get", skip=2, hang=60, then="close")
     box.suite()
     run = box.start()
@@ -61,6 +59,7 @@ def test_a_kill_while_the_keeper_proves_that_it_can_pause_resumes_nothing(box: B
 # -- a keeper that is killed
 
 
+@pytest.mark.quick
 def test_a_keeper_that_is_killed_in_a_test_is_replaced_or_pauses(box: Box) -> None:
     """Row 29: noticed within a second although the test goes on, and the run is red."""
     box.suite(TWO)
@@ -106,15 +105,13 @@ def test_a_keeper_and_then_its_run_are_killed(box: Box) -> None:
     box.judge(end)
 
 
-def test_two_keepers_that_are_killed_mean_a_pause_and_a_red_run(box: Box) -> None:
-    """Row 29."""
+def test_keepers_that_are_killed_with_their_seconds_mean_a_pause_and_a_red_run(box: Box) -> None:
+    """Row 29: the run itself has one started anew between tests, and then pauses."""
     box.suite(TWO)
     run = box.start()
     for test in ("one", "two"):
         run.reached(test)
-        for keeper in box.keepers():
-            kill(keeper)
-            assert gone(keeper)
+        box.kill_keepers()
         box.open_gate(test)
     code = run.wait()
     box.judge(None)

@@ -40,6 +40,23 @@ def test_an_endpoint_that_was_found_running_is_paused_too_and_the_run_says_so(bo
     assert "was running before" in run.output
 
 
+def test_an_endpoint_that_was_found_running_is_kept_so_if_that_is_asked(box: Box) -> None:
+    """Row 37."""
+    box.hub.change_endpoint(NAME, state="running")
+    box.suite("""
+        @pytest.mark.hf_endpoint("acme/llm", keep_running=True)
+        def test_it():
+            stay("test")
+    """)
+    run = box.start()
+    run.reached()
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    assert box.all_gone() == []
+    assert box.state_of() == "running"
+    assert box.requests("resume", after=0) == box.requests("pause", after=end.seq) == []
+
+
 def test_an_endpoint_that_nobody_declared_is_left_alone(box: Box) -> None:
     """Row 37."""
     box.hub.add_endpoint("acme/other", state="running")
@@ -228,10 +245,7 @@ def test_the_next_run_that_needs_the_endpoint_takes_it_over(box: Box) -> None:
     run.reached("second")
     box.open_gate("second")
     assert run.wait() == 0
-    assert box.state_of() == "paused"
-    sweep = box.command("sweep")  # which closes the dead one's account
-    assert sweep.process.returncode == 0, sweep.output
-    box.judge(None, resumes=(1, 2))  # unless it was swept before
+    box.judge(None)  # also of the dead one's journal: its account was taken over
 
 
 def test_a_container_that_is_killed_is_left_to_the_sweep_and_to_the_server(box: Box) -> None:
