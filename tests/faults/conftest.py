@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fault_box import NAME, Box
+from rows import rows_of
 
 from pytest_hfbudget.emulator import Emulator
 
@@ -67,11 +68,12 @@ def box(one_emulator: Emulator, tmp_path: Path, request: pytest.FixtureRequest) 
     yield made
     made.clear()
     hub.reset()
-    _note(request.node.nodeid, made)
+    _note(request.node, made)
 
 
-def _note(test: str, box: Box) -> None:
+def _note(test: pytest.Function, box: Box) -> None:
     """With ``FAULTS_TABLE``: what was measured, a JSON line for each verdict."""
     if path := os.environ.get("FAULTS_TABLE"):
+        about = {"test": test.nodeid, "rows": rows_of(test.function.__doc__)}
         with Path(path).open("a") as file:
-            file.writelines(json.dumps({"test": test, **seen}) + "\n" for seen in box.seen)
+            file.writelines(json.dumps({**about, **seen}) + "\n" for seen in box.seen)

@@ -187,7 +187,8 @@ class Box:
 
     def pytest(self, *options: str) -> list[str]:
         """The command line of a run."""
-        return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *self._hurry, *options]
+        plugins = ("-p", "no:cacheprovider", "-p", "lonely_keeper", *self._hurry)
+        return [sys.executable, "-m", "pytest", *plugins, *options]
 
     @property
     def _hurry(self) -> tuple[str, ...]:

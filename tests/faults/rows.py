@@ -1,0 +1,125 @@
+"""What can go wrong, numbered; tests name the rows that they try, docs/endings.md shows them.
+
+``python tests/faults/rows.py MEASURED.jsonl > docs/endings.md`` writes that page from what a run
+with ``FAULTS_TABLE=MEASURED.jsonl`` has measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HOOKS, KEEPER, SECOND = "hooks", "keeper", "its second"
+RUN, SWEEP, SERVER, NOTHING = "the run itself", "sweep", "the server", "nothing to pause"
+
+
+class Row(NamedTuple):
+    """One thing that goes wrong, and what covers it."""
+
+    what: str
+    by: str
+
+
+ROWS = {
+    1: Row("all pass, some fail, nothing is collected", HOOKS),
+    2: Row("Ctrl-C in a test", HOOKS),
+    3: Row("Ctrl-C while the endpoint comes up", HOOKS),
+    4: Row("killed between the journal's intent and the resume", KEEPER),
+    5: Row("the answer to the resume is lost, or takes effect after the run has died", KEEPER),
+    6: Row("Ctrl-C twice, three times, eight times, while the pause takes long", KEEPER),
+    7: Row("SIGTERM, SIGHUP, SIGQUIT", KEEPER),
+    8: Row("SIGKILL", KEEPER),
+    9: Row("SIGKILL of the process group, of the session", KEEPER),
+    10: Row("SIGKILL of the whole process tree", KEEPER),
+    11: Row("a cancelled GitHub job: SIGINT, SIGTERM, then the tree is killed", KEEPER),
+    12: Row("GitHub's sweep of orphans by RUNNER_TRACKING_ID", KEEPER),
+    13: Row("os._exit, abort or a segfault in a test", KEEPER),
+    14: Row("pytest-timeout, by thread and by signal", f"{HOOKS}, {KEEPER}"),
+    15: Row("out of memory: MemoryError, or the kernel's killer", f"{HOOKS}, {KEEPER}"),
+    16: Row("the stack overflows", f"{HOOKS}, {KEEPER}"),
+    17: Row("another plugin raises in sessionfinish or unconfigure", f"{HOOKS}, {KEEPER}"),
+    18: Row("an internal error of pytest", HOOKS),
+    19: Row("pytest.exit, UsageError, -x, --maxfail", HOOKS),
+    20: Row("a test ignores signals, or swallows KeyboardInterrupt", f"{HOOKS}, {KEEPER}"),
+    21: Row("a test removes its directory, closes descriptors, empties the environment", KEEPER),
+    22: Row("a test replaces sleep, sockets, threads, clocks; the network is blocked", KEEPER),
+    23: Row("a forked child outlives the run, with every descriptor", KEEPER),
+    24: Row("an xdist worker dies", HOOKS),
+    25: Row("all xdist workers die", HOOKS),
+    26: Row("the xdist controller is killed while workers run", KEEPER),
+    27: Row("Ctrl-C to the xdist controller, once and twice", HOOKS),
+    28: Row("each --dist mode; without xdist", HOOKS),
+    29: Row("the keeper is killed; with its second; then the run too", f"{SECOND}, {RUN}"),
+    30: Row("no process, descriptor, disk or system call for a keeper", NOTHING),
+    31: Row("the keeper hangs before it is ready", NOTHING),
+    32: Row("the API answers 5xx or 429, resets, stalls, drips, does not resolve", KEEPER),
+    33: Row("the token is revoked before the pause", "told, with the command to type"),
+    34: Row("a pause is accepted and does not happen, or is undone", KEEPER),
+    35: Row("the endpoint is updating, pending, failed, scaled to zero at the pause", KEEPER),
+    36: Row("somebody else has deleted or paused it", KEEPER),
+    37: Row("it was running before; it is kept so; nobody declared it", HOOKS),
+    38: Row("two runs on one machine share it", "the last one out"),
+    39: Row("the run or the keeper is stopped, and killed or continued", KEEPER),
+    40: Row("the clock jumps", KEEPER),
+    41: Row("--collect-only, --help, --markers, --fixtures, --setup-plan", NOTHING),
+    42: Row("pytest.main() twice in one process, pytester runs inside", HOOKS),
+    43: Row("the interpreter ends while a thread is in a paid call", HOOKS),
+    44: Row("the kernel gives a dead run's number to another process", KEEPER),
+    45: Row("the container's PID 1 dies, the machine is gone", f"{SWEEP}, {SERVER}"),
+    46: Row("a sweep runs beside a live run", "left alone"),
+    47: Row("the journal is torn, full of garbage, on a full disk", KEEPER),
+    48: Row("a power cut: only the journal is left", f"{SWEEP}, the next run"),
+}
+NEMESIS = "test_nemesis"
+
+INTRODUCTION = """\
+# How a run can end, and who pauses then
+
+Each row is tried by the tests in `tests/faults` with real processes that are really killed, against
+the emulator, whose log is the evidence: at most one resume, paused in the end, no process and no
+token left anywhere. This page is written by `tests/faults/rows.py` from a run of all of them on two
+cores.
+
+*after* is the time from the end of the run (the signal, the crash, the last test) to the state
+"paused", the longest of the row's tests; where a server in trouble or a second run is part of the
+test, it contains the trouble.
+
+| # | what goes wrong | who pauses | tries | after |
+|--:|---|---|--:|--:|
+"""
+
+
+def rows_of(docstring: str | None) -> tuple[int, ...]:
+    """The rows that a test says it tries."""
+    said = re.match(r"Rows? (\d+(?:, \d+)*)", docstring or "")
+    return tuple(map(int, said[1].split(", "))) if said else ()
+
+
+def page(measured: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The page, line by line."""
+    seen = list(measured)
+    yield from INTRODUCTION.splitlines()
+    for number, row in ROWS.items():
+        took = [one["took_s"] for one in seen if number in one["rows"]]
+        yield f"| {number} | {row.what} | {row.by} | {len(took) or '-'} | {_longest(took)} |"
+    took = [one["took_s"] for one in seen if NEMESIS in one["test"]]
+    yield ""
+    yield (
+        f"And the nemesis: one run of 16 steps, killed at each of them by SIGINT, SIGTERM, SIGKILL "
+        f"and a kill of its tree: {len(took)} runs, all paused, the longest after "
+        f"{_longest(took)} (a resume that takes effect late is part of it)."
+    )
+
+
+def _longest(took: list[float]) -> str:
+    longest = max(took, default=0.0)
+    return f"{longest:.2f} s" if longest else "-"
+
+
+if __name__ == "__main__":
+    lines = Path(sys.argv[1]).read_text().splitlines()
+    print("\n".join(page(map(json.loads, lines))))
