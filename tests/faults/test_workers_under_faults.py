@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from fault_box import NAME, ROOT, Box, T
+from fault_box import HERE, NAME, ROOT, Box, T
 
 pytest.importorskip("xdist")
 
@@ -168,7 +168,7 @@ def test_without_xdist_installed_it_is_the_same(box: Box) -> None:
     (box.path / "no_xdist.py").write_text("import sys\nsys.modules['xdist'] = None\n")
     run = box.start(
         *("-p", "no_xdist", "-p", "pytest_hfbudget.plugin"),
-        env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": f"{box.path}:{ROOT}"},
+        env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": f"{box.path}:{HERE}:{ROOT}"},
     )
     assert run.wait() == 0
     box.judge(None)
