@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
 from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call, Limit, P, changed
-from pytest_hfbudget.metering.payer import Payer
+from pytest_hfbudget.metering.payer import Around, Payer
 from pytest_hfbudget.metering.request import Parameters, describe
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
@@ -72,8 +72,8 @@ class Meter:
         self.drain()
         capped = True
         try:
-            scopes = self.payer.scopes()
-            capped = any(s.cap is not None or s.max_calls is not None for s in scopes)
+            around = self.payer.around()
+            capped = around.capped
             request = describe(
                 parameters,
                 routers=(self.router, DEFAULT_ROUTER),
@@ -81,7 +81,7 @@ class Meter:
                 provider=provider,
                 stream=stream,
             )
-            call = self._hold(parameters, request, scopes)
+            call = self._hold(parameters, request, around)
             call.prepare(ask_usage=ask_usage)
         except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
             raise
@@ -138,7 +138,7 @@ class Meter:
             if scope not in self._known:
                 self.ledger.open(scope)
                 self._known.add(scope)
-        return tuple(scope.key for scope in scopes)
+        return tuple([scope.key for scope in scopes])
 
     def pass_on(self, refusals: list[BudgetExceededError], error: BaseException) -> None:
         """Hand a block's refusals to the test, unless the error that leaves the block is one."""
@@ -156,22 +156,21 @@ class Meter:
         return error
 
     def _hold(
-        self, parameters: Parameters, request: CallRequest, scopes: tuple[Scope, ...]
+        self, parameters: Parameters, request: CallRequest, around: Around
     ) -> Call:
-        keys = self.known(scopes)
-        capped = any(scope.cap is not None for scope in scopes)
+        keys = self.known(around.scopes)
         draft = self._draft(request, keys)
         try:
-            quote = self.book.quote(request, self.payer.explicit())
-            if quote is None and capped:
-                raise self._unpriced(request, scopes)
-            least, most = self._bound(request, quote) if quote and capped else (0, 0)
+            quote = self.book.quote(request, around.explicit)
+            if quote is None and around.paid:
+                raise self._unpriced(request, around.scopes)
+            least, most = self._bound(request, quote) if quote and around.paid else (0, 0)
             hold = self.ledger.hold(keys, least, most, draft)
         except BudgetExceededError as error:
             self._refuse(keys, draft, error)
             raise
-        limit = self._limit(request, quote, hold, most) if quote and capped else None
-        return Call(self, parameters, request, quote, scopes, draft, hold, limit, capped)
+        limit = self._limit(request, quote, hold, most) if quote and around.paid else None
+        return Call(self, parameters, request, quote, around, draft, hold, limit)
 
     def _bound(self, request: CallRequest, quote: Quote) -> tuple[int, int | None]:
         """The least and the most that this call may hold; None for all that there is."""
