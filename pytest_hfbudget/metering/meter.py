@@ -132,13 +132,12 @@ class Meter:
         """Forget a call that is settled."""
         self._open.pop(id(call), None)
 
-    def known(self, scopes: tuple[Scope, ...]) -> tuple[str, ...]:
-        """The keys of scopes, all of them opened in the ledger."""
+    def make_known(self, scopes: tuple[Scope, ...]) -> None:
+        """Open scopes in the ledger that are not open there yet."""
         for scope in scopes:
             if scope not in self._known:
                 self.ledger.open(scope)
                 self._known.add(scope)
-        return tuple([scope.key for scope in scopes])
 
     def pass_on(self, refusals: list[BudgetExceededError], error: BaseException) -> None:
         """Hand a block's refusals to the test, unless the error that leaves the block is one."""
@@ -152,13 +151,12 @@ class Meter:
 
     def refuse(self, call: Call, error: BudgetExceededError) -> BudgetExceededError:
         """Note a refusal where it can't be swallowed, and give it back to be raised."""
-        self._refuse(self.known(call.scopes), call.draft, error)
+        self._refuse(call.draft.scopes, call.draft, error)
         return error
 
-    def _hold(
-        self, parameters: Parameters, request: CallRequest, around: Around
-    ) -> Call:
-        keys = self.known(around.scopes)
+    def _hold(self, parameters: Parameters, request: CallRequest, around: Around) -> Call:
+        self.make_known(around.scopes)
+        keys = around.keys
         draft = self._draft(request, keys)
         try:
             quote = self.book.quote(request, around.explicit)

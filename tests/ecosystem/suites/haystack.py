@@ -1,6 +1,7 @@
 """What somebody might test who uses Haystack, and who has never heard of this plugin."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from haystack import Pipeline
@@ -72,7 +73,5 @@ def test_agent(generator):
 def test_swallowing(generator):
     pipeline = Pipeline()
     pipeline.add_component("llm", generator)
-    try:
+    with suppress(Exception):  # no answer is no reason for this test to fail
         pipeline.run({"llm": {"messages": QUESTION}})
-    except Exception:
-        pass  # no answer is no reason for this test to fail

@@ -1,6 +1,7 @@
 """What somebody might test who uses Pydantic AI, and who has never heard of this plugin."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from pydantic_ai import Agent, ModelRetry
@@ -55,7 +56,5 @@ def test_agent(agent):
 
 
 def test_swallowing(agent):
-    try:
+    with suppress(Exception):  # no answer is no reason for this test to fail
         agent.run_sync(QUESTION)
-    except Exception:
-        pass  # no answer is no reason for this test to fail
