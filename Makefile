@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Compiled files make every run of pytest that the tests start a second faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint docs-check real-server clean
+.PHONY: demo test lint ecosystem docs-check real-server clean
 
 demo: $(VENV)/installed ## the whole product in a few seconds, at $0
 	$(BIN)/hfbudget demo
@@ -18,6 +18,17 @@ lint: $(VENV)/installed ## style, types, and the contract between the rooms
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# They pin different releases of huggingface_hub, so each gets an environment of its own.
+TOOLS := $(patsubst tests/ecosystem/suites/%.txt,%,$(wildcard tests/ecosystem/suites/*.txt))
+
+ecosystem: $(TOOLS:%=ecosystem-%) ## tools on top of huggingface_hub; with -j2 two at a time
+
+ecosystem-%:
+	$(PYTHON) -m venv $(VENV)/ecosystem/$*
+	$(VENV)/ecosystem/$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		-e '.[emulator]' -r tests/ecosystem/suites/$*.txt
+	ECOSYSTEM_TOOL=$* $(VENV)/ecosystem/$*/bin/python -m pytest -q -m ecosystem tests/ecosystem
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

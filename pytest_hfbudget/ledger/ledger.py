@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from pytest_hfbudget.errors import BudgetExceededError, over_cap
 from pytest_hfbudget.ledger.charge import Charge, Refusal
+from pytest_hfbudget.ledger.charges import Charges
 from pytest_hfbudget.ledger.scope import Scope
 
 
@@ -99,7 +100,7 @@ class Ledger:
         self._holds: dict[int, _Held] = {}
         self._next = 0
         self._uptime: Uptime | None = None
-        self._charges: list[Charge] = []
+        self._charges = Charges()
         self._refusals: list[Refusal] = []
 
     def open(self, scope: Scope) -> None:
@@ -128,7 +129,7 @@ class Ledger:
         self, keys: Sequence[str], least: int, most: int | None, draft: Charge, owner: object
     ) -> Hold:
         with self._lock:
-            accounts = tuple(self._accounts[key] for key in dict.fromkeys(keys))
+            accounts = tuple([self._accounts[key] for key in dict.fromkeys(keys)])
             for account in accounts:
                 if account.out_of_calls():
                     raise _out_of_calls(account, draft.model)

@@ -18,9 +18,12 @@ KINDS = (
 )
 
 
+_to_text = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one each time
+
+
 def encode(message: object) -> bytes:
     """A message as a line."""
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    return _to_text(message).encode() + b"\n"
 
 
 def decode(line: bytes) -> Any:

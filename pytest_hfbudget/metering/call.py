@@ -25,6 +25,7 @@ from pytest_hfbudget.pricing import CallRequest, Quote, Usage
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
+    from pytest_hfbudget.metering.payer import Around
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -67,19 +68,17 @@ class Call:
         parameters: Parameters,
         request: CallRequest,
         quote: Quote | None,
-        scopes: tuple[Scope, ...],
+        around: Around,
         draft: Charge,
         hold: Hold,
         limit: Limit | None,
-        capped: bool,
     ) -> None:
         self.meter, self.parameters, self.request = meter, parameters, request
-        self.quote, self.scopes, self.draft, self.hold = quote, scopes, draft, hold
+        self.quote, self.scopes, self.draft, self.hold = quote, around.scopes, draft, hold
         self.limit = limit.tokens if limit else None
         self.limited_by_cap = limit is not None and limit.by_cap
         self.cuts = limit is not None and (limit.by_cap or not limit.certain)
-        self.capped = capped
-        self.explicit = meter.payer.explicit()
+        self.capped, self.explicit = around.paid, around.explicit
         self.provider = request.provider
         self.swallow_usage = False
         self.usage: Usage | None = None
@@ -93,7 +92,7 @@ class Call:
     def prepare(self, *, ask_usage: bool) -> None:
         """Put the output limit and the wish for usage into a copy, where there is need for one."""
         payload = self.parameters.json
-        if isinstance(payload, dict):
+        if isinstance(payload, dict) and (self.limit is not None or self.request.stream):
             prepared = self._payload(dict(payload), ask_usage)
             if prepared != payload:
                 self.parameters = changed(self.parameters, json=prepared)
@@ -126,7 +125,8 @@ class Call:
         """
         message = parse_body(body)
         self.usage = usage_of(message)
-        self.written = written_bytes(message) if message else _size(body)
+        if self.usage is None:
+            self.written = written_bytes(message) if message else _size(body)
         self.settle("200")
         if self.cuts and finished_by_length(message):
             raise self.cut_off()
@@ -199,7 +199,7 @@ class Call:
     def lost(self, status: str) -> None:
         """Charge a call of which nobody knows how far it got: what was seen, else the hold."""
         if self.usage is not None:
-            self._book(replace(self.usage, estimated=not self.complete), status)
+            self._book(self.usage._replace(estimated=not self.complete), status)
         elif not self.capped:
             self.settle(status)
         elif self._first():
@@ -254,11 +254,11 @@ class Call:
     def _charge(self, usage: Usage | None, status: str) -> Charge:
         quote, certain = self._final_quote()
         seconds = self.meter.clock() - self._started
-        if usage is not None and not usage.microseconds:
-            usage = replace(usage, microseconds=int(seconds * 1e6))
+        if usage is not None and quote is not None and quote.by_second:
+            usage = usage._replace(microseconds=int(seconds * 1e6))
         if usage is not None and quote is not None and usage.estimated and not quote.by_token:
             # Counted by the call or by the image, which is exact; nothing is known of tokens.
-            usage = replace(usage, input_tokens=0, output_tokens=0, estimated=False)
+            usage = usage._replace(input_tokens=0, output_tokens=0, estimated=False)
         cost, source = quote.cost(usage or Usage()) if quote else (None, "unpriced")
         return self.draft._replace(
             provider=self.provider,
@@ -277,7 +277,7 @@ class Call:
         if not chosen or self.request.is_url or self.explicit:
             return self.quote, True
         book = self.meter.book
-        stated = book.stated(replace(self.request, provider=chosen))
+        stated = book.stated(self.request._replace(provider=chosen))
         return stated or self.quote, bool(stated) or not book.stated(self.request)
 
     def _tightest(self) -> Scope:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
 from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call, Limit, P, changed
-from pytest_hfbudget.metering.payer import Payer
+from pytest_hfbudget.metering.payer import Around, Payer
 from pytest_hfbudget.metering.request import Parameters, describe
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
@@ -72,8 +72,8 @@ class Meter:
         self.drain()
         capped = True
         try:
-            scopes = self.payer.scopes()
-            capped = any(s.cap is not None or s.max_calls is not None for s in scopes)
+            around = self.payer.around()
+            capped = around.capped
             request = describe(
                 parameters,
                 routers=(self.router, DEFAULT_ROUTER),
@@ -81,7 +81,7 @@ class Meter:
                 provider=provider,
                 stream=stream,
             )
-            call = self._hold(parameters, request, scopes)
+            call = self._hold(parameters, request, around)
             call.prepare(ask_usage=ask_usage)
         except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
             raise
@@ -132,13 +132,12 @@ class Meter:
         """Forget a call that is settled."""
         self._open.pop(id(call), None)
 
-    def known(self, scopes: tuple[Scope, ...]) -> tuple[str, ...]:
-        """The keys of scopes, all of them opened in the ledger."""
+    def make_known(self, scopes: tuple[Scope, ...]) -> None:
+        """Open scopes in the ledger that are not open there yet."""
         for scope in scopes:
             if scope not in self._known:
                 self.ledger.open(scope)
                 self._known.add(scope)
-        return tuple(scope.key for scope in scopes)
 
     def pass_on(self, refusals: list[BudgetExceededError], error: BaseException) -> None:
         """Hand a block's refusals to the test, unless the error that leaves the block is one."""
@@ -152,26 +151,24 @@ class Meter:
 
     def refuse(self, call: Call, error: BudgetExceededError) -> BudgetExceededError:
         """Note a refusal where it can't be swallowed, and give it back to be raised."""
-        self._refuse(self.known(call.scopes), call.draft, error)
+        self._refuse(call.draft.scopes, call.draft, error)
         return error
 
-    def _hold(
-        self, parameters: Parameters, request: CallRequest, scopes: tuple[Scope, ...]
-    ) -> Call:
-        keys = self.known(scopes)
-        capped = any(scope.cap is not None for scope in scopes)
+    def _hold(self, parameters: Parameters, request: CallRequest, around: Around) -> Call:
+        self.make_known(around.scopes)
+        keys = around.keys
         draft = self._draft(request, keys)
         try:
-            quote = self.book.quote(request, self.payer.explicit())
-            if quote is None and capped:
-                raise self._unpriced(request, scopes)
-            least, most = self._bound(request, quote) if quote and capped else (0, 0)
+            quote = self.book.quote(request, around.explicit)
+            if quote is None and around.paid:
+                raise self._unpriced(request, around.scopes)
+            least, most = self._bound(request, quote) if quote and around.paid else (0, 0)
             hold = self.ledger.hold(keys, least, most, draft)
         except BudgetExceededError as error:
             self._refuse(keys, draft, error)
             raise
-        limit = self._limit(request, quote, hold, most) if quote and capped else None
-        return Call(self, parameters, request, quote, scopes, draft, hold, limit, capped)
+        limit = self._limit(request, quote, hold, most) if quote and around.paid else None
+        return Call(self, parameters, request, quote, around, draft, hold, limit)
 
     def _bound(self, request: CallRequest, quote: Quote) -> tuple[int, int | None]:
         """The least and the most that this call may hold; None for all that there is."""

@@ -27,6 +27,24 @@ class Enclosed(NamedTuple):
     blocks: tuple[budget, ...] = ()
 
 
+class Around(NamedTuple):
+    """Everything that a call made here and now has to fit into.
+
+    Attributes:
+        scopes: the budgets, the widest first.
+        keys: theirs in the ledger.
+        capped: whether any of them has a limit, of USD or of calls.
+        paid: whether any of them has a limit of USD.
+        explicit: the price that the innermost block or the test's marker states, if any does.
+    """
+
+    scopes: tuple[Scope, ...]
+    keys: tuple[str, ...]
+    capped: bool
+    paid: bool
+    explicit: Quote | None
+
+
 _enclosed: ContextVar[Enclosed] = ContextVar("hfbudget_enclosed")
 
 
@@ -59,6 +77,7 @@ class Payer:
     where: str = ""
     unowned: list[str] = field(default_factory=list)
     _shared: list[budget] = field(default_factory=list)
+    _last: tuple[object, Around] | None = None
 
     def open_blocks(self) -> tuple[budget, ...]:
         """The blocks around the running code, outermost first."""
@@ -90,16 +109,32 @@ class Payer:
         test = self.test.scopes if self.test else ()
         return (self.session, *test, *(block.scope for block in self.open_blocks()))
 
+    def around(self) -> Around:
+        """All that a call needs to know of these scopes; made anew only when they change."""
+        blocks = self.open_blocks()
+        inside = (self.session, self.test, blocks)
+        last = self._last  # one attribute, so that no other thread can come in between
+        if last is not None and last[0] == inside:
+            return last[1]
+        scopes = self.scopes()
+        paid = any(scope.cap is not None for scope in scopes)
+        around = Around(
+            scopes,
+            tuple(scope.key for scope in scopes),
+            paid or any(scope.max_calls is not None for scope in scopes),
+            paid,
+            self._explicit(blocks),
+        )
+        self._last = inside, around
+        return around
+
     def capped(self) -> bool:
         """Whether any budget that encloses the running code has a limit."""
-        return any(s.cap is not None or s.max_calls is not None for s in self.scopes())
+        return self.around().capped
 
-    def explicit(self) -> Quote | None:
-        """The price that the innermost block or the test's marker states, if any does."""
-        for block in reversed(self.open_blocks()):
-            if block.explicit:
-                return block.explicit
-        return self.test.explicit if self.test else None
+    def _explicit(self, blocks: tuple[budget, ...]) -> Quote | None:
+        stated = (block.explicit for block in reversed(blocks) if block.explicit)
+        return next(stated, self.test.explicit if self.test else None)
 
 
 def _here() -> Enclosed:

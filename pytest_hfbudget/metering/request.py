@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Protocol
 
 from pytest_hfbudget.pricing.request import CallRequest, split_model
@@ -46,16 +47,10 @@ def describe(
         provider: who the caller named, None or ``auto`` where the router chooses.
     """
     payload = parameters.json if isinstance(parameters.json, dict) else {}
-    routed = next((base for base in routers if is_below(parameters.url, base)), None)
-    name = hub_model or parameters.model or str(payload.get("model") or parameters.url)
-    if routed is None and (provider in (None, "hf-inference") or _is_url(name)):
-        model, provider = parameters.url, None
-    else:
-        if _is_url(name):  # the router's own URL was given as base_url
-            name, provider = str(payload.get("model") or name), None
-        model, pinned = split_model(name)
-        named = provider if provider != "auto" else None
-        provider = pinned or named or _provider_in_path(parameters.url, routed)
+    named = str(payload.get("model") or "")
+    model, provider = _addressed(
+        parameters.url, routers, hub_model or parameters.model, named, provider
+    )
     return CallRequest(
         task=parameters.task,
         model=model,
@@ -66,6 +61,22 @@ def describe(
         n=_count(payload),
         stream=stream,
     )
+
+
+@lru_cache(maxsize=256)  # a suite calls a handful of models, each of them again and again
+def _addressed(
+    url: str, routers: tuple[str, ...], asked: str | None, named: str, provider: str | None
+) -> tuple[str, str | None]:
+    """The model and the provider, from what the caller asked for and what the payload names."""
+    routed = next((base for base in routers if is_below(url, base)), None)
+    name = asked or named or url
+    if routed is None and (provider in (None, "hf-inference") or _is_url(name)):
+        return url, None
+    if _is_url(name):  # the router's own URL was given as base_url
+        name, provider = named or name, None
+    model, pinned = split_model(name)
+    chosen = provider if provider != "auto" else None
+    return model, pinned or chosen or _provider_in_path(url, routed)
 
 
 def input_bound(payload: Mapping[str, Any], data: Any = None) -> int:
@@ -80,13 +91,13 @@ def input_bound(payload: Mapping[str, Any], data: Any = None) -> int:
 def text_bytes(value: object) -> int:
     """UTF-8 bytes of all text in a JSON value, with an allowance for each image instead of it."""
     if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, Mapping):
-        if value.get("type") == "image_url":
-            return IMAGE_TOKENS
-        return sum(len(str(key)) + text_bytes(item) for key, item in value.items())
+        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, (list, tuple)):
         return sum(map(text_bytes, value))
+    if isinstance(value, dict):  # before Mapping, which is slow to ask for
+        return _named_bytes(value)
+    if isinstance(value, Mapping):
+        return _named_bytes(value)
     if value is None or isinstance(value, (bool, int, float)):
         return 8  # as text in a prompt, a number is a handful of tokens
     # Typed inputs of huggingface_hub are dataclasses that become JSON later.
@@ -94,16 +105,29 @@ def text_bytes(value: object) -> int:
     return text_bytes(fields) if fields else len(str(value).encode())
 
 
+def _named_bytes(values: Mapping[str, Any]) -> int:
+    if values.get("type") == "image_url":
+        return IMAGE_TOKENS
+    total = 0
+    for key, item in values.items():
+        total += len(str(key)) + text_bytes(item)
+    return total
+
+
 def output_limit(payload: Mapping[str, Any]) -> int | None:
     """The caller's own limit on the output tokens of one answer: the highest, if it sets several.
 
     Which of several a server goes by is its own affair.
     """
-    parameters = payload.get("parameters")
-    places = (payload, parameters if isinstance(parameters, dict) else {})
-    values = [place.get(name) for place in places for name in LIMITS]
-    numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+    numbers = _limits(payload)
+    if isinstance(parameters := payload.get("parameters"), dict):
+        numbers += _limits(parameters)
     return max(numbers, default=None)
+
+
+def _limits(place: Mapping[str, Any]) -> list[int]:
+    given = [place[name] for name in LIMITS if name in place]
+    return [v for v in given if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
 
 
 def _count(payload: Mapping[str, Any]) -> int:

@@ -14,6 +14,8 @@ def parse_body(body: object) -> Mapping[str, Any]:
     """An answer's JSON object; empty where the answer is something else (an image, a list)."""
     if not isinstance(body, (bytes, bytearray, str)):
         return {}
+    if isinstance(body, bytes) and body.startswith(b"["):
+        return {}  # embeddings are long, and say nothing of usage
     try:
         value = json.loads(body)
     except ValueError:

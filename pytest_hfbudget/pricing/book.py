@@ -60,7 +60,10 @@ class PriceBook:
 
     def leased_name(self, url: str) -> str | None:
         """The endpoint of this run that a URL belongs to, if it does."""
-        return next((name for base, name in self.leased.items() if is_below(url, base)), None)
+        for base, name in self.leased.items():
+            if is_below(url, base):
+                return name
+        return None
 
     def _listed(self, request: CallRequest) -> Quote | None:
         if request.provider is not None or request.is_url:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pytest_hfbudget.money import nano
 
 MICROSECONDS = 10**6
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(NamedTuple):
     """What a call consumed.
 
     ``input_tokens`` includes the cached ones and ``output_tokens`` the reasoning ones, as in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from pytest_hfbudget.money import ATTO_PER_NANO
 from pytest_hfbudget.pricing.price import Price, Usage
@@ -27,19 +28,27 @@ class Quote:
         options = tuple(option for quote in quotes for option in quote.options)
         return cls(options) if options else None
 
-    @property
+    @cached_property
     def free(self) -> bool:
         """Whether this costs nothing whichever price applies."""
         return all(price.free for price, _ in self.options)
 
-    @property
+    @cached_property
     def by_token(self) -> bool:
         """Whether tokens count in any of these prices."""
         return any(price.input is not None or price.output is not None for price, _ in self.options)
 
+    @cached_property
+    def by_second(self) -> bool:
+        """Whether time counts in any of these prices."""
+        return any(price.second is not None for price, _ in self.options)
+
     def cost(self, usage: Usage) -> tuple[int, str]:
         """Nano-USD at the dearest price for just this usage, and where that price is from."""
-        return max((price.cost(usage), source) for price, source in self.options)
+        if len(self.options) == 1:
+            price, source = self.options[0]
+            return price.cost(usage), source
+        return max([(price.cost(usage), source) for price, source in self.options])
 
     def most(self, request: CallRequest, output: int) -> int:
         """Nano-USD that a request can cost when each answer has at most ``output`` tokens.
@@ -47,7 +56,7 @@ class Quote:
         Raises:
             UnboundedCallError: a price has no unit that bounds this task.
         """
-        return max(price.cost(request.most_usage(price, output)) for price, _ in self.options)
+        return max([price.cost(request.most_usage(price, output)) for price, _ in self.options])
 
     def affordable_output(self, request: CallRequest, amount: int) -> int | None:
         """The output tokens per answer that ``amount`` nano-USD pays for; None: any number."""

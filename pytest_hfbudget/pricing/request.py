@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pytest_hfbudget.pricing.price import Price, Usage
 
@@ -15,8 +15,7 @@ class UnboundedCallError(ValueError):
     """The price is of a kind that says nothing about this task, so the call has no bound."""
 
 
-@dataclass(frozen=True)
-class CallRequest:
+class CallRequest(NamedTuple):
     """What is about to be sent.
 
     Attributes:

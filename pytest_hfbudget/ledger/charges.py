@@ -1,0 +1,38 @@
+"""Every settled call of a run, kept small: a long run makes a million of them."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from pytest_hfbudget.ledger import wire
+from pytest_hfbudget.ledger.charge import Charge
+
+# Charges that are packed at a time. Most runs make fewer, and pack nothing.
+PACK = 1024
+
+
+class Charges:
+    """Charges in the order of their settlement; whoever uses it holds a lock.
+
+    Plain tuples at first, and packed in the end: as objects they would be twenty times as large,
+    and the garbage collector would walk over all of them again and again.
+    """
+
+    def __init__(self) -> None:
+        self._packs: list[bytes] = []
+        self._recent: list[tuple[Any, ...]] = []
+
+    def append(self, charge: Charge) -> None:
+        """Keep one more."""
+        self._recent.append(tuple(charge))
+        if len(self._recent) >= PACK:
+            self._packs.append(zlib.compress(json.dumps(self._recent).encode(), 1))
+            self._recent = []
+
+    def __iter__(self) -> Iterator[Charge]:
+        for pack in self._packs:
+            yield from map(wire.charge, json.loads(zlib.decompress(pack)))
+        yield from map(Charge._make, self._recent)

@@ -1,0 +1,34 @@
+"""Leaves these tests out unless they are asked for; their fixtures are in a module of their own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from ecosystem_bench import EXPECTED, TOOLS, one_emulator, suite
+
+__all__ = ["one_emulator", "suite"]
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what `-m ecosystem` and ECOSYSTEM_TOOL ask for.
+
+    Raises:
+        UsageError: ECOSYSTEM_TOOL is none of the tools.
+    """
+    expected = os.environ.get(EXPECTED)
+    if expected and expected not in TOOLS:
+        raise pytest.UsageError(f"{EXPECTED}={expected}: write one of {', '.join(TOOLS)}")
+
+    def asked_for(item: pytest.Item) -> bool:
+        wanted = "ecosystem" in config.option.markexpr
+        tool = item.callspec.params["suite"] if isinstance(item, pytest.Function) else None
+        return wanted and expected in (None, "", tool)
+
+    left_out = [item for item in items if HERE in item.path.parents and not asked_for(item)]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)

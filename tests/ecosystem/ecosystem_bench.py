@@ -1,0 +1,92 @@
+"""Other people's suites, run as they are: pytest in a process of its own, before an emulator."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_hfbudget.emulator import Emulator, EmulatorClient
+from pytest_hfbudget.money import parse_usd
+
+SUITES = Path(__file__).parent / "suites"
+TOOLS = sorted(suite.stem for suite in SUITES.glob("*.py"))
+# Names the one tool that this environment is for: CI must not skip what it was set up for.
+EXPECTED = "ECOSYSTEM_TOOL"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One tool's suite, and the emulator that its calls go to."""
+
+    pytester: pytest.Pytester
+    emulator: EmulatorClient
+
+    def run(self, *options: str) -> pytest.RunResult:
+        """Run it, in a process of its own, with an invoice that starts at nothing."""
+        self.emulator.reset()
+        return self.pytester.runpytest_subprocess(
+            "-p", "no:cacheprovider", "--hf-report=report.json", *options
+        )
+
+    @property
+    def invoice(self) -> list[int]:
+        """Nano-USD of each call on the emulator's invoice, in no order."""
+        return sorted(row["nano_usd"] for row in self.emulator.invoice()["calls"])
+
+    @property
+    def charged(self) -> list[int]:
+        """Nano-USD of each call in the plugin's report, in no order."""
+        return sorted(parse_usd(call["usd"]) for call in self._report()["calls"])
+
+    @property
+    def counted(self) -> int:
+        """Calls in the plugin's report, whether or not it knows what they cost."""
+        return len(self._report()["calls"])
+
+    @property
+    def needed(self) -> int:
+        """Nano-USD that the first refused call could have cost."""
+        message = self._report()["refusals"][0]["message"]
+        found = re.search(r"may cost up to \$([\d.]+),", message)
+        assert found, message
+        return parse_usd(found[1])
+
+    def _report(self) -> dict[str, Any]:
+        return dict(json.loads((self.pytester.path / "report.json").read_text()))
+
+
+@pytest.fixture(scope="session")
+def one_emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture(params=TOOLS)
+def suite(
+    request: pytest.FixtureRequest,
+    one_emulator: Emulator,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Suite:
+    """The suite of one tool after the other, as far as they are installed."""
+    tool = request.param
+    if os.environ.get(EXPECTED) != tool and not _installed(tool):
+        pytest.skip(f"{tool} is not installed here")
+    monkeypatch.setenv("HFBUDGET_EMULATOR", one_emulator.url)
+    monkeypatch.setenv("PYTHONPATH", "")
+    pytester.path.joinpath("test_user.py").write_text((SUITES / f"{tool}.py").read_text())
+    return Suite(pytester, one_emulator.client)
+
+
+def _installed(tool: str) -> bool:
+    # Haystack's part for Hugging Face is a package of its own.
+    module = "haystack_integrations" if tool == "haystack" else tool
+    return find_spec(module) is not None

@@ -1,0 +1,68 @@
+"""Tools on top of huggingface_hub spend seen and capped money, without a line of code for it.
+
+`suites/` has a suite for each tool, written as its users would. Each environment has one of them:
+they need different releases of huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from ecosystem_bench import Suite
+
+from pytest_hfbudget.money import usd_text
+
+pytestmark = pytest.mark.ecosystem
+
+# USD: what holds any call of these suites, and what holds none.
+PLENTY = "--hf-test-budget=1"
+NEXT_TO_NOTHING = "--hf-test-budget=0.0000001"
+AGENT = ("-k", "test_agent")
+
+
+def test_each_call_below_a_cap_is_charged_what_the_invoice_says(suite: Suite) -> None:
+    result = suite.run(PLENTY)
+
+    assert set(result.parseoutcomes()) == {"passed"}
+    assert len(suite.invoice) > result.parseoutcomes()["passed"]
+    assert suite.charged == suite.invoice
+
+
+def test_without_a_cap_each_call_is_counted_and_no_test_notices(suite: Suite) -> None:
+    result = suite.run()
+
+    assert set(result.parseoutcomes()) == {"passed"}
+    assert suite.counted == len(suite.invoice)
+
+
+def test_where_no_call_fits_none_is_sent_and_each_test_says_what_to_do(suite: Suite) -> None:
+    result = suite.run(NEXT_TO_NOTHING)
+
+    outcomes = result.parseoutcomes()
+    assert set(outcomes) == {"failed"}
+    assert suite.invoice == suite.charged == []
+    # A tool may wrap the error, or swallow it: its sentence is in the failure all the same.
+    failures = result.stdout.str().split("hf budget")[0].split("FAILURES")[1]
+    sentence = "but only $0.0000001 of $0.0000001 is left"
+    each = re.split(r"^_+ test_\w+ _+$", failures, flags=re.MULTILINE)[1:]
+    assert len(each) == outcomes["failed"]
+    assert all(sentence in failure for failure in each)
+    result.stdout.fnmatch_lines(
+        ["refused, though the test went on: *test_swallowing: emulator/chat may cost up to *"]
+    )
+
+
+def test_an_agent_stops_in_the_middle_where_its_cap_is(suite: Suite) -> None:
+    suite.run(*AGENT, NEXT_TO_NOTHING)
+    first = suite.needed
+    suite.run(*AGENT)
+    whole = suite.invoice
+    cap = first + sum(whole) // 2
+
+    result = suite.run(*AGENT, f"--hf-test-budget={usd_text(cap)}")
+
+    assert result.parseoutcomes()["failed"] == 1
+    result.stdout.fnmatch_lines(["*The call was not sent.*"])
+    assert 1 < len(suite.invoice) < len(whole)
+    assert sum(suite.invoice) == sum(suite.charged) <= cap
