@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except HFBudgetError as error:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(Hooks(run), "hfbudget-run")
+    config.add_cleanup(run.role.last_words)  # after `pytest_unconfigure`, where others speak too
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -255,4 +255,7 @@ def _line(receipt: EndpointReceipt) -> EndpointLine:
         verified=receipt.verified,
         left_to=receipt.left_to,
         note="; ".join(note for note in notes if note),
+        kept=receipt.kept,
+        resumed_at=receipt.resumed_at,
+        paused_at=receipt.paused_at,
     )

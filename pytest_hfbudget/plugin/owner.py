@@ -190,6 +190,12 @@ class Owner:
         if self.settings.report is not None:
             terminal.write_line(f"  report: {self.settings.report}")
 
+    def last_words(self) -> None:
+        if self._done and self._fleet is not None:
+            for line in self._fleet.lines():
+                if not line.in_order:
+                    say(self.config, f"{line.name}: {line.to_do}", red=True, bold=True)
+
     # --- workers
 
     def serve(self) -> dict[str, Any]:

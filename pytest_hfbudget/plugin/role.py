@@ -61,6 +61,9 @@ class Role(Protocol):
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         """Write the section of the terminal's summary."""
 
+    def last_words(self) -> None:
+        """Say what nobody may overlook, after everybody else has spoken."""
+
     def serve(self) -> dict[str, Any]:
         """What a worker needs to know."""
 

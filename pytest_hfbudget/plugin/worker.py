@@ -86,6 +86,9 @@ class Worker:
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         """Shown by the controller."""
 
+    def last_words(self) -> None:
+        """Said by the controller."""
+
     def serve(self) -> dict[str, Any]:
         raise RuntimeError("a worker has no workers")
 

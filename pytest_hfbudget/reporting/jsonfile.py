@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ def as_json(report: Report) -> dict[str, Any]:
                 "resumed": endpoint.resumed,
                 "paused": endpoint.paused,
                 "verified": endpoint.verified,
+                "resumed_at": _moment(endpoint.resumed_at),
+                "paused_at": _moment(endpoint.paused_at),
+                "kept": endpoint.kept,
+                "left_to": endpoint.left_to,
             }
             for endpoint in report.endpoints
         ],
@@ -77,6 +82,13 @@ def write(report: Report, path: Path) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
     fresh.replace(path)
+
+
+def _moment(unix_s: float | None) -> str | None:
+    """RFC 3339, in UTC."""
+    if unix_s is None:
+        return None
+    return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _usd(amount: int | None) -> str | None:

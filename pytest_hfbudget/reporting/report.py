@@ -30,6 +30,8 @@ class EndpointLine:
     Attributes:
         verified: it was read back as paused.
         left_to: the other run that goes on using it, and pauses it at its own end.
+        kept: it was found running, and was asked to stay so.
+        resumed_at, paused_at: unix seconds; the latter is when the pause was read back.
     """
 
     name: str
@@ -41,6 +43,19 @@ class EndpointLine:
     verified: bool
     left_to: str | None = None
     note: str = ""
+    kept: bool = False
+    resumed_at: float | None = None
+    paused_at: float | None = None
+
+    @property
+    def in_order(self) -> bool:
+        """Whether nothing is left to be done about it."""
+        return self.verified or self.kept or self.left_to is not None
+
+    @property
+    def to_do(self) -> str:
+        """What to type, where something is."""
+        return f"NOT VERIFIED AS PAUSED ({self.state}); run: hfbudget pause {self.name}"
 
 
 @dataclass(frozen=True)

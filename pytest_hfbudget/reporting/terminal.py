@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import NamedTuple
 
 from pytest_hfbudget.money import show
@@ -80,16 +81,30 @@ def _test(test: TestLine, width: int) -> Line:
 
 
 def _endpoint(endpoint: EndpointLine) -> Line:
-    cost = f"{endpoint.minutes} min, {show(endpoint.nano_usd)}"
+    times = _times(endpoint)
+    cost = f"{times}{endpoint.minutes} min, {show(endpoint.nano_usd)}"
     if endpoint.verified:
         verdict, colour = "paused, verified", "green"
     elif endpoint.left_to:
         verdict, colour = f"left to run {endpoint.left_to}, which is using it", ""
+    elif endpoint.kept:
+        verdict, colour = "kept running, as it was found", ""
     else:
         verdict, colour = f"NOT VERIFIED AS PAUSED ({endpoint.state})", "red"
     note = f"; {endpoint.note}" if endpoint.note else ""
-    hint = "" if endpoint.verified or endpoint.left_to else f"; run: hfbudget pause {endpoint.name}"
+    hint = "" if endpoint.in_order else f"; run: hfbudget pause {endpoint.name}"
     return Line(f"  {endpoint.name}: {verdict}; {cost}{note}{hint}", colour)
+
+
+def _times(endpoint: EndpointLine) -> str:
+    if endpoint.resumed_at is None:
+        return ""
+    paused = f", paused {_clock(endpoint.paused_at)}" if endpoint.paused_at else ""
+    return f"resumed {_clock(endpoint.resumed_at)}{paused}; "
+
+
+def _clock(unix_s: float) -> str:
+    return f"{datetime.fromtimestamp(unix_s):%H:%M:%S}"
 
 
 def _remarks(report: Report) -> Iterator[Line]:

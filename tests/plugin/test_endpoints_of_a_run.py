@@ -174,6 +174,36 @@ def test_a_pause_that_can_not_be_verified_fails_the_run(
     assert not suite.report()["endpoints"][0]["verified"]
 
 
+def test_what_is_left_to_do_is_printed_last(suite: Suite) -> None:
+    suite.emulator.add_fault("pause", times=None, status=403, json={"error": "revoked"})
+    suite.test_file(ONE + "\n\ndef test_that_fails():\n    assert False\n")
+    result = suite.run()
+    result.assert_outcomes(passed=1, failed=1)
+    last = [line for line in result.stdout.lines if line][-1]
+    assert "acme/llm: NOT VERIFIED AS PAUSED (running); run: hfbudget pause acme/llm" in last
+
+
+def test_the_receipt_says_when_it_was_resumed_and_paused(suite: Suite) -> None:
+    suite.test_file(ONE)
+    result = suite.run("--hf-report=report.json")
+    result.stdout.re_match_lines(
+        [r"  acme/llm: paused, verified; resumed [\d:]{8}, paused [\d:]{8}; 1 min, \$0"]
+    )
+    (endpoint,) = suite.report()["endpoints"]
+    assert endpoint["resumed_at"] < endpoint["paused_at"]
+
+
+def test_one_that_is_kept_running_is_no_trouble(suite: Suite) -> None:
+    suite.emulator.change_endpoint("acme/llm", state="running")
+    suite.test_file(
+        ONE.replace('hf_endpoint("acme/llm"', 'hf_endpoint("acme/llm", keep_running=True')
+    )
+    result = suite.run()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*acme/llm: kept running, as it was found*"])
+    assert _state(suite) == "running"
+
+
 def test_a_session_budget_that_can_not_pay_the_first_minute_resumes_nothing(suite: Suite) -> None:
     suite.test_file(ONE)
     result = suite.run("--hf-session-budget=0.0001")
