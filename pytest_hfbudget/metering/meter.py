@@ -7,11 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
-from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
-from pytest_hfbudget.metering.call import Call, Limit, P, changed
+from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
+from pytest_hfbudget.metering.call import Call, P, changed
+from pytest_hfbudget.metering.limit import AS_USUAL, Manner, most, of_cap
 from pytest_hfbudget.metering.payer import Payer
 from pytest_hfbudget.metering.request import Parameters, describe
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
@@ -20,9 +21,6 @@ from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 DEFAULT_ROUTER = "https://router.huggingface.co"
 
 logger = logging.getLogger("pytest_hfbudget")
-
-# Tokens of prompt and answer that any model in use can take, where nobody says how many it can.
-UNKNOWN_CONTEXT = 8192
 
 
 def _nobody(name: str) -> bool:
@@ -58,7 +56,8 @@ class Meter:
         hub_model: str | None = None,
         provider: str | None = None,
         stream: bool = False,
-        ask_usage: bool = True,
+        timeout: object = None,
+        manner: Manner = AS_USUAL,
     ) -> Call | None:
         """Hold what a call may cost, in every scope that encloses it.
 
@@ -80,9 +79,10 @@ class Meter:
                 hub_model=hub_model,
                 provider=provider,
                 stream=stream,
+                timeout=timeout,
             )
-            call = self._hold(parameters, request, scopes)
-            call.prepare(ask_usage=ask_usage)
+            call = self._hold(parameters, self._within_context(request), scopes, manner)
+            call.prepare()
         except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
             raise
         except Exception as error:
@@ -155,8 +155,19 @@ class Meter:
         self._refuse(self.known(call.scopes), call.draft, error)
         return error
 
+    def _within_context(self, request: CallRequest) -> CallRequest:
+        """A request whose prompt is no longer than a server would take: no other is served."""
+        longest = self.book.catalogue.longest_context(request.model, request.provider)
+        if longest is None or request.input_bound <= longest:
+            return request
+        return replace(request, input_bound=longest)
+
     def _hold(
-        self, parameters: Parameters, request: CallRequest, scopes: tuple[Scope, ...]
+        self,
+        parameters: Parameters,
+        request: CallRequest,
+        scopes: tuple[Scope, ...],
+        manner: Manner,
     ) -> Call:
         keys = self.known(scopes)
         capped = any(scope.cap is not None for scope in scopes)
@@ -165,24 +176,27 @@ class Meter:
             quote = self.book.quote(request, self.payer.explicit())
             if quote is None and capped:
                 raise self._unpriced(request, scopes)
-            least, most = self._bound(request, quote) if quote and capped else (0, 0)
-            hold = self.ledger.hold(keys, least, most, draft)
+            least, highest = self._bound(request, quote, manner) if quote and capped else (0, 0)
+            hold = self.ledger.hold(keys, least, highest, draft)
         except BudgetExceededError as error:
             self._refuse(keys, draft, error)
             raise
-        limit = self._limit(request, quote, hold, most) if quote and capped else None
-        return Call(self, parameters, request, quote, scopes, draft, hold, limit, capped)
+        contexts = self.book.catalogue
+        limit = of_cap(request, quote, hold.amount, contexts, manner) if quote and capped else None
+        return Call(self, parameters, request, quote, scopes, draft, hold, limit, manner, capped)
 
-    def _bound(self, request: CallRequest, quote: Quote) -> tuple[int, int | None]:
-        """The least and the most that this call may hold; None for all that there is."""
+    def _bound(self, request: CallRequest, quote: Quote, manner: Manner) -> tuple[int, int]:
+        """The least and the most that this call may hold."""
         if quote.free:
             return 0, 0
         try:
             if request.max_output is not None or not request.generates:
                 fixed = quote.most(request, request.max_output or 0)
                 return fixed, fixed
-            longest = self.book.catalogue.longest_context(request.model, request.provider)
-            return quote.most(request, 1), quote.most(request, longest or self._ceiling(request))
+            least, highest = quote.most(request, 1), most(request, quote, self.book.catalogue)
+            if manner.limit_name is None:
+                return self._without_limit(request, highest)
+            return least, max(least, highest)
         except UnboundedCallError as error:
             raise UnpricedCallError(
                 f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
@@ -190,33 +204,16 @@ class Meter:
                 model=request.model,
             ) from None
 
-    def _limit(
-        self, request: CallRequest, quote: Quote, hold: Hold, most: int | None
-    ) -> Limit | None:
-        """The limit that a call without one is sent with; None where none is needed."""
-        if request.max_output is not None or not request.generates or quote.free:
-            return None
-        contexts = self.book.catalogue
-        longest = contexts.longest_context(request.model, request.provider)
-        if longest and hold.amount >= (most or 0):
-            return None
-        paid = quote.affordable_output(request, hold.amount)
-        if paid is None:
-            return None
-        ceiling = self._ceiling(request)
-        known = contexts.shortest_context(request.model, request.provider) is not None
-        return Limit(min(paid, ceiling), by_cap=paid < ceiling, certain=known)
-
-    def _ceiling(self, request: CallRequest) -> int:
-        """The highest limit with which prompt and answer still fit into the context.
-
-        A server answers 400 to one that does not. A prompt that fills the context by itself gets
-        no answer with any limit, so none is worth worrying about there.
-        """
-        catalogue = self.book.catalogue
-        shortest = catalogue.shortest_context(request.model, request.provider)
-        room = (shortest or UNKNOWN_CONTEXT) - request.input_bound
-        return room if room > 0 else UNKNOWN_CONTEXT
+    def _without_limit(self, request: CallRequest, highest: int) -> tuple[int, int]:
+        """The bound of a call to a server that takes no limit: what fills the context."""
+        if self.book.catalogue.longest_context(request.model, request.provider):
+            return highest, highest
+        raise BudgetExceededError(
+            f"{request.model} takes no limit on its output, and nobody says how long its context "
+            "is, so no cap can hold the call. It was refused by the server and not sent again. "
+            "Give the limit in the way that this server knows, or a price by the call.",
+            model=request.model,
+        )
 
     def _draft(self, request: CallRequest, keys: tuple[str, ...]) -> Charge:
         test = self.payer.test

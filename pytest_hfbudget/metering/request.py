@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from pytest_hfbudget.pricing.request import CallRequest, split_model
@@ -13,10 +15,20 @@ from pytest_hfbudget.pricing.table import is_below
 TEMPLATE_TOKENS = 256
 MESSAGE_TOKENS = 16
 TOOLS_TOKENS = 512
-# An image may be passed as a URL of a few bytes; vision models make up to some thousand tokens.
+# What a message shows instead of saying may be a URL of a few bytes. The vision models in wide use
+# make 16,384 tokens of an image at most; sounds, films and documents have no such end, so they are
+# taken to fill a long context. Either is cut down to the context, where that is known.
 IMAGE_TOKENS = 16_384
+MEDIA_TOKENS = 131_072
+IMAGES = frozenset({"image", "image_url", "input_image"})
+MEDIA = frozenset(
+    {"audio", "audio_url", "file", "input_audio", "input_file", "input_video", "video", "video_url"}
+)
 
 LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+ANSWERS = ("n", "best_of", "num_return_sequences")
+# Each provider has its own word for the number of images.
+PICTURES = ("n", "num_images", "num_outputs", "num_images_per_prompt")
 
 
 class Parameters(Protocol):
@@ -36,6 +48,7 @@ def describe(
     hub_model: str | None,
     provider: str | None,
     stream: bool,
+    timeout: object = None,
 ) -> CallRequest:
     """What is about to be sent.
 
@@ -44,8 +57,9 @@ def describe(
         hub_model: the model as the caller named it; a named provider's payload carries that
             provider's own id instead.
         provider: who the caller named, None or ``auto`` where the router chooses.
+        timeout: the client's own, in seconds; anything else is none.
     """
-    payload = parameters.json if isinstance(parameters.json, dict) else {}
+    payload = parameters.json if isinstance(parameters.json, dict) else _in_data(parameters.data)
     routed = next((base for base in routers if is_below(parameters.url, base)), None)
     name = hub_model or parameters.model or str(payload.get("model") or parameters.url)
     if routed is None and (provider in (None, "hf-inference") or _is_url(name)):
@@ -61,20 +75,22 @@ def describe(
         model=model,
         provider=provider,
         url=parameters.url,
-        input_bound=input_bound(payload, parameters.data),
+        input_bound=input_bound(parameters.json, parameters.data),
         max_output=output_limit(payload),
-        n=_count(payload),
+        n=_count(payload, PICTURES if parameters.task.endswith("to-image") else ANSWERS),
         stream=stream,
+        timeout=_seconds(timeout),
     )
 
 
-def input_bound(payload: Mapping[str, Any], data: Any = None) -> int:
+def input_bound(payload: object, data: object = None) -> int:
     """The most input tokens of a payload: a tokenizer makes no token of less than a byte."""
-    messages = payload.get("messages")
+    fields = payload if isinstance(payload, Mapping) else {}
+    messages = fields.get("messages")
     count = len(messages) if isinstance(messages, list) else 1
-    tools = TOOLS_TOKENS if payload.get("tools") else 0
+    tools = TOOLS_TOKENS if fields.get("tools") else 0
     raw = len(data) if isinstance(data, (bytes, bytearray)) else 0
-    return text_bytes(payload) + raw + TEMPLATE_TOKENS + MESSAGE_TOKENS * count + tools
+    return text_bytes(fields) + raw + TEMPLATE_TOKENS + MESSAGE_TOKENS * count + tools
 
 
 def text_bytes(value: object) -> int:
@@ -82,8 +98,10 @@ def text_bytes(value: object) -> int:
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, Mapping):
-        if value.get("type") == "image_url":
-            return IMAGE_TOKENS
+        shown = value.get("type")
+        if shown in IMAGES or shown in MEDIA:
+            allowance = IMAGE_TOKENS if shown in IMAGES else MEDIA_TOKENS
+            return allowance + text_bytes(value.get("text", ""))
         return sum(len(str(key)) + text_bytes(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return sum(map(text_bytes, value))
@@ -99,16 +117,38 @@ def output_limit(payload: Mapping[str, Any]) -> int | None:
 
     Which of several a server goes by is its own affair.
     """
-    parameters = payload.get("parameters")
-    places = (payload, parameters if isinstance(parameters, dict) else {})
-    values = [place.get(name) for place in places for name in LIMITS]
-    numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
-    return max(numbers, default=None)
+    return max(_numbers(payload, LIMITS), default=None)
 
 
-def _count(payload: Mapping[str, Any]) -> int:
-    n = payload.get("n")
-    return n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else 1
+def _count(payload: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    return max(_numbers(payload, names), default=1) or 1
+
+
+def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[int]:
+    """Every whole number that goes by one of these names, wherever servers look for it."""
+    places: tuple[object, ...] = (payload, payload.get("parameters"), payload.get("input"))
+    for place in places:
+        found = place if isinstance(place, Mapping) else {}
+        for value in map(found.get, names):
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                yield value
+
+
+def _in_data(data: object) -> Mapping[str, Any]:
+    """The JSON object that a payload of bytes is: an image or a sound that goes with parameters."""
+    if not isinstance(data, (bytes, bytearray)) or not data.startswith(b"{"):
+        return {}
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return {}  # a picture may begin with any byte
+    return value if isinstance(value, dict) else {}
+
+
+def _seconds(timeout: object) -> float | None:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        return None
+    return float(timeout) if math.isfinite(timeout) and timeout > 0 else None
 
 
 def _is_url(name: str) -> bool:

@@ -65,7 +65,7 @@ class Lines:
             self._done = True
             self.call.lost("error")
             return True
-        usage = usage_of(chunk)
+        usage = usage_of(chunk, self.call.request)
         self.call.usage = usage or self.call.usage
         details = chunk.get("details")
         if isinstance(details, dict) and details.get("generated_tokens"):
@@ -73,7 +73,7 @@ class Lines:
         else:
             self.call.written += written_bytes(chunk)
         self.call.complete = self.call.complete or finished(chunk)
-        self._cut = self._cut or (self.call.cuts and finished_by_length(chunk))
+        self._cut = self._cut or (bool(self.call.limit) and finished_by_length(chunk))
         if self._cut and usage:
             self.finish()
         # After the cut nothing is shown any more, but the usage that may follow is waited for.

@@ -20,6 +20,7 @@ from typing import Any
 from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.importing import PostImport
+from pytest_hfbudget.metering.limit import AS_USUAL, Manner
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
 
@@ -120,7 +121,7 @@ def _unknown(method: Any, client: str) -> str | None:
 
 
 def _begin(
-    meter: Meter | None, parameters: Any, stream: bool, ask_usage: bool
+    meter: Meter | None, client: Any, parameters: Any, stream: bool, manner: Manner
 ) -> tuple[Call | None, Any]:
     """The call, if it is metered, and what is to be posted in any case."""
     __tracebackhide__ = True
@@ -130,7 +131,12 @@ def _begin(
     parameters = meter.routed(parameters)
     try:
         call = meter.begin(
-            parameters, hub_model=hub_model, provider=provider, stream=stream, ask_usage=ask_usage
+            parameters,
+            hub_model=hub_model,
+            provider=provider,
+            stream=stream,
+            timeout=getattr(client, "timeout", None),
+            manner=manner,
         )
     except BudgetExceededError as error:
         # How a refusal came about inside of here tells nobody anything; who called does.
@@ -140,9 +146,9 @@ def _begin(
 
 @dataclass
 class Attempts:
-    """When a call that failed is sent once more: for two reasons, for each of them once."""
+    """When a call that failed is sent once more: in another manner, or to what has come back."""
 
-    ask_usage: bool = True
+    manner: Manner = AS_USUAL
     revived: bool = False
 
     def again(self, call: Call, error: BaseException) -> bool:
@@ -153,8 +159,8 @@ class Attempts:
         """
         if not isinstance(error, Exception):
             return False  # a Ctrl-C, a cancelled task
-        if call.usage_was_rejected(error):
-            self.ask_usage = False  # only the plugin had asked for it
+        if manner := call.another_manner(error):
+            self.manner = manner
             return True
         try:
             self.revived = not self.revived and call.revive(error)
@@ -173,7 +179,7 @@ def metered(original: Any, current: Current) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
         while True:
-            call, posted = _begin(current(), request_parameters, stream, attempts.ask_usage)
+            call, posted = _begin(current(), self, request_parameters, stream, attempts.manner)
             if call is None:
                 return original(self, posted, stream=stream)
             token = _posting.set(call)
@@ -199,7 +205,7 @@ def metered_async(original: Any, current: Current) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
         while True:
-            call, posted = _begin(current(), request_parameters, stream, attempts.ask_usage)
+            call, posted = _begin(current(), self, request_parameters, stream, attempts.manner)
             if call is None:
                 return await original(self, posted, stream=stream)
             token = _posting.set(call)
