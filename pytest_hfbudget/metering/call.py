@@ -7,14 +7,14 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.metering.limit import Limit, Manner, put
 from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
-from pytest_hfbudget.metering.request import Parameters
+from pytest_hfbudget.metering.request import Parameters, changed
 from pytest_hfbudget.metering.usage import (
     compute_time,
     finished_by_length,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pytest_hfbudget")
 
-P = TypeVar("P", bound=Parameters)
 BAD_REQUEST = 400
 UNPROCESSABLE = 422
 # What the proxy in front of an endpoint answers for one that is paused, scaled to zero or gone.
@@ -301,14 +300,6 @@ class Call:
             return (scope.cap or 0) - self.meter.ledger.total(scope.key).spent
 
         return min((scope for scope in self.scopes if scope.cap is not None), key=room)
-
-
-def changed(parameters: P, **values: Any) -> P:
-    """A copy of huggingface_hub's RequestParameters with some fields replaced."""
-    if is_dataclass(parameters) and not isinstance(parameters, type):
-        own = {field.name for field in fields(parameters)}
-        return replace(parameters, **{k: v for k, v in values.items() if k in own})
-    raise TypeError(f"{type(parameters).__name__} is not the RequestParameters that is known")
 
 
 def _size(body: object) -> int:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
 from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
-from pytest_hfbudget.metering.call import Call, P, changed
+from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.limit import AS_USUAL, Manner, most, of_cap
 from pytest_hfbudget.metering.payer import Payer
-from pytest_hfbudget.metering.request import Parameters, describe
+from pytest_hfbudget.metering.request import P, Parameters, changed, describe
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 
@@ -158,9 +158,9 @@ class Meter:
     def _within_context(self, request: CallRequest) -> CallRequest:
         """A request whose prompt is no longer than a server would take: no other is served."""
         longest = self.book.catalogue.longest_context(request.model, request.provider)
-        if longest is None or request.input_bound <= longest:
+        if longest is None or request.input_bound < longest:
             return request
-        return replace(request, input_bound=longest)
+        return replace(request, input_bound=longest - 1)
 
     def _hold(
         self,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from pytest_hfbudget.pricing.request import CallRequest, split_model
 from pytest_hfbudget.pricing.table import is_below
@@ -39,6 +40,17 @@ class Parameters(Protocol):
     model: str
     json: Any
     data: Any
+
+
+P = TypeVar("P", bound=Parameters)
+
+
+def changed(parameters: P, **values: Any) -> P:
+    """A copy of huggingface_hub's RequestParameters with some fields replaced."""
+    if is_dataclass(parameters) and not isinstance(parameters, type):
+        own = {field.name for field in fields(parameters)}
+        return replace(parameters, **{k: v for k, v in values.items() if k in own})
+    raise TypeError(f"{type(parameters).__name__} is not the RequestParameters that is known")
 
 
 def describe(
@@ -85,12 +97,12 @@ def describe(
 
 def input_bound(payload: object, data: object = None) -> int:
     """The most input tokens of a payload: a tokenizer makes no token of less than a byte."""
-    fields = payload if isinstance(payload, Mapping) else {}
-    messages = fields.get("messages")
+    asked = payload if isinstance(payload, Mapping) else {}
+    messages = asked.get("messages")
     count = len(messages) if isinstance(messages, list) else 1
-    tools = TOOLS_TOKENS if fields.get("tools") else 0
+    tools = TOOLS_TOKENS if asked.get("tools") else 0
     raw = len(data) if isinstance(data, (bytes, bytearray)) else 0
-    return text_bytes(fields) + raw + TEMPLATE_TOKENS + MESSAGE_TOKENS * count + tools
+    return text_bytes(asked) + raw + TEMPLATE_TOKENS + MESSAGE_TOKENS * count + tools
 
 
 def text_bytes(value: object) -> int:
@@ -108,8 +120,8 @@ def text_bytes(value: object) -> int:
     if value is None or isinstance(value, (bool, int, float)):
         return 8  # as text in a prompt, a number is a handful of tokens
     # Typed inputs of huggingface_hub are dataclasses that become JSON later.
-    fields = getattr(value, "__dict__", None)
-    return text_bytes(fields) if fields else len(str(value).encode())
+    own = getattr(value, "__dict__", None)
+    return text_bytes(own) if own else len(str(value).encode())
 
 
 def output_limit(payload: Mapping[str, Any]) -> int | None:
