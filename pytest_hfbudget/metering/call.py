@@ -21,6 +21,7 @@ from pytest_hfbudget.metering.usage import (
     images_in,
     is_queued,
     parse_body,
+    size_of,
     usage_in,
     usage_of,
     usage_without_count,
@@ -123,7 +124,7 @@ class Call:
         message = parse_body(body)
         self.usage = usage_of(message, self.request) or self.usage
         self.images, self.queued = images_in(message), is_queued(message)
-        self.written = written_bytes(message) if message else _size(body)
+        self.written = written_bytes(message) if message else size_of(body)
         self.settle("200")
         if self.limit and finished_by_length(message):
             raise self.cut_off()
@@ -300,7 +301,3 @@ class Call:
             return (scope.cap or 0) - self.meter.ledger.total(scope.key).spent
 
         return min((scope for scope in self.scopes if scope.cap is not None), key=room)
-
-
-def _size(body: object) -> int:
-    return len(body) if isinstance(body, (bytes, bytearray, str)) else 0

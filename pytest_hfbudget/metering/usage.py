@@ -142,6 +142,11 @@ def written_bytes(message: Mapping[str, Any]) -> int:
     return text_bytes(message)
 
 
+def size_of(body: object) -> int:
+    """Bytes of an answer that is no JSON."""
+    return len(body) if isinstance(body, (bytes, bytearray, str)) else 0
+
+
 def finished(message: Mapping[str, Any]) -> bool:
     """Whether every choice of a chunk says why it ended: nothing more is written."""
     if isinstance(message.get("details"), dict):

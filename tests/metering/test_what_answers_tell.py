@@ -13,6 +13,9 @@ from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.request import IMAGE_TOKENS, MEDIA_TOKENS, TEMPLATE_TOKENS, describe
 from pytest_hfbudget.pricing.request import CALL_SECONDS
+from pytest_hfbudget.reporting.jsonfile import as_json
+from pytest_hfbudget.reporting.report import Report
+from pytest_hfbudget.reporting.terminal import summary
 
 SPEECH = "emulator/automatic-speech-recognition"
 A_SECOND = {"second": "0.001"}
@@ -285,6 +288,9 @@ def test_a_call_that_takes_longer_than_its_hold_is_charged_in_full_and_told_of(
     client.automatic_speech_recognition(b"sound")
     assert only(bench).over == bench.spent - MILLI // 5 > 0
     assert bench.spent == bench.billed
+    report = Report.of(bench.ledger, None, {})
+    assert as_json(report)["calls"][0]["over_hold_usd"] == "0.0003"
+    assert any("1 call cost $0.0003 more than was held" in line.text for line in summary(report))
 
 
 def test_a_timed_out_call_by_the_second_is_charged_at_its_time_out(bench: Bench) -> None:
