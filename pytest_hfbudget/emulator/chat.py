@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_hfbudget.emulator.refusal import refused_by_model
+from pytest_hfbudget.emulator.switches import Switches
 
 IMAGE_TOKENS = 85
 TOOL_CALL_TOKENS = 12
@@ -28,6 +29,7 @@ _TALE = (
     "shores where old songs are sung by day and told by night in every house"
 )
 _WORDS = _TALE.split()
+_PLAIN = Switches()
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Ask:
     arguments: str = "{}"
     as_json: bool = False
     seed: int = 0
+    cached: int = 0  # of the prompt's tokens
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,11 @@ def prompt_tokens(body: Mapping[str, Any]) -> int:
     return count + _PROMPT_OVERHEAD + _json_tokens(body.get("tools"))
 
 
-def read_chat(body: Mapping[str, Any], context: int, natural: int) -> Ask:
+def read_chat(
+    body: Mapping[str, Any], context: int, natural: int, switches: Switches = _PLAIN
+) -> Ask:
     """Understand a chat request. Raises Refusal (400) for one that cannot be answered."""
+    _check_names(body, switches.limit_names)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise refused_by_model(400, "messages must be an array of messages", "invalid_messages")
@@ -115,6 +121,7 @@ def read_chat(body: Mapping[str, Any], context: int, natural: int) -> Ask:
         limit=_limit(given, size, context),
         natural=_directive(said, "tokens", natural),
         reasoning=_directive(said, "reasoning", 0),
+        cached=min(switches.cached_tokens, size),
         choices=_positive(body.get("n", 1), "n"),
         tool=None if answered else tool,
         arguments=arguments,
@@ -142,13 +149,22 @@ def answer(ask: Ask) -> list[Choice]:
     return [_choice(ask, index) for index in range(ask.choices)]
 
 
-def usage(ask: Ask, completion_tokens: int, reasoning_tokens: int = 0) -> dict[str, Any]:
-    """The usage object of the OpenAI API; completion tokens include the reasoning."""
+def usage(
+    ask: Ask, completion_tokens: int, reasoning_tokens: int = 0, switches: Switches = _PLAIN
+) -> dict[str, Any]:
+    """The usage object of the OpenAI API."""
+    beside = reasoning_tokens if switches.reasoning_usage == "beside" else 0
     counted: dict[str, Any] = {
         "prompt_tokens": ask.prompt_tokens,
-        "completion_tokens": completion_tokens,
+        "completion_tokens": completion_tokens - beside,
         "total_tokens": ask.prompt_tokens + completion_tokens,
     }
+    if switches.cached_usage == "flat":
+        counted["cached_tokens"] = ask.cached
+    elif switches.cached_usage == "null":
+        counted["prompt_tokens_details"] = None
+    elif ask.cached:
+        counted["prompt_tokens_details"] = {"cached_tokens": ask.cached}
     if ask.reasoning:
         counted["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
     return counted
@@ -237,6 +253,15 @@ def _wanted_tool(said: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str | N
 def _directive(said: str, name: str, default: int) -> int:
     found = re.search(rf"\[\[{name}=(\d+)\]\]", said)
     return int(found[1]) if found else default
+
+
+def _check_names(body: Mapping[str, Any], known: str) -> None:
+    """Refuse a limit by a name that this server does not know, as OpenAI's newer models do."""
+    for name in ("max_tokens", "max_completion_tokens"):
+        if known not in ("any", name) and name in body:
+            hint = "" if known == "none" else f" Use '{known}' instead."
+            message = f"Unsupported parameter: '{name}' is not supported with this model.{hint}"
+            raise refused_by_model(400, message, "unsupported_parameter")
 
 
 def _positive(value: object, name: str) -> int:

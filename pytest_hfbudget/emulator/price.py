@@ -19,13 +19,17 @@ _MILLION = 10**6
 
 @dataclass(frozen=True)
 class Price:
-    """USD per one million tokens in and out, per image, per second of compute, and per call."""
+    """USD per one million tokens in and out, per image, per second of compute, and per call.
+
+    Cached input costs what other input costs where `cached` is None.
+    """
 
     input: Fraction = Fraction(0)
     output: Fraction = Fraction(0)
     image: Fraction = Fraction(0)
     second: Fraction = Fraction(0)
     call: Fraction = Fraction(0)
+    cached: Fraction | None = None
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Price:
@@ -35,7 +39,9 @@ class Price:
         """
         unknown = set(raw) - set(cls.__dataclass_fields__)
         if unknown or not raw:
-            raise ValueError(f"a price has some of input, output, image, second, call; not {raw}")
+            raise ValueError(
+                f"a price has some of {', '.join(cls.__dataclass_fields__)}; not {raw}"
+            )
         parsed = {kind: Fraction(str(value)) for kind, value in raw.items()}
         if min(parsed.values()) < 0:
             raise ValueError(f"a price is not negative: {raw}")
@@ -50,12 +56,15 @@ class Consumed:
     completion_tokens: int = 0
     images: int = 0
     seconds: Fraction = Fraction(0)
+    cached_tokens: int = 0  # of the prompt
 
 
 def nano_usd(price: Price, used: Consumed) -> int:
     """The bill of one call, in nano-USD."""
+    cached = price.input if price.cached is None else price.cached
     dollars = (
-        price.input * used.prompt_tokens / _MILLION
+        price.input * (used.prompt_tokens - used.cached_tokens) / _MILLION
+        + cached * used.cached_tokens / _MILLION
         + price.output * used.completion_tokens / _MILLION
         + price.image * used.images
         + price.second * used.seconds

@@ -22,6 +22,7 @@ from pytest_hfbudget.emulator.exchange import Exchange
 from pytest_hfbudget.emulator.price import Consumed, Price
 from pytest_hfbudget.emulator.refusal import refused_by_model
 from pytest_hfbudget.emulator.stream import Event, EventStream
+from pytest_hfbudget.emulator.switches import Switches
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Server:
 async def serve_chat(exchange: Exchange, server: Server) -> ASGIApp:
     """Answer a chat request. Raises Refusal (400)."""
     body, switches = exchange.json(), exchange.world.switches
-    ask = chat.read_chat(body, server.context, switches.natural_tokens)
+    ask = chat.read_chat(body, server.context, switches.natural_tokens, switches)
     return await _serve(exchange, server, ask, _CHAT)
 
 
@@ -99,16 +100,18 @@ async def _serve(exchange: Exchange, server: Server, ask: Ask, form: _Form) -> A
         raise refused_by_model(400, "stream_options is not supported", "unsupported_parameter")
     choices = chat.answer(ask)
     tokens = sum(choice.tokens for choice in choices)
-    server.book(exchange, Consumed(ask.prompt_tokens, tokens, seconds=server.seconds))
+    used = Consumed(ask.prompt_tokens, tokens, 0, server.seconds, ask.cached)
+    server.book(exchange, used)
     await exchange.connection.sleep(switches.answer_delay_s)
     headers, head = server.headers(exchange), _head(exchange, server)
     if body.get("stream"):
         asked = bool((body.get("stream_options") or {}).get("include_usage"))
-        events = _Events(head | {"object": form.chunk}, ask, choices, form, style, asked)
+        head |= {"object": form.chunk}
+        events = _Events(head, ask, choices, form, style, asked, switches)
         return EventStream(exchange, list(events), headers)
     answer = head | {"object": form.whole, "choices": _whole(choices, form)}
     if switches.usage == "always":
-        answer["usage"] = _total(ask, choices)
+        answer["usage"] = _total(ask, choices, switches)
     return JSONResponse(answer, headers=headers)
 
 
@@ -134,9 +137,9 @@ def _head(exchange: Exchange, server: Server) -> dict[str, Any]:
     }
 
 
-def _total(ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
+def _total(ask: Ask, choices: Sequence[Choice], switches: Switches) -> dict[str, Any]:
     reasoning = sum(choice.reasoning_tokens for choice in choices)
-    return chat.usage(ask, sum(choice.tokens for choice in choices), reasoning)
+    return chat.usage(ask, sum(choice.tokens for choice in choices), reasoning, switches)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ class _Events:
     form: _Form
     style: str
     asked: bool
+    switches: Switches
 
     def __iter__(self) -> Iterator[Event]:
         written = 0
@@ -158,15 +162,18 @@ class _Events:
                 role = {} if at else {"role": "assistant"}
                 data = self._data(index, {**role, **piece.delta}, None)
                 if self.style == "every_chunk":
-                    data["usage"] = chat.usage(self.ask, written)
+                    data["usage"] = chat.usage(self.ask, written, 0, self.switches)
                 yield Event(data, piece.tokens)
             data = self._data(index, {}, choice.finish_reason)
             last = index == len(self.choices) - 1
             if last and self.style in ("every_chunk", "finish_chunk"):
-                data["usage"] = _total(self.ask, self.choices)
+                data["usage"] = self._usage()
             yield Event(data)
         if self.style == "on_request" and self.asked:
-            yield Event({**self.head, "choices": [], "usage": _total(self.ask, self.choices)})
+            yield Event({**self.head, "choices": [], "usage": self._usage()})
+
+    def _usage(self) -> dict[str, Any]:
+        return _total(self.ask, self.choices, self.switches)
 
     def _data(self, index: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
         step = {"index": index, **self.form.step(delta), "finish_reason": finish}

@@ -1,6 +1,7 @@
 """Providers of pictures, sounds and films: each with its own way to hand over a file.
 
-What a client downloads is always the same tiny file. Jobs are done at once, so that nobody polls.
+What a client downloads is always the same tiny file. Jobs are done at once, so that nobody polls,
+unless the switch `polls` has a queue say so many times that it is not done.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pytest_hfbudget.emulator import router
 from pytest_hfbudget.emulator.exchange import Exchange, Handler, Route
 from pytest_hfbudget.emulator.media import FILES
 from pytest_hfbudget.emulator.price import Consumed
-from pytest_hfbudget.emulator.refusal import refused
+from pytest_hfbudget.emulator.refusal import number, refused
 from pytest_hfbudget.emulator.serving import Server
 
 
@@ -25,22 +26,27 @@ async def fal(exchange: Exchange) -> Response:
     ticket = f"request-{next(exchange.world.ids)}"
     # The client takes the path of this address and asks the same host for it.
     where = f"{exchange.origin}/router/fal-ai/{exchange.params['model']}/requests/{ticket}"
-    answer = {"request_id": ticket, "status": "COMPLETED", "response_url": where}
+    exchange.world.polls = exchange.world.switches.polls
+    status = "IN_QUEUE" if exchange.world.polls else "COMPLETED"
+    answer = {"request_id": ticket, "status": status, "response_url": where}
     return JSONResponse(answer, headers=_headers(exchange))
 
 
 async def fal_result(exchange: Exchange) -> Response:
     """What the queue made, or its status."""
     if exchange.path.endswith("/status"):
-        return JSONResponse({"status": "COMPLETED"})
+        exchange.world.polls -= 1
+        return JSONResponse({"status": "IN_PROGRESS" if exchange.world.polls > 0 else "COMPLETED"})
     return JSONResponse(_everything(exchange))
 
 
 async def replicate(exchange: Exchange) -> Response:
     """replicate: a prediction that has succeeded already."""
     _book(exchange, "replicate")
-    spoken = "text" in (exchange.json().get("input") or {})
-    output = _file(exchange, "tiny.wav" if spoken else "tiny.png")
+    given = exchange.json().get("input") or {}
+    output: Any = _file(exchange, "tiny.wav" if "text" in given else "tiny.png")
+    if "num_outputs" in given:
+        output = [output] * int(given["num_outputs"])
     return JSONResponse({"status": "succeeded", "output": output}, headers=_headers(exchange))
 
 
@@ -96,7 +102,14 @@ def _book(exchange: Exchange, provider: str) -> None:
     call = exchange.the_call
     call.task = exchange.world.task_of(name)
     server = Server(name, provider, exchange.world.price_of(name, provider))
-    server.book(exchange, Consumed(images=int(call.task.endswith("-to-image"))))
+    server.book(exchange, Consumed(images=_pictures(exchange, call.task)))
+
+
+def _pictures(exchange: Exchange, task: str) -> int:
+    """How many images a request asks for, in its provider's own word."""
+    body = exchange.json()
+    said = body.get("num_images") or (body.get("input") or {}).get("num_outputs") or 1
+    return int(number(said, "number of images")) if task.endswith("-to-image") else 0
 
 
 def _headers(exchange: Exchange) -> dict[str, str]:
@@ -110,7 +123,7 @@ def _file(exchange: Exchange, name: str) -> str:
 
 def _everything(exchange: Exchange) -> dict[str, Any]:
     return {
-        "images": [{"url": _file(exchange, "tiny.png")}],
+        "images": [{"url": _file(exchange, "tiny.png")}] * _pictures(exchange, "-to-image"),
         "image": {"url": _file(exchange, "tiny.png")},
         "audio": {"url": _file(exchange, "tiny.wav")},
         "video": {"url": _file(exchange, "tiny.mp4")},

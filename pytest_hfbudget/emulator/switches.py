@@ -31,7 +31,14 @@ class Switches:
     stream_usage: Literal[
         "by_provider", "on_request", "finish_chunk", "every_chunk", "never", "rejects_options"
     ] = "by_provider"
+    limit_names: Literal["any", "max_tokens", "max_completion_tokens", "none"] = "any"  # else 400
+    cached_tokens: int = 0  # of each prompt of a chat, as far as it is that long
+    cached_usage: Literal["nested", "flat", "null"] = "nested"  # how usage tells them
+    reasoning_usage: Literal["within", "beside"] = "within"  # of completion_tokens
     disconnect_bills: Literal["generated", "full"] = "generated"  # a stream dropped by the client
+
+    compute_tokens_header: bool = True  # x-compute-tokens on what was only read, as of TEI
+    polls: int = 0  # how often a queue says that its work is not done
 
     zero_shot: Literal["list", "columns"] = "list"  # clients before 1.0 need columns
 

@@ -26,6 +26,8 @@ from pytest_hfbudget.emulator.stream import Event, EventStream
 from pytest_hfbudget.emulator.switches import Switches
 
 VECTOR = [0.1, 0.2, 0.3, 0.4]
+# What text-embeddings-inference serves. It tells its compute time in milliseconds, and its tokens.
+_READS = ("feature-extraction", "sentence-similarity", "text-classification")
 _ENCODED_PNG = base64.b64encode(TINY_PNG).decode()
 _ENCODED_WAV = base64.b64encode(TINY_WAV).decode()
 
@@ -71,10 +73,14 @@ async def serve_task(exchange: Exchange, server: Server, task: str) -> ASGIApp:
     if answer is None:
         raise refused(400, f"task {task} is not emulated")
     used = Consumed(chat.text_tokens(job.text), seconds=server.seconds)
-    pictures = int(task in ("text-to-image", "image-to-image"))
-    server.book(exchange, replace(used, images=pictures))
+    pictures = task in ("text-to-image", "image-to-image")
+    count = int(job.parameters.get("num_images_per_prompt", 1)) if pictures else 0
+    server.book(exchange, replace(used, images=count))
     made = answer(job)
     headers = server.headers(exchange)
+    if task in _READS and exchange.world.switches.compute_tokens_header:
+        headers["x-compute-tokens"] = str(used.prompt_tokens)
+        headers["x-compute-time"] = str(float(server.seconds * 1000))
     if isinstance(made, tuple):
         content, media_type = made
         return Response(content, headers=headers, media_type=media_type)
@@ -88,12 +94,11 @@ def _generate(exchange: Exchange, server: Server, job: Job) -> ASGIApp:
     choice = chat.answer(ask)[0]
     server.book(exchange, Consumed(ask.prompt_tokens, choice.tokens, seconds=server.seconds))
     headers = server.headers(exchange)
-    headers |= {
-        "x-prompt-tokens": str(ask.prompt_tokens),
-        "x-generated-tokens": str(choice.tokens),
-    }
     if job.parameters.get("stream"):
         return EventStream(exchange, _token_events(choice, ask.prompt_tokens), headers)
+    if exchange.world.switches.usage == "always":
+        headers["x-prompt-tokens"] = str(ask.prompt_tokens)
+        headers["x-generated-tokens"] = str(choice.tokens)
     answer: dict[str, Any] = {"generated_text": choice.text("content")}
     if job.parameters.get("details"):
         tokens = [_token(at, piece.delta["content"]) for at, piece in enumerate(choice.pieces)]

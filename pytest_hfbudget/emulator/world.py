@@ -53,6 +53,7 @@ class World:
         self.deleted: list[Endpoint] = []
         self.turns = itertools.count()  # of round-robin routing
         self.ids = itertools.count(1)
+        self.polls = 0  # that the queue will still answer with "not yet"
         self.tasks: set[asyncio.Task[Any] | None] = set()  # requests on their way
 
     def configure(self, config: Mapping[str, Any]) -> None:

@@ -10,7 +10,8 @@ class Charge(NamedTuple):
 
     ``estimated`` says that no usage came back and the amount is an upper bound. ``status`` is
     the HTTP status, or a word where none came back: ``timeout``, ``lost``, ``closed``,
-    ``refused`` (the connection). ``scopes`` are the keys of every budget that was charged.
+    ``refused`` (the connection). ``over`` is what it cost beyond its hold: it took longer
+    than that was for. ``scopes`` are the keys of every budget that was charged.
     """
 
     test: str | None
@@ -26,6 +27,7 @@ class Charge(NamedTuple):
     seconds: float
     where: str = ""
     scopes: tuple[str, ...] = ()
+    over: int = 0
 
 
 class Refusal(NamedTuple):

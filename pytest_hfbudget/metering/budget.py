@@ -117,7 +117,7 @@ class budget:
         name: how messages and reports call it.
         max_calls: the most calls that may be sent.
         price: USD per 1M tokens (``input``, ``output``, ``cached``), or each (``call``,
-            ``image``, ``second``); inner blocks inherit it.
+            ``image``, ``second`` with ``max_seconds``); inner blocks inherit it.
         price_per_1k_tokens: ``{"input": USD, "output": USD}`` per 1,000 tokens.
         on_exceed: ``fail`` or ``raise``.
 

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
+from pytest_hfbudget.metering.limit import Limit, Manner, put
 from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
-from pytest_hfbudget.metering.request import Parameters
+from pytest_hfbudget.metering.request import Parameters, changed
 from pytest_hfbudget.metering.usage import (
+    compute_time,
     finished_by_length,
+    images_in,
+    is_queued,
     parse_body,
+    size_of,
+    usage_in,
     usage_of,
     usage_without_count,
     written_bytes,
 )
 from pytest_hfbudget.money import show
 from pytest_hfbudget.pricing import CallRequest, Quote, Usage
+from pytest_hfbudget.pricing.price import MICROSECONDS
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
@@ -29,23 +36,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pytest_hfbudget")
 
-P = TypeVar("P", bound=Parameters)
 BAD_REQUEST = 400
+UNPROCESSABLE = 422
 # What the proxy in front of an endpoint answers for one that is paused, scaled to zero or gone.
 ASLEEP = frozenset({400, 404, 502, 503})
-
-
-class Limit(NamedTuple):
-    """A limit on the output tokens of a call whose caller set none.
-
-    Attributes:
-        by_cap: the cap pays for no more; otherwise it is the end of the context.
-        certain: whether that end is known, so that an answer which meets it is simply complete.
-    """
-
-    tokens: int
-    by_cap: bool
-    certain: bool
 
 
 class Call:
@@ -53,8 +47,9 @@ class Call:
 
     Attributes:
         parameters: what is to be posted; a copy where the plugin added something.
-        limit: the output limit that the plugin set because the caller set none.
-        cuts: whether an answer that meets this limit was cut off by it, which is a refusal.
+        limit: the output limit that the plugin set because the caller set none. An answer that
+            meets it was cut off, which is a refusal.
+        manner: how it is sent where the plugin has a say in it.
         provider: who answered, as ``x-inference-provider`` says.
         swallow_usage: whether the plugin asked for a stream's usage, so that the chunk that
             carries nothing else is not shown to code which did not ask for it.
@@ -72,16 +67,18 @@ class Call:
         draft: Charge,
         hold: Hold,
         limit: Limit | None,
+        manner: Manner,
     ) -> None:
         self.meter, self.parameters, self.request = meter, parameters, request
         self.quote, self.scopes, self.draft, self.hold = quote, around.scopes, draft, hold
-        self.limit = limit.tokens if limit else None
-        self.limited_by_cap = limit is not None and limit.by_cap
-        self.cuts = limit is not None and (limit.by_cap or not limit.certain)
+        self.limit, self.manner = limit, manner
         self.capped, self.explicit = around.paid, around.explicit
         self.provider = request.provider
         self.swallow_usage = False
         self.usage: Usage | None = None
+        self.compute_time: int | None = None
+        self.images: int | None = None
+        self.queued = False
         self.written = 0
         self.complete = False
         self._started = meter.clock()
@@ -89,24 +86,21 @@ class Call:
 
     # --- before it is sent
 
-    def prepare(self, *, ask_usage: bool) -> None:
+    def prepare(self) -> None:
         """Put the output limit and the wish for usage into a copy, where there is need for one."""
         payload = self.parameters.json
         if isinstance(payload, dict) and (self.limit is not None or self.request.stream):
-            prepared = self._payload(dict(payload), ask_usage)
+            prepared = self._payload(dict(payload))
             if prepared != payload:
                 self.parameters = changed(self.parameters, json=prepared)
 
-    def _payload(self, payload: dict[str, Any], ask_usage: bool) -> dict[str, Any]:
+    def _payload(self, payload: dict[str, Any]) -> dict[str, Any]:
         if self.limit is not None:
-            if isinstance(payload.get("parameters"), dict) and "messages" not in payload:
-                payload["parameters"] = {**payload["parameters"], "max_new_tokens": self.limit}
-            else:
-                payload["max_tokens"] = self.limit
+            put(payload, self.limit.tokens, self.manner)
         options = payload.get("stream_options") or {}
         # Without a cap nothing is changed; with one, a stream has to say what it cost.
         silent = self.request.stream and "messages" in payload and not options.get("include_usage")
-        if silent and self.capped and ask_usage:
+        if silent and self.capped and self.manner.ask_usage:
             payload["stream_options"] = {**options, "include_usage": True}
             self.swallow_usage = True
         return payload
@@ -114,8 +108,10 @@ class Call:
     # --- after it was sent
 
     def headers(self, headers: Mapping[str, str]) -> None:
-        """Note who answered, from a response's headers."""
+        """Note who answered, and what else a response's headers tell of its cost."""
         self.provider = headers.get("x-inference-provider") or self.provider
+        self.usage = usage_in(headers, self.request)
+        self.compute_time = compute_time(headers)
 
     def answered(self, body: object) -> None:
         """Settle a complete answer.
@@ -124,11 +120,12 @@ class Call:
             BudgetExceededError: the answer was cut off by the limit that a cap had set.
         """
         message = parse_body(body)
-        self.usage = usage_of(message)
+        self.usage = usage_of(message, self.request) or self.usage
+        self.images, self.queued = images_in(message), is_queued(message)
         if self.usage is None:
-            self.written = written_bytes(message) if message else _size(body)
+            self.written = written_bytes(message) if message else size_of(body)
         self.settle("200")
-        if self.cuts and finished_by_length(message):
+        if self.limit and finished_by_length(message):
             raise self.cut_off()
 
     def failed(self, error: BaseException) -> None:
@@ -141,13 +138,14 @@ class Call:
         else:
             self.lost(word_for(error))
 
-    def usage_was_rejected(self, error: BaseException) -> bool:
-        """Whether a server refused ``stream_options``, which only the plugin had asked for."""
-        return (
-            self.swallow_usage
-            and status_of(error) == BAD_REQUEST
-            and "stream_options" in f"{error}{getattr(error, 'response_error_payload', '')}"
-        )
+    def another_manner(self, error: BaseException) -> Manner | None:
+        """How to send it where a server refused something that only the plugin had asked for."""
+        if status_of(error) not in (BAD_REQUEST, UNPROCESSABLE):
+            return None
+        words = f"{error}{getattr(error, 'response_error_payload', '')}"
+        if self.swallow_usage and "stream_options" in words:
+            return self.manner._replace(ask_usage=False)
+        return self.manner.after(words, self.limit.tokens) if self.limit else None
 
     def revive(self, error: BaseException) -> bool:
         """Bring a leased endpoint back that somebody else has paused; whether it is back.
@@ -169,15 +167,15 @@ class Call:
         why = (
             f"which is what the {show(self.hold.amount)} that were left pay for. "
             "Raise the cap, or set max_tokens to what the answer needs."
-            if self.limited_by_cap
-            else "the most that is asked for where nobody knows how many the model can write. "
+            if self.limit and self.limit.by_cap
+            else "the most that is asked for where nobody knows how many it can write. "
             "Set max_tokens to what the answer needs."
         )
+        after = self.limit.tokens if self.limit else 0
         return self.meter.refuse(
             self,
             BudgetExceededError(
-                f"{tightest.name}: {self.request.model} was stopped after {self.limit} tokens, "
-                f"{why}",
+                f"{tightest.name}: {self.request.model} was stopped after {after} tokens, {why}",
                 scope=tightest.name,
                 scope_key=tightest.key,
                 cap=tightest.cap or 0,
@@ -191,8 +189,9 @@ class Call:
 
     def settle(self, status: str) -> None:
         """Charge what usage says, or its upper bound where it says nothing."""
+        limit = self.limit.tokens if self.limit else None
         usage = self.usage or usage_without_count(
-            self.request, self.written, self.request.max_output or self.limit
+            self.request, self.written, self.request.max_output or limit
         )
         self._book(usage, status)
 
@@ -254,11 +253,8 @@ class Call:
     def _charge(self, usage: Usage | None, status: str) -> Charge:
         quote, certain = self._final_quote()
         seconds = self.meter.clock() - self._started
-        if usage is not None and quote is not None and quote.by_second:
-            usage = usage._replace(microseconds=int(seconds * 1e6))
-        if usage is not None and quote is not None and usage.estimated and not quote.by_token:
-            # Counted by the call or by the image, which is exact; nothing is known of tokens.
-            usage = usage._replace(input_tokens=0, output_tokens=0, estimated=False)
+        if usage is not None and quote is not None:
+            usage = self._completed(usage, quote, seconds)
         cost, source = quote.cost(usage or Usage()) if quote else (None, "unpriced")
         return self.draft._replace(
             provider=self.provider,
@@ -269,7 +265,26 @@ class Call:
             status=status,
             estimated=not certain or bool(usage and usage.estimated),
             seconds=round(seconds, 6),
+            over=max((cost or 0) - self.hold.amount, 0) if self.capped else 0,
         )
+
+    def _completed(self, usage: Usage, quote: Quote, seconds: float) -> Usage:
+        """A usage of tokens with what else may be billed: images, and time."""
+        images = (self.images or self.request.n) if self.request.draws else 0
+        usage = usage._replace(images=images, microseconds=self._time(quote, seconds))
+        if usage.estimated and not quote.by_token:
+            # Counted by the call or by the image, which is exact; nothing is known of tokens.
+            usage = usage._replace(input_tokens=0, output_tokens=0, estimated=False)
+        # The clock of this machine has the network in it.
+        timed = quote.by_second and self.compute_time is None
+        return usage._replace(estimated=usage.estimated or timed)
+
+    def _time(self, quote: Quote, seconds: float) -> int:
+        if self.compute_time is not None:
+            return self.compute_time
+        taken = math.ceil(seconds * MICROSECONDS)
+        # What is only queued is computed after this call, and fetched where nobody sees it.
+        return max(taken, quote.longest(self.request)) if self.queued else taken
 
     def _final_quote(self) -> tuple[Quote | None, bool]:
         """The price of whoever answered; False where that is one whose price nobody knows."""
@@ -285,15 +300,3 @@ class Call:
             return (scope.cap or 0) - self.meter.ledger.total(scope.key).spent
 
         return min((scope for scope in self.scopes if scope.cap is not None), key=room)
-
-
-def changed(parameters: P, **values: Any) -> P:
-    """A copy of huggingface_hub's RequestParameters with some fields replaced."""
-    if is_dataclass(parameters) and not isinstance(parameters, type):
-        own = {field.name for field in fields(parameters)}
-        return replace(parameters, **{k: v for k, v in values.items() if k in own})
-    raise TypeError(f"{type(parameters).__name__} is not the RequestParameters that is known")
-
-
-def _size(body: object) -> int:
-    return len(body) if isinstance(body, (bytes, bytearray, str)) else 0

@@ -10,19 +10,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
-from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
-from pytest_hfbudget.metering.call import Call, Limit, P, changed
+from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
+from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.limit import AS_USUAL, Manner, most, of_cap
 from pytest_hfbudget.metering.payer import Around, Payer
-from pytest_hfbudget.metering.request import Parameters, describe
+from pytest_hfbudget.metering.request import P, Parameters, changed, describe
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 
 DEFAULT_ROUTER = "https://router.huggingface.co"
 
 logger = logging.getLogger("pytest_hfbudget")
-
-# Tokens of prompt and answer that any model in use can take, where nobody says how many it can.
-UNKNOWN_CONTEXT = 8192
 
 
 def _nobody(name: str) -> bool:
@@ -58,7 +56,8 @@ class Meter:
         hub_model: str | None = None,
         provider: str | None = None,
         stream: bool = False,
-        ask_usage: bool = True,
+        timeout: object = None,
+        manner: Manner = AS_USUAL,
     ) -> Call | None:
         """Hold what a call may cost, in every scope that encloses it.
 
@@ -80,9 +79,10 @@ class Meter:
                 hub_model=hub_model,
                 provider=provider,
                 stream=stream,
+                timeout=timeout,
             )
-            call = self._hold(parameters, request, around)
-            call.prepare(ask_usage=ask_usage)
+            call = self._hold(parameters, self._within_context(request), around, manner)
+            call.prepare()
         except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
             raise
         except Exception as error:
@@ -154,32 +154,44 @@ class Meter:
         self._refuse(call.draft.scopes, call.draft, error)
         return error
 
-    def _hold(self, parameters: Parameters, request: CallRequest, around: Around) -> Call:
+    def _within_context(self, request: CallRequest) -> CallRequest:
+        """A request whose prompt is no longer than a server would take: no other is served."""
+        longest = self.book.catalogue.longest_context(request.model, request.provider)
+        if longest is None or request.input_bound < longest:
+            return request
+        return request._replace(input_bound=longest - 1)
+
+    def _hold(
+        self, parameters: Parameters, request: CallRequest, around: Around, manner: Manner
+    ) -> Call:
         self.make_known(around.scopes)
-        keys = around.keys
+        keys, paid = around.keys, around.paid
         draft = self._draft(request, keys)
         try:
             quote = self.book.quote(request, around.explicit)
-            if quote is None and around.paid:
+            if quote is None and paid:
                 raise self._unpriced(request, around.scopes)
-            least, most = self._bound(request, quote) if quote and around.paid else (0, 0)
-            hold = self.ledger.hold(keys, least, most, draft)
+            least, highest = self._bound(request, quote, manner) if quote and paid else (0, 0)
+            hold = self.ledger.hold(keys, least, highest, draft)
         except BudgetExceededError as error:
             self._refuse(keys, draft, error)
             raise
-        limit = self._limit(request, quote, hold, most) if quote and around.paid else None
-        return Call(self, parameters, request, quote, around, draft, hold, limit)
+        contexts = self.book.catalogue
+        limit = of_cap(request, quote, hold.amount, contexts, manner) if quote and paid else None
+        return Call(self, parameters, request, quote, around, draft, hold, limit, manner)
 
-    def _bound(self, request: CallRequest, quote: Quote) -> tuple[int, int | None]:
-        """The least and the most that this call may hold; None for all that there is."""
+    def _bound(self, request: CallRequest, quote: Quote, manner: Manner) -> tuple[int, int]:
+        """The least and the most that this call may hold."""
         if quote.free:
             return 0, 0
         try:
             if request.max_output is not None or not request.generates:
                 fixed = quote.most(request, request.max_output or 0)
                 return fixed, fixed
-            longest = self.book.catalogue.longest_context(request.model, request.provider)
-            return quote.most(request, 1), quote.most(request, longest or self._ceiling(request))
+            least, highest = quote.most(request, 1), most(request, quote, self.book.catalogue)
+            if manner.limit_name is None:
+                return self._without_limit(request, highest)
+            return least, max(least, highest)
         except UnboundedCallError as error:
             raise UnpricedCallError(
                 f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
@@ -187,33 +199,16 @@ class Meter:
                 model=request.model,
             ) from None
 
-    def _limit(
-        self, request: CallRequest, quote: Quote, hold: Hold, most: int | None
-    ) -> Limit | None:
-        """The limit that a call without one is sent with; None where none is needed."""
-        if request.max_output is not None or not request.generates or quote.free:
-            return None
-        contexts = self.book.catalogue
-        longest = contexts.longest_context(request.model, request.provider)
-        if longest and hold.amount >= (most or 0):
-            return None
-        paid = quote.affordable_output(request, hold.amount)
-        if paid is None:
-            return None
-        ceiling = self._ceiling(request)
-        known = contexts.shortest_context(request.model, request.provider) is not None
-        return Limit(min(paid, ceiling), by_cap=paid < ceiling, certain=known)
-
-    def _ceiling(self, request: CallRequest) -> int:
-        """The highest limit with which prompt and answer still fit into the context.
-
-        A server answers 400 to one that does not. A prompt that fills the context by itself gets
-        no answer with any limit, so none is worth worrying about there.
-        """
-        catalogue = self.book.catalogue
-        shortest = catalogue.shortest_context(request.model, request.provider)
-        room = (shortest or UNKNOWN_CONTEXT) - request.input_bound
-        return room if room > 0 else UNKNOWN_CONTEXT
+    def _without_limit(self, request: CallRequest, highest: int) -> tuple[int, int]:
+        """The bound of a call to a server that takes no limit: what fills the context."""
+        if self.book.catalogue.longest_context(request.model, request.provider):
+            return highest, highest
+        raise BudgetExceededError(
+            f"{request.model} takes no limit on its output, and nobody says how long its context "
+            "is, so no cap can hold the call. It was refused by the server and not sent again. "
+            "Give the limit in the way that this server knows, or a price by the call.",
+            model=request.model,
+        )
 
     def _draft(self, request: CallRequest, keys: tuple[str, ...]) -> Charge:
         test = self.payer.test

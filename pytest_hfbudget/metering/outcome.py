@@ -53,10 +53,12 @@ def never_sent(error: BaseException) -> bool:
 
 def word_for(error: BaseException) -> str:
     """One word for a call that may have been served though no answer arrived."""
-    names = {type(link).__name__ for link in _chain(error)}
-    if "CancelledError" in names:
-        return "cancelled"
-    return "timeout" if names & TIMED_OUT else "lost"
+    for link in _chain(error):
+        # The outermost decides: aiohttp's time-out is a cancellation inside.
+        name = type(link).__name__
+        if name == "CancelledError" or name in TIMED_OUT:
+            return "cancelled" if name == "CancelledError" else "timeout"
+    return "lost"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

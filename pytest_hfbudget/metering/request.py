@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pytest_hfbudget.pricing.request import CallRequest, split_model
 from pytest_hfbudget.pricing.table import is_below
@@ -14,10 +17,20 @@ from pytest_hfbudget.pricing.table import is_below
 TEMPLATE_TOKENS = 256
 MESSAGE_TOKENS = 16
 TOOLS_TOKENS = 512
-# An image may be passed as a URL of a few bytes; vision models make up to some thousand tokens.
+# What a message shows instead of saying may be a URL of a few bytes. The vision models in wide use
+# make 16,384 tokens of an image at most; sounds, films and documents have no such end, so they are
+# taken to fill a long context. Either is cut down to the context, where that is known.
 IMAGE_TOKENS = 16_384
+MEDIA_TOKENS = 131_072
+IMAGES = frozenset({"image", "image_url", "input_image"})
+MEDIA = frozenset(
+    {"audio", "audio_url", "file", "input_audio", "input_file", "input_video", "video", "video_url"}
+)
 
 LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+ANSWERS = ("n", "best_of", "num_return_sequences")
+# Each provider has its own word for the number of images.
+PICTURES = ("n", "num_images", "num_outputs", "num_images_per_prompt")
 
 
 class Parameters(Protocol):
@@ -30,6 +43,17 @@ class Parameters(Protocol):
     data: Any
 
 
+P = TypeVar("P", bound=Parameters)
+
+
+def changed(parameters: P, **values: Any) -> P:
+    """A copy of huggingface_hub's RequestParameters with some fields replaced."""
+    if is_dataclass(parameters) and not isinstance(parameters, type):
+        own = {field.name for field in fields(parameters)}
+        return replace(parameters, **{k: v for k, v in values.items() if k in own})
+    raise TypeError(f"{type(parameters).__name__} is not the RequestParameters that is known")
+
+
 def describe(
     parameters: Parameters,
     *,
@@ -37,6 +61,7 @@ def describe(
     hub_model: str | None,
     provider: str | None,
     stream: bool,
+    timeout: object = None,
 ) -> CallRequest:
     """What is about to be sent.
 
@@ -45,8 +70,9 @@ def describe(
         hub_model: the model as the caller named it; a named provider's payload carries that
             provider's own id instead.
         provider: who the caller named, None or ``auto`` where the router chooses.
+        timeout: the client's own, in seconds; anything else is none.
     """
-    payload = parameters.json if isinstance(parameters.json, dict) else {}
+    payload = parameters.json if isinstance(parameters.json, dict) else _in_data(parameters.data)
     named = str(payload.get("model") or "")
     model, provider = _addressed(
         parameters.url, routers, hub_model or parameters.model, named, provider
@@ -56,10 +82,11 @@ def describe(
         model=model,
         provider=provider,
         url=parameters.url,
-        input_bound=input_bound(payload, parameters.data),
+        input_bound=input_bound(parameters.json, parameters.data),
         max_output=output_limit(payload),
-        n=_count(payload),
+        n=_count(payload, PICTURES if parameters.task.endswith("to-image") else ANSWERS),
         stream=stream,
+        timeout=_seconds(timeout),
     )
 
 
@@ -79,13 +106,14 @@ def _addressed(
     return model, pinned or chosen or _provider_in_path(url, routed)
 
 
-def input_bound(payload: Mapping[str, Any], data: Any = None) -> int:
+def input_bound(payload: object, data: object = None) -> int:
     """The most input tokens of a payload: a tokenizer makes no token of less than a byte."""
-    messages = payload.get("messages")
+    asked = payload if isinstance(payload, Mapping) else {}
+    messages = asked.get("messages")
     count = len(messages) if isinstance(messages, list) else 1
-    tools = TOOLS_TOKENS if payload.get("tools") else 0
+    tools = TOOLS_TOKENS if asked.get("tools") else 0
     raw = len(data) if isinstance(data, (bytes, bytearray)) else 0
-    return text_bytes(payload) + raw + TEMPLATE_TOKENS + MESSAGE_TOKENS * count + tools
+    return text_bytes(asked) + raw + TEMPLATE_TOKENS + MESSAGE_TOKENS * count + tools
 
 
 def text_bytes(value: object) -> int:
@@ -101,13 +129,15 @@ def text_bytes(value: object) -> int:
     if value is None or isinstance(value, (bool, int, float)):
         return 8  # as text in a prompt, a number is a handful of tokens
     # Typed inputs of huggingface_hub are dataclasses that become JSON later.
-    fields = getattr(value, "__dict__", None)
-    return text_bytes(fields) if fields else len(str(value).encode())
+    own = getattr(value, "__dict__", None)
+    return text_bytes(own) if own else len(str(value).encode())
 
 
 def _named_bytes(values: Mapping[str, Any]) -> int:
-    if values.get("type") == "image_url":
-        return IMAGE_TOKENS
+    shown = values.get("type")
+    if shown in IMAGES or shown in MEDIA:
+        allowance = IMAGE_TOKENS if shown in IMAGES else MEDIA_TOKENS
+        return allowance + text_bytes(values.get("text", ""))
     total = 0
     for key, item in values.items():
         total += len(str(key)) + text_bytes(item)
@@ -119,20 +149,38 @@ def output_limit(payload: Mapping[str, Any]) -> int | None:
 
     Which of several a server goes by is its own affair.
     """
-    numbers = _limits(payload)
-    if isinstance(parameters := payload.get("parameters"), dict):
-        numbers += _limits(parameters)
-    return max(numbers, default=None)
+    return max(_numbers(payload, LIMITS), default=None)
 
 
-def _limits(place: Mapping[str, Any]) -> list[int]:
-    given = [place[name] for name in LIMITS if name in place]
-    return [v for v in given if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+def _count(payload: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    return max(_numbers(payload, names), default=1) or 1
 
 
-def _count(payload: Mapping[str, Any]) -> int:
-    n = payload.get("n")
-    return n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else 1
+def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[int]:
+    """Every whole number that goes by one of these names, wherever servers look for it."""
+    places: tuple[object, ...] = (payload, payload.get("parameters"), payload.get("input"))
+    for place in places:
+        found = place if isinstance(place, Mapping) else {}
+        for value in map(found.get, names):
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                yield value
+
+
+def _in_data(data: object) -> Mapping[str, Any]:
+    """The JSON object that a payload of bytes is: an image or a sound that goes with parameters."""
+    if not isinstance(data, (bytes, bytearray)) or not data.startswith(b"{"):
+        return {}
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return {}  # a picture may begin with any byte
+    return value if isinstance(value, dict) else {}
+
+
+def _seconds(timeout: object) -> float | None:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        return None
+    return float(timeout) if math.isfinite(timeout) and timeout > 0 else None
 
 
 def _is_url(name: str) -> bool:

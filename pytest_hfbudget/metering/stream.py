@@ -15,10 +15,15 @@ from pytest_hfbudget.metering.usage import finished, finished_by_length, usage_o
 
 
 class Lines:
-    """The accounting of one stream: reads usage from every chunk, the last one wins."""
+    """The accounting of one stream: reads usage from every chunk, the last one wins.
+
+    Attributes:
+        broken: whether the server said that it failed, so that nothing more is to come.
+    """
 
     def __init__(self, call: Call) -> None:
         self.call = call
+        self.broken = False
         self._done = False
         self._cut = False
 
@@ -62,10 +67,10 @@ class Lines:
 
     def _chunk(self, chunk: dict[str, Any]) -> bool:
         if chunk.get("error") is not None:
-            self._done = True
+            self._done = self.broken = True
             self.call.lost("error")
             return True
-        usage = usage_of(chunk)
+        usage = usage_of(chunk, self.call.request)
         self.call.usage = usage or self.call.usage
         details = chunk.get("details")
         if isinstance(details, dict) and details.get("generated_tokens"):
@@ -73,7 +78,7 @@ class Lines:
         else:
             self.call.written += written_bytes(chunk)
         self.call.complete = self.call.complete or finished(chunk)
-        self._cut = self._cut or (self.call.cuts and finished_by_length(chunk))
+        self._cut = self._cut or (bool(self.call.limit) and finished_by_length(chunk))
         if self._cut and usage:
             self.finish()
         # After the cut nothing is shown any more, but the usage that may follow is waited for.
@@ -107,14 +112,19 @@ class MeteredStream(Iterator[Any]):
                 self._lines.failed(error)
                 raise
             if self._lines.shows(line):
+                if self._lines.broken:
+                    self._hang_up()
                 return line
 
     def close(self) -> None:
         """Stop reading; what was not settled yet is settled now."""
+        self._hang_up()
+        self._lines.call.close()
+
+    def _hang_up(self) -> None:
         close = getattr(self._iterator, "close", None)
         if close is not None:
             close()
-        self._lines.call.close()
 
     def __del__(self) -> None:
         self._lines.dropped()
@@ -138,14 +148,19 @@ class MeteredAsyncStream(AsyncIterator[Any]):
                 self._lines.failed(error)
                 raise
             if self._lines.shows(line):
+                if self._lines.broken:
+                    await self._hang_up()
                 return line
 
     async def aclose(self) -> None:
         """Stop reading; what was not settled yet is settled now."""
+        await self._hang_up()
+        self._lines.call.close()
+
+    async def _hang_up(self) -> None:
         close = getattr(self._iterator, "aclose", None)
         if close is not None:
             await close()
-        self._lines.call.close()
 
     def __del__(self) -> None:
         self._lines.dropped()

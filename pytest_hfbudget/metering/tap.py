@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -18,8 +17,11 @@ from types import ModuleType
 from typing import Any
 
 from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError
+from pytest_hfbudget.metering.aiohttp_headers import Note, noting_session
 from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.contract import CHOKE_POINT, bypassing, has_choke_point, problem
 from pytest_hfbudget.metering.importing import PostImport
+from pytest_hfbudget.metering.limit import AS_USUAL, Manner
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
 
@@ -28,8 +30,6 @@ logger = logging.getLogger("pytest_hfbudget")
 SYNC = "huggingface_hub.inference._client"
 ASYNC = "huggingface_hub.inference._generated._async_client"
 HELPERS = "huggingface_hub.inference._providers._common"
-
-KNOWN_SIGNATURE = ("self", "request_parameters", "stream")
 
 # The call that is being posted in this context, for the response's headers to find it.
 _posting: ContextVar[Call | None] = ContextVar("hfbudget_posting", default=None)
@@ -81,15 +81,19 @@ class Tap:
         self, module: ModuleType, name: str, wrapper: Callable[[Any, Current], Any]
     ) -> None:
         client = getattr(module, name, None)
-        original = getattr(client, "_inner_post", None)
-        if problem := _unknown(original, name):
-            self.problem = problem
-            meter = self.current()
-            if meter is not None and meter.payer.capped():
-                raise ConfigError(problem)
-            logger.warning("%s Nothing is counted.", problem)
+        if client is None or not has_choke_point(client):
+            self.problem = problem(name, CHOKE_POINT)
+            if _capped(self.current()):
+                raise ConfigError(self.problem)
+            logger.warning("%s Nothing is counted.", self.problem)
             return
-        self._replace(client, "_inner_post", wrapper(original, self.current))
+        for method, original in bypassing(client).items():
+            self._replace(client, method, guarded(original, problem(name, method), self.current))
+        original = getattr(client, CHOKE_POINT)
+        self._replace(client, CHOKE_POINT, wrapper(original, self.current))
+        session = getattr(client, "_get_client_session", None)
+        if session is not None:  # aiohttp, before 1.0
+            self._replace(client, "_get_client_session", noting_session(session, _noting))
         raise_for_status = getattr(module, "hf_raise_for_status", None)
         if raise_for_status is not None:
             self._replace(module, "hf_raise_for_status", noting_headers(raise_for_status))
@@ -105,22 +109,8 @@ class Tap:
         setattr(owner, name, wrapper)
 
 
-def _unknown(method: Any, client: str) -> str | None:
-    """What is wrong with a method that is not the ``_inner_post`` which is known."""
-    known = method is not None and tuple(inspect.signature(method).parameters) == KNOWN_SIGNATURE
-    if known:
-        return None
-    from importlib.metadata import version
-
-    return (
-        f"huggingface_hub {version('huggingface_hub')} sends its calls in a way that "
-        f"pytest-hfbudget does not know ({client}._inner_post), so it can't cap them. "
-        "Install a release that is supported (0.34 to 2.4), or a newer pytest-hfbudget."
-    )
-
-
 def _begin(
-    meter: Meter | None, parameters: Any, stream: bool, ask_usage: bool
+    meter: Meter | None, client: Any, parameters: Any, stream: bool, manner: Manner
 ) -> tuple[Call | None, Any]:
     """The call, if it is metered, and what is to be posted in any case."""
     __tracebackhide__ = True
@@ -130,7 +120,12 @@ def _begin(
     parameters = meter.routed(parameters)
     try:
         call = meter.begin(
-            parameters, hub_model=hub_model, provider=provider, stream=stream, ask_usage=ask_usage
+            parameters,
+            hub_model=hub_model,
+            provider=provider,
+            stream=stream,
+            timeout=getattr(client, "timeout", None),
+            manner=manner,
         )
     except BudgetExceededError as error:
         # How a refusal came about inside of here tells nobody anything; who called does.
@@ -138,11 +133,32 @@ def _begin(
     return call, call.parameters if call else parameters
 
 
+def _capped(meter: Meter | None) -> bool:
+    return meter is not None and meter.payer.capped()
+
+
+def guarded(original: Any, what: str, current: Current) -> Any:
+    """A public method whose calls can't be seen: refused under a cap, else warned of, once."""
+    warned: list[str] = []
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if _capped(current()):
+            raise ConfigError(what)
+        if not warned:
+            warned.append(what)
+            logger.warning("%s It is not counted.", what)
+        return original(self, *args, **kwargs)
+
+    return method
+
+
 @dataclass
 class Attempts:
-    """When a call that failed is sent once more: for two reasons, for each of them once."""
+    """When a call that failed is sent once more: in another manner, or to what has come back."""
 
-    ask_usage: bool = True
+    manner: Manner = AS_USUAL
     revived: bool = False
 
     def again(self, call: Call, error: BaseException) -> bool:
@@ -153,8 +169,8 @@ class Attempts:
         """
         if not isinstance(error, Exception):
             return False  # a Ctrl-C, a cancelled task
-        if call.usage_was_rejected(error):
-            self.ask_usage = False  # only the plugin had asked for it
+        if manner := call.another_manner(error):
+            self.manner = manner
             return True
         try:
             self.revived = not self.revived and call.revive(error)
@@ -173,7 +189,7 @@ def metered(original: Any, current: Current) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
         while True:
-            call, posted = _begin(current(), request_parameters, stream, attempts.ask_usage)
+            call, posted = _begin(current(), self, request_parameters, stream, attempts.manner)
             if call is None:
                 return original(self, posted, stream=stream)
             token = _posting.set(call)
@@ -199,7 +215,7 @@ def metered_async(original: Any, current: Current) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
         while True:
-            call, posted = _begin(current(), request_parameters, stream, attempts.ask_usage)
+            call, posted = _begin(current(), self, request_parameters, stream, attempts.manner)
             if call is None:
                 return await original(self, posted, stream=stream)
             token = _posting.set(call)
@@ -227,6 +243,11 @@ async def _again(attempts: Attempts, call: Call, error: BaseException) -> bool:
 def _whole(call: Call, body: Any) -> Any:
     call.answered(body)
     return body
+
+
+def _noting() -> Note | None:
+    call = _posting.get()
+    return call.headers if call is not None else None
 
 
 def noting_headers(original: Any) -> Any:

@@ -4,44 +4,120 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from pytest_hfbudget.metering.request import text_bytes
 from pytest_hfbudget.pricing import CallRequest, Usage
+from pytest_hfbudget.pricing.price import MICROSECONDS
+
+# Longer than any call: what is beyond it is no time.
+LONGEST = 86_400 * MICROSECONDS
+
+# How the providers whose answers have to be fetched later say that they are not there yet.
+STATUS = ("status", "task_status")
+UNDER_WAY = frozenset(
+    {"created", "in_progress", "in_queue", "pending", "processing", "queued", "starting"}
+)
 
 
 def parse_body(body: object) -> Mapping[str, Any]:
-    """An answer's JSON object; empty where the answer is something else (an image, a list)."""
+    """An answer's JSON object, or the only one in its list, as text-generation-inference answers.
+
+    Empty where the answer is something else: an image, vectors.
+    """
     if not isinstance(body, (bytes, bytearray, str)):
         return {}
-    if isinstance(body, bytes) and body.startswith(b"["):
-        return {}  # embeddings are long, and say nothing of usage
+    if isinstance(body, bytes) and _is_vectors(body):
+        return {}
     try:
         value = json.loads(body)
     except ValueError:
         return {}
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
     return value if isinstance(value, dict) else {}
 
 
-def usage_of(message: Mapping[str, Any]) -> Usage | None:
+def _is_vectors(body: bytes) -> bool:
+    """Whether these are embeddings: they are long, and say nothing of usage."""
+    first = body[:64].lstrip(b"[ \t\r\n")[:1]
+    return body.startswith(b"[") and (first == b"-" or first.isdigit())
+
+
+def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
     """The ``usage`` of an answer or of a stream's chunk, if it carries one that makes sense.
 
-    OpenAI-style: prompt tokens include cached ones, completion tokens include reasoning ones.
-    Featherless puts ``cached_tokens`` flat into ``usage``.
+    OpenAI-style: prompt tokens include cached ones, completion tokens include reasoning ones. Where
+    the total is more than these two, reasoning was left out of them and is added. Featherless puts
+    ``cached_tokens`` flat into ``usage``. Half a usage, and one of nothing at all, is none.
     """
     usage = message.get("usage")
     if not isinstance(usage, dict):
-        return None
+        return _tgi_usage(message)
     tokens_in, tokens_out = (
         _number(usage.get("prompt_tokens")),
         _number(usage.get("completion_tokens")),
     )
-    if tokens_in is None and tokens_out is None:
+    if not (tokens_in or tokens_out) or (request.generates and None in (tokens_in, tokens_out)):
         return None
+    total = _number(usage.get("total_tokens")) or 0
+    tokens_out = max(tokens_out or 0, total - (tokens_in or 0)) if request.generates else tokens_out
     details = usage.get("prompt_tokens_details")
     nested = details.get("cached_tokens") if isinstance(details, dict) else None
     cached = _number(nested) or _number(usage.get("cached_tokens")) or 0
     return Usage(tokens_in or 0, tokens_out or 0, cached_tokens=min(cached, tokens_in or 0))
+
+
+def _tgi_usage(message: Mapping[str, Any]) -> Usage | None:
+    """What text-generation-inference says at the end of a stream."""
+    details = message.get("details")
+    if not isinstance(details, dict):
+        return None
+    counts = _number(details.get("input_length")), _number(details.get("generated_tokens"))
+    return None if None in counts else Usage(counts[0] or 0, counts[1] or 0)
+
+
+def usage_in(headers: Mapping[str, str], request: CallRequest) -> Usage | None:
+    """The tokens that an answer's headers tell.
+
+    Those of text-generation-inference for what it has generated, those of
+    text-embeddings-inference for what it has read.
+    """
+    if request.generates:
+        read, written = _count(headers, "x-prompt-tokens"), _count(headers, "x-generated-tokens")
+        whole = not request.stream  # of a stream they are sent before there is anything to count
+        return Usage(read, written) if whole and read and written is not None else None
+    read = _count(headers, "x-compute-tokens")
+    return Usage(read) if read else None
+
+
+def compute_time(headers: Mapping[str, str]) -> int | None:
+    """The microseconds of computing that an answer's headers tell, if they do.
+
+    text-embeddings-inference tells milliseconds, and is known by the tokens that it tells as well.
+    """
+    try:
+        told = Decimal(headers["x-compute-time"])
+    except (KeyError, ArithmeticError):
+        return None
+    unit = 1000 if "x-compute-tokens" in headers else MICROSECONDS
+    if not told.is_finite() or not 0 < told * unit < LONGEST:
+        return None
+    return int((told * unit).to_integral_value(ROUND_CEILING))
+
+
+def images_in(message: Mapping[str, Any]) -> int | None:
+    """How many images an answer lists, if it does."""
+    lists = (message.get(name) for name in ("data", "images", "output"))
+    return next((len(images) for images in lists if isinstance(images, list) and images), None)
+
+
+def is_queued(message: Mapping[str, Any]) -> bool:
+    """Whether an answer only says that the work has been taken on: its time is still to come."""
+    data = message.get("data")
+    words = (m.get(name) for m in (message, data) if isinstance(m, dict) for name in STATUS)
+    return any(isinstance(word, str) and word.lower() in UNDER_WAY for word in words)
 
 
 def usage_without_count(request: CallRequest, written: int, output_bound: int | None) -> Usage:
@@ -53,7 +129,6 @@ def usage_without_count(request: CallRequest, written: int, output_bound: int | 
     return Usage(
         input_tokens=request.input_bound,
         output_tokens=most if request.generates else 0,
-        images=request.n if request.task.endswith("to-image") else 0,
         estimated=True,
     )
 
@@ -75,8 +150,15 @@ def written_bytes(message: Mapping[str, Any]) -> int:
     return text_bytes(message)
 
 
+def size_of(body: object) -> int:
+    """Bytes of an answer that is no JSON."""
+    return len(body) if isinstance(body, (bytes, bytearray, str)) else 0
+
+
 def finished(message: Mapping[str, Any]) -> bool:
     """Whether every choice of a chunk says why it ended: nothing more is written."""
+    if isinstance(message.get("details"), dict):
+        return True  # text-generation-inference's last event
     choices = message.get("choices")
     return (
         isinstance(choices, list)
@@ -94,6 +176,11 @@ def finished_by_length(message: Mapping[str, Any]) -> bool:
     return isinstance(choices, list) and any(
         isinstance(choice, dict) and choice.get("finish_reason") == "length" for choice in choices
     )
+
+
+def _count(headers: Mapping[str, str], name: str) -> int | None:
+    text = headers.get(name, "")
+    return int(text) if text.isascii() and text.isdecimal() else None
 
 
 def _number(value: object) -> int | None:

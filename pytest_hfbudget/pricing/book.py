@@ -11,7 +11,7 @@ from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
 from pytest_hfbudget.pricing.catalogue import Catalogue
 from pytest_hfbudget.pricing.price import FREE, Price
 from pytest_hfbudget.pricing.quote import Quote
-from pytest_hfbudget.pricing.request import CallRequest
+from pytest_hfbudget.pricing.request import READS, CallRequest
 from pytest_hfbudget.pricing.table import PriceTable, is_below
 from pytest_hfbudget.pricing.unpriced import Unpriced
 
@@ -133,7 +133,9 @@ def _row(request: CallRequest) -> str:
     # A price of 0.00 is refused where it is read, so that lines pasted as they are count nothing.
     if request.draws:
         return "image = 0.00           # USD each"
-    if request.generates or request.task == "feature-extraction":
+    if request.task in READS:
+        return "input = 0.00           # USD per 1M tokens"
+    if request.generates:
         return (
             "input = 0.00           # USD per 1M tokens\noutput = 0.00          # USD per 1M tokens"
         )

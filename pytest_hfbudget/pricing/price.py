@@ -27,7 +27,11 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True)
 class Price:
-    """What one unit costs, in atto-USD; None where that kind of unit has no price."""
+    """What one unit costs, in atto-USD; None where that kind of unit has no price.
+
+    ``longest`` is no price: the microseconds that a call by the second takes at most, where whoever
+    wrote the price says so.
+    """
 
     input: int | None = None
     output: int | None = None
@@ -36,6 +40,7 @@ class Price:
     image: int | None = None
     second: int | None = None
     free: bool = False
+    longest: int | None = None
 
     @property
     def by_token(self) -> bool:

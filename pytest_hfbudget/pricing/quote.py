@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pytest_hfbudget.money import ATTO_PER_NANO
-from pytest_hfbudget.pricing.price import Price, Usage
+from pytest_hfbudget.pricing.price import MICROSECONDS, Price, Usage
 from pytest_hfbudget.pricing.request import CallRequest
 
 
@@ -41,7 +41,11 @@ class Quote:
     @cached_property
     def by_second(self) -> bool:
         """Whether time counts in any of these prices."""
-        return any(price.second is not None for price, _ in self.options)
+        return any(price.second for price, _ in self.options)
+
+    def longest(self, request: CallRequest) -> int:
+        """The microseconds that are held for a call whose time costs something."""
+        return max(request.longest(price) for price, _ in self.options)
 
     def cost(self, usage: Usage) -> tuple[int, str]:
         """Nano-USD at the dearest price for just this usage, and where that price is from."""
@@ -58,6 +62,19 @@ class Quote:
         """
         return max([price.cost(request.most_usage(price, output)) for price, _ in self.options])
 
+    def most_within(self, request: CallRequest, context: int) -> int:
+        """Nano-USD of a call whose prompt and each answer share ``context`` tokens.
+
+        A longer prompt leaves less for the answers, so the dearest is one of the two extremes.
+
+        Raises:
+            UnboundedCallError: as `most`.
+        """
+        prompt = min(request.input_bound, context)
+        return max(
+            self.most(request._replace(input_bound=size), context - size) for size in (0, prompt)
+        )
+
     def affordable_output(self, request: CallRequest, amount: int) -> int | None:
         """The output tokens per answer that ``amount`` nano-USD pays for; None: any number."""
         limits = [_affordable(price, request, amount) for price, _ in self.options]
@@ -67,7 +84,8 @@ class Quote:
 def _affordable(price: Price, request: CallRequest, amount: int) -> int | None:
     if price.free:
         return None
-    fixed = request.input_bound * price.dearest_input + (price.call or 0)
+    time = -(-request.longest(price) * (price.second or 0) // MICROSECONDS)
+    fixed = request.input_bound * price.dearest_input + (price.call or 0) + time
     left = amount * ATTO_PER_NANO - fixed
     if left < 0:
         return 0  # not even the question is paid for

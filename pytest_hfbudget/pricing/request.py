@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-from pytest_hfbudget.pricing.price import Price, Usage
+from pytest_hfbudget.pricing.price import MICROSECONDS, Price, Usage
 
 # Router suffixes that choose by a policy instead of naming a provider (hub-docs,
 # "Inference Providers": provider selection).
 POLICIES = frozenset({"fastest", "cheapest", "preferred"})
+
+# How long a call by the second is taken to last, where neither its client nor its price says.
+CALL_SECONDS = 300
+
+# Their answers are vectors, scores or labels, of one size whatever is asked: input is what counts.
+READS = frozenset({"feature-extraction", "sentence-similarity", "text-classification"})
 
 
 class UnboundedCallError(ValueError):
@@ -24,6 +31,7 @@ class CallRequest(NamedTuple):
         input_bound: the most input tokens that the payload can make.
         max_output: the caller's own limit on output tokens, None where it set none.
         n: how many answers were asked for.
+        timeout: seconds after which the client gives up; None where it waits for ever.
     """
 
     task: str
@@ -34,6 +42,7 @@ class CallRequest(NamedTuple):
     max_output: int | None = None
     n: int = 1
     stream: bool = False
+    timeout: float | None = None
 
     @property
     def generates(self) -> bool:
@@ -50,6 +59,18 @@ class CallRequest(NamedTuple):
         """Whether a server is addressed directly instead of through the router."""
         return self.model.startswith(("http://", "https://"))
 
+    def longest(self, price: Price) -> int:
+        """The microseconds that this call is held for, where seconds are what it costs.
+
+        A time-out says nothing about a stream: it is the longest silence, not the longest call.
+        """
+        if not price.second:
+            return 0
+        timeout = None if self.stream else self.timeout
+        given = None if timeout is None else math.ceil(timeout * MICROSECONDS)
+        said = [limit for limit in (given, price.longest) if limit is not None]
+        return min(said, default=CALL_SECONDS * MICROSECONDS)
+
     def most_usage(self, price: Price, output: int) -> Usage:
         """The most that this call can use when each answer has at most ``output`` tokens.
 
@@ -63,22 +84,19 @@ class CallRequest(NamedTuple):
             output_tokens=output * self.n if self.generates else 0,
             cached_tokens=self.input_bound if price.cached == price.dearest_input else 0,
             images=self.n if self.draws else 0,
+            microseconds=self.longest(price),
             estimated=True,
         )
 
     def _bounded_by(self, price: Price) -> bool:
         """Whether a price covers all that this task is billed for; a gap in it is no $0."""
-        if price.free:
-            return True
-        if price.second:
-            return False  # nobody knows before how long a call takes
-        if price.call is not None:
+        if price.free or price.call is not None or price.second:
             return True
         if self.draws:
             return price.image is not None
         if self.generates:
             return price.input is not None and price.output is not None
-        return self.task == "feature-extraction" and price.input is not None
+        return self.task in READS and price.input is not None
 
 
 def split_model(name: str) -> tuple[str, str | None]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.money import parse_rate
-from pytest_hfbudget.pricing.price import Price
+from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
+from pytest_hfbudget.pricing.price import MICROSECONDS, Price
 
 PER_MILLION = frozenset({"input", "output", "cached"})
 PER_UNIT = frozenset({"call", "image", "second"})
-KEYS = (*sorted(PER_MILLION), *sorted(PER_UNIT), "free")
+LONGEST = "max_seconds"
+KEYS = (*sorted(PER_MILLION), *sorted(PER_UNIT), "free", LONGEST)
 
 
 def parse_price(row: object, where: str) -> Price:
@@ -34,9 +35,9 @@ def parse_price(row: object, where: str) -> Price:
             rates["free"] = value
         elif key in PER_MILLION or key in PER_UNIT:
             rates[key] = _rate(value, key, where)
-        else:
+        elif key != LONGEST:
             raise ConfigError(f"{where}: unknown key {key!r}; known are {', '.join(KEYS)}")
-    price = Price(**rates)
+    price = Price(**rates, longest=_longest(row, where))
     if price.free and len(rates) > 1:
         raise ConfigError(f"{where}: free = true next to a price; write one of the two")
     if price.known and not price.free and not any(rates.values()):
@@ -44,6 +45,21 @@ def parse_price(row: object, where: str) -> Price:
     if not price.known:
         raise ConfigError(f"{where}: says no price; write for example input = 0.02, output = 0.05")
     return price
+
+
+def _longest(row: Mapping[str, Any], where: str) -> int | None:
+    """The microseconds that a call takes at most, where a row says so."""
+    if LONGEST not in row:
+        return None
+    if "second" not in row:
+        raise ConfigError(f"{where}: {LONGEST} without second; write the price of a second, too")
+    try:
+        longest = parse_rate(row[LONGEST]) * MICROSECONDS // ATTO_PER_USD
+    except ValueError as error:
+        raise ConfigError(f"{where}: {LONGEST} = {row[LONGEST]}: {error}") from None
+    if not longest:
+        raise ConfigError(f"{where}: {LONGEST} = {row[LONGEST]}; write how long a call may take")
+    return longest
 
 
 def _rate(value: object, key: str, where: str) -> int:

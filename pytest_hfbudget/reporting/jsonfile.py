@@ -48,6 +48,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "status": charge.status,
                 "estimated": charge.estimated,
                 "seconds": charge.seconds,
+                "over_hold_usd": usd_text(charge.over),
                 "where": charge.where,
             }
             for charge in report.charges

@@ -109,6 +109,11 @@ class Report:
         return sum(charge.estimated for charge in self.charges)
 
     @property
+    def over(self) -> tuple[Charge, ...]:
+        """Calls that cost more than was held for them: they took longer than anybody had said."""
+        return tuple(charge for charge in self.charges if charge.over)
+
+    @property
     def outside(self) -> tuple[Charge, ...]:
         """Calls that belong to no test: fixtures of the session, imports, stray threads."""
         return tuple(charge for charge in self.charges if charge.test is None)

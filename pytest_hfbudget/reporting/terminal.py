@@ -114,6 +114,13 @@ def _remarks(report: Report) -> Iterator[Line]:
         yield Line(
             f"  {_calls(report.estimated)} without usage, charged at an upper bound", "yellow"
         )
+    if over := report.over:
+        total = sum(charge.over for charge in over)
+        yield Line(
+            f"  {_calls(len(over))} cost {show(total)} more than was held for it: "
+            "see over_hold_usd in the JSON report; give max_seconds in its price, or a timeout",
+            "red",
+        )
     if outside := report.outside:
         total = sum(charge.nano_usd or 0 for charge in outside)
         places = ", ".join(sorted({charge.where or "outside of a test" for charge in outside}))

@@ -78,13 +78,20 @@ def test_a_half_of_a_price_may_be_nothing() -> None:
         ({"free": "yes"}, "free = 'yes'; write true or false"),
         ({"free": 1}, "free = 1; write true or false"),
         ({"free": True, "input": 1}, "free = true next to a price"),
-        ({"in": 1}, "unknown key 'in'; known are cached, input, output, call, image, second, free"),
+        (
+            {"in": 1},
+            "unknown key 'in'; known are cached, input, output, call, image, second, free, max_",
+        ),
         ({"input": "cheap"}, "input = cheap: 'cheap' is not an amount"),
         ({"output": float("nan")}, "output = nan: nan is not a finite amount"),
         ({"cached": Decimal("Infinity")}, "cached = Infinity: "),
         ({"call": -0.1}, "call = -0.1: -0.1 is negative"),
         ({"image": True}, "image = True: True is not an amount"),
         ({"second": {"gpu": 1}}, "second = {'gpu': 1}: "),
+        ({"second": 1, "max_seconds": "soon"}, "max_seconds = soon: "),
+        ({"second": 1, "max_seconds": -1}, "max_seconds = -1: "),
+        ({"second": 1, "max_seconds": 0}, "max_seconds = 0; write how long a call may take"),
+        ({"call": 1, "max_seconds": 60}, "max_seconds without second"),
     ],
 )
 def test_a_wrong_row_is_one_line_with_its_file_row_and_key(row: object, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pytest_hfbudget.money import ATTO_PER_NANO
 from pytest_hfbudget.pricing import CallRequest, Price, Quote, UnboundedCallError, Usage
 from pytest_hfbudget.pricing.price import FREE
-from pytest_hfbudget.pricing.request import split_model
+from pytest_hfbudget.pricing.request import CALL_SECONDS, split_model
 
 quick = settings(max_examples=100, deadline=None, database=None)
 
@@ -30,6 +31,7 @@ any_request = st.builds(
     model=st.just("org/model"),
     input_bound=st.integers(0, 10**6),
     n=st.integers(1, 4),
+    timeout=st.none() | st.floats(0.001, 1000),
 )
 
 
@@ -50,7 +52,7 @@ def usage_within(draw: st.DrawFn, asked: CallRequest, output: int) -> Usage:
         output_tokens=draw(st.integers(0, output * asked.n)) if asked.generates else 0,
         cached_tokens=draw(st.integers(0, tokens_in)),
         images=draw(st.integers(0, asked.n)) if asked.task.endswith("to-image") else 0,
-        microseconds=draw(st.integers(0, 10**8)),
+        microseconds=draw(st.integers(0, CALL_SECONDS * 10**6)),
     )
 
 
@@ -125,20 +127,17 @@ def test_cached_input_is_never_a_discount_before_the_call() -> None:
     ("task", "price"),
     [
         ("conversational", Price(image=1)),
-        ("conversational", Price(second=1)),
+        ("conversational", Price(second=0)),
         ("conversational", Price(input=1)),
         ("conversational", Price(output=1)),
         ("text-generation", Price(input=1)),
         ("text-generation", Price(output=1, cached=1)),
-        ("conversational", Price(input=1, output=1, second=1)),
-        ("conversational", Price(call=1, second=1)),
         ("feature-extraction", Price(output=1)),
         ("feature-extraction", Price(image=1)),
         ("text-to-image", Price(input=1, output=1)),
-        ("text-to-image", Price(image=1, second=1)),
-        ("text-to-image", Price(second=1)),
+        ("text-to-image", Price(second=0)),
         ("text-to-speech", Price(input=1, output=1)),
-        ("automatic-speech-recognition", Price(second=1)),
+        ("automatic-speech-recognition", Price(input=1)),
         ("text-to-video", Price(image=1)),
     ],
 )
@@ -166,7 +165,52 @@ def test_a_price_that_covers_a_task_bounds_it(task: str, price: Price) -> None:
 
 def test_one_price_that_bounds_nothing_leaves_the_whole_quote_without_a_bound() -> None:
     with pytest.raises(UnboundedCallError):
-        quote_of(Price(call=1), Price(second=1)).most(request("text-to-speech"), 1)
+        quote_of(Price(call=1), Price(input=1)).most(request("text-to-speech"), 1)
+
+
+CENT_A_SECOND = Price(second=ATTO_PER_NANO * 10**7)
+
+
+@pytest.mark.parametrize(
+    ("asked", "price", "seconds"),
+    [
+        (request(), CENT_A_SECOND, CALL_SECONDS),
+        (request(timeout=20.0), CENT_A_SECOND, 20),
+        (request(timeout=0.5), CENT_A_SECOND, 0.5),
+        (request(), replace(CENT_A_SECOND, longest=7 * 10**6), 7),
+        (request(timeout=20.0), replace(CENT_A_SECOND, longest=7 * 10**6), 7),
+        (request(timeout=2.0), replace(CENT_A_SECOND, longest=7 * 10**6), 2),
+        (request(timeout=2.0, stream=True), CENT_A_SECOND, CALL_SECONDS),
+        (request("automatic-speech-recognition"), CENT_A_SECOND, CALL_SECONDS),
+    ],
+)
+def test_a_price_by_the_second_is_bound_by_the_time_that_a_call_may_take(
+    asked: CallRequest, price: Price, seconds: float
+) -> None:
+    assert quote_of(price).most(asked, 1) == seconds * 10**7
+
+
+def test_seconds_are_paid_before_output_is() -> None:
+    price = replace(CENT_A_SECOND, input=0, output=ATTO_PER_NANO)
+    assert quote_of(price).affordable_output(request(timeout=1.0), 10**7 + 5) == 5
+
+
+@quick
+@given(
+    st.lists(token_prices, min_size=1, max_size=4),
+    st.integers(0, 4000),
+    st.integers(1, 3000),
+    st.integers(1, 4),
+    st.data(),
+)
+def test_nothing_that_fits_into_the_context_costs_more_than_a_full_one(
+    prices: list[Price], input_bound: int, context: int, n: int, data: st.DataObject
+) -> None:
+    quote, asked = quote_of(*prices), request(input_bound=input_bound, n=n)
+    prompt = data.draw(st.integers(0, min(input_bound, context)))
+    cached = data.draw(st.integers(0, prompt))
+    used = Usage(prompt, n * (context - prompt), cached_tokens=cached)
+    assert quote.cost(used)[0] <= quote.most_within(asked, context)
 
 
 def test_a_quote_is_free_only_if_every_price_is() -> None:

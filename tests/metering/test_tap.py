@@ -7,8 +7,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import huggingface_hub
+import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from metering_bench import Bench, say
+
+from pytest_hfbudget.metering.contract import bypassing
 
 
 def run(code: str, tmp_path: Path) -> str:
@@ -110,3 +114,62 @@ def test_an_unknown_huggingface_hub_is_refused_under_a_cap(tmp_path: Path) -> No
     )
     assert "let through" not in output
     assert "InferenceClient._inner_post" in output
+
+
+@pytest.mark.parametrize("client", [InferenceClient, AsyncInferenceClient])
+def test_every_task_of_the_installed_huggingface_hub_passes_through_the_tap(client: type) -> None:
+    assert bypassing(client) == {}
+
+
+BYPASS = """
+    import logging
+    from huggingface_hub import InferenceClient
+    def dream(self, prompt):
+        return "sent past the tap"
+    dream.__module__ = InferenceClient.__module__
+    InferenceClient.dream = dream
+    from pytest_hfbudget import budget
+    logging.basicConfig(format="%(message)s")
+    client = InferenceClient("acme/model", token="hf_any")
+"""
+
+
+def test_a_task_that_bypasses_the_tap_is_refused_under_a_cap(tmp_path: Path) -> None:
+    output = run(
+        textwrap.dedent(BYPASS)
+        + textwrap.dedent(
+            """
+            from pytest_hfbudget.errors import ConfigError
+            with budget(max_usd=1):
+                try:
+                    print(client.dream("of electric sheep"))
+                except ConfigError as error:
+                    print(error)
+            print(client.dream("of electric sheep"), InferenceClient.dream is dream)
+            """
+        ),
+        tmp_path,
+    )
+    refusal, after = output.splitlines()
+    assert refusal.startswith(f"huggingface_hub {huggingface_hub.__version__} sends")
+    assert "(InferenceClient.dream)" in refusal
+    assert after == "sent past the tap True"
+
+
+def test_a_task_that_bypasses_the_tap_is_warned_of_once_without_a_cap(tmp_path: Path) -> None:
+    output = run(
+        textwrap.dedent(BYPASS)
+        + textwrap.dedent(
+            """
+            import io
+            told = io.StringIO()
+            logging.getLogger("pytest_hfbudget").addHandler(logging.StreamHandler(told))
+            with budget():
+                client.dream("of electric sheep")
+                print(client.dream("of electric sheep"))
+            print(told.getvalue().count("It is not counted."))
+            """
+        ),
+        tmp_path,
+    )
+    assert output.splitlines() == ["sent past the tap", "1"]

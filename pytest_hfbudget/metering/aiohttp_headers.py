@@ -1,0 +1,38 @@
+"""The headers of answers that come through aiohttp: huggingface_hub's async client before 1.0.
+
+It shows a response to nobody else on its way, so the session itself is asked to tell.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+Note = Callable[[Mapping[str, str]], None]
+
+
+def noting_session(original: Any, note: Callable[[], Note | None]) -> Any:
+    """``AsyncInferenceClient._get_client_session``, with sessions that tell of their responses."""
+
+    @functools.wraps(original)
+    def _get_client_session(self: Any, *args: Any, **kwargs: Any) -> Any:
+        session = original(self, *args, **kwargs)
+        noting = note()
+        if noting is not None:
+            session.trace_configs.append(_trace(noting))
+        return session
+
+    return _get_client_session
+
+
+def _trace(note: Note) -> Any:
+    trace = import_module("aiohttp").TraceConfig()  # imported already, by whoever made the session
+
+    async def answered(session: object, context: object, end: Any) -> None:
+        note(end.response.headers)
+
+    trace.on_request_end.append(answered)
+    trace.freeze()
+    return trace
