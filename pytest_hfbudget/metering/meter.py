@@ -13,6 +13,7 @@ from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedC
 from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call, Limit, P, changed
 from pytest_hfbudget.metering.payer import Payer
+from pytest_hfbudget.metering.replay import Way
 from pytest_hfbudget.metering.request import Parameters, describe
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
@@ -54,6 +55,7 @@ class Meter:
     def begin(
         self,
         parameters: Parameters,
+        way: Way,
         *,
         hub_model: str | None = None,
         provider: str | None = None,
@@ -61,6 +63,9 @@ class Meter:
         ask_usage: bool = True,
     ) -> Call | None:
         """Hold what a call may cost, in every scope that encloses it.
+
+        A call that no cap would hold goes on where it can be stopped on the ``way`` out, after
+        everybody who may answer it instead of the network has had the chance to.
 
         Returns None where there is no cap and the call could not be understood: without a cap
         this only watches.
@@ -81,7 +86,7 @@ class Meter:
                 provider=provider,
                 stream=stream,
             )
-            call = self._hold(parameters, request, scopes)
+            call = self._hold(parameters, way, request, scopes)
             call.prepare(ask_usage=ask_usage)
         except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
             raise
@@ -156,11 +161,12 @@ class Meter:
         return error
 
     def _hold(
-        self, parameters: Parameters, request: CallRequest, scopes: tuple[Scope, ...]
+        self, parameters: Parameters, way: Way, request: CallRequest, scopes: tuple[Scope, ...]
     ) -> Call:
         keys = self.known(scopes)
         capped = any(scope.cap is not None for scope in scopes)
         draft = self._draft(request, keys)
+        quote, most, refusal = None, None, None
         try:
             quote = self.book.quote(request, self.payer.explicit())
             if quote is None and capped:
@@ -168,10 +174,29 @@ class Meter:
             least, most = self._bound(request, quote) if quote and capped else (0, 0)
             hold = self.ledger.hold(keys, least, most, draft)
         except BudgetExceededError as error:
-            self._refuse(keys, draft, error)
+            refusal, hold = error, self._unpaid(way, keys, draft, error)
+        bounded = quote if capped and refusal is None else None
+        limit = self._limit(request, bounded, hold, most) if bounded else None
+        call = Call(self, parameters, way, request, quote, scopes, draft, hold, limit, capped)
+        if refusal is not None:
+            call.only_replayed(refusal)
+        return call
+
+    def _unpaid(
+        self, way: Way, keys: tuple[str, ...], draft: Charge, error: BudgetExceededError
+    ) -> Hold:
+        """A hold of nothing, for a call that can be stopped later, right before it is sent.
+
+        Raises:
+            BudgetExceededError: it could leave unseen, or not even a replay is allowed.
+        """
+        try:
+            if not way.watched():
+                raise error
+            return self.ledger.hold(keys, 0, 0, draft)
+        except BudgetExceededError as final:
+            self._refuse(keys, draft, final)
             raise
-        limit = self._limit(request, quote, hold, most) if quote and capped else None
-        return Call(self, parameters, request, quote, scopes, draft, hold, limit, capped)
 
     def _bound(self, request: CallRequest, quote: Quote) -> tuple[int, int | None]:
         """The least and the most that this call may hold; None for all that there is."""

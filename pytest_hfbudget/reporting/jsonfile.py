@@ -22,6 +22,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "cap_usd": _usd(report.cap),
             "calls": report.calls,
             "refused": report.refused,
+            "replayed": report.replayed,
         },
         "tests": [
             {
@@ -31,6 +32,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "cap_usd": _usd(test.cap),
                 "calls": test.calls,
                 "refused": test.refused,
+                "replayed": test.replayed,
             }
             for test in report.tests
         ],
@@ -46,6 +48,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "price_source": charge.price_source,
                 "status": charge.status,
                 "estimated": charge.estimated,
+                "replayed": charge.replayed,
                 "seconds": charge.seconds,
                 "where": charge.where,
             }
