@@ -90,8 +90,8 @@ class Traffic:
 
     def install(self) -> None:
         """Watch the libraries that are imported already, and the others as soon as they are."""
-        modules = dict.fromkeys(point.module for point in POINTS)
-        self._watch = PostImport({name: self._wrap for name in modules})
+        modules = (point.module for point in POINTS)
+        self._watch = PostImport(dict.fromkeys(modules, self._wrap))
         self._watch.install()
 
     def uninstall(self) -> None:

@@ -39,7 +39,9 @@ def whole(bench: Bench, model: str = MODEL) -> str:
 
 
 def stream(bench: Bench, model: str = MODEL) -> str:
-    chunks = bench.client(model, provider="groq").chat_completion(QUESTION, max_tokens=LIMIT, stream=True)
+    chunks = bench.client(model, provider="groq").chat_completion(
+        QUESTION, max_tokens=LIMIT, stream=True
+    )
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 

@@ -15,6 +15,8 @@ hub_uses_httpx = pytest.importorskip("huggingface_hub").__version__.startswith("
 pytestmark = pytest.mark.skipif(not hub_uses_httpx, reason="this huggingface_hub uses no httpx")
 
 
+# huggingface_hub looks a model up by a GET, which is free.
+@pytest.mark.httpx_mock(should_mock=lambda request: request.method == "POST")
 @pytest.mark.parametrize("ask", [*SYNC, *ASYNC])
 def test_a_mocked_answer_is_free(bench: Bench, httpx_mock: Any, ask: Ask) -> None:
     bench.cap("0.000000001")

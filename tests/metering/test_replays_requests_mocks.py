@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -21,13 +22,18 @@ responses = pytest.importorskip("responses")
 aioresponses = pytest.importorskip("aioresponses")
 
 ANY = re.compile(".*")
+# aioresponses builds aiohttp's responses in a way that its newer releases don't have any more.
+OLD_AIOHTTP = tuple(map(int, version("aiohttp").split(".")[:2])) < (3, 14)
+new_aiohttp = pytest.mark.skipif(not OLD_AIOHTTP, reason="aioresponses can't mock this aiohttp")
+ALL = [*SYNC, *(pytest.param(ask, marks=new_aiohttp) for ask in ASYNC)]
 
 
 @contextmanager
 def mocked(ask: Ask) -> Iterator[None]:
-    """Every POST is answered."""
+    """Every POST is answered; huggingface_hub looks a model up by a GET, which is free."""
     if ask in SYNC:
         with responses.RequestsMock() as mock:
+            mock.add_passthru("http://")
             mock.post(ANY, body=body_for(ask))
             yield
     else:
@@ -48,7 +54,7 @@ def passed_through(ask: Ask) -> Iterator[None]:
             yield
 
 
-@pytest.mark.parametrize("ask", [*SYNC, *ASYNC])
+@pytest.mark.parametrize("ask", ALL)
 def test_a_mocked_answer_is_free(bench: Bench, ask: Ask) -> None:
     bench.cap("0.000000001")
     with mocked(ask):
