@@ -11,6 +11,7 @@ from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger.scope import Scope
 from pytest_hfbudget.metering.budget import Terms, terms
 from pytest_hfbudget.metering.payer import RunningTest
+from pytest_hfbudget.plugin.replays import undecided
 from pytest_hfbudget.settings import Settings, full_name
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def running_test(item: pytest.Item, settings: Settings) -> RunningTest:
 
 
 def check(items: list[pytest.Item], settings: Settings) -> tuple[str, ...]:
-    """Check every marker, and tell the endpoints that these tests need.
+    """Check every marker, and tell the endpoints that these tests need for certain.
 
     Raises:
         ConfigError: one line that names the test and the argument.
@@ -70,7 +71,9 @@ def check(items: list[pytest.Item], settings: Settings) -> tuple[str, ...]:
     for item in items:
         if next(item.iter_markers("budget"), None):
             running_test(item, settings)
-        needed.update(dict.fromkeys(endpoints(item, settings)))
+        names = endpoints(item, settings)
+        if names and not undecided(item):
+            needed.update(dict.fromkeys(names))
     return tuple(needed)
 
 

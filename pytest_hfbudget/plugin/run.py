@@ -39,6 +39,8 @@ class Run:
         self.outcomes: dict[str, str] = {}
         self._item: pytest.Item | None = None
         self._problem: HFBudgetError | None = None
+        self._undecided: pytest.Item | None = None
+        self._only_replayed: pytest.Item | None = None
         self._where = "before the first test"
         self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
 
@@ -136,6 +138,7 @@ class Run:
     def leave(self, item: pytest.Item) -> None:
         """Nothing that the test has opened stays held."""
         self._item, self._where = None, f"after {item.nodeid}"
+        self._undecided = self._only_replayed = None
         if self.runtime is not None:
             self.runtime.meter.settle_open(item.nodeid)
             self._charge(None)
@@ -245,18 +248,49 @@ class Run:
         if not _is_marked(item) or self._only_looking():
             return
         from pytest_hfbudget.plugin.markers import endpoints
+        from pytest_hfbudget.plugin.replays import undecided
 
-        for name in endpoints(item, self.settings):
+        names = endpoints(item, self.settings)
+        if names and undecided(item):
+            self._undecided = item
+            return
+        for name in names:
             self.role.ensure(name)
 
-    def live_endpoints(self, item: pytest.Item) -> dict[str, InferenceEndpoint]:
+    def decide(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+        """Bring up what an undecided test needs, unless it turns out that it calls nobody.
+
+        Raises:
+            EndpointError: an endpoint can't be brought up.
+        """
+        if self._undecided is None:
+            return
+        from pytest_hfbudget.plugin import replays
+        from pytest_hfbudget.plugin.markers import endpoints
+
+        if not replays.decided(fixturedef):
+            return
+        item, self._undecided = self._undecided, None
+        if replays.only_replayed(request):
+            self._only_replayed = item
+            return
+        names = endpoints(item, self.settings)
+        self.role.declare(names, paid=True)
+        for name in names:
+            self.role.ensure(name)
+
+    def live_endpoints(self, request: pytest.FixtureRequest) -> dict[str, InferenceEndpoint]:
         """The endpoints of a test as huggingface_hub's objects."""
         from pytest_hfbudget.plugin.markers import endpoints
         from pytest_hfbudget.settings import full_name
 
         given = (full_name(name, self.settings.namespace) for name in self.settings.endpoints)
-        names = dict.fromkeys((*endpoints(item, self.settings), *given))
-        return {name: self._live(name) for name in names}
+        names = dict.fromkeys((*endpoints(request.node, self.settings), *given))
+        if request.node is not self._only_replayed:
+            return {name: self._live(name) for name in names}
+        from pytest_hfbudget.plugin.replays import recorded
+
+        return {name: recorded(name, request, self.settings) for name in names}
 
     def _live(self, name: str) -> InferenceEndpoint:
         from huggingface_hub import HfApi, InferenceEndpoint
