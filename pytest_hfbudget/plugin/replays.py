@@ -53,9 +53,7 @@ def only_replayed(request: pytest.FixtureRequest) -> bool:
     return mode == "none" and not any(terms.get(leak) for leak in LEAKS)
 
 
-def recorded(
-    name: str, request: pytest.FixtureRequest, settings: Settings
-) -> InferenceEndpoint:
+def recorded(name: str, request: pytest.FixtureRequest, settings: Settings) -> InferenceEndpoint:
     """An endpoint that sleeps, with the URL that a cassette has answers of.
 
     Raises:

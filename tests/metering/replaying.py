@@ -42,7 +42,7 @@ def stream(bench: Bench, model: str = MODEL) -> str:
     chunks = bench.client(model, provider="groq").chat_completion(
         QUESTION, max_tokens=LIMIT, stream=True
     )
-    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
 def async_whole(bench: Bench, model: str = MODEL) -> str:
@@ -58,7 +58,9 @@ def async_stream(bench: Bench, model: str = MODEL) -> str:
     async def main() -> str:
         async with bench.async_client(model, provider="groq") as client:
             chunks = await client.chat_completion(QUESTION, max_tokens=LIMIT, stream=True)
-            return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
+            return "".join(
+                [chunk.choices[0].delta.content or "" async for chunk in chunks if chunk.choices]
+            )
 
     return asyncio.run(main())
 
