@@ -1,4 +1,4 @@
-"""respx, in front of httpx: huggingface_hub 1.x."""
+"""respx, in front of httpx (huggingface_hub 1.x) and, by pytest-httpx2, of httpx2 (2.x)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from replaying import ANSWER, ASYNC, SYNC, UNHEARD, Ask, assert_free, body_for, 
 from pytest_hfbudget import UnpricedCallError, budget
 
 respx = pytest.importorskip("respx")
-hub_uses_httpx = pytest.importorskip("huggingface_hub").__version__.startswith("1.")
-pytestmark = pytest.mark.skipif(not hub_uses_httpx, reason="this huggingface_hub uses no httpx")
+release = pytest.importorskip("huggingface_hub").__version__.partition(".")[0]
+pytestmark = pytest.mark.skipif(release == "0", reason="this huggingface_hub uses no httpx")
+if release == "2":
+    pytest.importorskip("pytest_httpx2")
 
-MOCKERS = ("httpcore", "httpx")
+MOCKERS = {"0": (), "1": ("httpcore", "httpx"), "2": ("httpcore2",)}[release]
 
 
 @pytest.mark.parametrize("using", MOCKERS)
@@ -54,8 +56,9 @@ def test_a_mocked_timeout_bought_nothing(bench: Bench, ask: Ask) -> None:
     import httpx
 
     bench.cap(1)
+    using = MOCKERS[0]
     with (
-        respx.mock(assert_all_called=False) as router,
+        respx.mock(using=using, assert_all_called=False) as router,
         pytest.raises(Exception, match=r"timed out|too slow"),
     ):
         router.get().pass_through()

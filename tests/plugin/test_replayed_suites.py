@@ -45,7 +45,9 @@ def test_a_replayed_endpoint_is_not_resumed_and_not_even_looked_up(suite: Suite)
     assert call["output_tokens"] == 10
 
 
-@pytest.mark.parametrize("blocked", [(), ("--block-network",)])
+@pytest.mark.parametrize(
+    "blocked", [("--block-network",), pytest.param((), marks=pytest.mark.slow)]
+)
 def test_a_call_without_a_price_is_not_refused_where_it_is_replayed(
     suite: Suite, blocked: tuple[str, ...]
 ) -> None:
@@ -69,6 +71,7 @@ def test_workers_replay_too_with_the_network_blocked(suite: Suite) -> None:
     assert suite.report()["session"]["replayed"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     ['{"filter_headers": ["authorization"]}', '{"record_mode": "none"}'],
