@@ -159,6 +159,7 @@ class Run:
     def shared(self, where: str) -> Iterator[None]:
         """Charge the session meanwhile: what several tests share belongs to none of them."""
         item, before, test = self._item, self._where, self._test()
+        unowned = len(self.runtime.meter.payer.unowned) if self.runtime else 0
         self._item, self._where = None, where
         self._charge(None)
         try:
@@ -169,15 +170,15 @@ class Run:
                 self._charge_to(item)  # the meter came about inside
             else:
                 self._charge(test)
-            self._own_refusals()
+            self._own_refusals(unowned)
 
-    def _own_refusals(self) -> None:
+    def _own_refusals(self, since: int) -> None:
         """Let a test answer for what was refused to a fixture that was set up for it."""
         test = self._test()
         if self.runtime is not None and test is not None:
             unowned = self.runtime.meter.payer.unowned
-            test.refusals += unowned
-            unowned.clear()
+            test.refusals += unowned[since:]
+            del unowned[since:]
 
     def _charge(self, test: RunningTest | None) -> None:
         if self.runtime is not None:
