@@ -11,7 +11,8 @@ class Charge(NamedTuple):
     ``estimated`` says that no usage came back and the amount is an upper bound. ``status`` is
     the HTTP status, or a word where none came back: ``timeout``, ``lost``, ``closed``,
     ``refused`` (the connection). ``over`` is what it cost beyond its hold: it took longer
-    than that was for. ``scopes`` are the keys of every budget that was charged.
+    than that was for. ``scopes`` are the keys of every budget that was charged. ``replayed`` says
+    that somebody else than the network answered, so that it cost nothing.
     """
 
     test: str | None
@@ -28,6 +29,7 @@ class Charge(NamedTuple):
     where: str = ""
     scopes: tuple[str, ...] = ()
     over: int = 0
+    replayed: bool = False
 
 
 class Refusal(NamedTuple):

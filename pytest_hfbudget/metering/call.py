@@ -13,6 +13,7 @@ from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.metering.limit import Limit, Manner, put
 from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
+from pytest_hfbudget.metering.replay import Way
 from pytest_hfbudget.metering.request import Parameters, changed
 from pytest_hfbudget.metering.usage import (
     compute_time,
@@ -47,9 +48,11 @@ class Call:
 
     Attributes:
         parameters: what is to be posted; a copy where the plugin added something.
+        way: how it goes out, and whether it did.
         limit: the output limit that the plugin set because the caller set none. An answer that
             meets it was cut off, which is a refusal.
         manner: how it is sent where the plugin has a say in it.
+        refusal: why it was not sent, if it came to that only on its way out.
         provider: who answered, as ``x-inference-provider`` says.
         swallow_usage: whether the plugin asked for a stream's usage, so that the chunk that
             carries nothing else is not shown to code which did not ask for it.
@@ -61,6 +64,7 @@ class Call:
         self,
         meter: Meter,
         parameters: Parameters,
+        way: Way,
         request: CallRequest,
         quote: Quote | None,
         around: Around,
@@ -69,12 +73,13 @@ class Call:
         limit: Limit | None,
         manner: Manner,
     ) -> None:
-        self.meter, self.parameters, self.request = meter, parameters, request
+        self.meter, self.parameters, self.way, self.request = meter, parameters, way, request
         self.quote, self.scopes, self.draft, self.hold = quote, around.scopes, draft, hold
         self.limit, self.manner = limit, manner
         self.capped, self.explicit = around.paid, around.explicit
         self.provider = request.provider
         self.swallow_usage = False
+        self.refusal: BudgetExceededError | None = None
         self.usage: Usage | None = None
         self.compute_time: int | None = None
         self.images: int | None = None
@@ -105,7 +110,22 @@ class Call:
             self.swallow_usage = True
         return payload
 
+    def only_replayed(self, refusal: BudgetExceededError) -> None:
+        """Let only those answer who need no network: before anything is sent, it is refused."""
+
+        def stop() -> BudgetExceededError:
+            if self.refusal is None:
+                self.refusal = self.meter.refuse(self, refusal)
+            return refusal
+
+        self.way.passage.only_replayed(stop)
+
     # --- after it was sent
+
+    @property
+    def cuts(self) -> bool:
+        """Whether an answer that meets a limit was cut off by the plugin's: a refusal."""
+        return self.limit is not None and not self.way.replayed
 
     def headers(self, headers: Mapping[str, str]) -> None:
         """Note who answered, and what else a response's headers tell of its cost."""
@@ -125,15 +145,17 @@ class Call:
         if self.usage is None:
             self.written = written_bytes(message) if message else size_of(body)
         self.settle("200")
-        if self.limit and finished_by_length(message):
+        if self.cuts and finished_by_length(message):
             raise self.cut_off()
 
     def failed(self, error: BaseException) -> None:
         """Settle a call that raised: nothing for an error status, the hold if it may have run."""
         status = status_of(error)
-        if status is not None:
+        if self.refusal is not None:
+            self._withdraw()
+        elif status is not None:
             self._release(str(status))
-        elif never_sent(error):
+        elif never_sent(error) or (self.way.unsent and not self.way.replayed):
             self._release("refused")
         else:
             self.lost(word_for(error))
@@ -153,8 +175,10 @@ class Call:
         Raises:
             BudgetExceededError: it was paused for the sake of a cap.
         """
+        if self.way.replayed or not self.leased:
+            return False
         asleep = status_of(error) in ASLEEP or never_sent(error)
-        return bool(self.leased and asleep and self.meter.revive(self.leased))
+        return asleep and self.meter.revive(self.leased)
 
     @property
     def leased(self) -> str | None:
@@ -199,7 +223,7 @@ class Call:
         """Charge a call of which nobody knows how far it got: what was seen, else the hold."""
         if self.usage is not None:
             self._book(self.usage._replace(estimated=not self.complete), status)
-        elif not self.capped:
+        elif not self.capped or self.way.replayed:
             self.settle(status)
         elif self._first():
             self._tell(self.meter.ledger.settle, self._held_in_full(status))
@@ -216,6 +240,13 @@ class Call:
         if self._first():
             charge = self._charge_or_hold(None, status)._replace(nano_usd=0, estimated=False)
             self._tell(self.meter.ledger.release, charge)
+
+    def _withdraw(self) -> None:
+        """Take back a call that was refused: it was never made."""
+        if self._first():
+            with suppress(HFBudgetError):
+                self.meter.ledger.release(self.hold.id)
+            self.meter.closed(self)
 
     def _charge_or_hold(self, usage: Usage | None, status: str) -> Charge:
         try:
@@ -239,7 +270,7 @@ class Call:
         # Where the ledger is gone, or has booked the hold when a connection broke, an answer that
         # was paid for is worth more to this process than an error: its next call is refused.
         with suppress(HFBudgetError):
-            resolve(self.hold.id, charge)
+            resolve(self.hold.id, self._unless_replayed(charge))
         self.meter.closed(self)
 
     def _first(self) -> bool:
@@ -248,7 +279,14 @@ class Call:
     def book_interrupted(self) -> None:
         """Book a call whose settlement was cut short by a Ctrl-C, unless it got through."""
         with suppress(KeyError):
-            self.meter.ledger.settle(self.hold.id, self._held_in_full("interrupted"))
+            charge = self._unless_replayed(self._held_in_full("interrupted"))
+            self.meter.ledger.settle(self.hold.id, charge)
+
+    def _unless_replayed(self, charge: Charge) -> Charge:
+        """What is booked: nothing was bought where the network was not asked."""
+        if not self.way.replayed:
+            return charge
+        return charge._replace(nano_usd=0, price_source="replayed", replayed=True)
 
     def _charge(self, usage: Usage | None, status: str) -> Charge:
         quote, certain = self._final_quote()

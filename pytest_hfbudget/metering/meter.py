@@ -10,10 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
-from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
+from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.limit import AS_USUAL, Manner, most, of_cap
 from pytest_hfbudget.metering.payer import Around, Payer
+from pytest_hfbudget.metering.replay import Way
 from pytest_hfbudget.metering.request import P, Parameters, changed, describe
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
@@ -52,6 +53,7 @@ class Meter:
     def begin(
         self,
         parameters: Parameters,
+        way: Way,
         *,
         hub_model: str | None = None,
         provider: str | None = None,
@@ -60,6 +62,9 @@ class Meter:
         manner: Manner = AS_USUAL,
     ) -> Call | None:
         """Hold what a call may cost, in every scope that encloses it.
+
+        A call that no cap would hold goes on where it can be stopped on the ``way`` out, after
+        everybody who may answer it instead of the network has had the chance to.
 
         Returns None where there is no cap and the call could not be understood: without a cap
         this only watches.
@@ -81,7 +86,7 @@ class Meter:
                 stream=stream,
                 timeout=timeout,
             )
-            call = self._hold(parameters, self._within_context(request), around, manner)
+            call = self._hold(parameters, way, self._within_context(request), around, manner)
             call.prepare()
         except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
             raise
@@ -162,11 +167,17 @@ class Meter:
         return request._replace(input_bound=longest - 1)
 
     def _hold(
-        self, parameters: Parameters, request: CallRequest, around: Around, manner: Manner
+        self,
+        parameters: Parameters,
+        way: Way,
+        request: CallRequest,
+        around: Around,
+        manner: Manner,
     ) -> Call:
         self.make_known(around.scopes)
         keys, paid = around.keys, around.paid
         draft = self._draft(request, keys)
+        quote, refusal = None, None
         try:
             quote = self.book.quote(request, around.explicit)
             if quote is None and paid:
@@ -174,11 +185,29 @@ class Meter:
             least, highest = self._bound(request, quote, manner) if quote and paid else (0, 0)
             hold = self.ledger.hold(keys, least, highest, draft)
         except BudgetExceededError as error:
-            self._refuse(keys, draft, error)
+            refusal, hold = error, self._unpaid(way, keys, draft, error)
+        bounded, contexts = quote if paid and refusal is None else None, self.book.catalogue
+        limit = of_cap(request, bounded, hold.amount, contexts, manner) if bounded else None
+        call = Call(self, parameters, way, request, quote, around, draft, hold, limit, manner)
+        if refusal is not None:
+            call.only_replayed(refusal)
+        return call
+
+    def _unpaid(
+        self, way: Way, keys: tuple[str, ...], draft: Charge, error: BudgetExceededError
+    ) -> Hold:
+        """A hold of nothing, for a call that can be stopped later, right before it is sent.
+
+        Raises:
+            BudgetExceededError: it could leave unseen, or not even a replay is allowed.
+        """
+        try:
+            if not way.watched():
+                raise error
+            return self.ledger.hold(keys, 0, 0, draft)
+        except BudgetExceededError as final:
+            self._refuse(keys, draft, final)
             raise
-        contexts = self.book.catalogue
-        limit = of_cap(request, quote, hold.amount, contexts, manner) if quote and paid else None
-        return Call(self, parameters, request, quote, around, draft, hold, limit, manner)
 
     def _bound(self, request: CallRequest, quote: Quote, manner: Manner) -> tuple[int, int]:
         """The least and the most that this call may hold."""

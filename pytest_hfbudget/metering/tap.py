@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -23,7 +25,10 @@ from pytest_hfbudget.metering.contract import CHOKE_POINT, bypassing, has_choke_
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.metering.limit import AS_USUAL, Manner
 from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.patches import Patches
+from pytest_hfbudget.metering.replay import Way
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
+from pytest_hfbudget.metering.traffic import Traffic
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -48,11 +53,13 @@ class Tap:
 
     current: Current
     problem: str = ""
-    _originals: list[tuple[Any, str, Any]] = field(default_factory=list)
+    _traffic: Traffic = field(default_factory=Traffic)
+    _patches: Patches = field(default_factory=Patches)
     _watch: PostImport | None = None
 
     def install(self) -> None:
         """Wrap what is imported already, and the rest as soon as it is."""
+        self._traffic.install()
         self._watch = PostImport(
             {SYNC: self._wrap_sync, ASYNC: self._wrap_async, HELPERS: self._wrap_helpers}
         )
@@ -63,22 +70,21 @@ class Tap:
         if self._watch is not None:
             self._watch.uninstall()
             self._watch = None
-        while self._originals:
-            owner, name, original = self._originals.pop()
-            installed = vars(owner).get(name)
-            if getattr(installed, "__wrapped__", None) is original:
-                setattr(owner, name, original)
-            else:
-                logger.warning("hfbudget left %s as it is: it was wrapped again", name)
+        self._patches.restore()
+        self._traffic.uninstall()
 
     def _wrap_sync(self, module: ModuleType) -> None:
-        self._wrap_client(module, "InferenceClient", metered)
+        self._wrap_client(module, "InferenceClient", metered, lambda _: module.get_session())
 
     def _wrap_async(self, module: ModuleType) -> None:
-        self._wrap_client(module, "AsyncInferenceClient", metered_async)
+        self._wrap_client(module, "AsyncInferenceClient", metered_async, _async_session)
 
     def _wrap_client(
-        self, module: ModuleType, name: str, wrapper: Callable[[Any, Current], Any]
+        self,
+        module: ModuleType,
+        name: str,
+        wrapper: Callable[[Any, Ways], Any],
+        session: Callable[[Any], Any],
     ) -> None:
         client = getattr(module, name, None)
         if client is None or not has_choke_point(client):
@@ -88,49 +94,84 @@ class Tap:
             logger.warning("%s Nothing is counted.", self.problem)
             return
         for method, original in bypassing(client).items():
-            self._replace(client, method, guarded(original, problem(name, method), self.current))
-        original = getattr(client, CHOKE_POINT)
-        self._replace(client, CHOKE_POINT, wrapper(original, self.current))
-        session = getattr(client, "_get_client_session", None)
-        if session is not None:  # aiohttp, before 1.0
-            self._replace(client, "_get_client_session", noting_session(session, _noting))
+            guard = guarded(original, problem(name, method), self.current)
+            self._patches.replace(client, method, guard)
+        ways = Ways(self.current, self._traffic, session)
+        self._patches.replace(client, CHOKE_POINT, wrapper(getattr(client, CHOKE_POINT), ways))
+        make_session = getattr(client, "_get_client_session", None)
+        if make_session is not None:  # aiohttp, before 1.0
+            noting = noting_session(make_session, _noting)
+            self._patches.replace(client, "_get_client_session", noting)
         raise_for_status = getattr(module, "hf_raise_for_status", None)
         if raise_for_status is not None:
-            self._replace(module, "hf_raise_for_status", noting_headers(raise_for_status))
+            self._patches.replace(module, "hf_raise_for_status", noting_headers(raise_for_status))
 
     def _wrap_helpers(self, module: ModuleType) -> None:
         helper = getattr(module, "TaskProviderHelper", None)
         prepare = getattr(helper, "prepare_request", None)
         if prepare is not None:
-            self._replace(helper, "prepare_request", noting_names(prepare))
-
-    def _replace(self, owner: Any, name: str, wrapper: Any) -> None:
-        self._originals.append((owner, name, wrapper.__wrapped__))
-        setattr(owner, name, wrapper)
+            self._patches.replace(helper, "prepare_request", noting_names(prepare))
 
 
-def _begin(
-    meter: Meter | None, client: Any, parameters: Any, stream: bool, manner: Manner
-) -> tuple[Call | None, Any]:
-    """The call, if it is metered, and what is to be posted in any case."""
-    __tracebackhide__ = True
-    if meter is None:
-        return None, parameters
-    hub_model, provider = vars(parameters).get("hfbudget_named", (None, None))
-    parameters = meter.routed(parameters)
-    try:
-        call = meter.begin(
-            parameters,
-            hub_model=hub_model,
-            provider=provider,
-            stream=stream,
-            timeout=getattr(client, "timeout", None),
-            manner=manner,
-        )
-    except BudgetExceededError as error:
-        # How a refusal came about inside of here tells nobody anything; who called does.
-        raise error.with_traceback(None) from None
-    return call, call.parameters if call else parameters
+@dataclass(frozen=True)
+class Ways:
+    """How the calls of one kind of client go out: through which meter, by which session."""
+
+    current: Current
+    traffic: Traffic
+    session: Callable[[Any], Any]
+
+    def begin(
+        self, client: Any, parameters: Any, stream: bool, manner: Manner
+    ) -> tuple[Call | None, Any]:
+        """The call, if it is metered, and what is to be posted in any case.
+
+        Raises:
+            BudgetExceededError: a cap would not hold it.
+        """
+        __tracebackhide__ = True
+        meter = self.current()
+        if meter is None:
+            return None, parameters
+        hub_model, provider = vars(parameters).get("hfbudget_named", (None, None))
+        parameters = meter.routed(parameters)
+        way = Way(self.traffic, lambda: self.session(client), parameters.url)
+        try:
+            call = meter.begin(
+                parameters,
+                way,
+                hub_model=hub_model,
+                provider=provider,
+                stream=stream,
+                timeout=getattr(client, "timeout", None),
+                manner=manner,
+            )
+        except BudgetExceededError as error:
+            # How a refusal came about inside of here tells nobody anything; who called does.
+            raise error.with_traceback(None) from None
+        return call, call.parameters if call else parameters
+
+    @contextmanager
+    def posting(self, call: Call) -> Iterator[None]:
+        """While a call is posted: what is sent is sent for it, and headers are those of it."""
+        token = _posting.set(call)
+        try:
+            with self.traffic.of(call.way.passage):
+                yield
+        except BaseException as error:
+            call.way.over(error)
+            raise
+        else:
+            call.way.over()
+        finally:
+            _posting.reset(token)
+
+
+def _async_session(client: Any) -> Any:
+    """What an async client posts by; before 1.0 it makes a session for each call."""
+    if hasattr(client, "_get_async_client"):
+        return client._async_client
+    return sys.modules["aiohttp"].ClientSession
 
 
 def _capped(meter: Meter | None) -> bool:
@@ -181,7 +222,7 @@ class Attempts:
         return self.revived
 
 
-def metered(original: Any, current: Current) -> Any:
+def metered(original: Any, ways: Ways) -> Any:
     """``InferenceClient._inner_post``, with every call held before and settled after."""
 
     @functools.wraps(original)
@@ -189,45 +230,47 @@ def metered(original: Any, current: Current) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
         while True:
-            call, posted = _begin(current(), self, request_parameters, stream, attempts.manner)
+            call, posted = ways.begin(self, request_parameters, stream, attempts.manner)
             if call is None:
                 return original(self, posted, stream=stream)
-            token = _posting.set(call)
             try:
-                answer = original(self, posted, stream=stream)
+                with ways.posting(call):
+                    answer = original(self, posted, stream=stream)
             except BaseException as error:
                 call.failed(error)
+                if call.refusal is not None:
+                    raise call.refusal.with_traceback(None) from None
                 if not attempts.again(call, error):
                     raise
                 continue
-            finally:
-                _posting.reset(token)
             return MeteredStream(call, answer) if stream else _whole(call, answer)
 
     return _inner_post
 
 
-def metered_async(original: Any, current: Current) -> Any:
+def metered_async(original: Any, ways: Ways) -> Any:
     """``AsyncInferenceClient._inner_post``, with every call held before and settled after."""
 
     @functools.wraps(original)
     async def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
+        if hasattr(self, "_get_async_client"):
+            await self._get_async_client()  # as the original does first: it is looked at
         while True:
-            call, posted = _begin(current(), self, request_parameters, stream, attempts.manner)
+            call, posted = ways.begin(self, request_parameters, stream, attempts.manner)
             if call is None:
                 return await original(self, posted, stream=stream)
-            token = _posting.set(call)
             try:
-                answer = await original(self, posted, stream=stream)
+                with ways.posting(call):
+                    answer = await original(self, posted, stream=stream)
             except BaseException as error:
                 call.failed(error)
+                if call.refusal is not None:
+                    raise call.refusal.with_traceback(None) from None
                 if not await _again(attempts, call, error):
                     raise
                 continue
-            finally:
-                _posting.reset(token)
             return MeteredAsyncStream(call, answer) if stream else _whole(call, answer)
 
     return _inner_post

@@ -23,6 +23,18 @@ def usage_errors() -> Iterator[None]:
         raise pytest.UsageError(str(error)) from None
 
 
+@contextmanager
+def failures() -> Iterator[None]:
+    """Our errors as the reason of a failure, without a traceback through here."""
+    problem = ""
+    try:
+        yield
+    except HFBudgetError as error:
+        problem = str(error)
+    if problem:
+        pytest.fail(problem, pytrace=False)
+
+
 class Hooks:
     """Registered once a run is configured, so that no hook has to look its run up."""
 
@@ -63,20 +75,17 @@ class Hooks:
     # After pytest's own hook that skips, which is first, and before the one that sets fixtures up.
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Bring up the endpoints that a test needs."""
-        problem = ""
-        try:
+        with failures():
             self.run.bring_up(item)
-        except HFBudgetError as error:
-            problem = str(error)
-        if problem:
-            pytest.fail(problem, pytrace=False)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
-        self, fixturedef: pytest.FixtureDef[Any]
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
         """Charge the session for what several tests share."""
         if fixturedef.scope == "function":
+            with failures():
+                self.run.decide(fixturedef, request)
             return (yield)
         with self.run.shared(f"{fixturedef.scope} fixture {fixturedef.argname}"):
             return (yield)

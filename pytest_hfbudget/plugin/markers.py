@@ -11,6 +11,7 @@ from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger.scope import Scope
 from pytest_hfbudget.metering.budget import Terms, terms
 from pytest_hfbudget.metering.payer import RunningTest
+from pytest_hfbudget.plugin.replays import undecided
 from pytest_hfbudget.settings import Settings, full_name
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def running_test(item: pytest.Item, settings: Settings) -> RunningTest:
 
 
 def check(items: list[pytest.Item], settings: Settings) -> tuple[str, ...]:
-    """Check every marker, and tell the endpoints that these tests need.
+    """Check every marker, and tell the endpoints that these tests need for certain.
 
     Raises:
         ConfigError: one line that names the test and the argument.
@@ -70,7 +71,8 @@ def check(items: list[pytest.Item], settings: Settings) -> tuple[str, ...]:
     for item in items:
         if next(item.iter_markers("budget"), None):
             running_test(item, settings)
-        for name, keep in endpoints(item, settings).items():
+        names = endpoints(item, settings)
+        for name, keep in ({} if names and undecided(item) else names).items():
             if needed.setdefault(name, keep) != keep:
                 raise ConfigError(
                     f"{item.nodeid}: {name} can't be kept running for one test and be paused "

@@ -39,6 +39,8 @@ class Run:
         self.outcomes: dict[str, str] = {}
         self._item: pytest.Item | None = None
         self._problem: HFBudgetError | None = None
+        self._undecided: pytest.Item | None = None
+        self._only_replayed: pytest.Item | None = None
         self._where = "before the first test"
         self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
 
@@ -136,6 +138,7 @@ class Run:
     def leave(self, item: pytest.Item) -> None:
         """Nothing that the test has opened stays held."""
         self._item, self._where = None, f"after {item.nodeid}"
+        self._undecided = self._only_replayed = None
         if self.runtime is not None:
             self.runtime.meter.settle_open(item.nodeid)
             self._charge(None)
@@ -156,6 +159,7 @@ class Run:
     def shared(self, where: str) -> Iterator[None]:
         """Charge the session meanwhile: what several tests share belongs to none of them."""
         item, before, test = self._item, self._where, self._test()
+        unowned = len(self.runtime.meter.payer.unowned) if self.runtime else 0
         self._item, self._where = None, where
         self._charge(None)
         try:
@@ -166,15 +170,15 @@ class Run:
                 self._charge_to(item)  # the meter came about inside
             else:
                 self._charge(test)
-            self._own_refusals()
+            self._own_refusals(unowned)
 
-    def _own_refusals(self) -> None:
+    def _own_refusals(self, since: int) -> None:
         """Let a test answer for what was refused to a fixture that was set up for it."""
         test = self._test()
         if self.runtime is not None and test is not None:
             unowned = self.runtime.meter.payer.unowned
-            test.refusals += unowned
-            unowned.clear()
+            test.refusals += unowned[since:]
+            del unowned[since:]
 
     def _charge(self, test: RunningTest | None) -> None:
         if self.runtime is not None:
@@ -245,18 +249,49 @@ class Run:
         if not _is_marked(item) or self._only_looking():
             return
         from pytest_hfbudget.plugin.markers import endpoints
+        from pytest_hfbudget.plugin.replays import undecided
 
-        for name, keep_running in endpoints(item, self.settings).items():
+        names = endpoints(item, self.settings)
+        if names and undecided(item):
+            self._undecided = item
+            return
+        for name, keep_running in names.items():
             self.role.ensure(name, keep_running=keep_running)
 
-    def live_endpoints(self, item: pytest.Item) -> dict[str, InferenceEndpoint]:
+    def decide(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+        """Bring up what an undecided test needs, unless it turns out that it calls nobody.
+
+        Raises:
+            EndpointError: an endpoint can't be brought up.
+        """
+        if self._undecided is None:
+            return
+        from pytest_hfbudget.plugin import replays
+        from pytest_hfbudget.plugin.markers import endpoints
+
+        if not replays.decided(fixturedef):
+            return
+        item, self._undecided = self._undecided, None
+        if replays.only_replayed(request):
+            self._only_replayed = item
+            return
+        names = endpoints(item, self.settings)
+        self.role.declare(tuple(names), paid=True)
+        for name, keep_running in names.items():
+            self.role.ensure(name, keep_running=keep_running)
+
+    def live_endpoints(self, request: pytest.FixtureRequest) -> dict[str, InferenceEndpoint]:
         """The endpoints of a test as huggingface_hub's objects."""
         from pytest_hfbudget.plugin.markers import endpoints
         from pytest_hfbudget.settings import full_name
 
         given = (full_name(name, self.settings.namespace) for name in self.settings.endpoints)
-        names = {**dict.fromkeys(given, False), **endpoints(item, self.settings)}
-        return {name: self._live(name, keep) for name, keep in names.items()}
+        names = {**dict.fromkeys(given, False), **endpoints(request.node, self.settings)}
+        if request.node is not self._only_replayed:
+            return {name: self._live(name, keep) for name, keep in names.items()}
+        from pytest_hfbudget.plugin.replays import recorded
+
+        return {name: recorded(name, request, self.settings) for name in names}
 
     def _live(self, name: str, keep_running: bool) -> InferenceEndpoint:
         from huggingface_hub import HfApi, InferenceEndpoint

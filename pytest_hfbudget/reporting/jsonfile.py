@@ -23,6 +23,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "cap_usd": _usd(report.cap),
             "calls": report.calls,
             "refused": report.refused,
+            "replayed": report.replayed,
         },
         "tests": [
             {
@@ -32,6 +33,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "cap_usd": _usd(test.cap),
                 "calls": test.calls,
                 "refused": test.refused,
+                "replayed": test.replayed,
             }
             for test in report.tests
         ],
@@ -47,6 +49,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "price_source": charge.price_source,
                 "status": charge.status,
                 "estimated": charge.estimated,
+                "replayed": charge.replayed,
                 "seconds": charge.seconds,
                 "over_hold_usd": usd_text(charge.over),
                 "where": charge.where,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class TestLine:
     cap: int | None
     calls: int
     refused: int
+    replayed: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,12 @@ class Report:
     @property
     def estimated(self) -> int:
         """Calls that were charged at an upper bound, because no usage came back."""
-        return sum(charge.estimated for charge in self.charges)
+        return sum(charge.estimated and not charge.replayed for charge in self.charges)
+
+    @property
+    def replayed(self) -> int:
+        """Calls that a cassette or a mock answered, at $0."""
+        return sum(charge.replayed for charge in self.charges)
 
     @property
     def over(self) -> tuple[Charge, ...]:
@@ -120,8 +127,16 @@ class Report:
 
 
 def _tests(ledger: Ledger, outcomes: Mapping[str, str]) -> Iterable[TestLine]:
+    replayed = Counter(charge.test for charge in ledger.charges() if charge.replayed)
     for key, (scope, totals) in ledger.scopes().items():
         if key.startswith(TEST_PREFIX) and (totals.calls or totals.refused or totals.spent):
             test = key[len(TEST_PREFIX) :]
-            outcome = outcomes.get(test, "unknown")
-            yield TestLine(test, outcome, totals.spent, scope.cap, totals.calls, totals.refused)
+            yield TestLine(
+                id=test,
+                outcome=outcomes.get(test, "unknown"),
+                spent=totals.spent,
+                cap=scope.cap,
+                calls=totals.calls,
+                refused=totals.refused,
+                replayed=replayed[test],
+            )

@@ -62,6 +62,7 @@ def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: i
 
 def _session(report: Report, drawn: tuple[str, str]) -> Line:
     calls = _calls(report.calls)
+    calls += f", {report.replayed} replayed" if report.replayed else ""
     refused = f", {report.refused} refused" if report.refused else ""
     if report.cap is None:
         return Line(f"spent {show(report.spent)} ({calls}{refused}; no session budget)")
@@ -75,8 +76,10 @@ def _session(report: Report, drawn: tuple[str, str]) -> Line:
 def _test(test: TestLine, width: int) -> Line:
     name = test.id if len(test.id) <= width else "…" + test.id[-(width - 1) :]
     cap = f" of {show(test.cap)}" if test.cap is not None else ""
+    replayed = f", {test.replayed} replayed" if test.replayed else ""
     refused = f", {test.refused} refused" if test.refused else ""
-    text = f"  {name:<{width}}  {show(test.spent)}{cap} ({_calls(test.calls)}{refused})"
+    calls = f"{_calls(test.calls)}{replayed}{refused}"
+    text = f"  {name:<{width}}  {show(test.spent)}{cap} ({calls})"
     return Line(text, "red" if test.refused else "")
 
 

@@ -331,6 +331,21 @@ def test_a_refusal_that_was_swallowed_at_import_fails_the_run(suite: Suite) -> N
     result.stdout.fnmatch_lines(["refused outside of every test: session budget: *"])
 
 
+def test_a_test_does_not_answer_for_what_was_refused_before_its_fixtures(suite: Suite) -> None:
+    suite.test_file("""
+        with pytest.raises(BudgetExceededError):
+            call()
+
+        @pytest.fixture(scope="session")
+        def shared():
+            pass
+
+        def test_it(shared):
+            pass
+    """)
+    suite.run("--hf-session-budget=0").assert_outcomes(passed=1)
+
+
 def test_a_wrong_price_in_the_environment_does_not_fail_a_run_without_caps(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,90 @@
+"""Whether an answer was replayed: whether the network can have been asked at all.
+
+That nothing was seen leaving proves something only of a session which could not have sent
+anything unseen. So what a session is made of has to be known; whatever is not is taken for real.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from pytest_hfbudget.metering.outcome import status_of
+from pytest_hfbudget.metering.traffic import Passage, Traffic, genuine
+
+# What httpx itself offers: two that end at its watched connections, and some without a network.
+TRANSPORTS = (
+    "HTTPTransport",
+    "AsyncHTTPTransport",
+    "MockTransport",
+    "WSGITransport",
+    "ASGITransport",
+)
+
+
+class Way:
+    """How one call goes out, and what is known of it afterwards.
+
+    Attributes:
+        replayed: whether it was answered without anybody having asked for a connection.
+        unsent: whether it is certain that nothing of it was sent, answered or not.
+    """
+
+    def __init__(self, traffic: Traffic, session: Callable[[], Any], url: str) -> None:
+        self.passage = Passage(url)
+        self.replayed = self.unsent = False
+        self._traffic, self._session = traffic, session
+
+    def watched(self) -> bool:
+        """Whether nothing of this call can leave unseen."""
+        try:
+            return sees(self._traffic, self._session())
+        except Exception:
+            return False  # a session of a kind that nobody has thought of
+
+    def over(self, error: BaseException | None = None) -> None:
+        """Say that it has been answered, or that it has failed; an error status is an answer."""
+        answered = error is None or status_of(error) is not None
+        self.unsent = not self.passage.sent and self.watched()
+        self.replayed = self.unsent and answered and not self.passage.tried
+
+
+def sees(traffic: Traffic, session: Any) -> bool:
+    """Whether all that a session can send goes by where traffic is watched."""
+    mock = sys.modules.get("unittest.mock")
+    if mock is not None and isinstance(session, mock.NonCallableMock):
+        return True  # sends nothing itself
+    for library, check in (("httpx", _httpx), ("httpx2", _httpx), ("requests", _requests)):
+        module = sys.modules.get(library)
+        if module is not None and check(module, session):
+            return library not in traffic.blind
+    # The one that is made anew for each call, hence its class.
+    aiohttp = sys.modules.get("aiohttp.client")
+    if aiohttp is not None and session is genuine(aiohttp, "ClientSession"):
+        return "aiohttp" not in traffic.blind
+    return False
+
+
+def _httpx(httpx: ModuleType, session: Any) -> bool:
+    kinds = (httpx.Client, httpx.AsyncClient)
+    if not isinstance(session, kinds) or type(session).send not in [kind.send for kind in kinds]:
+        return False
+    # Asked of the client itself, not of the method that finds one of these for a URL: that is
+    # where a mock may stand, in front of them.
+    transports = [session._transport, *session._mounts.values()]
+    own = [getattr(httpx, name) for name in TRANSPORTS]
+    return all(transport is None or type(transport) in own for transport in transports)
+
+
+def _requests(requests: ModuleType, session: Any) -> bool:
+    session_class, adapter_class = requests.Session, requests.adapters.HTTPAdapter
+    if not isinstance(session, session_class) or type(session).send is not session_class.send:
+        return False
+    # huggingface_hub's own adapters add a header, or refuse.
+    return all(
+        isinstance(adapter, adapter_class)
+        and type(adapter).__module__.partition(".")[0] in ("requests", "huggingface_hub")
+        for adapter in session.adapters.values()
+    )

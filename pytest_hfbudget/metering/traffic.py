@@ -1,0 +1,245 @@
+"""What really leaves this process, seen below everything that can stand in for the network.
+
+Recorders and mocks put themselves in the place of sessions, adapters, transports and pools. What
+is watched here lies below all of these: where the HTTP libraries that huggingface_hub uses hand a
+request to a connection. A request that was answered without ever coming by was replayed; one that
+must not be sent is stopped here, after everybody who could answer it has had the chance to.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pytest_hfbudget.metering.importing import PostImport
+from pytest_hfbudget.metering.patches import Patches
+
+
+class Passage:
+    """One request between its sender and whoever answers it.
+
+    Attributes:
+        host: where it is meant to go.
+        tried: whether a connection was asked for.
+        sent: whether anything of it was written to one.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.host = urlsplit(url).hostname or ""
+        self.tried = self.sent = False
+        self._stop: Callable[[], BaseException] | None = None
+
+    def only_replayed(self, stop: Callable[[], BaseException]) -> None:
+        """Let nothing of it out: ``stop`` makes what is raised instead."""
+        self._stop = stop
+
+    def opening(self) -> None:
+        """A connection is about to be opened for it.
+
+        Raises:
+            BaseException: it is not to leave.
+        """
+        self.tried = True
+        if self._stop is not None:
+            raise self._stop()
+
+    def leaving(self) -> None:
+        """It is about to be written to a connection, new or kept alive.
+
+        Raises:
+            BaseException: it is not to leave.
+        """
+        self.opening()
+        self.sent = True
+
+
+# The request that is being answered in this context. Whatever is sent meanwhile is sent for it.
+_passing: ContextVar[Passage | None] = ContextVar("hfbudget_passing", default=None)
+
+Wrapper = Callable[["Traffic", Any], Any]
+
+
+class Point(NamedTuple):
+    """A method that every request of an HTTP library comes by."""
+
+    library: str
+    module: str
+    owner: str
+    method: str
+    wrapper: Wrapper
+
+
+@dataclass
+class Traffic:
+    """Watches the points while it is installed.
+
+    Attributes:
+        blind: libraries in which a point was not found, so that nothing is known of them.
+    """
+
+    blind: set[str] = field(default_factory=set)
+    _patches: Patches = field(default_factory=Patches)
+    _under_way: list[Passage] = field(default_factory=list)
+    _watch: PostImport | None = None
+
+    def install(self) -> None:
+        """Watch the libraries that are imported already, and the others as soon as they are."""
+        modules = (point.module for point in POINTS)
+        self._watch = PostImport(dict.fromkeys(modules, self._wrap))
+        self._watch.install()
+
+    def uninstall(self) -> None:
+        """Watch no longer."""
+        if self._watch is not None:
+            self._watch.uninstall()
+            self._watch = None
+        self._patches.restore()
+        self.blind.clear()
+
+    @contextmanager
+    def of(self, passage: Passage) -> Iterator[None]:
+        """Ascribe what is sent meanwhile to a request."""
+        self._under_way.append(passage)
+        token = _passing.set(passage)
+        try:
+            yield
+        finally:
+            _passing.reset(token)
+            self._under_way.remove(passage)
+
+    def opening(self, host: str) -> None:
+        """A connection to a host is about to be opened."""
+        for passage in self._concerned(host):
+            passage.opening()
+
+    def leaving(self, host: str) -> None:
+        """A request is about to be written to a connection to a host."""
+        for passage in self._concerned(host):
+            passage.leaving()
+
+    def _concerned(self, host: str) -> tuple[Passage, ...]:
+        own = _passing.get()
+        if own is not None and own in self._under_way:
+            return (own,)
+        # A plain thread carries no context. What it sends to the host of a request that is under
+        # way may be just this request, handed on by whoever stands in for the network.
+        return tuple(passage for passage in self._under_way if passage.host == host.lower())
+
+    def _wrap(self, module: ModuleType) -> None:
+        for point in POINTS:
+            if point.module != module.__name__:
+                continue
+            owner = genuine(module, point.owner)
+            original = vars(owner).get(point.method) if owner is not None else None
+            if original is None:
+                self.blind.add(point.library)
+            else:
+                self._patches.replace(owner, point.method, point.wrapper(self, original))
+
+
+def genuine(module: ModuleType, name: str) -> type | None:
+    """The class that a library has under a name, also while a stand-in goes by it there."""
+    library = module.__name__.partition(".")[0]
+
+    def is_it(cls: object) -> bool:
+        # Libraries show their classes under shorter names than those of their modules.
+        return (
+            isinstance(cls, type)
+            and cls.__qualname__ == name
+            and cls.__module__.partition(".")[0] == library
+        )
+
+    if is_it(found := getattr(module, name, None)):
+        return found
+    classes = list(object.__subclasses__())
+    while classes:
+        if is_it(cls := classes.pop()):
+            return cls
+        classes += type.__subclasses__(cls)
+    return None
+
+
+def _opens(traffic: Traffic, original: Any) -> Any:
+    """httpcore's and urllib3's way to a new connection."""
+
+    @functools.wraps(original)
+    def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
+        traffic.opening(_host(self))
+        return original(self, *args, **kwargs)
+
+    return connect
+
+
+def _sends_httpcore(traffic: Traffic, original: Any) -> Any:
+    """A request on one of httpcore's connections; for its async ones this makes the coroutine."""
+
+    @functools.wraps(original)
+    def handle_request(self: Any, request: Any) -> Any:
+        traffic.leaving(request.url.host.decode("ascii"))
+        return original(self, request)
+
+    return handle_request
+
+
+def _sends_http_client(traffic: Traffic, original: Any) -> Any:
+    """Bytes on a connection of ``http.client``, which is what urllib3's connections are."""
+
+    @functools.wraps(original)
+    def send(self: Any, data: Any) -> Any:
+        if self.sock is None and self.auto_open:
+            # What it would do first itself. A request whose connection fails was never sent.
+            traffic.opening(self.host)
+            self.connect()
+        traffic.leaving(self.host)
+        return original(self, data)
+
+    return send
+
+
+def _sends_aiohttp(traffic: Traffic, original: Any) -> Any:
+    """aiohttp gets a connection, new or from its pool, and writes to it without delay."""
+
+    @functools.wraps(original)
+    async def connect(self: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+        host = req.url.host or ""
+        traffic.opening(host)
+        connection = await original(self, req, *args, **kwargs)
+        traffic.leaving(host)
+        return connection
+
+    return connect
+
+
+def _host(connection: Any) -> str:
+    origin = getattr(connection, "_origin", None)
+    return origin.host.decode("ascii") if origin is not None else str(connection.host)
+
+
+def _httpcore(library: str, core: str) -> tuple[Point, ...]:
+    return tuple(
+        Point(library, f"{core}.{kind}.{module}", prefix + owner, method, wrapper)
+        for kind, prefix, handle in (
+            ("_sync", "", "handle_request"),
+            ("_async", "Async", "handle_async_request"),
+        )
+        for module, owner, method, wrapper in (
+            ("connection", "HTTPConnection", "_connect", _opens),
+            ("http11", "HTTP11Connection", handle, _sends_httpcore),
+            ("http2", "HTTP2Connection", handle, _sends_httpcore),
+        )
+    )
+
+
+POINTS = (
+    Point("requests", "http.client", "HTTPConnection", "send", _sends_http_client),
+    Point("requests", "urllib3.connection", "HTTPConnection", "_new_conn", _opens),
+    Point("aiohttp", "aiohttp.connector", "BaseConnector", "connect", _sends_aiohttp),
+    *_httpcore("httpx", "httpcore"),
+    *_httpcore("httpx2", "httpcore2"),
+)
