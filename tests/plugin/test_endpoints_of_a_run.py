@@ -28,7 +28,7 @@ def test_an_endpoint_is_resumed_and_paused_and_its_price_is_uptime(suite: Suite)
     suite.test_file(ONE)
     result = suite.run("--hf-session-budget=1", "--hf-report=report.json")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; 1 min, $*"])
+    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; resumed *, paused *; 1 min, $*"])
     assert _counts(suite) == (1, True)
     assert _state(suite) == "paused"
     report = suite.report()
@@ -176,7 +176,7 @@ def test_a_pause_that_can_not_be_verified_fails_the_run(
 
 def test_what_is_left_to_do_is_printed_last(suite: Suite) -> None:
     suite.emulator.add_fault("pause", times=None, status=403, json={"error": "revoked"})
-    suite.test_file(ONE + "\n\ndef test_that_fails():\n    assert False\n")
+    suite.test_file(ONE + "\n    def test_that_fails():\n        assert False\n")
     result = suite.run()
     result.assert_outcomes(passed=1, failed=1)
     last = [line for line in result.stdout.lines if line][-1]
