@@ -35,3 +35,4 @@ class Refusal(NamedTuple):
     scope: str
     model: str
     message: str
+    scope_key: str = ""
