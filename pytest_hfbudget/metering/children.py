@@ -142,8 +142,8 @@ class _Child:
             "quote": lambda request: pack_quote(book.quote(unpack_request(request))),
             "stated": lambda request: pack_quote(book.stated(unpack_request(request))),
             "leased": book.leased_name,
-            "catalogue": lambda: book.catalogue.as_read(),
-            "revive": lambda name: self._runtime.meter.revive(name),
+            "catalogue": self._catalogue,
+            "revive": self._runtime.meter.revive,
         }
 
     def _hold(self, keys: list[str], least: int, most: int | None, draft: list[Any]) -> Hold:
@@ -173,6 +173,9 @@ class _Child:
                 model=refusal.model,
             )
             self._runtime.meter.payer.blame(error, test=refusal.test)
+
+    def _catalogue(self) -> dict[str, Any]:
+        return self._runtime.meter.book.catalogue.as_read()
 
     def _join(self) -> dict[str, Any]:
         meter = self._runtime.meter

@@ -102,7 +102,12 @@ def nano(usd: str) -> int:
     return round(float(usd) * 10**9)
 
 
-@pytest.mark.parametrize("way", WAYS)
+SLOW = ("forkserver", "python -m", "fork")
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS]
+)
 def test_every_way_to_start_children_spends_from_one_ledger(children: Suite, way: str) -> None:
     children.test_file(CHILDREN + "\n    def test_it():\n        " + WAYS[way])
     result = children.run(f"--hf-session-budget={CAP}", "--hf-report=report.json")
