@@ -102,7 +102,7 @@ def nano(usd: str) -> int:
     return round(float(usd) * 10**9)
 
 
-SLOW = ("forkserver", "python -m", "fork")
+SLOW = ("fork", "forkserver", "spawn", "python -m")
 
 
 @pytest.mark.parametrize(
