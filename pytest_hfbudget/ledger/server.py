@@ -129,6 +129,7 @@ def private_directory() -> Path:
 
 
 def answer(operations: Mapping[str, Operation], line: bytes) -> bytes:
+    """The line that answers a question: what the operation returned, or the error it raised."""
     try:
         name, *arguments = wire.decode(line)
         return wire.encode({"ok": operations[name](*arguments)})
