@@ -104,7 +104,7 @@ class Slot:
         seen = self.endpoint or self.found
         return EndpointReceipt(
             name=self.name,
-            state=pause.state if pause else seen.state if seen else "",
+            state=(pause.state if pause else "") or (seen.state if seen else ""),
             resumed=self.resumed,
             resumed_at=self.resumed_at if self.resumed else None,
             paused_at=pause.paused_at if pause else None,

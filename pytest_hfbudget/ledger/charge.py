@@ -39,3 +39,4 @@ class Refusal(NamedTuple):
     scope: str
     model: str
     message: str
+    scope_key: str = ""

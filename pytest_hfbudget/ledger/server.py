@@ -35,7 +35,7 @@ class LedgerServer:
 
     def __init__(self, ledger: Ledger, more: Mapping[str, Operation] | None = None) -> None:
         self.ledger, self.more = ledger, dict(more or {})
-        self._directory = _private_directory()
+        self._directory = private_directory()
         self.path = str(self._directory / "ledger")
         self._server = _Server(self.path, _Connection)
         self._server.counter = self
@@ -107,7 +107,7 @@ class _Connection(socketserver.StreamRequestHandler):
             # Asked after it was added: one that hang_up has missed knows that it came too late.
             if not self.server.closed:
                 for line in self.rfile:
-                    self.wfile.write(_answer(operations, line))
+                    self.wfile.write(answer(operations, line))
         finally:
             self.server.connections.discard(self)
             self.server.counter.ledger.abandon(self)
@@ -119,7 +119,7 @@ class _Connection(socketserver.StreamRequestHandler):
             return  # gone already
 
 
-def _private_directory() -> Path:
+def private_directory() -> Path:
     """A directory that only this user can enter, short enough for a socket's address."""
     directory = Path(tempfile.mkdtemp(prefix="hfbudget-"))  # mkdtemp makes it 0700
     if len(os.fsencode(directory)) <= LONGEST_DIRECTORY:
@@ -128,7 +128,8 @@ def _private_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="hfbudget-", dir="/tmp"))
 
 
-def _answer(operations: Mapping[str, Operation], line: bytes) -> bytes:
+def answer(operations: Mapping[str, Operation], line: bytes) -> bytes:
+    """The line that answers a question: what the operation returned, or the error it raised."""
     try:
         name, *arguments = wire.decode(line)
         return wire.encode({"ok": operations[name](*arguments)})

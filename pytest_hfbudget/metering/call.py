@@ -232,6 +232,10 @@ class Call:
         """Charge a stream that was left before its end."""
         self.lost("closed")
 
+    def disown(self) -> None:
+        """Settle nothing, because another process does."""
+        self._once.acquire(blocking=False)
+
     def _book(self, usage: Usage, status: str) -> None:
         if self._first():
             self._tell(self.meter.ledger.settle, self._charge_or_hold(usage, status))

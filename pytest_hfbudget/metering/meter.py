@@ -9,7 +9,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
+from pytest_hfbudget.errors import (
+    BudgetExceededError,
+    HFBudgetError,
+    LedgerUnreachableError,
+    UnpricedCallError,
+)
 from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.limit import AS_USUAL, Manner, most, of_cap
@@ -36,6 +41,7 @@ class Meter:
     Attributes:
         revive: brings a leased endpoint back that was paused by somebody else; whether it did.
         router: where the Hugging Face router is; calls to the public one are sent there too.
+        stops_with_ledger: whether calls that have no cap stop, too, once the ledger is gone.
         dropped: calls whose stream was garbage-collected. They wait here instead of being
             settled on the spot, because the collector may run inside any of our own locks.
     """
@@ -46,6 +52,7 @@ class Meter:
     router: str = DEFAULT_ROUTER
     revive: Callable[[str], bool] = _nobody
     clock: Callable[[], float] = time.monotonic
+    stops_with_ledger: bool = True
     dropped: deque[Call] = field(default_factory=deque)
     _open: dict[int, Call] = field(default_factory=dict)
     _known: set[Scope] = field(default_factory=set)
@@ -88,7 +95,11 @@ class Meter:
             )
             call = self._hold(parameters, way, self._within_context(request), around, manner)
             call.prepare()
-        except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
+        except BudgetExceededError as error:
+            # Also in a worker whose run is gone: nobody reads its answers.
+            gone = isinstance(error, LedgerUnreachableError)
+            if gone and not capped and not self.stops_with_ledger:
+                return None
             raise
         except Exception as error:
             if capped:
@@ -132,6 +143,13 @@ class Meter:
             with suppress(HFBudgetError):
                 call.book_interrupted()
         self._open.clear()
+
+    def disown(self) -> None:
+        """Leave the calls that are open to the process which has sent them: this is its child."""
+        for call in self._open.values():
+            call.disown()
+        self._open.clear()
+        self.dropped.clear()
 
     def closed(self, call: Call) -> None:
         """Forget a call that is settled."""
@@ -272,14 +290,9 @@ class Meter:
         )
 
     def _refuse(self, keys: tuple[str, ...], draft: Charge, error: BudgetExceededError) -> None:
-        message = str(error)
-        self.ledger.refuse(keys, Refusal(draft.test, error.scope, draft.model, message))
-        for block in self.payer.open_blocks():
-            if block.scope.key == error.scope_key:
-                block.refusals.append(error)
-                return
-        owner = self.payer.test.refusals if self.payer.test else self.payer.unowned
-        owner.append(message)
+        refusal = Refusal(draft.test, error.scope, draft.model, str(error), error.scope_key)
+        self.ledger.refuse(keys, refusal)
+        self.payer.blame(error, test=draft.test)
 
 
 def _endpoint_hint(request: CallRequest) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_hfbudget.ledger.scope import SESSION, Scope
 
 if TYPE_CHECKING:
+    from pytest_hfbudget.errors import BudgetExceededError
     from pytest_hfbudget.metering.budget import budget
     from pytest_hfbudget.pricing import Quote
 
@@ -45,6 +46,13 @@ class Around(NamedTuple):
     explicit: Quote | None
 
 
+class Outer(NamedTuple):
+    """What encloses a whole process, beside its test: blocks of the one that has started it."""
+
+    scopes: tuple[Scope, ...] = ()
+    explicit: Quote | None = None
+
+
 _enclosed: ContextVar[Enclosed] = ContextVar("hfbudget_enclosed")
 
 
@@ -76,6 +84,7 @@ class Payer:
     test: RunningTest | None = None
     where: str = ""
     unowned: list[str] = field(default_factory=list)
+    outer: Outer = field(default_factory=Outer)
     _shared: list[budget] = field(default_factory=list)
     _last: tuple[object, Around] | None = None
 
@@ -104,15 +113,24 @@ class Payer:
         """Make this context, and all that are copied from it, one whose blocks are known."""
         _enclosed.set(_here()._replace(certain=True))
 
+    def stay_inside(self, blocks: tuple[budget, ...]) -> None:
+        """Be inside of just these blocks, here and in every thread that is started from here.
+
+        A forked child has one thread, which counts as the main one whatever it was before.
+        """
+        _enclosed.set(Enclosed(certain=True, blocks=blocks))
+        self._shared = list(blocks)
+
     def scopes(self) -> tuple[Scope, ...]:
         """Every budget that encloses the running code, the widest first."""
         test = self.test.scopes if self.test else ()
-        return (self.session, *test, *(block.scope for block in self.open_blocks()))
+        blocks = (block.scope for block in self.open_blocks())
+        return (self.session, *test, *self.outer.scopes, *blocks)
 
     def around(self) -> Around:
         """All that a call needs to know of these scopes; made anew only when they change."""
         blocks = self.open_blocks()
-        inside = (self.session, self.test, blocks)
+        inside = (self.session, self.test, self.outer, blocks)
         last = self._last  # one attribute, so that no other thread can come in between
         if last is not None and last[0] == inside:
             return last[1]
@@ -134,7 +152,21 @@ class Payer:
 
     def _explicit(self, blocks: tuple[budget, ...]) -> Quote | None:
         stated = (block.explicit for block in reversed(blocks) if block.explicit)
-        return next(stated, self.test.explicit if self.test else None)
+        own = self.test.explicit if self.test else None
+        return next(stated, self.outer.explicit or own)
+
+    def blame(self, error: BudgetExceededError, *, test: str | None) -> None:
+        """Note a refusal where it can't be swallowed: at the block that refused, else the test.
+
+        Args:
+            test: the id of the test that made the call; one that is over answers for nothing.
+        """
+        for block in self.open_blocks():
+            if block.scope.key == error.scope_key:
+                block.refusals.append(error)
+                return
+        running = self.test if self.test and self.test.id == test else None
+        (running.refusals if running else self.unowned).append(str(error))
 
 
 def _here() -> Enclosed:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Ledger
+from pytest_hfbudget.metering.child import adopt, joined
+from pytest_hfbudget.metering.children import Children
 from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
 from pytest_hfbudget.metering.payer import Payer
 from pytest_hfbudget.metering.redirect import Addresses, Redirect
@@ -17,20 +22,27 @@ from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
 
+logger = logging.getLogger("pytest_hfbudget")
+
 
 @dataclass
 class Runtime:
     """A meter that calls go through, as long as somebody needs it.
 
     Attributes:
-        worker: makes the keys of this process's blocks unique among the workers of a run.
+        worker: makes the keys of this process's blocks unique among the processes of a run.
+        path: the counter where a child process spends; empty where the ledger is.
     """
 
     meter: Meter
     worker: str = ""
     addresses: Addresses = field(default_factory=Addresses)
+    path: str = ""
     _users: int = 0
     _redirect: Redirect | None = None
+
+    def __post_init__(self) -> None:
+        self.children = Children(self)
 
     @property
     def active(self) -> bool:
@@ -69,6 +81,12 @@ class Runtime:
             _stack.remove(self)
             if not _stack:
                 _tap.uninstall()
+        self.children.close()
+
+    def become_child(self) -> None:
+        """Spend where the parent does, whose copy this is since a fork."""
+        self.path = self.path or self.children.forget()
+        adopt(self, self.path, self.children.blocks)
 
 
 def runtime() -> Runtime:
@@ -91,6 +109,45 @@ def standalone() -> Runtime:
     return Runtime(Meter(Ledger(), book, Payer(), router=router))
 
 
+def join(path: str) -> None:
+    """Spend from the ledger of a run, to the end of this process, which is none of pytest's.
+
+    Raises:
+        LedgerUnreachableError: that run is over.
+    """
+    if not _stack:
+        entered = joined(path)
+        entered.acquire()
+        atexit.register(entered.meter.settle_all)
+
+
+def _before_fork() -> None:
+    # Whatever another thread holds is held in the child for ever.
+    _lock.acquire()
+    for each in _stack:
+        _safely(each.children.before_fork)
+
+
+def _after_fork_in_parent() -> None:
+    for each in _stack:
+        _safely(each.children.after_fork)
+    _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    for each in _stack:
+        _safely(each.become_child)
+    _lock.release()
+
+
+def _safely(step: Callable[[], None]) -> None:
+    # Whoever forks may never have heard of budgets. Without a counter a capped child is refused.
+    try:
+        step()
+    except Exception:
+        logger.exception("hfbudget could not prepare a forked process")
+
+
 def _current() -> Meter | None:
     # Read without the lock: a call must not wait for one, and a list's end is read at once.
     try:
@@ -104,3 +161,8 @@ def _current() -> Meter | None:
 _lock = threading.RLock()
 _stack: list[Runtime] = []
 _tap = Tap(_current)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ class Run:
     """
 
     def __init__(self, config: pytest.Config, role: Role) -> None:
-        self.config, self.role, self.settings = config, role, role.settings
+        self.config, self.settings = config, role.settings
+        self._role, self._pid = role, os.getpid()
         self.runtime: Runtime | None = None
         self.outcomes: dict[str, str] = {}
         self._item: pytest.Item | None = None
@@ -43,6 +45,15 @@ class Run:
         self._only_replayed: pytest.Item | None = None
         self._where = "before the first test"
         self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
+
+    @property
+    def role(self) -> Role:
+        """What this process is. A child that a test has forked may run into pytest's end, too."""
+        if os.getpid() == self._pid:
+            return self._role
+        from pytest_hfbudget.plugin.bystander import Bystander
+
+        return Bystander(self.settings)
 
     @classmethod
     def of(cls, config: pytest.Config) -> Run:
@@ -106,6 +117,8 @@ class Run:
             needed = markers.check(marked, self.settings)
             if not self._only_looking():
                 self.role.declare(needed, paid=paid)
+                if paid:
+                    self.start().children.export()
         except HFBudgetError as error:
             self.role.problem(error)
 
@@ -321,6 +334,7 @@ class Run:
         """Nothing is settled after this, so what is open is; refusals of nobody fail the run."""
         if self.runtime is None:
             return
+        self.runtime.children.close()
         self.runtime.meter.settle_all()
         unowned = self.runtime.meter.payer.unowned
         if unowned:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
 from pytest_hfbudget.pricing.catalogue import Catalogue
@@ -34,11 +33,15 @@ class PriceBook:
     unpriced: Unpriced = field(default_factory=Unpriced)
     hook: PriceHook | None = None
     leased: dict[str, str] = field(default_factory=dict)
+    _read: Catalogue | None = None
 
-    @cached_property
+    @property
     def catalogue(self) -> Catalogue:
         """The router's prices, loaded when the first call asks."""
-        return self.load_catalogue()
+        # No cached_property: before Python 3.12 it has a lock, which may be taken in a fork.
+        if self._read is None:
+            self._read = self.load_catalogue()
+        return self._read
 
     def quote(self, request: CallRequest, explicit: Quote | None = None) -> Quote | None:
         """What this request can cost, or None where nobody knows a price.

@@ -36,13 +36,13 @@ def alone(bench: Bench, context: int) -> None:
     offer = {"provider": "novita", "pricing": PRICING, "context_length": context}
     bench.emulator.client.add_model("acme/small", providers=[offer])
     listed = {"data": [{"id": "acme/small", "providers": [{**offer, "status": "live"}]}]}
-    bench.book.catalogue = Catalogue.parse(listed, read_at=0.0, origin="the test")
+    bench.know(Catalogue.parse(listed, read_at=0.0, origin="the test"))
 
 
 def unlisted(bench: Bench, context: int) -> None:
     """The same, but nobody says how long its context is."""
     alone(bench, context)
-    bench.book.catalogue = Catalogue()
+    bench.know(Catalogue())
     bench.prices(acme__small=PRICING)
 
 

@@ -194,7 +194,7 @@ def test_the_receipt_says_when_it_was_resumed_and_paused(suite: Suite) -> None:
 
 
 def test_one_that_is_kept_running_is_no_trouble(suite: Suite) -> None:
-    suite.emulator.change_endpoint("acme/llm", state="running")
+    suite.emulator.add_endpoint("acme/llm", state="running")
     suite.test_file(
         ONE.replace('hf_endpoint("acme/llm"', 'hf_endpoint("acme/llm", keep_running=True')
     )

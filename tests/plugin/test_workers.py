@@ -101,6 +101,77 @@ def test_every_way_to_distribute_tests_has_one_cap(suite: Suite, dist: str) -> N
     assert suite.report()["session"]["refused"] == 6
 
 
+DEATHS = [
+    "os._exit(3)",
+    pytest.param("ctypes.string_at(0)", marks=pytest.mark.slow),
+    pytest.param("os.kill(os.getpid(), 9)", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_workers_that_replace_crashed_ones_spend_from_the_same_cap(
+    suite: Suite, death: str
+) -> None:
+    suite.test_file(f"""
+        import ctypes
+
+        @pytest.mark.parametrize("n", range(12))
+        def test_it(n):
+            try:
+                call()
+            finally:
+                if n % 4 == 1:
+                    client = InferenceClient(model="emulator/chat", provider="groq")
+                    next(iter(client.chat_completion(SAY, max_tokens=20, stream=True)))
+                    {death}
+    """)
+    cap = ("-n2", "-p", "no:faulthandler", "--hf-session-budget=0.00003")
+    suite.run(*cap, "--hf-report=report.json")
+    report = suite.report()
+    spent = round(float(report["session"]["spent_usd"]) * 10**9)
+    # What a dead worker held is charged in full, which is more than its streams were billed.
+    assert 0 < suite.billed <= spent <= 30_000
+    assert suite.sent == len(report["calls"])
+
+
+def test_one_test_that_runs_in_each_worker_has_one_budget(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.budget(max_usd=1, max_calls=1)
+        def test_it():
+            call()
+    """)
+    result = suite.run("--tx=2*popen", "--dist=each")
+    result.assert_outcomes(passed=1, failed=1)
+    assert suite.sent == 1
+
+
+@pytest.mark.parametrize("stop", ["-x", pytest.param("--maxfail=2", marks=pytest.mark.slow)])
+def test_a_run_that_stops_early_has_charged_what_was_sent(suite: Suite, stop: str) -> None:
+    suite.test_file("""
+        @pytest.mark.parametrize("n", range(20))
+        def test_it(n):
+            call()
+            assert n % 5 != 1
+    """)
+    suite.run("-n2", stop, "--hf-session-budget=1", "--hf-report=report.json")
+    report = suite.report()
+    assert 0 < suite.sent == len(report["calls"]) < 20
+    assert round(float(report["session"]["spent_usd"]) * 10**9) == suite.billed
+
+
+def test_all_attempts_of_a_test_share_its_budget_in_workers_too(suite: Suite) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    suite.test_file("""
+        @pytest.mark.parametrize("n", range(2))
+        @pytest.mark.budget(max_usd=1, max_calls=2)
+        def test_it(n):
+            call()
+            assert 0
+    """)
+    suite.run("-n2", "--reruns=4").assert_outcomes(failed=2)
+    assert suite.sent == 4
+
+
 def test_without_xdist_nothing_is_missed(suite: Suite) -> None:
     suite.test_file("""
         def test_it():

@@ -1,0 +1,73 @@
+"""A process that a test has forked: it may spend, but the run is its parent's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pytest_hfbudget.errors import EndpointError, HFBudgetError
+from pytest_hfbudget.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.metering.runtime import Runtime
+
+
+class Bystander:
+    """Ends nothing and reports nothing, even where pytest itself is run to its end in a child."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def open(self) -> None:
+        """The parent has checked everything."""
+
+    def make_runtime(self) -> Runtime:
+        """One of its own: nothing was capped when it was forked, or it would have had one."""
+        from pytest_hfbudget.metering.runtime import standalone
+
+        return standalone()
+
+    def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
+        """Done by the parent."""
+
+    def problem(self, error: HFBudgetError) -> None:
+        raise error
+
+    def planned(self) -> None:
+        """Said by the parent."""
+
+    def begin(self) -> None:
+        """Done by the parent."""
+
+    def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
+        raise EndpointError(f"{name}: a forked process can't bring endpoints up.")
+
+    def revive(self, name: str) -> bool:
+        return False
+
+    def paused(self, name: str) -> str | None:
+        return None
+
+    def blame(self, refusals: tuple[str, ...]) -> None:
+        """The parent has heard of them where they were refused."""
+
+    def between(self) -> None:
+        """The parent looks after the keeper."""
+
+    def ask_pause(self) -> None:
+        """The parent may still need what is running."""
+
+    def finish(self, outcomes: Mapping[str, str]) -> bool:
+        return True
+
+    def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
+        """Shown by the parent."""
+
+    def last_words(self) -> None:
+        """Said by the parent."""
+
+    def serve(self) -> dict[str, Any]:
+        raise RuntimeError("a forked process has no workers")
+
+    def close(self) -> None:
+        """Everything belongs to the parent."""
