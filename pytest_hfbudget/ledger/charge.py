@@ -11,6 +11,8 @@ class Charge(NamedTuple):
     ``estimated`` says that no usage came back and the amount is an upper bound. ``status`` is
     the HTTP status, or a word where none came back: ``timeout``, ``lost``, ``closed``,
     ``refused`` (the connection). ``scopes`` are the keys of every budget that was charged.
+    ``instead_of`` is the model that the caller had asked for, where a budget's fallback has put
+    another in its place.
     """
 
     test: str | None
@@ -26,6 +28,7 @@ class Charge(NamedTuple):
     seconds: float
     where: str = ""
     scopes: tuple[str, ...] = ()
+    instead_of: str = ""
 
 
 class Refusal(NamedTuple):

@@ -80,6 +80,7 @@ class Call:
         self.cuts = limit is not None and (limit.by_cap or not limit.certain)
         self.capped = capped
         self.explicit = meter.payer.explicit()
+        self.thresholds = meter.payer.thresholds()
         self.provider = request.provider
         self.swallow_usage = False
         self.usage: Usage | None = None
@@ -173,19 +174,17 @@ class Call:
             else "the most that is asked for where nobody knows how many the model can write. "
             "Set max_tokens to what the answer needs."
         )
-        return self.meter.refuse(
-            self,
-            BudgetExceededError(
-                f"{tightest.name}: {self.request.model} was stopped after {self.limit} tokens, "
-                f"{why}",
-                scope=tightest.name,
-                scope_key=tightest.key,
-                cap=tightest.cap or 0,
-                held=self.hold.amount,
-                needed=self.hold.amount,
-                model=self.request.model,
-            ),
+        error = BudgetExceededError(
+            f"{tightest.name}: {self.request.model} was stopped after {self.limit} tokens, {why}",
+            scope=tightest.name,
+            scope_key=tightest.key,
+            cap=tightest.cap or 0,
+            held=self.hold.amount,
+            needed=self.hold.amount,
+            model=self.request.model,
         )
+        error.used_up = self.limited_by_cap
+        return self.meter.refuse(self, error)
 
     # --- settlement, once
 
@@ -242,6 +241,7 @@ class Call:
         with suppress(HFBudgetError):
             resolve(self.hold.id, charge)
         self.meter.closed(self)
+        self.meter.watcher.settled(self.thresholds, self.meter.ledger)
 
     def _first(self) -> bool:
         return self._once.acquire(blocking=False)

@@ -14,6 +14,7 @@ from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call, Limit, P, changed
 from pytest_hfbudget.metering.payer import Payer
 from pytest_hfbudget.metering.request import Parameters, describe
+from pytest_hfbudget.metering.threshold import Watcher
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 
@@ -35,6 +36,7 @@ class Meter:
     """Everything that a call meets on its way out of this process.
 
     Attributes:
+        watcher: sees when a part of a budget is used up.
         revive: brings a leased endpoint back that was paused by somebody else; whether it did.
         router: where the Hugging Face router is; calls to the public one are sent there too.
         dropped: calls whose stream was garbage-collected. They wait here instead of being
@@ -48,6 +50,7 @@ class Meter:
     revive: Callable[[str], bool] = _nobody
     clock: Callable[[], float] = time.monotonic
     dropped: deque[Call] = field(default_factory=deque)
+    watcher: Watcher = field(default_factory=Watcher)
     _open: dict[int, Call] = field(default_factory=dict)
     _known: set[Scope] = field(default_factory=set)
 
@@ -57,6 +60,7 @@ class Meter:
         *,
         hub_model: str | None = None,
         provider: str | None = None,
+        instead_of: str = "",
         stream: bool = False,
         ask_usage: bool = True,
     ) -> Call | None:
@@ -76,12 +80,12 @@ class Meter:
             capped = any(s.cap is not None or s.max_calls is not None for s in scopes)
             request = describe(
                 parameters,
-                routers=(self.router, DEFAULT_ROUTER),
+                routers=self.routers,
                 hub_model=hub_model,
                 provider=provider,
                 stream=stream,
             )
-            call = self._hold(parameters, request, scopes)
+            call = self._hold(parameters, request, scopes, instead_of)
             call.prepare(ask_usage=ask_usage)
         except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
             raise
@@ -96,6 +100,11 @@ class Meter:
             return None
         self._open[id(call)] = call
         return call
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """The base URLs under which the Hugging Face router may be addressed."""
+        return (self.router, DEFAULT_ROUTER)
 
     def routed(self, parameters: P) -> P:
         """What is to be posted, with this run's router in place of the public one.
@@ -148,7 +157,7 @@ class Meter:
                 return
             link = link.__cause__ or link.__context__
         if self.payer.test:
-            self.payer.test.refusals.extend(map(str, refusals))
+            self.payer.test.refusals.extend(refusals)
 
     def refuse(self, call: Call, error: BudgetExceededError) -> BudgetExceededError:
         """Note a refusal where it can't be swallowed, and give it back to be raised."""
@@ -156,11 +165,15 @@ class Meter:
         return error
 
     def _hold(
-        self, parameters: Parameters, request: CallRequest, scopes: tuple[Scope, ...]
+        self,
+        parameters: Parameters,
+        request: CallRequest,
+        scopes: tuple[Scope, ...],
+        instead_of: str,
     ) -> Call:
         keys = self.known(scopes)
         capped = any(scope.cap is not None for scope in scopes)
-        draft = self._draft(request, keys)
+        draft = self._draft(request, keys)._replace(instead_of=instead_of)
         try:
             quote = self.book.quote(request, self.payer.explicit())
             if quote is None and capped:
@@ -251,14 +264,13 @@ class Meter:
         )
 
     def _refuse(self, keys: tuple[str, ...], draft: Charge, error: BudgetExceededError) -> None:
-        message = str(error)
-        self.ledger.refuse(keys, Refusal(draft.test, error.scope, draft.model, message))
+        self.ledger.refuse(keys, Refusal(draft.test, error.scope, draft.model, str(error)))
         for block in self.payer.open_blocks():
             if block.scope.key == error.scope_key:
                 block.refusals.append(error)
                 return
         owner = self.payer.test.refusals if self.payer.test else self.payer.unowned
-        owner.append(message)
+        owner.append(error)
 
 
 def _endpoint_hint(request: CallRequest) -> str:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_hfbudget.ledger.scope import SESSION, Scope
 
 if TYPE_CHECKING:
+    from pytest_hfbudget.errors import BudgetExceededError
     from pytest_hfbudget.metering.budget import budget
+    from pytest_hfbudget.metering.threshold import Threshold
     from pytest_hfbudget.pricing import Quote
 
 
@@ -38,7 +40,8 @@ class RunningTest:
     scopes: tuple[Scope, ...] = ()
     explicit: Quote | None = None
     on_exceed: str = "fail"
-    refusals: list[str] = field(default_factory=list)
+    thresholds: tuple[Threshold, ...] = ()
+    refusals: list[BudgetExceededError] = field(default_factory=list)
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Payer:
     session: Scope = field(default_factory=lambda: Scope(SESSION, "session budget"))
     test: RunningTest | None = None
     where: str = ""
-    unowned: list[str] = field(default_factory=list)
+    unowned: list[BudgetExceededError] = field(default_factory=list)
     _shared: list[budget] = field(default_factory=list)
 
     def open_blocks(self) -> tuple[budget, ...]:
@@ -89,6 +92,11 @@ class Payer:
         """Every budget that encloses the running code, the widest first."""
         test = self.test.scopes if self.test else ()
         return (self.session, *test, *(block.scope for block in self.open_blocks()))
+
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """What those budgets want done from a part of them on, the innermost last."""
+        test = self.test.thresholds if self.test else ()
+        return (*test, *(t for block in self.open_blocks() for t in block.thresholds))
 
     def capped(self) -> bool:
         """Whether any budget that encloses the running code has a limit."""

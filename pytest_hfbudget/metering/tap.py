@@ -19,6 +19,7 @@ from typing import Any
 
 from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError
 from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.fallback import Named, prepared
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
@@ -98,7 +99,7 @@ class Tap:
         helper = getattr(module, "TaskProviderHelper", None)
         prepare = getattr(helper, "prepare_request", None)
         if prepare is not None:
-            self._replace(helper, "prepare_request", noting_names(prepare))
+            self._replace(helper, "prepare_request", noting_names(prepare, self.current))
 
     def _replace(self, owner: Any, name: str, wrapper: Any) -> None:
         self._originals.append((owner, name, wrapper.__wrapped__))
@@ -126,11 +127,16 @@ def _begin(
     __tracebackhide__ = True
     if meter is None:
         return None, parameters
-    hub_model, provider = vars(parameters).get("hfbudget_named", (None, None))
+    named: Named = vars(parameters).get("hfbudget_named", Named())
     parameters = meter.routed(parameters)
     try:
         call = meter.begin(
-            parameters, hub_model=hub_model, provider=provider, stream=stream, ask_usage=ask_usage
+            parameters,
+            hub_model=named.model,
+            provider=named.provider,
+            instead_of=named.instead_of,
+            stream=stream,
+            ask_usage=ask_usage,
         )
     except BudgetExceededError as error:
         # How a refusal came about inside of here tells nobody anything; who called does.
@@ -242,16 +248,19 @@ def noting_headers(original: Any) -> Any:
     return hf_raise_for_status
 
 
-def noting_names(original: Any) -> Any:
+def noting_names(original: Any, current: Current) -> Any:
     """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
 
-    What it makes carries the provider's own id of the model, and no provider.
+    What it makes carries the provider's own id of the model, and no provider. It is also where
+    another model can be put in the caller's place.
     """
 
     @functools.wraps(original)
     def prepare_request(self: Any, **kwargs: Any) -> Any:
-        parameters = original(self, **kwargs)
-        vars(parameters)["hfbudget_named"] = (kwargs.get("model"), getattr(self, "provider", None))
+        __tracebackhide__ = True
+        prepare = functools.partial(original, self)
+        parameters, named = prepared(current(), prepare, getattr(self, "provider", None), kwargs)
+        vars(parameters)["hfbudget_named"] = named
         return parameters
 
     return prepare_request

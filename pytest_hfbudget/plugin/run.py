@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.errors import HFBudgetError, UnaffordableEndpointError
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.money import usd_text
-from pytest_hfbudget.plugin import options
+from pytest_hfbudget.plugin import exhaustion, options
 
 if TYPE_CHECKING:
     from huggingface_hub import InferenceEndpoint
@@ -39,6 +39,7 @@ class Run:
         self.outcomes: dict[str, str] = {}
         self._item: pytest.Item | None = None
         self._problem: HFBudgetError | None = None
+        self._blocked: list[HFBudgetError] = []
         self._where = "before the first test"
         self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
 
@@ -69,6 +70,7 @@ class Run:
         if self.runtime is None:
             self.runtime = self.role.make_runtime()
             self.runtime.meter.revive = self.role.revive
+            self.runtime.meter.watcher.first = self.role.first
             self.runtime.meter.payer.where = self._where
             self.runtime.meter.payer.know_this_context()
             self.runtime.acquire()
@@ -140,6 +142,8 @@ class Run:
             self.runtime.meter.settle_open(item.nodeid)
             self._charge(None)
         self.role.between()
+        if self.settings.on_exhausted == "stop" and self.role.used_up():
+            item.session.shouldfail = exhaustion.STOPPED
 
     def _charge_to(self, item: pytest.Item) -> None:
         from pytest_hfbudget.plugin.markers import running_test
@@ -149,13 +153,10 @@ class Run:
         except HFBudgetError as error:
             self._problem = error  # a marker that came after collection; raised where a test can
 
-    def _test(self) -> RunningTest | None:
-        return self.runtime.meter.payer.test if self.runtime else None
-
     @contextmanager
     def shared(self, where: str) -> Iterator[None]:
         """Charge the session meanwhile: what several tests share belongs to none of them."""
-        item, before, test = self._item, self._where, self._test()
+        item, before, test = self._item, self._where, self.test()
         self._item, self._where = None, where
         self._charge(None)
         try:
@@ -170,7 +171,7 @@ class Run:
 
     def _own_refusals(self) -> None:
         """Let a test answer for what was refused to a fixture that was set up for it."""
-        test = self._test()
+        test = self.test()
         if self.runtime is not None and test is not None:
             unowned = self.runtime.meter.payer.unowned
             test.refusals += unowned
@@ -183,7 +184,7 @@ class Run:
 
     def note_cost(self, item: pytest.Item) -> None:
         """Put a test's cost into its properties, from where JUnit takes it."""
-        if self.runtime is None or (test := self._test()) is None:
+        if self.runtime is None or (test := self.test()) is None:
             return
         self.runtime.meter.settle_open(item.nodeid)
         total = self.runtime.meter.ledger.total(test.scopes[-1].key)
@@ -197,22 +198,20 @@ class Run:
                 ("hfbudget.refused", total.refused),
             ]
 
-    def judge(self, item: pytest.Item, report: pytest.TestReport) -> None:
-        """Fail a test that was refused a call, also where its code swallowed the refusal."""
-        if report.when == "call" and report.passed and (paused := self._paused(item)):
-            report.outcome, report.longrepr = "failed", paused
-        test = self._test()
-        if test is None or not test.refusals or test.on_exceed == "raise":
-            return
-        refusal, *more = test.refusals
-        test.refusals.clear()
-        if report.outcome == "failed":
-            return  # it says why already, at the line that called
-        report.outcome = "failed"
-        also = f" ({len(more)} more calls were refused)" if more else ""
-        report.longrepr = f"refused, though the test went on: {refusal}{also}"
+    def test(self) -> RunningTest | None:
+        """The test that is charged now, where there is a meter."""
+        return self.runtime.meter.payer.test if self.runtime else None
 
-    def _paused(self, item: pytest.Item) -> str | None:
+    def take_notices(self) -> list[str]:
+        """The warnings that its budgets have to raise."""
+        return self.runtime.meter.watcher.take() if self.runtime else []
+
+    def take_blocked(self) -> list[HFBudgetError]:
+        """What kept a test's endpoints from being brought up for want of money."""
+        blocked, self._blocked = self._blocked, []
+        return blocked
+
+    def paused(self, item: pytest.Item) -> str | None:
         """Why an endpoint of a test is not running any more, if that is so."""
         if item.get_closest_marker("hf_endpoint") is None or self._only_looking():
             return None
@@ -223,10 +222,14 @@ class Run:
 
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
-        if report.when == "call" or report.outcome != "passed":
+        if exhaustion.marked(report) and self.outcomes.get(report.nodeid) != "failed":
+            self.outcomes[report.nodeid] = exhaustion.NOT_RUN
+        elif report.when == "call" or report.outcome != "passed":
             self.outcomes[report.nodeid] = report.outcome
         elif report.when == "setup":
             self.outcomes[report.nodeid] = "interrupted"
+        if report.when == "teardown":
+            self.role.announce()
 
     # --- endpoints
 
@@ -247,7 +250,11 @@ class Run:
         from pytest_hfbudget.plugin.markers import endpoints
 
         for name in endpoints(item, self.settings):
-            self.role.ensure(name)
+            try:
+                self.role.ensure(name)
+            except UnaffordableEndpointError as error:
+                self._blocked.append(error)
+                raise
 
     def live_endpoints(self, item: pytest.Item) -> dict[str, InferenceEndpoint]:
         """The endpoints of a test as huggingface_hub's objects."""
@@ -276,11 +283,15 @@ class Run:
     def finish(self, session: pytest.Session) -> None:
         """Wait for the verified pause, and write the report. A pause that fails fails the run."""
         self._settle_all()
-        if not self.role.finish(self.outcomes) and session.exitstatus in (
+        in_order = self.role.finish(self.outcomes)
+        if exhaustion.NOT_RUN in self.outcomes.values():
+            in_order = False
+        if not in_order and session.exitstatus in (
             pytest.ExitCode.OK,
             pytest.ExitCode.NO_TESTS_COLLECTED,
         ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self.role.announce()
 
     def _settle_all(self) -> None:
         """Nothing is settled after this, so what is open is; refusals of nobody fail the run."""
@@ -289,7 +300,7 @@ class Run:
         self.runtime.meter.settle_all()
         unowned = self.runtime.meter.payer.unowned
         if unowned:
-            self.role.blame(tuple(unowned))
+            self.role.blame(tuple(map(str, unowned)))
             unowned.clear()
 
     def summarise(self, terminal: Any) -> None:

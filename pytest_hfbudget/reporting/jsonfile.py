@@ -48,6 +48,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "estimated": charge.estimated,
                 "seconds": charge.seconds,
                 "where": charge.where,
+                "instead_of": charge.instead_of or None,
             }
             for charge in report.charges
         ],
