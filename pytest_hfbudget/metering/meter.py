@@ -90,6 +90,8 @@ class Meter:
         except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
             raise
         except Exception as error:
+            if capped and isinstance(error, HFBudgetError):
+                raise
             if capped:
                 raise HFBudgetError(
                     f"this call could not be metered ({error!r}), so it was not sent; "

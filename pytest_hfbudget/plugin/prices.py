@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.plugin.voice import say
 from pytest_hfbudget.pricing import (
     CallRequest,
@@ -111,7 +111,16 @@ def _table(config: pytest.Config, settings: Settings) -> PriceTable:
 
 
 def _ask_hook(config: pytest.Config, request: CallRequest) -> Price | None:
-    answer: object = config.hook.pytest_hfbudget_price(request=request)
+    try:
+        answer: object = config.hook.pytest_hfbudget_price(request=request)
+    except Exception as error:
+        plugins = ", ".join(
+            i.plugin_name for i in config.hook.pytest_hfbudget_price.get_hookimpls()
+        )
+        raise HFBudgetError(
+            f"the hook pytest_hfbudget_price raised {type(error).__name__}: {error} "
+            f"({plugins}), so nobody knows what this call costs. Under a cap it is not sent."
+        ) from error
     if answer is None or isinstance(answer, Price):
         return answer
     return parse_price(answer, "hook pytest_hfbudget_price")

@@ -222,8 +222,9 @@ class Run:
 
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
-        if exhaustion.marked(report) and self.outcomes.get(report.nodeid) != "failed":
-            self.outcomes[report.nodeid] = exhaustion.NOT_RUN
+        failed = report.when == "teardown" and self.outcomes.get(report.nodeid) == "failed"
+        if exhaustion.marked(report):
+            self.outcomes[report.nodeid] = "failed" if failed else exhaustion.NOT_RUN
         elif report.when == "call" or report.outcome != "passed":
             self.outcomes[report.nodeid] = report.outcome
         elif report.when == "setup":
