@@ -1,43 +1,40 @@
-"""Each hook that pytest-hfbudget has, put to use."""
+"""Each hook that pytest-hfbudget has, put to use. A real one might write to a database."""
+
+from dataclasses import dataclass, field
 
 import pytest
 
 
-class Record:
-    """Keeps what the hooks were told; a real one would write to a database, or to a chat."""
+@dataclass
+class Told:
+    """What the hooks were told so far."""
 
-    def __init__(self):
-        self.charged = {}  # nano-USD by model
-        self.refused = []
-        self.endpoints = []
+    nano_usd: dict[str, int] = field(default_factory=dict)  # by model
+    refused: list[str] = field(default_factory=list)
+    endpoints: list[str] = field(default_factory=list)
 
-    def pytest_hfbudget_charge(self, charge):
-        if charge.nano_usd is not None:
-            self.charged[charge.model] = self.charged.get(charge.model, 0) + charge.nano_usd
 
-    def pytest_hfbudget_refusal(self, refusal):
-        self.refused.append((refusal.test, refusal.scope))
-
-    def pytest_hfbudget_endpoint(self, event):
-        self.endpoints.append(f"{event.name}: {event.what}")
+TOLD = Told()
 
 
 def pytest_hfbudget_price(request):
-    if request.model == "acme/embeddings":
+    if request.task == "sentence-similarity":
         return {"call": 0.0001}  # USD for each call
     return None  # the next source is asked
 
 
-# In the conftest.py of the root directory this would go into pytest_configure; one further down
-# is only read when its directory is collected.
-RECORD = Record()
+def pytest_hfbudget_charge(charge):
+    TOLD.nano_usd[charge.model] = TOLD.nano_usd.get(charge.model, 0) + (charge.nano_usd or 0)
 
 
-def pytest_collection_modifyitems(config):
-    if not config.pluginmanager.has_plugin("spending-record"):
-        config.pluginmanager.register(RECORD, "spending-record")
+def pytest_hfbudget_refusal(refusal):
+    TOLD.refused.append(f"{refusal.scope}: {refusal.model}")
+
+
+def pytest_hfbudget_endpoint(event):
+    TOLD.endpoints.append(f"{event.name}: {event.what}")
 
 
 @pytest.fixture
-def record():
-    return RECORD
+def told():
+    return TOLD
