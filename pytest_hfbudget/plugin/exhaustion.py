@@ -38,8 +38,9 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 def mark(report: pytest.TestReport, item: pytest.Item, why: object) -> None:
     """Make a report one of a test that was not run, which is no failure of what it tests."""
     path, line, _ = item.reportinfo()
+    said = str(why).removeprefix("session budget: ")  # the reason begins with it already
     report.outcome = "skipped"
-    report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {REASON}: {why}")
+    report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {REASON}: {said}")
     vars(report).pop("wasxfail", None)  # it did not fail as expected: nobody knows
     setattr(report, _MARK, True)
 
