@@ -12,18 +12,22 @@ if TYPE_CHECKING:
         ConfigError,
         EndpointError,
         HFBudgetError,
+        HFBudgetWarning,
         UnpricedCallError,
     )
     from pytest_hfbudget.metering.budget import budget
+    from pytest_hfbudget.metering.decorator import with_budget
 
 __all__ = [
     "BudgetExceededError",
     "ConfigError",
     "EndpointError",
     "HFBudgetError",
+    "HFBudgetWarning",
     "UnpricedCallError",
     "__version__",
     "budget",
+    "with_budget",
 ]
 
 
@@ -33,6 +37,10 @@ def __getattr__(name: str) -> Any:
         from pytest_hfbudget.metering.budget import budget
 
         return budget
+    if name == "with_budget":
+        from pytest_hfbudget.metering.decorator import with_budget
+
+        return with_budget
     if name in __all__:
         from pytest_hfbudget import errors
 

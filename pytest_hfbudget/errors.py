@@ -11,12 +11,20 @@ class HFBudgetError(Exception):
     """Anything that pytest-hfbudget raises on purpose."""
 
 
+class HFBudgetWarning(UserWarning):
+    """A budget that has crossed its ``warn_at``, or a call that its ``fallback`` does not fit."""
+
+
 class ConfigError(HFBudgetError, ValueError):
     """An option, a marker argument or a price file that can't be used."""
 
 
 class EndpointError(HFBudgetError):
     """An Inference Endpoint that can't be found, resumed, reached or paused."""
+
+
+class UnaffordableEndpointError(EndpointError):
+    """An endpoint whose next minute the session budget would not hold, so that it sleeps."""
 
 
 class BudgetExceededError(HFBudgetError):
@@ -27,7 +35,11 @@ class BudgetExceededError(HFBudgetError):
         cap, spent, held, needed: the figures behind the refusal, in nano-USD. ``held`` is set
             aside for calls that are still in flight.
         model: what was asked for.
+        used_up: whether it was refused because there is too little left, so that more money
+            would have let it through.
     """
+
+    used_up = True
 
     def __init__(
         self,
@@ -69,9 +81,13 @@ class BudgetExceededError(HFBudgetError):
 class UnpricedCallError(BudgetExceededError):
     """A call under a cap whose price nobody knows: not sent, because it can't be bounded."""
 
+    used_up = False
+
 
 class LedgerUnreachableError(BudgetExceededError):
     """The process that keeps the ledger is gone, so nothing more may be spent."""
+
+    used_up = False
 
 
 def over_cap(

@@ -32,6 +32,13 @@ SETTINGS = {
         "hf_test_budget",
         "USD cap of each test that has no budget marker",
     ),
+    "on_exhausted": Setting(
+        "--hf-on-exhausted",
+        "HFBUDGET_ON_EXHAUSTED",
+        "hf_on_exhausted",
+        "what becomes of a test that the session budget refuses a call: skip (not run, and the "
+        "run is red), stop (the same, and the run ends), fail",
+    ),
     "prices": Setting("--hf-prices", "HFBUDGET_PRICES", "hf_prices", "TOML file of prices"),
     "unpriced": Setting(
         "--hf-unpriced",
@@ -85,6 +92,7 @@ SETTINGS = {
     ),
 }
 
+ON_EXHAUSTED = ("skip", "stop", "fail")
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
 ROUTER = "https://router.huggingface.co"
 
@@ -95,6 +103,7 @@ class Settings:
 
     session_cap: int | None = None
     test_cap: int | None = None
+    on_exhausted: str = "skip"
     prices: Path | None = None
     unpriced: str = "refuse"
     endpoints: tuple[str, ...] = ()
@@ -142,6 +151,7 @@ def merge(
     return Settings(
         session_cap=given("session_cap", parse_usd, None),
         test_cap=given("test_cap", parse_usd, None),
+        on_exhausted=given("on_exhausted", _verdict, base.on_exhausted),
         prices=given("prices", Path, None),
         unpriced=given("unpriced", _policy, base.unpriced),
         endpoints=given("endpoints", _names, ()),
@@ -209,6 +219,12 @@ def _url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError("write a URL that starts with http:// or https://")
     return value.rstrip("/")
+
+
+def _verdict(value: str) -> str:
+    if value not in ON_EXHAUSTED:
+        raise ValueError(f"write one of {', '.join(ON_EXHAUSTED)}")
+    return value
 
 
 def _policy(value: str) -> str:

@@ -12,7 +12,8 @@ class Charge(NamedTuple):
     the HTTP status, or a word where none came back: ``timeout``, ``lost``, ``closed``,
     ``refused`` (the connection). ``over`` is what it cost beyond its hold: it took longer
     than that was for. ``scopes`` are the keys of every budget that was charged. ``replayed`` says
-    that somebody else than the network answered, so that it cost nothing.
+    that somebody else than the network answered, so that it cost nothing. ``instead_of`` is the
+    model that the caller had asked for, where a budget's fallback has put another in its place.
     """
 
     test: str | None
@@ -30,6 +31,7 @@ class Charge(NamedTuple):
     scopes: tuple[str, ...] = ()
     over: int = 0
     replayed: bool = False
+    instead_of: str = ""
 
 
 class Refusal(NamedTuple):

@@ -13,6 +13,7 @@ KINDS = (
     "BudgetExceededError",
     "UnpricedCallError",
     "LedgerUnreachableError",
+    "UnaffordableEndpointError",
     "EndpointError",
     "ConfigError",
 )

@@ -3,105 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
+from contextlib import AbstractContextManager, nullcontext, suppress
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pytest_hfbudget.errors import BudgetExceededError, ConfigError
+from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetWarning
 from pytest_hfbudget.ledger.scope import Scope
-from pytest_hfbudget.money import parse_rate, parse_usd, show, to_usd
-from pytest_hfbudget.pricing.quote import Quote
+from pytest_hfbudget.metering.terms import terms, thresholds
+from pytest_hfbudget.money import show, to_usd
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Charge, Totals
     from pytest_hfbudget.metering.runtime import Runtime
-
-ON_EXCEED = ("fail", "raise")
-SCOPES = ("test", "class", "module", "package", "session")
+    from pytest_hfbudget.metering.threshold import Threshold
 
 _numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The arguments of a marker or a block, checked; money in nano-USD."""
-
-    cap: int | None
-    name: str | None
-    max_calls: int | None
-    explicit: Quote | None
-    on_exceed: str
-    scope: str
-
-
-def terms(
-    max_usd: object = None,
-    *,
-    name: str | None = None,
-    warn_at: float | None = None,
-    max_calls: int | None = None,
-    price: Mapping[str, Any] | None = None,
-    price_per_1k_tokens: Mapping[str, Any] | None = None,
-    fallback: Mapping[str, Any] | None = None,
-    on_exceed: str = "fail",
-    scope: str = "test",
-) -> Terms:
-    """Check the arguments that marker and block share.
-
-    Raises:
-        ConfigError: one line that names the argument.
-        TypeError: an argument that does not exist.
-    """
-    for given, argument in ((warn_at, "warn_at"), (fallback, "fallback")):
-        if given is not None:
-            raise ConfigError(f"budget({argument}=…) is not available in this version")
-    if on_exceed not in ON_EXCEED:
-        raise ConfigError(f"budget(on_exceed={on_exceed!r}): write one of {', '.join(ON_EXCEED)}")
-    if scope not in SCOPES:
-        raise ConfigError(f"budget(scope={scope!r}): write one of {', '.join(SCOPES)}")
-    if max_calls is not None and (isinstance(max_calls, bool) or not _whole(max_calls)):
-        raise ConfigError(f"budget(max_calls={max_calls!r}): write a whole number, 0 or more")
-    return Terms(
-        _cap(max_usd), name, max_calls, _explicit(price, price_per_1k_tokens), on_exceed, scope
-    )
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
-
-
-def _cap(max_usd: object) -> int | None:
-    if max_usd is None:
-        return None
-    try:
-        return parse_usd(max_usd)
-    except ValueError as error:
-        raise ConfigError(f"budget(max_usd={max_usd!r}): {error}") from None
-
-
-def _explicit(price: object, per_1k: object) -> Quote | None:
-    from pytest_hfbudget.pricing.table import parse_price
-
-    if price is not None and per_1k is not None:
-        raise ConfigError("budget(): give either price or price_per_1k_tokens, not both")
-    if price is not None:
-        return Quote.of(parse_price(price, "budget(price=…)"), "budget(price=…)")
-    return None if per_1k is None else _per_1k(per_1k)
-
-
-def _per_1k(rates: object) -> Quote:
-    from pytest_hfbudget.pricing.price import Price
-
-    where = "budget(price_per_1k_tokens=…)"
-    if not isinstance(rates, Mapping) or set(rates) != {"input", "output"}:
-        raise ConfigError(f'{where}: write {{"input": 0.001, "output": 0.001}}')
-    try:
-        rate_in, rate_out = (parse_rate(rates[key], units=1000) for key in ("input", "output"))
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    return Quote.of(Price(input=rate_in, output=rate_out), where)
 
 
 class budget:
@@ -115,10 +33,14 @@ class budget:
     Args:
         max_usd: the cap, inclusive; None counts without a cap of its own.
         name: how messages and reports call it.
+        warn_at: a part of the cap, from 0 to 1; an `HFBudgetWarning` says once that as much is
+            spent. It is raised at the end of the block, so that ``-W error`` costs no answer.
         max_calls: the most calls that may be sent.
         price: USD per 1M tokens (``input``, ``output``, ``cached``), or each (``call``,
             ``image``, ``second`` with ``max_seconds``); inner blocks inherit it.
         price_per_1k_tokens: ``{"input": USD, "output": USD}`` per 1,000 tokens.
+        fallback: ``{"at_pct": 0.8, "model": "org/model"}``: from that part of the cap on calls
+            are sent with this model.
         on_exceed: ``fail`` or ``raise``.
 
     Raises:
@@ -131,6 +53,7 @@ class budget:
         self.name = self._terms.name or f"budget {number}"
         self.scope = Scope("", self.name, self._terms.cap, self._terms.max_calls)
         self.explicit = self._terms.explicit
+        self.thresholds = self._thresholds()
         self.refusals: list[BudgetExceededError] = []
         self._number = number
         self._runtime: Runtime | None = None
@@ -141,11 +64,15 @@ class budget:
         if self._runtime is None or not self._runtime.active:
             self._runtime = runtime()
             self.scope = self.scope._replace(key=f"{self._runtime.worker}block:{self._number}")
+            self.thresholds = self._thresholds()
         self._runtime.acquire()
         if self.scope.cap is not None or self.scope.max_calls is not None:
             self._require_tap()
         self._runtime.meter.payer.enter(self)
         return self
+
+    def _thresholds(self) -> tuple[Threshold, ...]:
+        return thresholds(self.scope, self._terms.warn_at, self._terms.fallback)
 
     def _require_tap(self) -> None:
         assert self._runtime is not None  # noqa: S101 - its only caller has just set it
@@ -169,8 +96,17 @@ class budget:
         refusals, self.refusals = self.refusals, []
         if refusals and self._terms.on_exceed == "fail":
             if error is None:
+                self._warn(suppress(HFBudgetWarning))
                 raise refusals[0]
             self._runtime.meter.pass_on(refusals, error)
+        self._warn(nullcontext() if error is None else suppress(HFBudgetWarning))
+
+    def _warn(self, guarded: AbstractContextManager[None]) -> None:
+        """Raise what was noted; guarded where another error is on its way, which says more."""
+        assert self._runtime is not None  # noqa: S101 - it has been entered
+        with guarded:
+            for text in self._runtime.meter.watcher.take(self.scope.key):
+                warnings.warn(text, HFBudgetWarning, stacklevel=3)
 
     async def __aenter__(self) -> budget:
         return self.__enter__()
@@ -204,6 +140,44 @@ class budget:
     def calls_used(self) -> int:
         """Calls that were sent and settled."""
         return self._totals().calls
+
+    @property
+    def calls_remaining(self) -> int | None:
+        """Calls that ``max_calls`` leaves, None without it."""
+        most = self.scope.max_calls
+        return None if most is None else max(most - self._totals().calls, 0)
+
+    @property
+    def model_switched(self) -> bool:
+        """Whether a call was sent with the model of a fallback."""
+        return any(charge.instead_of for charge in self.calls)
+
+    @property
+    def switched_at_usd(self) -> Decimal | None:
+        """USD spent before the first of those calls, None without one."""
+        spent = 0
+        for charge in self.calls:
+            if charge.instead_of:
+                return to_usd(spent)
+            spent += charge.nano_usd or 0
+        return None
+
+    @property
+    def fallback_spent(self) -> Decimal:
+        """USD charged for those calls."""
+        return to_usd(sum(c.nano_usd or 0 for c in self.calls if c.instead_of))
+
+    def summary(self) -> str:
+        """What was spent, in lines for people: the budget, then each model."""
+        from pytest_hfbudget.metering.summary import text
+
+        return text(self)
+
+    def summary_data(self) -> dict[str, Any]:
+        """The same as plain data; money in USD, as `Decimal`."""
+        from pytest_hfbudget.metering.summary import data
+
+        return data(self)
 
     @property
     def calls(self) -> tuple[Charge, ...]:

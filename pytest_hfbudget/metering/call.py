@@ -77,6 +77,7 @@ class Call:
         self.quote, self.scopes, self.draft, self.hold = quote, around.scopes, draft, hold
         self.limit, self.manner = limit, manner
         self.capped, self.explicit = around.paid, around.explicit
+        self.thresholds = around.thresholds
         self.provider = request.provider
         self.swallow_usage = False
         self.refusal: BudgetExceededError | None = None
@@ -196,18 +197,17 @@ class Call:
             "Set max_tokens to what the answer needs."
         )
         after = self.limit.tokens if self.limit else 0
-        return self.meter.refuse(
-            self,
-            BudgetExceededError(
-                f"{tightest.name}: {self.request.model} was stopped after {after} tokens, {why}",
-                scope=tightest.name,
-                scope_key=tightest.key,
-                cap=tightest.cap or 0,
-                held=self.hold.amount,
-                needed=self.hold.amount,
-                model=self.request.model,
-            ),
+        error = BudgetExceededError(
+            f"{tightest.name}: {self.request.model} was stopped after {after} tokens, {why}",
+            scope=tightest.name,
+            scope_key=tightest.key,
+            cap=tightest.cap or 0,
+            held=self.hold.amount,
+            needed=self.hold.amount,
+            model=self.request.model,
         )
+        error.used_up = self.limit is not None and self.limit.by_cap
+        return self.meter.refuse(self, error)
 
     # --- settlement, once
 
@@ -276,6 +276,7 @@ class Call:
         with suppress(HFBudgetError):
             resolve(self.hold.id, self._unless_replayed(charge))
         self.meter.closed(self)
+        self.meter.watcher.settled(self.thresholds, self.meter.ledger)
 
     def _first(self) -> bool:
         return self._once.acquire(blocking=False)

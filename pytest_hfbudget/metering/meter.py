@@ -21,6 +21,7 @@ from pytest_hfbudget.metering.limit import AS_USUAL, Manner, most, of_cap
 from pytest_hfbudget.metering.payer import Around, Payer
 from pytest_hfbudget.metering.replay import Way
 from pytest_hfbudget.metering.request import P, Parameters, changed, describe
+from pytest_hfbudget.metering.threshold import Watcher
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 
@@ -39,6 +40,7 @@ class Meter:
     """Everything that a call meets on its way out of this process.
 
     Attributes:
+        watcher: sees when a part of a budget is used up.
         revive: brings a leased endpoint back that was paused by somebody else; whether it did.
         router: where the Hugging Face router is; calls to the public one are sent there too.
         stops_with_ledger: whether calls that have no cap stop, too, once the ledger is gone.
@@ -54,6 +56,7 @@ class Meter:
     clock: Callable[[], float] = time.monotonic
     stops_with_ledger: bool = True
     dropped: deque[Call] = field(default_factory=deque)
+    watcher: Watcher = field(default_factory=Watcher)
     _open: dict[int, Call] = field(default_factory=dict)
     _known: set[Scope] = field(default_factory=set)
 
@@ -64,6 +67,7 @@ class Meter:
         *,
         hub_model: str | None = None,
         provider: str | None = None,
+        instead_of: str = "",
         stream: bool = False,
         timeout: object = None,
         manner: Manner = AS_USUAL,
@@ -87,13 +91,15 @@ class Meter:
             capped = around.capped
             request = describe(
                 parameters,
-                routers=(self.router, DEFAULT_ROUTER),
+                routers=self.routers,
                 hub_model=hub_model,
                 provider=provider,
                 stream=stream,
                 timeout=timeout,
             )
-            call = self._hold(parameters, way, self._within_context(request), around, manner)
+            request = self._within_context(request)
+            draft = self._draft(request, around.keys, instead_of)
+            call = self._hold(parameters, way, request, around, draft, manner)
             call.prepare()
         except BudgetExceededError as error:
             # Also in a worker whose run is gone: nobody reads its answers.
@@ -102,6 +108,8 @@ class Meter:
                 return None
             raise
         except Exception as error:
+            if capped and isinstance(error, HFBudgetError):
+                raise
             if capped:
                 raise HFBudgetError(
                     f"this call could not be metered ({error!r}), so it was not sent; "
@@ -112,6 +120,11 @@ class Meter:
             return None
         self._open[id(call)] = call
         return call
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """The base URLs under which the Hugging Face router may be addressed."""
+        return (self.router, DEFAULT_ROUTER)
 
     def routed(self, parameters: P) -> P:
         """What is to be posted, with this run's router in place of the public one.
@@ -170,7 +183,7 @@ class Meter:
                 return
             link = link.__cause__ or link.__context__
         if self.payer.test:
-            self.payer.test.refusals.extend(map(str, refusals))
+            self.payer.test.refusals.extend(refusals)
 
     def refuse(self, call: Call, error: BudgetExceededError) -> BudgetExceededError:
         """Note a refusal where it can't be swallowed, and give it back to be raised."""
@@ -190,11 +203,11 @@ class Meter:
         way: Way,
         request: CallRequest,
         around: Around,
+        draft: Charge,
         manner: Manner,
     ) -> Call:
         self.make_known(around.scopes)
         keys, paid = around.keys, around.paid
-        draft = self._draft(request, keys)
         quote, refusal = None, None
         try:
             quote = self.book.quote(request, around.explicit)
@@ -257,7 +270,7 @@ class Meter:
             model=request.model,
         )
 
-    def _draft(self, request: CallRequest, keys: tuple[str, ...]) -> Charge:
+    def _draft(self, request: CallRequest, keys: tuple[str, ...], instead_of: str) -> Charge:
         test = self.payer.test
         return Charge(
             test=test.id if test else None,
@@ -273,6 +286,7 @@ class Meter:
             seconds=0.0,
             where="" if test else self.payer.where,
             scopes=keys,
+            instead_of=instead_of,
         )
 
     def _unpriced(self, request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:

@@ -32,7 +32,9 @@ class Place(NamedTuple):
 
     def packed(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        test = self.test and {**asdict(self.test), "explicit": None, "refusals": []}
+        # Warnings and fallbacks are the parent's affair, and refusals are told to it.
+        kept = {"explicit": None, "refusals": [], "thresholds": ()}
+        test = self.test and {**asdict(self.test), **kept}
         return {
             **self._asdict(),
             "test": test,
@@ -44,7 +46,7 @@ class Place(NamedTuple):
     def unpacked(cls, fields: dict[str, Any]) -> Place:
         """What was packed."""
         test = fields["test"] and RunningTest(
-            **{**fields["test"], "scopes": _scopes(fields["test"]["scopes"])}
+            **{**fields["test"], "scopes": _scopes(fields["test"]["scopes"]), "thresholds": ()}
         )
         return cls(
             **{

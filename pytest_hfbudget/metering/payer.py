@@ -12,6 +12,7 @@ from pytest_hfbudget.ledger.scope import SESSION, Scope
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import BudgetExceededError
     from pytest_hfbudget.metering.budget import budget
+    from pytest_hfbudget.metering.threshold import Threshold
     from pytest_hfbudget.pricing import Quote
 
 
@@ -37,6 +38,7 @@ class Around(NamedTuple):
         capped: whether any of them has a limit, of USD or of calls.
         paid: whether any of them has a limit of USD.
         explicit: the price that the innermost block or the test's marker states, if any does.
+        thresholds: what these budgets want done from a part of them on, the innermost last.
     """
 
     scopes: tuple[Scope, ...]
@@ -44,6 +46,7 @@ class Around(NamedTuple):
     capped: bool
     paid: bool
     explicit: Quote | None
+    thresholds: tuple[Threshold, ...]
 
 
 class Outer(NamedTuple):
@@ -64,7 +67,8 @@ class RunningTest:
     scopes: tuple[Scope, ...] = ()
     explicit: Quote | None = None
     on_exceed: str = "fail"
-    refusals: list[str] = field(default_factory=list)
+    thresholds: tuple[Threshold, ...] = ()
+    refusals: list[BudgetExceededError] = field(default_factory=list)
 
 
 @dataclass
@@ -83,7 +87,7 @@ class Payer:
     session: Scope = field(default_factory=lambda: Scope(SESSION, "session budget"))
     test: RunningTest | None = None
     where: str = ""
-    unowned: list[str] = field(default_factory=list)
+    unowned: list[BudgetExceededError] = field(default_factory=list)
     outer: Outer = field(default_factory=Outer)
     _shared: list[budget] = field(default_factory=list)
     _last: tuple[object, Around] | None = None
@@ -142,9 +146,14 @@ class Payer:
             paid or any(scope.max_calls is not None for scope in scopes),
             paid,
             self._explicit(blocks),
+            self._thresholds(blocks),
         )
         self._last = inside, around
         return around
+
+    def _thresholds(self, blocks: tuple[budget, ...]) -> tuple[Threshold, ...]:
+        test = self.test.thresholds if self.test else ()
+        return (*test, *(each for block in blocks for each in block.thresholds))
 
     def capped(self) -> bool:
         """Whether any budget that encloses the running code has a limit."""
@@ -166,7 +175,7 @@ class Payer:
                 block.refusals.append(error)
                 return
         running = self.test if self.test and self.test.id == test else None
-        (running.refusals if running else self.unowned).append(str(error))
+        (running.refusals if running else self.unowned).append(error)
 
 
 def _here() -> Enclosed:

@@ -22,6 +22,7 @@ from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetErr
 from pytest_hfbudget.metering.aiohttp_headers import Note, noting_session
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.contract import CHOKE_POINT, bypassing, has_choke_point, problem
+from pytest_hfbudget.metering.fallback import Named, prepared
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.metering.limit import AS_USUAL, Manner
 from pytest_hfbudget.metering.meter import Meter
@@ -110,7 +111,7 @@ class Tap:
         helper = getattr(module, "TaskProviderHelper", None)
         prepare = getattr(helper, "prepare_request", None)
         if prepare is not None:
-            self._patches.replace(helper, "prepare_request", noting_names(prepare))
+            self._patches.replace(helper, "prepare_request", noting_names(prepare, self.current))
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,16 @@ class Ways:
         meter = self.current()
         if meter is None:
             return None, parameters
-        hub_model, provider = vars(parameters).get("hfbudget_named", (None, None))
+        named: Named = vars(parameters).get("hfbudget_named", Named())
         parameters = meter.routed(parameters)
         way = Way(self.traffic, lambda: self.session(client), parameters.url)
         try:
             call = meter.begin(
                 parameters,
                 way,
-                hub_model=hub_model,
-                provider=provider,
+                hub_model=named.model,
+                provider=named.provider,
+                instead_of=named.instead_of,
                 stream=stream,
                 timeout=getattr(client, "timeout", None),
                 manner=manner,
@@ -306,16 +308,19 @@ def noting_headers(original: Any) -> Any:
     return hf_raise_for_status
 
 
-def noting_names(original: Any) -> Any:
+def noting_names(original: Any, current: Current) -> Any:
     """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
 
-    What it makes carries the provider's own id of the model, and no provider.
+    What it makes carries the provider's own id of the model, and no provider. It is also where
+    another model can be put in the caller's place.
     """
 
     @functools.wraps(original)
     def prepare_request(self: Any, **kwargs: Any) -> Any:
-        parameters = original(self, **kwargs)
-        vars(parameters)["hfbudget_named"] = (kwargs.get("model"), getattr(self, "provider", None))
+        __tracebackhide__ = True
+        prepare = functools.partial(original, self)
+        parameters, named = prepared(current(), prepare, getattr(self, "provider", None), kwargs)
+        vars(parameters)["hfbudget_named"] = named
         return parameters
 
     return prepare_request

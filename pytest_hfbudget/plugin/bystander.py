@@ -51,6 +51,18 @@ class Bystander:
     def blame(self, refusals: tuple[str, ...]) -> None:
         """The parent has heard of them where they were refused."""
 
+    def first(self, key: str) -> bool:
+        return False  # the parent warns
+
+    def use_up(self) -> None:
+        """The parent has heard of that, too."""
+
+    def used_up(self) -> bool:
+        return False
+
+    def announce(self) -> None:
+        """Hooks are told by the parent."""
+
     def between(self) -> None:
         """The parent looks after the keeper."""
 

@@ -17,11 +17,16 @@ from pytest_hfbudget.endpoints import (
     Lifecycle,
     Swept,
 )
-from pytest_hfbudget.errors import BudgetExceededError, EndpointError
+from pytest_hfbudget.errors import (
+    BudgetExceededError,
+    EndpointError,
+    UnaffordableEndpointError,
+)
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.money import show
 from pytest_hfbudget.plugin.deadline import HORIZON_S, Running, seconds_left
+from pytest_hfbudget.plugin.events import EndpointLog
 from pytest_hfbudget.plugin.voice import on_a_terminal, say
 from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.settings import Settings
@@ -47,6 +52,7 @@ class Fleet:
     ) -> None:
         self._config, self._settings, self._ledger = config, settings, ledger
         self._rehearsal = rehearsal
+        self.log = EndpointLog()
         self._receipts: tuple[EndpointReceipt, ...] | None = None
         self._lock, self._booked = threading.RLock(), 0
         self._running: dict[str, Running] = {}
@@ -76,7 +82,14 @@ class Fleet:
         Raises:
             EndpointError: it can't be brought up, or its first minute breaks the session's cap.
         """
-        endpoint = self._lifecycle.ensure(name, keep_running=keep_running)
+        try:
+            endpoint = self._lifecycle.ensure(name, keep_running=keep_running)
+        except EndpointError as error:
+            self.log.started(name, self._lifecycle.live(), failure=str(error))
+            if self._settings.max_uptime is None and (paused := self.paused(name)):
+                raise UnaffordableEndpointError(str(paused)) from None
+            raise
+        self.log.started(name, self._lifecycle.live())
         self.rearm()
         return endpoint
 
@@ -140,7 +153,10 @@ class Fleet:
             self._lifecycle.revive(name)
         except ControlPlaneError:
             return False  # what the call itself met with says more than that
-        return any(r.name == name and r.revived for r in self._lifecycle.live())
+        back = any(r.name == name and r.revived for r in self._lifecycle.live())
+        if back:
+            self.log.revived(name)
+        return back
 
     def paused(self, name: str) -> BudgetExceededError | None:
         """What to say of an endpoint that was paused early for the sake of the cap, if it was."""
@@ -169,6 +185,7 @@ class Fleet:
         """Wait for the pauses and book the uptime; whether every pause is verified."""
         if self._receipts is None:
             self._receipts = self._lifecycle.finish()
+            self.log.ended(self._receipts)
             self._book(sum(receipt.nano_usd for receipt in self._receipts))
         in_order = all(receipt.in_order for receipt in self._receipts)
         return in_order and not self._lifecycle.keeper_lost
@@ -194,7 +211,7 @@ class Fleet:
                 self._ended += self._cost(name)
                 self._running[name] = Running(time.monotonic(), nano_per_minute)
         except BudgetExceededError as error:
-            raise EndpointError(
+            raise UnaffordableEndpointError(
                 f"{name}: its first minute costs {show(nano_per_minute)}, but only "
                 f"{show(max(error.cap_nano - error.spent_nano - error.held_nano, 0))} of the "
                 f"session budget of {show(error.cap_nano)} is left. It was not resumed. "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.plugin import verdict
 
 if TYPE_CHECKING:
     from pytest_hfbudget.plugin.run import Run
@@ -98,7 +99,7 @@ class Hooks:
         if call.when == "teardown":
             self.run.note_cost(item)  # before the report copies the item's properties
         report = yield
-        self.run.judge(item, report)
+        verdict.judge(self.run, item, call, report)
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

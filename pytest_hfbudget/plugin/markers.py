@@ -9,8 +9,9 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger.scope import Scope
-from pytest_hfbudget.metering.budget import Terms, terms
 from pytest_hfbudget.metering.payer import RunningTest
+from pytest_hfbudget.metering.terms import Terms, terms, thresholds
+from pytest_hfbudget.metering.threshold import Threshold
 from pytest_hfbudget.plugin.replays import undecided
 from pytest_hfbudget.settings import Settings, full_name
 
@@ -53,9 +54,12 @@ def running_test(item: pytest.Item, settings: Settings) -> RunningTest:
         next((terms.max_calls for terms in own if terms.max_calls is not None), None),
     )
     deciding = own or [mark.terms for mark in marked]
+    budgets = [(_shared(mark, item), [mark.terms]) for mark in reversed(shared)]
+    budgets.append((test, own))
     return RunningTest(
         id=item.nodeid,
-        scopes=(*(_shared(mark, item) for mark in reversed(shared)), test),
+        scopes=tuple(scope for scope, _ in budgets),
+        thresholds=tuple(t for scope, terms in budgets for t in _thresholds(item, scope, terms)),
         explicit=next((mark.terms.explicit for mark in marked if mark.terms.explicit), None),
         on_exceed=deciding[0].on_exceed if deciding else "fail",
     )
@@ -110,6 +114,15 @@ def _budgets(item: pytest.Item) -> Iterator[Marked]:
         except (ConfigError, TypeError) as error:
             text = str(error).replace("terms()", "budget()")
             raise ConfigError(f"{item.nodeid}: @pytest.mark.{_call(mark)}: {text}") from None
+
+
+def _thresholds(item: pytest.Item, scope: Scope, said: list[Terms]) -> tuple[Threshold, ...]:
+    warn_at = next((terms.warn_at for terms in said if terms.warn_at is not None), None)
+    fallback = next((terms.fallback for terms in said if terms.fallback is not None), None)
+    try:
+        return thresholds(scope, warn_at, fallback)
+    except ConfigError as error:
+        raise ConfigError(f"{item.nodeid}: {error}") from None
 
 
 def _call(mark: pytest.Mark) -> str:

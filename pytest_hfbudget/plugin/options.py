@@ -12,6 +12,7 @@ from pytest_hfbudget.settings import SETTINGS, Settings, merge
 METAVARS = {
     "session_cap": "USD",
     "test_cap": "USD",
+    "on_exhausted": "HOW",
     "prices": "FILE",
     "unpriced": "HOW",
     "endpoints": "NAME",
@@ -22,8 +23,9 @@ METAVARS = {
 }
 
 BUDGET = (
-    "budget(max_usd=None, *, name=None, max_calls=None, price=None, price_per_1k_tokens=None, "
-    'on_exceed="fail", scope="test"): cap in USD on what a test may spend on inference'
+    "budget(max_usd=None, *, name=None, warn_at=None, max_calls=None, price=None, "
+    'price_per_1k_tokens=None, fallback=None, on_exceed="fail", scope="test"): cap in USD on '
+    "what a test may spend on inference"
 )
 ENDPOINT = (
     "hf_endpoint(*names, keep_running=False): Inference Endpoints (namespace/name) that a test "

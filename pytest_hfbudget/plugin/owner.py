@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.plugin.announcer import Announcer
 from pytest_hfbudget.plugin.voice import can_show, say
 from pytest_hfbudget.settings import Settings, full_name
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger
     from pytest_hfbudget.ledger.server import LedgerServer
     from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.metering.threshold import Once
     from pytest_hfbudget.plugin.fleet import Fleet
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
     from pytest_hfbudget.pricing import Catalogue
@@ -41,6 +43,9 @@ class Owner:
         self._prices_ready = False
         self._read: Catalogue | None = None
         self._blamed: list[str] = []
+        self._once: Once | None = None
+        self._used_up = False
+        self._announcer = Announcer(config)
         self._done = False
         self._verified = True
 
@@ -137,6 +142,28 @@ class Owner:
     def blame(self, refusals: tuple[str, ...]) -> None:
         self._blamed += refusals
 
+    def first(self, key: str) -> bool:
+        with self._lock:
+            if self._once is None:
+                from pytest_hfbudget.metering.threshold import Once
+
+                self._once = Once()
+        return self._once(key)
+
+    def use_up(self) -> None:
+        self._used_up = True
+
+    def used_up(self) -> bool:
+        return self._used_up
+
+    def announce(self) -> None:
+        if (ledger := self._ledger) is not None:
+            tell = self._announcer.tell
+            tell("pytest_hfbudget_charge", "charge", ledger.charges)
+            tell("pytest_hfbudget_refusal", "refusal", ledger.refusals)
+        if (fleet := self._fleet) is not None:
+            self._announcer.tell("pytest_hfbudget_endpoint", "event", fleet.log.all)
+
     def between(self) -> None:
         if self._fleet is not None:
             self._fleet.tend()
@@ -209,6 +236,9 @@ class Owner:
                 "revive": self.revive,
                 "paused": self.paused,
                 "blame": self.blame,
+                "first": self.first,
+                "use_up": self.use_up,
+                "used_up": self.used_up,
                 "catalogue": lambda: self._catalogue().as_read(),
             }
             self._server = LedgerServer(self.ledger, more)

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.plugin.voice import say
 from pytest_hfbudget.pricing import (
     CallRequest,
@@ -114,7 +114,14 @@ def _ask_hook(config: pytest.Config, request: CallRequest) -> Price | None:
     hook = config.hook.pytest_hfbudget_price
     if not hook.get_hookimpls():
         return None  # asking nobody takes longer than all the rest of a call
-    answer: object = hook(request=request)
+    try:
+        answer: object = hook(request=request)
+    except Exception as error:
+        plugins = ", ".join(each.plugin_name for each in hook.get_hookimpls())
+        raise HFBudgetError(
+            f"the hook pytest_hfbudget_price raised {type(error).__name__}: {error} "
+            f"({plugins}), so nobody knows what this call costs. Under a cap it is not sent."
+        ) from error
     if answer is None or isinstance(answer, Price):
         return answer
     return parse_price(answer, "hook pytest_hfbudget_price")

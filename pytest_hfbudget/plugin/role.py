@@ -49,6 +49,18 @@ class Role(Protocol):
     def blame(self, refusals: tuple[str, ...]) -> None:
         """Fail the run for refusals that no test answers for."""
 
+    def first(self, key: str) -> bool:
+        """Whether nobody in the whole run has asked this before."""
+
+    def use_up(self) -> None:
+        """Note that the session budget has refused a call."""
+
+    def used_up(self) -> bool:
+        """Whether it has, to any test of the run."""
+
+    def announce(self) -> None:
+        """Tell other plugins what is new."""
+
     def between(self) -> None:
         """Look after the keeper, between two tests."""
 

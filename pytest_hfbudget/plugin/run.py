@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.errors import HFBudgetError, UnaffordableEndpointError
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.money import usd_text
-from pytest_hfbudget.plugin import options
+from pytest_hfbudget.plugin import exhaustion, options
 
 if TYPE_CHECKING:
     from huggingface_hub import InferenceEndpoint
@@ -43,6 +43,7 @@ class Run:
         self._problem: HFBudgetError | None = None
         self._undecided: pytest.Item | None = None
         self._only_replayed: pytest.Item | None = None
+        self._blocked: list[HFBudgetError] = []
         self._where = "before the first test"
         self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
 
@@ -82,6 +83,7 @@ class Run:
         if self.runtime is None:
             self.runtime = self.role.make_runtime()
             self.runtime.meter.revive = self.role.revive
+            self.runtime.meter.watcher.first = self.role.first
             self.runtime.meter.payer.where = self._where
             self.runtime.meter.payer.know_this_context()
             self.runtime.acquire()
@@ -156,6 +158,8 @@ class Run:
             self.runtime.meter.settle_open(item.nodeid)
             self._charge(None)
         self.role.between()
+        if self.settings.on_exhausted == "stop" and self.role.used_up():
+            item.session.shouldfail = exhaustion.STOPPED
 
     def _charge_to(self, item: pytest.Item) -> None:
         from pytest_hfbudget.plugin.markers import running_test
@@ -165,13 +169,10 @@ class Run:
         except HFBudgetError as error:
             self._problem = error  # a marker that came after collection; raised where a test can
 
-    def _test(self) -> RunningTest | None:
-        return self.runtime.meter.payer.test if self.runtime else None
-
     @contextmanager
     def shared(self, where: str) -> Iterator[None]:
         """Charge the session meanwhile: what several tests share belongs to none of them."""
-        item, before, test = self._item, self._where, self._test()
+        item, before, test = self._item, self._where, self.test()
         unowned = len(self.runtime.meter.payer.unowned) if self.runtime else 0
         self._item, self._where = None, where
         self._charge(None)
@@ -187,7 +188,7 @@ class Run:
 
     def _own_refusals(self, since: int) -> None:
         """Let a test answer for what was refused to a fixture that was set up for it."""
-        test = self._test()
+        test = self.test()
         if self.runtime is not None and test is not None:
             unowned = self.runtime.meter.payer.unowned
             test.refusals += unowned[since:]
@@ -200,7 +201,7 @@ class Run:
 
     def note_cost(self, item: pytest.Item) -> None:
         """Put a test's cost into its properties, from where JUnit takes it."""
-        if self.runtime is None or (test := self._test()) is None:
+        if self.runtime is None or (test := self.test()) is None:
             return
         self.runtime.meter.settle_open(item.nodeid)
         total = self.runtime.meter.ledger.total(test.scopes[-1].key)
@@ -214,22 +215,20 @@ class Run:
                 ("hfbudget.refused", total.refused),
             ]
 
-    def judge(self, item: pytest.Item, report: pytest.TestReport) -> None:
-        """Fail a test that was refused a call, also where its code swallowed the refusal."""
-        if report.when == "call" and report.passed and (paused := self._paused(item)):
-            report.outcome, report.longrepr = "failed", paused
-        test = self._test()
-        if test is None or not test.refusals or test.on_exceed == "raise":
-            return
-        refusal, *more = test.refusals
-        test.refusals.clear()
-        if report.outcome == "failed":
-            return  # it says why already, at the line that called
-        report.outcome = "failed"
-        also = f" ({len(more)} more calls were refused)" if more else ""
-        report.longrepr = f"refused, though the test went on: {refusal}{also}"
+    def test(self) -> RunningTest | None:
+        """The test that is charged now, where there is a meter."""
+        return self.runtime.meter.payer.test if self.runtime else None
 
-    def _paused(self, item: pytest.Item) -> str | None:
+    def take_notices(self) -> list[str]:
+        """The warnings that its budgets have to raise."""
+        return self.runtime.meter.watcher.take() if self.runtime else []
+
+    def take_blocked(self) -> list[HFBudgetError]:
+        """What kept a test's endpoints from being brought up for want of money."""
+        blocked, self._blocked = self._blocked, []
+        return blocked
+
+    def paused(self, item: pytest.Item) -> str | None:
         """Why an endpoint of a test is not running any more, if that is so."""
         if item.get_closest_marker("hf_endpoint") is None or self._only_looking():
             return None
@@ -240,10 +239,15 @@ class Run:
 
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
-        if report.when == "call" or report.outcome != "passed":
+        failed = report.when == "teardown" and self.outcomes.get(report.nodeid) == "failed"
+        if exhaustion.marked(report):
+            self.outcomes[report.nodeid] = "failed" if failed else exhaustion.NOT_RUN
+        elif report.when == "call" or report.outcome != "passed":
             self.outcomes[report.nodeid] = report.outcome
         elif report.when == "setup":
             self.outcomes[report.nodeid] = "interrupted"
+        if report.when == "teardown":
+            self.role.announce()
 
     # --- endpoints
 
@@ -268,8 +272,15 @@ class Run:
         if names and undecided(item):
             self._undecided = item
             return
-        for name, keep_running in names.items():
-            self.role.ensure(name, keep_running=keep_running)
+        self._ensure(names)
+
+    def _ensure(self, names: dict[str, bool]) -> None:
+        try:
+            for name, keep_running in names.items():
+                self.role.ensure(name, keep_running=keep_running)
+        except UnaffordableEndpointError as error:
+            self._blocked.append(error)
+            raise
 
     def decide(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
         """Bring up what an undecided test needs, unless it turns out that it calls nobody.
@@ -290,8 +301,7 @@ class Run:
             return
         names = endpoints(item, self.settings)
         self.role.declare(tuple(names), paid=True)
-        for name, keep_running in names.items():
-            self.role.ensure(name, keep_running=keep_running)
+        self._ensure(names)
 
     def live_endpoints(self, request: pytest.FixtureRequest) -> dict[str, InferenceEndpoint]:
         """The endpoints of a test as huggingface_hub's objects."""
@@ -324,11 +334,15 @@ class Run:
     def finish(self, session: pytest.Session) -> None:
         """Wait for the verified pause, and write the report. A pause that fails fails the run."""
         self._settle_all()
-        if not self.role.finish(self.outcomes) and session.exitstatus in (
+        in_order = self.role.finish(self.outcomes)
+        if exhaustion.NOT_RUN in self.outcomes.values():
+            in_order = False
+        if not in_order and session.exitstatus in (
             pytest.ExitCode.OK,
             pytest.ExitCode.NO_TESTS_COLLECTED,
         ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self.role.announce()
 
     def _settle_all(self) -> None:
         """Nothing is settled after this, so what is open is; refusals of nobody fail the run."""
@@ -338,7 +352,7 @@ class Run:
         self.runtime.meter.settle_all()
         unowned = self.runtime.meter.payer.unowned
         if unowned:
-            self.role.blame(tuple(unowned))
+            self.role.blame(tuple(map(str, unowned)))
             unowned.clear()
 
     def summarise(self, terminal: Any) -> None:

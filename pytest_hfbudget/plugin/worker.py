@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_hfbudget.errors import LedgerUnreachableError
 from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
 from pytest_hfbudget.plugin.owner import with_addresses
 from pytest_hfbudget.settings import Settings
@@ -73,6 +75,21 @@ class Worker:
 
     def blame(self, refusals: tuple[str, ...]) -> None:
         self._slow_wire.ask("blame", refusals)
+
+    def first(self, key: str) -> bool:
+        return bool(self._wire.ask("first", key))
+
+    def use_up(self) -> None:
+        with suppress(LedgerUnreachableError):
+            self._wire.ask("use_up")
+
+    def used_up(self) -> bool:
+        with suppress(LedgerUnreachableError):
+            return bool(self._wire.ask("used_up"))
+        return True  # nobody pays any more
+
+    def announce(self) -> None:
+        """Told by the controller."""
 
     def between(self) -> None:
         """The controller looks after the keeper."""

@@ -53,6 +53,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "seconds": charge.seconds,
                 "over_hold_usd": usd_text(charge.over),
                 "where": charge.where,
+                "instead_of": charge.instead_of or None,
             }
             for charge in report.charges
         ],

@@ -10,6 +10,7 @@ from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
 from pytest_hfbudget.ledger.scope import SESSION
 
 TEST_PREFIX = "test:"
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,11 @@ class EndpointLine:
 
 @dataclass(frozen=True)
 class Report:
-    """One run. ``unpriced`` calls were sent without a cap and without anybody knowing a price."""
+    """One run.
+
+    ``unpriced`` calls were sent without a cap and without anybody knowing a price. ``not_run`` is
+    the tests for which the session budget had too little left.
+    """
 
     spent: int
     cap: int | None
@@ -72,6 +77,7 @@ class Report:
     charges: tuple[Charge, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     endpoints: tuple[EndpointLine, ...] = ()
+    not_run: int = 0
 
     @classmethod
     def of(
@@ -93,12 +99,13 @@ class Report:
             charges=ledger.charges(),
             refusals=ledger.refusals(),
             endpoints=tuple(endpoints),
+            not_run=sum(outcome == NOT_RUN for outcome in outcomes.values()),
         )
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to tell."""
-        return not (self.calls or self.refused or self.endpoints)
+        return not (self.calls or self.refused or self.endpoints or self.not_run)
 
     @property
     def unpriced(self) -> int:
@@ -121,6 +128,11 @@ class Report:
         return tuple(charge for charge in self.charges if charge.over)
 
     @property
+    def swapped(self) -> tuple[Charge, ...]:
+        """Calls that a fallback has sent with another model than was asked for."""
+        return tuple(charge for charge in self.charges if charge.instead_of)
+
+    @property
     def outside(self) -> tuple[Charge, ...]:
         """Calls that belong to no test: fixtures of the session, imports, stray threads."""
         return tuple(charge for charge in self.charges if charge.test is None)
@@ -128,9 +140,11 @@ class Report:
 
 def _tests(ledger: Ledger, outcomes: Mapping[str, str]) -> Iterable[TestLine]:
     replayed = Counter(charge.test for charge in ledger.charges() if charge.replayed)
+    silent = {test: outcome for test, outcome in outcomes.items() if outcome == NOT_RUN}
     for key, (scope, totals) in ledger.scopes().items():
         if key.startswith(TEST_PREFIX) and (totals.calls or totals.refused or totals.spent):
             test = key[len(TEST_PREFIX) :]
+            silent.pop(test, None)
             yield TestLine(
                 id=test,
                 outcome=outcomes.get(test, "unknown"),
@@ -140,3 +154,5 @@ def _tests(ledger: Ledger, outcomes: Mapping[str, str]) -> Iterable[TestLine]:
                 refused=totals.refused,
                 replayed=replayed[test],
             )
+    for test, outcome in silent.items():  # nothing was even asked for
+        yield TestLine(test, outcome, 0, None, 0, 0)

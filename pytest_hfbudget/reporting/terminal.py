@@ -111,6 +111,17 @@ def _clock(unix_s: float) -> str:
 
 
 def _remarks(report: Report) -> Iterator[Line]:
+    if report.not_run and report.cap is not None:
+        tests = "1 test" if report.not_run == 1 else f"{report.not_run} tests"
+        yield Line(
+            f"  {tests} not run: the session budget of {show(report.cap)} has too little left. "
+            "Raise --hf-session-budget.",
+            "red",
+        )
+    if swapped := report.swapped:
+        total = sum(charge.nano_usd or 0 for charge in swapped)
+        models = ", ".join(sorted({f"{c.model} instead of {c.instead_of}" for c in swapped}))
+        yield Line(f"  {_calls(len(swapped))} with a fallback, {show(total)}: {models}")
     if report.unpriced:
         yield Line(f"  {_calls(report.unpriced)} without a known price, not in the sum", "yellow")
     if report.estimated:

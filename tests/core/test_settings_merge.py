@@ -16,6 +16,7 @@ from pytest_hfbudget.settings import SETTINGS, Settings, full_name, merge
 VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
     "session_cap": (("1", 10**9), ("0.5", 5 * 10**8), ("0.25", 25 * 10**7)),
     "test_cap": (("0", 0), ("0.000000001", 1), ("2", 2 * 10**9)),
+    "on_exhausted": (("skip", "skip"), ("stop", "stop"), ("fail", "fail")),
     "prices": (("a.toml", Path("a.toml")), ("b.toml", Path("b.toml")), ("c", Path("c"))),
     "unpriced": (("refuse", "refuse"), ("free", "free"), ("assume:1/4", "assume:1/4")),
     "endpoints": (
@@ -41,6 +42,7 @@ BAD = [
     ("session_cap", "nan"),
     ("test_cap", "-1"),
     ("test_cap", "inf"),
+    ("on_exhausted", "pass"),
     ("unpriced", "assume"),
     ("unpriced", "assume:1"),
     ("unpriced", "assume:1/x"),

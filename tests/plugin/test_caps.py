@@ -132,7 +132,7 @@ def test_the_session_budget_holds_over_all_tests(suite: Suite) -> None:
         def test_it(n):
             call()
     """)
-    result = suite.run(f"--hf-session-budget={TINY}")
+    result = suite.run(f"--hf-session-budget={TINY}", "--hf-on-exhausted=fail")
     outcomes = result.parseoutcomes()
     assert outcomes["passed"] == suite.sent
     assert outcomes["failed"] == 40 - suite.sent
@@ -313,7 +313,7 @@ def test_a_refusal_that_a_shared_fixture_swallowed_fails_the_test_it_was_set_up_
         def test_it(answer):
             pass
     """)
-    suite.run("--hf-session-budget=0").assert_outcomes(errors=1)
+    suite.run("--hf-session-budget=0", "--hf-on-exhausted=fail").assert_outcomes(errors=1)
 
 
 def test_a_refusal_that_was_swallowed_at_import_fails_the_run(suite: Suite) -> None:

@@ -110,7 +110,9 @@ SLOW = ("fork", "forkserver", "spawn", "python -m")
 )
 def test_every_way_to_start_children_spends_from_one_ledger(children: Suite, way: str) -> None:
     children.test_file(CHILDREN + "\n    def test_it():\n        " + WAYS[way])
-    result = children.run(f"--hf-session-budget={CAP}", "--hf-report=report.json")
+    result = children.run(
+        f"--hf-session-budget={CAP}", "--hf-on-exhausted=fail", "--hf-report=report.json"
+    )
     # The test passes by itself, so it fails for what the children were refused and have swallowed.
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["refused, though the test went on: session budget: *"])
@@ -129,7 +131,9 @@ def test_children_of_workers_spend_from_one_ledger(children: Suite, way: str) ->
         + '\n    @pytest.mark.parametrize("n", range(2))\n    def test_it(n):\n        '
         + WAYS[way]
     )
-    result = children.run("-n2", f"--hf-session-budget={CAP}", "--hf-report=report.json")
+    result = children.run(
+        "-n2", f"--hf-session-budget={CAP}", "--hf-on-exhausted=fail", "--hf-report=report.json"
+    )
     result.stdout.fnmatch_lines(["refused, though the test went on: session budget: *"])
     report = children.report()
     assert 0 < children.billed == nano(report["session"]["spent_usd"]) <= nano(CAP)

@@ -120,7 +120,8 @@ def test_calls_see_what_uptime_has_left_of_the_session_budget(suite: Suite) -> N
                 call()
     """)
     minute = 550_000  # nano-USD of the emulator's standard endpoint
-    suite.run(f"--hf-session-budget={(minute + 5_000) / 10**9:.9f}").assert_outcomes(failed=1)
+    budget = f"--hf-session-budget={(minute + 5_000) / 10**9:.9f}"
+    suite.run(budget, "--hf-on-exhausted=fail").assert_outcomes(failed=1)
     assert suite.sent == 0
 
 
@@ -206,7 +207,7 @@ def test_one_that_is_kept_running_is_no_trouble(suite: Suite) -> None:
 
 def test_a_session_budget_that_can_not_pay_the_first_minute_resumes_nothing(suite: Suite) -> None:
     suite.test_file(ONE)
-    result = suite.run("--hf-session-budget=0.0001")
+    result = suite.run("--hf-session-budget=0.0001", "--hf-on-exhausted=fail")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*acme/llm: its first minute costs $* but only *"])
     assert _counts(suite) == (0, False)

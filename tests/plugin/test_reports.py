@@ -41,7 +41,7 @@ def test_the_json_report_has_the_documented_form(suite: Suite) -> None:
     report = suite.report()
     assert list(report) == ["schema", "session", "tests", "calls", "refusals", "endpoints"]
     assert report["schema"] == 1
-    assert set(report["session"]) == {"spent_usd", "cap_usd", "calls", "refused"}
+    assert set(report["session"]) == {"spent_usd", "cap_usd", "calls", "refused", "replayed"}
     pays, refused = report["tests"]
     assert pays == {
         "id": "test_suite.py::test_pays",
@@ -50,6 +50,7 @@ def test_the_json_report_has_the_documented_form(suite: Suite) -> None:
         "cap_usd": "0.1",
         "calls": 1,
         "refused": 0,
+        "replayed": 0,
     }
     assert (refused["outcome"], refused["refused"]) == ("failed", 1)
     (call,) = report["calls"]

@@ -14,7 +14,8 @@ def test_four_workers_together_stay_below_the_cap(suite: Suite) -> None:
         def test_it(n):
             call()
     """)
-    result = suite.run("-n4", "--hf-session-budget=0.00006", "--hf-report=report.json")
+    options = ("--hf-session-budget=0.00006", "--hf-on-exhausted=fail", "--hf-report=report.json")
+    result = suite.run("-n4", *options)
     outcomes = result.parseoutcomes()
     assert suite.sent == outcomes["passed"] < 60
     assert 0 < suite.billed <= 60_000
@@ -95,7 +96,8 @@ def test_every_way_to_distribute_tests_has_one_cap(suite: Suite, dist: str) -> N
         def test_it(n):
             call()
     """)
-    result = suite.run("-n2", f"--dist={dist}", "--hf-session-budget=0", "--hf-report=report.json")
+    options = ("--hf-session-budget=0", "--hf-on-exhausted=fail", "--hf-report=report.json")
+    result = suite.run("-n2", f"--dist={dist}", *options)
     result.assert_outcomes(failed=6)
     assert suite.sent == 0
     assert suite.report()["session"]["refused"] == 6

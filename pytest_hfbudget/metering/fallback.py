@@ -1,0 +1,106 @@
+"""A cheaper model for a call, from a part of its budget on.
+
+huggingface_hub itself builds the request for the other model: it knows the provider's own name of
+it, the URL, and whether the provider serves it for this task at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pytest_hfbudget.metering.request import Parameters, describe
+from pytest_hfbudget.pricing.request import split_model
+from pytest_hfbudget.pricing.table import is_below
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.metering.meter import Meter
+
+Prepare = Callable[..., Parameters]
+
+
+class Named(NamedTuple):
+    """What the parameters of a call no longer tell.
+
+    Attributes:
+        model: by its Hub id; what is posted carries the provider's own.
+        provider: who is asked, ``auto`` where the router chooses.
+        instead_of: what the caller had asked for, where it is sent with another model.
+    """
+
+    model: str | None = None
+    provider: str | None = None
+    instead_of: str = ""
+
+
+class UnfitError(ValueError):
+    """The call can't be sent with that model."""
+
+
+def prepared(
+    meter: Meter | None, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any]
+) -> tuple[Parameters, Named]:
+    """What is to be posted: with the model that was asked for, or with the one that is due.
+
+    Args:
+        prepare: huggingface_hub's ``prepare_request`` for this provider and task.
+        arguments: what it is called with.
+    """
+    asked = _asked(arguments)
+    thresholds = meter.payer.around().thresholds if meter else ()
+    due = meter.watcher.due(thresholds, meter.ledger) if meter and thresholds else None
+    if meter and due and split_model(asked)[0] != split_model(due.model)[0]:
+        try:
+            return _swapped(meter, prepare, provider, arguments, due.model)
+        except Exception as error:  # whatever is wrong with it, the call itself is fine
+            meter.watcher.note(
+                due.scope,
+                "fallback",
+                f"{due.scope.name}: a call to {asked} could not be sent with {due.model} "
+                f"instead, so it was sent as it is: {error}",
+            )
+    return prepare(**arguments), Named(arguments.get("model"), provider)
+
+
+def _swapped(
+    meter: Meter, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any], model: str
+) -> tuple[Parameters, Named]:
+    other = _arguments(meter, provider, arguments, model)
+    parameters = prepare(**other)
+    named = Named(other.get("model"), provider, instead_of=_asked(arguments))
+    request = describe(
+        parameters,
+        routers=meter.routers,
+        hub_model=named.model,
+        provider=provider,
+        stream=False,
+    )
+    if meter.book.quote(request, meter.payer.around().explicit) is None:
+        raise UnfitError(f"nobody knows what {request.model} costs")
+    return parameters, named
+
+
+def _arguments(
+    meter: Meter, provider: str | None, arguments: Mapping[str, Any], model: str
+) -> dict[str, Any]:
+    """The same call with another model."""
+    url = arguments.get("model") or ""
+    parameters = dict(arguments.get("parameters") or {})
+    if url.startswith(("http://", "https://")):
+        if not any(is_below(url, router) for router in meter.routers):
+            raise UnfitError(f"{url} serves what it serves")
+        # The router's own URL was given as base_url: the payload alone names the model.
+        return {**arguments, "parameters": {**parameters, "model": model}}
+    if provider != "auto":
+        model, pinned = split_model(model)
+        if pinned not in (None, provider):
+            raise UnfitError(f"it is asked of {provider}, not of {pinned}")
+    if "model" in parameters:
+        parameters["model"] = model
+    return {**arguments, "model": model, "parameters": parameters}
+
+
+def _asked(arguments: Mapping[str, Any]) -> str:
+    """The model as the caller named it."""
+    parameters = arguments.get("parameters") or {}
+    return str(parameters.get("model") or arguments.get("model") or "")
