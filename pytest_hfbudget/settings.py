@@ -59,6 +59,12 @@ SETTINGS = {
     "router": Setting(
         "", "HFBUDGET_ROUTER", "hf_router", "base URL of the Inference Providers router"
     ),
+    "hold_wait": Setting(
+        "",
+        "HFBUDGET_HOLD_WAIT",
+        "hf_hold_wait",
+        "seconds that a call waits for calls in flight, where only these are in its way (60)",
+    ),
     "endpoint_wait": Setting(
         "",
         "HFBUDGET_ENDPOINT_WAIT",
@@ -87,6 +93,7 @@ SETTINGS = {
 
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
 ROUTER = "https://router.huggingface.co"
+HOLD_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ class Settings:
     endpoints_api: str = ENDPOINTS_API
     router: str = ROUTER
     hub: str | None = None
+    hold_wait: float = HOLD_WAIT_S
     endpoint_wait: float = 900.0
     idle_timeout: int = 15
     max_uptime: float | None = None
@@ -150,6 +158,7 @@ def merge(
         emulator=given("emulator", str, None),
         endpoints_api=given("endpoints_api", _url, base.endpoints_api),
         router=given("router", _url, base.router),
+        hold_wait=given("hold_wait", seconds_or_none, base.hold_wait),
         endpoint_wait=given("endpoint_wait", _seconds, base.endpoint_wait),
         max_uptime=given("max_uptime", _seconds_of_minutes, None),
         idle_timeout=given("idle_timeout", _minutes, base.idle_timeout),
@@ -188,6 +197,21 @@ def assumed_rates(policy: str) -> tuple[int, int] | None:
         )
     rate_in, rate_out = (parse_rate(part, units=10**6) for part in parts)
     return rate_in, rate_out
+
+
+def seconds_or_none(value: str) -> float:
+    """A time of 0 seconds or more, as a person writes it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("write a number of seconds, 0 or more")
+    return seconds
 
 
 def _find(

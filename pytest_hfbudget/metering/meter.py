@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnpricedCallError
 from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call, Limit, P, changed
-from pytest_hfbudget.metering.payer import Payer
+from pytest_hfbudget.metering.payer import Payer, RunningTest
 from pytest_hfbudget.metering.request import Parameters, describe
+from pytest_hfbudget.metering.waiting import Callers, Steps, Wait
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
+from pytest_hfbudget.settings import HOLD_WAIT_S
 
 DEFAULT_ROUTER = "https://router.huggingface.co"
 
@@ -37,6 +39,7 @@ class Meter:
     Attributes:
         revive: brings a leased endpoint back that was paused by somebody else; whether it did.
         router: where the Hugging Face router is; calls to the public one are sent there too.
+        hold_wait: seconds that a call waits for calls in flight; 0 for none.
         dropped: calls whose stream was garbage-collected. They wait here instead of being
             settled on the spot, because the collector may run inside any of our own locks.
     """
@@ -46,10 +49,12 @@ class Meter:
     payer: Payer
     router: str = DEFAULT_ROUTER
     revive: Callable[[str], bool] = _nobody
+    hold_wait: float = HOLD_WAIT_S
     clock: Callable[[], float] = time.monotonic
     dropped: deque[Call] = field(default_factory=deque)
     _open: dict[int, Call] = field(default_factory=dict)
     _known: set[Scope] = field(default_factory=set)
+    _callers: Callers = field(default_factory=Callers)
 
     def begin(
         self,
@@ -59,11 +64,12 @@ class Meter:
         provider: str | None = None,
         stream: bool = False,
         ask_usage: bool = True,
-    ) -> Call | None:
-        """Hold what a call may cost, in every scope that encloses it.
+        blocks: bool = True,
+    ) -> Steps[Call | None]:
+        """Hold what a call may cost, in every scope that encloses it; a wait is one of the steps.
 
-        Returns None where there is no cap and the call could not be understood: without a cap
-        this only watches.
+        ``blocks`` says whether the thread stands still meanwhile. The result is None where there is
+        no cap and the call could not be understood: without a cap this only watches.
 
         Raises:
             BudgetExceededError: a cap would not hold the call, or the run that this process works
@@ -81,7 +87,7 @@ class Meter:
                 provider=provider,
                 stream=stream,
             )
-            call = self._hold(parameters, request, scopes)
+            call = yield from self._hold(parameters, request, scopes, blocks)
             call.prepare(ask_usage=ask_usage)
         except BudgetExceededError:  # also a worker whose run is gone: nobody reads its answers
             raise
@@ -152,26 +158,39 @@ class Meter:
 
     def refuse(self, call: Call, error: BudgetExceededError) -> BudgetExceededError:
         """Note a refusal where it can't be swallowed, and give it back to be raised."""
-        self._refuse(self.known(call.scopes), call.draft, error)
+        self._refuse(self.known(call.scopes), call.draft, error, self.payer.test)
         return error
 
     def _hold(
-        self, parameters: Parameters, request: CallRequest, scopes: tuple[Scope, ...]
-    ) -> Call:
+        self, parameters: Parameters, request: CallRequest, scopes: tuple[Scope, ...], blocks: bool
+    ) -> Steps[Call]:
         keys = self.known(scopes)
         capped = any(scope.cap is not None for scope in scopes)
-        draft = self._draft(request, keys)
+        draft, test = self._draft(request, keys), self.payer.test
         try:
             quote = self.book.quote(request, self.payer.explicit())
             if quote is None and capped:
                 raise self._unpriced(request, scopes)
             least, most = self._bound(request, quote) if quote and capped else (0, 0)
-            hold = self.ledger.hold(keys, least, most, draft)
+            hold = yield from self._ask(keys, least, most, draft, blocks)
         except BudgetExceededError as error:
-            self._refuse(keys, draft, error)
+            self._refuse(keys, draft, error, test)
             raise
         limit = self._limit(request, quote, hold, most) if quote and capped else None
         return Call(self, parameters, request, quote, scopes, draft, hold, limit, capped)
+
+    def _ask(
+        self, keys: tuple[str, ...], least: int, most: int | None, draft: Charge, blocks: bool
+    ) -> Steps[Hold]:
+        caller = self._callers.here(blocks=blocks) if self.hold_wait else None
+        if caller is None:
+            return self.ledger.hold(keys, least, most, draft)
+        answer = self.ledger.ask(keys, least, most, draft, caller)
+        if isinstance(answer, Hold):
+            return answer
+        wait = Wait(self.ledger, answer, self.hold_wait, self.drain)
+        yield wait
+        return wait.hold()
 
     def _bound(self, request: CallRequest, quote: Quote) -> tuple[int, int | None]:
         """The least and the most that this call may hold; None for all that there is."""
@@ -250,15 +269,22 @@ class Meter:
             model=request.model,
         )
 
-    def _refuse(self, keys: tuple[str, ...], draft: Charge, error: BudgetExceededError) -> None:
+    def _refuse(
+        self,
+        keys: tuple[str, ...],
+        draft: Charge,
+        error: BudgetExceededError,
+        test: RunningTest | None,
+    ) -> None:
         message = str(error)
         self.ledger.refuse(keys, Refusal(draft.test, error.scope, draft.model, message))
         for block in self.payer.open_blocks():
             if block.scope.key == error.scope_key:
                 block.refusals.append(error)
                 return
-        owner = self.payer.test.refusals if self.payer.test else self.payer.unowned
-        owner.append(message)
+        # One that has waited longer than its test lasted is not blamed on the next test.
+        answers = test if test is self.payer.test else None
+        (answers.refusals if answers else self.payer.unowned).append(message)
 
 
 def _endpoint_hint(request: CallRequest) -> str:

@@ -22,6 +22,7 @@ from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
+from pytest_hfbudget.metering.waiting import Steps, blocking, suspending
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -120,8 +121,8 @@ def _unknown(method: Any, client: str) -> str | None:
 
 
 def _begin(
-    meter: Meter | None, parameters: Any, stream: bool, ask_usage: bool
-) -> tuple[Call | None, Any]:
+    meter: Meter | None, parameters: Any, stream: bool, ask_usage: bool, *, blocks: bool
+) -> Steps[tuple[Call | None, Any]]:
     """The call, if it is metered, and what is to be posted in any case."""
     __tracebackhide__ = True
     if meter is None:
@@ -129,8 +130,13 @@ def _begin(
     hub_model, provider = vars(parameters).get("hfbudget_named", (None, None))
     parameters = meter.routed(parameters)
     try:
-        call = meter.begin(
-            parameters, hub_model=hub_model, provider=provider, stream=stream, ask_usage=ask_usage
+        call = yield from meter.begin(
+            parameters,
+            hub_model=hub_model,
+            provider=provider,
+            stream=stream,
+            ask_usage=ask_usage,
+            blocks=blocks,
         )
     except BudgetExceededError as error:
         # How a refusal came about inside of here tells nobody anything; who called does.
@@ -173,7 +179,8 @@ def metered(original: Any, current: Current) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
         while True:
-            call, posted = _begin(current(), request_parameters, stream, attempts.ask_usage)
+            steps = _begin(current(), request_parameters, stream, attempts.ask_usage, blocks=True)
+            call, posted = blocking(steps)
             if call is None:
                 return original(self, posted, stream=stream)
             token = _posting.set(call)
@@ -199,7 +206,8 @@ def metered_async(original: Any, current: Current) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
         while True:
-            call, posted = _begin(current(), request_parameters, stream, attempts.ask_usage)
+            steps = _begin(current(), request_parameters, stream, attempts.ask_usage, blocks=False)
+            call, posted = await suspending(steps)
             if call is None:
                 return await original(self, posted, stream=stream)
             token = _posting.set(call)
