@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 from metering_bench import Bench, say
 
-from pytest_hfbudget import BudgetExceededError, budget
+from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Waiting
 from pytest_hfbudget.metering.waiting import Callers
 
 PATIENCE_S = 20
-CAP = "0.00006"  # holds one of these calls at a time
+# A call may cost 20 tokens, and costs one: the cap holds one at a time, and pays for many.
+PRICE = {"input": 0, "output": 2}
+ONE = 40_000
+CAP = "0.00006"
 
 
 class WatchedLedger(Ledger):
@@ -49,6 +52,7 @@ def ledger(bench: Bench) -> WatchedLedger:
     """A ledger whose session holds one call at a time."""
     watched = WatchedLedger()
     bench.ledger = bench.runtime.meter.ledger = watched
+    bench.prices(emulator__chat=PRICE)
     bench.cap(CAP)
     return watched
 
@@ -59,8 +63,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield opened
 
 
-def call(bench: Bench, tokens: int = 3, limit: int = 20) -> str:
-    answer = bench.client().chat_completion(say(tokens), max_tokens=limit)
+def call(bench: Bench, tokens: int = 1) -> str:
+    answer = bench.client().chat_completion(say(tokens), max_tokens=20)
     return str(answer.choices[0].message.content)
 
 
@@ -69,7 +73,7 @@ class OpenStream:
 
     def __init__(self, bench: Bench) -> None:
         self._client = bench.client()  # which closes its streams when it is collected
-        self._chunks = self._client.chat_completion(say(2), max_tokens=20, stream=True)
+        self._chunks = self._client.chat_completion(say(1), max_tokens=20, stream=True)
 
     def read(self) -> None:
         for _ in self._chunks:
@@ -92,15 +96,14 @@ def test_a_thread_waits_for_what_another_one_holds(
     assert bench.sent == 1
     stream.read()
     assert waiting.result(PATIENCE_S)
-    assert (bench.sent, bench.held, bench.spent) == (2, 0, bench.billed)
+    assert (bench.sent, bench.held, bench.spent) == (2, 0, ONE // 10)
 
 
 def test_calls_of_eight_threads_are_all_sent_under_a_cap_that_holds_one_at_a_time(
     bench: Bench, ledger: WatchedLedger, pool: ThreadPoolExecutor
 ) -> None:
-    with budget(max_usd=CAP, price={"input": 0.1, "output": 0.1}):
-        calls = [pool.submit(call, bench) for _ in range(8)]
-        assert all(each.result(PATIENCE_S) for each in calls)
+    calls = [pool.submit(call, bench) for _ in range(8)]
+    assert all(each.result(PATIENCE_S) for each in calls)
     assert (bench.sent, bench.held) == (8, 0)
     assert ledger.waiting() == 0
 
@@ -113,13 +116,13 @@ def test_a_thread_does_not_wait_for_a_stream_of_its_own(
         call(bench)
     assert not ledger.joined.acquire(blocking=False)
     stream.read()
-    assert call(bench)
+    assert bench.held == 0
 
 
 def test_two_threads_with_a_stream_each_do_not_wait_for_each_other(
     bench: Bench, ledger: WatchedLedger, pool: ThreadPoolExecutor
 ) -> None:
-    bench.cap("0.0001")  # holds two calls at a time
+    bench.cap("0.0001")  # holds two at a time
     opened = threading.Barrier(2, timeout=PATIENCE_S)
 
     def work() -> str:
@@ -137,7 +140,7 @@ def test_two_threads_with_a_stream_each_do_not_wait_for_each_other(
     refused, sent = sorted((o.result(PATIENCE_S) for o in outcomes), key="sent".__eq__)
     assert "Waiting would be in vain" in refused
     assert sent == "sent"
-    assert (bench.sent, bench.held, bench.spent) == (3, 0, bench.billed)
+    assert (bench.sent, bench.held, bench.spent) == (3, 0, 3 * ONE // 20)
 
 
 def test_a_wait_ends_when_the_stream_in_the_way_is_garbage_collected(
@@ -233,8 +236,8 @@ def test_a_ctrl_c_while_waiting_leaves_neither_a_place_nor_a_hold(
 def test_a_task_waits_while_other_tasks_go_on(bench: Bench, ledger: WatchedLedger) -> None:
     async def main() -> None:
         async with bench.async_client() as client:
-            stream = await client.chat_completion(say(2), max_tokens=20, stream=True)
-            waiting = asyncio.ensure_future(client.chat_completion(say(3), max_tokens=20))
+            stream = await client.chat_completion(say(1), max_tokens=20, stream=True)
+            waiting = asyncio.ensure_future(client.chat_completion(say(1), max_tokens=20))
             # This task reads the stream on the same loop, which therefore must not stand still.
             while not ledger.joined.acquire(blocking=False):
                 await asyncio.sleep(0)
@@ -243,18 +246,15 @@ def test_a_task_waits_while_other_tasks_go_on(bench: Bench, ledger: WatchedLedge
             assert await waiting
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
-    assert (bench.sent, bench.held, bench.spent) == (2, 0, bench.billed)
+    assert (bench.sent, bench.held, bench.spent) == (2, 0, ONE // 10)
 
 
 def test_calls_of_eight_tasks_are_all_sent_under_a_cap_that_holds_one_at_a_time(
     bench: Bench, ledger: WatchedLedger
 ) -> None:
     async def main() -> None:
-        with budget(max_usd=CAP, price={"input": 0.1, "output": 0.1}):
-            async with bench.async_client() as client:
-                await asyncio.gather(
-                    *(client.chat_completion(say(3), max_tokens=20) for _ in range(8))
-                )
+        async with bench.async_client() as client:
+            await asyncio.gather(*(client.chat_completion(say(1), max_tokens=20) for _ in range(8)))
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
     assert (bench.sent, bench.held) == (8, 0)
@@ -263,9 +263,9 @@ def test_calls_of_eight_tasks_are_all_sent_under_a_cap_that_holds_one_at_a_time(
 def test_a_task_does_not_wait_for_a_stream_of_its_own(bench: Bench, ledger: WatchedLedger) -> None:
     async def main() -> None:
         async with bench.async_client() as client:
-            stream = await client.chat_completion(say(2), max_tokens=20, stream=True)
+            stream = await client.chat_completion(say(1), max_tokens=20, stream=True)
             with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
-                await client.chat_completion(say(3), max_tokens=20)
+                await client.chat_completion(say(1), max_tokens=20)
             async for _ in stream:
                 pass
 
@@ -280,7 +280,7 @@ def test_a_call_that_blocks_the_loop_does_not_wait_for_a_task_of_it(
         async with bench.async_client() as client:
 
             async def open_stream() -> Any:
-                return await client.chat_completion(say(2), max_tokens=20, stream=True)
+                return await client.chat_completion(say(1), max_tokens=20, stream=True)
 
             stream = await asyncio.ensure_future(open_stream())
             with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
@@ -297,8 +297,8 @@ def test_a_task_that_is_cancelled_while_waiting_leaves_neither_a_place_nor_a_hol
 ) -> None:
     async def main() -> None:
         async with bench.async_client() as client:
-            stream = await client.chat_completion(say(2), max_tokens=20, stream=True)
-            waiting = asyncio.ensure_future(client.chat_completion(say(3), max_tokens=20))
+            stream = await client.chat_completion(say(1), max_tokens=20, stream=True)
+            waiting = asyncio.ensure_future(client.chat_completion(say(1), max_tokens=20))
             while not ledger.joined.acquire(blocking=False):
                 await asyncio.sleep(0)
             waiting.cancel()
@@ -319,8 +319,8 @@ def test_a_task_that_is_refused_while_waiting_leaves_nothing_for_asyncio_to_log(
 
     async def main() -> None:
         async with bench.async_client() as client:
-            stream = await client.chat_completion(say(2), max_tokens=20, stream=True)
-            other = asyncio.ensure_future(client.chat_completion(say(3), max_tokens=20))
+            stream = await client.chat_completion(say(1), max_tokens=20, stream=True)
+            other = asyncio.ensure_future(client.chat_completion(say(1), max_tokens=20))
             with pytest.raises(BudgetExceededError, match="hf_hold_wait"):
                 await other
             async for _ in stream:
