@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.errors import HFBudgetError, LedgerUnreachableError
 from pytest_hfbudget.ledger import wire
 from pytest_hfbudget.ledger.charge import Refusal
 from pytest_hfbudget.ledger.ledger import Ledger
@@ -72,7 +72,7 @@ class LedgerServer:
             "ask": lambda keys, least, most, draft, caller: self._place(
                 ledger.ask(keys, least, most, wire.charge(draft), Caller(*caller), owner), owner
             ),
-            "answer": lambda place: self._answers[place][0].result(),
+            "answer": self._answer_to,
             "give_up": ledger.give_up,
             "leave": ledger.leave,
             "settle": lambda hold, charge: ledger.settle(hold, wire.charge(charge)),
@@ -91,6 +91,12 @@ class LedgerServer:
             return answer
         self._answers[answer.id] = answer.answer, owner
         return answer.id, None
+
+    def _answer_to(self, place: int) -> Hold:
+        answer, _ = self._answers.pop(place, (None, None))
+        if answer is None:
+            raise LedgerUnreachableError("the connection of the call that waited was lost")
+        return answer.result()
 
     def lost(self, owner: object) -> None:
         """Deal with what a connection that ended leaves behind."""

@@ -29,15 +29,15 @@ from pytest_hfbudget.ledger import (
 
 KEYS = ("session", "class", "test", "block")
 some_keys = st.lists(st.sampled_from(KEYS), min_size=1, max_size=5)
+more_or_less = st.sampled_from((0, 0, 5, 20, None))
 amounts = st.integers(0, 60)
 
 
+# Mostly threads, and one thread with tasks.
 CALLERS = (
-    Caller(1, 1),
-    Caller(1, 2),
-    Caller(1, 3),
-    Caller(1, 3, 1, blocks=False),
-    Caller(1, 3, 2, blocks=False),
+    *(Caller(1, thread) for thread in range(1, 9)),
+    *(Caller(1, 9, task, blocks=False) for task in (1, 2)),
+    Caller(1, 9, 2),
 )
 
 
@@ -177,15 +177,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.stack.close()
 
     @initialize(
-        caps=st.tuples(*[st.none() | st.integers(0, 100)] * 4),
-        calls=st.tuples(*[st.none() | st.integers(0, 6)] * 4),
+        caps=st.tuples(*[st.sampled_from((60, 80, 100, None)) | st.integers(0, 100)] * 4),
+        calls=st.tuples(*[st.sampled_from((None, None, None, None, 9, 6, 3, 0))] * 4),
     )
     def open_scopes(self, caps: tuple[int | None, ...], calls: tuple[int | None, ...]) -> None:
         for key, cap, most in zip(KEYS, caps, calls, strict=True):
             self.books.user.open(Scope(key, key, cap, most))
             self.plain.caps[key], self.plain.max_calls[key] = cap, most
 
-    @rule(keys=some_keys, least=amounts, more=st.none() | amounts)
+    @rule(keys=some_keys, least=amounts, more=more_or_less)
     def hold(self, keys: list[str], least: int, more: int | None) -> None:
         call = PlainCall(set(keys), least, None if more is None else least + more, None)
         amount = self.plain.amount(call, list(self.plain.line.values()))
@@ -198,7 +198,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert hold.id not in self.plain.held
         self.plain.held[hold.id] = call, hold.amount
 
-    @rule(keys=some_keys, least=amounts, more=st.none() | amounts, who=st.sampled_from(CALLERS))
+    @rule(keys=some_keys, least=amounts, more=more_or_less, who=st.sampled_from(CALLERS))
     def ask(self, keys: list[str], least: int, more: int | None, who: Caller) -> None:
         if self.plain.stands_still(who, list(self.plain.line.values())):
             return
@@ -206,19 +206,31 @@ class LedgerMachine(RuleBasedStateMachine):
         newest = 10**9
         self.plain.line[newest] = call
         answers = self.plain.answers()
+        waits, amount = newest not in answers, answers.pop(newest, None)
         try:
             answer = self.books.user.ask(keys, least, call.most, draft(*keys), who)
         except BudgetExceededError:
-            assert answers == {newest: None}
-            return
-        assert answer.id not in self.plain.held
-        if isinstance(answer, Waiting):
-            assert answers == {}
-            self.places[answer.id] = answer
-            self.plain.line[answer.id] = self.plain.line.pop(newest)
+            assert (waits, amount) == (False, None)
         else:
-            assert answers == {newest: answer.amount}
-            self.plain.held[answer.id] = self.plain.held.pop(newest)
+            assert answer.id not in self.plain.held
+            if isinstance(answer, Waiting):
+                assert waits
+                self.places[answer.id] = answer
+                self.plain.line[answer.id] = self.plain.line.pop(newest)
+            else:
+                assert answer.amount == amount
+                self.plain.held[answer.id] = self.plain.held.pop(newest)
+        self.hear(answers)  # who takes the last call leaves none for those in line
+
+    @rule(
+        keys=some_keys,
+        leasts=st.lists(st.integers(10, 60), min_size=3, max_size=5),
+        callers=st.permutations(CALLERS),
+    )
+    def crowd(self, keys: list[str], leasts: list[int], callers: list[Caller]) -> None:
+        """Several at once, of whom some have to wait."""
+        for least, who in zip(leasts, callers, strict=False):
+            self.ask([*keys, "session"], least, 0, who)
 
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
@@ -226,7 +238,8 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         hold = data.draw(st.sampled_from(sorted(self.plain.held)))
         call, amount = self.plain.held.pop(hold)
-        cost = data.draw(st.none() | st.integers(0, amount))
+        # Mostly little, so that there is something left to wait for.
+        cost = data.draw(st.sampled_from((0, amount // 20, amount // 10, amount, None)))
         made = charge(cost, *sorted(call.keys))
         self.plain.charged.append(made)
         self.books.user.settle(hold, made)
@@ -277,8 +290,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.hear_answers()
 
     def hear_answers(self) -> None:
+        self.hear(self.plain.answers())
+
+    def hear(self, answers: dict[int, int | None]) -> None:
         """All whom the plain ledger answers have the same answer, and nobody else has one."""
-        for place, amount in self.plain.answers().items():
+        for place, amount in answers.items():
             answer = self.places.pop(place).answer
             if amount is None:
                 assert isinstance(answer.exception(PATIENCE_S), BudgetExceededError)
@@ -324,7 +340,7 @@ class RemoteLedgerMachine(LedgerMachine):
 
 TestTheLedgerKeepsEveryCap = LedgerMachine.TestCase
 TestTheLedgerKeepsEveryCap.settings = settings(
-    max_examples=50, stateful_step_count=30, deadline=None, database=None
+    max_examples=80, stateful_step_count=30, deadline=None, database=None
 )
 TestTheLedgerBehindItsSocketKeepsEveryCap = RemoteLedgerMachine.TestCase
 TestTheLedgerBehindItsSocketKeepsEveryCap.settings = settings(
