@@ -158,7 +158,7 @@ def merge(
         emulator=given("emulator", str, None),
         endpoints_api=given("endpoints_api", _url, base.endpoints_api),
         router=given("router", _url, base.router),
-        hold_wait=given("hold_wait", seconds_or_none, base.hold_wait),
+        hold_wait=given("hold_wait", _seconds_or_none, base.hold_wait),
         endpoint_wait=given("endpoint_wait", _seconds, base.endpoint_wait),
         max_uptime=given("max_uptime", _seconds_of_minutes, None),
         idle_timeout=given("idle_timeout", _minutes, base.idle_timeout),
@@ -199,19 +199,15 @@ def assumed_rates(policy: str) -> tuple[int, int] | None:
     return rate_in, rate_out
 
 
-def seconds_or_none(value: str) -> float:
-    """A time of 0 seconds or more, as a person writes it.
+def hold_wait_of(environ: Mapping[str, str]) -> float:
+    """What ``HFBUDGET_HOLD_WAIT`` says, where there is nothing but the environment.
 
     Raises:
-        ValueError: it is none.
+        ConfigError: it is no number of seconds.
     """
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ValueError("write a number of seconds, 0 or more")
-    return seconds
+    variable = SETTINGS["hold_wait"].variable
+    given = {variable: environ[variable]} if variable in environ else {}
+    return merge({}, given, lambda name: None).hold_wait
 
 
 def _find(
@@ -238,6 +234,16 @@ def _url(value: str) -> str:
 def _policy(value: str) -> str:
     assumed_rates(value)
     return value
+
+
+def _seconds_or_none(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("write a number of seconds, 0 or more")
+    return seconds
 
 
 def _seconds(value: str) -> float:

@@ -16,7 +16,7 @@ from pytest_hfbudget.metering.tap import Tap
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
-from pytest_hfbudget.settings import HOLD_WAIT_S, seconds_or_none
+from pytest_hfbudget.settings import hold_wait_of
 
 
 @dataclass
@@ -89,7 +89,7 @@ def standalone() -> Runtime:
         load_catalogue=partial(kept_catalogue, router),
         environment=price_from_environment(os.environ),
     )
-    hold_wait = seconds_or_none(os.environ.get("HFBUDGET_HOLD_WAIT") or str(HOLD_WAIT_S))
+    hold_wait = hold_wait_of(os.environ)
     return Runtime(Meter(Ledger(), book, Payer(), router=router, hold_wait=hold_wait))
 
 

@@ -197,6 +197,18 @@ def test_an_answer_is_kept_until_it_is_asked_for(ledger: WatchedLedger, wire: Wi
     assert wire.ask("answer", waits) == [waits, 60]
 
 
+def test_an_answer_that_nobody_can_give_any_more_is_a_lost_connection(wire: Wire) -> None:
+    lost = r"^the connection of the call that waited was lost$"
+    with pytest.raises(LedgerUnreachableError, match=lost):
+        wire.ask("answer", 99)
+
+
+def test_a_process_that_ends_does_not_wait_for_an_answer(remote: RemoteLedger) -> None:
+    take(remote, 60)
+    stand(remote, 60)
+    assert [thread.daemon for thread in waiting_threads()] == [True]
+
+
 def test_a_place_that_can_not_be_listened_to_is_given_back(
     ledger: WatchedLedger, remote: RemoteLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
