@@ -66,7 +66,7 @@ class Wire:
 
     def _exchange(self, line: bytes) -> bytes:
         if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket = socket.socket(socket.AF_UNIX)
             self._socket.connect(self._path)
         self._socket.sendall(line)
         # One answer follows one question. No buffered file: its lock would not survive a fork.
@@ -74,7 +74,7 @@ class Wire:
         while not answer.endswith(b"\n"):
             more = self._socket.recv(CHUNK)
             if not more:
-                raise ConnectionResetError("end of file")
+                raise ConnectionResetError
             answer += more
         return bytes(answer)
 

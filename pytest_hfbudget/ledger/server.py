@@ -100,9 +100,10 @@ class LedgerServer:
 
     def lost(self, owner: object) -> None:
         """Deal with what a connection that ended leaves behind."""
+        for place, (_, of) in tuple(self._answers.items()):
+            if of is owner:
+                del self._answers[place]
         self.ledger.abandon(owner)
-        for place in [i for i, (_, of) in tuple(self._answers.items()) if of is owner]:
-            del self._answers[place]
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):

@@ -20,7 +20,7 @@ KINDS = (
 
 def encode(message: object) -> bytes:
     """A message as a line."""
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(message).encode() + b"\n"
 
 
 def decode(line: bytes) -> Any:

@@ -197,10 +197,28 @@ def test_an_answer_is_kept_until_it_is_asked_for(ledger: WatchedLedger, wire: Wi
     assert wire.ask("answer", waits) == [waits, 60]
 
 
-def test_an_answer_that_nobody_can_give_any_more_is_a_lost_connection(wire: Wire) -> None:
+def test_no_answer_is_kept_for_a_worker_that_is_lost(
+    server: LedgerServer, ledger: WatchedLedger, wire: Wire
+) -> None:
+    take(RemoteLedger(wire), 60)
+    with connected(server) as gone:
+        place, _ = gone.ask("ask", ["all"], 60, 60, draft("all"), C)
+    assert ledger.wait_for_a_loss()
     lost = r"^the connection of the call that waited was lost$"
     with pytest.raises(LedgerUnreachableError, match=lost):
-        wire.ask("answer", 99)
+        wire.ask("answer", place)
+
+
+def test_an_answer_outlives_the_loss_of_somebody_else(
+    server: LedgerServer, ledger: WatchedLedger, wire: Wire
+) -> None:
+    held = take(RemoteLedger(wire), 60)
+    place, _ = wire.ask("ask", ["all"], 60, 60, draft("all"), B)
+    with connected(server) as gone:
+        gone.ask("total", "all")
+    assert ledger.wait_for_a_loss()
+    RemoteLedger(wire).release(held.id)
+    assert wire.ask("answer", place) == [place, 60]
 
 
 def test_a_process_that_ends_does_not_wait_for_an_answer(remote: RemoteLedger) -> None:
