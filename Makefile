@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Compiled files make every run of pytest that the tests start a second faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint ecosystem docs-check real-server clean
+.PHONY: demo test lint ecosystem mutants docs-check real-server clean
 
 demo: $(VENV)/installed ## the whole product in a few seconds, at $0
 	$(BIN)/hfbudget demo
@@ -29,6 +29,11 @@ ecosystem-%:
 	$(VENV)/ecosystem/$*/bin/python -m pip install --quiet --disable-pip-version-check \
 		-e '.[emulator]' -r tests/ecosystem/suites/$*.txt
 	ECOSYSTEM_TOOL=$* $(VENV)/ecosystem/$*/bin/python -m pytest -q -m ecosystem tests/ecosystem
+
+mutants: $(VENV)/installed ## what the tests of the ledger would not notice; half an hour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8,<4'
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

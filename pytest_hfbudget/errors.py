@@ -90,16 +90,38 @@ class LedgerUnreachableError(BudgetExceededError):
     used_up = False
 
 
+SMALLER = "The call was not sent. Raise the cap, or give the call a smaller max_tokens."
+IN_VAIN = (
+    "Waiting would be in vain: calls in flight belong to this caller, or to others who wait for "
+    "it. The call was not sent. Read their streams to the end or close them, or raise the cap."
+)
+
+
+def too_late(seconds: float) -> str:
+    """What to say to a call that has waited as long as hf_hold_wait allows."""
+    return (
+        f"They were not done within the {seconds:g} s of hf_hold_wait. The call was not sent. "
+        "Raise the cap or hf_hold_wait, or give each call a smaller max_tokens."
+    )
+
+
 def over_cap(
-    *, scope: str, scope_key: str, cap: int, spent: int, held: int, needed: int, model: str
+    *,
+    scope: str,
+    scope_key: str,
+    cap: int,
+    spent: int,
+    held: int,
+    needed: int,
+    model: str,
+    advice: str = SMALLER,
 ) -> BudgetExceededError:
     """The refusal of a call that does not fit into what a cap has left."""
     in_flight = f", {show(held)} held for calls in flight" if held else ""
     return BudgetExceededError(
         f"{scope}: {model} may cost up to {show(needed)}, but only "
         f"{show(max(cap - spent - held, 0))} of {show(cap)} is left "
-        f"({show(spent)} spent{in_flight}). The call was not sent. "
-        "Raise the cap, or give the call a smaller max_tokens.",
+        f"({show(spent)} spent{in_flight}). {advice}",
         scope=scope,
         scope_key=scope_key,
         cap=cap,

@@ -31,7 +31,7 @@ def parse_usd(value: object) -> int:
         ValueError: not a number, NaN, infinite, negative or absurdly large.
     """
     exact = _DOWN.multiply(_decimal(value), Decimal(NANO_PER_USD))
-    return int(exact.to_integral_value(ROUND_FLOOR, _DOWN))
+    return int(exact.to_integral_value(context=_DOWN))
 
 
 def parse_rate(value: object, *, units: int = 1) -> int:
@@ -41,7 +41,7 @@ def parse_rate(value: object, *, units: int = 1) -> int:
         ValueError: as `parse_usd`.
     """
     exact = _UP.divide(_UP.multiply(_decimal(value), Decimal(ATTO_PER_USD)), Decimal(units))
-    return int(exact.to_integral_value(ROUND_CEILING, _UP))
+    return int(exact.to_integral_value(context=_UP))
 
 
 def nano(atto: int) -> int:

@@ -66,6 +66,12 @@ SETTINGS = {
     "router": Setting(
         "", "HFBUDGET_ROUTER", "hf_router", "base URL of the Inference Providers router"
     ),
+    "hold_wait": Setting(
+        "",
+        "HFBUDGET_HOLD_WAIT",
+        "hf_hold_wait",
+        "seconds that a call waits for calls in flight, where only these are in its way (60)",
+    ),
     "endpoint_wait": Setting(
         "",
         "HFBUDGET_ENDPOINT_WAIT",
@@ -95,6 +101,7 @@ SETTINGS = {
 ON_EXHAUSTED = ("skip", "stop", "fail")
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
 ROUTER = "https://router.huggingface.co"
+HOLD_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ class Settings:
     endpoints_api: str = ENDPOINTS_API
     router: str = ROUTER
     hub: str | None = None
+    hold_wait: float = HOLD_WAIT_S
     endpoint_wait: float = 900.0
     idle_timeout: int = 15
     max_uptime: float | None = None
@@ -160,6 +168,7 @@ def merge(
         emulator=given("emulator", str, None),
         endpoints_api=given("endpoints_api", _url, base.endpoints_api),
         router=given("router", _url, base.router),
+        hold_wait=given("hold_wait", _seconds_or_none, base.hold_wait),
         endpoint_wait=given("endpoint_wait", _seconds, base.endpoint_wait),
         max_uptime=given("max_uptime", _seconds_of_minutes, None),
         idle_timeout=given("idle_timeout", _minutes, base.idle_timeout),
@@ -200,6 +209,17 @@ def assumed_rates(policy: str) -> tuple[int, int] | None:
     return rate_in, rate_out
 
 
+def hold_wait_of(environ: Mapping[str, str]) -> float:
+    """What ``HFBUDGET_HOLD_WAIT`` says, where there is nothing but the environment.
+
+    Raises:
+        ConfigError: it is no number of seconds.
+    """
+    variable = SETTINGS["hold_wait"].variable
+    given = {variable: environ[variable]} if variable in environ else {}
+    return merge({}, given, lambda name: None).hold_wait
+
+
 def _find(
     setting: Setting, option: Any, environ: Mapping[str, str], ini: Callable[[str], Any]
 ) -> tuple[str, Any]:
@@ -230,6 +250,16 @@ def _verdict(value: str) -> str:
 def _policy(value: str) -> str:
     assumed_rates(value)
     return value
+
+
+def _seconds_or_none(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("write a number of seconds, 0 or more")
+    return seconds
 
 
 def _seconds(value: str) -> float:

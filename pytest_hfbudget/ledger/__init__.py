@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from pytest_hfbudget.ledger.account import Totals
 from pytest_hfbudget.ledger.charge import Charge, Refusal
-from pytest_hfbudget.ledger.ledger import Hold, Ledger, LedgerLike, Totals
+from pytest_hfbudget.ledger.ledger import Ledger
+from pytest_hfbudget.ledger.protocol import Caller, Hold, LedgerLike, Waiting
 from pytest_hfbudget.ledger.scope import Scope
 
-__all__ = ["Charge", "Hold", "Ledger", "LedgerLike", "Refusal", "Scope", "Totals"]
+__all__ = [
+    "Caller",
+    "Charge",
+    "Hold",
+    "Ledger",
+    "LedgerLike",
+    "Refusal",
+    "Scope",
+    "Totals",
+    "Waiting",
+]

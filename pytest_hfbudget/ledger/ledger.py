@@ -9,86 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
-from pytest_hfbudget.errors import BudgetExceededError, over_cap
+from pytest_hfbudget.errors import SMALLER, LedgerUnreachableError, too_late
+from pytest_hfbudget.ledger.account import Account, Totals
 from pytest_hfbudget.ledger.charge import Charge, Refusal
 from pytest_hfbudget.ledger.charges import Charges
+from pytest_hfbudget.ledger.protocol import Caller, Hold, Uptime, Waiting, unanswered
+from pytest_hfbudget.ledger.queue import Ahead, Bid, Held, Place, decide, grant, sent_away
 from pytest_hfbudget.ledger.scope import Scope
-
-
-class Hold(NamedTuple):
-    """An amount that is set aside until it is settled or released, once."""
-
-    id: int
-    amount: int
-
-
-class Totals(NamedTuple):
-    """Where one scope stands, in nano-USD and calls."""
-
-    spent: int = 0
-    held: int = 0
-    calls: int = 0
-    refused: int = 0
-
-
-class LedgerLike(Protocol):
-    """What the tap needs of a ledger, wherever that ledger lives."""
-
-    def open(self, scope: Scope) -> None:
-        """Make a scope known; a key that is known already keeps what was spent in it."""
-
-    def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
-        """Set aside as much as every scope allows, from ``least`` to ``most`` (None: all)."""
-
-    def settle(self, hold: int, charge: Charge) -> None:
-        """Book what a held call really cost and give the rest back."""
-
-    def release(self, hold: int, charge: Charge | None = None) -> None:
-        """Give a hold back: nothing was bought."""
-
-    def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
-        """Count a call that was not sent."""
-
-    def total(self, key: str) -> Totals:
-        """Where a scope stands now."""
-
-    def charges_in(self, key: str) -> tuple[Charge, ...]:
-        """Every settled call of one scope."""
-
-
-class Uptime(Protocol):
-    """What costs by the minute beside the calls, under the same cap."""
-
-    def accrue(self) -> None:
-        """Book the minutes that have started, before a call is measured against the rest."""
-
-    def rearm(self) -> None:
-        """Stop earlier, if a call has taken what a later minute would have cost."""
-
-
-class _Account:
-    __slots__ = ("calls", "held", "in_flight", "refused", "scope", "spent")
-
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
-        self.spent = self.held = self.calls = self.in_flight = self.refused = 0
-
-    def room(self) -> int | None:
-        cap = self.scope.cap
-        return None if cap is None else cap - self.spent - self.held
-
-    def out_of_calls(self) -> bool:
-        most = self.scope.max_calls
-        return most is not None and self.calls + self.in_flight >= most
-
-
-class _Held(NamedTuple):
-    amount: int
-    accounts: tuple[_Account, ...]
-    draft: Charge
-    owner: object
 
 
 class Ledger:
@@ -96,8 +24,9 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._accounts: dict[str, _Account] = {}
-        self._holds: dict[int, _Held] = {}
+        self._accounts: dict[str, Account] = {}
+        self._holds: dict[int, Held] = {}
+        self._queue: list[Place] = []
         self._next = 0
         self._uptime: Uptime | None = None
         self._charges = Charges()
@@ -105,7 +34,7 @@ class Ledger:
 
     def open(self, scope: Scope) -> None:
         with self._lock:
-            self._accounts.setdefault(scope.key, _Account(scope))
+            self._accounts.setdefault(scope.key, Account(scope))
 
     def hold(
         self, keys: Sequence[str], least: int, most: int | None, draft: Charge, owner: object = None
@@ -120,26 +49,67 @@ class Ledger:
         """
         if self._uptime is not None:
             self._uptime.accrue()
-        granted = self._hold(keys, least, most, draft, owner)
+        with self._lock:
+            answer = self._ask(self._bid(keys, least, most, draft, None, owner))
+            if isinstance(answer, Place):
+                refusal = sent_away(answer, self._queue, SMALLER)
+                self._send_away(answer, refusal)
+                raise refusal
         if self._uptime is not None:
             self._uptime.rearm()
-        return granted
+        return answer
 
-    def _hold(
-        self, keys: Sequence[str], least: int, most: int | None, draft: Charge, owner: object
-    ) -> Hold:
+    def ask(
+        self,
+        keys: Sequence[str],
+        least: int,
+        most: int | None,
+        draft: Charge,
+        caller: Caller | None = None,
+        owner: object = None,
+    ) -> Hold | Waiting:
+        """As `hold`, but where only calls in flight are in the way, a place in the queue for it.
+
+        Raises:
+            BudgetExceededError: a scope has spent too much, or has no call left; or what is in
+                the way is held by ``caller`` itself, or by others who wait for it.
+        """
+        if self._uptime is not None:
+            self._uptime.accrue()
         with self._lock:
-            accounts = tuple([self._accounts[key] for key in dict.fromkeys(keys)])
-            for account in accounts:
-                if account.out_of_calls():
-                    raise _out_of_calls(account, draft.model)
-            amount = _amount(accounts, least, most, draft.model)
-            for account in accounts:
-                account.held += amount
-                account.in_flight += 1
-            self._next += 1
-            self._holds[self._next] = _Held(amount, accounts, draft, owner)
-            return Hold(self._next, amount)
+            answer = self._ask(self._bid(keys, least, most, draft, caller, owner))
+        if self._uptime is not None:
+            self._uptime.rearm()
+        return Waiting(answer.bid.id, answer.answer) if isinstance(answer, Place) else answer
+
+    def give_up(self, place: int, seconds: float) -> Hold | None:
+        """The end of patience: the hold, if it has come; None if there is another answer.
+
+        Raises:
+            BudgetExceededError: what was in the way for so many seconds still is.
+        """
+        self._serve()
+        with self._lock:
+            self._answer_line()
+            if place in self._holds:
+                return Hold(place, self._holds[place].amount)
+            waits = self._in_line(place)
+            if waits is None:
+                return None
+            refusal = sent_away(waits, self._queue, too_late(seconds))
+            self._send_away(waits, refusal)
+            self._answer_line()
+            raise refusal
+
+    def leave(self, place: int) -> None:
+        """Stand in line no more; what was granted meanwhile is given back."""
+        with self._lock:
+            if place in self._holds:
+                self._resolve(place)
+            elif (waits := self._in_line(place)) is not None:
+                self._send_away(waits, LedgerUnreachableError("whoever waited has left"))
+        if self._queue:
+            self._serve()
 
     def settle(self, hold: int, charge: Charge) -> None:
         """Book a held call at ``charge.nano_usd``, which may differ from what was held.
@@ -148,10 +118,11 @@ class Ledger:
             KeyError: the hold was resolved before; a hold resolves once.
         """
         with self._lock:
-            for account in self._resolve(hold):
-                account.spent += charge.nano_usd or 0
-                account.calls += 1
+            for account in self._resolve(hold).accounts:
+                account.charge(charge.nano_usd or 0)
             self._charges.append(charge)
+        if self._queue:
+            self._serve()
 
     def release(self, hold: int, charge: Charge | None = None) -> None:
         """Give a hold back. With a charge (of $0) the call still counts as one that was made.
@@ -160,10 +131,12 @@ class Ledger:
             KeyError: the hold was resolved before.
         """
         with self._lock:
-            for account in self._resolve(hold):
+            for account in self._resolve(hold).accounts:
                 account.calls += charge is not None
             if charge is not None:
                 self._charges.append(charge)
+        if self._queue:
+            self._serve()
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         with self._lock:
@@ -174,9 +147,7 @@ class Ledger:
     def total(self, key: str) -> Totals:
         with self._lock:
             account = self._accounts.get(key)
-            if account is None:
-                return Totals()
-            return Totals(account.spent, account.held, account.calls, account.refused)
+            return Totals() if account is None else account.totals
 
     def book(self, key: str, nano_usd: int, *, what: str = "") -> None:
         """Add what is spent without a call: the uptime of an endpoint.
@@ -190,8 +161,9 @@ class Ledger:
             account = self._accounts[key]
             room = account.room()
             if what and room is not None and room < nano_usd:
-                raise _over(account, nano_usd, what)
+                raise account.over(nano_usd, what)
             account.spent += nano_usd
+            self._answer_line()
 
     def share_with(self, uptime: Uptime) -> None:
         """Let something that costs by the minute spend from this ledger, too."""
@@ -200,23 +172,28 @@ class Ledger:
     def abandon(self, owner: object) -> int:
         """Book every open hold of an owner that died in full, since nobody knows what it got."""
         with self._lock:
-            open_holds = [(i, held) for i, held in self._holds.items() if held.owner is owner]
-            for hold, held in open_holds:
-                for account in self._resolve(hold):
-                    account.spent += held.amount
-                    account.calls += 1
+            for place in [each for each in self._queue if each.bid.owner is owner]:
+                self._send_away(place, LedgerUnreachableError("the connection was lost"))
+            lost = [held for held in self._holds.values() if held.bid.owner is owner]
+            for bid, amount in lost:
+                self._resolve(bid.id)
+                for account in bid.accounts:
+                    account.charge(amount)
                 self._charges.append(
-                    held.draft._replace(nano_usd=held.amount, status="lost", estimated=True)
+                    bid.draft._replace(nano_usd=amount, status="lost", estimated=True)
                 )
-            return len(open_holds)
+        if self._queue:
+            self._serve()
+        return len(lost)
 
     def scopes(self) -> dict[str, tuple[Scope, Totals]]:
         """Every scope with where it stands, for the report."""
         with self._lock:
-            return {
-                key: (a.scope, Totals(a.spent, a.held, a.calls, a.refused))
-                for key, a in self._accounts.items()
-            }
+            return {key: (each.scope, each.totals) for key, each in self._accounts.items()}
+
+    def waiting(self) -> int:
+        """How many calls stand in line."""
+        return len(self._queue)
 
     def charges(self) -> tuple[Charge, ...]:
         """Every settled call, in the order of settlement."""
@@ -232,47 +209,68 @@ class Ledger:
         with self._lock:
             return tuple(self._refusals)
 
-    def _resolve(self, hold: int) -> tuple[_Account, ...]:
-        held = self._holds.pop(hold)
-        for account in held.accounts:
-            account.held -= held.amount
+    # --- under the lock
+
+    def _bid(
+        self,
+        keys: Sequence[str],
+        least: int,
+        most: int | None,
+        draft: Charge,
+        caller: Caller | None,
+        owner: object,
+    ) -> Bid:
+        accounts = tuple(self._accounts[key] for key in dict.fromkeys(keys))
+        self._next += 1
+        return Bid(self._next, accounts, least, most, draft, owner, caller)
+
+    def _ask(self, bid: Bid) -> Hold | Place:
+        if not self._queue:
+            amount = grant(bid, Ahead())
+            if amount is not None:
+                return self._grant(bid, amount)
+        place = Place(bid, unanswered())
+        self._queue.append(place)
+        self._answer_line()
+        return place.answer.result() if place.answer.done() else place
+
+    def _grant(self, bid: Bid, amount: int) -> Hold:
+        for account in bid.accounts:
+            account.held += amount
+            account.in_flight += 1
+        self._holds[bid.id] = Held(bid, amount)
+        return Hold(bid.id, amount)
+
+    def _resolve(self, hold: int) -> Bid:
+        bid, amount = self._holds.pop(hold)
+        for account in bid.accounts:
+            account.held -= amount
             account.in_flight -= 1
-        return held.accounts
+        return bid
 
+    def _answer_line(self) -> None:
+        while (decision := decide(self._queue, self._holds.values())) is not None:
+            place, verdict = decision
+            if isinstance(verdict, int):
+                self._queue.remove(place)
+                place.answer.set_result(self._grant(place.bid, verdict))
+            else:
+                self._send_away(place, verdict)
 
-def _amount(accounts: tuple[_Account, ...], least: int, most: int | None, model: str) -> int:
-    """What the tightest scope can set aside, between ``least`` and ``most``."""
-    amount = most
-    for account in accounts:
-        room = account.room()
-        if room is None:
-            continue
-        if least and room < least:  # what costs nothing fits into a cap that is overspent, too
-            raise _over(account, least, model)
-        amount = room if amount is None else min(amount, room)
-    return least if amount is None else max(amount, least)
+    def _send_away(self, place: Place, why: Exception) -> None:
+        self._queue.remove(place)
+        place.answer.set_exception(why)
 
+    def _in_line(self, place: int) -> Place | None:
+        return next((each for each in self._queue if each.bid.id == place), None)
 
-def _over(account: _Account, needed: int, model: str) -> BudgetExceededError:
-    return over_cap(
-        scope=account.scope.name,
-        scope_key=account.scope.key,
-        cap=account.scope.cap or 0,
-        spent=account.spent,
-        held=account.held,
-        needed=needed,
-        model=model,
-    )
+    # --- around the lock
 
-
-def _out_of_calls(account: _Account, model: str) -> BudgetExceededError:
-    return BudgetExceededError(
-        f"{account.scope.name}: {model} would be call {account.calls + account.in_flight + 1}, "
-        f"but max_calls is {account.scope.max_calls}. The call was not sent. Raise max_calls.",
-        scope=account.scope.name,
-        scope_key=account.scope.key,
-        cap=account.scope.cap or 0,
-        spent=account.spent,
-        held=account.held,
-        model=model,
-    )
+    def _serve(self) -> None:
+        """Look who need wait no longer, now that something has changed."""
+        if self._uptime is not None:
+            self._uptime.accrue()
+        with self._lock:
+            self._answer_line()
+        if self._uptime is not None:
+            self._uptime.rearm()

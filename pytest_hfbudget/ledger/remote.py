@@ -7,12 +7,14 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from pytest_hfbudget.errors import LedgerUnreachableError
 from pytest_hfbudget.ledger import wire
+from pytest_hfbudget.ledger.account import Totals
 from pytest_hfbudget.ledger.charge import Charge, Refusal
-from pytest_hfbudget.ledger.ledger import Hold, Totals
+from pytest_hfbudget.ledger.protocol import Caller, Hold, Waiting, unanswered
 from pytest_hfbudget.ledger.scope import Scope
 
 CHUNK = 65_536
@@ -31,6 +33,10 @@ class Wire:
         self._socket: socket.socket | None = None
         forked = weakref.WeakMethod(self._forked)
         os.register_at_fork(after_in_child=lambda: _call(forked()))
+
+    def another(self) -> Wire:
+        """A second connection to the same place."""
+        return Wire(self._path)
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """The answer of an operation.
@@ -69,7 +75,7 @@ class Wire:
         while not answer.endswith(b"\n"):
             more = self._socket.recv(CHUNK)
             if not more:
-                raise ConnectionResetError("end of file")
+                raise ConnectionResetError
             answer += more
         return bytes(answer)
 
@@ -108,6 +114,46 @@ class RemoteLedger:
 
     def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
         return Hold(*self._wire.ask("hold", keys, least, most, draft))
+
+    def ask(
+        self, keys: Sequence[str], least: int, most: int | None, draft: Charge, caller: Caller
+    ) -> Hold | Waiting:
+        place, amount = self._wire.ask("ask", keys, least, most, draft, caller)
+        if amount is not None:
+            return Hold(place, amount)
+        try:
+            return Waiting(place, self._answer_to(place))
+        except BaseException:
+            self.leave(place)
+            raise
+
+    def _answer_to(self, place: int) -> Future[Hold]:
+        """What the ledger answers, by a connection and a thread of its own.
+
+        Neither the wire nor an event loop may wait meanwhile: what is waited for is settled there.
+        """
+        answer = unanswered()
+
+        def listen() -> None:
+            wire = self._wire.another()
+            try:
+                while (hold := wire.ask("answer", place)) is None:
+                    continue  # there was none in the time for which that counter listens
+                answer.set_result(Hold(*hold))
+            except BaseException as error:
+                answer.set_exception(error)
+            finally:
+                wire.close()
+
+        threading.Thread(target=listen, name="hfbudget-waits", daemon=True).start()
+        return answer
+
+    def give_up(self, place: int, seconds: float) -> Hold | None:
+        hold = self._wire.ask("give_up", place, seconds)
+        return None if hold is None else Hold(*hold)
+
+    def leave(self, place: int) -> None:
+        self._wire.ask("leave", place)
 
     def settle(self, hold: int, charge: Charge) -> None:
         self._wire.ask("settle", hold, charge)

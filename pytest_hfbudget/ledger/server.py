@@ -8,13 +8,15 @@ import socketserver
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.errors import HFBudgetError, LedgerUnreachableError
 from pytest_hfbudget.ledger import wire
 from pytest_hfbudget.ledger.charge import Refusal
 from pytest_hfbudget.ledger.ledger import Ledger
+from pytest_hfbudget.ledger.protocol import Caller, Hold, Waiting
 from pytest_hfbudget.ledger.scope import Scope
 
 Operation = Callable[..., Any]
@@ -35,6 +37,7 @@ class LedgerServer:
 
     def __init__(self, ledger: Ledger, more: Mapping[str, Operation] | None = None) -> None:
         self.ledger, self.more = ledger, dict(more or {})
+        self._answers: dict[int, tuple[Future[Hold], object]] = {}
         self._directory = private_directory()
         self.path = str(self._directory / "ledger")
         self._server = _Server(self.path, _Connection)
@@ -66,6 +69,12 @@ class LedgerServer:
             "hold": lambda keys, least, most, draft: ledger.hold(
                 keys, least, most, wire.charge(draft), owner
             ),
+            "ask": lambda keys, least, most, draft, caller: self._place(
+                ledger.ask(keys, least, most, wire.charge(draft), Caller(*caller), owner), owner
+            ),
+            "answer": self._answer_to,
+            "give_up": ledger.give_up,
+            "leave": ledger.leave,
             "settle": lambda hold, charge: ledger.settle(hold, wire.charge(charge)),
             "release": lambda hold, charge: ledger.release(
                 hold, None if charge is None else wire.charge(charge)
@@ -75,6 +84,26 @@ class LedgerServer:
             "charges_in": ledger.charges_in,
             **self.more,
         }
+
+    def _place(self, answer: Hold | Waiting, owner: object) -> tuple[int, int | None]:
+        """A hold, or a place in line without an amount, for which "answer" is to be asked."""
+        if isinstance(answer, Hold):
+            return answer
+        self._answers[answer.id] = answer.answer, owner
+        return answer.id, None
+
+    def _answer_to(self, place: int) -> Hold:
+        answer, _ = self._answers.pop(place, (None, None))
+        if answer is None:
+            raise LedgerUnreachableError("the connection of the call that waited was lost")
+        return answer.result()
+
+    def lost(self, owner: object) -> None:
+        """Deal with what a connection that ended leaves behind."""
+        for place, (_, of) in tuple(self._answers.items()):
+            if of is owner:
+                del self._answers[place]
+        self.ledger.abandon(owner)
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
@@ -110,7 +139,7 @@ class _Connection(socketserver.StreamRequestHandler):
                     self.wfile.write(answer(operations, line))
         finally:
             self.server.connections.discard(self)
-            self.server.counter.ledger.abandon(self)
+            self.server.counter.lost(self)
 
     def hang_up(self) -> None:
         try:

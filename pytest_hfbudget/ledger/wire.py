@@ -39,16 +39,19 @@ def decode(line: bytes) -> Any:
 def error_fields(error: Exception) -> dict[str, Any]:
     """An error as what a worker needs to raise it again: as the nearest kind that both know."""
     kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in KINDS)
-    figures = {
-        "scope": getattr(error, "scope", ""),
-        "scope_key": getattr(error, "scope_key", ""),
-        "cap": getattr(error, "cap_nano", 0),
-        "spent": getattr(error, "spent_nano", 0),
-        "held": getattr(error, "held_nano", 0),
-        "needed": getattr(error, "needed_nano", 0),
-        "model": getattr(error, "model", ""),
+    fields = {"error": next(kinds, "HFBudgetError"), "message": str(error)}
+    if not isinstance(error, errors.BudgetExceededError):
+        return fields
+    return {
+        **fields,
+        "scope": error.scope,
+        "scope_key": error.scope_key,
+        "cap": error.cap_nano,
+        "spent": error.spent_nano,
+        "held": error.held_nano,
+        "needed": error.needed_nano,
+        "model": error.model,
     }
-    return {"error": next(kinds, "HFBudgetError"), "message": str(error), **figures}
 
 
 def raised(fields: dict[str, Any]) -> Exception:

@@ -77,7 +77,7 @@ class Call:
         self.quote, self.scopes, self.draft, self.hold = quote, around.scopes, draft, hold
         self.limit, self.manner = limit, manner
         self.capped, self.explicit = around.paid, around.explicit
-        self.thresholds = around.thresholds
+        self.thresholds, self.test = around.thresholds, around.test
         self.provider = request.provider
         self.swallow_usage = False
         self.refusal: BudgetExceededError | None = None

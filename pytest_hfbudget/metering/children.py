@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
-from pytest_hfbudget.ledger import Charge, Hold, Refusal, Scope, wire
+from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, LedgerUnreachableError
+from pytest_hfbudget.ledger import Caller, Charge, Hold, Refusal, Scope, Waiting, wire
 from pytest_hfbudget.ledger.counter import Counter
 from pytest_hfbudget.ledger.server import Operation, answer
 from pytest_hfbudget.metering.parcel import Place, pack_quote, unpack_request
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 # Tells a freshly started interpreter where to join. No secret: only its owner can open it.
 VARIABLE = "HFBUDGET_LEDGER"
+
+# How long a question for a place in line is listened to at a time: threads must be able to step
+# aside for a fork in between.
+LISTEN_S = 0.2
 
 # Where nobody answers: a child that is forked after the run's end is refused under a cap.
 NOWHERE = "/"
@@ -38,6 +44,7 @@ class Children:
         self._counter: Counter | None = None
         self._closed = self._exported = False
         self._before: str | None = None
+        self._places: dict[int, Waiting] = {}
         self.blocks: tuple[budget, ...] = ()
 
     def export(self) -> None:
@@ -98,16 +105,18 @@ class Children:
     def _open(self) -> Counter | None:
         with self._lock:
             if self._counter is None and not self._closed:
-                self._counter = Counter(lambda: _Child(self._runtime))
+                self._counter = Counter(lambda: _Child(self._runtime, self._places))
             return self._counter
 
 
 class _Child:
     """One connection of one child; its open holds are booked in full when it is gone."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, places: dict[int, Waiting]) -> None:
+        """``places`` in line are all children's: each is asked for by a second connection."""
+        self._runtime, self._places = runtime, places
         self._held: dict[int, Charge] = {}
+        self._waiting: dict[int, Charge] = {}
         self._gone = False
         self._operations = {**self._spending(), **self._telling()}
 
@@ -118,6 +127,8 @@ class _Child:
     def gone(self) -> None:
         """Book what is held: nobody knows what was sent for it."""
         self._gone = True
+        for place in list(self._waiting):
+            self._leave(place)
         for hold in list(self._held):
             if (charge := self._held.pop(hold, None)) is not None:
                 with suppress(HFBudgetError, KeyError):
@@ -128,6 +139,10 @@ class _Child:
         return {
             "open": lambda scope: ledger.open(Scope(*scope)),
             "hold": self._hold,
+            "ask": self._ask,
+            "answer": self._answer_to,
+            "give_up": self._give_up,
+            "leave": self._leave,
             "settle": self._resolving(ledger.settle),
             "release": self._resolving(ledger.release),
             "refuse": self._refuse,
@@ -148,11 +163,55 @@ class _Child:
 
     def _hold(self, keys: list[str], least: int, most: int | None, draft: list[Any]) -> Hold:
         charge = wire.charge(draft)
-        hold = self._runtime.meter.ledger.hold(keys, least, most, charge)
+        return self._granted(self._runtime.meter.ledger.hold(keys, least, most, charge), charge)
+
+    def _granted(self, hold: Hold, charge: Charge) -> Hold:
         self._held[hold.id] = charge._replace(nano_usd=hold.amount, status="lost", estimated=True)
         if self._gone:
             self.gone()  # it came too late
         return hold
+
+    def _ask(
+        self, keys: list[str], least: int, most: int | None, draft: list[Any], caller: list[Any]
+    ) -> tuple[int, int | None]:
+        """A hold, or a place in line without an amount, for which "answer" is to be asked."""
+        charge = wire.charge(draft)
+        answer = self._runtime.meter.ledger.ask(keys, least, most, charge, Caller(*caller))
+        if isinstance(answer, Hold):
+            return self._granted(answer, charge)
+        self._waiting[answer.id], self._places[answer.id] = charge, answer
+        answer.answer.add_done_callback(lambda came: self._came(answer.id, came))
+        return answer.id, None
+
+    def _came(self, place: int, answer: Future[Hold]) -> None:
+        charge = self._waiting.pop(place, None)
+        if charge is not None and answer.exception() is None:
+            self._held[place] = charge._replace(
+                nano_usd=answer.result().amount, status="lost", estimated=True
+            )
+
+    def _answer_to(self, place: int) -> Hold | None:
+        waiting = self._places.get(place)
+        if waiting is None:
+            raise LedgerUnreachableError("the connection of the call that waited was lost")
+        try:
+            hold = waiting.answer.result(LISTEN_S)
+        except NotYet:  # another one than the built-in, before Python 3.11
+            return None
+        except BaseException:
+            self._places.pop(place, None)
+            raise
+        self._places.pop(place, None)
+        return hold
+
+    def _give_up(self, place: int, seconds: float) -> Hold | None:
+        return self._runtime.meter.ledger.give_up(place, seconds)
+
+    def _leave(self, place: int) -> None:
+        for places in (self._waiting, self._held, self._places):
+            places.pop(place, None)
+        with suppress(HFBudgetError):
+            self._runtime.meter.ledger.leave(place)
 
     def _resolving(self, resolve: Callable[[int, Any], None]) -> Operation:
         def resolved(hold: int, charge: list[Any] | None) -> None:
@@ -172,7 +231,9 @@ class _Child:
                 scope_key=refusal.scope_key,
                 model=refusal.model,
             )
-            self._runtime.meter.payer.blame(error, test=refusal.test)
+            payer = self._runtime.meter.payer
+            running = payer.test if payer.test and payer.test.id == refusal.test else None
+            payer.blame(error, running)
 
     def _catalogue(self) -> dict[str, Any]:
         return self._runtime.meter.book.catalogue.as_read()

@@ -18,12 +18,14 @@ from pytest_hfbudget.errors import (
 from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.limit import AS_USUAL, Manner, most, of_cap
-from pytest_hfbudget.metering.payer import Around, Payer
+from pytest_hfbudget.metering.payer import Around, Payer, RunningTest
 from pytest_hfbudget.metering.replay import Way
 from pytest_hfbudget.metering.request import P, Parameters, changed, describe
 from pytest_hfbudget.metering.threshold import Watcher
+from pytest_hfbudget.metering.waiting import Callers, Steps, Wait
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
+from pytest_hfbudget.settings import HOLD_WAIT_S
 
 DEFAULT_ROUTER = "https://router.huggingface.co"
 
@@ -44,6 +46,7 @@ class Meter:
         revive: brings a leased endpoint back that was paused by somebody else; whether it did.
         router: where the Hugging Face router is; calls to the public one are sent there too.
         stops_with_ledger: whether calls that have no cap stop, too, once the ledger is gone.
+        hold_wait: seconds that a call waits for calls in flight; 0 for none.
         dropped: calls whose stream was garbage-collected. They wait here instead of being
             settled on the spot, because the collector may run inside any of our own locks.
     """
@@ -53,12 +56,14 @@ class Meter:
     payer: Payer
     router: str = DEFAULT_ROUTER
     revive: Callable[[str], bool] = _nobody
+    hold_wait: float = HOLD_WAIT_S
     clock: Callable[[], float] = time.monotonic
     stops_with_ledger: bool = True
     dropped: deque[Call] = field(default_factory=deque)
     watcher: Watcher = field(default_factory=Watcher)
     _open: dict[int, Call] = field(default_factory=dict)
     _known: set[Scope] = field(default_factory=set)
+    _callers: Callers = field(default_factory=Callers)
 
     def begin(
         self,
@@ -71,14 +76,15 @@ class Meter:
         stream: bool = False,
         timeout: object = None,
         manner: Manner = AS_USUAL,
-    ) -> Call | None:
-        """Hold what a call may cost, in every scope that encloses it.
+        blocks: bool = True,
+    ) -> Steps[Call | None]:
+        """Hold what a call may cost, in every scope that encloses it; a wait is one of the steps.
 
         A call that no cap would hold goes on where it can be stopped on the ``way`` out, after
         everybody who may answer it instead of the network has had the chance to.
 
-        Returns None where there is no cap and the call could not be understood: without a cap
-        this only watches.
+        ``blocks`` says whether the thread stands still meanwhile. The result is None where there is
+        no cap and the call could not be understood: without a cap this only watches.
 
         Raises:
             BudgetExceededError: a cap would not hold the call, or the run that this process works
@@ -99,7 +105,7 @@ class Meter:
             )
             request = self._within_context(request)
             draft = self._draft(request, around.keys, instead_of)
-            call = self._hold(parameters, way, request, around, draft, manner)
+            call = yield from self._hold(parameters, way, request, around, draft, manner, blocks)
             call.prepare()
         except BudgetExceededError as error:
             # Also in a worker whose run is gone: nobody reads its answers.
@@ -187,7 +193,7 @@ class Meter:
 
     def refuse(self, call: Call, error: BudgetExceededError) -> BudgetExceededError:
         """Note a refusal where it can't be swallowed, and give it back to be raised."""
-        self._refuse(call.draft.scopes, call.draft, error)
+        self._refuse(call.draft.scopes, call.draft, error, call.test)
         return error
 
     def _within_context(self, request: CallRequest) -> CallRequest:
@@ -205,7 +211,8 @@ class Meter:
         around: Around,
         draft: Charge,
         manner: Manner,
-    ) -> Call:
+        blocks: bool,
+    ) -> Steps[Call]:
         self.make_known(around.scopes)
         keys, paid = around.keys, around.paid
         quote, refusal = None, None
@@ -214,9 +221,9 @@ class Meter:
             if quote is None and paid:
                 raise self._unpriced(request, around.scopes)
             least, highest = self._bound(request, quote, manner) if quote and paid else (0, 0)
-            hold = self.ledger.hold(keys, least, highest, draft)
+            hold = yield from self._ask(keys, least, highest, draft, blocks)
         except BudgetExceededError as error:
-            refusal, hold = error, self._unpaid(way, keys, draft, error)
+            refusal, hold = error, self._unpaid(way, around, draft, error)
         bounded, contexts = quote if paid and refusal is None else None, self.book.catalogue
         limit = of_cap(request, bounded, hold.amount, contexts, manner) if bounded else None
         call = Call(self, parameters, way, request, quote, around, draft, hold, limit, manner)
@@ -224,9 +231,20 @@ class Meter:
             call.only_replayed(refusal)
         return call
 
-    def _unpaid(
-        self, way: Way, keys: tuple[str, ...], draft: Charge, error: BudgetExceededError
-    ) -> Hold:
+    def _ask(
+        self, keys: tuple[str, ...], least: int, most: int | None, draft: Charge, blocks: bool
+    ) -> Steps[Hold]:
+        caller = self._callers.here(blocks=blocks) if self.hold_wait else None
+        if caller is None:
+            return self.ledger.hold(keys, least, most, draft)
+        answer = self.ledger.ask(keys, least, most, draft, caller)
+        if isinstance(answer, Hold):
+            return answer
+        wait = Wait(self.ledger, answer, self.hold_wait, self.drain)
+        yield wait
+        return wait.hold()
+
+    def _unpaid(self, way: Way, around: Around, draft: Charge, error: BudgetExceededError) -> Hold:
         """A hold of nothing, for a call that can be stopped later, right before it is sent.
 
         Raises:
@@ -235,9 +253,9 @@ class Meter:
         try:
             if not way.watched():
                 raise error
-            return self.ledger.hold(keys, 0, 0, draft)
+            return self.ledger.hold(around.keys, 0, 0, draft)
         except BudgetExceededError as final:
-            self._refuse(keys, draft, final)
+            self._refuse(around.keys, draft, final, around.test)
             raise
 
     def _bound(self, request: CallRequest, quote: Quote, manner: Manner) -> tuple[int, int]:
@@ -303,10 +321,16 @@ class Meter:
             model=request.model,
         )
 
-    def _refuse(self, keys: tuple[str, ...], draft: Charge, error: BudgetExceededError) -> None:
+    def _refuse(
+        self,
+        keys: tuple[str, ...],
+        draft: Charge,
+        error: BudgetExceededError,
+        test: RunningTest | None,
+    ) -> None:
         refusal = Refusal(draft.test, error.scope, draft.model, str(error), error.scope_key)
         self.ledger.refuse(keys, refusal)
-        self.payer.blame(error, test=draft.test)
+        self.payer.blame(error, test)
 
 
 def _endpoint_hint(request: CallRequest) -> str:

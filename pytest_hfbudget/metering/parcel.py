@@ -33,7 +33,7 @@ class Place(NamedTuple):
     def packed(self) -> dict[str, Any]:
         """As JSON can hold it."""
         # Warnings and fallbacks are the parent's affair, and refusals are told to it.
-        kept = {"explicit": None, "refusals": [], "thresholds": ()}
+        kept: dict[str, Any] = {"explicit": None, "refusals": [], "thresholds": ()}
         test = self.test and {**asdict(self.test), **kept}
         return {
             **self._asdict(),

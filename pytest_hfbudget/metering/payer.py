@@ -39,6 +39,7 @@ class Around(NamedTuple):
         paid: whether any of them has a limit of USD.
         explicit: the price that the innermost block or the test's marker states, if any does.
         thresholds: what these budgets want done from a part of them on, the innermost last.
+        test: what answers for a refusal, unless it is over by then.
     """
 
     scopes: tuple[Scope, ...]
@@ -47,6 +48,7 @@ class Around(NamedTuple):
     paid: bool
     explicit: Quote | None
     thresholds: tuple[Threshold, ...]
+    test: RunningTest | None
 
 
 class Outer(NamedTuple):
@@ -147,6 +149,7 @@ class Payer:
             paid,
             self._explicit(blocks),
             self._thresholds(blocks),
+            self.test,
         )
         self._last = inside, around
         return around
@@ -164,18 +167,18 @@ class Payer:
         own = self.test.explicit if self.test else None
         return next(stated, self.outer.explicit or own)
 
-    def blame(self, error: BudgetExceededError, *, test: str | None) -> None:
+    def blame(self, error: BudgetExceededError, test: RunningTest | None) -> None:
         """Note a refusal where it can't be swallowed: at the block that refused, else the test.
 
         Args:
-            test: the id of the test that made the call; one that is over answers for nothing.
+            test: the one that made the call; if it is over, it answers for nothing.
         """
         for block in self.open_blocks():
             if block.scope.key == error.scope_key:
                 block.refusals.append(error)
                 return
-        running = self.test if self.test and self.test.id == test else None
-        (running.refusals if running else self.unowned).append(error)
+        answers = test if test is self.test else None
+        (answers.refusals if answers else self.unowned).append(error)
 
 
 def _here() -> Enclosed:

@@ -21,6 +21,7 @@ from pytest_hfbudget.metering.tap import Tap
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
+from pytest_hfbudget.settings import hold_wait_of
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -93,7 +94,7 @@ def runtime() -> Runtime:
     """The runtime of the innermost test run, or a new one for a plain script.
 
     Raises:
-        ValueError: a price in the environment that is none.
+        ValueError: a price or a time in the environment that is none.
     """
     with _lock:
         return _stack[-1] if _stack else standalone()
@@ -106,7 +107,8 @@ def standalone() -> Runtime:
         load_catalogue=partial(kept_catalogue, router),
         environment=price_from_environment(os.environ),
     )
-    return Runtime(Meter(Ledger(), book, Payer(), router=router))
+    hold_wait = hold_wait_of(os.environ)
+    return Runtime(Meter(Ledger(), book, Payer(), router=router, hold_wait=hold_wait))
 
 
 def join(path: str) -> None:

@@ -30,6 +30,7 @@ from pytest_hfbudget.metering.patches import Patches
 from pytest_hfbudget.metering.replay import Way
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
 from pytest_hfbudget.metering.traffic import Traffic
+from pytest_hfbudget.metering.waiting import Steps, blocking, suspending
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -123,8 +124,8 @@ class Ways:
     session: Callable[[Any], Any]
 
     def begin(
-        self, client: Any, parameters: Any, stream: bool, manner: Manner
-    ) -> tuple[Call | None, Any]:
+        self, client: Any, parameters: Any, stream: bool, manner: Manner, *, blocks: bool
+    ) -> Steps[tuple[Call | None, Any]]:
         """The call, if it is metered, and what is to be posted in any case.
 
         Raises:
@@ -138,7 +139,7 @@ class Ways:
         parameters = meter.routed(parameters)
         way = Way(self.traffic, lambda: self.session(client), parameters.url)
         try:
-            call = meter.begin(
+            call = yield from meter.begin(
                 parameters,
                 way,
                 hub_model=named.model,
@@ -147,6 +148,7 @@ class Ways:
                 stream=stream,
                 timeout=getattr(client, "timeout", None),
                 manner=manner,
+                blocks=blocks,
             )
         except BudgetExceededError as error:
             # How a refusal came about inside of here tells nobody anything; who called does.
@@ -232,7 +234,8 @@ def metered(original: Any, ways: Ways) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
         while True:
-            call, posted = ways.begin(self, request_parameters, stream, attempts.manner)
+            steps = ways.begin(self, request_parameters, stream, attempts.manner, blocks=True)
+            call, posted = blocking(steps)
             if call is None:
                 return original(self, posted, stream=stream)
             try:
@@ -260,7 +263,8 @@ def metered_async(original: Any, ways: Ways) -> Any:
         if hasattr(self, "_get_async_client"):
             await self._get_async_client()  # as the original does first: it is looked at
         while True:
-            call, posted = ways.begin(self, request_parameters, stream, attempts.manner)
+            steps = ways.begin(self, request_parameters, stream, attempts.manner, blocks=False)
+            call, posted = await suspending(steps)
             if call is None:
                 return await original(self, posted, stream=stream)
             try:

@@ -39,7 +39,7 @@ def assemble(
     except ConfigError as error:
         say(config, f"hfbudget: no prices are known: {error}", yellow=True)
         book = PriceBook(leased=leased)
-    meter = Meter(ledger, book, payer, router=settings.router)
+    meter = Meter(ledger, book, payer, router=settings.router, hold_wait=settings.hold_wait)
     prefix = f"{worker}/" if worker else ""
     return Runtime(meter, worker=prefix, addresses=addresses(settings))
 

@@ -183,6 +183,22 @@ def test_nothing_serves_a_client_that_is_gone(server: LedgerServer, ledger: Watc
     assert not serving_it.is_alive()
 
 
+def test_nothing_is_kept_of_a_client_that_is_gone(
+    server: LedgerServer, ledger: WatchedLedger
+) -> None:
+    def kept() -> list[object]:
+        gc.collect()
+        return [each for each in gc.get_objects() if type(each).__name__ == "_Connection"]
+
+    before = set(connection_threads())
+    with connected(server) as wire:
+        wire.ask("total", "all")
+        assert len(kept()) == 1
+        (serving_it,) = set(connection_threads()) - before
+    serving_it.join(PATIENCE_S)
+    assert kept() == []
+
+
 def test_a_client_that_closed_its_connection_may_come_back(
     ledger: WatchedLedger, wire: Wire
 ) -> None:
@@ -211,8 +227,25 @@ def test_a_client_that_never_asked_before_is_refused_as_well(
     server: LedgerServer, wire: Wire
 ) -> None:
     server.stop()
-    with pytest.raises(LedgerUnreachableError):
+    with pytest.raises(LedgerUnreachableError) as caught:
         hold(wire, 1)
+    assert str(caught.value) == (
+        "the process that keeps the budget of this run is gone (FileNotFoundError), "
+        "so nothing more is sent"
+    )
+
+
+def test_servers_stop_at_once(ledger: WatchedLedger) -> None:
+    started = time.monotonic()
+    for _ in range(5):
+        with serving(ledger):
+            pass
+    assert time.monotonic() - started < 1.5
+
+
+def test_a_server_does_not_keep_its_process_from_ending(server: LedgerServer) -> None:
+    (thread,) = (t for t in threading.enumerate() if t.name == "hfbudget-ledger")
+    assert thread.daemon
 
 
 def test_a_client_that_waits_for_an_answer_is_refused_within_a_second(

@@ -218,3 +218,7 @@ def test_the_context_of_the_user_does_not_change_what_is_refused() -> None:
     for wrong in ("abc", "NaN", "-1", "1e13"):
         with pytest.raises(ValueError, match=r"USD|negative|more than"):
             parse_usd(wrong)
+
+
+def test_a_rate_is_for_one_unit_where_nothing_else_is_said() -> None:
+    assert parse_rate("0.5") == 5 * 10**17

@@ -52,6 +52,24 @@ def test_a_script_needs_no_pytest(tmp_path: Path) -> None:
     assert output.split() == ["0", "False", "False"]
 
 
+def test_a_script_says_in_its_environment_how_long_a_call_waits_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = """
+        from pytest_hfbudget import ConfigError
+        from pytest_hfbudget.metering.runtime import standalone
+        try:
+            print(standalone().meter.hold_wait)
+        except ConfigError as error:
+            print(error)
+        """
+    assert run(script, tmp_path).split() == ["60.0"]
+    monkeypatch.setenv("HFBUDGET_HOLD_WAIT", "1.5")
+    assert run(script, tmp_path).split() == ["1.5"]
+    monkeypatch.setenv("HFBUDGET_HOLD_WAIT", "long")
+    assert run(script, tmp_path).startswith("HFBUDGET_HOLD_WAIT=long: write a number of seconds")
+
+
 def test_leaving_the_last_block_of_a_script_leaves_huggingface_hub_as_it_was(
     tmp_path: Path,
 ) -> None:

@@ -25,6 +25,64 @@ def test_four_workers_together_stay_below_the_cap(suite: Suite) -> None:
     assert len(report["calls"]) == suite.sent
 
 
+# A call may cost 20 tokens of $2 per 1M, and costs one.
+ONE_AT_A_TIME = """
+[pytest]
+hf_session_budget = 0.00006
+hf_prices = prices.toml
+"""
+PRICES = """
+["emulator/chat"]
+input = 0
+output = 2
+"""
+MEETING = """
+    import pathlib, time
+
+    SAY = [{"role": "user", "content": "Say something. [[tokens=1]]"}]
+    HERE = pathlib.Path(__file__).parent
+
+    def until(name):
+        while not (HERE / name).exists():
+            time.sleep(0.01)
+
+    @pytest.mark.parametrize("n", range(2))
+    def test_it(n):
+        client = InferenceClient(model="emulator/chat")
+        if n:
+            until("opened")
+            (HERE / "asking").touch()
+            try:
+                client.chat_completion(SAY, max_tokens=20)
+            finally:
+                (HERE / "answered").touch()
+        else:
+            stream = client.chat_completion(SAY, max_tokens=20, stream=True)
+            (HERE / "opened").touch()
+            until("{}")
+            assert list(stream)
+"""
+
+
+def test_a_worker_waits_for_what_another_worker_holds(suite: Suite) -> None:
+    (suite.path / "pytest.ini").write_text(ONE_AT_A_TIME)
+    (suite.path / "prices.toml").write_text(PRICES)
+    suite.test_file(MEETING.replace("{}", "asking"))
+    suite.run("-n2", "--hf-report=report.json").assert_outcomes(passed=2)
+    assert suite.sent == 2
+    assert float(suite.report()["session"]["spent_usd"]) == 0.000004
+
+
+def test_a_worker_does_not_wait_longer_than_it_may(suite: Suite) -> None:
+    (suite.path / "pytest.ini").write_text(f"{ONE_AT_A_TIME}hf_hold_wait = 0.1\n")
+    (suite.path / "prices.toml").write_text(PRICES)
+    suite.test_file(MEETING.replace("{}", "answered"))
+    result = suite.run("-n2", "--hf-on-exhausted=fail")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*within the 0.1 s of hf_hold_wait*"])
+    assert suite.sent == 1
+
+
 def test_a_block_in_a_worker_has_a_cap_of_its_own(suite: Suite) -> None:
     suite.test_file("""
         @pytest.mark.parametrize("n", range(4))

@@ -1,0 +1,163 @@
+"""Who gets what, and who waits: the rules alone, without a lock, a clock or a thread.
+
+A call that would fit if the calls in flight cost nothing waits for them. First come, first
+served: what those ahead need counts as held, in the scopes that they share with a later one. Two
+things end a wait early: something was spent, and the call fits no more; or nobody is left who
+could settle what is in the way, because they all wait themselves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from pytest_hfbudget.errors import IN_VAIN, BudgetExceededError
+from pytest_hfbudget.ledger.account import Account
+from pytest_hfbudget.ledger.charge import Charge
+from pytest_hfbudget.ledger.protocol import Caller, Hold
+
+
+class Bid(NamedTuple):
+    """What a call asks for: from ``least`` to ``most`` nano-USD in all its accounts at once."""
+
+    id: int
+    accounts: tuple[Account, ...]
+    least: int
+    most: int | None
+    draft: Charge
+    owner: object
+    caller: Caller | None
+
+
+class Held(NamedTuple):
+    """A bid that was granted."""
+
+    bid: Bid
+    amount: int
+
+
+class Place(NamedTuple):
+    """A bid that waits, and where its answer is put: the hold, or the refusal."""
+
+    bid: Bid
+    answer: Future[Hold]
+
+
+class Ahead:
+    """What those ahead in line need, in each account: to those behind it is as good as held."""
+
+    def __init__(self) -> None:
+        self.nano_usd: dict[Account, int] = {}
+        self.calls: dict[Account, int] = {}
+
+    def add(self, bid: Bid) -> None:
+        """Let one more stand there."""
+        for account in bid.accounts:
+            self.nano_usd[account] = self.nano_usd.get(account, 0) + bid.least
+            self.calls[account] = self.calls.get(account, 0) + 1
+
+
+def grant(bid: Bid, ahead: Ahead) -> int | None:
+    """The amount that a bid gets now; None where it has to wait for others.
+
+    Raises:
+        BudgetExceededError: it would not fit either if nothing were held.
+    """
+    waits, amount = False, bid.most
+    for account in bid.accounts:
+        if (left := account.calls_left()) is not None:
+            if left < 1:
+                raise account.out_of_calls(bid.draft.model)
+            waits = waits or left <= ahead.calls.get(account, 0)
+        if (room := account.room()) is not None:
+            if 0 < bid.least > room + account.held:  # what is free fits into any cap
+                raise account.over(bid.least, bid.draft.model)
+            room -= ahead.nano_usd.get(account, 0)
+            waits = waits or 0 < bid.least > room
+            amount = room if amount is None else min(amount, room)
+    if waits:
+        return None
+    return bid.least if amount is None else max(amount, bid.least)
+
+
+def decide(
+    queue: Sequence[Place], holds: Collection[Held]
+) -> tuple[Place, int | BudgetExceededError] | None:
+    """Who of those in line need wait no longer, and why: an amount, or a refusal."""
+    holders = _holders(queue, holds)
+    ahead, nobody = Ahead(), Ahead()
+    for place in queue:
+        # Whoever holds something stands behind nobody, since they may be waiting for it.
+        try:
+            amount = grant(place.bid, nobody if place.bid.id in holders else ahead)
+        except BudgetExceededError as refusal:
+            return place, refusal
+        if amount is not None:
+            return place, amount
+        ahead.add(place.bid)
+    return _deadlock(queue, holds, holders) if holders else None
+
+
+def sent_away(place: Place, queue: Sequence[Place], advice: str) -> BudgetExceededError:
+    """The refusal of somebody in line who is not to wait any longer."""
+    ahead = Ahead()
+    for other in queue[: queue.index(place)]:
+        ahead.add(other.bid)
+    bid = place.bid
+    for account in bid.accounts:
+        room, claimed = account.room(), ahead.nano_usd.get(account, 0)
+        if room is not None and 0 < bid.least > room - claimed:
+            return account.over(bid.least, bid.draft.model, ahead=claimed, advice=advice)
+    full = (
+        a
+        for a in bid.accounts
+        if (left := a.calls_left()) is not None and left <= ahead.calls.get(a, 0)
+    )
+    return next(full).out_of_calls(bid.draft.model)
+
+
+def _holders(queue: Iterable[Place], holds: Iterable[Held]) -> set[int]:
+    """The bids of those in line who have other calls in flight."""
+    within = {part for held in holds if held.bid.caller for part in held.bid.caller.within}
+    return {p.bid.id for p in queue if p.bid.caller and p.bid.caller.stops in within}
+
+
+def _deadlock(
+    queue: Sequence[Place], holds: Collection[Held], holders: set[int]
+) -> tuple[Place, BudgetExceededError] | None:
+    """The last of those who wait for each other, if some do: who comes last closed the circle.
+
+    Calls of those who don't wait will be settled, for nothing at best. Whoever fits then goes on
+    and settles, too, and so forth. Those who are left after that wait for each other.
+    """
+    stuck = list(queue)
+    while stuck:
+        frozen = _frozen(stuck, holds)
+        short = [(place, a) for place in stuck if (a := _short(place.bid, frozen)) is not None]
+        if len(short) == len(stuck):
+            last, account = next(each for each in reversed(short) if each[0].bid.id in holders)
+            return last, account.over(last.bid.least, last.bid.draft.model, advice=IN_VAIN)
+        stuck = [place for place, _ in short]
+    return None
+
+
+def _frozen(waiting: Iterable[Place], holds: Iterable[Held]) -> Counter[Account]:
+    """What nobody settles while these wait, in each account."""
+    still = {place.bid.caller.stops for place in waiting if place.bid.caller}
+    frozen: Counter[Account] = Counter()
+    for held in holds:
+        if held.bid.caller and not still.isdisjoint(held.bid.caller.within):
+            for account in held.bid.accounts:
+                frozen[account] += held.amount
+    return frozen
+
+
+def _short(bid: Bid, frozen: Counter[Account]) -> Account | None:
+    """The first account that could not take a bid, though all but the frozen were given back."""
+    for account in bid.accounts:
+        room = account.room()
+        if room is not None and 0 < bid.least > room + account.held - frozen[account]:
+            return account
+    return None

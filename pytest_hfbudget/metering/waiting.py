@@ -1,0 +1,129 @@
+"""Waiting for calls in flight: a thread stands still, a task lets the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent import futures
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.ledger import Caller, Hold, LedgerLike, Waiting
+
+T = TypeVar("T")
+
+# Nobody can tell us of a stream that is garbage-collected, so who waits looks at times.
+LOOK_EVERY_S = 0.1
+# The ledger has answered already; its answer has only to come through.
+ANSWER_S = 5.0
+
+
+@dataclass
+class Callers:
+    """Tells those who call apart, by numbers that are not given twice: those of tasks are ours."""
+
+    _tasks: WeakKeyDictionary[asyncio.Task[Any], int] = field(default_factory=WeakKeyDictionary)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def here(self, *, blocks: bool) -> Caller | None:
+        """Who runs this; None for a coroutine of something else than asyncio."""
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        if task is None and not blocks:
+            return None
+        number = 0 if task is None else self._tasks.setdefault(task, next(self._numbers))
+        return Caller(os.getpid(), threading.get_native_id(), number, blocks)
+
+
+class Wait:
+    """A place in the ledger's queue, for so many seconds.
+
+    Whoever is interrupted or cancelled leaves it, and gives back what was granted meanwhile.
+
+    Args:
+        look: what to do every now and then, since it may end the wait.
+    """
+
+    def __init__(
+        self, ledger: LedgerLike, waiting: Waiting, seconds: float, look: Callable[[], None]
+    ) -> None:
+        self._ledger, self._waiting, self._seconds = ledger, waiting, seconds
+        self._until, self._look = time.monotonic() + seconds, look
+
+    def block(self) -> None:
+        """Wait, and this thread with it."""
+        with self._in_line():
+            while self._goes_on():
+                futures.wait([self._waiting.answer], self._slice())
+
+    async def suspend(self) -> None:
+        """Wait, while other tasks go on."""
+        with self._in_line():
+            answer = asyncio.wrap_future(self._waiting.answer)
+            try:
+                while self._goes_on():
+                    await asyncio.wait([answer], timeout=self._slice())
+            finally:
+                answer.cancel() or answer.exception()  # or asyncio logs one that nobody looked at
+
+    def hold(self) -> Hold:
+        """What came of it.
+
+        Raises:
+            BudgetExceededError: something was spent meanwhile, or it took too long.
+        """
+        with self._in_line():
+            answer = self._waiting.answer
+            came = None if answer.done() else self._ledger.give_up(self._waiting.id, self._seconds)
+            return came or answer.result(ANSWER_S)
+
+    def _goes_on(self) -> bool:
+        self._look()
+        return not self._waiting.answer.done() and time.monotonic() < self._until
+
+    def _slice(self) -> float:
+        return max(min(LOOK_EVERY_S, self._until - time.monotonic()), 0.0)
+
+    @contextmanager
+    def _in_line(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with suppress(HFBudgetError):  # a ledger that is gone keeps no line
+                self._ledger.leave(self._waiting.id)
+            raise
+
+
+# Something that may have to wait in its midst, written once for threads and for tasks.
+Steps = Generator[Wait, None, T]
+
+
+def blocking(steps: Steps[T]) -> T:
+    """The result of steps, in a thread that may stand still."""
+    __tracebackhide__ = True
+    try:
+        while True:
+            next(steps).block()
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+async def suspending(steps: Steps[T]) -> T:
+    """The result of steps, in a task."""
+    __tracebackhide__ = True
+    try:
+        while True:
+            await next(steps).suspend()
+    except StopIteration as done:
+        result: T = done.value
+        return result

@@ -1,0 +1,267 @@
+"""Waiting at the ledger's counter: nobody else stands still, and nothing is left of who is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from bookkeeping import (
+    PATIENCE_S,
+    Child,
+    WatchedLedger,
+    charge,
+    connected,
+    connection_threads,
+    draft,
+    serving,
+)
+
+from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
+from pytest_hfbudget.ledger import Caller, Hold, Scope, Totals, Waiting
+from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
+from pytest_hfbudget.ledger.server import LedgerServer
+
+A, B, C = Caller(1, 1), Caller(1, 2), Caller(2, 1)
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+
+@pytest.fixture
+def ledger() -> WatchedLedger:
+    kept = WatchedLedger()
+    kept.open(Scope("all", "the session", 100))
+    return kept
+
+
+@pytest.fixture
+def server(ledger: WatchedLedger) -> Iterator[LedgerServer]:
+    with serving(ledger) as started:
+        yield started
+
+
+@pytest.fixture
+def wire(server: LedgerServer) -> Iterator[Wire]:
+    with connected(server) as opened:
+        yield opened
+
+
+@pytest.fixture
+def remote(wire: Wire) -> RemoteLedger:
+    return RemoteLedger(wire)
+
+
+def take(ledger: RemoteLedger, amount: int, caller: Caller = A) -> Hold:
+    hold = ledger.ask(["all"], amount, amount, draft("all"), caller)
+    assert isinstance(hold, Hold)
+    return hold
+
+
+def stand(ledger: RemoteLedger, amount: int, caller: Caller = B) -> Waiting:
+    place = ledger.ask(["all"], amount, amount, draft("all"), caller)
+    assert isinstance(place, Waiting)
+    return place
+
+
+def waiting_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "hfbudget-waits"]
+
+
+def test_another_thread_of_the_same_connection_settles_while_one_waits(
+    remote: RemoteLedger,
+) -> None:
+    held = take(remote, 60)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: stand(remote, 60).answer.result(PATIENCE_S))
+        remote.settle(held.id, charge(1, "all"))
+        assert waiting.result(PATIENCE_S).amount == 60
+
+
+def test_one_worker_waits_for_another_one(server: LedgerServer, remote: RemoteLedger) -> None:
+    with connected(server) as wire:
+        other = RemoteLedger(wire)
+        held = take(other, 60, C)
+        place = stand(remote, 60)
+        other.settle(held.id, charge(1, "all"))
+        assert place.answer.result(PATIENCE_S) == Hold(place.id, 60)
+
+
+def test_a_worker_waits_behind_one_that_came_before_it(
+    server: LedgerServer, ledger: WatchedLedger, remote: RemoteLedger
+) -> None:
+    held = take(remote, 60)
+    with connected(server) as wire:
+        first = stand(RemoteLedger(wire), 60, C)
+        second = stand(remote, 60)
+        remote.settle(held.id, charge(1, "all"))
+        assert first.answer.result(PATIENCE_S).amount == 60
+        assert not second.answer.done()
+        assert ledger.waiting() == 1
+
+
+def test_who_waits_over_the_wire_is_refused_in_the_ledgers_own_words(
+    remote: RemoteLedger,
+) -> None:
+    held = take(remote, 60)
+    place = stand(remote, 60)
+    remote.settle(held.id, charge(60, "all"))
+    error = place.answer.exception(PATIENCE_S)
+    assert isinstance(error, BudgetExceededError)
+    assert (error.scope_key, error.spent_nano, error.needed_nano) == ("all", 60, 60)
+
+
+def test_what_a_lost_worker_held_is_booked_before_those_who_waited_for_it_are_answered(
+    server: LedgerServer, remote: RemoteLedger
+) -> None:
+    with connected(server) as wire:
+        take(RemoteLedger(wire), 60, C)
+        fits, too_much = stand(remote, 40 + 1), stand(remote, 40, Caller(1, 3))
+    assert isinstance(fits.answer.exception(PATIENCE_S), BudgetExceededError)
+    assert too_much.answer.result(PATIENCE_S).amount == 40
+
+
+def test_a_lost_worker_waits_no_more(
+    server: LedgerServer, ledger: WatchedLedger, remote: RemoteLedger
+) -> None:
+    held = take(remote, 60)
+    with connected(server) as wire:
+        place = stand(RemoteLedger(wire), 60, C)
+    assert ledger.wait_for_a_loss()
+    assert isinstance(place.answer.exception(PATIENCE_S), LedgerUnreachableError)
+    assert ledger.waiting() == 0
+    remote.settle(held.id, charge(1, "all"))
+    assert ledger.total("all") == Totals(spent=1, calls=1)
+
+
+@forks
+def test_a_killed_worker_waits_no_more(
+    server: LedgerServer, ledger: WatchedLedger, remote: RemoteLedger
+) -> None:
+    held = take(remote, 60)
+
+    def die() -> None:
+        stand(RemoteLedger(Wire(server.path)), 60, C)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert Child(die).answer() == ""
+    assert ledger.wait_for_a_loss()
+    while ledger.waiting():
+        assert ledger.wait_for_a_loss()  # of its other connection
+    remote.settle(held.id, charge(1, "all"))
+    assert ledger.total("all") == Totals(spent=1, calls=1)
+
+
+def test_who_waits_is_refused_within_a_second_when_the_server_is_gone(
+    server: LedgerServer, remote: RemoteLedger
+) -> None:
+    take(remote, 60)
+    place = stand(remote, 60)
+    started = time.monotonic()
+    server.stop()
+    assert isinstance(place.answer.exception(PATIENCE_S), LedgerUnreachableError)
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("end", ["answered", "left", "gave up"])
+def test_nothing_is_left_of_a_wait_that_is_over(
+    server: LedgerServer, ledger: WatchedLedger, remote: RemoteLedger, end: str
+) -> None:
+    held = take(remote, 60)
+    serving_before = set(connection_threads())
+    place = stand(remote, 60)
+    (listener,) = waiting_threads()
+    if end == "answered":
+        remote.settle(held.id, charge(1, "all"))
+    elif end == "left":
+        remote.leave(place.id)
+    else:
+        with pytest.raises(BudgetExceededError, match="within the 1 s of hf_hold_wait"):
+            remote.give_up(place.id, 1)
+    listener.join(PATIENCE_S)
+    for thread in set(connection_threads()) - serving_before:
+        thread.join(PATIENCE_S)
+    assert not waiting_threads()
+    assert set(connection_threads()) == serving_before
+    assert ledger.waiting() == 0
+
+
+def test_an_answer_is_kept_until_it_is_asked_for(ledger: WatchedLedger, wire: Wire) -> None:
+    place, amount = wire.ask("ask", ["all"], 60, 60, draft("all"), A)
+    assert amount == 60
+    waits, nothing = wire.ask("ask", ["all"], 60, 60, draft("all"), B)
+    assert nothing is None
+    RemoteLedger(wire).settle(place, charge(1, "all"))
+    assert wire.ask("answer", waits) == [waits, 60]
+
+
+def test_no_answer_is_kept_for_a_worker_that_is_lost(
+    server: LedgerServer, ledger: WatchedLedger, wire: Wire
+) -> None:
+    take(RemoteLedger(wire), 60)
+    with connected(server) as gone:
+        place, _ = gone.ask("ask", ["all"], 60, 60, draft("all"), C)
+    assert ledger.wait_for_a_loss()
+    lost = r"^the connection of the call that waited was lost$"
+    with pytest.raises(LedgerUnreachableError, match=lost):
+        wire.ask("answer", place)
+
+
+def test_an_answer_outlives_the_loss_of_somebody_else(
+    server: LedgerServer, ledger: WatchedLedger, wire: Wire
+) -> None:
+    held = take(RemoteLedger(wire), 60)
+    place, _ = wire.ask("ask", ["all"], 60, 60, draft("all"), B)
+    with connected(server) as gone:
+        gone.ask("total", "all")
+    assert ledger.wait_for_a_loss()
+    RemoteLedger(wire).release(held.id)
+    assert wire.ask("answer", place) == [place, 60]
+
+
+def test_a_process_that_ends_does_not_wait_for_an_answer(remote: RemoteLedger) -> None:
+    take(remote, 60)
+    stand(remote, 60)
+    assert [thread.daemon for thread in waiting_threads()] == [True]
+
+
+def test_a_place_that_can_not_be_listened_to_is_given_back(
+    ledger: WatchedLedger, remote: RemoteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more_threads(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    take(remote, 60)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more_threads)
+        with pytest.raises(RuntimeError, match="new thread"):
+            stand(remote, 60)
+    assert ledger.waiting() == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@forks
+def test_another_user_of_the_machine_can_not_call_at_the_counter(server: LedgerServer) -> None:
+    def as_somebody_else() -> str:
+        os.setgid(65_534)
+        os.setuid(65_534)
+        try:
+            Wire(server.path).ask("total", "all")
+        except LedgerUnreachableError as error:
+            return str(error)
+        return "came in"
+
+    assert "PermissionError" in Child(as_somebody_else).answer()
+
+
+def test_a_counter_that_lost_a_client_uses_no_time(
+    server: LedgerServer, ledger: WatchedLedger
+) -> None:
+    with connected(server) as wire:
+        take(RemoteLedger(wire), 10)
+    assert ledger.wait_for_a_loss()
+    used, started = time.process_time(), time.monotonic()
+    assert not ledger.lost.acquire(timeout=0.5)  # nothing else is lost; time passes
+    assert time.process_time() - used < (time.monotonic() - started) / 4
