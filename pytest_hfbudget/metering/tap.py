@@ -51,6 +51,11 @@ class Tap:
     _originals: list[tuple[Any, str, Any]] = field(default_factory=list)
     _watch: PostImport | None = None
 
+    @property
+    def in_place(self) -> bool:
+        """Whether a client has been imported, so that calls are to be expected."""
+        return bool(self._originals)
+
     def install(self) -> None:
         """Wrap what is imported already, and the rest as soon as it is."""
         self._watch = PostImport(
