@@ -26,29 +26,21 @@ _MOST, _FINEST = 10**6, -9
 _MONTH = "a month is a twelfth of a year of 365 days: 4.345 weeks, or 730 hours"
 
 
-class Number(click.ParamType):
-    """A number as it is written, exact."""
+def _number(_: click.Context, option: click.Parameter, value: str | None) -> Fraction | None:
+    """A number as it is written, exact; for use as the callback of an option.
 
-    name = "number"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Fraction:
-        """The number.
-
-        Raises:
-            BadInput: it is none, negative, or out of all proportion.
-        """
-        if isinstance(value, Fraction):
-            return value
-        try:
-            number = Decimal(str(value))
-        except DecimalException:
-            number = Decimal("nan")
-        if not number.is_finite() or not 0 <= number <= _MOST or number.adjusted() < _FINEST:
-            option = param.opts[0] if param else self.name
-            raise output.BadInput(f"{option} {value}: write a number from 0 to {_MOST:,}.")
-        return Fraction(number)
+    Raises:
+        BadInput: it is none, negative, or out of all proportion.
+    """
+    if value is None:
+        return None
+    try:
+        number = Decimal(value)
+    except DecimalException:
+        number = Decimal("nan")
+    if not number.is_finite() or not 0 <= number <= _MOST or number.adjusted() < _FINEST:
+        raise output.BadInput(f"{option.opts[0]} {value}: write a number from 0 to {_MOST:,}.")
+    return Fraction(number)
 
 
 @dataclass(frozen=True)
@@ -70,20 +62,28 @@ class Asked:
     "--endpoint", "endpoints", multiple=True, metavar="NAMESPACE/NAME", help="Repeatable."
 )
 @click.option("--rate", "rates", multiple=True, metavar="USD", help="Per hour; repeatable.")
-@click.option("--hours-per-day", type=Number(), metavar="H", help="Of running (24).")
-@click.option("--days-per-week", type=Number(), default="7", metavar="D", help="Of running (7).")
+@click.option("--hours-per-day", callback=_number, metavar="H", help="Of running (24).")
+@click.option("--days-per-week", callback=_number, default="7", metavar="D", help="Of running (7).")
 @click.option("--min-replicas", type=click.IntRange(0, 1000), metavar="N", help="Always up (1).")
 @click.option("--max-replicas", type=click.IntRange(1, 1000), metavar="N", help="Scaled up to.")
 @click.option(
-    "--scale-up-hours", type=Number(), default="0", metavar="H", help="A day at the most replicas."
+    "--scale-up-hours",
+    callback=_number,
+    default="0",
+    metavar="H",
+    help="A day at the most replicas.",
 )
 @click.option("--runs-per-day", type=click.IntRange(1, 100_000), metavar="N", help="Of tests.")
-@click.option("--minutes-per-run", type=Number(), metavar="MIN", help="As its tests take.")
+@click.option("--minutes-per-run", callback=_number, metavar="MIN", help="As its tests take.")
 @click.option(
-    "--cold-start", type=Number(), default="0", metavar="MIN", help="Of each run, before it serves."
+    "--cold-start",
+    callback=_number,
+    default="0",
+    metavar="MIN",
+    help="Of each run, before it serves.",
 )
 @click.option(
-    "--idle", type=Number(), default="0", metavar="MIN", help="Of each run, after its last call."
+    "--idle", callback=_number, default="0", metavar="MIN", help="Of each run, after its last call."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(

@@ -21,6 +21,7 @@ else:
 
 # Thousands of rows; what is longer is not meant to be a price file, and would take seconds to read.
 MOST_BYTES = 2 * 10**6
+_LONGEST = 50  # lines of one statement; a price has one
 _AT_LINE = re.compile(r"at line (\d+)")
 
 
@@ -95,11 +96,28 @@ def _text(path: Path) -> str:
 
 def _quoted(text: str, error: Exception) -> str:
     """The line that a parser complains of: its key is what somebody will look for."""
-    at = _AT_LINE.search(str(error))
     lines = text.split("\n")
-    if at is None or int(at[1]) > len(lines):
-        return ""
-    return f": {lines[int(at[1]) - 1].strip()[:80]}"
+    if at := _AT_LINE.search(str(error)):
+        number, told = int(at[1]), ""
+    else:
+        number = _unclosed(lines)
+        told = f", of what begins at line {number}"
+    return f"{told}: {lines[number - 1].strip()[:80]}" if number <= len(lines) else ""
+
+
+def _unclosed(lines: list[str]) -> int:
+    """Where the statement begins that has no end: of a missing quote the parser only says that."""
+    start, statement = 1, ""
+    for number, line in enumerate(lines, 1):
+        statement += f"{line}\n"
+        try:
+            tomllib.loads(statement)
+        except (ValueError, RecursionError):
+            if number - start > _LONGEST:
+                break
+        else:
+            start, statement = number + 1, ""
+    return start
 
 
 def _line_of(text: str, keys: tuple[str, ...]) -> int | None:
