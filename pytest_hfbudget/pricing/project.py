@@ -57,4 +57,4 @@ def project_table(file: Path | None, *, root: Path, here: Path) -> PriceTable:
     if file is None:
         return table
     path = next((path for path in (here / file, root / file) if path.exists()), here / file)
-    return PriceTable.load(path).over(table)
+    return PriceTable.load(path, source=str(file)).over(table)
