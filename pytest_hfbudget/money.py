@@ -42,7 +42,7 @@ def parse_rate(value: object, *, units: int = 1) -> int:
     """
     number = _decimal(value)
     if number.is_signed():
-        raise ValueError(f"{value!r} is negative; a price is 0 or more")
+        raise ValueError(f"{_shown(value)} is negative; a price is 0 or more")
     exact = _UP.divide(_UP.multiply(number, Decimal(ATTO_PER_USD)), Decimal(units))
     return int(exact.to_integral_value(ROUND_CEILING, _UP))
 
@@ -86,9 +86,13 @@ def _decimal(value: object) -> Decimal:
     except DecimalException:
         raise ValueError(f"{value!r} is not an amount of USD") from None
     if not number.is_finite():
-        raise ValueError(f"{value!r} is not a finite amount of USD")
+        raise ValueError(f"{_shown(value)} is not a finite amount of USD")
     if number < 0:
-        raise ValueError(f"{value!r} is negative; an amount of USD is 0 or more")
+        raise ValueError(f"{_shown(value)} is negative; an amount of USD is 0 or more")
     if number > MOST_USD:
-        raise ValueError(f"{value!r} is more than ${MOST_USD:,}")
+        raise ValueError(f"{_shown(value)} is more than ${MOST_USD:,}")
     return number
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, Decimal) else repr(value)

@@ -169,8 +169,8 @@ def catalogue_line(book: PriceBook) -> str:
         return "The router's catalogue has never been read; to read it: hfbudget prices --refresh"
     said = catalogue_json(book) or {}
     return (
-        f"router catalogue: {said['models']} models, {said['priced']} of {said['offers']} offers "
-        f"with a price; of {catalogue.age(time.time())}, from {catalogue.origin}"
+        f"router catalogue of {catalogue.age(time.time())}, from {catalogue.origin}; "
+        f"models: {said['models']}, offers: {said['offers']}, with a price: {said['priced']}"
     )
 
 

@@ -70,7 +70,7 @@ def refresh(config: pytest.Config, settings: Settings, *, needed: bool) -> Catal
     try:
         within_s = PATIENT_S if needed else BRIEF_S
         return file.refresh(settings.router, partial(read_document, within_s=within_s), now)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last is how suites block sockets
         what = f"that of {kept.age(now)} is used" if kept else "there is none yet"
         where = f"the prices of {settings.router}"
         say(config, f"hfbudget: could not read {where} ({error}); {what}", yellow=True)

@@ -42,8 +42,9 @@ class TomlFile:
         """
         text = _text(path)
         try:
+            # The parser names no line for what ends with the file, so it ends with a new line.
             # Decimal keeps 0.0000000375 what it says; a float would be close to it.
-            return cls(path, tomllib.loads(text, parse_float=Decimal), text)
+            return cls(path, tomllib.loads(f"{text}\n", parse_float=Decimal), text)
         except RecursionError:
             raise ConfigError(f"{path}: is not TOML: it is nested too deeply") from None
         except (ValueError, ArithmeticError) as error:  # numbers can be too much for int or Decimal
@@ -101,7 +102,7 @@ def _quoted(text: str, error: Exception) -> str:
         number, told = int(at[1]), ""
     else:
         number = _unclosed(lines)
-        told = f", of what begins at line {number}"
+        told = f", see line {number}"
     return f"{told}: {lines[number - 1].strip()[:80]}" if number <= len(lines) else ""
 
 

@@ -124,7 +124,7 @@ def test_without_a_model_everything_that_is_configured_is_listed(
     assert 'org/model  $0.003 per image  pyproject.toml: ["org/model"]' in done.stdout
     assert "environment: HUGGINGFACE_*_TOKEN_COST: input $1, output $3 per 1M" in done.stdout
     assert "--hf-unpriced=assume:1/4" in done.stdout
-    assert "1 models, 1 of 1 offers with a price; of " in done.stdout
+    assert "models: 1, offers: 1, with a price: 1" in done.stdout
     assert "(3 days old)" in done.stdout
 
 

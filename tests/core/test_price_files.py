@@ -81,12 +81,13 @@ def test_the_line_is_found_however_a_key_is_written(file: Path, content: str, li
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (f"{GOOD}['c/d]\ncall = 1\n", "line 6"),
+        (f"{GOOD}['c/d]\ncall = 1\n", "see line 6: ['c/d]"),
         (f"{GOOD}['c/d']\ncall = \n", "line 7"),
         (f"{GOOD}['c/d']\ncall = 1\ncall = 2\n", "line 8, column 9): call = 2"),
+        (f"{GOOD}['c/d']\ncall = 1\ncall = 2", "line 8, column 9): call = 2"),
         (f"{GOOD}['a/b']\ncall = 1\n", "line 6, column 7): ['a/b']"),
         (f"{GOOD}['c/d']\ncall = '1\n", "line 7"),
-        (f"{GOOD}'x' = {{ call = 1", "line 6: 'x' = {"),
+        (f"{GOOD}'x' = {{ call = 1", "at line 6, column"),
         ("a = [\n1,\n2]\nb = [\n1,\n" + "2,\n" * 99, "line 4: b = ["),
         ("x = " + "[" * 5000, "is not TOML"),
     ],

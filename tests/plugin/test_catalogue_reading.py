@@ -138,6 +138,22 @@ def test_a_copy_of_another_day_is_read_anew(
     assert reads(online) == 1
 
 
+def test_a_suite_that_blocks_sockets_runs_all_the_same(online: Suite) -> None:
+    # As pytest-socket does it.
+    online.pytester.makeconftest("""
+        import socket
+
+        class Guarded(socket.socket):
+            def __new__(cls, *args, **kwargs):
+                raise RuntimeError("A test tried to use socket.socket.")
+
+        def pytest_collection():
+            socket.socket = Guarded
+    """)
+    result = run(online, "from huggingface_hub import InferenceClient\ndef test_it(): pass")
+    result.stdout.fnmatch_lines(["hfbudget: could not read the prices of *; there is none yet"])
+
+
 def test_nothing_is_read_while_huggingface_hub_is_offline(
     online: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
