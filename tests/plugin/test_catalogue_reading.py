@@ -77,9 +77,14 @@ def test_it_is_read_before_the_first_call_and_once_a_day(online: Suite) -> None:
     ("code", "options"),
     [
         ("def test_it(): pass", ()),
-        ("import huggingface_hub\ndef test_it(): huggingface_hub.__version__", ()),
+        pytest.param(
+            "import huggingface_hub\ndef test_it(): huggingface_hub.__version__",
+            (),
+            id="hub-only",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(CALLS_LATE, (), id="imported-in-a-test"),
-        pytest.param(CALLS, ("--collect-only",), id="collect-only"),
+        pytest.param(CALLS, ("--collect-only",), id="collect-only", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_without_a_cap_that_expects_no_call_reads_nothing(
@@ -94,7 +99,11 @@ def test_a_cap_has_it_read_whatever_is_imported(online: Suite) -> None:
     assert reads(online) == 1
 
 
-@pytest.mark.parametrize("code", [CALLS, CALLS_LATE], ids=["at-collection", "in-a-test"])
+@pytest.mark.parametrize(
+    "code",
+    [pytest.param(CALLS, marks=pytest.mark.slow), CALLS_LATE],
+    ids=["at-collection", "in-a-test"],
+)
 def test_a_first_rehearsal_has_prices(suite: Suite, code: str) -> None:
     result = run(suite, code)
     result.stdout.no_fnmatch_line(UNPRICED)
@@ -123,13 +132,18 @@ def test_without_a_network_the_last_one_is_used_and_its_age_is_shown(
     assert call["price_source"].endswith("emulator/chat:novita")
 
 
+@pytest.mark.slow
 def test_a_copy_of_today_is_used_as_it_is(online: Suite, one_emulator: Emulator) -> None:
     kept(one_emulator.router, age_s=60)
     run(online, CALLS, "--hf-session-budget=1")
     assert reads(online) == 0
 
 
-@pytest.mark.parametrize("age_s", [DAY_S + 60, -DAY_S], ids=["yesterday", "tomorrow"])
+@pytest.mark.parametrize(
+    "age_s",
+    [DAY_S + 60, pytest.param(-DAY_S, marks=pytest.mark.slow)],
+    ids=["yesterday", "tomorrow"],
+)
 def test_a_copy_of_another_day_is_read_anew(
     online: Suite, one_emulator: Emulator, age_s: float
 ) -> None:
