@@ -38,15 +38,24 @@ def parse_rate(value: object, *, units: int = 1) -> int:
     """A price in USD per ``units`` units, in atto-USD per single unit, rounded up.
 
     Raises:
-        ValueError: as `parse_usd`.
+        ValueError: as `parse_usd`; also for a negative zero, which some arithmetic has left behind.
     """
-    exact = _UP.divide(_UP.multiply(_decimal(value), Decimal(ATTO_PER_USD)), Decimal(units))
+    number = _decimal(value)
+    if number.is_signed():
+        raise ValueError(f"{_shown(value)} is negative; a price is 0 or more")
+    exact = _UP.divide(_UP.multiply(number, Decimal(ATTO_PER_USD)), Decimal(units))
     return int(exact.to_integral_value(context=_UP))
 
 
 def nano(atto: int) -> int:
     """Atto-USD as nano-USD, rounded up: the way Hugging Face rounds a request's cost."""
     return -(-atto // ATTO_PER_NANO)
+
+
+def rate_text(atto: int, *, units: int = 1) -> str:
+    """Atto-USD per single unit as USD per ``units`` units: the inverse of `parse_rate`."""
+    whole, rest = divmod(atto * units, ATTO_PER_USD)
+    return f"{whole}.{rest:018}".rstrip("0").rstrip(".")
 
 
 def to_usd(amount: int) -> Decimal:
@@ -77,9 +86,13 @@ def _decimal(value: object) -> Decimal:
     except DecimalException:
         raise ValueError(f"{value!r} is not an amount of USD") from None
     if not number.is_finite():
-        raise ValueError(f"{value!r} is not a finite amount of USD")
+        raise ValueError(f"{_shown(value)} is not a finite amount of USD")
     if number < 0:
-        raise ValueError(f"{value!r} is negative; an amount of USD is 0 or more")
+        raise ValueError(f"{_shown(value)} is negative; an amount of USD is 0 or more")
     if number > MOST_USD:
-        raise ValueError(f"{value!r} is more than ${MOST_USD:,}")
+        raise ValueError(f"{_shown(value)} is more than ${MOST_USD:,}")
     return number
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, Decimal) else repr(value)

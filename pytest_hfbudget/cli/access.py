@@ -93,10 +93,15 @@ def endpoint_name(given: str) -> str:
     return name
 
 
+def pyproject() -> Path | None:
+    """The pyproject.toml at or above this folder, if there is one."""
+    here = Path.cwd()
+    return next((p for d in (here, *here.parents) if (p := d / "pyproject.toml").is_file()), None)
+
+
 def _pytest_options() -> Iterator[tuple[str, Any]]:
     """What pytest would read from pyproject.toml; its other ini files are not looked for."""
-    here = Path.cwd()
-    path = next((p for d in (here, *here.parents) if (p := d / "pyproject.toml").is_file()), None)
+    path = pyproject()
     if path is None:
         return
     try:

@@ -22,6 +22,12 @@ SCHEMA = 1
 _LOG_WIDTH = 200
 
 
+class BadInput(click.ClickException):
+    """A value that can't be used: one line, where click's own usage errors show the synopsis."""
+
+    exit_code = 2
+
+
 def console() -> Console:
     """Standard output; wide when it is not a terminal."""
     from rich.console import Console

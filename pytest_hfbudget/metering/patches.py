@@ -15,6 +15,10 @@ class Patches:
 
     _originals: list[tuple[Any, str, Any]] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        """Whether anything is replaced."""
+        return bool(self._originals)
+
     def replace(self, owner: Any, name: str, wrapper: Any) -> None:
         """Put a wrapper, made by ``functools.wraps``, in place of what it wraps."""
         self._originals.append((owner, name, wrapper.__wrapped__))

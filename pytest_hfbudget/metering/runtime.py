@@ -62,6 +62,11 @@ class Runtime:
             self._redirect = Redirect(self.addresses)
             self._redirect.install()
 
+    @property
+    def calls_foreseen(self) -> bool:
+        """Whether somebody has imported one of the clients, and so is going to call."""
+        return _tap.in_place
+
     def require_tap(self) -> None:
         """Make sure that calls can be seen: a cap that sees nothing would hold nothing.
 

@@ -59,6 +59,11 @@ class Tap:
     _patches: Patches = field(default_factory=Patches)
     _watch: PostImport | None = None
 
+    @property
+    def in_place(self) -> bool:
+        """Whether a client has been imported, so that calls are to be expected."""
+        return bool(self._patches)
+
     def install(self) -> None:
         """Wrap what is imported already, and the rest as soon as it is."""
         self._traffic.install()

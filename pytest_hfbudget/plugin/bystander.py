@@ -30,6 +30,9 @@ class Bystander:
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         """Done by the parent."""
 
+    def foresee(self) -> None:
+        """Done by the parent."""
+
     def problem(self, error: HFBudgetError) -> None:
         raise error
 

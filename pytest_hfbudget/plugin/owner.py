@@ -40,7 +40,7 @@ class Owner:
         self._server: LedgerServer | None = None
         self._rehearsal: Rehearsal | None = None
         self._problem: HFBudgetError | None = None
-        self._prices_ready = False
+        self._prices_ready = self._foreseen = False
         self._read: Catalogue | None = None
         self._blamed: list[str] = []
         self._once: Once | None = None
@@ -93,8 +93,16 @@ class Owner:
                 from pytest_hfbudget.plugin import prices
 
                 prices.check(self.config, self.settings)
-                self._read = prices.refresh(self.config, self.settings)
+                self._read = prices.refresh(self.config, self.settings, needed=True)
                 self._prices_ready = True
+
+    def foresee(self) -> None:
+        with self._lock:
+            if not self._foreseen and self._read is None:
+                from pytest_hfbudget.plugin import prices
+
+                self._foreseen = True
+                self._read = prices.refresh(self.config, self.settings, needed=False)
 
     def _catalogue(self) -> Catalogue:
         from pytest_hfbudget.pricing.catalogue import kept_catalogue
@@ -231,6 +239,7 @@ class Owner:
 
             more: dict[str, Callable[..., Any]] = {
                 "declare": self._declare_for,
+                "foresee": self.foresee,
                 "ensure": lambda name, keep: self.ensure(name, keep_running=keep),
                 "problem": self._note,
                 "revive": self.revive,

@@ -1,4 +1,4 @@
-"""The price book of a run: tables of the project, the catalogue on disk, the environment."""
+"""The price book of a run, and the reading of the catalogue before its first test."""
 
 from __future__ import annotations
 
@@ -9,23 +9,15 @@ from functools import partial
 
 import pytest
 
-from pytest_hfbudget.errors import ConfigError, HFBudgetError
+from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin.voice import say
-from pytest_hfbudget.pricing import (
-    CallRequest,
-    Catalogue,
-    Price,
-    PriceBook,
-    PriceTable,
-    Unpriced,
-    parse_price,
-)
-from pytest_hfbudget.pricing.book import price_from_environment
-from pytest_hfbudget.pricing.catalogue import DAY_S, CatalogueFile
-from pytest_hfbudget.pricing.table import read_toml
+from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, parse_price
+from pytest_hfbudget.pricing.catalogue import CatalogueFile
+from pytest_hfbudget.pricing.project import project_book
 from pytest_hfbudget.settings import Settings
 
-FETCH_S = 10.0
+# A run without a cap only watches, so it does not wait for prices as one does that needs them.
+PATIENT_S, BRIEF_S = 10.0, 3.0
 
 
 def book(
@@ -39,15 +31,12 @@ def book(
     Raises:
         ConfigError: a table, a variable or ``--hf-unpriced`` that makes no sense.
     """
-    try:
-        environment = price_from_environment(os.environ)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return PriceBook(
-        table=_table(config, settings),
+    return project_book(
+        settings,
+        os.environ,
+        root=config.rootpath,
+        here=config.invocation_params.dir,
         load_catalogue=load_catalogue,
-        environment=environment,
-        unpriced=Unpriced.parse(settings.unpriced),
         hook=partial(_ask_hook, config),
         leased=leased,
     )
@@ -62,52 +51,36 @@ def check(config: pytest.Config, settings: Settings) -> None:
     book(config, settings, {})
 
 
-def refresh(config: pytest.Config, settings: Settings) -> Catalogue | None:
+def refresh(config: pytest.Config, settings: Settings, *, needed: bool) -> Catalogue | None:
     """Read the router's catalogue anew when the copy on disk is older than a day.
 
-    Without a network the old copy is used; what it does not know is refused. Where the copy can't
-    be written, what was read serves this run all the same.
+    Without a network the old copy is used, and its age is said; what it does not know is refused
+    under a cap. Where the copy can't be written, what was read serves this run all the same.
+
+    Args:
+        needed: a cap may depend on it.
     """
-    file = CatalogueFile.of(settings.router)
+    from pytest_hfbudget.endpoints.document import read_document
+
+    file, now = CatalogueFile.of(settings.router), time.time()
     kept = file.load(settings.router)
-    if kept and 0 <= time.time() - kept.read_at < DAY_S and not settings.emulator:
+    if kept and kept.is_fresh(now) and not settings.emulator:
         return kept
+    if _offline() and not settings.emulator:
+        return kept  # huggingface_hub's calls fail then, so there is nothing to be priced
     try:
-        return file.refresh(settings.router, _fetch, time.time())
-    except (OSError, ValueError) as error:
-        age = f"that of {kept.source.rpartition(' ')[2]} is used" if kept else "there is none yet"
-        say(
-            config,
-            f"hfbudget: could not read the prices of {settings.router} ({error}); {age}",
-            yellow=True,
-        )
+        within_s = PATIENT_S if needed else BRIEF_S
+        return file.refresh(settings.router, partial(read_document, within_s=within_s), now)
+    except (OSError, ValueError, RuntimeError) as error:  # the last is how suites block sockets
+        what = f"that of {kept.age(now)} is used" if kept else "there is none yet"
+        where = f"the prices of {settings.router}"
+        say(config, f"hfbudget: could not read {where} ({error}); {what}", yellow=True)
         return kept
 
 
-def _fetch(url: str) -> bytes:
-    import urllib3
-
-    try:
-        with urllib3.PoolManager(timeout=FETCH_S, retries=2) as pool:
-            answer = pool.request("GET", url)
-    except urllib3.exceptions.HTTPError as error:
-        raise OSError(f"{type(error).__name__}") from None
-    if answer.status != 200:  # noqa: PLR2004 - OK
-        raise OSError(f"status {answer.status}")
-    return answer.data
-
-
-def _table(config: pytest.Config, settings: Settings) -> PriceTable:
-    project = config.rootpath / "pyproject.toml"
-    table = PriceTable()
-    if project.is_file() and b"tool.hfbudget" in project.read_bytes():
-        tool = read_toml(project).get("tool", {}).get("hfbudget", {})
-        table = PriceTable.parse(tool.get("prices", {}), "pyproject.toml")
-    if settings.prices is None:
-        return table
-    below = (config.invocation_params.dir / settings.prices, config.rootpath / settings.prices)
-    path = next((path for path in below if path.is_file()), below[0])
-    return PriceTable.load(path).over(table)
+def _offline() -> bool:
+    # As huggingface_hub reads it.
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _ask_hook(config: pytest.Config, request: CallRequest) -> Price | None:

@@ -28,6 +28,9 @@ class Role(Protocol):
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         """Tell which endpoints will be needed, and whether prices will be."""
 
+    def foresee(self) -> None:
+        """Read the prices of calls that are expected, though no cap needs them."""
+
     def problem(self, error: HFBudgetError) -> None:
         """End the run, because its plan can't be carried out."""
 

@@ -112,6 +112,7 @@ class Run:
             bool(marked) or self.settings.capped or "pytest_hfbudget.metering.budget" in sys.modules
         )
         if not items or not (paid or self.settings.endpoints):
+            self._foresee(items)
             return
         from pytest_hfbudget.plugin import markers
 
@@ -123,6 +124,16 @@ class Run:
                     self.start().children.export()
         except HFBudgetError as error:
             self.role.problem(error)
+
+    def _foresee(self, items: list[pytest.Item]) -> None:
+        """Have prices for calls that no cap waits for: what is not counted can't be reported.
+
+        A suite that has imported no client by now reads nothing, and neither does it later: nothing
+        is fetched while a test runs.
+        """
+        expected = self.runtime is not None and self.runtime.calls_foreseen
+        if items and (expected or self.settings.emulator) and not self._only_looking():
+            self.role.foresee()
 
     def _only_looking(self) -> bool:
         """Whether this run shows what it would do, and does nothing."""

@@ -52,6 +52,9 @@ class Worker:
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         self._slow_wire.ask("declare", names, paid)
 
+    def foresee(self) -> None:
+        self._slow_wire.ask("foresee")
+
     def problem(self, error: HFBudgetError) -> None:
         self._slow_wire.ask("problem", str(error))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
-from pytest_hfbudget.pricing.catalogue import Catalogue
+from pytest_hfbudget.pricing.catalogue import Catalogue, Offer
 from pytest_hfbudget.pricing.price import FREE, Price
 from pytest_hfbudget.pricing.quote import Quote
 from pytest_hfbudget.pricing.request import READS, CallRequest
@@ -16,6 +16,7 @@ from pytest_hfbudget.pricing.unpriced import Unpriced
 
 PriceHook = Callable[[CallRequest], "Price | None"]
 
+ENVIRONMENT = "environment: HUGGINGFACE_*_TOKEN_COST"
 DEDICATED_HOST = ".endpoints.huggingface.cloud"
 
 
@@ -71,9 +72,18 @@ class PriceBook:
     def _listed(self, request: CallRequest) -> Quote | None:
         if request.provider is not None or request.is_url:
             return self._from_lists(request.model, request.provider)
-        routes: tuple[str | None, ...] = (*sorted(self._routes(request.model)), None)
-        quotes = [self._from_lists(request.model, provider) for provider in routes]
+        quotes = [self._from_lists(request.model, provider) for provider in self.routes(request)]
         return Quote.any_of([quote for quote in quotes if quote])
+
+    def routes(self, request: CallRequest) -> tuple[str | None, ...]:
+        """Who may answer, each to be priced by itself; None stands for one that is not listed."""
+        if request.provider is not None or request.is_url:
+            return (request.provider,)
+        return (*sorted(self._routes(request.model)), None)
+
+    def catalogue_place(self, model: str, offer: Offer) -> str:
+        """Where a price of the router's catalogue is written."""
+        return f"{self.catalogue.source}: {model}:{offer.provider}"
 
     def _routes(self, model: str) -> set[str]:
         """Every provider that may answer a call which names none, as far as its price goes."""
@@ -90,12 +100,12 @@ class PriceBook:
             return Quote.of(*found)
         for offer in self.catalogue.of(model):
             if provider == offer.provider and offer.price:
-                return Quote.of(offer.price, f"{self.catalogue.source}: {model}:{provider}")
+                return Quote.of(offer.price, self.catalogue_place(model, offer))
         return None
 
     def _fallback(self, request: CallRequest) -> Quote | None:
         if self.environment and not request.is_url:
-            return Quote.of(self.environment, "environment: HUGGINGFACE_*_TOKEN_COST")
+            return Quote.of(self.environment, ENVIRONMENT)
         if self.unpriced.price:
             return Quote.of(self.unpriced.price, self.unpriced.source)
         return None

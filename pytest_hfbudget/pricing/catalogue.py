@@ -20,12 +20,16 @@ DAY_S = 86_400
 
 @dataclass(frozen=True)
 class Offer:
-    """One provider's offer of one model; ``price`` is None where the router names none."""
+    """One provider's offer of one model; ``price`` is None where the router names none.
+
+    ``status`` is the router's own word for whether it is ``live``.
+    """
 
     provider: str
     price: Price | None
     live: bool = True
     context_length: int | None = None
+    status: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ class Catalogue:
         """Where these prices come from, with the day on which they were read."""
         return f"router catalogue of {_day(self.read_at)}"
 
+    def is_fresh(self, now: float) -> bool:
+        """Whether it was read within the last day. A clock that was set back makes it old."""
+        return 0 <= now - self.read_at < DAY_S
+
+    def age(self, now: float) -> str:
+        """When it was read, and how long ago that is: ``2026-11-20 (2 days old)``."""
+        return f"{_day(self.read_at)} ({_span(now - self.read_at)} old)"
+
     def of(self, model: str) -> tuple[Offer, ...]:
         """The offers of a model that can be routed to now."""
         return tuple(offer for offer in self.offers.get(model, ()) if offer.live)
@@ -78,6 +90,15 @@ def _day(at: float) -> str:
     return datetime.fromtimestamp(at, timezone.utc).date().isoformat()
 
 
+def _span(seconds: float) -> str:
+    """The largest whole unit that fits."""
+    for unit, length in (("day", DAY_S), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return "seconds"
+
+
 def _offers(row: Mapping[str, Any]) -> tuple[Offer, ...]:
     providers = row.get("providers")
     found = [p for p in providers if isinstance(p, dict)] if isinstance(providers, list) else []
@@ -87,6 +108,7 @@ def _offers(row: Mapping[str, Any]) -> tuple[Offer, ...]:
             price=_price(offer),
             live=offer.get("status") == "live",
             context_length=_length(offer.get("context_length")),
+            status=str(offer.get("status")),
         )
         for offer in found
         if isinstance(offer.get("provider"), str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pytest_hfbudget.money import nano
+from pytest_hfbudget.money import nano, rate_text
 
 MICROSECONDS = 10**6
 
@@ -59,6 +59,20 @@ class Price:
             unit is not None
             for unit in (self.input, self.output, self.call, self.image, self.second)
         )
+
+    def as_row(self) -> dict[str, str | bool]:
+        """As it would stand in a price table: USD per 1M tokens, everything else in USD each."""
+        if self.free:
+            return {"free": True}
+        rates = {
+            **{key: (getattr(self, key), 10**6) for key in ("input", "output", "cached")},
+            **{key: (getattr(self, key), 1) for key in ("call", "image", "second")},
+        }
+        return {
+            key: rate_text(rate, units=units)
+            for key, (rate, units) in rates.items()
+            if rate is not None
+        }
 
     def cost(self, usage: Usage) -> int:
         """Nano-USD of a call, rounded up once for the whole of it.

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
 from pytest_hfbudget.pricing.price import MICROSECONDS, Price
+from pytest_hfbudget.pricing.request import POLICIES
+from pytest_hfbudget.pricing.tomlfile import TomlFile
 
 PER_MILLION = frozenset({"input", "output", "cached"})
 PER_UNIT = frozenset({"call", "image", "second"})
 LONGEST = "max_seconds"
 KEYS = (*sorted(PER_MILLION), *sorted(PER_UNIT), "free", LONGEST)
+# Names of the row for whatever has none of its own, the second as other price lists call it.
+FOR_ALL = ("*", "default")
+
+
+class RowError(ConfigError):
+    """A row that is no price; ``key`` is what is wrong in it, where one key is."""
+
+    def __init__(self, message: str, *key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 def parse_price(row: object, where: str) -> Price:
@@ -26,24 +37,24 @@ def parse_price(row: object, where: str) -> Price:
         ConfigError: one line that names ``where`` and the key.
     """
     if not isinstance(row, Mapping):
-        raise ConfigError(f"{where}: expected a table like {{ input = 0.02, output = 0.05 }}")
+        raise RowError(f"{where}: expected a table like {{ input = 0.02, output = 0.05 }}")
     rates: dict[str, Any] = {}
     for key, value in row.items():
         if key == "free":
             if not isinstance(value, bool):
-                raise ConfigError(f"{where}: free = {value!r}; write true or false")
+                raise RowError(f"{where}: free = {value!r}; write true or false", key)
             rates["free"] = value
         elif key in PER_MILLION or key in PER_UNIT:
             rates[key] = _rate(value, key, where)
         elif key != LONGEST:
-            raise ConfigError(f"{where}: unknown key {key!r}; known are {', '.join(KEYS)}")
+            raise RowError(f"{where}: unknown key {key!r}; known are {', '.join(KEYS)}", key)
     price = Price(**rates, longest=_longest(row, where))
     if price.free and len(rates) > 1:
-        raise ConfigError(f"{where}: free = true next to a price; write one of the two")
+        raise RowError(f"{where}: free = true next to a price; write one of the two")
     if price.known and not price.free and not any(rates.values()):
-        raise ConfigError(f"{where}: a price of 0; write free = true if it costs nothing")
+        raise RowError(f"{where}: a price of 0; write free = true if it costs nothing")
     if not price.known:
-        raise ConfigError(f"{where}: says no price; write for example input = 0.02, output = 0.05")
+        raise RowError(f"{where}: says no price; write for example input = 0.02, output = 0.05")
     return price
 
 
@@ -66,7 +77,17 @@ def _rate(value: object, key: str, where: str) -> int:
     try:
         return parse_rate(value, units=10**6 if key in PER_MILLION else 1)
     except ValueError as error:
-        raise ConfigError(f"{where}: {key} = {value}: {error}") from None
+        said = " ".join(str(value).split())  # a string may have lines; a message has one
+        raise RowError(f"{where}: {key} = {said}: {error}", key) from None
+
+
+class Row(NamedTuple):
+    """A row that is for some model; ``rule`` says how its name matches."""
+
+    name: str
+    rule: str
+    price: Price
+    where: str
 
 
 @dataclass(frozen=True)
@@ -74,10 +95,12 @@ class PriceTable:
     """Rows by name, each with where it was written.
 
     Names go from exact to general: ``org/model:provider``, ``org/model``, ``model:provider``,
-    ``model``, ``*:provider``, ``*``; or the URL of a server, for everything below it.
+    ``model``, ``*:provider``, ``*`` or ``default``; or the URL of a server, for everything below
+    it. ``hidden`` are rows whose name another table has too.
     """
 
     rows: Mapping[str, tuple[Price, str]] = field(default_factory=dict)
+    hidden: Mapping[str, tuple[Price, str]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, rows: Mapping[str, Any], source: str) -> PriceTable:
@@ -88,30 +111,46 @@ class PriceTable:
         """
         if not isinstance(rows, Mapping):
             raise ConfigError(f"{source}: prices must be tables by name")
-        places = {name: f'{source}: ["{name}"]' for name in rows}
-        return cls({name: (parse_price(rows[name], at), at) for name, at in places.items()})
+        return cls({name: _row(name, rows[name], source) for name in rows})
 
     @classmethod
-    def load(cls, path: Path) -> PriceTable:
-        """The table in a TOML file of rows.
+    def load(cls, path: Path, *below: str, source: str = "") -> PriceTable:
+        """The rows of a TOML file, at its top level or ``below`` some keys.
 
         Raises:
-            ConfigError: the file can't be read, is not TOML, or holds a row that is no price.
+            ConfigError: the file can't be read, is not TOML, or holds a row that is no price; one
+                line, with the number of the line that is wrong.
         """
-        return cls.parse(read_toml(path), str(path))
+        file, rows = TomlFile.read(path), {}
+        found = file.below(*below)
+        if not isinstance(found, Mapping):
+            raise ConfigError(f"{path}: prices must be tables by name{file.line(below)}")
+        for name, row in found.items():
+            try:
+                rows[name] = _row(name, row, source or str(path))
+            except RowError as error:
+                at = file.line((*below, name, *error.key))
+                raise ConfigError(f"{error}{at}") from None
+        return cls(rows)
 
     def over(self, other: PriceTable) -> PriceTable:
         """Both tables; where both have a row of one name, this one's counts."""
-        return PriceTable({**other.rows, **self.rows})
+        hidden = {name: row for name, row in other.rows.items() if name in self.rows}
+        return PriceTable({**other.rows, **self.rows}, hidden)
 
     def find(self, model: str, provider: str | None) -> tuple[Price, str] | None:
         """The price of a model, and where its row is written."""
-        if model.startswith(("http://", "https://")):
-            return self._find_url(model) or self.rows.get("*")
-        for name in _names(model, provider):
+        for name, _ in self._names(model, provider):
             if name in self.rows:
                 return self.rows[name]
         return None
+
+    def matches(self, model: str, provider: str | None) -> Iterator[Row]:
+        """Every row that is for a model, the one that counts first."""
+        for name, rule in self._names(model, provider):
+            for rows in (self.rows, self.hidden):
+                if name in rows:
+                    yield Row(name, rule, *rows[name])
 
     def providers(self, model: str) -> set[str]:
         """Providers that have a row of their own for this model."""
@@ -119,10 +158,17 @@ class PriceTable:
         split = (row.rpartition(":") for row in self.rows)
         return {suffix for name, colon, suffix in split if colon and name in names}
 
-    def _find_url(self, url: str) -> tuple[Price, str] | None:
-        prefixes = [row for row in self.rows if is_below(url, row)]
-        longest = max(prefixes, key=len, default=None)
-        return None if longest is None else self.rows[longest]
+    def _names(self, model: str, provider: str | None) -> Iterable[tuple[str, str]]:
+        if model.startswith(("http://", "https://")):
+            return self._urls(model)
+        return _names(model, provider)
+
+    def _urls(self, url: str) -> Iterator[tuple[str, str]]:
+        prefixes = (row for row in self.rows if is_below(url, row))
+        for prefix in sorted(prefixes, key=len, reverse=True):
+            yield prefix, "this URL is below it"
+        for name in FOR_ALL:
+            yield name, "any model or server"
 
 
 def is_below(url: str, prefix: str) -> bool:
@@ -131,33 +177,25 @@ def is_below(url: str, prefix: str) -> bool:
     return base != "" and (url == base or url.startswith(base + "/"))
 
 
-def _names(model: str, provider: str | None) -> Iterator[str]:
+def _row(name: str, row: object, source: str) -> tuple[Price, str]:
+    where = f"{source}: [{json.dumps(name, ensure_ascii=False)}]"
+    if name.rpartition(":")[2] in POLICIES:
+        raise RowError(
+            f"{where}: fastest, cheapest and preferred leave the choice to the router; "
+            "name the model alone, or with a provider"
+        )
+    return parse_price(row, where), where
+
+
+def _names(model: str, provider: str | None) -> Iterator[tuple[str, str]]:
     short = model.rpartition("/")[2]
-    for name in (model, short):
+    for name, which in ((model, "the model"), (short, "the model of any organisation")):
         if provider:
-            yield f"{name}:{provider}"
-        yield name
+            yield f"{name}:{provider}", f"{which}, by this provider"
+        yield name, f"{which}, by any provider"
+        if short == model:
+            break
     if provider:
-        yield f"*:{provider}"
-    yield "*"
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file, or one line that says where it is wrong.
-
-    Raises:
-        ConfigError: the file can't be read or parsed.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        text = path.read_text(encoding="utf-8")
-        # Decimal keeps 0.0000000375 what it says; a float would be close to it.
-        parsed: dict[str, Any] = tomllib.loads(text, parse_float=Decimal)
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
-    except (ValueError, ArithmeticError) as error:  # a number may be too much for int or Decimal
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
-    return parsed
+        yield f"*:{provider}", "any model, by this provider"
+    for name in FOR_ALL:
+        yield name, "any model or server"

@@ -51,6 +51,25 @@ def test_everything_else_is_priced_each(key: str) -> None:
     assert not price.by_token
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"free": True},
+        {"input": "0.0000000375", "output": "12", "cached": "0.01"},
+        {"call": "0.1234567890123456"},
+        {"image": "0.003", "second": "0.00012"},
+        {"input": "0", "output": "1"},
+    ],
+)
+def test_a_price_can_be_written_as_the_row_that_it_was(row: dict[str, object]) -> None:
+    assert parse_price(row, "row").as_row() == row
+
+
+def test_a_negative_zero_is_no_price() -> None:
+    with pytest.raises(ConfigError, match=r"^row: call = -0\.0: -0\.0 is negative"):
+        parse_price({"call": -0.0}, "row")
+
+
 def test_a_row_may_be_free() -> None:
     price = parse_price({"free": True}, "row")
     assert price.free

@@ -52,7 +52,7 @@ def usage_within(draw: st.DrawFn, asked: CallRequest, output: int) -> Usage:
         output_tokens=draw(st.integers(0, output * asked.n)) if asked.generates else 0,
         cached_tokens=draw(st.integers(0, tokens_in)),
         images=draw(st.integers(0, asked.n)) if asked.task.endswith("to-image") else 0,
-        microseconds=draw(st.integers(0, CALL_SECONDS * 10**6)),
+        microseconds=draw(st.integers(0, int((asked.timeout or CALL_SECONDS) * 10**6))),
     )
 
 

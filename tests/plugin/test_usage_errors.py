@@ -139,12 +139,29 @@ def test_no_token_at_all(real_addresses: Suite, monkeypatch: pytest.MonkeyPatch)
         ('["a/b"]\ninput = nan', '["a/b"]: input = NaN'),
         ('["a/b"]\nprice = 1', "unknown key 'price'"),
         ('["a/b"', "is not TOML"),
+        ('["a/b"]\ninput = 1\noutput = -0.0', "(at line 3)"),
+        pytest.param('["a/b"]\ncall = 1\ncall = 1', "line 3", marks=pytest.mark.slow),
+        pytest.param("# \udce9\n", "byte 0xe9 is not UTF-8 (at line 1)", marks=pytest.mark.slow),
+        pytest.param('["a/b"]\n', "says no price", marks=pytest.mark.slow),
     ],
 )
 def test_a_bad_price_file(suite: Suite, toml: str, says: str) -> None:
-    (suite.path / "prices.toml").write_text(toml)
+    (suite.path / "prices.toml").write_text(toml, errors="surrogateescape")
     suite.test_file("def test_it(): pass")
     _one_line(suite.run("--hf-prices=prices.toml"), says)
+
+
+@pytest.mark.slow
+def test_a_price_file_that_is_a_directory(suite: Suite) -> None:
+    (suite.path / "prices.toml").mkdir()
+    suite.test_file("def test_it(): pass")
+    _one_line(suite.run("--hf-prices=prices.toml"), "prices.toml: can't be read (Is a directory)")
+
+
+def test_a_bad_table_in_pyproject(suite: Suite) -> None:
+    suite.pytester.makepyprojecttoml('[tool.hfbudget.prices]\n"a/b" = { inptu = 1 }\n')
+    suite.test_file("def test_it(): pass")
+    _one_line(suite.run("--hf-session-budget=1"), "pyproject.toml: [\"a/b\"]: unknown key 'inptu'")
 
 
 def test_a_price_file_that_is_not_there(suite: Suite) -> None:

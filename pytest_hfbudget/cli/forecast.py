@@ -1,0 +1,267 @@
+"""`hfbudget forecast`: what endpoints will cost, before they do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from decimal import Decimal, DecimalException
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pytest_hfbudget.cli import access, output
+from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.money import NANO_PER_USD, parse_rate, rate_text, show, usd_text
+from pytest_hfbudget.pricing.forecast import ALWAYS, Forecast, Machine, Runs, Schedule, forecast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+# A forecast is no bill: nobody plans by fractions of a cent.
+_CENT = NANO_PER_USD // 100
+_EXACT_BELOW = 10 * _CENT
+_MOST, _FINEST = 10**6, -9
+_MONTH = "a month is a twelfth of a year of 365 days: 4.345 weeks, or 730 hours"
+
+
+def _number(_: click.Context, option: click.Parameter, value: str | None) -> Fraction | None:
+    """A number as it is written, exact; for use as the callback of an option.
+
+    Raises:
+        BadInput: it is none, negative, or out of all proportion.
+    """
+    if value is None:
+        return None
+    try:
+        number = Decimal(value)
+    except DecimalException:
+        number = Decimal("nan")
+    if not number.is_finite() or not 0 <= number <= _MOST or number.adjusted() < _FINEST:
+        raise output.BadInput(f"{option.opts[0]} {value}: write a number from 0 to {_MOST:,}.")
+    return Fraction(number)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Replicas as they were given; None leaves them to the endpoint."""
+
+    least: int | None
+    most: int | None
+
+    def machine(self, name: str, atto_per_hour: int, own: tuple[int, int] = (1, 1)) -> Machine:
+        """Between these numbers of replicas, or its own; a resume starts one at least."""
+        least = max(own[0], 1) if self.least is None else self.least
+        most = max(own[1], least) if self.most is None else self.most
+        return Machine(name, atto_per_hour, least, most)
+
+
+@click.command("forecast")
+@click.option(
+    "--endpoint", "endpoints", multiple=True, metavar="NAMESPACE/NAME", help="Repeatable."
+)
+@click.option("--rate", "rates", multiple=True, metavar="USD", help="Per hour; repeatable.")
+@click.option("--hours-per-day", callback=_number, metavar="H", help="Of running (24).")
+@click.option("--days-per-week", callback=_number, default="7", metavar="D", help="Of running (7).")
+@click.option("--min-replicas", type=click.IntRange(0, 1000), metavar="N", help="Always up (1).")
+@click.option("--max-replicas", type=click.IntRange(1, 1000), metavar="N", help="Scaled up to.")
+@click.option(
+    "--scale-up-hours",
+    callback=_number,
+    default="0",
+    metavar="H",
+    help="A day at the most replicas.",
+)
+@click.option("--runs-per-day", type=click.IntRange(1, 100_000), metavar="N", help="Of tests.")
+@click.option("--minutes-per-run", callback=_number, metavar="MIN", help="As its tests take.")
+@click.option(
+    "--cold-start",
+    callback=_number,
+    default="0",
+    metavar="MIN",
+    help="Of each run, before it serves.",
+)
+@click.option(
+    "--idle", callback=_number, default="0", metavar="MIN", help="Of each run, after its last call."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def command(
+    endpoints: tuple[str, ...],
+    rates: tuple[str, ...],
+    hours_per_day: Fraction | None,
+    days_per_week: Fraction,
+    min_replicas: int | None,
+    max_replicas: int | None,
+    scale_up_hours: Fraction,
+    runs_per_day: int | None,
+    minutes_per_run: Fraction | None,
+    cold_start: Fraction,
+    idle: Fraction,
+    as_json: bool,
+) -> None:
+    """Forecast what endpoints cost by an hour, day, week and month.
+
+    An endpoint costs its price per hour x (hours x the fewest replicas + scale-up hours x the
+    replicas above these), whether it is called or not. Without hours it is never paused.
+
+    For short runs give --runs-per-day and --minutes-per-run in place of hours: each run is billed
+    by started minutes, from the resume on. --cold-start is the time until it serves, --idle that
+    until an automatic scale to zero; a pause has none.
+
+    Exit codes: 0 forecast; 1 an endpoint or its price could not be read; 2 wrong usage.
+    """
+    runs = _runs(runs_per_day, minutes_per_run, cold_start, idle)
+    if runs and hours_per_day is not None:
+        raise output.BadInput("--hours-per-day and --runs-per-day: give one of the two.")
+    hours = runs.hours if runs else (ALWAYS.hours if hours_per_day is None else hours_per_day)
+    asked = Asked(min_replicas, max_replicas)
+    try:
+        schedule = Schedule(hours, days_per_week, scale_up_hours)
+        machines = (*_by_rate(rates, asked), *_by_name(endpoints, asked))
+        told = Told.of(machines, schedule, runs)
+    except HFBudgetError as error:
+        raise click.ClickException(str(error)) from None
+    except ValueError as error:
+        raise output.BadInput(str(error)) from None
+    if as_json:
+        output.print_json(told.json())
+    else:
+        told.show()
+
+
+@dataclass(frozen=True)
+class Told:
+    """A forecast, of each machine and of all, and the same without any pause."""
+
+    schedule: Schedule
+    runs: Runs | None
+    each: tuple[tuple[Machine, Forecast], ...]
+    total: Forecast
+    never_paused: Forecast
+
+    @classmethod
+    def of(cls, machines: tuple[Machine, ...], schedule: Schedule, runs: Runs | None) -> Told:
+        """What some machines cost.
+
+        Raises:
+            ValueError: there are none, or what was asked for them makes no sense.
+        """
+        if not machines:
+            raise ValueError("of what? Give --endpoint NAMESPACE/NAME or --rate USD.")
+        if schedule.scale_up_hours and all(m.max_replicas == m.min_replicas for m in machines):
+            raise ValueError("--scale-up-hours: there is nothing to scale up to; --max-replicas N?")
+        each = tuple((one, forecast([one], schedule)) for one in machines)
+        always = Schedule(ALWAYS.hours, ALWAYS.days, schedule.scale_up_hours)
+        return cls(schedule, runs, each, forecast(machines, schedule), forecast(machines, always))
+
+    def json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "hours_per_day": float(self.schedule.hours),
+            "days_per_week": float(self.schedule.days),
+            "scale_up_hours": float(self.schedule.scale_up_hours),
+            "billed_minutes_per_run": self.runs and self.runs.billed_minutes,
+            "endpoints": [
+                {
+                    "name": machine.name,
+                    "usd_per_hour": rate_text(machine.atto_per_hour),
+                    "min_replicas": machine.min_replicas,
+                    "max_replicas": machine.max_replicas,
+                    "usd": _usd(cost),
+                }
+                for machine, cost in self.each
+            ],
+            "usd": _usd(self.total),
+            "never_paused_usd": _usd(self.never_paused),
+        }
+
+    def show(self) -> None:
+        """For people."""
+        console = output.console()
+        if self.runs:
+            console.print(_runs_text(self.runs))
+        console.print(self._table())
+        console.print(f"{_MONTH}; from ten cents on, sums are rounded up to a cent")
+
+    def _table(self) -> Table:
+        rows = [
+            (
+                machine.name,
+                f"${rate_text(machine.atto_per_hour)}",
+                _replicas(machine),
+                *_cells(cost),
+            )
+            for machine, cost in self.each
+        ]
+        styles = [""] * len(rows)
+        if len(rows) > 1:
+            rows.append(("all", "", "", *_cells(self.total)))
+            styles.append("bold")
+        if self.never_paused != self.total:
+            rows.append(("never paused", "", "", *_cells(self.never_paused)))
+            styles.append("dim")
+        columns = ("endpoint", "$/h", "replicas", "hour", "day", "week", "month")
+        return output.table(*columns, rows=rows, styles=styles)
+
+
+def _by_rate(rates: tuple[str, ...], asked: Asked) -> Iterator[Machine]:
+    for rate in rates:
+        try:
+            atto = parse_rate(rate)
+        except ValueError as error:
+            raise ValueError(f"--rate {rate}: {error}") from None
+        if not atto:
+            raise ValueError(f"--rate {rate}: what costs nothing needs no forecast")
+        yield asked.machine(f"--rate {rate}", atto)
+
+
+def _by_name(names: tuple[str, ...], asked: Asked) -> Iterator[Machine]:
+    if not names:
+        return
+    from pytest_hfbudget.endpoints.uptime import price_per_hour
+
+    plane = access.plane()
+    hardware = plane.hardware()
+    for name in map(access.endpoint_name, names):
+        found = plane.get(name)
+        price = price_per_hour(hardware, found)
+        if price is None:
+            kind = f"{found.vendor} {found.region} {found.instance_type} {found.instance_size}"
+            raise HFBudgetError(f"{name}: {kind} is on no price list; give its price with --rate.")
+        own = found.scaling.min_replica, found.scaling.max_replica
+        yield asked.machine(name, price, own)
+
+
+def _runs(
+    per_day: int | None, minutes: Fraction | None, cold_start: Fraction, idle: Fraction
+) -> Runs | None:
+    if per_day is not None and minutes is not None:
+        return Runs(per_day, minutes, cold_start, idle)
+    if per_day is None and minutes is None and not cold_start and not idle:
+        return None
+    raise output.BadInput("--runs-per-day and --minutes-per-run go together.")
+
+
+def _runs_text(runs: Runs) -> str:
+    parts = {"cold start": runs.cold_start, "run": runs.minutes, "idle": runs.idle}
+    said = " + ".join(f"{float(part):g} min {name}" for name, part in parts.items() if part)
+    return (
+        f"{runs.per_day} x ({said}): {runs.billed_minutes} started minutes each, "
+        f"{float(runs.hours):.2f} hours a day"
+    )
+
+
+def _replicas(machine: Machine) -> str:
+    least, most = machine.min_replicas, machine.max_replicas
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _cells(cost: Forecast) -> tuple[str, ...]:
+    sums = (cost.day, cost.week, cost.month)
+    cents = (nano if nano < _EXACT_BELOW else -(-nano // _CENT) * _CENT for nano in sums)
+    return show(cost.hour), *map(show, cents)
+
+
+def _usd(cost: Forecast) -> dict[str, str]:
+    return {period: usd_text(nano) for period, nano in asdict(cost).items()}
