@@ -19,6 +19,10 @@ class EndpointError(HFBudgetError):
     """An Inference Endpoint that can't be found, resumed, reached or paused."""
 
 
+class HistoryError(HFBudgetError):
+    """What this machine remembers of earlier runs can't be read or written."""
+
+
 class BudgetExceededError(HFBudgetError):
     """A call that was not sent, because a cap would not hold it.
 

@@ -11,6 +11,7 @@ class Charge(NamedTuple):
     ``estimated`` says that no usage came back and the amount is an upper bound. ``status`` is
     the HTTP status, or a word where none came back: ``timeout``, ``lost``, ``closed``,
     ``refused`` (the connection). ``scopes`` are the keys of every budget that was charged.
+    ``at`` is when the call was made, in unix seconds.
     """
 
     test: str | None
@@ -26,6 +27,7 @@ class Charge(NamedTuple):
     seconds: float
     where: str = ""
     scopes: tuple[str, ...] = ()
+    at: float = 0.0
 
 
 class Refusal(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from pytest_hfbudget.errors import BudgetExceededError, over_cap
@@ -94,7 +95,7 @@ class Ledger:
     """The one ledger of a run. Every method is atomic; none blocks for longer than a lock."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock: AbstractContextManager[object] = threading.Lock()
         self._accounts: dict[str, _Account] = {}
         self._holds: dict[int, _Held] = {}
         self._next = 0

@@ -234,6 +234,7 @@ class Meter:
             seconds=0.0,
             where="" if test else self.payer.where,
             scopes=keys,
+            at=time.time(),
         )
 
     def _unpriced(self, request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:

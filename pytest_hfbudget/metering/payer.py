@@ -51,10 +51,12 @@ class Payer:
     of them has started it, and so no cap can be broken by it.
 
     Attributes:
+        over_runs: the budgets that this run shares with others.
         unowned: refusals to calls that belong to no test and no block.
     """
 
     session: Scope = field(default_factory=lambda: Scope(SESSION, "session budget"))
+    over_runs: tuple[Scope, ...] = ()
     test: RunningTest | None = None
     where: str = ""
     unowned: list[str] = field(default_factory=list)
@@ -88,7 +90,12 @@ class Payer:
     def scopes(self) -> tuple[Scope, ...]:
         """Every budget that encloses the running code, the widest first."""
         test = self.test.scopes if self.test else ()
-        return (self.session, *test, *(block.scope for block in self.open_blocks()))
+        return (
+            *self.over_runs,
+            self.session,
+            *test,
+            *(block.scope for block in self.open_blocks()),
+        )
 
     def capped(self) -> bool:
         """Whether any budget that encloses the running code has a limit."""

@@ -17,10 +17,11 @@ from pytest_hfbudget.endpoints import (
     Lifecycle,
     Swept,
 )
-from pytest_hfbudget.errors import BudgetExceededError, EndpointError
+from pytest_hfbudget.errors import BudgetExceededError, EndpointError, LedgerUnreachableError
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.money import show
+from pytest_hfbudget.plugin import history
 from pytest_hfbudget.plugin.deadline import HORIZON_S, Running, seconds_left
 from pytest_hfbudget.plugin.voice import on_a_terminal, say
 from pytest_hfbudget.reporting import EndpointLine
@@ -109,10 +110,9 @@ class Fleet:
         if settings.max_uptime is not None:
             first = min(running.since for running in self._running.values())
             left = max(first + settings.max_uptime - now, 0.0)
-        if settings.session_cap is not None:
-            total = self._ledger.total(SESSION)
-            calls = total.spent - self._booked + total.held
-            budget = settings.session_cap - calls - self._ended
+        room = history.room(self._ledger, settings)
+        if room is not None:
+            budget = room + self._booked - self._ended
             running = self._running.values()
             left = min(left, seconds_left(budget, running, now, settings.billing_minute))
         return left
@@ -126,7 +126,8 @@ class Fleet:
 
     @property
     def _open_ended(self) -> bool:
-        return self._settings.session_cap is None and self._settings.max_uptime is None
+        settings = self._settings
+        return not history.caps(settings) and settings.max_uptime is None
 
     def revive(self, name: str) -> bool:
         """Bring an endpoint back that somebody else has paused; whether it is back.
@@ -146,12 +147,8 @@ class Fleet:
         """What to say of an endpoint that was paused early for the sake of the cap, if it was."""
         if name not in self._lifecycle.paused_early():
             return None
-        cap = self._settings.session_cap
-        why = (
-            f"its next minute would have broken the session budget of {show(cap)}"
-            if cap is not None
-            else "--hf-max-uptime is over"
-        )
+        cap, caps = self._settings.session_cap, history.caps(self._settings)
+        why = f"its next minute would have broken {caps}" if caps else "--hf-max-uptime is over"
         return BudgetExceededError(
             f"{name} was paused while it was needed: {why}.",
             scope="session budget",
@@ -179,12 +176,12 @@ class Fleet:
         return tuple(map(_line, receipts))
 
     def _afford(self, endpoint: Endpoint, nano_per_minute: int | None) -> None:
-        cap, name = self._settings.session_cap, endpoint.full_name
+        name, caps = endpoint.full_name, history.caps(self._settings)
         if nano_per_minute is None:
-            if cap is not None:
+            if caps:
                 raise EndpointError(
-                    f"{name}: nobody knows what a minute of it costs, so the session budget of "
-                    f"{show(cap)} can't hold it. It was not resumed."
+                    f"{name}: nobody knows what a minute of it costs, so {caps} can't hold it. "
+                    "It was not resumed."
                 )
             return
         try:
@@ -193,12 +190,15 @@ class Fleet:
                 self._booked += nano_per_minute
                 self._ended += self._cost(name)
                 self._running[name] = Running(time.monotonic(), nano_per_minute)
+        except LedgerUnreachableError as error:
+            raise EndpointError(str(error)) from None
         except BudgetExceededError as error:
+            own = error.scope_key == SESSION
             raise EndpointError(
                 f"{name}: its first minute costs {show(nano_per_minute)}, but only "
                 f"{show(max(error.cap_nano - error.spent_nano - error.held_nano, 0))} of the "
-                f"session budget of {show(error.cap_nano)} is left. It was not resumed. "
-                "Raise --hf-session-budget."
+                f"{error.scope} of {show(error.cap_nano)} is left. It was not resumed. "
+                f"Raise {'--hf-session-budget' if own else 'that cap'}."
             ) from None
 
     def _book(self, total: int) -> None:

@@ -12,6 +12,9 @@ from pytest_hfbudget.settings import SETTINGS, Settings, merge
 METAVARS = {
     "session_cap": "USD",
     "test_cap": "USD",
+    "daily_cap": "USD",
+    "weekly_cap": "USD",
+    "monthly_cap": "USD",
     "prices": "FILE",
     "unpriced": "HOW",
     "endpoints": "NAME",
