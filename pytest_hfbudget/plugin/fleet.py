@@ -53,6 +53,7 @@ class Fleet:
         self._running: dict[str, Running] = {}
         self._ended = 0  # nano-USD of spans that are over: a revived endpoint has begun another
         self._armed_until = 0.0
+        self._ticker: history.Ticker | None = None
         self._said: dict[str, tuple[str, float]] = {}
         self._lifecycle = Lifecycle(
             _terms(settings, run_id), progress=self._progress, afford=self._afford
@@ -91,7 +92,27 @@ class Fleet:
         """Book every started minute of what runs."""
         if self._receipts is None and self._running:
             with self._lock:
-                self._book(self._ended + sum(map(self._cost, self._running)))
+                started = self._ended + sum(map(self._cost, self._running))
+                if not self._reserve(started):
+                    self._book(max(started, self._booked) if self._ticker else started)
+
+    def _reserve(self, started: int) -> bool:
+        """Have the next minute booked ahead where another run could take it; whether it is."""
+        if self._ticker is None:
+            return False
+        ahead = sum(running.nano_per_minute for running in self._running.values())
+        more = started + ahead - self._booked
+        try:
+            if more > 0:
+                self._ledger.book(SESSION, more, what="the next minute")
+                self._booked += more
+        except BudgetExceededError:
+            return False
+        return True
+
+    def _tick(self) -> None:
+        self.accrue()
+        self.rearm()
 
     def rearm(self) -> None:
         """Tell the keeper when the next minute would break the session's cap, or is too late."""
@@ -164,6 +185,8 @@ class Fleet:
 
     def finish(self) -> bool:
         """Wait for the pauses and book the uptime; whether every pause is verified."""
+        if self._ticker is not None:
+            self._ticker.stop()
         if self._receipts is None:
             self._receipts = self._lifecycle.finish()
             self._book(sum(receipt.nano_usd for receipt in self._receipts))
@@ -190,6 +213,8 @@ class Fleet:
                 self._booked += nano_per_minute
                 self._ended += self._cost(name)
                 self._running[name] = Running(time.monotonic(), nano_per_minute)
+                if self._settings.capped_over_runs and self._ticker is None:
+                    self._ticker = history.Ticker(self._settings.billing_minute, self._tick)
         except LedgerUnreachableError as error:
             raise EndpointError(str(error)) from None
         except BudgetExceededError as error:

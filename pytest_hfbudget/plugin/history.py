@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_hfbudget.errors import HistoryError
+from pytest_hfbudget.errors import HFBudgetError, HistoryError
 from pytest_hfbudget.history.windows import windows
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
@@ -95,6 +98,35 @@ def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
             ledger.close()
     except HistoryError as error:
         say(config, f"hfbudget: what this run has on hold counts as spent: {error}", yellow=True)
+
+
+class Ticker:
+    """Looks at running endpoints several times a minute, whatever the test does meanwhile.
+
+    Without it, a run would not notice that others take what its next minutes were to be paid from.
+
+    Args:
+        minute_s: seconds in a billed minute.
+        tick: what to do each time.
+    """
+
+    TICKS = 4  # in a minute
+
+    def __init__(self, minute_s: float, tick: Callable[[], None]) -> None:
+        self._every_s, self._tick = minute_s / self.TICKS, tick
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hfbudget-minutes", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No tick begins after this."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every_s):
+            # What goes wrong here goes wrong again where somebody can be told, at the next call.
+            with suppress(HFBudgetError, OSError):
+                self._tick()
 
 
 def project(config: pytest.Config, settings: Settings) -> str:

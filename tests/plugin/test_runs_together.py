@@ -24,17 +24,6 @@ MANY = """
 CAP = 40_000  # nano-USD: a call costs 1,500 and holds 20,250 while it is in flight
 
 
-@pytest.fixture
-def real(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    """A suite that takes the emulator for the real thing."""
-    url = suite.emulator.url
-    monkeypatch.delenv("HFBUDGET_EMULATOR")
-    monkeypatch.setenv("HFBUDGET_ROUTER", f"{url}/router")
-    monkeypatch.setenv("HFBUDGET_ENDPOINTS_API", f"{url}/v2")
-    monkeypatch.setenv("HF_ENDPOINT", f"{url}/hub")
-    return suite
-
-
 def start(suite: Suite, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
@@ -115,6 +104,29 @@ def test_the_uptime_of_endpoints_counts(real: Suite) -> None:
     )
     assert len(real.requests("resume")) == 1
     assert real.emulator.invoice()["total_nano_usd"] <= 600_000
+
+
+@pytest.mark.slow
+def test_the_endpoints_of_two_runs_stop_before_a_minute_that_breaks_the_cap(
+    real: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real.emulator.configure(billing_minute_s=0.5)
+    monkeypatch.setenv("HFBUDGET_BILLING_MINUTE", "0.5")
+    for name in ("one", "other"):
+        real.emulator.add_endpoint(f"acme/{name}")
+        real.test_file(
+            f"""
+            @pytest.mark.hf_endpoint("acme/{name}")
+            def test_it(hf_endpoint):
+                threading.Event().wait(3)
+            """,
+            f"test_{name}.py",
+        )
+    both = [start(real, "--hf-daily-budget=0.003", f"test_{name}.py") for name in ("one", "other")]
+    for run in both:
+        run.communicate(timeout=120)
+    assert len(real.requests("resume")) == 2
+    assert 2_000_000 < real.emulator.invoice()["total_nano_usd"] <= 3_000_000
 
 
 def test_checkouts_share_a_budget_by_the_name_of_their_project(
