@@ -154,6 +154,7 @@ class SharedLedger(Ledger):
         with self._booth:
             pass
         if self._booth.problem:
+            store.pause()
             raise HistoryError(self._booth.problem)
 
     def hold(

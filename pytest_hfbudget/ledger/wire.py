@@ -15,6 +15,7 @@ KINDS = (
     "LedgerUnreachableError",
     "EndpointError",
     "ConfigError",
+    "HistoryError",
 )
 
 

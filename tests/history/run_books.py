@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def charge(nano_usd: int | None = None, **more: object) -> Charge:
 class Run:
     """One run: what it calls is in every window, and in its session."""
 
-    def __init__(self, ledger: SharedLedger, windows: tuple[Window, ...]) -> None:
-        self.ledger = ledger
+    def __init__(self, tabs: Tabs, windows: tuple[Window, ...]) -> None:
+        self.tabs, self.ledger = tabs, SharedLedger(tabs, windows)
         self.ledger.open(Scope(SESSION, "session budget"))
         self.keys = (*(window.key for window in windows), SESSION)
 
@@ -75,11 +76,14 @@ class Project:
     def run(self) -> Run:
         """Another run of it, in this process."""
         tabs = Tabs(self.path, self.name, f"run{len(self.runs)}", clock=lambda: self.now)
-        run = Run(SharedLedger(tabs, self.windows), self.windows)
+        run = Run(tabs, self.windows)
         self.runs.append(run)
         return run
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return Project(tmp_path)
+def project(tmp_path: Path) -> Iterator[Project]:
+    made = Project(tmp_path)
+    yield made
+    for run in made.runs:
+        run.tabs.pause()

@@ -74,7 +74,7 @@ def test_a_run_that_is_never_closed_counts_with_all_that_it_held(project: Projec
 
 def test_projects_have_budgets_of_their_own(project: Project) -> None:
     project.run().spend(100)
-    other = Project(project.folder, name="other")
+    other = Project(project.folder, name="other", runs=project.runs)
     other.run().spend(100)
 
 
@@ -284,12 +284,13 @@ def test_the_clock_is_that_of_the_file_and_can_not_be_frozen(
 ) -> None:
     import time
 
-    from pytest_hfbudget.history.shared import SharedLedger
     from pytest_hfbudget.history.tabs import Tabs
 
     today = day_of(time.time())
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    Run(SharedLedger(Tabs(project.path, "p", "r"), project.windows), project.windows).spend(1)
+    run = Run(Tabs(project.path, "p", "r"), project.windows)
+    run.spend(1)
+    run.ledger.close()
     with sqlite3.connect(project.path) as file:
         (day,) = file.execute("SELECT max(day) FROM tab").fetchone()
     file.close()
