@@ -27,6 +27,10 @@ class UnaffordableEndpointError(EndpointError):
     """An endpoint whose next minute the session budget would not hold, so that it sleeps."""
 
 
+class HistoryError(HFBudgetError):
+    """What this machine remembers of earlier runs can't be read or written."""
+
+
 class BudgetExceededError(HFBudgetError):
     """A call that was not sent, because a cap would not hold it.
 

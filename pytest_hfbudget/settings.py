@@ -39,6 +39,36 @@ SETTINGS = {
         "what becomes of a test that the session budget refuses a call: skip (not run, and the "
         "run is red), stop (the same, and the run ends), fail",
     ),
+    "daily_cap": Setting(
+        "--hf-daily-budget",
+        "HFBUDGET_DAILY",
+        "hf_daily_budget",
+        "USD cap of all runs of this project on this machine in a day (UTC)",
+    ),
+    "weekly_cap": Setting(
+        "--hf-weekly-budget",
+        "HFBUDGET_WEEKLY",
+        "hf_weekly_budget",
+        "USD cap of all runs of this project on this machine from Monday to Sunday (UTC)",
+    ),
+    "monthly_cap": Setting(
+        "--hf-monthly-budget",
+        "HFBUDGET_MONTHLY",
+        "hf_monthly_budget",
+        "USD cap of all runs of this project on this machine in a calendar month (UTC)",
+    ),
+    "project": Setting(
+        "",
+        "HFBUDGET_PROJECT",
+        "hf_project",
+        "name of the project, for checkouts that share its budgets (the rootdir)",
+    ),
+    "log_days": Setting(
+        "",
+        "HFBUDGET_LOG_DAYS",
+        "hf_log_days",
+        "days that a run stays in the usage log (90); 0 keeps no log",
+    ),
     "prices": Setting("--hf-prices", "HFBUDGET_PRICES", "hf_prices", "TOML file of prices"),
     "unpriced": Setting(
         "--hf-unpriced",
@@ -111,6 +141,11 @@ class Settings:
     session_cap: int | None = None
     test_cap: int | None = None
     on_exhausted: str = "skip"
+    daily_cap: int | None = None
+    weekly_cap: int | None = None
+    monthly_cap: int | None = None
+    project: str | None = None
+    log_days: int = 90
     prices: Path | None = None
     unpriced: str = "refuse"
     endpoints: tuple[str, ...] = ()
@@ -129,7 +164,14 @@ class Settings:
     @property
     def capped(self) -> bool:
         """Whether every call of the run is under some cap."""
-        return self.session_cap is not None or self.test_cap is not None
+        own = self.session_cap is not None or self.test_cap is not None
+        return own or self.capped_over_runs
+
+    @property
+    def capped_over_runs(self) -> bool:
+        """Whether this run shares a cap with others."""
+        caps = (self.daily_cap, self.weekly_cap, self.monthly_cap)
+        return any(cap is not None for cap in caps)
 
     @property
     def worth_a_header(self) -> bool:
@@ -160,6 +202,11 @@ def merge(
         session_cap=given("session_cap", parse_usd, None),
         test_cap=given("test_cap", parse_usd, None),
         on_exhausted=given("on_exhausted", _verdict, base.on_exhausted),
+        daily_cap=given("daily_cap", parse_usd, None),
+        weekly_cap=given("weekly_cap", parse_usd, None),
+        monthly_cap=given("monthly_cap", parse_usd, None),
+        project=given("project", str, None),
+        log_days=given("log_days", _days, base.log_days),
         prices=given("prices", Path, None),
         unpriced=given("unpriced", _policy, base.unpriced),
         endpoints=given("endpoints", _names, ()),
@@ -287,3 +334,13 @@ def _minutes(value: str) -> int:
     if minutes < 1:
         raise ValueError("write a whole number of minutes, 1 or more")
     return minutes
+
+
+def _days(value: str) -> int:
+    try:
+        days = int(value)
+    except ValueError:
+        days = -1
+    if days < 0:
+        raise ValueError("write a whole number of days, or 0 for no log")
+    return days

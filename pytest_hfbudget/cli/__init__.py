@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pytest_hfbudget.cli import demo, forecast, pause, prices, run, status, sweep
+from pytest_hfbudget.cli import demo, forecast, log, pause, prices, run, status, sweep
 from pytest_hfbudget.version import __version__
 
 
@@ -20,6 +20,7 @@ def main() -> None:
 for _each in (
     demo.demo,
     forecast.command,
+    log.log,
     pause.pause,
     prices.prices,
     run.run,

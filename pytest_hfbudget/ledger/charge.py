@@ -14,6 +14,7 @@ class Charge(NamedTuple):
     than that was for. ``scopes`` are the keys of every budget that was charged. ``replayed`` says
     that somebody else than the network answered, so that it cost nothing. ``instead_of`` is the
     model that the caller had asked for, where a budget's fallback has put another in its place.
+    ``at`` is when the call was made, in unix seconds.
     """
 
     test: str | None
@@ -32,6 +33,7 @@ class Charge(NamedTuple):
     over: int = 0
     replayed: bool = False
     instead_of: str = ""
+    at: float = 0.0
 
 
 class Refusal(NamedTuple):

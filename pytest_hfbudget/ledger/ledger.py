@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from pytest_hfbudget.errors import SMALLER, LedgerUnreachableError, too_late
 from pytest_hfbudget.ledger.account import Account, Totals
@@ -23,7 +24,7 @@ class Ledger:
     """The one ledger of a run. Every method is atomic; none blocks for longer than a lock."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock: AbstractContextManager[object] = threading.Lock()
         self._accounts: dict[str, Account] = {}
         self._holds: dict[int, Held] = {}
         self._queue: list[Place] = []

@@ -16,6 +16,7 @@ KINDS = (
     "UnaffordableEndpointError",
     "EndpointError",
     "ConfigError",
+    "HistoryError",
 )
 
 

@@ -40,7 +40,7 @@ def joined(path: str) -> Runtime:
 
     wire = Wire(path)
     place = Place.unpacked(wire.ask("join"))
-    payer = Payer(place.session, place.test, place.where)
+    payer = Payer(place.session, test=place.test, where=place.where)
     payer.outer = Outer(place.around, place.explicit)
     meter = Meter(RemoteLedger(wire), RemoteBook(wire=wire), payer, router=place.router)
     _connect(meter, path)

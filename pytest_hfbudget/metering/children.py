@@ -245,7 +245,7 @@ class _Child:
         return Place(
             session=payer.session,
             test=payer.test,
-            around=blocks,
+            around=(*payer.over_runs, *blocks),
             explicit=payer.around().explicit,
             where=payer.where,
             worker=self._runtime.worker,

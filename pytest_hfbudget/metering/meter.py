@@ -305,6 +305,7 @@ class Meter:
             where="" if test else self.payer.where,
             scopes=keys,
             instead_of=instead_of,
+            at=time.time(),
         )
 
     def _unpriced(self, request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:

@@ -83,10 +83,12 @@ class Payer:
     of them has started it, and so no cap can be broken by it.
 
     Attributes:
+        over_runs: the budgets that this run shares with others.
         unowned: refusals to calls that belong to no test and no block.
     """
 
     session: Scope = field(default_factory=lambda: Scope(SESSION, "session budget"))
+    over_runs: tuple[Scope, ...] = ()
     test: RunningTest | None = None
     where: str = ""
     unowned: list[BudgetExceededError] = field(default_factory=list)
@@ -131,12 +133,12 @@ class Payer:
         """Every budget that encloses the running code, the widest first."""
         test = self.test.scopes if self.test else ()
         blocks = (block.scope for block in self.open_blocks())
-        return (self.session, *test, *self.outer.scopes, *blocks)
+        return (*self.over_runs, self.session, *test, *self.outer.scopes, *blocks)
 
     def around(self) -> Around:
         """All that a call needs to know of these scopes; made anew only when they change."""
         blocks = self.open_blocks()
-        inside = (self.session, self.test, self.outer, blocks)
+        inside = (self.over_runs, self.session, self.test, self.outer, blocks)
         last = self._last  # one attribute, so that no other thread can come in between
         if last is not None and last[0] == inside:
             return last[1]

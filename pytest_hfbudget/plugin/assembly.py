@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.history.windows import windows
 from pytest_hfbudget.ledger import LedgerLike, Scope
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.metering.meter import Meter
@@ -33,7 +34,8 @@ def assemble(
     This happens while somebody imports huggingface_hub, which must not fail for a price that is
     none: under a cap that has ended the run before, and without one it is merely not counted.
     """
-    payer = Payer(session=session_scope(settings))
+    shared = tuple(window.scope() for window in windows(settings))
+    payer = Payer(session=session_scope(settings), over_runs=shared)
     try:
         book = prices.book(config, settings, leased, load_catalogue)
     except ConfigError as error:

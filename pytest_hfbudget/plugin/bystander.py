@@ -54,6 +54,9 @@ class Bystander:
     def blame(self, refusals: tuple[str, ...]) -> None:
         """The parent has heard of them where they were refused."""
 
+    def standing(self) -> tuple[str, ...]:
+        return ()
+
     def first(self, key: str) -> bool:
         return False  # the parent warns
 

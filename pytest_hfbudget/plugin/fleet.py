@@ -20,11 +20,13 @@ from pytest_hfbudget.endpoints import (
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     EndpointError,
+    LedgerUnreachableError,
     UnaffordableEndpointError,
 )
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.money import show
+from pytest_hfbudget.plugin import history
 from pytest_hfbudget.plugin.deadline import HORIZON_S, Running, seconds_left
 from pytest_hfbudget.plugin.events import EndpointLog
 from pytest_hfbudget.plugin.voice import on_a_terminal, say
@@ -58,6 +60,7 @@ class Fleet:
         self._running: dict[str, Running] = {}
         self._ended = 0  # nano-USD of spans that are over: a revived endpoint has begun another
         self._armed_until = 0.0
+        self._ticker: history.Ticker | None = None
         self._said: dict[str, tuple[str, float]] = {}
         self._lifecycle = Lifecycle(
             _terms(settings, run_id), progress=self._progress, afford=self._afford
@@ -103,7 +106,27 @@ class Fleet:
         """Book every started minute of what runs."""
         if self._receipts is None and self._running:
             with self._lock:
-                self._book(self._ended + sum(map(self._cost, self._running)))
+                started = self._ended + sum(map(self._cost, self._running))
+                if not self._reserve(started):
+                    self._book(max(started, self._booked) if self._ticker else started)
+
+    def _reserve(self, started: int) -> bool:
+        """Have the next minute booked ahead where another run could take it; whether it is."""
+        if self._ticker is None:
+            return False
+        ahead = sum(running.nano_per_minute for running in self._running.values())
+        more = started + ahead - self._booked
+        try:
+            if more > 0:
+                self._ledger.book(SESSION, more, what="the next minute")
+                self._booked += more
+        except BudgetExceededError:
+            return False
+        return True
+
+    def _tick(self) -> None:
+        self.accrue()
+        self.rearm()
 
     def rearm(self) -> None:
         """Tell the keeper when the next minute would break the session's cap, or is too late."""
@@ -122,10 +145,9 @@ class Fleet:
         if settings.max_uptime is not None:
             first = min(running.since for running in self._running.values())
             left = max(first + settings.max_uptime - now, 0.0)
-        if settings.session_cap is not None:
-            total = self._ledger.total(SESSION)
-            calls = total.spent - self._booked + total.held
-            budget = settings.session_cap - calls - self._ended
+        room = history.room(self._ledger, settings)
+        if room is not None:
+            budget = room + self._booked - self._ended
             running = self._running.values()
             left = min(left, seconds_left(budget, running, now, settings.billing_minute))
         return left
@@ -139,7 +161,8 @@ class Fleet:
 
     @property
     def _open_ended(self) -> bool:
-        return self._settings.session_cap is None and self._settings.max_uptime is None
+        settings = self._settings
+        return not history.caps(settings) and settings.max_uptime is None
 
     def revive(self, name: str) -> bool:
         """Bring an endpoint back that somebody else has paused; whether it is back.
@@ -162,12 +185,8 @@ class Fleet:
         """What to say of an endpoint that was paused early for the sake of the cap, if it was."""
         if name not in self._lifecycle.paused_early():
             return None
-        cap = self._settings.session_cap
-        why = (
-            f"its next minute would have broken the session budget of {show(cap)}"
-            if cap is not None
-            else "--hf-max-uptime is over"
-        )
+        cap, caps = self._settings.session_cap, history.caps(self._settings)
+        why = f"its next minute would have broken {caps}" if caps else "--hf-max-uptime is over"
         return BudgetExceededError(
             f"{name} was paused while it was needed: {why}.",
             scope="session budget",
@@ -183,6 +202,8 @@ class Fleet:
 
     def finish(self) -> bool:
         """Wait for the pauses and book the uptime; whether every pause is verified."""
+        if self._ticker is not None:
+            self._ticker.stop()
         if self._receipts is None:
             self._receipts = self._lifecycle.finish()
             self.log.ended(self._receipts)
@@ -196,12 +217,12 @@ class Fleet:
         return tuple(map(_line, receipts))
 
     def _afford(self, endpoint: Endpoint, nano_per_minute: int | None) -> None:
-        cap, name = self._settings.session_cap, endpoint.full_name
+        name, caps = endpoint.full_name, history.caps(self._settings)
         if nano_per_minute is None:
-            if cap is not None:
+            if caps:
                 raise EndpointError(
-                    f"{name}: nobody knows what a minute of it costs, so the session budget of "
-                    f"{show(cap)} can't hold it. It was not resumed."
+                    f"{name}: nobody knows what a minute of it costs, so {caps} can't hold it. "
+                    "It was not resumed."
                 )
             return
         try:
@@ -210,12 +231,17 @@ class Fleet:
                 self._booked += nano_per_minute
                 self._ended += self._cost(name)
                 self._running[name] = Running(time.monotonic(), nano_per_minute)
+                if self._settings.capped_over_runs and self._ticker is None:
+                    self._ticker = history.Ticker(self._settings.billing_minute, self._tick)
+        except LedgerUnreachableError as error:
+            raise EndpointError(str(error)) from None
         except BudgetExceededError as error:
+            own = error.scope_key == SESSION
             raise UnaffordableEndpointError(
                 f"{name}: its first minute costs {show(nano_per_minute)}, but only "
                 f"{show(max(error.cap_nano - error.spent_nano - error.held_nano, 0))} of the "
-                f"session budget of {show(error.cap_nano)} is left. It was not resumed. "
-                "Raise --hf-session-budget."
+                f"{error.scope} of {show(error.cap_nano)} is left. It was not resumed. "
+                f"Raise {'--hf-session-budget' if own else 'that cap'}."
             ) from None
 
     def _book(self, total: int) -> None:

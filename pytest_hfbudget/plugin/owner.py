@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -32,7 +33,7 @@ class Owner:
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self.config, self.settings = config, settings
-        self.run_id = uuid.uuid4().hex[:12]
+        self.run_id, self._started = uuid.uuid4().hex[:12], time.time()
         self.leased: dict[str, str] = {}
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
@@ -61,6 +62,14 @@ class Owner:
             from pytest_hfbudget.plugin import prices
 
             prices.check(self.config, self.settings)
+        self.standing()  # a store that can't be used ends the run before anything is collected
+
+    def standing(self) -> tuple[str, ...]:
+        if not self.settings.capped_over_runs:
+            return ()
+        from pytest_hfbudget.plugin import history
+
+        return history.standing(self.ledger, self.settings)
 
     def make_runtime(self) -> Runtime:
         from pytest_hfbudget.plugin.assembly import assemble
@@ -72,10 +81,10 @@ class Owner:
         """The ledger of the run, made when it is first needed."""
         with self._lock:
             if self._ledger is None:
-                from pytest_hfbudget.ledger import Ledger
+                from pytest_hfbudget.plugin import history
                 from pytest_hfbudget.plugin.assembly import session_scope
 
-                self._ledger = Ledger()
+                self._ledger = history.ledger_of(self.config, self.settings, self.run_id)
                 self._ledger.open(session_scope(self.settings))
             return self._ledger
 
@@ -190,6 +199,7 @@ class Owner:
                 self._done = True
             finally:
                 self._write_report(outcomes)
+                self._add_to_log(outcomes)
         return self._verified and not self._blamed
 
     def report(self, outcomes: Mapping[str, str]) -> Report:
@@ -210,6 +220,13 @@ class Owner:
         except OSError as error:
             say(self.config, f"hfbudget: the report {path} could not be written: {error}", red=True)
 
+    def _add_to_log(self, outcomes: Mapping[str, str]) -> None:
+        if self._ledger is not None:
+            from pytest_hfbudget.plugin import history
+
+            report = self.report(outcomes)
+            history.add_to_log(self.config, self.settings, self.run_id, self._started, report)
+
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         quiet = self._ledger is None and self._fleet is None
         if quiet or ((report := self.report(outcomes)).empty and report.cap is None):
@@ -222,6 +239,8 @@ class Owner:
             terminal.write_line(f"refused outside of every test: {refusal}", red=True)
         for line in summary(report, blocks=blocks):
             terminal.write_line(line.text, **({line.colour: True} if line.colour else {}))
+        for left in self.standing():
+            terminal.write_line(f"  {left}")
         if self.settings.report is not None:
             terminal.write_line(f"  report: {self.settings.report}")
 
@@ -274,6 +293,10 @@ class Owner:
         if self._server is not None:
             self._server.stop()
             self._server = None
+        if self._ledger is not None:
+            from pytest_hfbudget.plugin import history
+
+            history.close(self.config, self.settings, self._ledger)
         if self._rehearsal is not None:
             self._rehearsal.stop()
             self._rehearsal = None

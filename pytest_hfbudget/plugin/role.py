@@ -22,6 +22,9 @@ class Role(Protocol):
     def open(self) -> None:
         """Check what can be checked before anything is collected."""
 
+    def standing(self) -> tuple[str, ...]:
+        """What is left of the budgets over many runs."""
+
     def make_runtime(self) -> Runtime:
         """The meter of this process."""
 

@@ -97,7 +97,7 @@ class Run:
             return None
         from pytest_hfbudget.reporting.terminal import header
 
-        return header(self.settings)
+        return header(self.settings, self.role.standing())
 
     def plan(self, items: list[pytest.Item]) -> None:
         """Check the markers of what will run, and tell which endpoints it needs.

@@ -35,6 +35,9 @@ class Worker:
     def open(self) -> None:
         """The controller has checked everything."""
 
+    def standing(self) -> tuple[str, ...]:
+        return ()
+
     def make_runtime(self) -> Runtime:
         from pytest_hfbudget.plugin.assembly import assemble
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import NamedTuple
 
@@ -22,13 +22,14 @@ class Line(NamedTuple):
     colour: str = ""
 
 
-def header(settings: Settings) -> str | None:
+def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
     """The caps and endpoints of a run in one line; None where there is nothing to say."""
     parts = []
     if settings.session_cap is not None:
         parts.append(f"session budget {show(settings.session_cap)}")
     if settings.test_cap is not None:
         parts.append(f"test budget {show(settings.test_cap)}")
+    parts += over_runs
     if settings.endpoints:
         parts.append(f"endpoints {', '.join(settings.endpoints)}")
     if settings.emulator:

@@ -17,6 +17,11 @@ VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
     "session_cap": (("1", 10**9), ("0.5", 5 * 10**8), ("0.25", 25 * 10**7)),
     "test_cap": (("0", 0), ("0.000000001", 1), ("2", 2 * 10**9)),
     "on_exhausted": (("skip", "skip"), ("stop", "stop"), ("fail", "fail")),
+    "daily_cap": (("5", 5 * 10**9), ("0", 0), ("0.1", 10**8)),
+    "weekly_cap": (("5", 5 * 10**9), ("0", 0), ("0.1", 10**8)),
+    "monthly_cap": (("5", 5 * 10**9), ("0", 0), ("0.1", 10**8)),
+    "project": (("", ""), ("mine", "mine"), ("ours", "ours")),
+    "log_days": (("", 0), ("0", 0), ("30", 30)),
     "prices": (("a.toml", Path("a.toml")), ("b.toml", Path("b.toml")), ("c", Path("c"))),
     "unpriced": (("refuse", "refuse"), ("free", "free"), ("assume:1/4", "assume:1/4")),
     "endpoints": (
@@ -66,6 +71,11 @@ BAD = [
     ("max_uptime", "0"),
     ("max_uptime", "long"),
     ("billing_minute", "-60"),
+    ("daily_cap", "much"),
+    ("weekly_cap", "-1"),
+    ("monthly_cap", "nan"),
+    ("log_days", "-1"),
+    ("log_days", "a week"),
 ]
 BAD_PLACES = [
     (key, value, place)

@@ -80,3 +80,14 @@ def suite(
     # Each run would start with a copy of the outer one's coverage or path settings otherwise.
     monkeypatch.setenv("PYTHONPATH", "")
     return Suite(pytester, one_emulator.client)
+
+
+@pytest.fixture
+def real(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """A suite that takes the emulator for the real thing: no history knows of rehearsals."""
+    url = suite.emulator.url
+    monkeypatch.delenv("HFBUDGET_EMULATOR")
+    monkeypatch.setenv("HFBUDGET_ROUTER", f"{url}/router")
+    monkeypatch.setenv("HFBUDGET_ENDPOINTS_API", f"{url}/v2")
+    monkeypatch.setenv("HF_ENDPOINT", f"{url}/hub")
+    return suite

@@ -22,6 +22,15 @@ def test_nothing_heavy_is_imported(quiet: Suite) -> None:
     quiet.run("-p", "no:hypothesispytest", "-p", "no:anyio").assert_outcomes(passed=1)
 
 
+def test_a_cap_alone_opens_no_database(quiet: Suite) -> None:
+    (quiet.path / "test_quiet.py").write_text("import huggingface_hub\ndef test_it(): pass\n")
+    (quiet.path / "conftest.py").write_text(
+        "import sys\ndef pytest_unconfigure():\n    print('database:', 'sqlite3' in sys.modules)\n"
+    )
+    result = quiet.run("-p", "no:hypothesispytest", "--hf-test-budget=1")
+    result.stdout.fnmatch_lines(["database: False"])
+
+
 def test_nothing_is_shown(quiet: Suite) -> None:
     (quiet.path / "test_quiet.py").write_text("def test_it(): pass\n")
     result = quiet.run()

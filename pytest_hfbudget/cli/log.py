@@ -1,0 +1,212 @@
+"""`hfbudget log`: what runs of the past have called, and what that cost."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pytest_hfbudget.cli import output
+from pytest_hfbudget.errors import HistoryError
+from pytest_hfbudget.money import show, usd_text
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.history.log import Entry
+    from pytest_hfbudget.history.query import Question, Total
+
+LIMIT = 50
+TEXTS = ("test", "model", "provider", "endpoint", "status", "kind", "run", "project")
+GROUPS = ("model", "provider", "test", "endpoint", "run", "day", "project")
+_SPANS = {"h": "hours", "d": "days", "w": "weeks"}
+
+
+def _texts(command: Callable[..., None]) -> Callable[..., None]:
+    for name in reversed(TEXTS):
+        command = click.option(f"--{name}", metavar="TEXT", help=f"Only with this {name}.")(command)
+    return command
+
+
+@click.command()
+@_texts
+@click.option("--since", metavar="WHEN", help="From then on: 2026-11-21 (UTC), 36h, 7d, 2w.")
+@click.option("--until", metavar="WHEN", help="Up to then, the whole of that day.")
+@click.option("--by", "group", type=click.Choice(GROUPS), help="Sums instead of entries.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    help=f"Only the latest N entries; 0 for all. {LIMIT} in a table, all in JSON and CSV.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, names first.")
+def log(
+    since: str | None,
+    until: str | None,
+    group: str | None,
+    limit: int | None,
+    as_json: bool,
+    as_csv: bool,
+    **texts: str | None,
+) -> None:
+    """Show the calls, refusals and endpoints of this user's runs on this machine.
+
+    A TEXT may stand anywhere in what is looked at; with * or ? in it, it is a pattern for the
+    whole. All that is asked for has to be true of an entry.
+
+    Exit codes: 0 shown, also when there is nothing; 1 the log can't be read; 2 wrong usage.
+    """
+    from pytest_hfbudget.history.query import Question
+
+    if as_json and as_csv:
+        raise click.UsageError("Choose one of --json and --csv.")
+    question = Question(
+        tuple((key, text) for key, text in texts.items() if text is not None),
+        since=_moment("--since", since),
+        until=_moment("--until", until, whole_day=True),
+    )
+    if limit is None:
+        limit = 0 if as_json or as_csv else LIMIT
+    try:
+        names, rows, total = _ask(question, group, limit)
+    except HistoryError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        key = "totals" if group else "entries"
+        output.print_json({key: rows, "total": _total_as_dict(total)})
+    elif as_csv:
+        _print_csv(names, rows)
+    elif group:
+        _print_totals(group, rows, total)
+    else:
+        _print_entries(rows, total)
+
+
+def _ask(
+    question: Question, group: str | None, limit: int
+) -> tuple[tuple[str, ...], list[dict[str, Any]], Total]:
+    """The names of the columns, the rows as dicts, and what all of them add up to."""
+    from pytest_hfbudget.endpoints import default_state_dir
+    from pytest_hfbudget.history.log import COLUMNS, FILE
+    from pytest_hfbudget.history.query import Answers
+
+    answers = Answers(default_state_dir() / FILE)
+    total = answers.total(question)
+    if group is None:
+        names = tuple("usd" if name == "nano_usd" else name for name in COLUMNS)
+        return names, [_entry_as_dict(one) for one in answers.entries(question, limit)], total
+    rows = [{group: one.name, **_total_as_dict(one)} for one in answers.totals(question, group)]
+    return (group, *_total_as_dict(total)), rows, total
+
+
+def _moment(option: str, text: str | None, *, whole_day: bool = False) -> float | None:
+    """A day, a time, or a span before now, in unix seconds."""
+    if text is None:
+        return None
+    if text[:-1].isdigit() and text[-1] in _SPANS:
+        span = timedelta(**{_SPANS[text[-1]]: int(text[:-1])})
+        return (datetime.now(timezone.utc) - span).timestamp()
+    try:
+        then = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        raise click.UsageError(
+            f"{option} {text}: write a day (2026-11-21), a time (2026-11-21T14:00), or how long "
+            "ago (36h, 7d, 2w)."
+        ) from None
+    if whole_day and len(text) == len("2026-11-21"):
+        then += timedelta(days=1)
+    return (then if then.tzinfo else then.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def _entry_as_dict(entry: Entry) -> dict[str, Any]:
+    fields = dict(vars(entry))
+    nano_usd = fields.pop("nano_usd")
+    usd = None if nano_usd is None else usd_text(nano_usd)
+    at = datetime.fromtimestamp(entry.at, timezone.utc).isoformat(timespec="milliseconds")
+    return {**fields, "at": at, "usd": usd}
+
+
+def _total_as_dict(total: Total) -> dict[str, Any]:
+    fields = total._asdict()
+    del fields["name"]
+    return {**fields, "usd": usd_text(fields.pop("nano_usd"))}
+
+
+def _print_csv(names: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _print_entries(rows: list[dict[str, Any]], total: Total) -> None:
+    if not rows:
+        click.echo("the usage log has nothing of that kind")
+        return
+    output.console().print(
+        output.table(
+            *("when (UTC)", "run", "test", "what", "tokens", "cost", "status"),
+            rows=map(_entry_cells, rows),
+            styles=("red" if row["kind"] == "refusal" else "" for row in rows),
+        )
+    )
+    click.echo(_sum(total))
+
+
+def _entry_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    via = f" via {row['provider']}" if row["provider"] else ""
+    what = row["model"] + via if row["kind"] != "endpoint" else row["endpoint"]
+    tokens = f"{row['input_tokens']} + {row['output_tokens']}" if row["kind"] == "call" else ""
+    not_sent = "not sent: " if row["kind"] == "refusal" else ""
+    when = row["at"][:19].replace("T", " ")
+    test = row["test"] or row["place"]
+    return when, row["run"], test, what, tokens, _cost(row), not_sent + row["status"]
+
+
+def _cost(row: Mapping[str, Any]) -> str:
+    if row["kind"] == "endpoint":
+        return f"{_dollars(row['usd'])} ({row['minutes']} min)"
+    if row["kind"] == "refusal":
+        return ""
+    return (
+        "?" if row["usd"] is None else f"{'≤ ' if row['estimated'] else ''}{_dollars(row['usd'])}"
+    )
+
+
+def _print_totals(group: str, rows: list[dict[str, Any]], total: Total) -> None:
+    columns = ("calls", "refused", "input_tokens", "output_tokens", "minutes")
+    output.console().print(
+        output.table(
+            *(group, *(name.replace("_", " ") for name in columns), "cost"),
+            rows=(
+                (
+                    row[group] or "-",
+                    *(str(row[name]) for name in columns),
+                    _dollars(row["usd"]) + (f" + {row['unpriced']} ?" if row["unpriced"] else ""),
+                )
+                for row in rows
+            ),
+            styles=("" for _ in rows),
+        )
+    )
+    click.echo(_sum(total))
+
+
+def _sum(total: Total) -> str:
+    """All that was asked for, also what a limit does not show."""
+    parts = [f"{total.calls} calls", show(total.nano_usd)]
+    if total.minutes:
+        parts.append(f"{total.minutes} min of endpoints")
+    if total.refused:
+        parts.append(f"{total.refused} refused")
+    if total.unpriced:
+        parts.append(f"{total.unpriced} without a known price, not in the sum")
+    if total.estimated:
+        parts.append(f"{total.estimated} at an upper bound (≤)")
+    return f"in all: {', '.join(parts)}"
+
+
+def _dollars(usd: str) -> str:
+    whole, _, decimals = usd.partition(".")
+    return f"${whole}.{decimals.ljust(2, '0')}"

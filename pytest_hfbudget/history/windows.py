@@ -1,0 +1,81 @@
+"""The stretches of time that a budget over many runs is for.
+
+They are those of the calendar in UTC, not rolling ones: a bill is made by the calendar, every
+machine has the same midnight, and a refusal can name the moment from which there is money again.
+A day is a number here, counted from 1970-01-01.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta, timezone
+from typing import NamedTuple
+
+from pytest_hfbudget.ledger import Scope
+from pytest_hfbudget.settings import Settings
+
+_EPOCH = date(1970, 1, 1)
+_WEEK = 7
+_MONDAY = 4  # 1970-01-05
+
+
+class Window(NamedTuple):
+    """One budget over many runs.
+
+    Attributes:
+        length: ``day``, ``week`` or ``month``.
+        cap: nano-USD, inclusive.
+    """
+
+    length: str
+    cap: int
+
+    @property
+    def key(self) -> str:
+        """Its key in the ledger."""
+        return f"window:{self.length}"
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return {"day": "daily", "week": "weekly", "month": "monthly"}[self.length] + " budget"
+
+    def first_day(self, day: int) -> int:
+        """The day on which the window began that a day is in."""
+        if self.length == "day":
+            return day
+        if self.length == "week":
+            return day - (day - _MONDAY) % _WEEK
+        return _number(_date(day).replace(day=1))
+
+    def next_day(self, day: int) -> int:
+        """The day on which the window after that begins."""
+        if self.length == "month":
+            within_next = _date(self.first_day(day)) + timedelta(days=31)
+            return _number(within_next.replace(day=1))
+        return self.first_day(day) + (_WEEK if self.length == "week" else 1)
+
+    def scope(self, day: int | None = None) -> Scope:
+        """Its budget in the ledger; on a day, it says when there will be money again."""
+        if day is None:
+            return Scope(self.key, self.label, self.cap)
+        again = f"{_date(self.next_day(day))} 00:00 UTC"
+        return Scope(self.key, f"{self.label} (the next one begins {again})", self.cap)
+
+
+def windows(settings: Settings) -> tuple[Window, ...]:
+    """The budgets that a run shares with others, the shortest first."""
+    caps = {"day": settings.daily_cap, "week": settings.weekly_cap, "month": settings.monthly_cap}
+    return tuple(Window(length, cap) for length, cap in caps.items() if cap is not None)
+
+
+def day_of(unix_s: float) -> int:
+    """The day of a time."""
+    return _number(datetime.fromtimestamp(unix_s, timezone.utc).date())
+
+
+def _number(day: date) -> int:
+    return (day - _EPOCH).days
+
+
+def _date(day: int) -> date:
+    return _EPOCH + timedelta(days=day)

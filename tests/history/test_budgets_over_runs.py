@@ -1,0 +1,297 @@
+"""A budget over many runs: what all of them spend and hold, in a file that all of them write."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from run_books import DAY_S, NOON, Project, Run
+
+from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
+from pytest_hfbudget.history.tabs import OwnTab
+from pytest_hfbudget.history.windows import Window, day_of
+from pytest_hfbudget.ledger.scope import SESSION
+
+MIDNIGHT = NOON + DAY_S // 2
+
+
+def refused(run: Run, nano_usd: int) -> BudgetExceededError:
+    with pytest.raises(BudgetExceededError) as caught:
+        run.hold(nano_usd)
+    return caught.value
+
+
+def test_what_one_run_has_spent_another_one_may_not_spend(project: Project) -> None:
+    first, second = project.run(), project.run()
+    first.spend(60)
+    second.spend(40)
+    refused(first, 1)
+    refused(second, 1)
+
+
+def test_what_one_run_holds_another_one_may_not_spend(project: Project) -> None:
+    first, second = project.run(), project.run()
+    hold = first.hold(60)
+    refused(second, 41)
+    first.settle(hold, 10)
+    second.spend(90)
+
+
+def test_a_call_without_a_limit_gets_what_the_others_leave(project: Project) -> None:
+    first, second = project.run(), project.run()
+    first.spend(30)
+    assert second.hold(1, 1000).amount == 70
+
+
+def test_a_run_that_is_over_has_spent_what_it_has_spent(project: Project) -> None:
+    first = project.run()
+    first.spend(30)
+    first.ledger.close()
+    second = project.run()
+    assert second.spent() == 30
+    refused(second, 71)
+
+
+def test_a_thousand_runs_leave_one_row_a_day(project: Project) -> None:
+    for _ in range(5):
+        run = project.run()
+        run.spend(3)
+        run.ledger.close()
+    with sqlite3.connect(project.path) as file:
+        assert file.execute("SELECT run, nano_usd FROM tab").fetchall() == [("", 15)]
+    file.close()
+
+
+def test_a_run_that_is_never_closed_counts_with_all_that_it_held(project: Project) -> None:
+    dead = project.run()
+    dead.spend(10)
+    dead.hold(50)
+    assert project.run().spent() == 60
+
+
+def test_projects_have_budgets_of_their_own(project: Project) -> None:
+    project.run().spend(100)
+    other = Project(project.folder, name="other", runs=project.runs)
+    other.run().spend(100)
+
+
+def test_the_refusal_says_both_numbers_and_when_there_is_money_again(project: Project) -> None:
+    project.run().spend(60)
+    error = refused(project.run(), 41)
+    assert str(error) == (
+        "daily budget (the next one begins 2024-10-05 00:00 UTC): org/model may cost up to "
+        "$0.000000041, but only $0.00000004 of $0.0000001 is left ($0.00000006 spent). The call "
+        "was not sent. Raise the cap, or give the call a smaller max_tokens."
+    )
+    assert error.scope_key == "window:day"
+
+
+def test_at_midnight_the_next_budget_begins(project: Project) -> None:
+    run = project.run()
+    run.spend(100)
+    project.now = MIDNIGHT - 1
+    refused(run, 1)
+    project.now = MIDNIGHT
+    run.spend(100)
+    refused(run, 1)
+
+
+def test_a_call_in_flight_at_midnight_is_charged_once_to_the_day_it_ends_on(
+    project: Project,
+) -> None:
+    project.windows = (Window("day", 100), Window("month", 1000))
+    run, other = project.run(), project.run()
+    run.spend(20)
+    hold = run.hold(70)
+    project.now = MIDNIGHT
+    assert other.spent() == 0  # run has not looked at the clock yet
+    run.settle(hold, 50)
+    assert (other.spent("day"), other.spent("month")) == (50, 70)
+
+
+def test_a_clock_that_is_set_back_brings_no_money_back(project: Project) -> None:
+    run = project.run()
+    run.spend(100)
+    project.now = MIDNIGHT - 2 * DAY_S
+    refused(run, 1)
+    refused(project.run(), 1)
+
+
+@pytest.mark.parametrize(
+    ("length", "first", "after"),
+    [
+        ("day", "2024-02-29", "2024-03-01"),
+        ("week", "2024-02-26", "2024-03-04"),
+        ("month", "2024-02-01", "2024-03-01"),
+    ],
+)
+def test_windows_are_those_of_the_calendar(length: str, first: str, after: str) -> None:
+    from datetime import datetime, timezone
+
+    def number(text: str) -> int:
+        return day_of(datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp())
+
+    window, leap_day = Window(length, 1), number("2024-02-29")
+    assert (window.first_day(leap_day), window.next_day(leap_day)) == (number(first), number(after))
+    assert window.next_day(number(after) - 1) == number(after)
+
+
+def test_every_window_has_to_hold_a_call(project: Project) -> None:
+    project.windows = (Window("day", 100), Window("week", 150), Window("month", 160))
+    run = project.run()
+    run.spend(100)
+    project.now += DAY_S  # a Saturday
+    assert refused(run, 51).scope_key == "window:week"
+    run.spend(50)
+    project.now += 2 * DAY_S  # Monday
+    assert refused(run, 11).scope_key == "window:month"
+    run.spend(10)
+    assert run.spent("month") == 160
+
+
+def test_uptime_counts_in_every_window_and_is_refused_by_any(project: Project) -> None:
+    run, other = project.run(), project.run()
+    run.ledger.book(SESSION, 60, what="ns/name")
+    with pytest.raises(BudgetExceededError):
+        other.ledger.book(SESSION, 41, what="ns/other")
+    assert other.ledger.total(SESSION).spent == 0
+    run.ledger.book(SESSION, -20)  # at its end an uptime may be less
+    assert other.spent() == 40
+
+
+def test_two_ledgers_at_the_same_time_never_take_more_than_there_is(project: Project) -> None:
+    runs = [project.run() for _ in range(2)]
+
+    def take(number: int) -> int:
+        run = runs[number % 2]
+        try:
+            hold = run.hold(3)
+        except BudgetExceededError:
+            return 0
+        run.settle(hold, 2)
+        return 2
+
+    with ThreadPoolExecutor(8) as pool:
+        spent = sum(pool.map(take, range(200)))
+    assert spent == project.run().spent()
+    assert 98 <= spent <= 100
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_a_tab_of_its_own(project: Project) -> None:
+    run = project.run()
+    run.spend(10)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            run.spend(30)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    run.spend(5)
+    assert project.run().spent() == 45
+
+
+# --- a store that can't be used
+
+
+def test_a_corrupt_store_ends_a_run_before_it_begins(project: Project) -> None:
+    project.path.write_text("this is no database, but it is long enough to be read as one" * 40)
+    with pytest.raises(HistoryError, match=r"file is not a database.*move it aside.*hf-daily"):
+        project.run()
+
+
+def test_a_store_of_a_newer_release_ends_a_run_before_it_begins(project: Project) -> None:
+    project.run()
+    with sqlite3.connect(project.path) as file:
+        file.execute("PRAGMA user_version = 7")
+    file.close()
+    with pytest.raises(HistoryError, match=r"newer pytest-hfbudget .its schema is 7.*Update"):
+        project.run()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only_ends_a_run_before_it_begins(project: Project) -> None:
+    project.folder.chmod(0o500)
+    try:
+        with pytest.raises(HistoryError, match="Permission denied"):
+            project.run()
+    finally:
+        project.folder.chmod(0o700)
+
+
+def test_a_folder_that_nobody_can_make_ends_a_run_before_it_begins(project: Project) -> None:
+    with pytest.raises(HistoryError, match="/proc/hfbudget"):
+        Project(Path("/proc/hfbudget")).run()
+
+
+def test_a_state_folder_that_is_a_file_ends_a_run_before_it_begins(project: Project) -> None:
+    (project.folder / "file").write_text("")
+    with pytest.raises(HistoryError, match=r"(File exists|Not a directory).*HFBUDGET_STATE_DIR"):
+        Project(project.folder / "file").run()
+
+
+def test_a_store_that_breaks_in_mid_run_lets_nothing_more_be_sent(project: Project) -> None:
+    run = project.run()
+    hold = run.hold(10)
+    break_it(project)
+    with pytest.raises(LedgerUnreachableError, match="a budget over many runs can't be kept"):
+        run.hold(1)
+    run.settle(hold, 7)  # it was sent: whoever waits for the answer gets it
+    run.hold(0)  # and what costs nothing needs no budget
+    assert run.ledger.total(SESSION).spent == 7
+
+
+def test_a_store_that_works_again_hears_of_what_happened_meanwhile(project: Project) -> None:
+    run = project.run()
+    hold = run.hold(10)
+    with sqlite3.connect(project.path) as file:
+        file.execute("PRAGMA user_version")
+        broken = run.ledger._booth._store
+        run.ledger._booth._store = NoStore()
+        run.settle(hold, 7)
+        run.ledger._booth._store = broken
+    file.close()
+    run.spend(1)
+    assert project.run().spent() == 8
+
+
+def break_it(project: Project) -> None:
+    with sqlite3.connect(project.path, isolation_level=None) as file:
+        file.execute("DROP TABLE tab")
+    file.close()
+
+
+class NoStore(OwnTab):
+    """One that is out of reach."""
+
+    def begin(self, *_: object) -> None:  # type: ignore[override]
+        raise HistoryError("out of reach")
+
+
+def test_only_this_user_can_read_it(project: Project) -> None:
+    project.run()
+    assert project.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_clock_is_that_of_the_file_and_can_not_be_frozen(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    from pytest_hfbudget.history.tabs import Tabs
+
+    today = day_of(time.time())
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    run = Run(Tabs(project.path, "p", "r"), project.windows)
+    run.spend(1)
+    run.ledger.close()
+    with sqlite3.connect(project.path) as file:
+        (day,) = file.execute("SELECT max(day) FROM tab").fetchone()
+    file.close()
+    assert day in (today, today + 1)
