@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pytest_hfbudget.cli import demo, pause, run, status, sweep
+from pytest_hfbudget.cli import demo, pause, report, run, status, sweep
 from pytest_hfbudget.version import __version__
 
 
@@ -17,5 +17,5 @@ def main() -> None:
     """
 
 
-for _each in (demo.demo, pause.pause, run.run, status.status, sweep.sweep):
+for _each in (demo.demo, pause.pause, report.report, run.run, status.status, sweep.sweep):
     main.add_command(_each)

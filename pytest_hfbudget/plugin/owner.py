@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -162,7 +163,10 @@ class Owner:
         from pytest_hfbudget.reporting import Report
 
         lines = self._fleet.lines() if self._fleet is not None else ()
-        return Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
+        report = Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        rehearsal = self.settings.emulator is not None
+        return replace(report, run=self.run_id, date=now, rehearsal=rehearsal)
 
     def _write_report(self, outcomes: Mapping[str, str]) -> None:
         if self.settings.report is None:

@@ -45,7 +45,12 @@ class EndpointLine:
 
 @dataclass(frozen=True)
 class Report:
-    """One run. ``unpriced`` calls were sent without a cap and without anybody knowing a price."""
+    """One run. ``unpriced`` calls were sent without a cap and without anybody knowing a price.
+
+    Attributes:
+        date: when the report was made, RFC 3339 in UTC.
+        rehearsal: the calls went to the emulator; nothing was paid.
+    """
 
     spent: int
     cap: int | None
@@ -55,6 +60,9 @@ class Report:
     charges: tuple[Charge, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     endpoints: tuple[EndpointLine, ...] = ()
+    run: str = ""
+    date: str = ""
+    rehearsal: bool = False
 
     @classmethod
     def of(
