@@ -59,9 +59,7 @@ def _write(reports: list[SavedReport], path: Path) -> None:
     try:
         from pytest_hfbudget.reporting import page
     except ImportError:
-        raise click.ClickException(
-            'the page needs: pip install "pytest-hfbudget[html]"'
-        ) from None
+        raise click.ClickException('the page needs: pip install "pytest-hfbudget[html]"') from None
     try:
         page.write(reports, path)
     except OSError as error:
@@ -84,8 +82,8 @@ def _headline(report: SavedReport) -> str:
         cap = "without a session budget"
     else:
         cap = f"of {show(report.cap)} {bar(report.spent, report.cap)}"
-    counts = f"{report.sent:,} calls, {report.refused:,} refused"
-    return f"{run}{report.day} UTC{rehearsal}\nspent {show(report.spent)} {cap} ({counts})"
+    calls = "1 call" if report.sent == 1 else f"{report.sent:,} calls"
+    return f"{run}{report.day} UTC{rehearsal}\nspent {show(report.spent)} {cap} ({calls}, {report.refused:,} refused)"
 
 
 def _print_table(console: Console, table: Table, top: int) -> None:

@@ -158,6 +158,11 @@ class Owner:
                 self._write_report(outcomes)
         return self._verified and not self._blamed
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has happened that could cost anything."""
+        return self._ledger is None and self._fleet is None
+
     def report(self, outcomes: Mapping[str, str]) -> Report:
         """The report as it stands now."""
         from pytest_hfbudget.reporting import Report
@@ -180,8 +185,7 @@ class Owner:
             say(self.config, f"hfbudget: the report {path} could not be written: {error}", red=True)
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
-        quiet = self._ledger is None and self._fleet is None
-        if quiet or ((report := self.report(outcomes)).empty and report.cap is None):
+        if self.quiet or ((report := self.report(outcomes)).empty and report.cap is None):
             return
         from pytest_hfbudget.reporting import summary
 

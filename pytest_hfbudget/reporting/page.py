@@ -22,6 +22,8 @@ from pytest_hfbudget.reporting.tables import Cell, Column, Table, remarks, table
 ROWS = 25
 # A search box for a table of three rows is one control too many.
 SEARCHED = 12
+# A longer text is cut in its cell, and shown whole by pointing at it.
+LONG = {"text": 400, "name": 80, "word": 24}
 TREND = 60
 # Above this a number in JavaScript is not exact any more.
 _EXACT = 2**53
@@ -60,6 +62,7 @@ def page(reports: Sequence[SavedReport]) -> str:
         trend=trend(reports),
         data={table.key: packed(table) for table in shown},
         rows=ROWS,
+        long=LONG,
         searched=SEARCHED,
         style=style,
         script=script,

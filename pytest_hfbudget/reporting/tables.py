@@ -55,18 +55,18 @@ def tests(report: SavedReport) -> Table:
     """By test, the dearest first; what belongs to no test is a row too."""
     columns = (
         Column("test", "name"),
-        Column("outcome", "word"),
         Column("spent", "usd", bar=True),
         Column("cap", "usd"),
         Column("calls", "count"),
         Column("refused", "count"),
+        Column("outcome", "word"),
     )
     rows: list[SavedTest] = [*report.tests]
     if outside := [call for call in report.calls if call.test is None]:
         spent = sum(call.usd or 0 for call in outside)
         rows.append(SavedTest(NO_TEST, "", spent, None, len(outside), 0))
-    rows.sort(key=lambda test: -test.spent)
-    return Table("tests", "By test", columns, tuple(tuple(row) for row in rows))
+    told = ((one.id, one.spent, one.cap, one.calls, one.refused, one.outcome) for one in rows)
+    return Table("tests", "By test", columns, _dearest(told, 1))
 
 
 def models(report: SavedReport) -> Table:
@@ -125,11 +125,10 @@ def refusals(report: SavedReport) -> Table:
     """The calls that were not sent."""
     columns = (
         Column("test", "name"),
-        Column("budget", "name"),
         Column("model", "name"),
         Column("why", "text"),
     )
-    rows = tuple((one.test or NO_TEST, *one[1:]) for one in report.refusals)
+    rows = tuple((one.test or NO_TEST, one.model, one.message) for one in report.refusals)
     return Table("refusals", "Refused calls", columns, rows)
 
 
@@ -157,21 +156,21 @@ def calls(report: SavedReport) -> Table:
     columns = (
         Column("#", "count"),
         Column("test", "name"),
-        Column("model", "name"),
-        Column("provider", "word"),
         Column("cost", "usd"),
         Column("remarks", "word"),
+        Column("model", "name"),
+        Column("provider", "word"),
         Column("status", "word"),
         Column("in", "count"),
         Column("out", "count"),
         Column("seconds", "seconds"),
         Column("task", "word"),
-        Column("price", "name"),
+        Column("price", "word"),
     )
     rows = tuple(
         (
-            *(number, call.test or call.where or NO_TEST, call.model, call.provider, call.usd),
-            *(remarks(call), call.status, call.input_tokens, call.output_tokens),
+            *(number, call.test or call.where or NO_TEST, call.usd, remarks(call)),
+            *(call.model, call.provider, call.status, call.input_tokens, call.output_tokens),
             *(call.seconds, call.task, call.price_source),
         )
         for number, call in enumerate(report.calls, 1)

@@ -1,6 +1,7 @@
 "use strict";
 // Draws a table again when it is sorted, searched or paged; until then the page stands as it came.
 const ROWS = 25;
+const LONG = { text: 400, name: 80, word: 24 };
 const SVG = "http://www.w3.org/2000/svg";
 const isNumber = (kind) => ["usd", "count", "seconds"].includes(kind);
 
@@ -57,18 +58,19 @@ function bar(value, most) {
 
 function cell(value, kind, most, texts) {
   const td = document.createElement("td");
+  const span = document.createElement("span");
   if (isNumber(kind)) {
     td.className = "n";
     if (kind === "usd" && value !== null)
       td.title = `${shown(BigInt(value))} = ${grouped(String(value))} nano-USD`;
     if (most) td.append(bar(value, most));
-    td.append(figure(value, kind));
+    span.textContent = figure(value, kind);
+    td.append(span);
     return td;
   }
   const text = value === null ? "" : texts[value];
-  const span = document.createElement("span");
   span.textContent = text;
-  if (text.length > 120) {
+  if (text.length > LONG[kind]) {
     span.className = "long";
     span.title = text;
   }
