@@ -83,7 +83,8 @@ def _headline(report: SavedReport) -> str:
     else:
         cap = f"of {show(report.cap)} {bar(report.spent, report.cap)}"
     calls = "1 call" if report.sent == 1 else f"{report.sent:,} calls"
-    return f"{run}{report.day} UTC{rehearsal}\nspent {show(report.spent)} {cap} ({calls}, {report.refused:,} refused)"
+    spent = f"spent {show(report.spent)} {cap} ({calls}, {report.refused:,} refused)"
+    return f"{run}{report.day} UTC{rehearsal}\n{spent}"
 
 
 def _print_table(console: Console, table: Table, top: int) -> None:

@@ -89,6 +89,10 @@ class GitHub:
         if self.owner.quiet or (report := self.owner.report(self.run.outcomes)).empty:
             return None
         from pytest_hfbudget.reporting.jsonfile import as_json
-        from pytest_hfbudget.reporting.saved import parse
+        from pytest_hfbudget.reporting.saved import ReportFileError, parse
 
-        return parse(as_json(report), written=datetime.now(timezone.utc))
+        try:
+            return parse(as_json(report), written=datetime.now(timezone.utc))
+        except ReportFileError as error:
+            say(self.config, f"hfbudget: the job is not told what the run has cost: {error}")
+            return None

@@ -104,10 +104,13 @@ def _cell(value: Cell, column: Column) -> str:
 def _literal(text: str, most: int) -> str:
     """Text of others as nothing but text: whatever could be Markdown or HTML is a reference."""
     cut = text if len(text) <= most else f"{text[: most - 1]}…"
-    plain = (char if char.isprintable() else " " for char in cut)
-    return "".join(
-        c if c.isalnum() or c in " /." or ord(c) > 127 else f"&#{ord(c)};" for c in plain
-    )
+    return "".join(map(_plain, cut))
+
+
+def _plain(char: str) -> str:
+    if not char.isprintable():
+        return " "
+    return char if char.isalnum() or char in " /." or not char.isascii() else f"&#{ord(char)};"
 
 
 def _data(text: str) -> str:

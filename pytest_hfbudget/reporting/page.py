@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pytest_hfbudget.money import brief, show
 from pytest_hfbudget.reporting.saved import SavedReport
@@ -27,6 +27,7 @@ LONG = {"text": 400, "name": 80, "word": 24}
 TREND = 60
 # Above this a number in JavaScript is not exact any more.
 _EXACT = 2**53
+_HERE = Path(__file__).with_name("templates")
 
 
 def write(reports: Sequence[SavedReport], path: Path) -> None:
@@ -42,7 +43,7 @@ def write(reports: Sequence[SavedReport], path: Path) -> None:
 def page(reports: Sequence[SavedReport]) -> str:
     """The page of one or more runs, oldest first; what is not over runs is of the newest."""
     environment = Environment(
-        loader=PackageLoader("pytest_hfbudget.reporting"),
+        loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -50,7 +51,7 @@ def page(reports: Sequence[SavedReport]) -> str:
     )
     environment.filters.update(brief=brief, exact=exact, figure=figure)
     environment.tests["number"] = lambda column: column.kind in ("usd", "count", "seconds")
-    style, script = (_asset(environment, name) for name in ("page.css", "page.js"))
+    style, script = (_read(name) for name in ("page.css", "page.js"))
     shown = tuple(tables(reports))
     newest = reports[-1]
     return environment.get_template("page.html.j2").render(
@@ -152,9 +153,9 @@ def packed(table: Table) -> dict[str, Any]:
     return {"kinds": kinds, "most": greatest(table), "texts": list(texts), "rows": rows}
 
 
-def _asset(environment: Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
+def _read(asset: str) -> str:
+    # Not as a template: nothing in it is to be filled in, and its hash is that of these bytes.
+    return (_HERE / asset).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

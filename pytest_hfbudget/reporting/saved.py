@@ -252,10 +252,11 @@ class _Fields:
             raise self._wrong(key, "a date") from None
 
     def inner(self, key: str) -> _Fields:
-        return _Fields.of(self.values.get(key) or {}, f"{self.where}, {key},")
+        value = self.values.get(key)
+        return _Fields.of({} if value is None else value, f"{self.where}, {key},")
 
     def each(self, key: str) -> Iterator[_Fields]:
-        values = self._checked(key, self.values.get(key) or [], list, "a list")
+        values = self._checked(key, self.values.get(key, []), list, "a list")
         for number, value in enumerate(values):
             yield _Fields.of(value, f"{key}[{number}]")
 

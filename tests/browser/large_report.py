@@ -32,8 +32,7 @@ def report(calls: int, *, tests: int = 40, day: int = 22, hostile: bool = False)
     made = [_call(number, names) for number in range(calls)]
     if hostile and made:
         made[0] = {**made[0], "model": f"</script>{EVIL}", "provider": '"><b onclick=alert(1)>'}
-    nanos = {name: 0 for name in names}
-    counts = dict.fromkeys(names, 0)
+    nanos, counts = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for call in made:
         nanos[call["test"]] += round(float(call["usd"] or 0) * 10**9)
         counts[call["test"]] += 1

@@ -127,7 +127,7 @@ function bring(section) {
       return tr;
     }));
     if (told) {
-      const range = rows.length ? `${from + 1}–${from + page.length} of ` : "";
+      const range = rows.length ? `${from + 1} to ${from + page.length} of ` : "";
       told.textContent = `${range}${grouped(String(rows.length))}`;
     }
     for (const step of steps) {
