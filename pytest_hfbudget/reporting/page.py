@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ LONG = {"text": 400, "name": 80, "word": 24}
 TREND = 60
 # Above this a number in JavaScript is not exact any more.
 _EXACT = 2**53
+# Where the name of a test may be broken before it is broken anywhere.
+_BREAKS = re.compile(r"(?<=::)")
 _HERE = Path(__file__).with_name("templates")
 
 
@@ -68,6 +71,7 @@ def page(reports: Sequence[SavedReport]) -> str:
         style=style,
         script=script,
         percent=percent,
+        parts=_BREAKS.split,
         policy=f"style-src {_hash(style)}; script-src {_hash(script)}",
     )
 

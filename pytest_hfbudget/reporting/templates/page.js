@@ -2,6 +2,8 @@
 // Draws a table again when it is sorted, searched or paged; until then the page stands as it came.
 const ROWS = 25;
 const LONG = { text: 400, name: 80, word: 24 };
+// Where the name of a test may be broken before it is broken anywhere.
+const BREAKS = /(?<=::)/;
 const SVG = "http://www.w3.org/2000/svg";
 const isNumber = (kind) => ["usd", "count", "seconds"].includes(kind);
 
@@ -69,7 +71,10 @@ function cell(value, kind, most, texts) {
     return td;
   }
   const text = value === null ? "" : texts[value];
-  span.textContent = text;
+  text.split(BREAKS).forEach((part, n) => {
+    if (n) span.append(document.createElement("wbr"));
+    span.append(part);
+  });
   if (text.length > LONG[kind]) {
     span.className = "long";
     span.title = text;
