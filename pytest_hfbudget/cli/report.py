@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +70,8 @@ def _write(reports: list[SavedReport], path: Path) -> None:
 
 
 def _print(reports: list[SavedReport], top: int) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a log in ASCII still gets the figures
     console, newest = output.console(), reports[-1]
     console.print(_headline(newest), markup=False)
     for table in tables(reports):

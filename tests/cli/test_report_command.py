@@ -71,6 +71,13 @@ def test_what_a_terminal_would_obey_is_not_printed(hfbudget: Shell, write: Any) 
     assert "test[bold]" in said
 
 
+def test_a_log_in_ascii_still_gets_the_figures(hfbudget: Shell, write: Any) -> None:
+    write("one")
+    done = hfbudget("report", "one.json", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "spent $0.01 of $0.04" in done.stdout
+
+
 def test_the_file_may_come_from_the_environment(hfbudget: Shell, write: Any) -> None:
     write("one")
     assert "run one" in hfbudget("report", HFBUDGET_REPORT="one.json").stdout

@@ -140,6 +140,16 @@ def test_a_suite_without_calls_adds_nothing_to_a_job(suite: Suite, job: Path) ->
     assert job.read_text() == "before\n"
 
 
+def test_a_run_that_is_interrupted_still_tells_its_job(suite: Suite, job: Path) -> None:
+    suite.test_file("""
+        def test_it():
+            call()
+            raise KeyboardInterrupt
+    """)
+    suite.run()
+    assert "1 call, 0 refused" in job.read_text()
+
+
 def test_a_step_summary_that_can_not_be_written_fails_no_run(
     suite: Suite, job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
