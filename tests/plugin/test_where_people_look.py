@@ -93,6 +93,7 @@ def test_a_stream_that_a_fixture_goes_on_reading_is_not_ended_by_a_verbose_line(
             yield opened
             assert len(list(opened["stream"])) > 3
 
+        @pytest.mark.budget(max_usd=0.1)
         def test_it(streams):
             client = streams["client"] = InferenceClient(model="emulator/chat", provider="groq")
             streams["stream"] = client.chat_completion(SAY, max_tokens=20, stream=True)
