@@ -77,6 +77,19 @@ def show(amount: int) -> str:
     return f"{sign}${whole}.{decimals.ljust(2, '0')}"
 
 
+def brief(amount: int) -> str:
+    """Nano-USD at a glance: cents from $1 on, three digits that count below it."""
+    sign, amount = ("-" if amount < 0 else ""), abs(amount)
+    if amount < NANO_PER_USD:
+        coarse = 10 ** max(len(str(amount)) - 3, 0)
+        amount = (amount + coarse // 2) // coarse * coarse
+    if amount < NANO_PER_USD:
+        return f"{sign}{show(amount)}"
+    cent = NANO_PER_USD // 100
+    cents = (amount + cent // 2) // cent
+    return f"{sign}${cents // 100:,}.{cents % 100:02}"
+
+
 def _decimal(value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
         raise ValueError(f"{value!r} is not an amount of USD")

@@ -11,7 +11,7 @@ import pytest
 
 pytest_plugins = ["pytester"]
 
-OURS = ("HFBUDGET_", "HUGGINGFACE_", "HF_", "PYTEST_ADDOPTS")
+OURS = ("HFBUDGET_", "HUGGINGFACE_", "HF_", "PYTEST_ADDOPTS", "GITHUB_")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

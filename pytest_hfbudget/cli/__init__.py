@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pytest_hfbudget.cli import demo, forecast, log, pause, prices, run, status, sweep
+from pytest_hfbudget.cli import demo, forecast, log, pause, prices, report, run, status, sweep
 from pytest_hfbudget.version import __version__
 
 
@@ -23,6 +23,7 @@ for _each in (
     log.log,
     pause.pause,
     prices.prices,
+    report.report,
     run.run,
     status.status,
     sweep.sweep,

@@ -10,8 +10,10 @@ import pytest
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.fixtures import hf_budget, hf_endpoint, hf_endpoints
+from pytest_hfbudget.plugin.github import GitHub
 from pytest_hfbudget.plugin.hooks import Hooks
 from pytest_hfbudget.plugin.run import RUN, Run
+from pytest_hfbudget.plugin.verbose import CostOnLine
 
 __all__ = ["hf_budget", "hf_endpoint", "hf_endpoints"]
 
@@ -40,6 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(Hooks(run), "hfbudget-run")
     config.add_cleanup(run.role.last_words)  # after `pytest_unconfigure`, where others speak too
+    if config.get_verbosity() > 0:
+        config.pluginmanager.register(CostOnLine(run), "hfbudget-cost-on-line")
+    if (github := GitHub.of(run)) is not None:
+        config.pluginmanager.register(github, "hfbudget-github")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -202,12 +203,20 @@ class Owner:
                 self._add_to_log(outcomes)
         return self._verified and not self._blamed
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has happened that could cost anything."""
+        return self._ledger is None and self._fleet is None
+
     def report(self, outcomes: Mapping[str, str]) -> Report:
         """The report as it stands now."""
         from pytest_hfbudget.reporting import Report
 
         lines = self._fleet.lines() if self._fleet is not None else ()
-        return Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
+        report = Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        rehearsal = self.settings.emulator is not None
+        return replace(report, run=self.run_id, date=now, rehearsal=rehearsal)
 
     def _write_report(self, outcomes: Mapping[str, str]) -> None:
         if self.settings.report is None:
@@ -228,8 +237,7 @@ class Owner:
             history.add_to_log(self.config, self.settings, self.run_id, self._started, report)
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
-        quiet = self._ledger is None and self._fleet is None
-        if quiet or ((report := self.report(outcomes)).empty and report.cap is None):
+        if self.quiet or ((report := self.report(outcomes)).empty and report.cap is None):
             return
         from pytest_hfbudget.reporting import summary
 

@@ -210,11 +210,12 @@ class Run:
             payer = self.runtime.meter.payer
             payer.test, payer.where = test, self._where
 
-    def note_cost(self, item: pytest.Item) -> None:
+    def note_cost(self, item: pytest.Item, *, last: bool = True) -> None:
         """Put a test's cost into its properties, from where JUnit takes it."""
         if self.runtime is None or (test := self.test()) is None:
             return
-        self.runtime.meter.settle_open(item.nodeid)
+        if last:
+            self.runtime.meter.settle_open(item.nodeid)
         total = self.runtime.meter.ledger.total(test.scopes[-1].key)
         if total.calls or total.refused:
             # A rerun counts on, so what its predecessor said is replaced.

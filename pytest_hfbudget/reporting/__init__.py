@@ -1,4 +1,8 @@
-"""One Report value; the terminal section and the JSON file are views of it."""
+"""One Report value; the terminal section and the JSON file are views of it.
+
+`saved` reads such files back, and `tables` is what the page, `hfbudget report` and the summary of
+a GitHub job are drawn from.
+"""
 
 from __future__ import annotations
 

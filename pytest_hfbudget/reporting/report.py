@@ -67,6 +67,10 @@ class Report:
 
     ``unpriced`` calls were sent without a cap and without anybody knowing a price. ``not_run`` is
     the tests for which the session budget had too little left.
+
+    Attributes:
+        date: when the report was made, RFC 3339 in UTC.
+        rehearsal: the calls went to the emulator; nothing was paid.
     """
 
     spent: int
@@ -78,6 +82,9 @@ class Report:
     refusals: tuple[Refusal, ...] = ()
     endpoints: tuple[EndpointLine, ...] = ()
     not_run: int = 0
+    run: str = ""
+    date: str = ""
+    rehearsal: bool = False
 
     @classmethod
     def of(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_hfbudget.money import nano, parse_rate, parse_usd, show, to_usd, usd_text
+from pytest_hfbudget.money import brief, nano, parse_rate, parse_usd, show, to_usd, usd_text
 
 quick = settings(max_examples=100, deadline=None, database=None)
 amounts = st.integers(-(10**21), 10**21)
@@ -181,6 +181,25 @@ def test_an_amount_for_people_has_two_decimals_at_least(amount: int, expected: s
 @given(amounts)
 def test_an_amount_for_people_is_never_rounded(amount: int) -> None:
     assert Fraction(show(amount).replace("$", "")) == Fraction(amount, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [
+        (0, "$0.00"),
+        (1, "$0.000000001"),
+        (4_906, "$0.00000491"),
+        (13_333_334, "$0.0133"),
+        (100_000_000, "$0.10"),
+        (999_499_999, "$0.999"),
+        (999_500_000, "$1.00"),
+        (1_005_000_000, "$1.01"),
+        (1_234_567_890_000_000, "$1,234,567.89"),
+        (-13_333_334, "-$0.0133"),
+    ],
+)
+def test_an_amount_at_a_glance_has_three_digits_or_cents(amount: int, expected: str) -> None:
+    assert brief(amount) == expected
 
 
 @quick

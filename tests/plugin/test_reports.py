@@ -39,8 +39,9 @@ def test_the_json_report_has_the_documented_form(suite: Suite) -> None:
     suite.test_file(TWO)
     suite.run("--hf-session-budget=1", "--hf-report=report.json")
     report = suite.report()
-    assert list(report) == ["schema", "session", "tests", "calls", "refusals", "endpoints"]
-    assert report["schema"] == 1
+    parts = ["session", "tests", "calls", "refusals", "endpoints"]
+    assert list(report) == ["schema", "run", "date", "rehearsal", *parts]
+    assert (report["schema"], report["rehearsal"]) == (1, True)
     assert set(report["session"]) == {"spent_usd", "cap_usd", "calls", "refused", "replayed"}
     pays, refused = report["tests"]
     assert pays == {

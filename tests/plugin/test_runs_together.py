@@ -98,7 +98,7 @@ def test_the_uptime_of_endpoints_counts(real: Suite) -> None:
             pass
     """)
     real.run("--hf-daily-budget=0.0006").assert_outcomes(passed=1)
-    second = real.run("--hf-daily-budget=0.0006")
+    second = real.run("--hf-daily-budget=0.0006", "--hf-on-exhausted=fail")
     second.stdout.fnmatch_lines(
         ["*acme/llm: its first minute costs $* of the daily budget (the next one begins *"]
     )

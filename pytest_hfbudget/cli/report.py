@@ -1,0 +1,125 @@
+"""`hfbudget report`: what runs have cost, in the terminal or as one page."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pytest_hfbudget.cli import output
+from pytest_hfbudget.money import show
+from pytest_hfbudget.reporting.jsonfile import SCHEMA_FILE
+from pytest_hfbudget.reporting.saved import ReportFileError, SavedReport, read
+from pytest_hfbudget.reporting.tables import Cell, Column, Table, tables
+from pytest_hfbudget.reporting.terminal import bar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TOP = 10
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[FILE]…", type=_FILE, envvar="HFBUDGET_REPORT")
+@click.option("--html", "page", metavar="OUT", type=_FILE, help="Write one page instead.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=0),
+    default=TOP,
+    metavar="N",
+    help=f"Rows of each table in the terminal; 0 is all of them.  [default: {TOP}]",
+)
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the files.")
+def report(files: tuple[Path, ...], page: Path | None, top: int, schema: bool) -> None:
+    """Show what `pytest --hf-report FILE` has written.
+
+    Several FILEs are several runs: the newest by its date is shown in full, and all of them in a
+    table over runs. Without a FILE, HFBUDGET_REPORT is read.
+
+    Exit codes: 0 shown; 1 a file is no report, or the page could not be written; 2 wrong usage.
+    """
+    if schema:
+        click.echo(SCHEMA_FILE.read_text(encoding="utf-8").rstrip())
+        return
+    if not files:
+        raise click.UsageError("name the FILE that `pytest --hf-report FILE` has written.")
+    try:
+        reports = sorted(map(read, files), key=lambda one: one.date)
+    except ReportFileError as error:
+        raise click.ClickException(str(error)) from None
+    if page is None:
+        _print(reports, top)
+    else:
+        _write(reports, page)
+
+
+def _write(reports: list[SavedReport], path: Path) -> None:
+    try:
+        from pytest_hfbudget.reporting import page
+    except ImportError:
+        raise click.ClickException('the page needs: pip install "pytest-hfbudget[html]"') from None
+    try:
+        page.write(reports, path)
+    except OSError as error:
+        raise click.ClickException(f"{path} could not be written: {error.strerror}") from None
+    click.echo(f"{path}: {len(reports)} run{'s' if len(reports) > 1 else ''}")
+
+
+def _print(reports: list[SavedReport], top: int) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a log in ASCII still gets the figures
+    console, newest = output.console(), reports[-1]
+    console.print(_headline(newest), markup=False)
+    for table in tables(reports):
+        if table.key != "calls" or not top:
+            _print_table(console, table, top)
+
+
+def _headline(report: SavedReport) -> str:
+    run = f"run {_printable(report.run)}, " if report.run else ""
+    rehearsal = " (a rehearsal: nothing was paid)" if report.rehearsal else ""
+    if report.cap is None:
+        cap = "without a session budget"
+    else:
+        cap = f"of {show(report.cap)} {bar(report.spent, report.cap)}"
+    calls = "1 call" if report.sent == 1 else f"{report.sent:,} calls"
+    spent = f"spent {show(report.spent)} {cap} ({calls}, {report.refused:,} refused)"
+    return f"{run}{report.day} UTC{rehearsal}\n{spent}"
+
+
+def _print_table(console: Console, table: Table, top: int) -> None:
+    from rich.text import Text
+
+    rows = table.rows[:top] if top else table.rows
+    console.print()
+    console.print(Text(table.title, style="bold"))
+    made = output.table(
+        *(column.label for column in table.columns),
+        rows=(tuple(map(_figure, row, table.columns)) for row in rows),
+        styles=("red" if "failed" in row else "" for row in rows),
+    )
+    for column, of in zip(made.columns, table.columns, strict=True):
+        column.justify = "right" if of.kind in ("usd", "count", "seconds") else "left"
+        column.no_wrap, column.overflow = False, "fold"
+    console.print(made)
+    if left := len(table.rows) - len(rows):
+        console.print(f"… and {left:,} more", style="dim")
+
+
+def _figure(value: Cell, column: Column) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return _printable(value)
+    if column.kind == "usd":
+        return show(int(value))
+    return f"{value:,.2f}" if column.kind == "seconds" else f"{value:,}"
+
+
+def _printable(text: str) -> str:
+    """Text of others without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

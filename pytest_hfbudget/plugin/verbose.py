@@ -1,0 +1,66 @@
+"""With ``-v``, what a test has cost stands on its line: ``test_x PASSED [$0.0012]``."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.money import parse_usd, show
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.plugin.run import Run
+
+Status = tuple[str, str, Any]
+
+
+class CostOnLine:
+    """Registered with ``-v``.
+
+    The word of a test is asked for again by the short summary, where tools read ``FAILED path``.
+    So the cost is added only while a report is being logged.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._logged: pytest.TestReport | None = None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Note the cost so far: the line is written before the teardown."""
+        if call.when != "teardown":
+            self.run.note_cost(item, last=False)
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(
+        self, report: pytest.TestReport
+    ) -> Generator[None, object, object]:
+        """Know which report the terminal is writing."""
+        self._logged = report
+        try:
+            return (yield)
+        finally:
+            self._logged = None
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_report_teststatus(
+        self, report: pytest.TestReport
+    ) -> Generator[None, Status, Status]:
+        """Add the cost to the word of a test that has cost something."""
+        status = yield
+        if report is not self._logged or not (cost := _cost(report)):
+            return status
+        category, letter, word = status
+        if isinstance(word, str):
+            return category, letter, f"{word} {cost}" if word else word
+        text, *markup = word
+        return category, letter, (f"{text} {cost}", *markup)
+
+
+def _cost(report: pytest.TestReport) -> str:
+    usd = dict(report.user_properties).get("hfbudget.usd", "0")
+    return f"[{show(parse_usd(usd))}]" if usd != "0" else ""
