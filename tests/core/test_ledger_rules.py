@@ -194,6 +194,21 @@ def test_no_more_calls_are_let_through_than_were_allowed(ledger: LedgerLike) -> 
         take(ledger, 0, "few")
 
 
+def test_a_refusal_by_number_carries_the_figures_of_its_scope(ledger: LedgerLike) -> None:
+    ledger.open(Scope("few", "a block", parse_usd(1), max_calls=2))
+    ledger.open(Scope("uncapped", "another block", max_calls=0))
+    pay(ledger, 7, "few")
+    take(ledger, 5, "few")
+    with pytest.raises(BudgetExceededError) as caught:
+        take(ledger, 1, "few")
+    error = caught.value
+    assert (error.scope, error.scope_key, error.model) == ("a block", "few", "org/model")
+    assert (error.cap_nano, error.spent_nano, error.held_nano) == (parse_usd(1), 7, 5)
+    with pytest.raises(BudgetExceededError) as caught:
+        take(ledger, 1, "uncapped")
+    assert caught.value.cap_nano == 0
+
+
 def test_a_call_in_flight_counts_as_a_call(ledger: LedgerLike) -> None:
     ledger.open(Scope("few", "a block", max_calls=1))
     hold = take(ledger, 0, "few")

@@ -282,6 +282,42 @@ def test_a_bystander_is_not_refused_for_a_circle_of_others(ledger: LedgerLike) -
     assert granted(first).amount == 10
 
 
+def test_a_circle_is_found_though_somebody_outside_of_it_will_be_served(
+    ledger: LedgerLike,
+) -> None:
+    take(ledger, 40, caller=A)
+    take(ledger, 40, caller=B)
+    take(ledger, 20, caller=Caller(5, 1))
+    outside = stand(ledger, 20, caller=C)
+    stand(ledger, 30, caller=A)
+    with pytest.raises(BudgetExceededError) as caught:
+        ask(ledger, 30, caller=B)
+    assert str(caught.value) == (
+        "the session: org/model may cost up to $0.00000003, but only $0.00 of $0.0000001 is left "
+        "($0.00 spent, $0.0000001 held for calls in flight). Waiting would be in vain: calls in "
+        "flight belong to this caller, or to others who wait for it. The call was not sent. Read "
+        "their streams to the end or close them, or raise the cap."
+    )
+    assert not outside.answer.done()
+
+
+def test_the_smallest_amount_can_be_waited_for_in_vain(ledger: LedgerLike) -> None:
+    take(ledger, CAP)
+    with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+        ask(ledger, 1)
+
+
+def test_a_free_call_in_an_overspent_scope_is_in_no_circle(ledger: LedgerLike) -> None:
+    settle(ledger, take(ledger, 50, "two"), 60)
+    take(ledger, 0, "few")
+    take(ledger, 90, caller=A)
+    take(ledger, 10, caller=C)
+    stand(ledger, 10, "all", "few")
+    free = stand(ledger, 0, "two", "few", caller=Caller(5, 1))
+    stand(ledger, 60, caller=C)  # who holds something, so that circles are looked for
+    assert not free.answer.done()
+
+
 def test_a_circle_that_others_can_break_is_none(ledger: LedgerLike) -> None:
     take(ledger, 20, caller=A)
     take(ledger, 20, caller=B)
