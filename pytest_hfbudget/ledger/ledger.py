@@ -54,7 +54,7 @@ class Ledger:
             answer = self._ask(self._bid(keys, least, most, draft, None, owner))
             if isinstance(answer, Place):
                 refusal = sent_away(answer, self._queue, SMALLER)
-                self._send_away(answer, refusal)
+                self._queue.remove(answer)
                 raise refusal
         if self._uptime is not None:
             self._uptime.rearm()

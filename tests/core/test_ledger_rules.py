@@ -100,6 +100,13 @@ def test_a_refusal_carries_the_figures_of_the_scope_that_refused(ledger: LedgerL
     assert figures == tuple(map(Decimal, ("0.3", "0.1", "0.1", "0.2")))
 
 
+def test_a_cap_of_nothing_is_said_to_be_one(ledger: LedgerLike) -> None:
+    ledger.open(Scope("nothing", "a block", 0))
+    with pytest.raises(BudgetExceededError, match=r"only \$0\.00 of \$0\.00 is left") as caught:
+        take(ledger, 1, "nothing")
+    assert caught.value.cap_nano == 0
+
+
 def test_a_scope_named_twice_is_charged_once(ledger: LedgerLike) -> None:
     pay(ledger, TENTH, "inner", "inner")
     assert ledger.total("inner") == Totals(spent=TENTH, calls=1)
@@ -190,8 +197,23 @@ def test_no_more_calls_are_let_through_than_were_allowed(ledger: LedgerLike) -> 
     ledger.open(Scope("few", "a block", max_calls=2))
     pay(ledger, 1, "few")
     pay(ledger, 1, "few")
-    with pytest.raises(BudgetExceededError, match="would be call 3, but max_calls is 2"):
+    with pytest.raises(BudgetExceededError, match="org/model would be call 3, but max_calls is 2"):
         take(ledger, 0, "few")
+
+
+def test_a_refusal_by_number_carries_the_figures_of_its_scope(ledger: LedgerLike) -> None:
+    ledger.open(Scope("few", "a block", parse_usd(1), max_calls=2))
+    ledger.open(Scope("uncapped", "another block", max_calls=0))
+    pay(ledger, 7, "few")
+    take(ledger, 5, "few")
+    with pytest.raises(BudgetExceededError) as caught:
+        take(ledger, 1, "few")
+    error = caught.value
+    assert (error.scope, error.scope_key, error.model) == ("a block", "few", "org/model")
+    assert (error.cap_nano, error.spent_nano, error.held_nano) == (parse_usd(1), 7, 5)
+    with pytest.raises(BudgetExceededError) as caught:
+        take(ledger, 1, "uncapped")
+    assert caught.value.cap_nano == 0
 
 
 def test_a_call_in_flight_counts_as_a_call(ledger: LedgerLike) -> None:

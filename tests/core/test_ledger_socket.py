@@ -243,6 +243,21 @@ def test_servers_stop_at_once(ledger: WatchedLedger) -> None:
     assert time.monotonic() - started < 1.5
 
 
+def test_a_connection_that_arrives_while_the_server_stops_is_not_served(
+    ledger: WatchedLedger,
+) -> None:
+    with serving(ledger) as server:
+
+        class Late(set[object]):
+            def add(self, connection: object) -> None:
+                server.stop()  # which can't hang up on what it does not know yet
+                super().add(connection)
+
+        server._server.connections = Late()  # type: ignore[assignment]
+        with connected(server) as wire, pytest.raises(LedgerUnreachableError):
+            wire.ask("total", "all")
+
+
 def test_a_server_does_not_keep_its_process_from_ending(server: LedgerServer) -> None:
     (thread,) = (t for t in threading.enumerate() if t.name == "hfbudget-ledger")
     assert thread.daemon

@@ -97,7 +97,9 @@ def test_a_call_that_fits_exactly_does_not_wait(ledger: LedgerLike) -> None:
 def test_what_is_spent_refuses_at_once(ledger: LedgerLike) -> None:
     settle(ledger, take(ledger, 60), 41)
     take(ledger, 20)
-    with pytest.raises(BudgetExceededError, match=r"calls in flight.*smaller max_tokens"):
+    with pytest.raises(
+        BudgetExceededError, match=r"org/model may .* in flight.*smaller max_tokens"
+    ):
         ask(ledger, 60, caller=B)
     assert isinstance(ask(ledger, 59, caller=B), Waiting)
 
@@ -222,13 +224,30 @@ def test_the_last_call_comes_back_when_who_waited_for_it_leaves(ledger: LedgerLi
     assert granted(behind).amount == 0
 
 
+def test_calls_that_those_ahead_leave_over_can_be_made(ledger: LedgerLike) -> None:
+    ledger.open(Scope("four", "a block", max_calls=4))
+    take(ledger, CAP)
+    take(ledger, 0, "four")
+    stand(ledger, 10, "all", "four")
+    stand(ledger, 10, "all", "four", caller=Caller(3, 1))
+    take(ledger, 0, "four", caller=Caller(3, 2))
+    stand(ledger, 0, "four", caller=Caller(3, 3))
+
+
 def test_one_who_is_not_to_wait_for_the_last_call_is_told_so(ledger: LedgerLike) -> None:
+    ledger.open(Scope("idle", "a block of its own", max_calls=1))
     ledger.open(Scope("many", "a wide block", max_calls=9))
     take(ledger, CAP)
     take(ledger, 0, "few")
     stand(ledger, 10, "all", "many", "few")
-    with pytest.raises(BudgetExceededError, match=r"^a block: .*max_calls is 2"):
-        ledger.hold(["many", "few"], 0, 0, draft())
+    with pytest.raises(BudgetExceededError, match=r"^a block: org/model would .*max_calls is 2"):
+        ledger.hold(["idle", "many", "few"], 0, 0, draft())
+
+
+def test_who_is_not_to_wait_is_told_which_scope_is_in_the_way(ledger: LedgerLike) -> None:
+    take(ledger, 60)
+    with pytest.raises(BudgetExceededError, match=r"^the session: "):
+        ledger.hold(["one", "all"], 50, 50, draft())
 
 
 # --- who waits in vain
@@ -280,6 +299,44 @@ def test_a_bystander_is_not_refused_for_a_circle_of_others(ledger: LedgerLike) -
     assert not bystander.answer.done()
     settle(ledger, held)
     assert granted(first).amount == 10
+
+
+def test_a_circle_is_found_though_somebody_outside_of_it_will_be_served(
+    ledger: LedgerLike,
+) -> None:
+    take(ledger, 40, caller=A)
+    take(ledger, 40, caller=B)
+    take(ledger, 20, caller=Caller(5, 1))
+    outside = stand(ledger, 20, caller=C)
+    stand(ledger, 30, caller=A)
+    with pytest.raises(BudgetExceededError) as caught:
+        ask(ledger, 30, caller=B)
+    assert str(caught.value) == (
+        "the session: org/model may cost up to $0.00000003, but only $0.00 of $0.0000001 is left "
+        "($0.00 spent, $0.0000001 held for calls in flight). Waiting would be in vain: calls in "
+        "flight belong to this caller, or to others who wait for it. The call was not sent. Read "
+        "their streams to the end or close them, or raise the cap."
+    )
+    assert not outside.answer.done()
+
+
+def test_the_smallest_amount_can_be_waited_for_in_vain(ledger: LedgerLike) -> None:
+    take(ledger, CAP)
+    with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+        ask(ledger, 1)
+
+
+def test_a_free_call_in_an_overspent_scope_is_in_no_circle(ledger: LedgerLike) -> None:
+    settle(ledger, take(ledger, 50, "two"), 60)
+    take(ledger, 0, "few")
+    take(ledger, 90, caller=A)
+    take(ledger, 10, caller=C)
+    stand(ledger, 10, "all", "few")
+    free = stand(ledger, 0, "two", "few", caller=Caller(5, 1))
+    stand(ledger, 60, caller=C)  # who holds something, so that circles are looked for
+    assert not free.answer.done()
+    with pytest.raises(BudgetExceededError, match="max_calls is 2"):
+        ledger.give_up(free.id, 1)
 
 
 def test_a_circle_that_others_can_break_is_none(ledger: LedgerLike) -> None:
@@ -403,6 +460,7 @@ def test_who_leaves_is_forgotten_and_those_behind_go_on(ledger: LedgerLike, both
     big = stand(ledger, 60)
     small = stand(ledger, 40, caller=C)
     ledger.leave(big.id)
+    assert refusal(big) == "whoever waited has left"
     assert granted(small).amount == 40
     assert both.kept.waiting() == 0
     assert both.kept.total("all") == Totals(held=100)
