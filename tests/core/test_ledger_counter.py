@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,8 +63,16 @@ def ask(connection: socket.socket, line: bytes) -> bytes:
     return connection.recv(65_536)
 
 
-def threads() -> int:
-    return sum(thread.name == "hfbudget-children" for thread in threading.enumerate())
+@pytest.fixture
+def threads() -> Callable[[], int]:
+    """Counts those of this test: the run that it belongs to may have a counter of its own."""
+    before = set(threading.enumerate())
+
+    def count() -> int:
+        new = set(threading.enumerate()) - before
+        return sum(thread.name == "hfbudget-children" for thread in new)
+
+    return count
 
 
 def test_only_its_owner_can_enter_the_directory_of_the_socket(counter: Counter) -> None:
@@ -72,7 +80,9 @@ def test_only_its_owner_can_enter_the_directory_of_the_socket(counter: Counter) 
     assert (stat.S_IMODE(directory.st_mode), directory.st_uid) == (0o700, os.getuid())
 
 
-def test_there_are_no_threads_while_it_steps_aside(counter: Counter) -> None:
+def test_there_are_no_threads_while_it_steps_aside(
+    threads: Callable[[], int], counter: Counter
+) -> None:
     with caller(counter) as one, caller(counter) as other:
         assert ask(one, b"1\n") == b"1\n"
         assert ask(other, b"2\n") == b"2\n"
@@ -149,7 +159,9 @@ def test_a_client_that_leaves_is_gone(counter: Counter, echo: Echo) -> None:
     assert echo.ends.acquire(timeout=PATIENCE_S)
 
 
-def test_closing_hangs_up_and_leaves_nothing_behind(counter: Counter, echo: Echo) -> None:
+def test_closing_hangs_up_and_leaves_nothing_behind(
+    threads: Callable[[], int], counter: Counter, echo: Echo
+) -> None:
     with caller(counter) as connection:
         ask(connection, b"1\n")
         counter.close()

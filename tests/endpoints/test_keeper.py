@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from pytest_hfbudget.endpoints.process import start_time
 from pytest_hfbudget.endpoints.protocol import Arm
 from pytest_hfbudget.errors import EndpointError
 
-from .conftest import TOKEN, Owner, gone, until
+from .conftest import TOKEN, Owner, gone, seconds_of, until
 
 Start = Callable[..., Owner]
 Make = Callable[..., Lifecycle]
@@ -199,23 +198,11 @@ def kill(pid: int | None) -> None:
     assert gone(pid)
 
 
-def seconds_of(settings: EndpointSettings) -> list[int]:
-    """Processes that stand by for the keepers of this test."""
-    name, folder = b"hfbudget-keeper-second", str(settings.state_dir).encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            said = path.read_bytes()
-            if name in said.split(b"\0") and folder in said:
-                found.append(int(path.parent.name))
-    return found
-
-
 def kill_both(run: Lifecycle, settings: EndpointSettings) -> None:
     """Kill the keeper and its second so that neither can stand in for the other."""
     assert run.keeper_pid is not None
     os.kill(run.keeper_pid, signal.SIGSTOP)
-    for pid in seconds_of(settings):
+    for pid in seconds_of(settings.state_dir, settings.run):
         kill(pid)
     kill(run.keeper_pid)
 
@@ -257,11 +244,11 @@ def test_a_second_that_is_killed_is_replaced(
 ):
     run = lifecycle()
     run.ensure("acme/llm")
-    (second,) = seconds_of(settings)
+    (second,) = seconds_of(settings.state_dir, settings.run)
     kill(second)
     seen = hub.last()
     run.pause_after(3600)  # goes by the keeper, which looks after its second in the same turn
-    assert until(lambda: any(pid != second for pid in seconds_of(settings)))
+    assert until(lambda: any(pid != second for pid in seconds_of(settings.state_dir, settings.run)))
     kill(run.keeper_pid)
     hub.wait_for(op="get", phase="arrived", after=seen)
     (receipt,) = run.finish()
@@ -289,7 +276,7 @@ def test_a_limit_outlives_the_keeper_that_was_told_it(hub: EmulatorClient, lifec
 def test_no_second_stays_behind(lifecycle: Make, settings: EndpointSettings):
     run = lifecycle()
     run.ensure("acme/llm")
-    (second,) = seconds_of(settings)
+    (second,) = seconds_of(settings.state_dir, settings.run)
     run.finish()
     assert gone(second)
 

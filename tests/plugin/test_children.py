@@ -192,6 +192,10 @@ def test_a_child_settles_nothing_that_its_parent_has_open(children: Suite) -> No
             # One child reads the stream, one drops it, one opens a stream of its own and exits.
             for work in (lambda: list(chunks), lambda: chunks.close(), lambda: stream()):
                 end_of(forked(work))
+            for _ in range(1000):  # its end is noticed by another thread
+                if block.calls_used:
+                    break
+                threading.Event().wait(0.01)
             assert block.calls_used == 1  # the third child's, which was lost
             lost, = block.calls
             assert (lost.status, lost.nano_usd) == ("lost", int(held * 10**9))
