@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lean_pytest import lean
 
 from pytest_hfbudget.emulator import Emulator, EmulatorClient
 
@@ -32,6 +33,7 @@ class Suite:
 
     pytester: pytest.Pytester
     emulator: EmulatorClient
+    lean: bool = True
 
     @property
     def path(self) -> Path:
@@ -42,8 +44,11 @@ class Suite:
         (self.path / name).write_text(PREAMBLE + textwrap.dedent(code))
 
     def run(self, *options: str) -> pytest.RunResult:
-        """Run it, in a process of its own."""
-        return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+        """Run it, in a process of its own; ``lean`` without plugins that no option speaks of."""
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in (lean(options) if self.lean else {}).items():
+                environment.setenv(name, value)
+            return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
 
     def report(self) -> dict[str, Any]:
         """The JSON report of a run with ``--hf-report report.json``."""

@@ -24,6 +24,11 @@ ROUTED = """
 CAPPED = ("--hf-session-budget=1", "--hf-report=report.json")
 
 
+@pytest.fixture(autouse=True)
+def _with_recorders(suite: Suite) -> None:
+    suite.lean = False
+
+
 def _resumes(suite: Suite) -> int:
     return len(suite.requests("resume"))
 
