@@ -18,7 +18,6 @@ from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.money import parse_usd, usd_text
 
 SCHEMA = 1
-DEFAULT = "hf-costs.json"
 
 _COUNTS = ("calls", "input_tokens", "output_tokens", "endpoint_s")
 # A time that differs by less than this part of it is the same one: each run takes another time.

@@ -16,7 +16,9 @@ from pytest_hfbudget.reporting.increase import increase
 PAID = Cost(4900, calls=1, input_tokens=17, output_tokens=32)
 
 
-def charge(nano_usd: int | None = 100, *, estimated: bool = False, replayed: bool = False) -> Charge:
+def charge(
+    nano_usd: int | None = 100, *, estimated: bool = False, replayed: bool = False
+) -> Charge:
     return Charge(
         "t", "conversational", "a/b", None, 3, 4, nano_usd, "", "200", estimated, 0.1,
         replayed=replayed,
