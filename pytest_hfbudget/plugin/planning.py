@@ -43,13 +43,22 @@ def plan(items: Iterable[pytest.Item], settings: Settings, costs: Costs) -> Plan
     return Plan(tests, tuple(_planned(needed, keep, settings, costs)), settings.session_cap)
 
 
-def show(config: pytest.Config, planned: Plan) -> None:
-    """Write the plan to the terminal."""
+def present(run: Run, session: pytest.Session) -> bool | None:
+    """Write the plan to the terminal, and have nothing run; None if pytest is to say what failed.
+
+    Raises:
+        ConfigError: as `plan`.
+    """
+    config = session.config
+    if session.testsfailed and not config.getoption("continue_on_collection_errors"):
+        return None
+    planned = plan(session.items, run.settings, run.recording.costs)
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None:
         terminal.section("hf budget: plan")
     for line in lines(planned, blocks=can_show("█░", sys.stdout.encoding)):
         say(config, line.text, **({line.colour: True} if line.colour else {}))
+    return True
 
 
 def gate(run: Run, items: list[pytest.Item]) -> None:

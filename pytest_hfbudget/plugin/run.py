@@ -154,14 +154,11 @@ class Run:
         """
         if not self._only_looking():
             self.role.begin()
-        broken = session.testsfailed and not self.config.option.continue_on_collection_errors
-        if not self.settings.plan or broken:
+        if not self.settings.plan:
             return None
         from pytest_hfbudget.plugin import planning
 
-        planned = planning.plan(session.items, self.settings, self.recording.costs)
-        planning.show(self.config, planned)
-        return True
+        return planning.present(self, session)
 
     # --- around each test
 

@@ -120,7 +120,7 @@ def lines(plan: Plan, *, blocks: bool = True) -> Iterator[Line]:
     yield from _remarks(plan)
 
 
-def over(plan: Plan, *, command: str = "pytest --hf-plan") -> str | None:
+def over(plan: Plan) -> str | None:
     """What to say of a plan that the session budget does not hold; None if it does.
 
     Only what is expected counts: that the caps of tests add up to more than the session's is
@@ -130,8 +130,8 @@ def over(plan: Plan, *, command: str = "pytest --hf-plan") -> str | None:
         return None
     return (
         f"this run is expected to cost {show(plan.expected)}, and its session budget is "
-        f"{show(plan.cap)}. Raise --hf-session-budget, or select fewer tests; {command} shows "
-        "what each of them costs."
+        f"{show(plan.cap)}. Raise --hf-session-budget, or select fewer tests; pytest "
+        "--hf-plan shows what each of them costs."
     )
 
 
