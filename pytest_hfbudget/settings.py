@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -87,6 +88,35 @@ SETTINGS = {
         "--hf-namespace", "HFBUDGET_NAMESPACE", "hf_namespace", "for endpoint names without one"
     ),
     "report": Setting("--hf-report", "HFBUDGET_REPORT", "hf_report", "write a JSON report"),
+    "costs": Setting(
+        "--hf-costs",
+        "HFBUDGET_COSTS",
+        "hf_costs",
+        "file of what each test has cost (hf-costs.json in the root directory)",
+    ),
+    "store_costs": Setting(
+        "--hf-store-costs",
+        "HFBUDGET_STORE_COSTS",
+        "",
+        "write to that file what each test that passes has cost",
+    ),
+    "plan": Setting(
+        "--hf-plan", "HFBUDGET_PLAN", "", "show what the tests are expected to cost; run nothing"
+    ),
+    "plan_gate": Setting(
+        "--hf-plan-gate",
+        "HFBUDGET_PLAN_GATE",
+        "hf_plan_gate",
+        "what becomes of a run that is expected to cost more than its session budget: "
+        "stop, warn (default), off",
+    ),
+    "max_increase": Setting(
+        "--hf-max-increase",
+        "HFBUDGET_MAX_INCREASE",
+        "hf_max_increase",
+        "fail tests whose calls cost more than recorded by more than this, for example 20 percent "
+        "written with its sign",
+    ),
     "emulator": Setting(
         "--hf-emulator", "HFBUDGET_EMULATOR", "", "rehearse against the local emulator, at $0"
     ),
@@ -107,6 +137,12 @@ SETTINGS = {
         "HFBUDGET_ENDPOINT_WAIT",
         "hf_endpoint_wait",
         "seconds that a resumed endpoint may take to answer (900)",
+    ),
+    "cold_start": Setting(
+        "",
+        "HFBUDGET_ENDPOINT_COLD_START",
+        "hf_endpoint_cold_start",
+        "seconds that an endpoint is expected to take until it serves, if none are recorded (180)",
     ),
     "max_uptime": Setting(
         "--hf-max-uptime",
@@ -129,6 +165,7 @@ SETTINGS = {
 }
 
 ON_EXHAUSTED = ("skip", "stop", "fail")
+PLAN_GATE = ("stop", "warn", "off")
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
 ROUTER = "https://router.huggingface.co"
 HOLD_WAIT_S = 60.0
@@ -151,12 +188,18 @@ class Settings:
     endpoints: tuple[str, ...] = ()
     namespace: str | None = None
     report: Path | None = None
+    costs: Path | None = None
+    store_costs: bool = False
+    plan: bool = False
+    plan_gate: str = "warn"
+    max_increase: Fraction | None = None
     emulator: str | None = None
     endpoints_api: str = ENDPOINTS_API
     router: str = ROUTER
     hub: str | None = None
     hold_wait: float = HOLD_WAIT_S
     endpoint_wait: float = 900.0
+    cold_start: float = 180.0
     idle_timeout: int = 15
     max_uptime: float | None = None
     billing_minute: float = 60.0
@@ -201,7 +244,7 @@ def merge(
     return Settings(
         session_cap=given("session_cap", parse_usd, None),
         test_cap=given("test_cap", parse_usd, None),
-        on_exhausted=given("on_exhausted", _verdict, base.on_exhausted),
+        on_exhausted=given("on_exhausted", _one_of(ON_EXHAUSTED), base.on_exhausted),
         daily_cap=given("daily_cap", parse_usd, None),
         weekly_cap=given("weekly_cap", parse_usd, None),
         monthly_cap=given("monthly_cap", parse_usd, None),
@@ -212,11 +255,17 @@ def merge(
         endpoints=given("endpoints", _names, ()),
         namespace=given("namespace", str, None),
         report=given("report", Path, None),
+        costs=given("costs", Path, None),
+        store_costs=given("store_costs", _switch, False),
+        plan=given("plan", _switch, False),
+        plan_gate=given("plan_gate", _one_of(PLAN_GATE), base.plan_gate),
+        max_increase=given("max_increase", _share, None),
         emulator=given("emulator", str, None),
         endpoints_api=given("endpoints_api", _url, base.endpoints_api),
         router=given("router", _url, base.router),
         hold_wait=given("hold_wait", _seconds_or_none, base.hold_wait),
         endpoint_wait=given("endpoint_wait", _seconds, base.endpoint_wait),
+        cold_start=given("cold_start", _seconds_or_none, base.cold_start),
         max_uptime=given("max_uptime", _seconds_of_minutes, None),
         idle_timeout=given("idle_timeout", _minutes, base.idle_timeout),
         billing_minute=given("billing_minute", _seconds, base.billing_minute),
@@ -288,10 +337,28 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
-def _verdict(value: str) -> str:
-    if value not in ON_EXHAUSTED:
-        raise ValueError(f"write one of {', '.join(ON_EXHAUSTED)}")
-    return value
+def _one_of(words: Sequence[str]) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"write one of {', '.join(words)}")
+        return value
+
+    return parse
+
+
+def _switch(value: str) -> bool:
+    word = value.lower()
+    if word not in ("1", "true", "yes", "0", "false", "no"):
+        raise ValueError("write 1 or 0")
+    return word in ("1", "true", "yes")
+
+
+def _share(value: str) -> Fraction:
+    number = value.removesuffix("%").strip()
+    # With its sign only: 0.2 would be a fifth to some and a fifth of a percent to others.
+    if number == value.strip() or not number.replace(".", "", 1).isdecimal():
+        raise ValueError("write a percentage of 0 or more, such as 20%")
+    return Fraction(number) / 100
 
 
 def _policy(value: str) -> str:

@@ -40,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
         run.open()
     except HFBudgetError as error:
         raise pytest.UsageError(str(error)) from None
+    if run.settings.plan:
+        config.option.dist = "no"  # xdist configures itself after this; a plan needs no workers
     config.pluginmanager.register(Hooks(run), "hfbudget-run")
     config.add_cleanup(run.role.last_words)  # after `pytest_unconfigure`, where others speak too
     if config.get_verbosity() > 0:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from pytest_hfbudget.errors import EndpointError, HFBudgetError
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.plugin.recording import Recording
 
 
 class Bystander:
@@ -57,6 +60,9 @@ class Bystander:
     def standing(self) -> tuple[str, ...]:
         return ()
 
+    def warn(self, text: str) -> None:
+        """The parent has its own to say."""
+
     def first(self, key: str) -> bool:
         return False  # the parent warns
 
@@ -77,6 +83,9 @@ class Bystander:
 
     def finish(self, outcomes: Mapping[str, str]) -> bool:
         return True
+
+    def record(self, recording: Recording, session: pytest.Session) -> None:
+        """Done by the parent."""
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         """Shown by the parent."""

@@ -52,6 +52,10 @@ class Hooks:
         with usage_errors():
             self.run.plan(items)
 
+    def pytest_deselected(self) -> None:
+        """Remember that this run has not all tests."""
+        self.run.recording.narrowed = True
+
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:
         """Say from the controller what its workers found wrong: it collects nothing itself."""
@@ -59,10 +63,10 @@ class Hooks:
             self.run.planned()
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self) -> None:
-        """Begin, now that it is certain that something runs."""
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Begin, now that it is certain that something runs; unless only the plan was asked for."""
         with usage_errors():
-            self.run.begin()
+            return self.run.begin(session)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:

@@ -21,9 +21,15 @@ METAVARS = {
     "endpoints": "NAME",
     "namespace": "NAME",
     "report": "FILE",
+    "costs": "FILE",
+    "plan_gate": "HOW",
+    "max_increase": "PERCENT",
     "max_uptime": "MIN",
     "idle_timeout": "MIN",
 }
+
+# No values here: as an optional one, an emulator's URL would swallow the path that follows.
+CONSTANTS = {"emulator": "start", "plan": "1", "store_costs": "1"}
 
 BUDGET = (
     "budget(max_usd=None, *, name=None, warn_at=None, max_calls=None, price=None, "
@@ -68,9 +74,8 @@ def _dest(key: str) -> str:
 
 
 def _kind(key: str) -> dict[str, Any]:
-    if key == "emulator":
-        # No URL here: as an optional value it would swallow the path that follows.
-        return {"action": "store_const", "const": "start", "default": None}
+    if key in CONSTANTS:
+        return {"action": "store_const", "const": CONSTANTS[key], "default": None}
     if key == "endpoints":
         return {"action": "append", "default": None, "metavar": METAVARS[key]}
     return {"default": None, "metavar": METAVARS[key]}

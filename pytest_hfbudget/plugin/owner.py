@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.metering.threshold import Once
     from pytest_hfbudget.plugin.fleet import Fleet
+    from pytest_hfbudget.plugin.recording import Recording
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
     from pytest_hfbudget.pricing import Catalogue
     from pytest_hfbudget.reporting import Report
@@ -160,6 +161,9 @@ class Owner:
     def blame(self, refusals: tuple[str, ...]) -> None:
         self._blamed += refusals
 
+    def warn(self, text: str) -> None:
+        say(self.config, text, yellow=True)
+
     def first(self, key: str) -> bool:
         with self._lock:
             if self._once is None:
@@ -236,6 +240,11 @@ class Owner:
             report = self.report(outcomes)
             history.add_to_log(self.config, self.settings, self.run_id, self._started, report)
 
+    def record(self, recording: Recording, session: pytest.Session) -> None:
+        if self.settings.store_costs:
+            events = self._fleet.log.all() if self._fleet is not None else ()
+            recording.store(session, self.ledger, events)
+
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         if self.quiet or ((report := self.report(outcomes)).empty and report.cap is None):
             return
@@ -272,6 +281,7 @@ class Owner:
                 "revive": self.revive,
                 "paused": self.paused,
                 "blame": self.blame,
+                "warn": self.warn,
                 "first": self.first,
                 "use_up": self.use_up,
                 "used_up": self.used_up,

@@ -12,6 +12,7 @@ from pytest_hfbudget.settings import Settings
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
     from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.plugin.recording import Recording
 
 
 class Role(Protocol):
@@ -55,6 +56,9 @@ class Role(Protocol):
     def blame(self, refusals: tuple[str, ...]) -> None:
         """Fail the run for refusals that no test answers for."""
 
+    def warn(self, text: str) -> None:
+        """Say a line in the terminal of the whole run."""
+
     def first(self, key: str) -> bool:
         """Whether nobody in the whole run has asked this before."""
 
@@ -75,6 +79,9 @@ class Role(Protocol):
 
     def finish(self, outcomes: Mapping[str, str]) -> bool:
         """Wait for the pauses and report; whether every pause is verified."""
+
+    def record(self, recording: Recording, session: pytest.Session) -> None:
+        """Store what the tests cost, where that was asked for."""
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         """Write the section of the terminal's summary."""

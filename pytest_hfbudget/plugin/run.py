@@ -14,6 +14,7 @@ from pytest_hfbudget.errors import HFBudgetError, UnaffordableEndpointError
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.money import usd_text
 from pytest_hfbudget.plugin import exhaustion, options
+from pytest_hfbudget.plugin.recording import Recording
 
 if TYPE_CHECKING:
     from huggingface_hub import InferenceEndpoint
@@ -39,6 +40,7 @@ class Run:
         self._role, self._pid = role, os.getpid()
         self.runtime: Runtime | None = None
         self.outcomes: dict[str, str] = {}
+        self.recording = Recording(config, self.settings, self.outcomes)
         self._item: pytest.Item | None = None
         self._problem: HFBudgetError | None = None
         self._undecided: pytest.Item | None = None
@@ -73,6 +75,7 @@ class Run:
         """Check the prices, and listen for the first use of Hugging Face."""
         self.role.open()
         self.settings = self.role.settings
+        self.recording.check()
         self._doorbell.install()
 
     def _ring(self, module: object) -> None:
@@ -122,6 +125,7 @@ class Run:
                 self.role.declare(needed, paid=paid)
                 if paid:
                     self.start().children.export()
+                    self._compare_with_budget(items)
         except HFBudgetError as error:
             self.role.problem(error)
 
@@ -135,23 +139,37 @@ class Run:
         if items and (expected or self.settings.emulator) and not self._only_looking():
             self.role.foresee()
 
+    def _compare_with_budget(self, items: list[pytest.Item]) -> None:
+        if self.settings.session_cap is not None:
+            from pytest_hfbudget.plugin import planning
+
+            planning.gate(self, items)
+
     def _only_looking(self) -> bool:
         """Whether this run shows what it would do, and does nothing."""
         option = self.config.option
-        return bool(option.collectonly or getattr(option, "setupplan", False))
+        looks = option.collectonly or getattr(option, "setupplan", False) or self.settings.plan
+        return bool(looks)
 
     def planned(self) -> None:
         """Raise what a worker found wrong with the plan."""
         self.role.planned()
 
-    def begin(self) -> None:
+    def begin(self, session: pytest.Session) -> bool | None:
         """Bring up what the whole run needs, right before its first test.
+
+        True where that is all, since only the plan was asked for.
 
         Raises:
             EndpointError: one of them can't be brought up.
         """
         if not self._only_looking():
             self.role.begin()
+        if not self.settings.plan:
+            return None
+        from pytest_hfbudget.plugin import planning
+
+        return planning.present(self, session)
 
     # --- around each test
 
@@ -240,6 +258,14 @@ class Run:
         blocked, self._blocked = self._blocked, []
         return blocked
 
+    def dearer(self, item: pytest.Item, report: pytest.TestReport) -> str | None:
+        """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
+        test = self.test()
+        if self.settings.max_increase is None or self.runtime is None or test is None:
+            return None
+        ledger = self.runtime.meter.ledger
+        return self.recording.dearer(item, report, ledger, test.scopes[-1].key)
+
     def paused(self, item: pytest.Item) -> str | None:
         """Why an endpoint of a test is not running any more, if that is so."""
         if item.get_closest_marker("hf_endpoint") is None or self._only_looking():
@@ -258,6 +284,7 @@ class Run:
             self.outcomes[report.nodeid] = report.outcome
         elif report.when == "setup":
             self.outcomes[report.nodeid] = "interrupted"
+        self.recording.note(report)
         if report.when == "teardown":
             self.role.announce()
 
@@ -354,6 +381,8 @@ class Run:
             pytest.ExitCode.NO_TESTS_COLLECTED,
         ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if not self._only_looking():
+            self.role.record(self.recording, session)
         self.role.announce()
 
     def _settle_all(self) -> None:

@@ -41,6 +41,8 @@ def judge(
             return
     if refusals and on_exceed != "raise":
         _fail(report, _swallowed(refusals))
+    if dearer := run.dearer(item, report):
+        _fail(report, dearer)
     if warned:
         _fail(report, warned[0])
 

@@ -16,6 +16,7 @@ from pytest_hfbudget.settings import Settings
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
     from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.plugin.recording import Recording
     from pytest_hfbudget.pricing import Catalogue
 
 
@@ -82,6 +83,9 @@ class Worker:
     def blame(self, refusals: tuple[str, ...]) -> None:
         self._slow_wire.ask("blame", refusals)
 
+    def warn(self, text: str) -> None:
+        self._slow_wire.ask("warn", text)
+
     def first(self, key: str) -> bool:
         return bool(self._wire.ask("first", key))
 
@@ -105,6 +109,9 @@ class Worker:
 
     def finish(self, outcomes: Mapping[str, str]) -> bool:
         return True
+
+    def record(self, recording: Recording, session: pytest.Session) -> None:
+        """Done by the controller."""
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         """Shown by the controller."""

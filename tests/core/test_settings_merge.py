@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,21 @@ VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
     ),
     "namespace": (("acme", "acme"), ("globex", "globex"), ("initech", "initech")),
     "report": (("a.json", Path("a.json")), ("b", Path("b")), ("c", Path("c"))),
+    "costs": (("a.json", Path("a.json")), ("b", Path("b")), ("c", Path("c"))),
+    "store_costs": (("1", True), ("yes", True), ("", False)),
+    "plan": (("1", True), ("TRUE", True), ("", False)),
+    "plan_gate": (("stop", "stop"), ("off", "off"), ("warn", "warn")),
+    "max_increase": (
+        ("20%", Fraction(1, 5)),
+        ("0%", Fraction(0)),
+        ("12.5 %", Fraction(1, 8)),
+    ),
     "emulator": (("start", "start"), ("http://x:1", "http://x:1"), ("start", "start")),
     "endpoints_api": (("", ""), ("http://b/v2/", "http://b/v2"), ("http://c", "http://c")),
     "router": (("", ""), ("https://b/", "https://b"), ("https://c", "https://c")),
     "hold_wait": (("", 0), ("0", 0.0), ("1.5", 1.5)),
     "endpoint_wait": (("", 0), ("30", 30.0), ("1.5", 1.5)),
+    "cold_start": (("", 0), ("0", 0.0), ("90.5", 90.5)),
     "max_uptime": (("0.5", 30.0), ("30", 1800.0), ("60", 3600.0)),
     "idle_timeout": (("20", 20), ("30", 30), ("60", 60)),
     "billing_minute": (("", 0), ("0.5", 0.5), ("60", 60.0)),
@@ -49,6 +60,18 @@ BAD = [
     ("test_cap", "-1"),
     ("test_cap", "inf"),
     ("on_exhausted", "pass"),
+    ("store_costs", "maybe"),
+    ("plan", "2"),
+    ("plan_gate", "refuse"),
+    ("max_increase", "0.2"),
+    ("max_increase", "-20%"),
+    ("max_increase", "nan%"),
+    ("max_increase", "inf%"),
+    ("max_increase", "1e3%"),
+    ("max_increase", "%"),
+    ("max_increase", ".%"),
+    ("cold_start", "nan"),
+    ("cold_start", "-1"),
     ("unpriced", "assume"),
     ("unpriced", "assume:1"),
     ("unpriced", "assume:1/x"),

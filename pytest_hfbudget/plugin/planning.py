@@ -1,0 +1,155 @@
+"""What the selected tests are expected to cost: shown by ``--hf-plan``, asked by the gate."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.endpoints.state import RUNNING
+from pytest_hfbudget.errors import ConfigError, HFBudgetError
+from pytest_hfbudget.plugin import markers
+from pytest_hfbudget.plugin.voice import can_show, say
+from pytest_hfbudget.reporting.costs import Costs
+from pytest_hfbudget.reporting.plan import Plan, PlannedEndpoint, PlannedTest, lines, over
+from pytest_hfbudget.settings import Settings, full_name
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.endpoints import Endpoint
+    from pytest_hfbudget.plugin.run import Run
+
+# What a plan would like to know may not keep a run waiting.
+ASK_S = 5.0
+
+
+def plan(items: Iterable[pytest.Item], settings: Settings, costs: Costs) -> Plan:
+    """What these tests are expected to cost; nothing but the control plane is asked, and read.
+
+    Raises:
+        ConfigError: a marker that makes no sense.
+    """
+    run = [item for item in items if not item.get_closest_marker("skip")]
+    tests = tuple(_test(item, settings, costs) for item in run)
+    needed: dict[str, list[PlannedTest]] = defaultdict(list)
+    keep: set[str] = set()
+    for item, test in zip(run, tests, strict=True):
+        for name, keep_running in _endpoints(item, settings, test).items():
+            needed[name].append(test)
+            keep.update((name,) if keep_running else ())
+    return Plan(tests, tuple(_planned(needed, keep, settings, costs)), settings.session_cap)
+
+
+def present(run: Run, session: pytest.Session) -> bool | None:
+    """Write the plan to the terminal, and have nothing run; None if pytest is to say what failed.
+
+    Raises:
+        ConfigError: as `plan`.
+    """
+    config = session.config
+    if session.testsfailed and not config.getoption("continue_on_collection_errors"):
+        return None
+    planned = plan(session.items, run.settings, run.recording.costs)
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        terminal.section("hf budget: plan")
+    for line in lines(planned, blocks=can_show("█░", sys.stdout.encoding)):
+        say(config, line.text, **({line.colour: True} if line.colour else {}))
+    return True
+
+
+def gate(run: Run, items: list[pytest.Item]) -> None:
+    """Compare the plan with the session budget, once in a run, where something is recorded.
+
+    Raises:
+        ConfigError: it is over it, and is to be stopped then.
+    """
+    settings = run.settings
+    if settings.session_cap is None or settings.plan_gate == "off":
+        return
+    costs = run.recording.costs
+    if not costs.tests or not run.role.first("plan gate"):
+        return
+    if (said := over(plan(items, settings, costs))) is None:
+        return
+    if settings.plan_gate == "stop":
+        raise ConfigError(f"{said} Nothing was started (--hf-plan-gate=stop).")
+    run.role.warn(f"hfbudget: {said}")
+
+
+def _test(item: pytest.Item, settings: Settings, costs: Costs) -> PlannedTest:
+    scopes = reversed(markers.running_test(item, settings).scopes)
+    cap = next((scope for scope in scopes if scope.cap is not None), None)
+    return PlannedTest(item.nodeid, costs.tests.get(item.nodeid), cap)
+
+
+def _endpoints(item: pytest.Item, settings: Settings, test: PlannedTest) -> dict[str, bool]:
+    names = markers.endpoints(item, settings)
+    if test.cost is not None and test.cost.endpoint_s:
+        for name in settings.endpoints:
+            names.setdefault(full_name(name, settings.namespace), False)
+    return names
+
+
+def _planned(
+    needed: Mapping[str, list[PlannedTest]],
+    keep: Collection[str],
+    settings: Settings,
+    costs: Costs,
+) -> Iterable[PlannedEndpoint]:
+    whole_run = (full_name(name, settings.namespace) for name in settings.endpoints)
+    names = tuple(dict.fromkeys((*whole_run, *needed)))
+    if not names:
+        return
+    found = _look(names, settings)
+    for name in names:
+        endpoint, price = found.get(name, (None, None))
+        tests = needed.get(name, [])
+        yield PlannedEndpoint(
+            name,
+            *_cold_start(name, endpoint, settings, costs),
+            tests_s=sum(test.cost.endpoint_s for test in tests if test.cost is not None),
+            unrecorded=sum(test.cost is None for test in tests),
+            atto_per_hour=price,
+            billing_minute_s=settings.billing_minute,
+            kept=name in keep and endpoint is not None and endpoint.state == RUNNING,
+        )
+
+
+def _cold_start(
+    name: str, endpoint: Endpoint | None, settings: Settings, costs: Costs
+) -> tuple[int, str]:
+    if endpoint is not None and endpoint.state == RUNNING:
+        return 0, "running"
+    if name in costs.cold_starts:
+        return costs.cold_starts[name], "recorded"
+    return math.ceil(settings.cold_start), "assumed"
+
+
+def _look(
+    names: Iterable[str], settings: Settings
+) -> dict[str, tuple[Endpoint | None, int | None]]:
+    """Each endpoint as it is, with the price of its replicas; what can't be had is left out."""
+    from huggingface_hub import get_token
+
+    from pytest_hfbudget.endpoints import ControlPlane, Pace
+    from pytest_hfbudget.endpoints.uptime import price_per_hour
+
+    found: dict[str, tuple[Endpoint | None, int | None]] = {}
+    token = get_token()
+    if not token:
+        return found
+    plane = ControlPlane(settings.endpoints_api, token, pace=Pace(try_s=ASK_S, total_s=0.0))
+    try:
+        hardware = plane.hardware()
+        for name in names:
+            endpoint = plane.get(name)
+            price = price_per_hour(hardware, endpoint)
+            replicas = max(endpoint.scaling.min_replica, endpoint.target_replica, 1)
+            found[name] = endpoint, None if price is None else price * replicas
+    except HFBudgetError:
+        return found  # the plan says which prices it does not know
+    return found

@@ -1,0 +1,183 @@
+"""The costs file of a run: read where something needs it, written where that was asked for."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.plugin.voice import say
+from pytest_hfbudget.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike
+    from pytest_hfbudget.plugin.events import EndpointEvent
+    from pytest_hfbudget.reporting.costs import Cost, Costs
+
+DEFAULT = "hf-costs.json"
+
+
+class Recording:
+    """What was recorded before, and what this run adds to it.
+
+    Args:
+        outcomes: how tests ended, by node id; filled while they run.
+    """
+
+    def __init__(
+        self, config: pytest.Config, settings: Settings, outcomes: Mapping[str, str]
+    ) -> None:
+        self._config, self._settings, self._outcomes = config, settings, outcomes
+        self.path = _path(config, settings)
+        self.narrowed = False  # whether somebody has deselected tests
+        self._costs: Costs | None = None
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._on_endpoint: set[str] = set()
+        self._told: set[str] = set()
+
+    def check(self) -> None:
+        """Read the file before anything is collected, if it will be needed.
+
+        Raises:
+            ConfigError: there is garbage in it, or none where one has to be.
+        """
+        settings = self._settings
+        if settings.store_costs or settings.plan or settings.max_increase is not None:
+            missing = not self.path.is_file()
+            needed = settings.costs is not None or settings.max_increase is not None
+            if missing and needed and not settings.store_costs:
+                raise ConfigError(
+                    f"{self.path}: there is no such file; pytest --hf-store-costs writes it"
+                )
+            _ = self.costs
+        elif settings.session_cap is not None and settings.plan_gate != "off":
+            _ = self.costs
+
+    @property
+    def costs(self) -> Costs:
+        """What is recorded, as of the first look; nothing without a file.
+
+        Raises:
+            ConfigError: there is garbage in it.
+        """
+        if self._costs is None:
+            self._costs = _load(self.path)
+        return self._costs
+
+    # --- an increase
+
+    def dearer(
+        self, item: pytest.Item, report: pytest.TestReport, ledger: LedgerLike, key: str
+    ) -> str | None:
+        """Why a test fails for what it costs, once; None if it does not.
+
+        Asked after the call and after the teardown, since a stream may end as late as there.
+        """
+        most, recorded = self._settings.max_increase, self.costs.tests.get(item.nodeid)
+        if report.when == "setup":
+            self._told.discard(item.nodeid)  # another attempt
+        elif not report.passed:
+            self._told.add(item.nodeid)  # it has failed for another reason
+        elif most is not None and recorded is not None and item.nodeid not in self._told:
+            from pytest_hfbudget.reporting.increase import increase
+
+            charges = partial(ledger.charges_in, key)
+            spent = ledger.total(key).spent
+            if said := increase(spent, recorded, most, charges, where=self.path.name):
+                self._told.add(item.nodeid)
+                return said
+        return None
+
+    # --- writing
+
+    def note(self, report: pytest.TestReport) -> None:
+        """Remember how long a test took, should it need an endpoint."""
+        if self._settings.store_costs and report.when == "call":
+            self._seconds[report.nodeid] += report.duration
+            if "hf_endpoint" in report.keywords:
+                self._on_endpoint.add(report.nodeid)
+
+    def store(
+        self, session: pytest.Session, ledger: Ledger, events: Iterable[EndpointEvent]
+    ) -> None:
+        """Write the file: the tests that passed in this run get a new entry, others keep theirs."""
+        tests = self._passed(ledger)
+        try:
+            # Read anew: another run may have written meanwhile.
+            known = _load(self.path).with_run(tests, _cold_starts(events), self._existing(session))
+            known.write(self.path)
+        except (OSError, ConfigError) as error:
+            say(self._config, f"hfbudget: no costs could be stored: {error}", red=True)
+            return
+        count = "1 test" if len(tests) == 1 else f"{len(tests)} tests"
+        say(self._config, f"hfbudget: stored in {self.path.name} what {count} cost")
+
+    def _passed(self, ledger: Ledger) -> dict[str, Cost]:
+        """The cost of each test that passed without a refusal, and all of whose calls were paid."""
+        from pytest_hfbudget.reporting.costs import Cost
+
+        charges: dict[str | None, list[Charge]] = defaultdict(list)
+        for charge in ledger.charges():
+            charges[charge.test].append(charge)
+            if charge.test and charge.price_source.startswith("uptime of "):
+                self._on_endpoint.add(charge.test)
+        refused = {refusal.test for refusal in ledger.refusals()}
+        passed = (
+            test
+            for test, outcome in self._outcomes.items()
+            if outcome == "passed" and test not in refused
+        )
+        costs = {test: Cost.of(charges[test], self._endpoint_s(test)) for test in passed}
+        return {test: cost for test, cost in costs.items() if cost is not None}
+
+    def _endpoint_s(self, test: str) -> int:
+        return math.ceil(self._seconds[test]) if test in self._on_endpoint else 0
+
+    def _existing(self, session: pytest.Session) -> frozenset[str] | None:
+        """Every test that there is; None where this run can't tell, as it had only a part of them.
+
+        With workers it never can: what these deselect, nobody else hears of.
+        """
+        config = session.config
+        narrowing = ("lf", "ignore", "ignore_glob", "continue_on_collection_errors")
+        narrowed = (
+            self.narrowed
+            or any(config.getoption(name, None) for name in narrowing)
+            or config.args_source is config.ArgsSource.ARGS
+            or config.invocation_params.dir != config.rootpath
+            or config.pluginmanager.hasplugin("dsession")
+        )
+        ended = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if narrowed or not ended or session.shouldfail or session.shouldstop:
+            return None
+        return frozenset(item.nodeid for item in session.items)
+
+
+def _path(config: pytest.Config, settings: Settings) -> Path:
+    """Where the file is, or is to be: node ids are relative to the root directory, so there."""
+    name = settings.costs or Path(DEFAULT)
+    here = config.invocation_params.dir / name
+    return here if settings.costs and here.exists() else config.rootpath / name
+
+
+def _load(path: Path) -> Costs:
+    from pytest_hfbudget.reporting.costs import Costs
+
+    return Costs.load(path) if path.exists() else Costs()
+
+
+def _cold_starts(events: Iterable[EndpointEvent]) -> dict[str, int]:
+    resumed: dict[str, float] = {}
+    starts: dict[str, int] = {}
+    for event in events:
+        if event.what == "resumed":
+            resumed[event.name] = event.at
+        elif event.what == "ready" and event.name in resumed:
+            starts[event.name] = max(math.ceil(event.at - resumed.pop(event.name)), 0)
+    return starts

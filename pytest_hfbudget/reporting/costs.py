@@ -1,0 +1,196 @@
+"""The costs file: what each test has cost when it last passed, one line each, to be committed.
+
+Money is nano-USD inside and decimal strings of USD in the file. What an endpoint costs by running
+is not in it, since nobody can say which test that belongs to; how long the tests needed one is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.ledger import Charge
+from pytest_hfbudget.money import parse_usd, usd_text
+
+SCHEMA = 1
+
+_COUNTS = ("calls", "input_tokens", "output_tokens", "endpoint_s")
+# A time that differs by less than this part of it is the same one: each run takes another time.
+_SAME_TIME = 5
+
+
+class Cost(NamedTuple):
+    """What one test has cost, all its attempts together.
+
+    Attributes:
+        spent: nano-USD of its calls.
+        endpoint_s: seconds for which it needed an endpoint; 0 if it needed none.
+        estimated: some of its calls were charged at an upper bound.
+    """
+
+    spent: int = 0
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    endpoint_s: int = 0
+    estimated: bool = False
+
+    @classmethod
+    def of(cls, charges: Iterable[Charge], endpoint_s: int = 0) -> Cost | None:
+        """The cost of a test that made these calls.
+
+        None where they don't tell: some were replayed, or nobody knew a price.
+        """
+        every = tuple(charges)
+        if any(charge.replayed or charge.nano_usd is None for charge in every):
+            return None
+        return cls(
+            spent=sum(charge.nano_usd or 0 for charge in every),
+            calls=len(every),
+            input_tokens=sum(charge.input_tokens for charge in every),
+            output_tokens=sum(charge.output_tokens for charge in every),
+            endpoint_s=endpoint_s,
+            estimated=any(charge.estimated for charge in every),
+        )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All that is recorded.
+
+    Attributes:
+        tests: by node id.
+        cold_starts: seconds from an endpoint's resume until it served, by ``namespace/name``.
+    """
+
+    tests: Mapping[str, Cost] = field(default_factory=dict)
+    cold_starts: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Costs:
+        """Read a file.
+
+        Raises:
+            ConfigError: one line: it can't be read, or is no costs file.
+        """
+        try:
+            return cls.parse(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
+            said = " ".join(str(error).split())
+            raise ConfigError(
+                f"{path} is no costs file: {said}. Mend it, or delete it and write it anew with "
+                "pytest --hf-store-costs"
+            ) from None
+
+    @classmethod
+    def parse(cls, text: str) -> Costs:
+        """Read the text of a file.
+
+        Raises:
+            ValueError: it makes no sense; keys that are newer than this file do.
+        """
+        read = _table(json.loads(text), "the whole")
+        if read.get("schema") != SCHEMA:
+            raise ValueError(f"its schema is {read.get('schema')!r}, and only {SCHEMA} is known")
+        tests = _table(read.get("tests", {}), "tests")
+        endpoints = _table(read.get("endpoints", {}), "endpoints")
+        return cls(
+            {name: _cost(row, name) for name, row in tests.items()},
+            {
+                name: _count(_table(row, name), "cold_start_s", name)
+                for name, row in endpoints.items()
+            },
+        )
+
+    def with_run(
+        self,
+        tests: Mapping[str, Cost],
+        cold_starts: Mapping[str, int],
+        exist: Collection[str] | None = None,
+    ) -> Costs:
+        """What is known after a run that has cost this.
+
+        Args:
+            exist: every test that there is, where the whole suite has run; only then those
+                that are gone are forgotten.
+        """
+        kept = {n: c for n, c in self.tests.items() if exist is None or n in exist}
+        fresh = {name: _steady(cost, self.tests.get(name)) for name, cost in tests.items()}
+        starts = {n: _steady_time(s, self.cold_starts.get(n)) for n, s in cold_starts.items()}
+        return Costs({**kept, **fresh}, {**self.cold_starts, **starts})
+
+    def text(self) -> str:
+        """The file: sorted, a line for each test, so that a diff shows what has changed."""
+        starts = {name: {"cold_start_s": s} for name, s in self.cold_starts.items()}
+        tests = {name: _row(cost) for name, cost in self.tests.items()}
+        parts = [f'"schema": {SCHEMA}', _lines("endpoints", starts), _lines("tests", tests)]
+        return "{\n " + ",\n ".join(parts) + "\n}\n"
+
+    def write(self, path: Path) -> None:
+        """Write the file whole or not at all.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_text(self.text(), encoding="utf-8")
+        fresh.replace(path)
+
+
+def _lines(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    body = ",\n".join(f"  {json.dumps(key)}: {json.dumps(rows[key])}" for key in sorted(rows))
+    return f'"{name}": {{\n{body}\n }}' if body else f'"{name}": {{}}'
+
+
+def _row(cost: Cost) -> dict[str, Any]:
+    return {"usd": usd_text(cost.spent), **dict(_said(cost))}
+
+
+def _said(cost: Cost) -> Iterator[tuple[str, int | bool]]:
+    for key in (*_COUNTS, "estimated"):
+        if value := getattr(cost, key):
+            yield key, value
+
+
+def _steady(cost: Cost, before: Cost | None) -> Cost:
+    if before is None:
+        return cost
+    return cost._replace(endpoint_s=_steady_time(cost.endpoint_s, before.endpoint_s))
+
+
+def _steady_time(seconds: int, before: int | None) -> int:
+    same = before is not None and abs(seconds - before) * _SAME_TIME < before
+    return before if same and before is not None else seconds
+
+
+def _table(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is not an object")
+    return value
+
+
+def _cost(value: object, where: str) -> Cost:
+    row = _table(value, where)
+    if not isinstance(row.get("usd"), str):
+        raise ValueError(f'{where}: usd is not a string such as "0.0005"')
+    try:
+        spent = parse_usd(row["usd"])
+    except ValueError as error:
+        raise ValueError(f"{where}: usd: {error}") from None
+    counts = {key: _count(row, key, where) for key in _COUNTS}
+    return Cost(spent, **counts, estimated=row.get("estimated") is True)
+
+
+def _count(row: Mapping[str, Any], key: str, where: str) -> int:
+    value = row.get(key, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{where}: {key} is not a whole number of 0 or more")
+    return value

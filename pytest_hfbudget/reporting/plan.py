@@ -1,0 +1,209 @@
+"""What tests are expected to cost before they run, and how certain that is. Money is nano-USD."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_hfbudget.endpoints.uptime import cost, started_minutes
+from pytest_hfbudget.ledger import Scope
+from pytest_hfbudget.money import show
+from pytest_hfbudget.reporting.costs import Cost
+from pytest_hfbudget.reporting.terminal import NAME, Line, bar
+
+# As many of the dearest tests are shown one by one.
+MOST = 20
+
+
+@dataclass(frozen=True)
+class PlannedTest:
+    """One test that would run.
+
+    Attributes:
+        cost: what it has cost when it last passed; None if that is not recorded.
+        cap: the tightest budget around it below the session's, if it has one.
+    """
+
+    id: str
+    cost: Cost | None
+    cap: Scope | None = None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it is known to call nobody, and to need no endpoint."""
+        return self.cost is not None and not (self.cost.calls or self.cost.endpoint_s)
+
+
+@dataclass(frozen=True)
+class PlannedEndpoint:
+    """One endpoint that would be resumed.
+
+    Attributes:
+        cold_start_s: seconds from its resume until it serves; 0 if it is running.
+        cold_start: where that is from: ``recorded``, ``assumed`` or ``running``.
+        kept: it is running, and is left so; this run does not pay for it.
+        tests_s: seconds for which the recorded tests need it.
+        unrecorded: how many tests need it for a time that nobody knows.
+        atto_per_hour: the price of all its replicas; None if nobody knows it.
+    """
+
+    name: str
+    cold_start_s: int
+    cold_start: str
+    tests_s: int
+    unrecorded: int
+    atto_per_hour: int | None
+    billing_minute_s: float = 60.0
+    kept: bool = False
+
+    @property
+    def minutes(self) -> int:
+        """Started billing minutes."""
+        if self.kept:
+            return 0
+        return started_minutes(self.cold_start_s + self.tests_s, self.billing_minute_s)
+
+    @property
+    def nano_usd(self) -> int | None:
+        """What they cost; None if nobody knows."""
+        if self.kept:
+            return 0
+        return None if self.atto_per_hour is None else cost(self.atto_per_hour, self.minutes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run that has not begun. ``cap`` is the session's."""
+
+    tests: tuple[PlannedTest, ...]
+    endpoints: tuple[PlannedEndpoint, ...] = ()
+    cap: int | None = None
+
+    @property
+    def recorded(self) -> tuple[PlannedTest, ...]:
+        """Tests whose cost is known from an earlier run."""
+        return tuple(test for test in self.tests if test.cost is not None)
+
+    @property
+    def bounded(self) -> tuple[PlannedTest, ...]:
+        """Tests of which nothing is known but a cap."""
+        return tuple(test for test in self.tests if test.cost is None and test.cap is not None)
+
+    @property
+    def unknown(self) -> int:
+        """Tests of which nothing is known at all."""
+        return len(self.tests) - len(self.recorded) - len(self.bounded)
+
+    @property
+    def expected(self) -> int:
+        """What is recorded of tests, and the minutes of endpoints; no caps."""
+        calls = sum(test.cost.spent for test in self.tests if test.cost is not None)
+        return calls + sum(endpoint.nano_usd or 0 for endpoint in self.endpoints)
+
+    @property
+    def more(self) -> int:
+        """What the tests without a record can cost at most, as far as caps say; each cap once."""
+        caps = {test.cap.key: test.cap.cap or 0 for test in self.bounded if test.cap is not None}
+        return sum(caps.values())
+
+
+def lines(plan: Plan, *, blocks: bool = True) -> Iterator[Line]:
+    """The plan as a table; without ``blocks`` its bar is drawn in ASCII."""
+    yield _total(plan, ("█", "░") if blocks else ("#", "."))
+    yield from map(_endpoint, plan.endpoints)
+    told = sorted((test for test in plan.tests if not test.quiet), key=_dearest_first)
+    width = min(max((len(test.id) for test in told[:MOST]), default=0), NAME)
+    for test in told[:MOST]:
+        yield _test(test, width)
+    if len(told) > MOST:
+        yield Line(f"  … and {_tests(len(told) - MOST)} more")
+    yield from _remarks(plan)
+
+
+def over(plan: Plan) -> str | None:
+    """What to say of a plan that the session budget does not hold; None if it does.
+
+    Only what is expected counts: that the caps of tests add up to more than the session's is
+    what the session's is for.
+    """
+    if plan.cap is None or plan.expected <= plan.cap:
+        return None
+    return (
+        f"this run is expected to cost {show(plan.expected)}, and its session budget is "
+        f"{show(plan.cap)}. Raise --hf-session-budget, or select fewer tests; pytest "
+        "--hf-plan shows what each of them costs."
+    )
+
+
+def _dearest_first(test: PlannedTest) -> tuple[int, str]:
+    known = test.cost.spent if test.cost is not None else test.cap.cap if test.cap else None
+    return -(known or 0), test.id
+
+
+def _total(plan: Plan, drawn: tuple[str, str]) -> Line:
+    known = f"{len(plan.recorded)} of {_tests(len(plan.tests))} recorded"
+    if plan.cap is None:
+        return Line(f"expected {show(plan.expected)} ({known}; no session budget)")
+    used = bar(plan.expected, plan.cap, drawn)
+    colour = "red" if plan.expected > plan.cap else "green"
+    return Line(f"expected {show(plan.expected)} of {show(plan.cap)} {used} ({known})", colour)
+
+
+def _endpoint(endpoint: PlannedEndpoint) -> Line:
+    if endpoint.kept:
+        return Line(f"  {endpoint.name}: kept running, as it was found; this run pays nothing")
+    nano_usd = endpoint.nano_usd
+    price = "its price is unknown" if nano_usd is None else show(nano_usd)
+    start = (
+        "it is running"
+        if endpoint.cold_start == "running"
+        else f"cold start {endpoint.cold_start_s} s, {endpoint.cold_start}"
+    )
+    tests = f"tests {endpoint.tests_s} s"
+    if endpoint.unrecorded:
+        tests += f", {_tests(endpoint.unrecorded)} unrecorded"
+    least = "at least " if endpoint.unrecorded else ""
+    text = f"  {endpoint.name}: {least}{endpoint.minutes} min, {price} ({start}; {tests})"
+    return Line(text, "yellow" if nano_usd is None else "")
+
+
+def _test(test: PlannedTest, width: int) -> Line:
+    name = test.id if len(test.id) <= width else "…" + test.id[-(width - 1) :]
+    return Line(f"  {name:<{width}}  {_expected(test)}")
+
+
+def _expected(test: PlannedTest) -> str:
+    if test.cost is None:
+        return f"at most {show(test.cap.cap or 0)}" if test.cap is not None else "unknown"
+    known = test.cost
+    parts = ["1 call" if known.calls == 1 else f"{known.calls} calls"]
+    if known.input_tokens or known.output_tokens:
+        parts.append(f"{known.input_tokens} + {known.output_tokens} tokens")
+    if known.endpoint_s:
+        parts.append(f"{known.endpoint_s} s on an endpoint")
+    if known.estimated:
+        parts.append("an upper bound")
+    return f"{show(known.spent)} ({', '.join(parts)})"
+
+
+def _remarks(plan: Plan) -> Iterator[Line]:
+    if quiet := sum(test.quiet for test in plan.tests):
+        yield Line(f"  {_tests(quiet)} without calls")
+    if bounded := len(plan.bounded):
+        yield Line(
+            f"  {_tests(bounded)} without a record: at most {show(plan.more)} more, by caps; "
+            "not in the sum",
+            "yellow",
+        )
+    if plan.unknown:
+        yield Line(
+            f"  {_tests(plan.unknown)} without a record or a cap: unknown, not in the sum; "
+            "pytest --hf-store-costs records them",
+            "yellow",
+        )
+    if unpriced := [each.name for each in plan.endpoints if each.nano_usd is None]:
+        yield Line(f"  uptime of {', '.join(unpriced)}: unknown, not in the sum", "yellow")
+
+
+def _tests(count: int) -> str:
+    return "1 test" if count == 1 else f"{count} tests"
