@@ -132,7 +132,6 @@ class Call:
         """Note who answered, and what else a response's headers tell of its cost."""
         self.provider = headers.get("x-inference-provider") or self.provider
         self.usage = usage_in(headers, self.request)
-        self.complete = self.usage is not None
         self.compute_time = compute_time(headers)
 
     def answered(self, body: object) -> None:
@@ -146,6 +145,8 @@ class Call:
         self.images, self.queued = images_in(message), is_queued(message)
         if self.usage is None:
             self.written = written_bytes(message) if message else size_of(body)
+            if self.request.generates and not message:
+                self.lost("200")  # whatever was written is not in here
         self.settle("200")
         if self.cuts and finished_by_length(message):
             raise self.cut_off()

@@ -16,6 +16,7 @@ OVERHEAD = 1000
 AMPLE_S = 30.0
 SLOW_S = 0.25
 IMPATIENT_S = 0.1
+COMPUTED_S = "0.05"  # what a call is billed for where time is, less than anybody's patience
 # Where a paid request goes, and no other.
 PAID = "/chat/completions$|/hf-inference/models/"
 
@@ -218,9 +219,10 @@ class _Planner:
     def block(self, steps: list[Call | Block]) -> Block:
         self.blocks += 1
         calls = [call for step in steps for call in _within(step)]
-        capped, counted = self.draw.random() < 0.7, self.draw.random() < 0.3
-        most = self.draw.randint(1, 3) if counted and self.purpose == "tight" else None
-        return Block(f"block {self.blocks}", self.cap(calls) if capped else None, most, tuple(steps))
+        cap = self.cap(calls) if self.draw.random() < 0.7 else None
+        counted = self.draw.random() < 0.3 and self.purpose == "tight"
+        most = self.draw.randint(1, 3) if counted else None
+        return Block(f"block {self.blocks}", cap, most, tuple(steps))
 
     def trial(self, at: int, lanes: list[Lane]) -> Trial:
         steps = [step for lane in lanes for step in lane.steps]
@@ -299,6 +301,7 @@ class _Planner:
         switches: dict[str, Any] = {
             "routing": draw.choice(("policy", "round_robin", "pin:groq", "pin:together")),
             "cached_tokens": draw.choice((0, 0, 5)),
+            "compute_seconds": COMPUTED_S,
         }
         if self.purpose != "patient":
             switches |= {
@@ -327,7 +330,7 @@ class _Planner:
             {"cut_stream_after": draw.randint(0, 9)},
             {"error_in_stream_after": draw.randint(0, 9)},
             # How long it took is billed by what the emulator says, not by any clock.
-            {"garbage": True, "headers": {"x-compute-time": "0.5"}},
+            {"garbage": True, "headers": {"x-compute-time": COMPUTED_S}},
             {"delay": 0.02},
         ]
         if draw.random() < 0.15:

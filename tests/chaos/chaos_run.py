@@ -54,9 +54,7 @@ class Run:
 
 def perform(plan: Plan, emulator: Emulator) -> Run:
     """Do it all, until everything is quiet."""
-    emulator.client.reset(
-        models=_models(plan), switches=dict(plan.switches), faults=_faults(plan)
-    )
+    emulator.client.reset(models=_models(plan), switches=dict(plan.switches), faults=_faults(plan))
     with _metered(plan, emulator) as run:
         for trial in plan.trials:
             _try(run, trial)
