@@ -56,8 +56,8 @@ class Call:
         provider: who answered, as ``x-inference-provider`` says.
         swallow_usage: whether the plugin asked for a stream's usage, so that the chunk that
             carries nothing else is not shown to code which did not ask for it.
-        complete: whether a stream has said that nothing more will be written, so that the usage
-            seen is final also when the caller leaves before the end.
+        complete: whether it was said that nothing more will be written, so that the usage seen is
+            final also when the caller leaves before the end.
     """
 
     def __init__(
@@ -145,6 +145,8 @@ class Call:
         self.images, self.queued = images_in(message), is_queued(message)
         if self.usage is None:
             self.written = written_bytes(message) if message else size_of(body)
+            if self.request.generates and not message:
+                self.lost("200")  # whatever was written is not in here
         self.settle("200")
         if self.cuts and finished_by_length(message):
             raise self.cut_off()
@@ -220,8 +222,11 @@ class Call:
         self._book(usage, status)
 
     def lost(self, status: str) -> None:
-        """Charge a call of which nobody knows how far it got: what was seen, else the hold."""
-        if self.usage is not None:
+        """Charge a call of which nobody knows how far it got: the hold, unless usage was final.
+
+        A server may have written on, and bill it, after the last usage that was seen.
+        """
+        if self.usage is not None and (self.complete or not self.capped):
             self._book(self.usage._replace(estimated=not self.complete), status)
         elif not self.capped or self.way.replayed:
             self.settle(status)
@@ -330,10 +335,10 @@ class Call:
         return max(taken, quote.longest(self.request)) if self.queued else taken
 
     def _final_quote(self) -> tuple[Quote | None, bool]:
-        """The price of whoever answered; False where that is one whose price nobody knows."""
+        """The price of whoever answered; False where nobody knows who that is, or their price."""
         chosen = self.provider if self.request.provider is None else None
         if not chosen or self.request.is_url or self.explicit:
-            return self.quote, True
+            return self.quote, self.quote is None or self.quote.certain
         book = self.meter.book
         stated = book.stated(self.request._replace(provider=chosen))
         return stated or self.quote, bool(stated) or not book.stated(self.request)

@@ -26,6 +26,7 @@ class Lines:
         self.broken = False
         self._done = False
         self._cut = False
+        self._ended: set[str] = set()
 
     def shows(self, line: str | bytes) -> bool:
         """Take one SSE line in; whether the caller gets to see it.
@@ -54,6 +55,18 @@ class Lines:
             self._cut = False
             raise self.call.cut_off()
 
+    def ended(self) -> None:
+        """Settle a stream without another line, which need not be its end.
+
+        Raises:
+            BudgetExceededError: as `finish`.
+        """
+        if self._done or self.call.complete:
+            self.finish()
+        else:
+            self._done = True
+            self.call.lost("lost")
+
     def failed(self, error: BaseException) -> None:
         """Settle a stream that broke off."""
         self._done = True
@@ -77,7 +90,8 @@ class Lines:
             self.call.written = written_bytes(chunk)  # the server's own count of all of them
         else:
             self.call.written += written_bytes(chunk)
-        self.call.complete = self.call.complete or finished(chunk)
+        self._ended |= finished(chunk)
+        self.call.complete = len(self._ended) >= self.call.request.n
         self._cut = self._cut or (bool(self.call.limit) and finished_by_length(chunk))
         if self._cut and usage:
             self.finish()
@@ -106,7 +120,7 @@ class MeteredStream(Iterator[Any]):
             try:
                 line = next(self._iterator)
             except StopIteration:
-                self._lines.finish()
+                self._lines.ended()
                 raise
             except BaseException as error:
                 self._lines.failed(error)
@@ -142,7 +156,7 @@ class MeteredAsyncStream(AsyncIterator[Any]):
             try:
                 line = await self._iterator.__anext__()
             except StopAsyncIteration:
-                self._lines.finish()
+                self._lines.ended()
                 raise
             except BaseException as error:
                 self._lines.failed(error)

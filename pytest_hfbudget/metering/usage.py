@@ -155,16 +155,13 @@ def size_of(body: object) -> int:
     return len(body) if isinstance(body, (bytes, bytearray, str)) else 0
 
 
-def finished(message: Mapping[str, Any]) -> bool:
-    """Whether every choice of a chunk says why it ended: nothing more is written."""
+def finished(message: Mapping[str, Any]) -> set[str]:
+    """The choices of which a chunk says why they ended: nothing more is written to them."""
     if isinstance(message.get("details"), dict):
-        return True  # text-generation-inference's last event
+        return {"0"}  # text-generation-inference's last event
     choices = message.get("choices")
-    return (
-        isinstance(choices, list)
-        and bool(choices)
-        and all(isinstance(c, dict) and c.get("finish_reason") is not None for c in choices)
-    )
+    found = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+    return {str(c.get("index", 0)) for c in found if c.get("finish_reason") is not None}
 
 
 def finished_by_length(message: Mapping[str, Any]) -> bool:

@@ -78,11 +78,13 @@ class Price:
         """Nano-USD of a call, rounded up once for the whole of it.
 
         Cached input is billed as input where it has no price of its own: the router's catalogue
-        names none, so that is its upper bound.
+        names none, so that is its upper bound. Where nobody has counted, all of it may be cached.
         """
         if self.free:
             return 0
         cached = usage.cached_tokens if self.cached is not None else 0
+        if usage.estimated and self.cached == self.dearest_input:
+            cached = usage.input_tokens
         atto = (
             (usage.input_tokens - cached) * (self.input or 0)
             + cached * (self.cached or 0)

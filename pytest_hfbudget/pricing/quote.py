@@ -34,6 +34,11 @@ class Quote:
         return all(price.free for price, _ in self.options)
 
     @cached_property
+    def certain(self) -> bool:
+        """Whether all who may answer have the same price."""
+        return len({price for price, _ in self.options}) == 1
+
+    @cached_property
     def by_token(self) -> bool:
         """Whether tokens count in any of these prices."""
         return any(price.input is not None or price.output is not None for price, _ in self.options)

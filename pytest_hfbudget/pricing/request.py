@@ -82,7 +82,6 @@ class CallRequest(NamedTuple):
         return Usage(
             input_tokens=self.input_bound,
             output_tokens=output * self.n if self.generates else 0,
-            cached_tokens=self.input_bound if price.cached == price.dearest_input else 0,
             images=self.n if self.draws else 0,
             microseconds=self.longest(price),
             estimated=True,

@@ -1,0 +1,239 @@
+"""Compares the emulator's log and invoice with the ledger, whatever either is made by.
+
+Each call goes out with a token of its own, so that every row of the invoice has an owner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+from chaos_plan import AMPLE_S, CONTEXT, Block, Call, Plan, bound
+from chaos_run import Outcome, Run
+
+from pytest_hfbudget import BudgetExceededError
+from pytest_hfbudget.emulator import EmulatorClient
+from pytest_hfbudget.ledger import Charge
+
+METERED = ("chat", "task")
+FIRST_ERROR = 400
+QUIET_S = 10.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request that reached the emulator, with what it is billed for."""
+
+    token: str
+    status: int | None
+    nano_usd: int
+    billed: str
+    fault: dict[str, Any]
+
+
+def rows(emulator: EmulatorClient) -> list[Row]:
+    """Every paid request, once all of them are over.
+
+    The invoice is in the order of arrival, and so is the log.
+    """
+    arrived = [e for e in emulator.log(kind="request", phase="arrived") if e["op"] in METERED]
+    for entry in arrived:
+        emulator.wait_for(phase="answered", request=entry["seq"], timeout=QUIET_S)
+    answered = {e["request"]: e for e in emulator.log(kind="request", phase="answered")}
+    billed = emulator.invoice()["calls"]
+    assert not emulator.log(kind="bug"), "the emulator itself is at fault"
+    assert len(billed) == len(arrived)
+    return [
+        Row(
+            entry["token"],
+            answered[entry["seq"]]["status"],
+            row["nano_usd"] or 0,
+            row["billed"],
+            answered[entry["seq"]].get("fault", {}),
+        )
+        for entry, row in zip(arrived, billed, strict=True)
+    ]
+
+
+@dataclass
+class Judge:
+    """Everything that has to be true of a run."""
+
+    run: Run
+    emulator: EmulatorClient
+
+    def check(self) -> dict[str, int]:
+        """Raise AssertionError unless all is well; else some figures, to be added up."""
+        self.nothing_is_left()
+        self.no_cap_is_broken()
+        for outcome in self.run.outcomes:
+            self.charged_as_billed(outcome)
+            self.judge_refusal(outcome)
+        assert len(self.run.outcomes) == len(self.plan.calls())
+        if self.plan.purpose != "tight":
+            refused = [o.error for o in self.run.outcomes if o.word == "refused"]
+            assert not refused, f"there was room for everything: {refused}"
+        return self.figures()
+
+    # --- 1: caps
+
+    def no_cap_is_broken(self) -> None:
+        for block in self.plan.scopes():
+            own = [row for call in block.calls() for row in self.rows_of(call)]
+            billed = sum(row.nano_usd for row in own)
+            spent = self.totals[block.name].spent if block.name in self.totals else 0
+            assert billed <= spent, f"{block.name}: billed {billed}, but only {spent} charged"
+            if block.cap is not None:
+                assert spent <= block.cap, f"{block.name}: {spent} of {block.cap} charged"
+                assert billed <= block.cap, f"{block.name}: {billed} of {block.cap} billed"
+            if block.max_calls is not None:
+                assert len(own) <= block.max_calls, f"{block.name}: {len(own)} calls"
+
+    # --- 2: each call
+
+    def charged_as_billed(self, outcome: Outcome) -> None:
+        call = outcome.call
+        charges, own = self.charges_of(call), self.rows_of(call)
+        sent = [charge for charge in charges if charge.status != "refused"]
+        what = f"{outcome}\ncharged: {charges}\nbilled: {own}"
+        assert len(own) <= len(sent), f"sent without a charge: {what}"
+        vanishes = call.cancelled_after is not None or self.plan.timeout is not None
+        assert vanishes or len(own) == len(charges), f"charged without being sent: {what}"
+        charged, billed = sum(c.nano_usd or 0 for c in charges), sum(row.nano_usd for row in own)
+        assert charged >= billed, f"{billed} billed, {charged} charged: {what}"
+        if outcome.word == "answered" and self.tells(call) and not _garbled(own):
+            assert charged == billed, f"{billed} billed, {charged} charged: {what}"
+            assert not any(charge.estimated for charge in charges), what
+        if not any(charge.estimated for charge in charges):
+            assert charged == billed, f"{billed} billed, {charged} charged as exact: {what}"
+
+    def tells(self, call: Call) -> bool:
+        """Whether a complete answer to it says all that it costs."""
+        switch = self.plan.switch
+        if call.provider is None and call.kind == "chat" and not switch("provider_header", True):
+            return False
+        if call.kind in ("embed", "image"):
+            return True
+        if call.ending is None:
+            return bool(switch("usage", "always") == "always")
+        silent = switch("stream_usage", "by_provider") in ("never", "rejects_options")
+        return call.kind == "text" or not silent
+
+    # --- 3 and 5: refusals
+
+    def judge_refusal(self, outcome: Outcome) -> None:
+        error, call = outcome.error, outcome.call
+        if not isinstance(error, BudgetExceededError):
+            return
+        if "was stopped after" in str(error):
+            assert call.limit is None, f"{call} had a limit of its own"
+            assert self.rows_of(call), f"{call} was cut off without being sent"
+            return
+        # What a server did not take as it was, may not fit when it is sent in another way.
+        served = [row for row in self.rows_of(call) if (row.status or 0) < FIRST_ERROR]
+        assert not served, f"{call} was refused and sent: {error}"
+        (block,) = (b for b in self.plan.scopes() if self.key(b) == error.scope_key)
+        assert call in tuple(block.calls()), f"{call} is not in {block.name}"
+        if "max_calls" in str(error):
+            self.judge_count(block, error)
+        else:
+            self.judge_amount(block, call, error)
+
+    def judge_count(self, block: Block, error: Exception) -> None:
+        assert block.max_calls is not None, error
+        made = self.totals[block.name].calls
+        # One that leaves the line, or is refused on its way out, is in flight until then.
+        own = set(block.calls())
+        stopped = sum(o.call in own and o.word != "answered" for o in self.run.outcomes)
+        assert made + stopped > block.max_calls, f"{made} made: {error}"
+
+    def judge_amount(self, block: Block, call: Call, error: BudgetExceededError) -> None:
+        """Whether it is true that there was no room, by what had been charged until then."""
+        cap, needed, spent, held = (
+            error.cap_nano,
+            error.needed_nano,
+            error.spent_nano,
+            error.held_nano,
+        )
+        assert block.cap == cap, error
+        assert needed > cap - spent - held, f"it fitted: {error}"
+        charged = self.run.ledger.charges_in(error.scope_key)
+        steps = {0, *accumulate(charge.nano_usd or 0 for charge in charged)}
+        assert spent in steps, f"{spent} was never spent: {error}"
+        prices, shortest = dict(self.plan.prices), 1 if call.limit is None else call.limit
+        if call.limit is None and self.plan.switch("limit_names", "any") == "none":
+            shortest = CONTEXT * 2  # a server that takes no limit may fill it
+        most = bound(call, prices, written=shortest)
+        assert needed <= most, f"{needed} is more than {most}: {error}"
+        if self.waits_for_all:
+            assert needed > cap - spent, f"it should have waited: {error}"
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether nothing but what is spent is a reason to refuse: nobody waits for themselves."""
+        kept = any(call.ending == "keep" for call in self.plan.calls())
+        return self.plan.hold_wait == AMPLE_S and not kept
+
+    # --- 4: the end
+
+    def nothing_is_left(self) -> None:
+        for name, total in self.totals.items():
+            assert total.held == 0, f"{name}: {total.held} is still held"
+        assert self.run.ledger.waiting() == 0
+        charges = self.run.ledger.charges()
+        session = self.totals["session budget"]
+        assert session.calls == len(charges)
+        assert session.spent == sum(charge.nano_usd or 0 for charge in charges)
+
+    # --- facts
+
+    @property
+    def plan(self) -> Plan:
+        return self.run.plan
+
+    @cached_property
+    def totals(self) -> dict[str, Any]:
+        return {scope.name: totals for scope, totals in self.run.ledger.scopes().values()}
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        return {scope.name: key for key, (scope, _) in self.run.ledger.scopes().items()}
+
+    def key(self, block: Block) -> str | None:
+        return self.keys.get(block.name)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return rows(self.emulator)
+
+    def rows_of(self, call: Call) -> list[Row]:
+        own = hashlib.sha256(self.run.token(call).encode()).hexdigest()[:8]
+        return [row for row in self.rows if row.token == own]
+
+    def charges_of(self, call: Call) -> tuple[Charge, ...]:
+        key = self.keys.get(call.name)
+        return self.run.ledger.charges_in(key) if key else ()
+
+    def figures(self) -> dict[str, int]:
+        """Counts of what has happened."""
+        words = [outcome.word for outcome in self.run.outcomes]
+        counts = {word: words.count(word) for word in ("answered", "left", "refused", "failed")}
+        charges = self.run.ledger.charges()
+        billed = sum(row.nano_usd for row in self.rows)
+        return {
+            "runs": 1,
+            "calls": len(words),
+            **counts,
+            "sent": len(self.rows),
+            "estimated": sum(charge.estimated for charge in charges),
+            "billed": billed,
+            "charged": sum(charge.nano_usd or 0 for charge in charges),
+        }
+
+
+def _garbled(own: Iterable[Row]) -> bool:
+    return any(row.fault.get("garbage") for row in own)

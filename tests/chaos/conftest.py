@@ -1,0 +1,40 @@
+"""How many runs there are, and which; one emulator for all of them."""
+
+from __future__ import annotations
+
+import gc
+import ssl
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from pytest_hfbudget.emulator import Emulator
+
+SAMPLE = 30
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Only known where this folder is named on the command line."""
+    parser.addoption("--chaos", type=int, default=SAMPLE, help="how many randomised runs")
+    parser.addoption("--seed", type=int, default=None, help="one randomised run again")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each seed."""
+    if "seed" in metafunc.fixturenames:
+        only = metafunc.config.getoption("--seed", None)
+        count = metafunc.config.getoption("--chaos", SAMPLE)
+        metafunc.parametrize("seed", range(count) if only is None else [only])
+
+
+@pytest.fixture(scope="session")
+def one_emulator() -> Iterator[Emulator]:
+    patch = pytest.MonkeyPatch()
+    # Nobody speaks TLS here, and reading all certificates for each async client takes longest.
+    patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
+    gc.freeze()  # each run collects its dropped streams, which takes long with all of pytest
+    with Emulator() as emulator:
+        yield emulator
+    gc.unfreeze()
+    patch.undo()
