@@ -41,6 +41,8 @@ def judge(
             return
     if refusals and on_exceed != "raise":
         _fail(report, _swallowed(refusals))
+    if (beyond := run.beyond()) is not None:
+        _fail(report, beyond)
     if warned:
         _fail(report, warned[0])
 

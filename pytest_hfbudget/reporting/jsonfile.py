@@ -34,6 +34,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "calls": test.calls,
                 "refused": test.refused,
                 "replayed": test.replayed,
+                "uptime_usd": usd_text(test.uptime),
             }
             for test in report.tests
         ],
@@ -71,6 +72,9 @@ def as_json(report: Report) -> dict[str, Any]:
                 "paused_at": _moment(endpoint.paused_at),
                 "kept": endpoint.kept,
                 "left_to": endpoint.left_to,
+                "shares": {test: usd_text(nano) for test, nano in endpoint.shares},
+                "idle_usd": usd_text(endpoint.idle),
+                "cold_start_usd": usd_text(endpoint.cold_start),
             }
             for endpoint in report.endpoints
         ],

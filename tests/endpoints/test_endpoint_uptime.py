@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_hfbudget.endpoints import Endpoint
+from pytest_hfbudget.endpoints.hardware import price_per_hour
 from pytest_hfbudget.endpoints.uptime import (
     Uptime,
     at_most,
@@ -14,7 +15,6 @@ from pytest_hfbudget.endpoints.uptime import (
     earlier_replicas,
     from_replicas,
     parse_time,
-    price_per_hour,
     started_minutes,
 )
 from pytest_hfbudget.money import parse_rate
