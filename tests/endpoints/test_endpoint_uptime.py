@@ -110,6 +110,15 @@ def test_the_price_is_found_by_vendor_region_type_and_size():
     assert price_per_hour({}, Endpoint("acme", "llm", "paused")) is None
 
 
+@pytest.mark.parametrize("price", [float("nan"), float("inf"), -1, 0, True, "free", None])
+def test_a_price_that_is_none_is_unknown_and_not_free(price: object):
+    compute = {"instanceType": "nvidia-l4", "instanceSize": "x1", "pricePerHour": price}
+    region = {"name": "us-east-1", "computes": [compute]}
+    hardware = {"vendors": [{"name": "aws", "regions": [region]}]}
+    endpoint = Endpoint("acme", "llm", "paused", "", "", "aws", "us-east-1", "nvidia-l4", "x1")
+    assert price_per_hour(hardware, endpoint) is None
+
+
 @pytest.mark.parametrize(
     ("text", "micros"),
     [
