@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -51,6 +52,7 @@ class Sharing:
         self._scopes: dict[str, tuple[str, ...]] = {}
         self._owed: dict[Key, Fraction] = {}
         self._booked: dict[Key, int] = {}
+        self._of_test: Counter[str] = Counter()
         self._accrued_at = 0.0
 
     def price(self, endpoint: str, nano_per_minute: int) -> None:
@@ -80,7 +82,7 @@ class Sharing:
     def of(self, test: str) -> int:
         """Nano-USD that a test owes as far as is known."""
         with self._lock:
-            return sum(nano for key, nano in self._booked.items() if key.test == test)
+            return self._of_test[test]
 
     def accrue(self, now: float) -> None:
         """Book what the tests that are on an endpoint owe by now."""
@@ -119,6 +121,7 @@ class Sharing:
     def _book(self, key: Key, nano_usd: int) -> None:
         difference = nano_usd - self._booked.get(key, 0)
         self._booked[key] = nano_usd
+        self._of_test[key.test] += difference
         if difference:
             for scope in self._scopes[key.test]:
                 self._ledger.book(scope, difference)

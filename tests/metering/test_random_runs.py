@@ -101,10 +101,11 @@ class RandomRun:
         name = self.random.choice(list(self.up))
         if (test := self.bench.payer.test) is not None:
             self.fleet.begin_use(test.id, name, test.scopes, "")
+        before = self.state(name)
         try:
             self.bench.client(self.up[name]).chat_completion(say(5), max_tokens=50)
         except (HfHubHTTPError, HFBudgetError):
-            assert self.state(name) != "running"
+            assert before != "running"
 
     def scale(self) -> None:
         running = [name for name in self.up if self.state(name) == "running"]
