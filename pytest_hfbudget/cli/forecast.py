@@ -219,7 +219,7 @@ def _by_rate(rates: tuple[str, ...], asked: Asked) -> Iterator[Machine]:
 def _by_name(names: tuple[str, ...], asked: Asked) -> Iterator[Machine]:
     if not names:
         return
-    from pytest_hfbudget.endpoints.uptime import price_per_hour
+    from pytest_hfbudget.endpoints.hardware import price_per_hour
 
     plane = access.plane()
     hardware = plane.hardware()

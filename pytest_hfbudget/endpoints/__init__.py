@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.process import alive, start_time
     from pytest_hfbudget.endpoints.protocol import Receipt, Timings, Watch
     from pytest_hfbudget.endpoints.refusal import ControlPlaneError
+    from pytest_hfbudget.endpoints.sharing import Shares, Stretch, Use, Window, share_out
     from pytest_hfbudget.endpoints.state import Endpoint, Scaling, billed, split_name
     from pytest_hfbudget.endpoints.sweep import Stray, Swept, find_local, find_tagged
     from pytest_hfbudget.endpoints.terms import (
@@ -55,11 +56,15 @@ __all__ = [
     "Receipt",
     "Record",
     "Scaling",
+    "Shares",
     "Standing",
     "Stray",
+    "Stretch",
     "Swept",
     "Timings",
+    "Use",
     "Watch",
+    "Window",
     "alive",
     "billed",
     "claims_dir",
@@ -70,6 +75,7 @@ __all__ = [
     "leases_dir",
     "read_claims",
     "run_errand",
+    "share_out",
     "split_name",
     "start_time",
     "unfinished",
@@ -95,6 +101,7 @@ _HOMES = {
     "process": ("alive", "start_time"),
     "protocol": ("Receipt", "Timings", "Watch"),
     "refusal": ("ControlPlaneError",),
+    "sharing": ("Shares", "Stretch", "Use", "Window", "share_out"),
     "state": ("Endpoint", "Scaling", "billed", "split_name"),
     "sweep": ("Stray", "Swept", "find_local", "find_tagged"),
     "terms": ("DEFAULT_API", "Afford", "EndpointReceipt", "EndpointSettings", "Progress"),

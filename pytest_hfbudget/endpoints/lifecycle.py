@@ -282,6 +282,7 @@ class Lifecycle:
             slot.receipt(
                 known.get(slot.name),
                 self._meter.uptime(slot, known.get(slot.name), final=final),
+                self._meter.window(slot, known.get(slot.name)),
                 late=self._late(slot.name) if final else None,
                 warnings=lost,
             )

@@ -8,9 +8,11 @@ from typing import Any
 
 from pytest_hfbudget.endpoints import uptime
 from pytest_hfbudget.endpoints.control import ControlPlane
+from pytest_hfbudget.endpoints.hardware import HardwareFile, HardwareList, price_per_hour
 from pytest_hfbudget.endpoints.pace import Clock, Pace
 from pytest_hfbudget.endpoints.protocol import Receipt
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError
+from pytest_hfbudget.endpoints.sharing import Window
 from pytest_hfbudget.endpoints.slot import Slot
 from pytest_hfbudget.endpoints.state import Endpoint
 from pytest_hfbudget.endpoints.terms import EndpointSettings
@@ -27,19 +29,30 @@ class Meter:
         try_s = min(settings.try_s, _NICE_TO_KNOW_S)
         self._quick = plane.with_pace(Pace(try_s=try_s, total_s=0.0))
         self._lock = threading.Lock()
-        self._hardware: Mapping[str, Any] | None = None
+        self._file = HardwareFile.of(settings.api)
+        self._hardware: HardwareList | None = None
 
     def price(self, slot: Slot, found: Endpoint) -> int | None:
         """Fill in the price of a replica; nano-USD for a minute of what will run at first."""
-        with self._lock:
-            if self._hardware is None:
-                try:
-                    self._hardware = self._plane.hardware()
-                except ControlPlaneError as error:
-                    slot.warn(f"{slot.name}: its price is unknown: {error}")
-        slot.price_atto = uptime.price_per_hour(self._hardware or {}, found)
+        listed = self._listed(slot)
+        slot.price_atto = None if listed is None else price_per_hour(listed.vendors, found)
         replicas = max(found.scaling.min_replica, found.target_replica, 1)
         return None if slot.price_atto is None else uptime.cost(slot.price_atto, replicas)
+
+    def _listed(self, slot: Slot) -> HardwareList | None:
+        with self._lock:
+            if self._hardware is None:
+                # Where there is a copy, nobody waits long for news.
+                plane = self._quick if self._file.load() else self._plane
+                try:
+                    self._hardware = self._file.read(plane.hardware, self._clock.time())
+                except ControlPlaneError as error:
+                    slot.warn(f"{slot.name}: its price is unknown: {error}")
+                    return None
+            listed = self._hardware
+        if listed.problem:
+            slot.warn(f"{slot.name}: its price is that of {listed.day}: {listed.problem}")
+        return listed
 
     def zero(self, slot: Slot) -> None:
         """Remember the replicas that were there before."""
@@ -49,8 +62,7 @@ class Meter:
         """What one endpoint has cost: by the server's times when ``final``, else at most."""
         if not slot.leased or (slot.found_asleep and not slot.resumed):
             return uptime.NOTHING
-        until = pause.paused_mono if pause else None
-        window_s = slot.window_s(self._clock.monotonic() if until is None else until)
+        window_s = slot.window_s(self._until(pause))
         price, minute_s = slot.price_atto, self._settings.billing_minute_s
         exact = uptime.from_replicas(
             self._replicas(slot.name) if final else (),
@@ -65,6 +77,14 @@ class Meter:
             atto_per_hour=price,
             billing_minute_s=minute_s,
         )
+
+    def window(self, slot: Slot, pause: Receipt | None) -> Window:
+        """The time that one endpoint's cost is for."""
+        return slot.window(self._until(pause), self._settings.billing_minute_s)
+
+    def _until(self, pause: Receipt | None) -> float:
+        until = pause.paused_mono if pause else None
+        return self._clock.monotonic() if until is None else until
 
     def _replicas(self, name: str) -> tuple[Mapping[str, Any], ...]:
         try:

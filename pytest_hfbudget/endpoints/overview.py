@@ -13,6 +13,7 @@ from typing import Any
 from pytest_hfbudget.endpoints import process, tags, uptime
 from pytest_hfbudget.endpoints.claims import claims_dir, read_claims
 from pytest_hfbudget.endpoints.control import ControlPlane
+from pytest_hfbudget.endpoints.hardware import price_per_hour
 from pytest_hfbudget.endpoints.journal import leases_dir, unfinished
 from pytest_hfbudget.endpoints.pace import Pace
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError
@@ -90,7 +91,7 @@ def overview(
 
     def one(endpoint: Endpoint) -> Standing:
         known = _with_tag(endpoint, held.get(endpoint.full_name, ()))
-        return _standing(plane, endpoint, uptime.price_per_hour(prices, endpoint), known, at)
+        return _standing(plane, endpoint, price_per_hour(prices, endpoint), known, at)
 
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-overview") as pool:
         return tuple(pool.map(one, endpoints))

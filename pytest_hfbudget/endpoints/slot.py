@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_hfbudget.endpoints.protocol import Receipt
+from pytest_hfbudget.endpoints.sharing import Stretch, Window
 from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, Endpoint
 from pytest_hfbudget.endpoints.terms import EndpointReceipt
-from pytest_hfbudget.endpoints.uptime import ReplicaKey, Uptime
+from pytest_hfbudget.endpoints.uptime import ReplicaKey, Uptime, started_minutes
 from pytest_hfbudget.errors import EndpointError, HFBudgetError
 from pytest_hfbudget.money import nano
 
@@ -25,6 +26,7 @@ class Slot:
         leased: it is in the journal, and to be paused.
         resumed: the resume was sent, and not refused.
         price_atto: atto-USD per replica-hour.
+        cold: the stretches of time in which it was coming up, on the steady clock.
         earlier: see `uptime.earlier_replicas`.
         scaling: see `Watch`; kept for a later word to the keeper.
         until: unix seconds, the latest end that the endpoint's tags tell.
@@ -42,6 +44,7 @@ class Slot:
     until: float | None = None
     resumed_at: float | None = None
     resumed_mono: float = 0.0
+    cold: tuple[Stretch, ...] = ()
     price_atto: int | None = None
     earlier: Mapping[ReplicaKey, bool] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -92,10 +95,17 @@ class Slot:
         """Seconds from the request to resume, or the first look at it, until a moment."""
         return max(until - self.resumed_mono, 0.0)
 
+    def window(self, until: float, billing_minute_s: float) -> Window:
+        """The time that is paid for, up to a moment on the steady clock."""
+        start, length = self.resumed_mono, self.window_s(until)
+        paid = started_minutes(length, billing_minute_s) * billing_minute_s
+        return Window(start, start + length, self.cold, start + paid)
+
     def receipt(
         self,
         pause: Receipt | None,
         up: Uptime,
+        window: Window,
         *,
         late: str | None,
         warnings: tuple[str, ...],
@@ -121,4 +131,5 @@ class Slot:
             joined=self.joined,
             left_to=pause.left_to if pause else None,
             revived=self.revived,
+            window=window,
         )

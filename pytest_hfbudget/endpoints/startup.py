@@ -13,8 +13,9 @@ from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, REVIVED
 from pytest_hfbudget.endpoints.meter import Meter
 from pytest_hfbudget.endpoints.pace import Clock
 from pytest_hfbudget.endpoints.protocol import Watch
+from pytest_hfbudget.endpoints.sharing import Stretch
 from pytest_hfbudget.endpoints.slot import Slot
-from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, Endpoint
+from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, RUNNING, Endpoint
 from pytest_hfbudget.endpoints.terms import Afford, EndpointSettings
 from pytest_hfbudget.endpoints.turn import turn
 from pytest_hfbudget.endpoints.waking import Waker
@@ -63,9 +64,8 @@ class Startup:
         self._watch(guard, Watch(slot.name))
         with self._turn(slot):
             self._begin(slot, guard)
-        endpoint = self._waker.wait(slot.name)
-        guard.settled(slot.name)
-        return endpoint
+        up = slot.found.state == RUNNING
+        return self._serving(slot, guard, None if up else slot.resumed_mono)
 
     def revive(self, slot: Slot) -> Endpoint:
         """The endpoint, serving again after someone else had it paused or scaled to zero.
@@ -73,12 +73,21 @@ class Startup:
         Raises:
             EndpointError: it had been revived before, or does not come up.
         """
-        guard = self._arm()
+        guard, since = self._arm(), None
         with self._turn(slot):
             found = self._plane.get(slot.name)
             if found.state in ASLEEP:
+                since = self._clock.monotonic()
                 self._wake_again(slot, found, guard)
-        endpoint = self._waker.wait(slot.name)
+        return self._serving(slot, guard, since)
+
+    def _serving(self, slot: Slot, guard: Guard, since: float | None) -> Endpoint:
+        """Wait for it; if it is not up yet, it has been coming up ``since`` then."""
+        try:
+            endpoint = self._waker.wait(slot.name)
+        finally:
+            if since is not None:
+                slot.cold = (*slot.cold, Stretch(since, self._clock.monotonic()))
         guard.settled(slot.name)
         return endpoint
 

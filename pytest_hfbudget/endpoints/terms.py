@@ -12,6 +12,7 @@ from pytest_hfbudget.endpoints.claims import claims_dir
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.pace import Pace
 from pytest_hfbudget.endpoints.protocol import Timings
+from pytest_hfbudget.endpoints.sharing import NO_TIME, Window
 from pytest_hfbudget.endpoints.state import Endpoint
 
 DEFAULT_API = "https://api.endpoints.huggingface.cloud/v2"
@@ -115,6 +116,7 @@ class EndpointReceipt:
         joined: the run that had brought it up, and was using it too.
         left_to: the run that went on using it, and pauses it.
         revived: how often it was resumed again after someone else had paused it.
+        window: the time that is paid for, by this machine's steady clock.
     """
 
     name: str
@@ -135,6 +137,7 @@ class EndpointReceipt:
     joined: str | None = None
     left_to: str | None = None
     revived: int = 0
+    window: Window = NO_TIME
 
     @property
     def in_order(self) -> bool:

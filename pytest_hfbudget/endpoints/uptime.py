@@ -8,13 +8,12 @@ rounded is not published; here each replica's span is rounded up.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeAlias
 
-from pytest_hfbudget.endpoints.state import Endpoint
-from pytest_hfbudget.money import ATTO_PER_NANO, parse_rate
+from pytest_hfbudget.money import ATTO_PER_NANO
 
 MINUTES_PER_HOUR = 60
 _MICROSECOND = timedelta(microseconds=1)
@@ -49,24 +48,6 @@ def started_minutes(span_s: float, billing_minute_s: float = 60.0) -> int:
     """Minutes that have begun in a span of seconds; a span that was entered has at least one."""
     minute = _micros(billing_minute_s)
     return max(-(-_micros(span_s) // minute), 1)
-
-
-def price_per_hour(hardware: Mapping[str, Any], endpoint: Endpoint) -> int | None:
-    """Atto-USD per replica-hour from the public list of hardware; None if it is not listed.
-
-    Joined on vendor, region, instance type and size. Should an instance be listed more than
-    once, the dearest counts.
-    """
-    prices = [
-        parse_rate(compute["pricePerHour"])
-        for vendor in _named(hardware.get("vendors"), endpoint.vendor)
-        for region in _named(vendor.get("regions"), endpoint.region)
-        for compute in region.get("computes") or ()
-        if compute.get("instanceType") == endpoint.instance_type
-        and compute.get("instanceSize") == endpoint.instance_size
-        and isinstance(compute.get("pricePerHour"), (int, float))
-    ]
-    return max(prices, default=None)
 
 
 def earlier_replicas(replicas: Iterable[Mapping[str, Any]]) -> dict[ReplicaKey, bool]:
@@ -117,10 +98,6 @@ def at_most(
 
 def _priced(minutes: int, atto_per_hour: int | None, estimated: bool) -> Uptime:
     return Uptime(minutes, cost(atto_per_hour or 0, minutes), estimated)
-
-
-def _named(items: Iterable[Mapping[str, Any]] | None, name: str) -> Iterator[Mapping[str, Any]]:
-    return (item for item in items or () if item.get("name") == name)
 
 
 def _status(replica: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.leased import check_share
 from pytest_hfbudget.metering.limit import AS_USUAL, Manner, most, of_cap
 from pytest_hfbudget.metering.payer import Around, Payer, RunningTest
 from pytest_hfbudget.metering.replay import Way
@@ -44,6 +45,7 @@ class Meter:
     Attributes:
         watcher: sees when a part of a budget is used up.
         revive: brings a leased endpoint back that was paused by somebody else; whether it did.
+        using: told the name of the leased endpoint that a call goes to, before it is sent.
         router: where the Hugging Face router is; calls to the public one are sent there too.
         stops_with_ledger: whether calls that have no cap stop, too, once the ledger is gone.
         hold_wait: seconds that a call waits for calls in flight; 0 for none.
@@ -56,6 +58,7 @@ class Meter:
     payer: Payer
     router: str = DEFAULT_ROUTER
     revive: Callable[[str], bool] = _nobody
+    using: Callable[[str], object] = _nobody
     hold_wait: float = HOLD_WAIT_S
     clock: Callable[[], float] = time.monotonic
     stops_with_ledger: bool = True
@@ -214,6 +217,8 @@ class Meter:
         blocks: bool,
     ) -> Steps[Call]:
         self.make_known(around.scopes)
+        if (leased := self.book.leased_name(request.url)) is not None:
+            self.using(leased)
         keys, paid = around.keys, around.paid
         quote, refusal = None, None
         try:
@@ -222,6 +227,8 @@ class Meter:
                 raise self._unpriced(request, around.scopes)
             least, highest = self._bound(request, quote, manner) if quote and paid else (0, 0)
             hold = yield from self._ask(keys, least, highest, draft, blocks)
+            if leased and paid:
+                check_share(self.ledger, around.test, hold, leased)
         except BudgetExceededError as error:
             refusal, hold = error, self._unpaid(way, around, draft, error)
         bounded, contexts = quote if paid and refusal is None else None, self.book.catalogue

@@ -11,6 +11,7 @@ from pytest_hfbudget.errors import EndpointError, HFBudgetError
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
+    from pytest_hfbudget.ledger import Scope
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.recording import Recording
 
@@ -50,6 +51,18 @@ class Bystander:
 
     def revive(self, name: str) -> bool:
         return False
+
+    def meet(self) -> None:
+        """Known from the parent."""
+
+    def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...]) -> None:
+        """The parent is on it, too."""
+
+    def end_use(self, test: str) -> None:
+        """The parent goes on."""
+
+    def share(self, test: str) -> int:
+        return 0
 
     def paused(self, name: str) -> str | None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from pytest_hfbudget.endpoints import (
     EndpointReceipt,
     EndpointSettings,
     Lifecycle,
+    Shares,
     Swept,
 )
 from pytest_hfbudget.errors import (
@@ -23,12 +25,13 @@ from pytest_hfbudget.errors import (
     LedgerUnreachableError,
     UnaffordableEndpointError,
 )
-from pytest_hfbudget.ledger import Ledger
+from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.money import show
 from pytest_hfbudget.plugin import history
 from pytest_hfbudget.plugin.deadline import HORIZON_S, Running, seconds_left
 from pytest_hfbudget.plugin.events import EndpointLog
+from pytest_hfbudget.plugin.sharing import Key, Sharing
 from pytest_hfbudget.plugin.voice import on_a_terminal, say
 from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.settings import Settings
@@ -57,6 +60,7 @@ class Fleet:
         self.log = EndpointLog()
         self._receipts: tuple[EndpointReceipt, ...] | None = None
         self._lock, self._booked = threading.RLock(), 0
+        self.sharing = Sharing(ledger, settings.billing_minute)
         self._running: dict[str, Running] = {}
         self._ended = 0  # nano-USD of spans that are over: a revived endpoint has begun another
         self._armed_until = 0.0
@@ -109,6 +113,7 @@ class Fleet:
                 started = self._ended + sum(map(self._cost, self._running))
                 if not self._reserve(started):
                     self._book(max(started, self._booked) if self._ticker else started)
+                self.sharing.accrue(time.monotonic())
 
     def _reserve(self, started: int) -> bool:
         """Have the next minute booked ahead where another run could take it; whether it is."""
@@ -127,6 +132,19 @@ class Fleet:
     def _tick(self) -> None:
         self.accrue()
         self.rearm()
+
+    def begin_use(self, test: str, name: str, scopes: Sequence[Scope], worker: str) -> None:
+        """From now on a test shares in what an endpoint costs."""
+        self.sharing.begin(Key(name, test), scopes, time.monotonic(), worker)
+
+    def end_use(self, test: str, worker: str | None = None) -> None:
+        """A test is over; without ``worker``, wherever it ran."""
+        self.sharing.end(test, time.monotonic(), worker)
+
+    def share(self, test: str) -> int:
+        """Nano-USD that a test owes by now for its time on endpoints; its budgets have them."""
+        self.accrue()
+        return self.sharing.of(test)
 
     def rearm(self) -> None:
         """Tell the keeper when the next minute would break the session's cap, or is too late."""
@@ -208,13 +226,15 @@ class Fleet:
             self._receipts = self._lifecycle.finish()
             self.log.ended(self._receipts)
             self._book(sum(receipt.nano_usd for receipt in self._receipts))
+            self.sharing.settle(self._receipts)
         in_order = all(receipt.in_order for receipt in self._receipts)
         return in_order and not self._lifecycle.keeper_lost
 
     def lines(self) -> tuple[EndpointLine, ...]:
         """What the report says of them."""
         receipts = self._receipts if self._receipts is not None else self._lifecycle.live()
-        return tuple(map(_line, receipts))
+        shares = self.sharing.settle(receipts)
+        return tuple(_line(receipt, shares[receipt.name]) for receipt in receipts)
 
     def _afford(self, endpoint: Endpoint, nano_per_minute: int | None) -> None:
         name, caps = endpoint.full_name, history.caps(self._settings)
@@ -231,6 +251,7 @@ class Fleet:
                 self._booked += nano_per_minute
                 self._ended += self._cost(name)
                 self._running[name] = Running(time.monotonic(), nano_per_minute)
+                self.sharing.price(name, nano_per_minute)
                 if self._settings.capped_over_runs and self._ticker is None:
                     self._ticker = history.Ticker(self._settings.billing_minute, self._tick)
         except LedgerUnreachableError as error:
@@ -282,7 +303,7 @@ def _terms(settings: Settings, run_id: str) -> EndpointSettings:
     return replace(terms, poll_s=0.05, keeper_deadline_s=10.0) if settings.emulator else terms
 
 
-def _line(receipt: EndpointReceipt) -> EndpointLine:
+def _line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
     notes = [receipt.error or "", *receipt.warnings]
     if receipt.found_running:
         notes.insert(0, "was running before this run")
@@ -301,4 +322,7 @@ def _line(receipt: EndpointReceipt) -> EndpointLine:
         kept=receipt.kept,
         resumed_at=receipt.resumed_at,
         paused_at=receipt.paused_at,
+        shares=tuple(shares.tests.items()),
+        idle=shares.idle,
+        cold_start=shares.cold_start,
     )

@@ -19,7 +19,7 @@ from pytest_hfbudget.plugin.voice import can_show, say
 from pytest_hfbudget.settings import Settings, full_name
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.ledger import Ledger
+    from pytest_hfbudget.ledger import Ledger, Scope
     from pytest_hfbudget.ledger.server import LedgerServer
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.metering.threshold import Once
@@ -128,8 +128,11 @@ class Owner:
             raise self._problem
 
     def begin(self) -> None:
-        for name in self.settings.endpoints:
-            self.ensure(full_name(name, self.settings.namespace))
+        names = [full_name(name, self.settings.namespace) for name in self.settings.endpoints]
+        if names and self._server is not None:
+            self.fleet.check(tuple(names))  # workers have that done too, but later than now
+        for name in names:
+            self.ensure(name)
 
     # --- endpoints
 
@@ -153,6 +156,19 @@ class Owner:
 
     def revive(self, name: str) -> bool:
         return self._fleet is not None and self._fleet.revive(name)
+
+    def meet(self) -> None:
+        """It has brought them up itself."""
+
+    def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...], worker: str = "") -> None:
+        self.fleet.begin_use(test, name, scopes, worker)
+
+    def end_use(self, test: str, worker: str | None = None) -> None:
+        if self._fleet is not None:
+            self._fleet.end_use(test, worker)
+
+    def share(self, test: str) -> int:
+        return self._fleet.share(test) if self._fleet is not None else 0
 
     def paused(self, name: str) -> str | None:
         error = self._fleet.paused(name) if self._fleet is not None else None
@@ -280,6 +296,10 @@ class Owner:
                 "problem": self._note,
                 "revive": self.revive,
                 "paused": self.paused,
+                "leased": lambda: self.leased,
+                "begin_use": self._begin_use_for,
+                "end_use": self.end_use,
+                "share": self.share,
                 "blame": self.blame,
                 "warn": self.warn,
                 "first": self.first,
@@ -303,6 +323,11 @@ class Owner:
                 self.declare(tuple(names), paid=paid)
         except HFBudgetError as error:
             self._note(str(error))
+
+    def _begin_use_for(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
+        from pytest_hfbudget.ledger import Scope
+
+        self.begin_use(test, name, tuple(Scope(*scope) for scope in scopes), worker)
 
     def _note(self, message: str) -> None:
         self._problem = self._problem or HFBudgetError(message)

@@ -136,7 +136,7 @@ def _look(
     from huggingface_hub import get_token
 
     from pytest_hfbudget.endpoints import ControlPlane, Pace
-    from pytest_hfbudget.endpoints.uptime import price_per_hour
+    from pytest_hfbudget.endpoints.hardware import price_per_hour
 
     found: dict[str, tuple[Endpoint | None, int | None]] = {}
     token = get_token()

@@ -11,6 +11,7 @@ from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
+    from pytest_hfbudget.ledger import Scope
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.recording import Recording
 
@@ -49,6 +50,18 @@ class Role(Protocol):
 
     def revive(self, name: str) -> bool:
         """Bring an endpoint back that somebody else has paused; whether it is back."""
+
+    def meet(self) -> None:
+        """Learn which endpoints are up that the whole run has asked for."""
+
+    def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...]) -> None:
+        """Have a test, and these budgets of it, share in an endpoint's uptime from now on."""
+
+    def end_use(self, test: str) -> None:
+        """End that for all endpoints."""
+
+    def share(self, test: str) -> int:
+        """Nano-USD that a test owes for uptime by now; its budgets have them already."""
 
     def paused(self, name: str) -> str | None:
         """Why an endpoint was paused before the run's end, if it was."""

@@ -14,6 +14,7 @@ from pytest_hfbudget.errors import HFBudgetError, UnaffordableEndpointError
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.money import usd_text
 from pytest_hfbudget.plugin import exhaustion, options
+from pytest_hfbudget.plugin.occupancy import Occupancy
 from pytest_hfbudget.plugin.recording import Recording
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Run:
         self.runtime: Runtime | None = None
         self.outcomes: dict[str, str] = {}
         self.recording = Recording(config, self.settings, self.outcomes)
+        self._occupancy = Occupancy()
         self._item: pytest.Item | None = None
         self._problem: HFBudgetError | None = None
         self._undecided: pytest.Item | None = None
@@ -86,6 +88,7 @@ class Run:
         if self.runtime is None:
             self.runtime = self.role.make_runtime()
             self.runtime.meter.revive = self.role.revive
+            self.runtime.meter.using = self._begin_use
             self.runtime.meter.watcher.first = self.role.first
             self.runtime.meter.payer.where = self._where
             self.runtime.meter.payer.know_this_context()
@@ -186,6 +189,7 @@ class Run:
         if self.runtime is not None:
             self.runtime.meter.settle_open(item.nodeid)
             self._charge(None)
+        self._occupancy.end(self.role)
         self.role.between()
         if self.settings.on_exhausted == "stop" and self.role.used_up():
             item.session.shouldfail = exhaustion.STOPPED
@@ -234,13 +238,15 @@ class Run:
             return
         if last:
             self.runtime.meter.settle_open(item.nodeid)
+        share = self._occupancy.share(self.role)
         total = self.runtime.meter.ledger.total(test.scopes[-1].key)
-        if total.calls or total.refused:
+        if total.calls or total.refused or share:
             # A rerun counts on, so what its predecessor said is replaced.
             kept = [p for p in item.user_properties if not p[0].startswith("hfbudget.")]
             item.user_properties[:] = [
                 *kept,
-                ("hfbudget.usd", usd_text(total.spent)),
+                ("hfbudget.usd", usd_text(total.spent - share)),
+                *([("hfbudget.uptime_usd", usd_text(share))] if share else []),
                 ("hfbudget.calls", total.calls),
                 ("hfbudget.refused", total.refused),
             ]
@@ -287,6 +293,8 @@ class Run:
         self.recording.note(report)
         if report.when == "teardown":
             self.role.announce()
+        elif report.when not in ("setup", "call"):
+            self.role.end_use(report.nodeid)  # its worker crashed, and says no more
 
     # --- endpoints
 
@@ -302,6 +310,8 @@ class Run:
             raise problem
         if self.runtime is not None and self.runtime.meter.payer.capped():
             self.runtime.require_tap()
+        if self.settings.endpoints and not self._only_looking():
+            self.role.meet()
         if not _is_marked(item) or self._only_looking():
             return
         from pytest_hfbudget.plugin.markers import endpoints
@@ -317,6 +327,7 @@ class Run:
         try:
             for name, keep_running in names.items():
                 self.role.ensure(name, keep_running=keep_running)
+                self._begin_use(name)
         except UnaffordableEndpointError as error:
             self._blocked.append(error)
             raise
@@ -361,8 +372,18 @@ class Run:
         raw = self.role.ensure(name, keep_running=keep_running)
         namespace = name.partition("/")[0]
         runtime = self.start()
+        self._begin_use(name)
         runtime.meter.book.leased[str(raw["status"]["url"])] = name
         return InferenceEndpoint.from_raw(raw, namespace=namespace, api=HfApi())
+
+    def _begin_use(self, name: str) -> None:
+        self._occupancy.begin(self.role, self.test(), name)
+
+    def beyond(self) -> str | None:
+        """Which budget the running test's share of an endpoint's uptime is too much for."""
+        if self.runtime is None:
+            return None
+        return self._occupancy.beyond(self.role, self.runtime.meter.ledger)
 
     def ask_pause(self) -> None:
         """Have everything paused now, without waiting for it."""

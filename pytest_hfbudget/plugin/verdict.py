@@ -43,6 +43,8 @@ def judge(
         _fail(report, _swallowed(refusals))
     if dearer := run.dearer(item, report):
         _fail(report, dearer)
+    if (beyond := run.beyond()) is not None:
+        _fail(report, beyond)
     if warned:
         _fail(report, warned[0])
 

@@ -15,6 +15,7 @@ from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
+    from pytest_hfbudget.ledger import Scope
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.recording import Recording
     from pytest_hfbudget.pricing import Catalogue
@@ -30,6 +31,7 @@ class Worker:
         self.config = config
         self.settings = with_addresses(settings, given)
         self.leased: dict[str, str] = {}
+        self._met = False
         self._name = str(workerinput["workerid"])
         self._wire, self._slow_wire = Wire(given["socket"]), Wire(given["socket"])
 
@@ -75,6 +77,23 @@ class Worker:
 
     def revive(self, name: str) -> bool:
         return bool(self._slow_wire.ask("revive", name))
+
+    def meet(self) -> None:
+        if not self._met:
+            self.leased.update(self._wire.ask("leased"))
+            self._met = True
+
+    def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...]) -> None:
+        self._wire.ask("begin_use", test, name, scopes, self._name)
+
+    def end_use(self, test: str) -> None:
+        with suppress(LedgerUnreachableError):  # whose controller is gone, owes nothing more
+            self._wire.ask("end_use", test, self._name)
+
+    def share(self, test: str) -> int:
+        with suppress(LedgerUnreachableError):
+            return int(self._wire.ask("share", test))
+        return 0
 
     def paused(self, name: str) -> str | None:
         answer: str | None = self._slow_wire.ask("paused", name)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pytest_hfbudget.cache import cache_file, keep
 from pytest_hfbudget.money import parse_rate
 from pytest_hfbudget.pricing.price import FREE, Price
 
@@ -142,13 +140,7 @@ class CatalogueFile:
     @classmethod
     def of(cls, router: str) -> CatalogueFile:
         """Where the catalogue of a router is kept for this user."""
-        directory = os.environ.get("HFBUDGET_CACHE_DIR")
-        if not directory:
-            from platformdirs import user_cache_dir
-
-            directory = user_cache_dir("hfbudget")
-        name = hashlib.sha256(router.encode()).hexdigest()[:12]
-        return cls(Path(directory) / f"catalogue-{name}.json")
+        return cls(cache_file("catalogue", router))
 
     def load(self, origin: str) -> Catalogue | None:
         """What was read last from this router, if anything."""
@@ -172,15 +164,8 @@ class CatalogueFile:
         if not isinstance(models, dict) or not isinstance(models.get("data"), list):
             raise ValueError(f"{origin}/v1/models did not answer with a list of models")
         catalogue = Catalogue.parse(models, read_at=now, origin=origin)
-        with suppress(OSError):  # what can't be kept, in a read-only home, still holds for this run
-            self._keep(catalogue)
+        keep(self.path, catalogue.as_read())
         return catalogue
-
-    def _keep(self, catalogue: Catalogue) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(catalogue.as_read()), encoding="utf-8")
-        fresh.replace(self.path)
 
 
 def kept_catalogue(router: str) -> Catalogue:

@@ -62,6 +62,7 @@ def _test(test: TestLine) -> dict[str, Any]:
         "calls": test.calls,
         "refused": test.refused,
         "replayed": test.replayed,
+        "uptime_usd": usd_text(test.uptime),
     }
 
 
@@ -99,6 +100,9 @@ def _endpoint(endpoint: EndpointLine) -> dict[str, Any]:
         "paused_at": _moment(endpoint.paused_at),
         "kept": endpoint.kept,
         "left_to": endpoint.left_to,
+        "shares": {test: usd_text(nano) for test, nano in endpoint.shares},
+        "idle_usd": usd_text(endpoint.idle),
+        "cold_start_usd": usd_text(endpoint.cold_start),
     }
 
 

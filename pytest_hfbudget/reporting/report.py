@@ -15,7 +15,12 @@ NOT_RUN = "not run"
 
 @dataclass(frozen=True)
 class TestLine:
-    """One test that called, or was refused a call."""
+    """One test that called, was refused a call, or was on an endpoint.
+
+    Attributes:
+        spent: on calls.
+        uptime: its share of the uptime of endpoints, on top of that.
+    """
 
     id: str
     outcome: str
@@ -24,6 +29,12 @@ class TestLine:
     calls: int
     refused: int
     replayed: int = 0
+    uptime: int = 0
+
+    @property
+    def whole(self) -> int:
+        """Both together: what its budget has paid."""
+        return self.spent + self.uptime
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class EndpointLine:
         left_to: the other run that goes on using it, and pauses it at its own end.
         kept: it was found running, and was asked to stay so.
         resumed_at, paused_at: unix seconds; the latter is when the pause was read back.
+        shares: what each test that used it owes of ``nano_usd``.
+        idle, cold_start: the rest of it: no test used it, or it did not serve yet.
     """
 
     name: str
@@ -49,6 +62,9 @@ class EndpointLine:
     kept: bool = False
     resumed_at: float | None = None
     paused_at: float | None = None
+    shares: tuple[tuple[str, int], ...] = ()
+    idle: int = 0
+    cold_start: int = 0
 
     @property
     def in_order(self) -> bool:
@@ -97,15 +113,16 @@ class Report:
         """The report of what a ledger holds."""
         scopes = ledger.scopes()
         session = scopes[SESSION][1] if SESSION in scopes else Totals()
+        endpoints = tuple(endpoints)
         return cls(
             spent=session.spent,
             cap=cap,
             calls=session.calls,
             refused=session.refused,
-            tests=tuple(_tests(ledger, outcomes)),
+            tests=tuple(_tests(ledger, outcomes, _uptime(endpoints))),
             charges=ledger.charges(),
             refusals=ledger.refusals(),
-            endpoints=tuple(endpoints),
+            endpoints=endpoints,
             not_run=sum(outcome == NOT_RUN for outcome in outcomes.values()),
         )
 
@@ -145,7 +162,14 @@ class Report:
         return tuple(charge for charge in self.charges if charge.test is None)
 
 
-def _tests(ledger: Ledger, outcomes: Mapping[str, str]) -> Iterable[TestLine]:
+def _uptime(endpoints: Iterable[EndpointLine]) -> Counter[str]:
+    uptime: Counter[str] = Counter()
+    for endpoint in endpoints:
+        uptime.update(dict(endpoint.shares))
+    return uptime
+
+
+def _tests(ledger: Ledger, outcomes: Mapping[str, str], uptime: Counter[str]) -> Iterable[TestLine]:
     replayed = Counter(charge.test for charge in ledger.charges() if charge.replayed)
     silent = {test: outcome for test, outcome in outcomes.items() if outcome == NOT_RUN}
     for key, (scope, totals) in ledger.scopes().items():
@@ -155,11 +179,12 @@ def _tests(ledger: Ledger, outcomes: Mapping[str, str]) -> Iterable[TestLine]:
             yield TestLine(
                 id=test,
                 outcome=outcomes.get(test, "unknown"),
-                spent=totals.spent,
+                spent=totals.spent - uptime[test],  # a share is booked to its test, too
                 cap=scope.cap,
                 calls=totals.calls,
                 refused=totals.refused,
                 replayed=replayed[test],
+                uptime=uptime[test],
             )
     for test, outcome in silent.items():  # nothing was even asked for
         yield TestLine(test, outcome, 0, None, 0, 0)

@@ -196,7 +196,7 @@ def _endpoint(row: _Fields) -> SavedEndpoint:
         verified=row.flag("verified"),
         left_to=row.text("left_to"),
         shares={test: shares.usd(test) or 0 for test in shares.values},
-        idle=row.usd("idle"),
+        idle=row.usd("idle_usd"),
     )
 
 

@@ -41,7 +41,7 @@ def summary(report: Report, *, blocks: bool = True) -> Iterator[Line]:
     """The section at the end of a run; without ``blocks`` its bar is drawn in ASCII."""
     yield _session(report, ("█", "░") if blocks else ("#", "."))
     yield from map(_endpoint, report.endpoints)
-    dearest = sorted(report.tests, key=lambda test: -test.spent)[:DEAREST]
+    dearest = sorted(report.tests, key=lambda test: -test.whole)[:DEAREST]
     width = min(max((len(test.id) for test in dearest), default=0), NAME)
     for test in dearest:
         yield _test(test, width)
@@ -79,14 +79,15 @@ def _test(test: TestLine, width: int) -> Line:
     cap = f" of {show(test.cap)}" if test.cap is not None else ""
     replayed = f", {test.replayed} replayed" if test.replayed else ""
     refused = f", {test.refused} refused" if test.refused else ""
+    uptime = f", uptime {show(test.uptime)}" if test.uptime else ""
     calls = f"{_calls(test.calls)}{replayed}{refused}"
-    text = f"  {name:<{width}}  {show(test.spent)}{cap} ({calls})"
+    text = f"  {name:<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
     return Line(text, "red" if test.refused else "")
 
 
 def _endpoint(endpoint: EndpointLine) -> Line:
     times = _times(endpoint)
-    cost = f"{times}{endpoint.minutes} min, {show(endpoint.nano_usd)}"
+    cost = f"{times}{endpoint.minutes} min, {show(endpoint.nano_usd)}{_unused(endpoint)}"
     if endpoint.verified:
         verdict, colour = "paused, verified", "green"
     elif endpoint.left_to:
@@ -98,6 +99,12 @@ def _endpoint(endpoint: EndpointLine) -> Line:
     note = f"; {endpoint.note}" if endpoint.note else ""
     hint = "" if endpoint.in_order else f"; run: hfbudget pause {endpoint.name}"
     return Line(f"  {endpoint.name}: {verdict}; {cost}{note}{hint}", colour)
+
+
+def _unused(endpoint: EndpointLine) -> str:
+    parts = {"idle": endpoint.idle, "cold start": endpoint.cold_start}
+    unused = ", ".join(f"{name} {show(nano)}" for name, nano in parts.items() if nano)
+    return f" of which {unused}" if unused else ""
 
 
 def _times(endpoint: EndpointLine) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_hfbudget.endpoints import Endpoint
+from pytest_hfbudget.endpoints.hardware import price_per_hour
 from pytest_hfbudget.endpoints.uptime import (
     Uptime,
     at_most,
@@ -14,7 +15,6 @@ from pytest_hfbudget.endpoints.uptime import (
     earlier_replicas,
     from_replicas,
     parse_time,
-    price_per_hour,
     started_minutes,
 )
 from pytest_hfbudget.money import parse_rate
@@ -108,6 +108,15 @@ def test_the_price_is_found_by_vendor_region_type_and_size():
     assert priced("aws", "us-east-1", "nvidia-t4", "x1") is None
     assert priced("aws", "eu-west-1", "nvidia-l4", "x1") is None
     assert price_per_hour({}, Endpoint("acme", "llm", "paused")) is None
+
+
+@pytest.mark.parametrize("price", [float("nan"), float("inf"), -1, 0, True, "free", None])
+def test_a_price_that_is_none_is_unknown_and_not_free(price: object):
+    compute = {"instanceType": "nvidia-l4", "instanceSize": "x1", "pricePerHour": price}
+    region = {"name": "us-east-1", "computes": [compute]}
+    hardware = {"vendors": [{"name": "aws", "regions": [region]}]}
+    endpoint = Endpoint("acme", "llm", "paused", "", "", "aws", "us-east-1", "nvidia-l4", "x1")
+    assert price_per_hour(hardware, endpoint) is None
 
 
 @pytest.mark.parametrize(

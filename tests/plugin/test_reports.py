@@ -52,6 +52,7 @@ def test_the_json_report_has_the_documented_form(suite: Suite) -> None:
         "calls": 1,
         "refused": 0,
         "replayed": 0,
+        "uptime_usd": "0",
     }
     assert (refused["outcome"], refused["refused"]) == ("failed", 1)
     (call,) = report["calls"]

@@ -74,7 +74,7 @@ def full() -> dict[str, Any]:
                     "paused": False,
                     "verified": False,
                     "shares": {"test_a.py::test_a": "0.0003"},
-                    "idle": "0.00025",
+                    "idle_usd": "0.00025",
                 }
             ],
         }

@@ -1,0 +1,111 @@
+"""The public list of hardware: what a replica costs by the hour, kept on disk with its date."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pytest_hfbudget.cache import cache_file, keep
+from pytest_hfbudget.endpoints.refusal import ControlPlaneError
+from pytest_hfbudget.endpoints.state import Endpoint
+from pytest_hfbudget.money import parse_rate
+
+
+@dataclass(frozen=True)
+class HardwareList:
+    """``GET /v2/provider`` of a control plane.
+
+    Attributes:
+        vendors: the answer as it came.
+        read_at: unix seconds.
+        problem: why it is not today's, where it is the copy on disk.
+    """
+
+    vendors: Mapping[str, Any]
+    read_at: float = 0.0
+    problem: str = ""
+
+    @property
+    def day(self) -> str:
+        """The day on which it was read."""
+        return datetime.fromtimestamp(self.read_at, timezone.utc).date().isoformat()
+
+
+@dataclass(frozen=True)
+class HardwareFile:
+    """The copy on disk, so that a run still knows its prices when the list can't be read."""
+
+    path: Path
+    origin: str
+
+    @classmethod
+    def of(cls, api: str) -> HardwareFile:
+        """Where the list of a control plane is kept for this user."""
+        return cls(cache_file("hardware", api), api)
+
+    def load(self) -> HardwareList | None:
+        """What was read last from this control plane, if anything."""
+        try:
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            listed = HardwareList(kept["hardware"], float(kept["read_at"]))
+            of_this = kept["origin"] == self.origin and bool(listed.day)
+            return listed if of_this and _is_list(listed.vendors) else None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return None  # absent or damaged: the next list that is read replaces it
+
+    def read(self, ask: Callable[[], Mapping[str, Any]], now: float) -> HardwareList:
+        """The list of today, or the copy where that can't be had.
+
+        Raises:
+            ControlPlaneError: neither the one nor the other.
+        """
+        try:
+            vendors = self._checked(ask())
+        except ControlPlaneError as error:
+            kept = self.load()
+            if kept is None:
+                raise
+            return HardwareList(kept.vendors, kept.read_at, str(error))
+        keep(self.path, {"origin": self.origin, "read_at": now, "hardware": vendors})
+        return HardwareList(vendors, now)
+
+    def _checked(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not _is_list(answer):
+            raise ControlPlaneError(f"{self.origin}/provider did not answer with a list.")
+        return answer
+
+
+def price_per_hour(hardware: Mapping[str, Any], endpoint: Endpoint) -> int | None:
+    """Atto-USD per replica-hour from the public list of hardware; None if it is not listed.
+
+    Joined on vendor, region, instance type and size. Should an instance be listed more than
+    once, the dearest counts. A price that is none, or nothing, is a gap in the list, not a gift.
+    """
+    prices = [
+        _rate(compute.get("pricePerHour"))
+        for vendor in _named(hardware.get("vendors"), endpoint.vendor)
+        for region in _named(vendor.get("regions"), endpoint.region)
+        for compute in region.get("computes") or ()
+        if compute.get("instanceType") == endpoint.instance_type
+        and compute.get("instanceSize") == endpoint.instance_size
+    ]
+    return max(prices, default=0) or None
+
+
+def _rate(value: object) -> int:
+    try:
+        return parse_rate(value)
+    except ValueError:
+        return 0
+
+
+def _named(items: Iterable[Mapping[str, Any]] | None, name: str) -> Iterator[Mapping[str, Any]]:
+    return (item for item in items or () if item.get("name") == name)
+
+
+def _is_list(hardware: object) -> bool:
+    return isinstance(hardware, Mapping) and isinstance(hardware.get("vendors"), list)
