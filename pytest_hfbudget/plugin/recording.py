@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -37,6 +37,7 @@ class Recording:
         self.path = _path(config, settings)
         self.narrowed = False  # whether somebody has deselected tests
         self._costs: Costs | None = None
+        self._stored = ""
         self._seconds: dict[str, float] = defaultdict(float)
         self._on_endpoint: set[str] = set()
         self._told: set[str] = set()
@@ -116,7 +117,12 @@ class Recording:
             say(self._config, f"hfbudget: no costs could be stored: {error}", red=True)
             return
         count = "1 test" if len(tests) == 1 else f"{len(tests)} tests"
-        say(self._config, f"hfbudget: stored in {self.path.name} what {count} cost")
+        self._stored = f"hfbudget: stored in {self.path.name} what {count} cost"
+
+    def summarise(self, terminal: Any) -> None:
+        """Say what was stored."""
+        if self._stored:
+            terminal.write_line(self._stored)
 
     def _passed(self, ledger: Ledger) -> dict[str, Cost]:
         """The cost of each test that passed without a refusal, and all of whose calls were paid."""

@@ -419,7 +419,9 @@ class Run:
 
     def summarise(self, terminal: Any) -> None:
         """The section in the terminal's summary."""
-        self.role.summarise(terminal, self.outcomes)
+        if not self.settings.plan:
+            self.role.summarise(terminal, self.outcomes)
+        self.recording.summarise(terminal)
 
     def serve(self) -> dict[str, Any]:
         """What a worker needs to know, and the counter that it is to call at."""
