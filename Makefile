@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Most tests wait for a process that they have started.
+WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 # Compiled files make every run of pytest that the tests start a second faster.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -11,7 +13,7 @@ demo: $(VENV)/installed ## the whole product in a few seconds, at $0
 	$(BIN)/hfbudget demo
 
 test: $(VENV)/installed ## the tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(VENV)/installed ## style, types, and the contract between the rooms
 	$(BIN)/ruff check .

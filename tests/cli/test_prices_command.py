@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from command_line import Shell
 
+from pytest_hfbudget.cache import keep
 from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.pricing import Catalogue
 from pytest_hfbudget.pricing.catalogue import CatalogueFile
@@ -37,7 +38,7 @@ def kept(router: str, *, age_s: float, **prices: tuple[float, float]) -> float:
     data = [{"id": f"org/{name}", "providers": each} for name, each in offers.items()]
     read_at = time.time() - age_s
     catalogue = Catalogue.parse({"data": data}, read_at=read_at, origin=router)
-    CatalogueFile.of(router)._keep(catalogue)
+    keep(CatalogueFile.of(router).path, catalogue.as_read())
     return read_at
 
 

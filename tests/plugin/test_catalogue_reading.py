@@ -14,6 +14,7 @@ from pytest_hfbudget.pricing.catalogue import DAY_S, CatalogueFile
 
 CALLS = """
 from huggingface_hub import InferenceClient
+
 def test_it():
     say = [{"role": "user", "content": "Say something. [[tokens=10]]"}]
     InferenceClient(model="emulator/chat").chat_completion(say, max_tokens=20)
@@ -24,6 +25,8 @@ def test_it():
     say = [{"role": "user", "content": "Say something. [[tokens=10]]"}]
     InferenceClient(model="emulator/chat").chat_completion(say, max_tokens=20)
 """
+pytestmark = pytest.mark.slow
+
 UNPRICED = "*without a known price*"
 
 

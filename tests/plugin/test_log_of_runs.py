@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from plugin_suite import Suite
 
+pytestmark = pytest.mark.slow
+
 FILE = "log.sqlite3"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from plugin_suite import Suite
 
+pytestmark = pytest.mark.slow
+
 WARNS = """
     @pytest.mark.budget(max_usd=0.01, warn_at=0.1, price={"call": 0.001})
     def test_it():

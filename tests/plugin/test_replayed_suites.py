@@ -9,6 +9,8 @@ from plugin_suite import Suite
 
 pytest.importorskip("pytest_recording")
 
+pytestmark = pytest.mark.slow
+
 ENDPOINT = """
     pytestmark = [pytest.mark.hf_endpoint("acme/llm"), pytest.mark.vcr]
 

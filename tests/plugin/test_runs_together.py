@@ -16,6 +16,8 @@ from plugin_suite import Suite
 
 from pytest_hfbudget.money import parse_usd
 
+pytestmark = pytest.mark.slow
+
 MANY = """
     @pytest.mark.parametrize("n", range(20))
     def test_it(n):

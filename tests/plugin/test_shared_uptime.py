@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from plugin_suite import Suite
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def short_minutes(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from plugin_suite import Suite
 
+pytestmark = pytest.mark.slow
+
 TWO = """
     def test_is_free():
         pass
