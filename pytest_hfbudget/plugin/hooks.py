@@ -90,7 +90,7 @@ class Hooks:
         """Charge the session for what several tests share."""
         if fixturedef.scope == "function":
             with failures():
-                self.run.decide(fixturedef, request)
+                self.run.needs.decide(fixturedef, request)
             return (yield)
         with self.run.shared(f"{fixturedef.scope} fixture {fixturedef.argname}"):
             return (yield)

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.errors import HFBudgetError, UnaffordableEndpointError
+from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.money import usd_text
 from pytest_hfbudget.plugin import exhaustion, options
-from pytest_hfbudget.plugin.occupancy import Occupancy
+from pytest_hfbudget.plugin.needs import Needs
 from pytest_hfbudget.plugin.recording import Recording
 
 if TYPE_CHECKING:
-    from huggingface_hub import InferenceEndpoint
-
     from pytest_hfbudget.metering.payer import RunningTest
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.role import Role
@@ -42,12 +40,9 @@ class Run:
         self.runtime: Runtime | None = None
         self.outcomes: dict[str, str] = {}
         self.recording = Recording(config, self.settings, self.outcomes)
-        self._occupancy = Occupancy()
+        self.needs = Needs(self)
         self._item: pytest.Item | None = None
         self._problem: HFBudgetError | None = None
-        self._undecided: pytest.Item | None = None
-        self._only_replayed: pytest.Item | None = None
-        self._blocked: list[HFBudgetError] = []
         self._where = "before the first test"
         self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
 
@@ -88,7 +83,7 @@ class Run:
         if self.runtime is None:
             self.runtime = self.role.make_runtime()
             self.runtime.meter.revive = self.role.revive
-            self.runtime.meter.using = self._begin_use
+            self.runtime.meter.using = self.needs.begin_use
             self.runtime.meter.watcher.first = self.role.first
             self.runtime.meter.payer.where = self._where
             self.runtime.meter.payer.know_this_context()
@@ -185,11 +180,10 @@ class Run:
     def leave(self, item: pytest.Item) -> None:
         """Nothing that the test has opened stays held."""
         self._item, self._where = None, f"after {item.nodeid}"
-        self._undecided = self._only_replayed = None
         if self.runtime is not None:
             self.runtime.meter.settle_open(item.nodeid)
             self._charge(None)
-        self._occupancy.end(self.role)
+        self.needs.end()
         self.role.between()
         if self.settings.on_exhausted == "stop" and self.role.used_up():
             item.session.shouldfail = exhaustion.STOPPED
@@ -238,7 +232,7 @@ class Run:
             return
         if last:
             self.runtime.meter.settle_open(item.nodeid)
-        share = self._occupancy.share(self.role)
+        share = self.needs.share()
         total = self.runtime.meter.ledger.total(test.scopes[-1].key)
         if total.calls or total.refused or share:
             # A rerun counts on, so what its predecessor said is replaced.
@@ -258,11 +252,6 @@ class Run:
     def take_notices(self) -> list[str]:
         """The warnings that its budgets have to raise."""
         return self.runtime.meter.watcher.take() if self.runtime else []
-
-    def take_blocked(self) -> list[HFBudgetError]:
-        """What kept a test's endpoints from being brought up for want of money."""
-        blocked, self._blocked = self._blocked, []
-        return blocked
 
     def dearer(self, item: pytest.Item, report: pytest.TestReport) -> str | None:
         """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
@@ -314,76 +303,7 @@ class Run:
             self.role.meet()
         if not _is_marked(item) or self._only_looking():
             return
-        from pytest_hfbudget.plugin.markers import endpoints
-        from pytest_hfbudget.plugin.replays import undecided
-
-        names = endpoints(item, self.settings)
-        if names and undecided(item):
-            self._undecided = item
-            return
-        self._ensure(names)
-
-    def _ensure(self, names: dict[str, bool]) -> None:
-        try:
-            for name, keep_running in names.items():
-                self.role.ensure(name, keep_running=keep_running)
-                self._begin_use(name)
-        except UnaffordableEndpointError as error:
-            self._blocked.append(error)
-            raise
-
-    def decide(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
-        """Bring up what an undecided test needs, unless it turns out that it calls nobody.
-
-        Raises:
-            EndpointError: an endpoint can't be brought up.
-        """
-        if self._undecided is None:
-            return
-        from pytest_hfbudget.plugin import replays
-        from pytest_hfbudget.plugin.markers import endpoints
-
-        if not replays.decided(fixturedef):
-            return
-        item, self._undecided = self._undecided, None
-        if replays.only_replayed(request):
-            self._only_replayed = item
-            return
-        names = endpoints(item, self.settings)
-        self.role.declare(tuple(names), paid=True)
-        self._ensure(names)
-
-    def live_endpoints(self, request: pytest.FixtureRequest) -> dict[str, InferenceEndpoint]:
-        """The endpoints of a test as huggingface_hub's objects."""
-        from pytest_hfbudget.plugin.markers import endpoints
-        from pytest_hfbudget.settings import full_name
-
-        given = (full_name(name, self.settings.namespace) for name in self.settings.endpoints)
-        names = {**dict.fromkeys(given, False), **endpoints(request.node, self.settings)}
-        if request.node is not self._only_replayed:
-            return {name: self._live(name, keep) for name, keep in names.items()}
-        from pytest_hfbudget.plugin.replays import recorded
-
-        return {name: recorded(name, request, self.settings) for name in names}
-
-    def _live(self, name: str, keep_running: bool) -> InferenceEndpoint:
-        from huggingface_hub import HfApi, InferenceEndpoint
-
-        raw = self.role.ensure(name, keep_running=keep_running)
-        namespace = name.partition("/")[0]
-        runtime = self.start()
-        self._begin_use(name)
-        runtime.meter.book.leased[str(raw["status"]["url"])] = name
-        return InferenceEndpoint.from_raw(raw, namespace=namespace, api=HfApi())
-
-    def _begin_use(self, name: str) -> None:
-        self._occupancy.begin(self.role, self.test(), name)
-
-    def beyond(self) -> str | None:
-        """Which budget the running test's share of an endpoint's uptime is too much for."""
-        if self.runtime is None:
-            return None
-        return self._occupancy.beyond(self.role, self.runtime.meter.ledger)
+        self.needs.bring_up(item)
 
     def ask_pause(self) -> None:
         """Have everything paused now, without waiting for it."""

@@ -34,7 +34,7 @@ def judge(
     warned = list(_warn(run, item))
     handled = on_exceed == "raise" and report.passed
     if run.settings.on_exhausted != "fail" and not handled:
-        errors = chain(refusals, run.take_blocked(), _raised_before_the_test(call))
+        errors = chain(refusals, run.needs.take_blocked(), _raised_before_the_test(call))
         if (error := exhaustion.used_up_by(errors)) is not None:
             exhaustion.mark(report, item, error)
             run.role.use_up()
@@ -43,7 +43,7 @@ def judge(
         _fail(report, _swallowed(refusals))
     if dearer := run.dearer(item, report):
         _fail(report, dearer)
-    if (beyond := run.beyond()) is not None:
+    if (beyond := run.needs.beyond()) is not None:
         _fail(report, beyond)
     if warned:
         _fail(report, warned[0])
