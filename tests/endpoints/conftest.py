@@ -50,6 +50,21 @@ def seconds_of(state_dir: Path, run: str) -> list[int]:
     return found
 
 
+def kill(pid: int | None) -> None:
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
+
+
+def kill_both(run: Lifecycle, settings: EndpointSettings) -> None:
+    """Kill the keeper and its second so that neither can stand in for the other."""
+    assert run.keeper_pid is not None
+    os.kill(run.keeper_pid, signal.SIGSTOP)
+    for pid in seconds_of(settings.state_dir, settings.run):
+        kill(pid)
+    kill(run.keeper_pid)
+
+
 def until(true: Callable[[], Any], timeout_s: float = 10.0) -> Any:
     """The first true answer; for what no log tells."""
     ends = time.monotonic() + timeout_s

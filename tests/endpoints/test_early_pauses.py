@@ -15,7 +15,7 @@ from pytest_hfbudget.endpoints import ControlPlane, EndpointSettings, Lifecycle,
 from pytest_hfbudget.endpoints.journal import read_all
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 
-from .conftest import Owner, gone, until
+from .conftest import Owner, gone, kill_both, until
 
 pytestmark = pytest.mark.slow
 
@@ -103,14 +103,11 @@ def test_the_receipt_tells_why_it_was_paused(
     assert reasons == {"asked": "asked", "killed": "owner gone"}
 
 
-def test_a_keeper_that_is_lost_twice_is_told_of_too(lifecycle: Make):
+def test_a_keeper_that_is_lost_twice_is_told_of_too(lifecycle: Make, settings: EndpointSettings):
     run = lifecycle()
     run.ensure("acme/llm")
     for _ in range(2):
-        pid = run.keeper_pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        assert gone(pid)
+        kill_both(run, settings)
         run.tend()
     assert "was killed again" in run.paused_early()["acme/llm"]
     with pytest.raises(EndpointError, match="was killed again"):

@@ -19,7 +19,7 @@ from pytest_hfbudget.endpoints.process import start_time
 from pytest_hfbudget.endpoints.protocol import Arm
 from pytest_hfbudget.errors import EndpointError
 
-from .conftest import TOKEN, Owner, gone, seconds_of, until
+from .conftest import TOKEN, Owner, gone, kill, kill_both, seconds_of, until
 
 Start = Callable[..., Owner]
 Make = Callable[..., Lifecycle]
@@ -190,21 +190,6 @@ def test_a_stopped_owner_is_not_a_dead_one(hub: EmulatorClient, owner: Start):
 
 
 # -- a keeper that is lost
-
-
-def kill(pid: int | None) -> None:
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    assert gone(pid)
-
-
-def kill_both(run: Lifecycle, settings: EndpointSettings) -> None:
-    """Kill the keeper and its second so that neither can stand in for the other."""
-    assert run.keeper_pid is not None
-    os.kill(run.keeper_pid, signal.SIGSTOP)
-    for pid in seconds_of(settings.state_dir, settings.run):
-        kill(pid)
-    kill(run.keeper_pid)
 
 
 def test_a_killed_keeper_is_replaced_although_the_run_does_nothing(
