@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pytest_hfbudget import values
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.money import parse_rate, parse_usd
+from pytest_hfbudget.money import parse_usd
 
 T = TypeVar("T")
 
@@ -244,31 +245,31 @@ def merge(
     return Settings(
         session_cap=given("session_cap", parse_usd, None),
         test_cap=given("test_cap", parse_usd, None),
-        on_exhausted=given("on_exhausted", _one_of(ON_EXHAUSTED), base.on_exhausted),
+        on_exhausted=given("on_exhausted", values.one_of(ON_EXHAUSTED), base.on_exhausted),
         daily_cap=given("daily_cap", parse_usd, None),
         weekly_cap=given("weekly_cap", parse_usd, None),
         monthly_cap=given("monthly_cap", parse_usd, None),
         project=given("project", str, None),
-        log_days=given("log_days", _days, base.log_days),
+        log_days=given("log_days", values.days, base.log_days),
         prices=given("prices", Path, None),
-        unpriced=given("unpriced", _policy, base.unpriced),
-        endpoints=given("endpoints", _names, ()),
+        unpriced=given("unpriced", values.policy, base.unpriced),
+        endpoints=given("endpoints", values.names, ()),
         namespace=given("namespace", str, None),
         report=given("report", Path, None),
         costs=given("costs", Path, None),
-        store_costs=given("store_costs", _switch, False),
-        plan=given("plan", _switch, False),
-        plan_gate=given("plan_gate", _one_of(PLAN_GATE), base.plan_gate),
-        max_increase=given("max_increase", _share, None),
+        store_costs=given("store_costs", values.switch, False),
+        plan=given("plan", values.switch, False),
+        plan_gate=given("plan_gate", values.one_of(PLAN_GATE), base.plan_gate),
+        max_increase=given("max_increase", values.share, None),
         emulator=given("emulator", str, None),
-        endpoints_api=given("endpoints_api", _url, base.endpoints_api),
-        router=given("router", _url, base.router),
-        hold_wait=given("hold_wait", _seconds_or_none, base.hold_wait),
-        endpoint_wait=given("endpoint_wait", _seconds, base.endpoint_wait),
-        cold_start=given("cold_start", _seconds_or_none, base.cold_start),
-        max_uptime=given("max_uptime", _seconds_of_minutes, None),
-        idle_timeout=given("idle_timeout", _minutes, base.idle_timeout),
-        billing_minute=given("billing_minute", _seconds, base.billing_minute),
+        endpoints_api=given("endpoints_api", values.url, base.endpoints_api),
+        router=given("router", values.url, base.router),
+        hold_wait=given("hold_wait", values.seconds_or_none, base.hold_wait),
+        endpoint_wait=given("endpoint_wait", values.seconds, base.endpoint_wait),
+        cold_start=given("cold_start", values.seconds_or_none, base.cold_start),
+        max_uptime=given("max_uptime", values.seconds_of_minutes, None),
+        idle_timeout=given("idle_timeout", values.minutes, base.idle_timeout),
+        billing_minute=given("billing_minute", values.seconds, base.billing_minute),
     )
 
 
@@ -285,24 +286,6 @@ def full_name(name: str, namespace: str | None) -> str:
             f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
         )
     return "/".join(parts)
-
-
-def assumed_rates(policy: str) -> tuple[int, int] | None:
-    """The atto-USD per token of ``assume:IN/OUT``; None for ``refuse`` and ``free``.
-
-    Raises:
-        ValueError: the policy is none of these.
-    """
-    if policy in ("refuse", "free"):
-        return None
-    kind, _, rates = policy.partition(":")
-    parts = rates.split("/")
-    if kind != "assume" or len(parts) != 2:  # noqa: PLR2004 - input and output
-        raise ValueError(
-            "write refuse, free, or assume:IN/OUT (USD per 1M tokens, for example assume:1/4)"
-        )
-    rate_in, rate_out = (parse_rate(part, units=10**6) for part in parts)
-    return rate_in, rate_out
 
 
 def hold_wait_of(environ: Mapping[str, str]) -> float:
@@ -324,90 +307,3 @@ def _find(
     if environ.get(setting.variable):
         return setting.variable, environ[setting.variable]
     return setting.ini, ini(setting.ini) if setting.ini else None
-
-
-def _names(value: str | Sequence[str]) -> tuple[str, ...]:
-    names = value.replace(",", " ").split() if isinstance(value, str) else value
-    return tuple(dict.fromkeys(names))
-
-
-def _url(value: str) -> str:
-    if not value.startswith(("http://", "https://")):
-        raise ValueError("write a URL that starts with http:// or https://")
-    return value.rstrip("/")
-
-
-def _one_of(words: Sequence[str]) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value not in words:
-            raise ValueError(f"write one of {', '.join(words)}")
-        return value
-
-    return parse
-
-
-def _switch(value: str) -> bool:
-    word = value.lower()
-    if word not in ("1", "true", "yes", "0", "false", "no"):
-        raise ValueError("write 1 or 0")
-    return word in ("1", "true", "yes")
-
-
-def _share(value: str) -> Fraction:
-    number = value.removesuffix("%").strip()
-    # With its sign only: 0.2 would be a fifth to some and a fifth of a percent to others.
-    if number == value.strip() or not number.replace(".", "", 1).isdecimal():
-        raise ValueError("write a percentage of 0 or more, such as 20%")
-    return Fraction(number) / 100
-
-
-def _policy(value: str) -> str:
-    assumed_rates(value)
-    return value
-
-
-def _seconds_or_none(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ValueError("write a number of seconds, 0 or more")
-    return seconds
-
-
-def _seconds(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise ValueError("write a number of seconds above 0")
-    return seconds
-
-
-def _seconds_of_minutes(value: str) -> float:
-    try:
-        return _seconds(value) * 60
-    except ValueError:
-        raise ValueError("write a number of minutes above 0") from None
-
-
-def _minutes(value: str) -> int:
-    try:
-        minutes = int(value)
-    except ValueError:
-        minutes = 0
-    if minutes < 1:
-        raise ValueError("write a whole number of minutes, 1 or more")
-    return minutes
-
-
-def _days(value: str) -> int:
-    try:
-        days = int(value)
-    except ValueError:
-        days = -1
-    if days < 0:
-        raise ValueError("write a whole number of days, or 0 for no log")
-    return days

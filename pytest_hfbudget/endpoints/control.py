@@ -8,6 +8,7 @@ description, https://api.endpoints.huggingface.cloud/openapi.json.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from json import dumps  # by name: a test may replace the module's
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -89,7 +90,7 @@ class ControlPlane:
             answer = self._ask("POST", name, "/resume", repeatable=False)
         except ControlPlaneError as error:
             # The documented answer for an endpoint that is up, and no other 400 has this text.
-            if error.status == 400 and "already running" in str(error).lower():  # noqa: PLR2004
+            if error.status == HTTPStatus.BAD_REQUEST and "already running" in str(error).lower():
                 return None
             raise
         return self._endpoint(name, answer)
@@ -123,7 +124,7 @@ class ControlPlane:
             answer = self._transport.send("GET", url, self._headers(), None, self._pace.try_s)
         except NoAnswerError:
             return False
-        if answer.status in (401, 403):
+        if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise ControlPlaneError(
                 f"{endpoint.full_name} runs, but the token may not call it (HTTP {answer.status}); "
                 'it needs the permission "Make calls to Inference Endpoints".',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+from http import HTTPStatus
 from typing import Any
 
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK
@@ -39,12 +40,12 @@ class ControlPlaneError(EndpointError):
     @property
     def gone(self) -> bool:
         """The endpoint does not exist (any more)."""
-        return self.status == 404  # noqa: PLR2004
+        return self.status == HTTPStatus.NOT_FOUND
 
     @property
     def denied(self) -> bool:
         """The token is not accepted, or may not do this."""
-        return self.status in (401, 403)
+        return self.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 def refusal(what: str, answer: Answer) -> ControlPlaneError:
@@ -52,24 +53,25 @@ def refusal(what: str, answer: Answer) -> ControlPlaneError:
     return ControlPlaneError(
         _sentence(what, answer),
         status=answer.status,
-        maybe_done=answer.status >= 500 and answer.status not in _NOT_DONE,  # noqa: PLR2004
+        maybe_done=answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        and answer.status not in _NOT_DONE,
         retry_after=_retry_after(answer.headers.get("retry-after")),
     )
 
 
 def _sentence(what: str, answer: Answer) -> str:
     namespace = what.partition("/")[0]
-    if answer.status == 401:  # noqa: PLR2004
+    if answer.status == HTTPStatus.UNAUTHORIZED:
         return (
             f"{what}: the token was refused (HTTP 401); set HF_TOKEN to one that is valid, "
             "from https://huggingface.co/settings/tokens."
         )
-    if answer.status == 403:  # noqa: PLR2004
+    if answer.status == HTTPStatus.FORBIDDEN:
         return (
             f"{what}: the token may not do this (HTTP 403: {_message(answer)}); it needs the "
             'permission "Manage Inference Endpoints" for this namespace.'
         )
-    if answer.status == 404 and "/" in what:  # noqa: PLR2004
+    if answer.status == HTTPStatus.NOT_FOUND and "/" in what:
         return (
             f'there is no endpoint "{what}" (HTTP 404); `hfbudget status {namespace}` lists yours.'
         )

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from pytest_hfbudget.errors import EndpointError, HFBudgetError
+from pytest_hfbudget.plugin.follower import Follower
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Scope
     from pytest_hfbudget.metering.runtime import Runtime
-    from pytest_hfbudget.plugin.recording import Recording
 
 
-class Bystander:
+class Bystander(Follower):
     """Ends nothing and reports nothing, even where pytest itself is run to its end in a child."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-
-    def open(self) -> None:
-        """The parent has checked everything."""
 
     def make_runtime(self) -> Runtime:
         """One of its own: nothing was capped when it was forked, or it would have had one."""
@@ -39,12 +33,6 @@ class Bystander:
 
     def problem(self, error: HFBudgetError) -> None:
         raise error
-
-    def planned(self) -> None:
-        """Said by the parent."""
-
-    def begin(self) -> None:
-        """Done by the parent."""
 
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
         raise EndpointError(f"{name}: a forked process can't bring endpoints up.")
@@ -70,9 +58,6 @@ class Bystander:
     def blame(self, refusals: tuple[str, ...]) -> None:
         """The parent has heard of them where they were refused."""
 
-    def standing(self) -> tuple[str, ...]:
-        return ()
-
     def warn(self, text: str) -> None:
         """The parent has its own to say."""
 
@@ -84,30 +69,6 @@ class Bystander:
 
     def used_up(self) -> bool:
         return False
-
-    def announce(self) -> None:
-        """Hooks are told by the parent."""
-
-    def between(self) -> None:
-        """The parent looks after the keeper."""
-
-    def ask_pause(self) -> None:
-        """The parent may still need what is running."""
-
-    def finish(self, outcomes: Mapping[str, str]) -> bool:
-        return True
-
-    def record(self, recording: Recording, session: pytest.Session) -> None:
-        """Done by the parent."""
-
-    def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
-        """Shown by the parent."""
-
-    def last_words(self) -> None:
-        """Said by the parent."""
-
-    def serve(self) -> dict[str, Any]:
-        raise RuntimeError("a forked process has no workers")
 
     def close(self) -> None:
         """Everything belongs to the parent."""

@@ -239,8 +239,8 @@ class Owner:
         return replace(report, run=self.run_id, date=now, rehearsal=rehearsal)
 
     def _write_report(self, outcomes: Mapping[str, str]) -> None:
-        if self.settings.report is None:
-            return
+        if self.settings.report is None or self.settings.plan:
+            return  # a plan spends nothing, and what the last run has spent is worth keeping
         from pytest_hfbudget.reporting.jsonfile import write
 
         path = self.config.invocation_params.dir / self.settings.report

@@ -10,6 +10,7 @@ import pytest
 
 from pytest_hfbudget.errors import LedgerUnreachableError
 from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
+from pytest_hfbudget.plugin.follower import Follower
 from pytest_hfbudget.plugin.owner import with_addresses
 from pytest_hfbudget.settings import Settings
 
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
     from pytest_hfbudget.ledger import Scope
     from pytest_hfbudget.metering.runtime import Runtime
-    from pytest_hfbudget.plugin.recording import Recording
     from pytest_hfbudget.pricing import Catalogue
 
 
-class Worker:
+class Worker(Follower):
     """Two connections: a hold must never wait behind an endpoint that takes minutes to start."""
 
     def __init__(
@@ -34,12 +34,6 @@ class Worker:
         self._met = False
         self._name = str(workerinput["workerid"])
         self._wire, self._slow_wire = Wire(given["socket"]), Wire(given["socket"])
-
-    def open(self) -> None:
-        """The controller has checked everything."""
-
-    def standing(self) -> tuple[str, ...]:
-        return ()
 
     def make_runtime(self) -> Runtime:
         from pytest_hfbudget.plugin.assembly import assemble
@@ -63,12 +57,6 @@ class Worker:
 
     def problem(self, error: HFBudgetError) -> None:
         self._slow_wire.ask("problem", str(error))
-
-    def planned(self) -> None:
-        """Said by the controller."""
-
-    def begin(self) -> None:
-        """Done by the controller."""
 
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
         raw: dict[str, Any] = self._slow_wire.ask("ensure", name, keep_running)
@@ -116,30 +104,6 @@ class Worker:
         with suppress(LedgerUnreachableError):
             return bool(self._wire.ask("used_up"))
         return True  # nobody pays any more
-
-    def announce(self) -> None:
-        """Told by the controller."""
-
-    def between(self) -> None:
-        """The controller looks after the keeper."""
-
-    def ask_pause(self) -> None:
-        """A worker that ends says nothing about the others."""
-
-    def finish(self, outcomes: Mapping[str, str]) -> bool:
-        return True
-
-    def record(self, recording: Recording, session: pytest.Session) -> None:
-        """Done by the controller."""
-
-    def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
-        """Shown by the controller."""
-
-    def last_words(self) -> None:
-        """Said by the controller."""
-
-    def serve(self) -> dict[str, Any]:
-        raise RuntimeError("a worker has no workers")
 
     def close(self) -> None:
         self._wire.close()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.pricing.price import FREE, Price
-from pytest_hfbudget.settings import assumed_rates
+from pytest_hfbudget.values import assumed_rates
 
 
 @dataclass(frozen=True)

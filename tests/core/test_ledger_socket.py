@@ -58,18 +58,6 @@ def ledger() -> WatchedLedger:
 
 
 @pytest.fixture
-def server(ledger: WatchedLedger) -> Iterator[LedgerServer]:
-    with serving(ledger) as started:
-        yield started
-
-
-@pytest.fixture
-def wire(server: LedgerServer) -> Iterator[Wire]:
-    with connected(server) as opened:
-        yield opened
-
-
-@pytest.fixture
 def raw(server: LedgerServer) -> Iterator[socket.socket]:
     """A connection of somebody who does not keep to the protocol."""
     with socket.socket(socket.AF_UNIX) as connection:

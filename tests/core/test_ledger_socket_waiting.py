@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,7 +17,6 @@ from bookkeeping import (
     connected,
     connection_threads,
     draft,
-    serving,
 )
 
 from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
@@ -35,18 +33,6 @@ def ledger() -> WatchedLedger:
     kept = WatchedLedger()
     kept.open(Scope("all", "the session", 100))
     return kept
-
-
-@pytest.fixture
-def server(ledger: WatchedLedger) -> Iterator[LedgerServer]:
-    with serving(ledger) as started:
-        yield started
-
-
-@pytest.fixture
-def wire(server: LedgerServer) -> Iterator[Wire]:
-    with connected(server) as opened:
-        yield opened
 
 
 @pytest.fixture

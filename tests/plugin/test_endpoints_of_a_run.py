@@ -259,3 +259,14 @@ def test_an_error_of_an_endpoint_that_runs_is_the_callers(suite: Suite) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*BadRequestError*"])
     assert len(suite.requests("resume")) == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--continue-on-collection-errors",)])
+def test_a_suite_that_can_not_be_collected_resumes_nothing_unless_it_goes_on(
+    suite: Suite, options: tuple[str, ...]
+) -> None:
+    suite.emulator.add_endpoint("acme/llm")
+    suite.test_file("def test_it(): pass")
+    suite.test_file("import no_such_module", "test_broken.py")
+    suite.run("--hf-endpoint=acme/llm", *options)
+    assert len(suite.requests("resume")) == len(options)

@@ -202,3 +202,11 @@ def test_a_gate_that_is_none(suite: Suite) -> None:
     result = suite.run("--hf-plan-gate=maybe")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --hf-plan-gate=maybe: write one of stop, warn, off"])
+
+
+def test_a_plan_leaves_the_last_report_as_it_is(suite: Suite) -> None:
+    suite.test_file("def test_it(): call()")
+    suite.run("--hf-report=report.json")
+    before = (suite.path / "report.json").read_bytes()
+    suite.run("--hf-report=report.json", "--hf-plan")
+    assert (suite.path / "report.json").read_bytes() == before

@@ -1,0 +1,125 @@
+"""What a setting says, as a value; each raises `ValueError` with what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from pytest_hfbudget.money import parse_rate
+
+
+def assumed_rates(policy: str) -> tuple[int, int] | None:
+    """The atto-USD per token of ``assume:IN/OUT``; None for ``refuse`` and ``free``.
+
+    Raises:
+        ValueError: the policy is none of these.
+    """
+    if policy in ("refuse", "free"):
+        return None
+    kind, _, rates = policy.partition(":")
+    parts = rates.split("/")
+    if kind != "assume" or len(parts) != 2:  # noqa: PLR2004 - input and output
+        raise ValueError(
+            "write refuse, free, or assume:IN/OUT (USD per 1M tokens, for example assume:1/4)"
+        )
+    rate_in, rate_out = (parse_rate(part, units=10**6) for part in parts)
+    return rate_in, rate_out
+
+
+def names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Names, separated by spaces or commas, each once."""
+    names = value.replace(",", " ").split() if isinstance(value, str) else value
+    return tuple(dict.fromkeys(names))
+
+
+def url(value: str) -> str:
+    """A base URL without its last slash."""
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("write a URL that starts with http:// or https://")
+    return value.rstrip("/")
+
+
+def one_of(words: Sequence[str]) -> Callable[[str], str]:
+    """One of these words."""
+
+    def parse(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"write one of {', '.join(words)}")
+        return value
+
+    return parse
+
+
+def switch(value: str) -> bool:
+    """Whether it is on."""
+    word = value.lower()
+    if word not in ("1", "true", "yes", "0", "false", "no"):
+        raise ValueError("write 1 or 0")
+    return word in ("1", "true", "yes")
+
+
+def share(value: str) -> Fraction:
+    """A percentage, as a fraction."""
+    number = value.removesuffix("%").strip()
+    # With its sign only: 0.2 would be a fifth to some and a fifth of a percent to others.
+    if number == value.strip() or not number.replace(".", "", 1).isdecimal():
+        raise ValueError("write a percentage of 0 or more, such as 20%")
+    return Fraction(number) / 100
+
+
+def policy(value: str) -> str:
+    """What an unpriced call does, checked."""
+    assumed_rates(value)
+    return value
+
+
+def seconds_or_none(value: str) -> float:
+    """Seconds, or 0 for not at all."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("write a number of seconds, 0 or more")
+    return seconds
+
+
+def seconds(value: str) -> float:
+    """Seconds, more than 0."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError("write a number of seconds above 0")
+    return seconds
+
+
+def seconds_of_minutes(value: str) -> float:
+    """Seconds behind a number of minutes."""
+    try:
+        return seconds(value) * 60
+    except ValueError:
+        raise ValueError("write a number of minutes above 0") from None
+
+
+def minutes(value: str) -> int:
+    """Whole minutes, at least one."""
+    try:
+        minutes = int(value)
+    except ValueError:
+        minutes = 0
+    if minutes < 1:
+        raise ValueError("write a whole number of minutes, 1 or more")
+    return minutes
+
+
+def days(value: str) -> int:
+    """Whole days, 0 for none."""
+    try:
+        days = int(value)
+    except ValueError:
+        days = -1
+    if days < 0:
+        raise ValueError("write a whole number of days, or 0 for no log")
+    return days

@@ -1,0 +1,23 @@
+"""A ledger behind a socket; each module brings its own ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from bookkeeping import WatchedLedger, connected, serving
+
+from pytest_hfbudget.ledger.remote import Wire
+from pytest_hfbudget.ledger.server import LedgerServer
+
+
+@pytest.fixture
+def server(ledger: WatchedLedger) -> Iterator[LedgerServer]:
+    with serving(ledger) as started:
+        yield started
+
+
+@pytest.fixture
+def wire(server: LedgerServer) -> Iterator[Wire]:
+    with connected(server) as opened:
+        yield opened
