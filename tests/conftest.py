@@ -66,11 +66,15 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _hang_ups_are_heard() -> Iterator[None]:
-    """What nohup ignores is ignored in every process below it, also where a test means it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _signals_are_heard() -> Iterator[None]:
+    """What nohup and a shell's ``&`` ignore is ignored in every process below, also where meant."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGQUIT)}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
