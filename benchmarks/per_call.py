@@ -150,7 +150,7 @@ def draft() -> Charge:
 
 def hold_and_settle(path: str, barrier: Any, times: Any) -> None:
     """One worker: holds and settles as fast as it can, and tells how long each took."""
-    ledger, charge = RemoteLedger(Wire(path)), draft()
+    ledger, charge = RemoteLedger(Wire(path), ahead=True), draft()
     settled = charge._replace(input_tokens=40, output_tokens=41, nano_usd=81, status="200")
     barrier.wait()
     took = []

@@ -16,7 +16,7 @@ from pytest_hfbudget.ledger.account import Account, Totals
 from pytest_hfbudget.ledger.charge import Charge, Refusal
 from pytest_hfbudget.ledger.charges import Charges
 from pytest_hfbudget.ledger.protocol import Caller, Hold, Uptime, Waiting, unanswered
-from pytest_hfbudget.ledger.queue import Ahead, Bid, Held, Place, decide, grant, sent_away
+from pytest_hfbudget.ledger.queue import NOBODY, Bid, Held, Place, decide, grant, sent_away
 from pytest_hfbudget.ledger.scope import Scope
 
 
@@ -139,6 +139,9 @@ class Ledger:
         if self._queue:
             self._serve()
 
+    def flush(self) -> None:
+        """Nothing to wait for: what is settled here is booked."""
+
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         with self._lock:
             for key in dict.fromkeys(keys):
@@ -227,7 +230,7 @@ class Ledger:
 
     def _ask(self, bid: Bid) -> Hold | Place:
         if not self._queue:
-            amount = grant(bid, Ahead())
+            amount = grant(bid, NOBODY)
             if amount is not None:
                 return self._grant(bid, amount)
         place = Place(bid, unanswered())

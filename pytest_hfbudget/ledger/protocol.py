@@ -82,6 +82,9 @@ class LedgerLike(Protocol):
     def release(self, hold: int, charge: Charge | None = None) -> None:
         """Give a hold back: nothing was bought."""
 
+    def flush(self) -> None:
+        """Wait until all that was settled is booked, wherever that is."""
+
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         """Count a call that was not sent."""
 

@@ -59,6 +59,9 @@ class Ahead:
             self.calls[account] = self.calls.get(account, 0) + 1
 
 
+NOBODY = Ahead()
+
+
 def grant(bid: Bid, ahead: Ahead) -> int | None:
     """The amount that a bid gets now; None where it has to wait for others.
 
@@ -87,11 +90,11 @@ def decide(
 ) -> tuple[Place, int | BudgetExceededError] | None:
     """Who of those in line need wait no longer, and why: an amount, or a refusal."""
     holders = _holders(queue, holds)
-    ahead, nobody = Ahead(), Ahead()
+    ahead = Ahead()
     for place in queue:
         # Whoever holds something stands behind nobody, since they may be waiting for it.
         try:
-            amount = grant(place.bid, nobody if place.bid.id in holders else ahead)
+            amount = grant(place.bid, NOBODY if place.bid.id in holders else ahead)
         except BudgetExceededError as refusal:
             return place, refusal
         if amount is not None:

@@ -6,8 +6,9 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 from pytest_hfbudget.errors import LedgerUnreachableError
@@ -31,6 +32,7 @@ class Wire:
         self._path = path
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._told = False
         forked = weakref.WeakMethod(self._forked)
         os.register_at_fork(after_in_child=lambda: _call(forked()))
 
@@ -46,9 +48,39 @@ class Wire:
             HFBudgetError: what the operation itself raised there.
         """
         line = wire.encode([operation, *arguments])
+        with self._line():
+            self._send(line)
+            answer = wire.decode(self._receive())
+            self._told = False
+        if "error" in answer:
+            raise wire.raised(answer)
+        return answer["ok"]
+
+    def tell(self, operation: str, *arguments: Any) -> None:
+        """Have an operation done, without waiting for it: in its turn, before all that is asked.
+
+        Raises:
+            LedgerUnreachableError: as `ask`.
+        """
+        line = wire.encode([wire.TELL, operation, *arguments])
+        with self._line():
+            self._send(line)
+            self._told = True
+
+    def flush(self) -> None:
+        """Wait until all that was told is done.
+
+        Raises:
+            LedgerUnreachableError: as `ask`.
+        """
+        if self._told:
+            self.ask("flush")
+
+    @contextmanager
+    def _line(self) -> Iterator[None]:
         with self._lock:
             try:
-                answer = wire.decode(self._exchange(line))
+                yield
             except (OSError, ValueError) as error:
                 self._hang_up()
                 raise LedgerUnreachableError(
@@ -60,16 +92,16 @@ class Wire:
                 # that of the next question.
                 self._hang_up()
                 raise
-        if "error" in answer:
-            raise wire.raised(answer)
-        return answer["ok"]
 
-    def _exchange(self, line: bytes) -> bytes:
+    def _send(self, line: bytes) -> None:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             # Not by its own method, which is what those replace who block a test's network.
             super(socket.socket, self._socket).connect(self._path)
         self._socket.sendall(line)
+
+    def _receive(self) -> bytes:
+        assert self._socket is not None  # noqa: S101 - something was sent
         # One answer follows one question. No buffered file: its lock would not survive a fork.
         answer = bytearray()
         while not answer.endswith(b"\n"):
@@ -87,7 +119,7 @@ class Wire:
     def _hang_up(self) -> None:
         if self._socket is not None:
             self._socket.close()
-        self._socket = None
+        self._socket, self._told = None, False
 
     def _forked(self) -> None:
         """A child closes its copy, or the ledger would not notice the end of its parent.
@@ -104,10 +136,16 @@ def _call(method: Callable[[], None] | None) -> None:
 
 
 class RemoteLedger:
-    """The ledger of the controller, over a `Wire`; every method raises as `Wire.ask` does."""
+    """The ledger of the controller, over a `Wire`; every method raises as `Wire.ask` does.
 
-    def __init__(self, wire: Wire) -> None:
+    Args:
+        ahead: whether a call may go on before its settlement is booked. Its process has to `flush`
+            before anybody else looks.
+    """
+
+    def __init__(self, wire: Wire, *, ahead: bool = False) -> None:
         self._wire = wire
+        self._settle = wire.tell if ahead else wire.ask
 
     def open(self, scope: Scope) -> None:
         self._wire.ask("open", scope)
@@ -156,10 +194,13 @@ class RemoteLedger:
         self._wire.ask("leave", place)
 
     def settle(self, hold: int, charge: Charge) -> None:
-        self._wire.ask("settle", hold, charge)
+        self._settle("settle", hold, charge)
 
     def release(self, hold: int, charge: Charge | None = None) -> None:
-        self._wire.ask("release", hold, charge)
+        self._settle("release", hold, charge)
+
+    def flush(self) -> None:
+        self._wire.flush()
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         self._wire.ask("refuse", keys, refusal)

@@ -79,6 +79,7 @@ class LedgerServer:
             "release": lambda hold, charge: ledger.release(
                 hold, None if charge is None else wire.charge(charge)
             ),
+            "flush": ledger.flush,
             "refuse": lambda keys, refusal: ledger.refuse(keys, Refusal(*refusal)),
             "total": ledger.total,
             "charges_in": ledger.charges_in,
@@ -158,12 +159,19 @@ def private_directory() -> Path:
 
 
 def answer(operations: Mapping[str, Operation], line: bytes) -> bytes:
-    """The line that answers a question: what the operation returned, or the error it raised."""
+    """The line that answers a question: what the operation returned, or the error it raised.
+
+    What is only told gets no answer: nothing.
+    """
+    told = False
     try:
         name, *arguments = wire.decode(line)
-        return wire.encode({"ok": operations[name](*arguments)})
+        if told := name == wire.TELL:
+            name, *arguments = arguments
+        result = operations[name](*arguments)
+        return b"" if told else wire.encode({"ok": result})
     except HFBudgetError as error:
         failure = error
     except Exception as error:  # the worker must hear of it, or it would wait for ever
         failure = HFBudgetError(f"the ledger failed: {error!r} (pid {os.getpid()})")
-    return wire.encode(wire.error_fields(failure))
+    return b"" if told else wire.encode(wire.error_fields(failure))

@@ -8,6 +8,9 @@ from typing import Any
 from pytest_hfbudget import errors
 from pytest_hfbudget.ledger.charge import Charge
 
+# Before an operation that is not answered.
+TELL = "tell"
+
 FIGURES = ("scope", "scope_key", "cap", "spent", "held", "needed", "model")
 KINDS = (
     "BudgetExceededError",

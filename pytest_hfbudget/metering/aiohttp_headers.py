@@ -6,22 +6,21 @@ It shows a response to nobody else on its way, so the session itself is asked to
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-Note = Callable[[Mapping[str, str]], None]
+from pytest_hfbudget.metering.traffic import Note, noting
 
 
-def noting_session(original: Any, note: Callable[[], Note | None]) -> Any:
+def noting_session(original: Any) -> Any:
     """``AsyncInferenceClient._get_client_session``, with sessions that tell of their responses."""
 
     @functools.wraps(original)
     def _get_client_session(self: Any, *args: Any, **kwargs: Any) -> Any:
         session = original(self, *args, **kwargs)
-        noting = note()
-        if noting is not None:
-            session.trace_configs.append(_trace(noting))
+        note = noting()
+        if note is not None:
+            session.trace_configs.append(_trace(note))
         return session
 
     return _get_client_session

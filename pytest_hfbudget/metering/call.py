@@ -13,10 +13,11 @@ from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.metering.limit import Limit, Manner, put
 from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
-from pytest_hfbudget.metering.replay import Way
-from pytest_hfbudget.metering.request import Parameters, changed
+from pytest_hfbudget.metering.request import changed
+from pytest_hfbudget.metering.sending import Sending
 from pytest_hfbudget.metering.usage import (
     compute_time,
+    ending_with_usage,
     finished_by_length,
     images_in,
     is_queued,
@@ -33,7 +34,6 @@ from pytest_hfbudget.pricing.price import MICROSECONDS
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
-    from pytest_hfbudget.metering.payer import Around
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -58,26 +58,25 @@ class Call:
             carries nothing else is not shown to code which did not ask for it.
         complete: whether it was said that nothing more will be written, so that the usage seen is
             final also when the caller leaves before the end.
+        seconds: how long it took, where it is settled later than that.
     """
 
     def __init__(
         self,
         meter: Meter,
-        parameters: Parameters,
-        way: Way,
+        sending: Sending,
         request: CallRequest,
         quote: Quote | None,
-        around: Around,
         draft: Charge,
         hold: Hold,
         limit: Limit | None,
-        manner: Manner,
     ) -> None:
-        self.meter, self.parameters, self.way, self.request = meter, parameters, way, request
-        self.quote, self.scopes, self.draft, self.hold = quote, around.scopes, draft, hold
-        self.limit, self.manner = limit, manner
+        around = sending.around
+        self.meter, self.parameters, self.way = meter, sending.parameters, sending.way
+        self.request, self.quote, self.draft, self.hold = request, quote, draft, hold
+        self.limit, self.manner = limit, sending.manner
+        self.scopes, self.test, self.thresholds = around.scopes, around.test, around.thresholds
         self.capped, self.explicit = around.paid, around.explicit
-        self.thresholds, self.test = around.thresholds, around.test
         self.provider = request.provider
         self.swallow_usage = False
         self.refusal: BudgetExceededError | None = None
@@ -87,8 +86,10 @@ class Call:
         self.queued = False
         self.written = 0
         self.complete = False
-        self._started = meter.clock()
+        self.seconds: float | None = None
+        self._started = sending.started
         self._once = threading.Lock()
+        self.way.passage.heard = self.headers
 
     # --- before it is sent
 
@@ -140,6 +141,9 @@ class Call:
         Raises:
             BudgetExceededError: the answer was cut off by the limit that a cap had set.
         """
+        if self._usage_will_do and (usage := usage_of(ending_with_usage(body), self.request)):
+            self._book(usage, "200")
+            return
         message = parse_body(body)
         self.usage = usage_of(message, self.request) or self.usage
         self.images, self.queued = images_in(message), is_queued(message)
@@ -211,6 +215,12 @@ class Call:
         error.used_up = self.limit is not None and self.limit.by_cap
         return self.meter.refuse(self, error)
 
+    @property
+    def _usage_will_do(self) -> bool:
+        """Whether an answer's usage is all that is asked of it."""
+        timed = self.quote is not None and self.quote.by_second
+        return self.limit is None and not self.request.draws and not timed
+
     # --- settlement, once
 
     def settle(self, status: str) -> None:
@@ -272,7 +282,7 @@ class Call:
             price_source="what was held",
             status=status,
             estimated=True,
-            seconds=round(self.meter.clock() - self._started, 6),
+            seconds=round(self._took(), 6),
         )
 
     def _tell(self, resolve: Callable[[int, Charge], None], charge: Charge) -> None:
@@ -281,7 +291,8 @@ class Call:
         with suppress(HFBudgetError):
             resolve(self.hold.id, self._unless_replayed(charge))
         self.meter.closed(self)
-        self.meter.watcher.settled(self.thresholds, self.meter.ledger)
+        if self.thresholds:
+            self.meter.watcher.settled(self.thresholds, self.meter.ledger)
 
     def _first(self) -> bool:
         return self._once.acquire(blocking=False)
@@ -300,7 +311,7 @@ class Call:
 
     def _charge(self, usage: Usage | None, status: str) -> Charge:
         quote, certain = self._final_quote()
-        seconds = self.meter.clock() - self._started
+        seconds = self._took()
         if usage is not None and quote is not None:
             usage = self._completed(usage, quote, seconds)
         cost, source = quote.cost(usage or Usage()) if quote else (None, "unpriced")
@@ -318,6 +329,8 @@ class Call:
 
     def _completed(self, usage: Usage, quote: Quote, seconds: float) -> Usage:
         """A usage of tokens with what else may be billed: images, and time."""
+        if not (usage.estimated or self.request.draws or quote.by_second):
+            return usage
         images = (self.images or self.request.n) if self.request.draws else 0
         usage = usage._replace(images=images, microseconds=self._time(quote, seconds))
         if usage.estimated and not quote.by_token:
@@ -333,6 +346,9 @@ class Call:
         taken = math.ceil(seconds * MICROSECONDS)
         # What is only queued is computed after this call, and fetched where nobody sees it.
         return max(taken, quote.longest(self.request)) if self.queued else taken
+
+    def _took(self) -> float:
+        return self.meter.clock() - self._started if self.seconds is None else self.seconds
 
     def _final_quote(self) -> tuple[Quote | None, bool]:
         """The price of whoever answered; False where nobody knows who that is, or their price."""

@@ -145,6 +145,7 @@ class _Child:
             "leave": self._leave,
             "settle": self._resolving(ledger.settle),
             "release": self._resolving(ledger.release),
+            "flush": ledger.flush,
             "refuse": self._refuse,
             "total": ledger.total,
             "charges_in": ledger.charges_in,

@@ -7,9 +7,10 @@ it, the URL, and whether the provider serves it for this task at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pytest_hfbudget.metering.request import Parameters, describe
+from pytest_hfbudget.metering.sending import Named
 from pytest_hfbudget.pricing.request import split_model
 from pytest_hfbudget.pricing.table import is_below
 
@@ -17,20 +18,6 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
 
 Prepare = Callable[..., Parameters]
-
-
-class Named(NamedTuple):
-    """What the parameters of a call no longer tell.
-
-    Attributes:
-        model: by its Hub id; what is posted carries the provider's own.
-        provider: who is asked, ``auto`` where the router chooses.
-        instead_of: what the caller had asked for, where it is sent with another model.
-    """
-
-    model: str | None = None
-    provider: str | None = None
-    instead_of: str = ""
 
 
 class UnfitError(ValueError):

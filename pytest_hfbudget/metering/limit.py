@@ -57,7 +57,7 @@ AS_USUAL = Manner()
 
 def most(request: CallRequest, quote: Quote, contexts: Catalogue) -> int:
     """Nano-USD that a call without a limit of its own can cost, whatever the model writes."""
-    longest = contexts.longest_context(request.model, request.provider)
+    longest = contexts.contexts(request.model, request.provider).longest
     if longest:
         return quote.most_within(request, longest)
     return quote.most(request, ceiling(request, contexts))
@@ -69,7 +69,7 @@ def of_cap(
     """The limit with which a call costs no more than ``held``; None where it needs none."""
     if request.max_output is not None or not request.generates or quote.free:
         return None
-    longest = contexts.longest_context(request.model, request.provider)
+    longest = contexts.contexts(request.model, request.provider).longest
     if longest and held >= most(request, quote, contexts):
         return None
     paid = quote.affordable_output(request, held)
@@ -86,7 +86,7 @@ def ceiling(request: CallRequest, contexts: Catalogue) -> int:
 
     The bound on the prompt counts a token for each byte; two bytes are closer, and safe for most.
     """
-    shortest = contexts.shortest_context(request.model, request.provider) or UNKNOWN_CONTEXT
+    shortest = contexts.contexts(request.model, request.provider).shortest or UNKNOWN_CONTEXT
     return max(shortest - request.input_bound // 2, shortest // 8)
 
 

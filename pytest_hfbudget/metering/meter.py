@@ -15,15 +15,17 @@ from pytest_hfbudget.errors import (
     LedgerUnreachableError,
     UnpricedCallError,
 )
-from pytest_hfbudget.ledger import Charge, Hold, LedgerLike, Refusal, Scope
+from pytest_hfbudget.ledger import Charge, Hold, Ledger, LedgerLike, Refusal, Scope
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.leased import check_share
-from pytest_hfbudget.metering.limit import AS_USUAL, Manner, most, of_cap
+from pytest_hfbudget.metering.limit import Manner, most, of_cap
+from pytest_hfbudget.metering.noted import Note, Notes
 from pytest_hfbudget.metering.payer import Around, Payer, RunningTest
 from pytest_hfbudget.metering.replay import Way
-from pytest_hfbudget.metering.request import P, Parameters, changed, describe
+from pytest_hfbudget.metering.request import P, changed, describe
+from pytest_hfbudget.metering.sending import Sending
 from pytest_hfbudget.metering.threshold import Watcher
-from pytest_hfbudget.metering.waiting import Callers, Steps, Wait
+from pytest_hfbudget.metering.waiting import Callers, Steps, Wait, blocking
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 from pytest_hfbudget.settings import HOLD_WAIT_S
@@ -68,22 +70,24 @@ class Meter:
     _known: set[Scope] = field(default_factory=set)
     _callers: Callers = field(default_factory=Callers)
 
-    def begin(
-        self,
-        parameters: Parameters,
-        way: Way,
-        *,
-        hub_model: str | None = None,
-        provider: str | None = None,
-        instead_of: str = "",
-        stream: bool = False,
-        timeout: object = None,
-        manner: Manner = AS_USUAL,
-        blocks: bool = True,
-    ) -> Steps[Call | None]:
+    def __post_init__(self) -> None:
+        self._notes = Notes(self._accounted, self.clock)
+
+    def note(self, sending: Sending) -> Note | None:
+        """What accounts for a call afterwards, where nothing depends on it; else None.
+
+        It does where a budget has a limit or an endpoint is paid for by the minute, and in a
+        process whose ledger is another one's: that may be gone.
+        """
+        plain = isinstance(self.ledger, Ledger) and not self.book.leased
+        if not plain or sending.stream or sending.around.capped:
+            return None
+        return Note(self._notes, sending)
+
+    def begin(self, sending: Sending, *, blocks: bool = True) -> Steps[Call | None]:
         """Hold what a call may cost, in every scope that encloses it; a wait is one of the steps.
 
-        A call that no cap would hold goes on where it can be stopped on the ``way`` out, after
+        A call that no cap would hold goes on where it can be stopped on its way out, after
         everybody who may answer it instead of the network has had the chance to.
 
         ``blocks`` says whether the thread stands still meanwhile. The result is None where there is
@@ -94,21 +98,15 @@ class Meter:
                 for is gone; nothing is to be sent.
         """
         self.drain()
-        capped = True
+        call = yield from self._begin(sending, blocks)
+        if call is not None:
+            self._open[id(call)] = call
+        return call
+
+    def _begin(self, sending: Sending, blocks: bool) -> Steps[Call | None]:
+        capped = sending.around.capped
         try:
-            around = self.payer.around()
-            capped = around.capped
-            request = describe(
-                parameters,
-                routers=self.routers,
-                hub_model=hub_model,
-                provider=provider,
-                stream=stream,
-                timeout=timeout,
-            )
-            request = self._within_context(request)
-            draft = self._draft(request, around.keys, instead_of)
-            call = yield from self._hold(parameters, way, request, around, draft, manner, blocks)
+            call = yield from self._hold(sending, self._request(sending), blocks)
             call.prepare()
         except BudgetExceededError as error:
             # Also in a worker whose run is gone: nobody reads its answers.
@@ -127,8 +125,25 @@ class Meter:
             # Not a warning: under -W error that would fail a test that nobody has capped.
             logger.exception("hfbudget could not meter a call")
             return None
-        self._open[id(call)] = call
         return call
+
+    def _accounted(self, sending: Sending) -> Call | None:
+        return blocking(self._begin(sending, blocks=True))
+
+    def _request(self, sending: Sending) -> CallRequest:
+        request = describe(
+            sending.parameters,
+            routers=self.routers,
+            hub_model=sending.named.model,
+            provider=sending.named.provider,
+            stream=sending.stream,
+            timeout=sending.timeout,
+        )
+        # A prompt is no longer than a server would take: no other is served.
+        longest = self.book.catalogue.contexts(request.model, request.provider).longest
+        if longest is None or request.input_bound < longest:
+            return request
+        return request._replace(input_bound=longest - 1)
 
     @property
     def routers(self) -> tuple[str, ...]:
@@ -145,26 +160,35 @@ class Meter:
         return changed(parameters, url=self.router + parameters.url[len(DEFAULT_ROUTER) :])
 
     def drain(self) -> None:
-        """Settle the calls whose streams nobody holds any more."""
+        """Settle the calls whose streams nobody holds any more, and what was only noted."""
         while self.dropped:
             self.dropped.popleft().close()
+        self._notes.account()
 
     def settle_open(self, test: str | None) -> None:
         """Settle what a test leaves open, so that nothing is held after its end."""
         self.drain()
+        self._notes.leave(test)
         for call in list(self._open.values()):
             if call.draft.test == test:
                 call.close()
+        self._flush()
 
     def settle_all(self) -> None:
         """Settle whatever is left open, because nothing is settled after this."""
         self.drain()
+        self._notes.leave(every=True)
         for call in list(self._open.values()):
             call.close()
         for call in list(self._open.values()):
             with suppress(HFBudgetError):
                 call.book_interrupted()
         self._open.clear()
+        self._flush()
+
+    def _flush(self) -> None:
+        with suppress(HFBudgetError):  # a ledger that is gone has booked what was held
+            self.ledger.flush()
 
     def disown(self) -> None:
         """Leave the calls that are open to the process which has sent them: this is its child."""
@@ -172,6 +196,7 @@ class Meter:
             call.disown()
         self._open.clear()
         self.dropped.clear()
+        self._notes.disown()
 
     def closed(self, call: Call) -> None:
         """Forget a call that is settled."""
@@ -199,41 +224,29 @@ class Meter:
         self._refuse(call.draft.scopes, call.draft, error, call.test)
         return error
 
-    def _within_context(self, request: CallRequest) -> CallRequest:
-        """A request whose prompt is no longer than a server would take: no other is served."""
-        longest = self.book.catalogue.longest_context(request.model, request.provider)
-        if longest is None or request.input_bound < longest:
-            return request
-        return request._replace(input_bound=longest - 1)
-
-    def _hold(
-        self,
-        parameters: Parameters,
-        way: Way,
-        request: CallRequest,
-        around: Around,
-        draft: Charge,
-        manner: Manner,
-        blocks: bool,
-    ) -> Steps[Call]:
+    def _hold(self, sending: Sending, request: CallRequest, blocks: bool) -> Steps[Call]:
+        around, manner = sending.around, sending.manner
+        draft = self._draft(sending, request)
         self.make_known(around.scopes)
         if (leased := self.book.leased_name(request.url)) is not None:
             self.using(leased)
-        keys, paid = around.keys, around.paid
         quote, refusal = None, None
         try:
             quote = self.book.quote(request, around.explicit)
-            if quote is None and paid:
+            if quote is None and around.paid:
                 raise self._unpriced(request, around.scopes)
-            least, highest = self._bound(request, quote, manner) if quote and paid else (0, 0)
-            hold = yield from self._ask(keys, least, highest, draft, blocks)
-            if leased and paid:
+            least, highest = (0, 0)
+            if quote and around.paid:
+                least, highest = self._bound(request, quote, manner)
+            hold = yield from self._ask(around.keys, least, highest, draft, blocks)
+            if leased and around.paid:
                 check_share(self.ledger, around.test, hold, leased)
         except BudgetExceededError as error:
-            refusal, hold = error, self._unpaid(way, around, draft, error)
-        bounded, contexts = quote if paid and refusal is None else None, self.book.catalogue
-        limit = of_cap(request, bounded, hold.amount, contexts, manner) if bounded else None
-        call = Call(self, parameters, way, request, quote, around, draft, hold, limit, manner)
+            refusal, hold = error, self._unpaid(sending.way, around, draft, error)
+        limit = None
+        if quote and around.paid and refusal is None:
+            limit = of_cap(request, quote, hold.amount, self.book.catalogue, manner)
+        call = Call(self, sending, request, quote, draft, hold, limit)
         if refusal is not None:
             call.only_replayed(refusal)
         return call
@@ -286,7 +299,7 @@ class Meter:
 
     def _without_limit(self, request: CallRequest, highest: int) -> tuple[int, int]:
         """The bound of a call to a server that takes no limit: what fills the context."""
-        if self.book.catalogue.longest_context(request.model, request.provider):
+        if self.book.catalogue.contexts(request.model, request.provider).longest:
             return highest, highest
         raise BudgetExceededError(
             f"{request.model} takes no limit on its output, and nobody says how long its context "
@@ -295,8 +308,8 @@ class Meter:
             model=request.model,
         )
 
-    def _draft(self, request: CallRequest, keys: tuple[str, ...], instead_of: str) -> Charge:
-        test = self.payer.test
+    def _draft(self, sending: Sending, request: CallRequest) -> Charge:
+        test = sending.around.test
         return Charge(
             test=test.id if test else None,
             task=request.task,
@@ -309,10 +322,10 @@ class Meter:
             status="",
             estimated=False,
             seconds=0.0,
-            where="" if test else self.payer.where,
-            scopes=keys,
-            instead_of=instead_of,
-            at=time.time(),
+            where="" if test else sending.where,
+            scopes=sending.around.keys,
+            instead_of=sending.named.instead_of,
+            at=sending.at,
         )
 
     def _unpriced(self, request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:

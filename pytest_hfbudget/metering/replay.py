@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from contextvars import Token
+from types import ModuleType, TracebackType
 from typing import Any
 
 from pytest_hfbudget.metering.outcome import status_of
@@ -25,30 +26,45 @@ TRANSPORTS = (
 
 
 class Way:
-    """How one call goes out, and what is known of it afterwards.
+    """How one call goes out, and what is known of it afterwards: entered while it is posted.
 
     Attributes:
         replayed: whether it was answered without anybody having asked for a connection.
         unsent: whether it is certain that nothing of it was sent, answered or not.
     """
 
-    def __init__(self, traffic: Traffic, session: Callable[[], Any], url: str) -> None:
+    __slots__ = ("_client", "_session", "_token", "_traffic", "passage", "replayed", "unsent")
+
+    def __init__(
+        self, traffic: Traffic, session: Callable[[Any], Any], client: Any, url: str
+    ) -> None:
         self.passage = Passage(url)
         self.replayed = self.unsent = False
-        self._traffic, self._session = traffic, session
+        self._traffic, self._session, self._client = traffic, session, client
+        self._token: Token[Passage | None] | None = None
+
+    def __enter__(self) -> None:
+        self._token = self._traffic.enter(self.passage)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._token is not None  # noqa: S101 - it was entered
+        self._traffic.leave(self.passage, self._token)
+        # An error status is an answer, too.
+        answered = error is None or status_of(error) is not None
+        self.unsent = not self.passage.sent and self.watched()
+        self.replayed = self.unsent and answered and not self.passage.tried
 
     def watched(self) -> bool:
         """Whether nothing of this call can leave unseen."""
         try:
-            return sees(self._traffic, self._session())
+            return sees(self._traffic, self._session(self._client))
         except Exception:
             return False  # a session of a kind that nobody has thought of
-
-    def over(self, error: BaseException | None = None) -> None:
-        """Say that it has been answered, or that it has failed; an error status is an answer."""
-        answered = error is None or status_of(error) is not None
-        self.unsent = not self.passage.sent and self.watched()
-        self.replayed = self.unsent and answered and not self.passage.tried
 
 
 def sees(traffic: Traffic, session: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -77,16 +77,18 @@ def describe(
     model, provider = _addressed(
         parameters.url, routers, hub_model or parameters.model, named, provider
     )
-    return CallRequest(
-        task=parameters.task,
-        model=model,
-        provider=provider,
-        url=parameters.url,
-        input_bound=input_bound(parameters.json, parameters.data),
-        max_output=output_limit(payload),
-        n=_count(payload, PICTURES if parameters.task.endswith("to-image") else ANSWERS),
-        stream=stream,
-        timeout=_seconds(timeout),
+    task = parameters.task
+    several = _highest(payload, PICTURES if task.endswith("to-image") else ANSWERS)
+    return CallRequest(  # by position, which is twice as fast
+        task,
+        model,
+        provider,
+        parameters.url,
+        input_bound(parameters.json, parameters.data),
+        output_limit(payload),
+        several or 1,
+        stream,
+        _seconds(timeout),
     )
 
 
@@ -108,7 +110,7 @@ def _addressed(
 
 def input_bound(payload: object, data: object = None) -> int:
     """The most input tokens of a payload: a tokenizer makes no token of less than a byte."""
-    asked = payload if isinstance(payload, Mapping) else {}
+    asked = payload if isinstance(payload, (dict, Mapping)) else {}
     messages = asked.get("messages")
     count = len(messages) if isinstance(messages, list) else 1
     tools = TOOLS_TOKENS if asked.get("tools") else 0
@@ -135,12 +137,15 @@ def text_bytes(value: object) -> int:
 
 def _named_bytes(values: Mapping[str, Any]) -> int:
     shown = values.get("type")
-    if shown in IMAGES or shown in MEDIA:
+    if isinstance(shown, str) and (shown in IMAGES or shown in MEDIA):
         allowance = IMAGE_TOKENS if shown in IMAGES else MEDIA_TOKENS
         return allowance + text_bytes(values.get("text", ""))
     total = 0
     for key, item in values.items():
-        total += len(str(key)) + text_bytes(item)
+        total += len(str(key))
+        # Most of what is sent is plain text: it is counted without another call.
+        plain = isinstance(item, str) and item.isascii()
+        total += len(item) if plain else text_bytes(item)
     return total
 
 
@@ -149,21 +154,22 @@ def output_limit(payload: Mapping[str, Any]) -> int | None:
 
     Which of several a server goes by is its own affair.
     """
-    return max(_numbers(payload, LIMITS), default=None)
+    return _highest(payload, LIMITS)
 
 
-def _count(payload: Mapping[str, Any], names: tuple[str, ...]) -> int:
-    return max(_numbers(payload, names), default=1) or 1
-
-
-def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[int]:
-    """Every whole number that goes by one of these names, wherever servers look for it."""
-    places: tuple[object, ...] = (payload, payload.get("parameters"), payload.get("input"))
-    for place in places:
-        found = place if isinstance(place, Mapping) else {}
-        for value in map(found.get, names):
-            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-                yield value
+def _highest(payload: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """The highest whole number by one of these names, wherever servers look for it."""
+    highest: int | None = None
+    for place in (payload, payload.get("parameters"), payload.get("input")):
+        if not place or not isinstance(place, (dict, Mapping)):
+            continue
+        for name in names:
+            value = place.get(name)
+            if value is None or isinstance(value, bool) or not isinstance(value, int):
+                continue
+            if value >= 0 and (highest is None or value > highest):
+                highest = value
+    return highest
 
 
 def _in_data(data: object) -> Mapping[str, Any]:

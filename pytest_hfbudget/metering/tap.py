@@ -11,25 +11,25 @@ import asyncio
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError
-from pytest_hfbudget.metering.aiohttp_headers import Note, noting_session
+from pytest_hfbudget.metering.aiohttp_headers import noting_session
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.contract import CHOKE_POINT, bypassing, has_choke_point, problem
-from pytest_hfbudget.metering.fallback import Named, prepared
+from pytest_hfbudget.metering.fallback import prepared
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.metering.limit import AS_USUAL, Manner
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.patches import Patches
 from pytest_hfbudget.metering.replay import Way
+from pytest_hfbudget.metering.sending import NAMELESS, Sending
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
-from pytest_hfbudget.metering.traffic import Traffic
+from pytest_hfbudget.metering.traffic import Traffic, noting
 from pytest_hfbudget.metering.waiting import Steps, blocking, suspending
 
 logger = logging.getLogger("pytest_hfbudget")
@@ -37,9 +37,6 @@ logger = logging.getLogger("pytest_hfbudget")
 SYNC = "huggingface_hub.inference._client"
 ASYNC = "huggingface_hub.inference._generated._async_client"
 HELPERS = "huggingface_hub.inference._providers._common"
-
-# The call that is being posted in this context, for the response's headers to find it.
-_posting: ContextVar[Call | None] = ContextVar("hfbudget_posting", default=None)
 
 Current = Callable[[], "Meter | None"]
 
@@ -107,8 +104,7 @@ class Tap:
         self._patches.replace(client, CHOKE_POINT, wrapper(getattr(client, CHOKE_POINT), ways))
         make_session = getattr(client, "_get_client_session", None)
         if make_session is not None:  # aiohttp, before 1.0
-            noting = noting_session(make_session, _noting)
-            self._patches.replace(client, "_get_client_session", noting)
+            self._patches.replace(client, "_get_client_session", noting_session(make_session))
         raise_for_status = getattr(module, "hf_raise_for_status", None)
         if raise_for_status is not None:
             self._patches.replace(module, "hf_raise_for_status", noting_headers(raise_for_status))
@@ -128,52 +124,27 @@ class Ways:
     traffic: Traffic
     session: Callable[[Any], Any]
 
-    def begin(
-        self, client: Any, parameters: Any, stream: bool, manner: Manner, *, blocks: bool
-    ) -> Steps[tuple[Call | None, Any]]:
-        """The call, if it is metered, and what is to be posted in any case.
-
-        Raises:
-            BudgetExceededError: a cap would not hold it.
-        """
-        __tracebackhide__ = True
+    def sending(
+        self, client: Any, parameters: Any, stream: bool, manner: Manner
+    ) -> tuple[Meter, Sending] | None:
+        """What is known of a call that is about to be sent; None where nobody meters it."""
         meter = self.current()
         if meter is None:
-            return None, parameters
-        named: Named = vars(parameters).get("hfbudget_named", Named())
-        parameters = meter.routed(parameters)
-        way = Way(self.traffic, lambda: self.session(client), parameters.url)
-        try:
-            call = yield from meter.begin(
-                parameters,
-                way,
-                hub_model=named.model,
-                provider=named.provider,
-                instead_of=named.instead_of,
-                stream=stream,
-                timeout=getattr(client, "timeout", None),
-                manner=manner,
-                blocks=blocks,
-            )
-        except BudgetExceededError as error:
-            # How a refusal came about inside of here tells nobody anything; who called does.
-            raise error.with_traceback(None) from None
-        return call, call.parameters if call else parameters
-
-    @contextmanager
-    def posting(self, call: Call) -> Iterator[None]:
-        """While a call is posted: what is sent is sent for it, and headers are those of it."""
-        token = _posting.set(call)
-        try:
-            with self.traffic.of(call.way.passage):
-                yield
-        except BaseException as error:
-            call.way.over(error)
-            raise
-        else:
-            call.way.over()
-        finally:
-            _posting.reset(token)
+            return None
+        named = vars(parameters).get("hfbudget_named", NAMELESS)
+        parameters, payer = meter.routed(parameters), meter.payer
+        return meter, Sending(
+            parameters,
+            Way(self.traffic, self.session, client, parameters.url),
+            named,
+            stream,
+            getattr(client, "timeout", None),
+            payer.around(),
+            payer.where,
+            time.time(),
+            meter.clock(),
+            manner,
+        )
 
 
 def _async_session(client: Any) -> Any:
@@ -239,13 +210,19 @@ def metered(original: Any, ways: Ways) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
         while True:
-            steps = ways.begin(self, request_parameters, stream, attempts.manner, blocks=True)
-            call, posted = blocking(steps)
+            found = ways.sending(self, request_parameters, stream, attempts.manner)
+            if found is None:
+                return original(self, request_parameters, stream=stream)
+            meter, sending = found
+            if (note := meter.note(sending)) is not None:
+                with note:
+                    return note.answered(original(self, sending.parameters, stream=False))
+            call = blocking(held(meter, sending, blocks=True))
             if call is None:
-                return original(self, posted, stream=stream)
+                return original(self, sending.parameters, stream=stream)
             try:
-                with ways.posting(call):
-                    answer = original(self, posted, stream=stream)
+                with call.way:
+                    answer = original(self, call.parameters, stream=stream)
             except BaseException as error:
                 call.failed(error)
                 if call.refusal is not None:
@@ -268,13 +245,19 @@ def metered_async(original: Any, ways: Ways) -> Any:
         if hasattr(self, "_get_async_client"):
             await self._get_async_client()  # as the original does first: it is looked at
         while True:
-            steps = ways.begin(self, request_parameters, stream, attempts.manner, blocks=False)
-            call, posted = await suspending(steps)
+            found = ways.sending(self, request_parameters, stream, attempts.manner)
+            if found is None:
+                return await original(self, request_parameters, stream=stream)
+            meter, sending = found
+            if (note := meter.note(sending)) is not None:
+                with note:
+                    return note.answered(await original(self, sending.parameters, stream=False))
+            call = await suspending(held(meter, sending, blocks=False))
             if call is None:
-                return await original(self, posted, stream=stream)
+                return await original(self, sending.parameters, stream=stream)
             try:
-                with ways.posting(call):
-                    answer = await original(self, posted, stream=stream)
+                with call.way:
+                    answer = await original(self, call.parameters, stream=stream)
             except BaseException as error:
                 call.failed(error)
                 if call.refusal is not None:
@@ -285,6 +268,20 @@ def metered_async(original: Any, ways: Ways) -> Any:
             return MeteredAsyncStream(call, answer) if stream else _whole(call, answer)
 
     return _inner_post
+
+
+def held(meter: Meter, sending: Sending, *, blocks: bool) -> Steps[Call | None]:
+    """The call, if it is metered.
+
+    Raises:
+        BudgetExceededError: a cap would not hold it.
+    """
+    __tracebackhide__ = True
+    try:
+        return (yield from meter.begin(sending, blocks=blocks))
+    except BudgetExceededError as error:
+        # How a refusal came about inside of here tells nobody anything; who called does.
+        raise error.with_traceback(None) from None
 
 
 async def _again(attempts: Attempts, call: Call, error: BaseException) -> bool:
@@ -299,19 +296,14 @@ def _whole(call: Call, body: Any) -> Any:
     return body
 
 
-def _noting() -> Note | None:
-    call = _posting.get()
-    return call.headers if call is not None else None
-
-
 def noting_headers(original: Any) -> Any:
     """``hf_raise_for_status``, where a response is in hand: its headers say who answered."""
 
     @functools.wraps(original)
     def hf_raise_for_status(response: Any, *args: Any, **kwargs: Any) -> Any:
-        call = _posting.get()
-        if call is not None:
-            call.headers(response.headers)
+        note = noting()
+        if note is not None:
+            note(response.headers)
         return original(response, *args, **kwargs)
 
     return hf_raise_for_status

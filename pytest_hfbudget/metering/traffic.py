@@ -9,9 +9,8 @@ must not be sent is stopped here, after everybody who could answer it has had th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -25,15 +24,23 @@ class Passage:
     """One request between its sender and whoever answers it.
 
     Attributes:
-        host: where it is meant to go.
         tried: whether a connection was asked for.
         sent: whether anything of it was written to one.
+        heard: told the headers of every response to it.
     """
 
+    __slots__ = ("_stop", "_url", "heard", "sent", "tried")
+
     def __init__(self, url: str) -> None:
-        self.host = urlsplit(url).hostname or ""
+        self._url = url
         self.tried = self.sent = False
+        self.heard: Callable[[Mapping[str, str]], None] | None = None
         self._stop: Callable[[], BaseException] | None = None
+
+    @property
+    def host(self) -> str:
+        """Where it is meant to go."""
+        return urlsplit(self._url).hostname or ""
 
     def only_replayed(self, stop: Callable[[], BaseException]) -> None:
         """Let nothing of it out: ``stop`` makes what is raised instead."""
@@ -63,6 +70,13 @@ class Passage:
 _passing: ContextVar[Passage | None] = ContextVar("hfbudget_passing", default=None)
 
 Wrapper = Callable[["Traffic", Any], Any]
+Note = Callable[[Mapping[str, str]], None]
+
+
+def noting() -> Note | None:
+    """Whom to tell the headers of the response that is in hand in this context."""
+    passage = _passing.get()
+    return passage.heard if passage is not None else None
 
 
 class Point(NamedTuple):
@@ -102,16 +116,15 @@ class Traffic:
         self._patches.restore()
         self.blind.clear()
 
-    @contextmanager
-    def of(self, passage: Passage) -> Iterator[None]:
-        """Ascribe what is sent meanwhile to a request."""
+    def enter(self, passage: Passage) -> Token[Passage | None]:
+        """Ascribe what is sent from now on to a request."""
         self._under_way.append(passage)
-        token = _passing.set(passage)
-        try:
-            yield
-        finally:
-            _passing.reset(token)
-            self._under_way.remove(passage)
+        return _passing.set(passage)
+
+    def leave(self, passage: Passage, token: Token[Passage | None]) -> None:
+        """Do so no longer."""
+        _passing.reset(token)
+        self._under_way.remove(passage)
 
     def opening(self, host: str) -> None:
         """A connection to a host is about to be opened."""

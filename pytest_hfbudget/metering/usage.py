@@ -14,6 +14,9 @@ from pytest_hfbudget.pricing.price import MICROSECONDS
 # Longer than any call: what is beyond it is no time.
 LONGEST = 86_400 * MICROSECONDS
 
+USAGE, BACKSLASH = b'"usage":', ord("\\")
+DECODER = json.JSONDecoder()
+
 # How the providers whose answers have to be fetched later say that they are not there yet.
 STATUS = ("status", "task_status")
 UNDER_WAY = frozenset(
@@ -37,6 +40,29 @@ def parse_body(body: object) -> Mapping[str, Any]:
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     return value if isinstance(value, dict) else {}
+
+
+def ending_with_usage(body: object) -> Mapping[str, Any]:
+    """An answer cut down to the ``usage`` that it has at its end, without a look at what it says.
+
+    Empty where that is not certain. What is inside of a string has its quotes escaped, so this is
+    a key; and if all that follows its object are further members and the last brace, then that is
+    the brace of the whole answer, whose own ``usage`` it is.
+    """
+    if not isinstance(body, bytes):
+        return {}
+    at = body.rfind(USAGE)
+    if at < 1 or body[at - 1] == BACKSLASH:
+        return {}
+    try:
+        text = body[at + len(USAGE) :].decode().strip()
+        usage, end = DECODER.raw_decode(text)
+        rest = text[end:].lstrip()
+        if rest != "}":
+            json.loads("{" + rest.removeprefix(","))
+    except ValueError:
+        return {}
+    return {"usage": usage}
 
 
 def _is_vectors(body: bytes) -> bool:
@@ -66,7 +92,7 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
     details = usage.get("prompt_tokens_details")
     nested = details.get("cached_tokens") if isinstance(details, dict) else None
     cached = _number(nested) or _number(usage.get("cached_tokens")) or 0
-    return Usage(tokens_in or 0, tokens_out or 0, cached_tokens=min(cached, tokens_in or 0))
+    return Usage(tokens_in or 0, tokens_out or 0, min(cached, tokens_in or 0))
 
 
 def _tgi_usage(message: Mapping[str, Any]) -> Usage | None:

@@ -34,10 +34,8 @@ class Callers:
 
     def here(self, *, blocks: bool) -> Caller | None:
         """Who runs this; None for a coroutine of something else than asyncio."""
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            task = None
+        # Asked for first: outside of any loop, current_task() raises, which is slow.
+        task = asyncio.current_task() if asyncio._get_running_loop() else None
         if task is None and not blocks:
             return None
         number = 0 if task is None else self._tasks.setdefault(task, next(self._numbers))

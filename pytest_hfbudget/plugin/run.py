@@ -232,10 +232,10 @@ class Run:
         """Put a test's cost into its properties, from where JUnit takes it."""
         if self.runtime is None or (test := self.test()) is None:
             return
-        if last:
-            self.runtime.meter.settle_open(item.nodeid)
+        meter = self.runtime.meter
+        meter.settle_open(item.nodeid) if last else meter.drain()
         share = self.needs.share()
-        total = self.runtime.meter.ledger.total(test.scopes[-1].key)
+        total = meter.ledger.total(test.scopes[-1].key)
         if total.calls or total.refused or share:
             # A rerun counts on, so what its predecessor said is replaced.
             kept = [p for p in item.user_properties if not p[0].startswith("hfbudget.")]
@@ -260,6 +260,7 @@ class Run:
         test = self.test()
         if self.settings.max_increase is None or self.runtime is None or test is None:
             return None
+        self.runtime.meter.drain()
         ledger = self.runtime.meter.ledger
         return self.recording.dearer(item, report, ledger, test.scopes[-1].key)
 

@@ -38,7 +38,7 @@ class Worker(Follower):
     def make_runtime(self) -> Runtime:
         from pytest_hfbudget.plugin.assembly import assemble
 
-        ledger = RemoteLedger(self._wire)
+        ledger = RemoteLedger(self._wire, ahead=True)
         return assemble(
             self.config, self.settings, ledger, self.leased, self._catalogue, worker=self._name
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_hfbudget.cache import cache_file, keep
 from pytest_hfbudget.money import parse_rate
@@ -30,6 +30,13 @@ class Offer:
     status: str = field(default="", compare=False)
 
 
+class Contexts(NamedTuple):
+    """Tokens of context: the longest where every offer says how many, the shortest that is said."""
+
+    longest: int | None
+    shortest: int | None
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """``GET /v1/models`` of the router: chat models only, prices in USD per 1M tokens.
@@ -42,6 +49,10 @@ class Catalogue:
     read_at: float = 0.0
     origin: str = ""
     payload: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    # Every call under a cap asks, and the answer never changes.
+    _contexts: dict[tuple[str, str | None], Contexts] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def parse(cls, payload: Mapping[str, Any], *, read_at: float, origin: str) -> Catalogue:
@@ -71,17 +82,19 @@ class Catalogue:
         """The offers of a model that can be routed to now."""
         return tuple(offer for offer in self.offers.get(model, ()) if offer.live)
 
-    def longest_context(self, model: str, provider: str | None) -> int | None:
-        """The most tokens that prompt and answer can have together, where every offer says so."""
-        lengths = self._lengths(model, provider)
-        return max((n for n in lengths if n), default=None) if all(lengths) else None
+    def contexts(self, model: str, provider: str | None) -> Contexts:
+        """The tokens that prompt and answer can have together, at whoever may answer."""
+        asked = model, provider
+        known = self._contexts.get(asked)
+        if known is None:
+            known = self._contexts[asked] = self._longest_and_shortest(*asked)
+        return known
 
-    def shortest_context(self, model: str, provider: str | None) -> int | None:
-        """The tokens that prompt and answer can have together at whichever offer is chosen."""
-        return min((n for n in self._lengths(model, provider) if n), default=None)
-
-    def _lengths(self, model: str, provider: str | None) -> list[int | None]:
-        return [o.context_length for o in self.of(model) if provider in (None, o.provider)]
+    def _longest_and_shortest(self, model: str, provider: str | None) -> Contexts:
+        lengths = [o.context_length for o in self.of(model) if provider in (None, o.provider)]
+        known = [length for length in lengths if length]
+        everybody = len(known) == len(lengths)
+        return Contexts(max(known, default=None) if everybody else None, min(known, default=None))
 
 
 def _day(at: float) -> str:

@@ -65,6 +65,9 @@ class Quote:
         Raises:
             UnboundedCallError: a price has no unit that bounds this task.
         """
+        if len(self.options) == 1:
+            price, _ = self.options[0]
+            return price.cost(request.most_usage(price, output))
         return max([price.cost(request.most_usage(price, output)) for price, _ in self.options])
 
     def most_within(self, request: CallRequest, context: int) -> int:

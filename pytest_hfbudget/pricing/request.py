@@ -79,22 +79,18 @@ class CallRequest(NamedTuple):
         """
         if not self._bounded_by(price):
             raise UnboundedCallError(f"the price of {self.model} does not bound a {self.task} call")
-        return Usage(
-            input_tokens=self.input_bound,
-            output_tokens=output * self.n if self.generates else 0,
-            images=self.n if self.draws else 0,
-            microseconds=self.longest(price),
-            estimated=True,
-        )
+        written = output * self.n if self.generates else 0
+        drawn = self.n if self.draws else 0
+        return Usage(self.input_bound, written, 0, drawn, self.longest(price), True)
 
     def _bounded_by(self, price: Price) -> bool:
         """Whether a price covers all that this task is billed for; a gap in it is no $0."""
         if price.free or price.call is not None or price.second:
             return True
-        if self.draws:
-            return price.image is not None
         if self.generates:
             return price.input is not None and price.output is not None
+        if self.draws:
+            return price.image is not None
         return self.task in READS and price.input is not None
 
 

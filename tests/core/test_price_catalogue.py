@@ -142,14 +142,14 @@ def test_prices_carry_the_day_on_which_they_were_read() -> None:
 
 def test_the_longest_context_is_that_of_the_widest_provider() -> None:
     both = catalogue(offer("p", context_length=8192), offer("q", context_length=4096))
-    assert both.longest_context(MODEL, None) == 8192
-    assert both.longest_context(MODEL, "q") == 4096
+    assert both.contexts(MODEL, None).longest == 8192
+    assert both.contexts(MODEL, "q").longest == 4096
 
 
 def test_the_shortest_context_is_that_of_the_narrowest_provider() -> None:
     both = catalogue(offer("p", context_length=8192), offer("q", context_length=4096))
-    assert both.shortest_context(MODEL, None) == 4096
-    assert both.shortest_context(MODEL, "p") == 8192
+    assert both.contexts(MODEL, None).shortest == 4096
+    assert both.contexts(MODEL, "p").shortest == 8192
 
 
 NO_LENGTHS = (None, 0, -1, True, "8192", 8192.0)
@@ -160,26 +160,26 @@ def test_the_longest_context_is_unknown_where_one_provider_does_not_name_it(
     length: object,
 ) -> None:
     both = catalogue(offer("p", context_length=8192), offer("q", context_length=length))
-    assert both.longest_context(MODEL, None) is None
-    assert both.longest_context(MODEL, "p") == 8192
+    assert both.contexts(MODEL, None).longest is None
+    assert both.contexts(MODEL, "p").longest == 8192
 
 
 @pytest.mark.parametrize("length", NO_LENGTHS)
 def test_the_shortest_context_is_that_of_those_who_name_it(length: object) -> None:
     both = catalogue(offer("p", context_length=8192), offer("q", context_length=length))
-    assert both.shortest_context(MODEL, None) == 8192
-    assert both.shortest_context(MODEL, "q") is None
+    assert both.contexts(MODEL, None).shortest == 8192
+    assert both.contexts(MODEL, "q").shortest is None
 
 
 def test_the_context_of_a_provider_that_is_not_live_does_not_count() -> None:
     both = catalogue(offer("p", context_length=1), offer("q", "error", context_length=9))
-    assert both.longest_context(MODEL, None) == 1
+    assert both.contexts(MODEL, None).longest == 1
 
 
 def test_the_context_of_nobody_is_unknown() -> None:
     known = catalogue(offer("p", context_length=1))
-    assert known.longest_context(MODEL, "q") is None
-    assert known.shortest_context(MODEL, "q") is None
+    assert known.contexts(MODEL, "q").longest is None
+    assert known.contexts(MODEL, "q").shortest is None
 
 
 # --- the copy on disk

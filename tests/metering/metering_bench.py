@@ -43,7 +43,13 @@ class Bench:
 
     emulator: Emulator
     runtime: Runtime
-    ledger: Ledger
+    books: Ledger
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, with all in it that was only noted before."""
+        self.runtime.meter.drain()
+        return self.books
 
     @property
     def payer(self) -> Payer:
@@ -80,12 +86,10 @@ class Bench:
 
     @property
     def spent(self) -> int:
-        self.runtime.meter.drain()
         return self.ledger.total(SESSION).spent
 
     @property
     def held(self) -> int:
-        self.runtime.meter.drain()
         return self.ledger.total(SESSION).held
 
     @property

@@ -51,7 +51,7 @@ class WatchedLedger(Ledger):
 def ledger(bench: Bench) -> WatchedLedger:
     """A ledger whose session holds one call at a time."""
     watched = WatchedLedger()
-    bench.ledger = bench.runtime.meter.ledger = watched
+    bench.books = bench.runtime.meter.ledger = watched
     bench.prices(emulator__chat=PRICE)
     bench.cap(CAP)
     return watched
