@@ -224,7 +224,7 @@ class Ledger:
         caller: Caller | None,
         owner: object,
     ) -> Bid:
-        accounts = tuple(self._accounts[key] for key in dict.fromkeys(keys))
+        accounts = tuple(map(self._accounts.__getitem__, dict.fromkeys(keys)))
         self._next += 1
         return Bid(self._next, accounts, least, most, draft, owner, caller)
 

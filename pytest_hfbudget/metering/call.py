@@ -89,7 +89,6 @@ class Call:
         self.seconds: float | None = None
         self._started = sending.started
         self._once = threading.Lock()
-        self.way.passage.heard = self.headers
 
     # --- before it is sent
 

@@ -25,7 +25,7 @@ class UnfitError(ValueError):
 
 
 def prepared(
-    meter: Meter | None, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any]
+    meter: Meter, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any]
 ) -> tuple[Parameters, Named]:
     """What is to be posted: with the model that was asked for, or with the one that is due.
 
@@ -34,9 +34,8 @@ def prepared(
         arguments: what it is called with.
     """
     asked = _asked(arguments)
-    thresholds = meter.payer.around().thresholds if meter else ()
-    due = meter.watcher.due(thresholds, meter.ledger) if meter and thresholds else None
-    if meter and due and split_model(asked)[0] != split_model(due.model)[0]:
+    due = meter.watcher.due(meter.payer.around().thresholds, meter.ledger)
+    if due and split_model(asked)[0] != split_model(due.model)[0]:
         try:
             return _swapped(meter, prepare, provider, arguments, due.model)
         except Exception as error:  # whatever is wrong with it, the call itself is fine

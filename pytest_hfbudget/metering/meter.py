@@ -97,10 +97,16 @@ class Meter:
             BudgetExceededError: a cap would not hold the call, or the run that this process works
                 for is gone; nothing is to be sent.
         """
+        __tracebackhide__ = True
         self.drain()
-        call = yield from self._begin(sending, blocks)
+        try:
+            call = yield from self._begin(sending, blocks)
+        except BudgetExceededError as error:
+            # How a refusal came about inside of here tells nobody anything; who called does.
+            raise error.with_traceback(None) from None
         if call is not None:
             self._open[id(call)] = call
+            sending.way.passage.heard = call.headers
         return call
 
     def _begin(self, sending: Sending, blocks: bool) -> Steps[Call | None]:
@@ -238,7 +244,10 @@ class Meter:
             least, highest = (0, 0)
             if quote and around.paid:
                 least, highest = self._bound(request, quote, manner)
-            hold = yield from self._ask(around.keys, least, highest, draft, blocks)
+            answer = self._ask(around.keys, least, highest, draft, blocks)
+            if isinstance(answer, Wait):
+                yield answer
+            hold = answer.hold() if isinstance(answer, Wait) else answer
             if leased and around.paid:
                 check_share(self.ledger, around.test, hold, leased)
         except BudgetExceededError as error:
@@ -253,16 +262,14 @@ class Meter:
 
     def _ask(
         self, keys: tuple[str, ...], least: int, most: int | None, draft: Charge, blocks: bool
-    ) -> Steps[Hold]:
+    ) -> Hold | Wait:
         caller = self._callers.here(blocks=blocks) if self.hold_wait else None
         if caller is None:
             return self.ledger.hold(keys, least, most, draft)
         answer = self.ledger.ask(keys, least, most, draft, caller)
         if isinstance(answer, Hold):
             return answer
-        wait = Wait(self.ledger, answer, self.hold_wait, self.drain)
-        yield wait
-        return wait.hold()
+        return Wait(self.ledger, answer, self.hold_wait, self.drain)
 
     def _unpaid(self, way: Way, around: Around, draft: Charge, error: BudgetExceededError) -> Hold:
         """A hold of nothing, for a call that can be stopped later, right before it is sent.
@@ -310,22 +317,15 @@ class Meter:
 
     def _draft(self, sending: Sending, request: CallRequest) -> Charge:
         test = sending.around.test
-        return Charge(
-            test=test.id if test else None,
-            task=request.task,
-            model=request.model,
-            provider=request.provider,
-            input_tokens=0,
-            output_tokens=0,
-            nano_usd=None,
-            price_source="",
-            status="",
-            estimated=False,
-            seconds=0.0,
-            where="" if test else sending.where,
-            scopes=sending.around.keys,
-            instead_of=sending.named.instead_of,
-            at=sending.at,
+        return Charge.draft(
+            test.id if test else None,
+            request.task,
+            request.model,
+            request.provider,
+            "" if test else sending.where,
+            sending.around.keys,
+            sending.named.instead_of,
+            sending.at,
         )
 
     def _unpriced(self, request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:

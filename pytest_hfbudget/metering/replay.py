@@ -54,6 +54,7 @@ class Way:
     ) -> None:
         assert self._token is not None  # noqa: S101 - it was entered
         self._traffic.leave(self.passage, self._token)
+        self.passage.heard = None  # or each call would be a circle, left to the garbage collector
         # An error status is an answer, too.
         answered = error is None or status_of(error) is not None
         self.unsent = not self.passage.sent and self.watched()

@@ -124,12 +124,12 @@ def text_bytes(value: object) -> int:
         return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, (list, tuple)):
         return sum(map(text_bytes, value))
-    if isinstance(value, dict):  # before Mapping, which is slow to ask for
-        return _named_bytes(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return _named_bytes(value)
     if value is None or isinstance(value, (bool, int, float)):
         return 8  # as text in a prompt, a number is a handful of tokens
+    if isinstance(value, Mapping):  # last, since it is slow to ask for
+        return _named_bytes(value)
     # Typed inputs of huggingface_hub are dataclasses that become JSON later.
     own = getattr(value, "__dict__", None)
     return text_bytes(own) if own else len(str(value).encode())

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError
+from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.metering.aiohttp_headers import noting_session
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.contract import CHOKE_POINT, bypassing, has_choke_point, problem
@@ -27,10 +27,10 @@ from pytest_hfbudget.metering.limit import AS_USUAL, Manner
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.patches import Patches
 from pytest_hfbudget.metering.replay import Way
-from pytest_hfbudget.metering.sending import NAMELESS, Sending
+from pytest_hfbudget.metering.sending import NAMELESS, Named, Sending
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
 from pytest_hfbudget.metering.traffic import Traffic, noting
-from pytest_hfbudget.metering.waiting import Steps, blocking, suspending
+from pytest_hfbudget.metering.waiting import blocking, suspending
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -217,7 +217,7 @@ def metered(original: Any, ways: Ways) -> Any:
             if (note := meter.note(sending)) is not None:
                 with note:
                     return note.answered(original(self, sending.parameters, stream=False))
-            call = blocking(held(meter, sending, blocks=True))
+            call = blocking(meter.begin(sending, blocks=True))
             if call is None:
                 return original(self, sending.parameters, stream=stream)
             try:
@@ -252,7 +252,7 @@ def metered_async(original: Any, ways: Ways) -> Any:
             if (note := meter.note(sending)) is not None:
                 with note:
                     return note.answered(await original(self, sending.parameters, stream=False))
-            call = await suspending(held(meter, sending, blocks=False))
+            call = await suspending(meter.begin(sending, blocks=False))
             if call is None:
                 return await original(self, sending.parameters, stream=stream)
             try:
@@ -268,20 +268,6 @@ def metered_async(original: Any, ways: Ways) -> Any:
             return MeteredAsyncStream(call, answer) if stream else _whole(call, answer)
 
     return _inner_post
-
-
-def held(meter: Meter, sending: Sending, *, blocks: bool) -> Steps[Call | None]:
-    """The call, if it is metered.
-
-    Raises:
-        BudgetExceededError: a cap would not hold it.
-    """
-    __tracebackhide__ = True
-    try:
-        return (yield from meter.begin(sending, blocks=blocks))
-    except BudgetExceededError as error:
-        # How a refusal came about inside of here tells nobody anything; who called does.
-        raise error.with_traceback(None) from None
 
 
 async def _again(attempts: Attempts, call: Call, error: BaseException) -> bool:
@@ -319,8 +305,14 @@ def noting_names(original: Any, current: Current) -> Any:
     @functools.wraps(original)
     def prepare_request(self: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        prepare = functools.partial(original, self)
-        parameters, named = prepared(current(), prepare, getattr(self, "provider", None), kwargs)
+        provider = getattr(self, "provider", None)
+        meter = current()
+        if meter is not None and meter.payer.around().thresholds:
+            prepare = functools.partial(original, self)
+            parameters, named = prepared(meter, prepare, provider, kwargs)
+        else:
+            parameters = original(self, **kwargs)
+            named = Named(kwargs.get("model"), provider)
         vars(parameters)["hfbudget_named"] = named
         return parameters
 

@@ -524,3 +524,37 @@ def test_many_processes_stay_under_one_cap(server: LedgerServer, ledger: Watched
     assert made == CAP // 7
     assert ledger.total("all") == Totals(spent=made * 7, calls=made)
     assert sum(each.nano_usd or 0 for each in ledger.charges()) == made * 7
+
+
+# --- what is told, and not waited for
+
+
+def test_what_is_told_is_done_before_what_is_asked(server: LedgerServer, wire: Wire) -> None:
+    ahead = RemoteLedger(wire, ahead=True)
+    for _ in range(100):
+        ahead.settle(hold(wire, 10), charge(10, "all"))
+    assert ahead.total("all").spent == 1000
+
+
+def test_after_a_flush_all_that_was_told_is_done(ledger: WatchedLedger, wire: Wire) -> None:
+    ahead = RemoteLedger(wire, ahead=True)
+    for _ in range(100):
+        ahead.settle(hold(wire, 10), charge(10, "all"))
+    ahead.flush()
+    assert ledger.total("all").spent == 1000
+
+
+def test_a_told_error_does_not_answer_the_next_question(wire: Wire) -> None:
+    ahead = RemoteLedger(wire, ahead=True)
+    ahead.settle(12345, charge(1, "all"))  # nobody holds that
+    assert ahead.total("all").spent == 0
+
+
+def test_nothing_can_be_told_to_a_server_that_is_gone(server: LedgerServer, wire: Wire) -> None:
+    ahead = RemoteLedger(wire, ahead=True)
+    held = hold(wire, 10)
+    server.stop()
+    with pytest.raises(LedgerUnreachableError):
+        for _ in range(3):  # the first may still find room in a buffer
+            ahead.settle(held, charge(10, "all"))
+            ahead.flush()

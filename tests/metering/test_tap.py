@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,12 @@ import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from metering_bench import Bench, say
 
+from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.contract import bypassing
+from pytest_hfbudget.metering.noted import Note
+from pytest_hfbudget.metering.replay import Way
+from pytest_hfbudget.metering.sending import Sending
+from pytest_hfbudget.metering.traffic import Passage
 
 
 def run(code: str, tmp_path: Path) -> str:
@@ -191,3 +197,28 @@ def test_a_task_that_bypasses_the_tap_is_warned_of_once_without_a_cap(tmp_path: 
         tmp_path,
     )
     assert output.splitlines() == ["sent past the tap", "1"]
+
+
+@pytest.mark.parametrize("cap", [None, 1])
+def test_a_call_leaves_nothing_to_the_garbage_collector(bench: Bench, cap: int | None) -> None:
+    bench.running(cap)
+    client = bench.client()
+
+    def call() -> None:
+        client.chat_completion(say(1), max_tokens=5)
+        bench.runtime.meter.drain()
+
+    call()
+    gc.collect()
+    gc.disable()
+    try:
+        before = _ours()
+        for _ in range(5):
+            call()
+        assert _ours() == before
+    finally:
+        gc.enable()
+
+
+def _ours() -> int:
+    return sum(type(each) in (Call, Note, Passage, Sending, Way) for each in gc.get_objects())

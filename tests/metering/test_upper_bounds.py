@@ -117,3 +117,12 @@ def test_an_async_stream_that_nobody_understands_may_have_cost_all_that_was_held
     assert asyncio.run(main()) == []
     assert (only(bench).status, only(bench).estimated) == ("lost", True)
     assert bench.spent >= bench.billed > 0
+
+
+def test_a_schema_may_name_several_types(bench: Bench) -> None:
+    """JSON Schema allows a list where a message has the word for an image."""
+    parameters = {"type": "object", "properties": {"at": {"type": ["string", "null"]}}}
+    tool = {"type": "function", "function": {"name": "look", "parameters": parameters}}
+    bench.cap(1)
+    bench.client().chat_completion(say(1), tools=[tool], max_tokens=5)
+    assert only(bench).nano_usd == bench.billed > 0
