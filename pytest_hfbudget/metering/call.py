@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.metering.limit import Limit, Manner, put
 from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
+from pytest_hfbudget.metering.reckoning import charge_of
 from pytest_hfbudget.metering.request import changed
 from pytest_hfbudget.metering.sending import Sending
 from pytest_hfbudget.metering.usage import (
@@ -30,7 +30,6 @@ from pytest_hfbudget.metering.usage import (
 )
 from pytest_hfbudget.money import show
 from pytest_hfbudget.pricing import CallRequest, Quote, Usage
-from pytest_hfbudget.pricing.price import MICROSECONDS
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
@@ -268,7 +267,7 @@ class Call:
 
     def _charge_or_hold(self, usage: Usage | None, status: str) -> Charge:
         try:
-            return self._charge(usage, status)
+            return charge_of(self, usage, status)
         except Exception:
             # A hook of somebody else's may raise; the call has been sent and must be booked.
             logger.exception("the price of a call could not be worked out; its hold is charged")
@@ -281,7 +280,7 @@ class Call:
             price_source="what was held",
             status=status,
             estimated=True,
-            seconds=round(self._took(), 6),
+            seconds=round(self.took(), 6),
         )
 
     def _tell(self, resolve: Callable[[int, Charge], None], charge: Charge) -> None:
@@ -308,55 +307,9 @@ class Call:
             return charge
         return charge._replace(nano_usd=0, price_source="replayed", replayed=True)
 
-    def _charge(self, usage: Usage | None, status: str) -> Charge:
-        quote, certain = self._final_quote()
-        seconds = self._took()
-        if usage is not None and quote is not None:
-            usage = self._completed(usage, quote, seconds)
-        cost, source = quote.cost(usage or Usage()) if quote else (None, "unpriced")
-        return self.draft._replace(
-            provider=self.provider,
-            input_tokens=usage.input_tokens if usage else 0,
-            output_tokens=usage.output_tokens if usage else 0,
-            nano_usd=cost,
-            price_source=source,
-            status=status,
-            estimated=not certain or bool(usage and usage.estimated),
-            seconds=round(seconds, 6),
-            over=max((cost or 0) - self.hold.amount, 0) if self.capped else 0,
-        )
-
-    def _completed(self, usage: Usage, quote: Quote, seconds: float) -> Usage:
-        """A usage of tokens with what else may be billed: images, and time."""
-        if not (usage.estimated or self.request.draws or quote.by_second):
-            return usage
-        images = (self.images or self.request.n) if self.request.draws else 0
-        usage = usage._replace(images=images, microseconds=self._time(quote, seconds))
-        if usage.estimated and not quote.by_token:
-            # Counted by the call or by the image, which is exact; nothing is known of tokens.
-            usage = usage._replace(input_tokens=0, output_tokens=0, estimated=False)
-        # The clock of this machine has the network in it.
-        timed = quote.by_second and self.compute_time is None
-        return usage._replace(estimated=usage.estimated or timed)
-
-    def _time(self, quote: Quote, seconds: float) -> int:
-        if self.compute_time is not None:
-            return self.compute_time
-        taken = math.ceil(seconds * MICROSECONDS)
-        # What is only queued is computed after this call, and fetched where nobody sees it.
-        return max(taken, quote.longest(self.request)) if self.queued else taken
-
-    def _took(self) -> float:
+    def took(self) -> float:
+        """Seconds from its start to its end, or to now."""
         return self.meter.clock() - self._started if self.seconds is None else self.seconds
-
-    def _final_quote(self) -> tuple[Quote | None, bool]:
-        """The price of whoever answered; False where nobody knows who that is, or their price."""
-        chosen = self.provider if self.request.provider is None else None
-        if not chosen or self.request.is_url or self.explicit:
-            return self.quote, self.quote is None or self.quote.certain
-        book = self.meter.book
-        stated = book.stated(self.request._replace(provider=chosen))
-        return stated or self.quote, bool(stated) or not book.stated(self.request)
 
     def _tightest(self) -> Scope:
         def room(scope: Scope) -> int:

@@ -147,9 +147,16 @@ class _Child:
             "release": self._resolving(ledger.release),
             "flush": ledger.flush,
             "refuse": self._refuse,
-            "total": ledger.total,
-            "charges_in": ledger.charges_in,
+            "total": self._looking(ledger.total),
+            "charges_in": self._looking(ledger.charges_in),
         }
+
+    def _looking(self, read: Operation) -> Operation:
+        def look(*arguments: Any) -> Any:
+            self._runtime.meter.drain()
+            return read(*arguments)
+
+        return look
 
     def _telling(self) -> dict[str, Operation]:
         book = self._runtime.meter.book

@@ -13,12 +13,12 @@ from pytest_hfbudget.errors import (
     BudgetExceededError,
     HFBudgetError,
     LedgerUnreachableError,
-    UnpricedCallError,
 )
 from pytest_hfbudget.ledger import Charge, Hold, Ledger, LedgerLike, Refusal, Scope
+from pytest_hfbudget.metering.bounds import bounds, unpriced
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.leased import check_share
-from pytest_hfbudget.metering.limit import Manner, most, of_cap
+from pytest_hfbudget.metering.limit import of_cap
 from pytest_hfbudget.metering.noted import Note, Notes
 from pytest_hfbudget.metering.payer import Around, Payer, RunningTest
 from pytest_hfbudget.metering.replay import Way
@@ -26,8 +26,7 @@ from pytest_hfbudget.metering.request import P, changed, describe
 from pytest_hfbudget.metering.sending import Sending
 from pytest_hfbudget.metering.threshold import Watcher
 from pytest_hfbudget.metering.waiting import Callers, Steps, Wait, blocking
-from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, UnboundedCallError
-from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
+from pytest_hfbudget.pricing import CallRequest, PriceBook
 from pytest_hfbudget.settings import HOLD_WAIT_S
 
 DEFAULT_ROUTER = "https://router.huggingface.co"
@@ -240,10 +239,10 @@ class Meter:
         try:
             quote = self.book.quote(request, around.explicit)
             if quote is None and around.paid:
-                raise self._unpriced(request, around.scopes)
+                raise unpriced(request, around.scopes)
             least, highest = (0, 0)
             if quote and around.paid:
-                least, highest = self._bound(request, quote, manner)
+                least, highest = bounds(request, quote, manner, self.book.catalogue)
             answer = self._ask(around.keys, least, highest, draft, blocks)
             if isinstance(answer, Wait):
                 yield answer
@@ -285,36 +284,6 @@ class Meter:
             self._refuse(around.keys, draft, final, around.test)
             raise
 
-    def _bound(self, request: CallRequest, quote: Quote, manner: Manner) -> tuple[int, int]:
-        """The least and the most that this call may hold."""
-        if quote.free:
-            return 0, 0
-        try:
-            if request.max_output is not None or not request.generates:
-                fixed = quote.most(request, request.max_output or 0)
-                return fixed, fixed
-            least, highest = quote.most(request, 1), most(request, quote, self.book.catalogue)
-            if manner.limit_name is None:
-                return self._without_limit(request, highest)
-            return least, max(least, highest)
-        except UnboundedCallError as error:
-            raise UnpricedCallError(
-                f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
-                f"{toml_hint(request)}\n",
-                model=request.model,
-            ) from None
-
-    def _without_limit(self, request: CallRequest, highest: int) -> tuple[int, int]:
-        """The bound of a call to a server that takes no limit: what fills the context."""
-        if self.book.catalogue.contexts(request.model, request.provider).longest:
-            return highest, highest
-        raise BudgetExceededError(
-            f"{request.model} takes no limit on its output, and nobody says how long its context "
-            "is, so no cap can hold the call. It was refused by the server and not sent again. "
-            "Give the limit in the way that this server knows, or a price by the call.",
-            model=request.model,
-        )
-
     def _draft(self, sending: Sending, request: CallRequest) -> Charge:
         test = sending.around.test
         return Charge.draft(
@@ -328,20 +297,6 @@ class Meter:
             sending.at,
         )
 
-    def _unpriced(self, request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:
-        capped = next(scope for scope in reversed(scopes) if scope.cap is not None)
-        via = f" by {request.provider}" if request.provider else ""
-        return UnpricedCallError(
-            f"{capped.name}: nobody knows what {request.model}{via} costs for a "
-            f"{request.task} call, so no cap can hold it. The call was not sent. "
-            "Give its price as budget(price=…), in [tool.hfbudget.prices] of pyproject.toml, or "
-            f"in the file of --hf-prices:\n\n{toml_hint(request)}\n{_endpoint_hint(request)}",
-            scope=capped.name,
-            scope_key=capped.key,
-            cap=capped.cap or 0,
-            model=request.model,
-        )
-
     def _refuse(
         self,
         keys: tuple[str, ...],
@@ -352,12 +307,3 @@ class Meter:
         refusal = Refusal(draft.test, error.scope, draft.model, str(error), error.scope_key)
         self.ledger.refuse(keys, refusal)
         self.payer.blame(error, test)
-
-
-def _endpoint_hint(request: CallRequest) -> str:
-    if DEDICATED_HOST not in request.url:
-        return ""
-    return (
-        "\nIt is a dedicated endpoint. With @pytest.mark.hf_endpoint("
-        '"namespace/name") its price is its uptime, and it is paused at the end.\n'
-    )
