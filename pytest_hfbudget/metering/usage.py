@@ -14,6 +14,9 @@ from pytest_hfbudget.pricing.price import MICROSECONDS
 # Longer than any call: what is beyond it is no time.
 LONGEST = 86_400 * MICROSECONDS
 
+# Digits of a number of tokens; Python refuses to read one of thousands.
+LONGEST_COUNT = 18
+
 USAGE, BACKSLASH = b'"usage":', ord("\\")
 DECODER = json.JSONDecoder()
 
@@ -203,7 +206,8 @@ def finished_by_length(message: Mapping[str, Any]) -> bool:
 
 def _count(headers: Mapping[str, str], name: str) -> int | None:
     text = headers.get(name, "")
-    return int(text) if text.isascii() and text.isdecimal() else None
+    plain = text.isascii() and text.isdecimal() and len(text) <= LONGEST_COUNT
+    return int(text) if plain else None
 
 
 def _number(value: object) -> int | None:

@@ -224,6 +224,17 @@ def test_images_are_charged_beside_the_tokens_that_an_answer_tells(bench: Bench)
     assert bench.spent == 3 * MILLI
 
 
+def test_a_count_of_thousands_of_digits_is_none(bench: Bench) -> None:
+    """Python refuses to read such a number."""
+    client = priced(bench, "emulator/embed", "hf-inference", "feature-extraction", {"input": 1})
+    told = {"x-compute-tokens": "9" * 5000}
+    bench.emulator.client.add_fault("task", status=200, json=[[0.5]], headers=told)
+    bench.cap(1)
+    with suppress(ImportError):  # numpy
+        client.feature_extraction("a text")
+    assert only(bench).estimated
+
+
 # --- time
 
 
