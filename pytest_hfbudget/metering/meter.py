@@ -286,15 +286,22 @@ class Meter:
 
     def _draft(self, sending: Sending, request: CallRequest) -> Charge:
         test = sending.around.test
-        return Charge.draft(
-            test.id if test else None,
-            request.task,
-            request.model,
-            request.provider,
-            "" if test else sending.where,
-            sending.around.keys,
-            sending.named.instead_of,
-            sending.at,
+        return Charge(
+            test=test.id if test else None,
+            task=request.task,
+            model=request.model,
+            provider=request.provider,
+            input_tokens=0,
+            output_tokens=0,
+            nano_usd=None,
+            price_source="",
+            status="",
+            estimated=False,
+            seconds=0.0,
+            where="" if test else sending.where,
+            scopes=sending.around.keys,
+            instead_of=sending.named.instead_of,
+            at=sending.at,
         )
 
     def _refuse(

@@ -174,6 +174,20 @@ def test_nothing_is_left_of_a_wait_that_is_over(
     assert ledger.waiting() == 0
 
 
+def test_who_is_told_of_no_answer_yet_asks_again(ledger: WatchedLedger) -> None:
+    """A counter that listens for a while only, as that of a process with children does."""
+    said = iter([None, None, (2, 60)])
+    server = LedgerServer(ledger, {"answer": lambda place: next(said)})
+    server.start()
+    try:
+        with connected(server) as wire:
+            remote = RemoteLedger(wire)
+            take(remote, 60)
+            assert stand(remote, 60).answer.result(PATIENCE_S) == Hold(2, 60)
+    finally:
+        server.stop()
+
+
 def test_an_answer_is_kept_until_it_is_asked_for(ledger: WatchedLedger, wire: Wire) -> None:
     place, amount = wire.ask("ask", ["all"], 60, 60, draft("all"), A)
     assert amount == 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -11,7 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_hfbudget.money import brief, nano, parse_rate, parse_usd, show, to_usd, usd_text
+from pytest_hfbudget.money import (
+    brief,
+    nano,
+    parse_rate,
+    parse_usd,
+    rate_text,
+    show,
+    to_usd,
+    usd_text,
+)
 
 quick = settings(max_examples=100, deadline=None, database=None)
 amounts = st.integers(-(10**21), 10**21)
@@ -237,6 +247,47 @@ def test_the_context_of_the_user_does_not_change_what_is_refused() -> None:
     for wrong in ("abc", "NaN", "-1", "1e13"):
         with pytest.raises(ValueError, match=r"USD|negative|more than"):
             parse_usd(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("NaN", "'NaN' is not a finite amount of USD"),
+        (Decimal("Infinity"), "Infinity is not a finite amount of USD"),
+        (-1, "-1 is negative; an amount of USD is 0 or more"),
+        (Decimal("-0.5"), "-0.5 is negative; an amount of USD is 0 or more"),
+        ("1e99", "'1e99' is more than $1,000,000,000,000"),
+        (Decimal("1E+99"), "1E+99 is more than $1,000,000,000,000"),
+    ],
+)
+def test_a_refusal_shows_what_was_written(wrong: object, says: str) -> None:
+    for read in (parse_usd, parse_rate):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            read(wrong)
+
+
+def test_a_negative_zero_is_no_rate() -> None:
+    with pytest.raises(ValueError, match=r"^-0\.0 is negative; a price is 0 or more$"):
+        parse_rate(-0.0)
+
+
+@given(st.integers(0, 10**24), st.sampled_from([1, 1000, 10**6]))
+def test_the_text_of_a_rate_is_read_as_that_rate(atto: int, units: int) -> None:
+    text = rate_text(atto, units=units)
+    assert parse_rate(text, units=units) == atto
+    assert "E" not in text
+
+
+@pytest.mark.parametrize(
+    ("atto", "units", "text"),
+    [(0, 1, "0"), (1, 1, "0.000000000000000001"), (10**18, 1, "1"), (10**12, 10**6, "1")],
+)
+def test_a_rate_is_written_without_what_says_nothing(atto: int, units: int, text: str) -> None:
+    assert rate_text(atto, units=units) == text
+
+
+def test_a_rate_is_written_for_one_unit_where_nothing_else_is_said() -> None:
+    assert rate_text(10**18) == "1"
 
 
 def test_a_rate_is_for_one_unit_where_nothing_else_is_said() -> None:
