@@ -92,7 +92,7 @@ class Hooks:
             with failures():
                 self.run.needs.decide(fixturedef, request)
             return (yield)
-        with self.run.shared(f"{fixturedef.scope} fixture {fixturedef.argname}"):
+        with self.run.charging.shared(f"{fixturedef.scope} fixture {fixturedef.argname}"):
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
@@ -101,7 +101,7 @@ class Hooks:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Fail a test that was refused a call, and note what it cost."""
         if call.when == "teardown":
-            self.run.note_cost(item)  # before the report copies the item's properties
+            self.run.charging.note_cost(item)  # before the report copies the item's properties
         report = yield
         verdict.judge(self.run, item, call, report)
         return report

@@ -77,7 +77,7 @@ class Needs:
 
     def begin_use(self, name: str) -> None:
         """From now on the running test shares in what an endpoint costs."""
-        self._occupancy.begin(self._run.role, self._run.test(), name)
+        self._occupancy.begin(self._run.role, self._run.charging.test(), name)
 
     def share(self) -> int:
         """Nano-USD that the running test owes by now for its time on endpoints."""

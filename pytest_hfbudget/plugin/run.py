@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.importing import PostImport
-from pytest_hfbudget.money import usd_text
 from pytest_hfbudget.plugin import exhaustion, options
+from pytest_hfbudget.plugin.charging import Charging
 from pytest_hfbudget.plugin.needs import Needs
 from pytest_hfbudget.plugin.recording import Recording
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.metering.payer import RunningTest
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.role import Role
 
@@ -41,9 +38,7 @@ class Run:
         self.outcomes: dict[str, str] = {}
         self.recording = Recording(config, self.settings, self.outcomes)
         self.needs = Needs(self)
-        self._item: pytest.Item | None = None
-        self._problem: HFBudgetError | None = None
-        self._where = "before the first test"
+        self.charging = Charging(self)
         self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
 
     @property
@@ -85,11 +80,9 @@ class Run:
             self.runtime.meter.revive = self.role.revive
             self.runtime.meter.using = self.needs.begin_use
             self.runtime.meter.watcher.first = self.role.first
-            self.runtime.meter.payer.where = self._where
             self.runtime.meter.payer.know_this_context()
             self.runtime.acquire()
-            if self._item is not None:
-                self._charge_to(self._item)
+            self.charging.begin()
         return self.runtime
 
     def header(self) -> str | None:
@@ -175,94 +168,15 @@ class Run:
 
     def enter(self, item: pytest.Item) -> None:
         """From now on calls are charged to this test."""
-        self._item = item
-        if self.runtime is not None:
-            self._charge_to(item)
+        self.charging.enter(item)
 
     def leave(self, item: pytest.Item) -> None:
         """Nothing that the test has opened stays held."""
-        self._item, self._where = None, f"after {item.nodeid}"
-        if self.runtime is not None:
-            self.runtime.meter.settle_open(item.nodeid)
-            self._charge(None)
+        self.charging.leave(item)
         self.needs.end()
         self.role.between()
         if self.settings.on_exhausted == "stop" and self.role.used_up():
             item.session.shouldfail = exhaustion.STOPPED
-
-    def _charge_to(self, item: pytest.Item) -> None:
-        from pytest_hfbudget.plugin.markers import running_test
-
-        try:
-            self._charge(running_test(item, self.settings))
-        except HFBudgetError as error:
-            self._problem = error  # a marker that came after collection; raised where a test can
-
-    @contextmanager
-    def shared(self, where: str) -> Iterator[None]:
-        """Charge the session meanwhile: what several tests share belongs to none of them."""
-        item, before, test = self._item, self._where, self.test()
-        unowned = len(self.runtime.meter.payer.unowned) if self.runtime else 0
-        self._item, self._where = None, where
-        self._charge(None)
-        try:
-            yield
-        finally:
-            self._item, self._where = item, before
-            if test is None and item is not None and self.runtime is not None:
-                self._charge_to(item)  # the meter came about inside
-            else:
-                self._charge(test)
-            self._own_refusals(unowned)
-
-    def _own_refusals(self, since: int) -> None:
-        """Let a test answer for what was refused to a fixture that was set up for it."""
-        test = self.test()
-        if self.runtime is not None and test is not None:
-            unowned = self.runtime.meter.payer.unowned
-            test.refusals += unowned[since:]
-            del unowned[since:]
-
-    def _charge(self, test: RunningTest | None) -> None:
-        if self.runtime is not None:
-            payer = self.runtime.meter.payer
-            payer.test, payer.where = test, self._where
-
-    def note_cost(self, item: pytest.Item, *, last: bool = True) -> None:
-        """Put a test's cost into its properties, from where JUnit takes it."""
-        if self.runtime is None or (test := self.test()) is None:
-            return
-        meter = self.runtime.meter
-        meter.settle_open(item.nodeid) if last else meter.drain()
-        share = self.needs.share()
-        total = meter.ledger.total(test.scopes[-1].key)
-        if total.calls or total.refused or share:
-            # A rerun counts on, so what its predecessor said is replaced.
-            kept = [p for p in item.user_properties if not p[0].startswith("hfbudget.")]
-            item.user_properties[:] = [
-                *kept,
-                ("hfbudget.usd", usd_text(total.spent - share)),
-                *([("hfbudget.uptime_usd", usd_text(share))] if share else []),
-                ("hfbudget.calls", total.calls),
-                ("hfbudget.refused", total.refused),
-            ]
-
-    def test(self) -> RunningTest | None:
-        """The test that is charged now, where there is a meter."""
-        return self.runtime.meter.payer.test if self.runtime else None
-
-    def take_notices(self) -> list[str]:
-        """The warnings that its budgets have to raise."""
-        return self.runtime.meter.watcher.take() if self.runtime else []
-
-    def dearer(self, item: pytest.Item, report: pytest.TestReport) -> str | None:
-        """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
-        test = self.test()
-        if self.settings.max_increase is None or self.runtime is None or test is None:
-            return None
-        self.runtime.meter.drain()
-        ledger = self.runtime.meter.ledger
-        return self.recording.dearer(item, report, ledger, test.scopes[-1].key)
 
     def paused(self, item: pytest.Item) -> str | None:
         """Why an endpoint of a test is not running any more, if that is so."""
@@ -297,9 +211,7 @@ class Run:
             ConfigError: it has a cap, and calls can't be seen.
             EndpointError: an endpoint can't be brought up.
         """
-        if self._problem is not None:
-            problem, self._problem = self._problem, None
-            raise problem
+        self.charging.check()
         if self.runtime is not None and self.runtime.meter.payer.capped():
             self.runtime.require_tap()
         if self.settings.endpoints and not self._only_looking():

@@ -32,7 +32,7 @@ class CostOnLine:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Note the cost so far: the line is written before the teardown."""
         if call.when != "teardown":
-            self.run.note_cost(item, last=False)
+            self.run.charging.note_cost(item, last=False)
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -26,7 +26,7 @@ def judge(
     """
     if report.when == "call" and report.passed and (paused := run.paused(item)):
         _fail(report, paused)
-    test = run.test()
+    test = run.charging.test()
     on_exceed = test.on_exceed if test else "fail"
     refusals = list(test.refusals) if test else []
     if test:
@@ -41,7 +41,7 @@ def judge(
             return
     if refusals and on_exceed != "raise":
         _fail(report, _swallowed(refusals))
-    if dearer := run.dearer(item, report):
+    if dearer := run.charging.dearer(item, report):
         _fail(report, dearer)
     if (beyond := run.needs.beyond()) is not None:
         _fail(report, beyond)
@@ -58,7 +58,7 @@ def _raised_before_the_test(call: pytest.CallInfo[None]) -> Iterator[BaseExcepti
 def _warn(run: Run, item: pytest.Item) -> Iterator[str]:
     """Raise the warnings that are due, in the test that crossed; yields those that are errors."""
     path, line, _ = item.reportinfo()
-    for text in run.take_notices():
+    for text in run.charging.take_notices():
         try:
             warnings.warn_explicit(text, HFBudgetWarning, str(path), (line or 0) + 1)
         except HFBudgetWarning as error:
