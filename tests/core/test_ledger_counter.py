@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +18,7 @@ from pathlib import Path
 import pytest
 from bookkeeping import PATIENCE_S, Child
 
-from pytest_hfbudget.ledger.counter import Counter
+from pytest_hfbudget.ledger.counter import Counter, _Desk, _Door
 
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
@@ -172,3 +176,114 @@ def test_closing_hangs_up_and_leaves_nothing_behind(
         assert not Path(counter.path).parent.exists()
         with pytest.raises(OSError, match=r"No such file|refused"), caller(counter):
             pass
+
+
+def test_coming_back_twice_changes_nothing(threads: Callable[[], int], counter: Counter) -> None:
+    counter.come_back()
+    with caller(counter) as connection:
+        assert ask(connection, b"1\n") == b"1\n"
+        counter.come_back()
+        assert ask(connection, b"2\n") == b"2\n"
+        assert threads() == 2
+
+
+def test_nobody_comes_back_after_the_end(threads: Callable[[], int], counter: Counter) -> None:
+    counter.close()
+    counter.come_back()
+    assert threads() == 0
+
+
+def test_stepping_aside_twice_changes_nothing(counter: Counter) -> None:
+    with caller(counter) as connection:
+        counter.step_aside()
+        counter.step_aside()
+        counter.come_back()
+        assert ask(connection, b"1\n") == b"1\n"
+
+
+def test_it_uses_no_time_while_nobody_asks(counter: Counter) -> None:
+    with caller(counter) as connection:
+        counter.step_aside()
+        counter.come_back()
+        assert ask(connection, b"1\n") == b"1\n"
+        used, started = time.process_time(), time.monotonic()
+        assert not select.select([connection], [], [], 0.3)[0]  # nothing comes; time passes
+        assert time.process_time() - used < (time.monotonic() - started) / 4
+
+
+def test_every_line_is_answered_by_itself_an_empty_one_too() -> None:
+    class Brackets(Echo):
+        def answer(self, line: bytes) -> bytes:
+            return b"<" + line.strip() + b">\n"
+
+    counter = Counter(Brackets)
+    counter.come_back()
+    try:
+        with caller(counter) as connection:
+            connection.sendall(b"a\n\nb\nc")
+            answers = b""
+            while answers.count(b"\n") < 3:
+                answers += connection.recv(100)
+            assert answers == b"<a>\n<>\n<b>\n"
+    finally:
+        counter.close()
+
+
+def test_it_does_not_keep_its_process_from_ending() -> None:
+    script = (
+        "import socket\n"
+        "from pytest_hfbudget.ledger.counter import Counter\n"
+        "class Silent:\n"
+        "    def answer(self, line): return line\n"
+        "    def gone(self): pass\n"
+        "counter = Counter(Silent)\n"
+        "counter.come_back()\n"
+        "connection = socket.socket(socket.AF_UNIX)\n"
+        "connection.connect(counter.path)\n"
+        "connection.sendall(b'1\\n')\n"
+        "assert connection.recv(2) == b'1\\n'\n"
+    )
+    subprocess.run([sys.executable, "-c", script], timeout=PATIENCE_S, check=True)
+
+
+@forks
+def test_a_child_may_close_what_it_has_forgotten(counter: Counter) -> None:
+    def forget_and_close() -> str:
+        counter.forget()
+        counter.close()
+        return "closed"
+
+    counter.step_aside()
+    assert Child(forget_and_close).answer() == "closed"
+
+
+def test_nobody_leaves_for_a_fork_that_is_over(counter: Counter, echo: Echo) -> None:
+    """The bell may have rung, and a thread have heard it, before everybody was called back."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        desk = _Desk(ours, echo)
+        assert not counter._leaves(desk, select.POLLIN)
+        assert counter._leaves(desk, select.POLLHUP)  # the bell itself is gone
+        counter.step_aside()
+        assert counter._leaves(desk, select.POLLIN)
+
+
+def test_a_post_may_end_twice(echo: Echo) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        door = _Door(ours, lambda connection: None)
+        door.end()
+        door.end()
+
+
+def test_a_door_at_which_nobody_can_be_let_in_is_left() -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:
+        assert not _Door(deaf, lambda connection: None).serve()
+
+
+def test_a_desk_whose_client_hung_up_is_left(echo: Echo) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.sendall(b"1\n")
+        theirs.close()
+        assert not _Desk(ours, echo).serve()  # there is nobody to give the answer to
