@@ -558,3 +558,12 @@ def test_nothing_can_be_told_to_a_server_that_is_gone(server: LedgerServer, wire
         for _ in range(3):  # the first may still find room in a buffer
             ahead.settle(held, charge(10, "all"))
             ahead.flush()
+
+
+def test_a_flush_of_nothing_asks_nobody(server: LedgerServer, wire: Wire) -> None:
+    Wire("nowhere").flush()
+    ahead = RemoteLedger(wire, ahead=True)
+    ahead.settle(hold(wire, 10), charge(10, "all"))
+    ahead.total("all")
+    server.stop()
+    ahead.flush()
