@@ -567,3 +567,12 @@ def test_a_flush_of_nothing_asks_nobody(server: LedgerServer, wire: Wire) -> Non
     ahead.total("all")
     server.stop()
     ahead.flush()
+
+
+def test_what_was_told_over_a_closed_connection_is_not_waited_for(
+    server: LedgerServer, wire: Wire
+) -> None:
+    RemoteLedger(wire, ahead=True).settle(hold(wire, 10), charge(10, "all"))
+    wire.close()
+    server.stop()
+    wire.flush()
