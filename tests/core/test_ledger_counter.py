@@ -6,8 +6,6 @@ import os
 import select
 import socket
 import stat
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ from pathlib import Path
 import pytest
 from bookkeeping import PATIENCE_S, Child
 
-from pytest_hfbudget.ledger.counter import Counter, _Desk, _Door
+from pytest_hfbudget.ledger.counter import STEP_ASIDE_S, Counter, _Desk, _Door
 
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
@@ -229,21 +227,44 @@ def test_every_line_is_answered_by_itself_an_empty_one_too() -> None:
         counter.close()
 
 
-def test_it_does_not_keep_its_process_from_ending() -> None:
-    script = (
-        "import socket\n"
-        "from pytest_hfbudget.ledger.counter import Counter\n"
-        "class Silent:\n"
-        "    def answer(self, line): return line\n"
-        "    def gone(self): pass\n"
-        "counter = Counter(Silent)\n"
-        "counter.come_back()\n"
-        "connection = socket.socket(socket.AF_UNIX)\n"
-        "connection.connect(counter.path)\n"
-        "connection.sendall(b'1\\n')\n"
-        "assert connection.recv(2) == b'1\\n'\n"
-    )
-    subprocess.run([sys.executable, "-c", script], timeout=PATIENCE_S, check=True)
+def test_it_does_not_keep_its_process_from_ending(counter: Counter) -> None:
+    with caller(counter) as connection:
+        assert ask(connection, b"1\n") == b"1\n"
+        ours = [thread for thread in threading.enumerate() if thread.name == "hfbudget-children"]
+        assert ours
+        assert all(thread.daemon for thread in ours)
+
+
+def test_two_answers_that_take_long_hold_up_no_fork_for_longer_than_one(
+    counter: Counter, echo: Echo
+) -> None:
+    with caller(counter) as one, caller(counter) as other:
+        for slow in (one, other):
+            echo.asked.clear()
+            slow.sendall(b"wait\n")
+            assert echo.asked.wait(PATIENCE_S)
+        started = time.monotonic()
+        counter.step_aside()
+        assert time.monotonic() - started < 3 * STEP_ASIDE_S
+
+
+def test_closing_leaves_no_file_open(echo: Echo) -> None:
+    before = os.listdir("/dev/fd")
+    counter = Counter(lambda: echo)
+    counter.come_back()
+    with caller(counter) as connection:
+        ask(connection, b"1\n")
+        counter.close()
+        counter.close()
+    assert os.listdir("/dev/fd") == before
+
+
+def test_nothing_is_kept_of_a_client_that_left(counter: Counter, echo: Echo) -> None:
+    with caller(counter) as connection:
+        ask(connection, b"1\n")
+        assert len(counter._posts) == 2
+    assert echo.ends.acquire(timeout=PATIENCE_S)
+    assert len(counter._posts) == 1
 
 
 @forks
@@ -266,6 +287,21 @@ def test_nobody_leaves_for_a_fork_that_is_over(counter: Counter, echo: Echo) -> 
         assert counter._leaves(desk, select.POLLHUP)  # the bell itself is gone
         counter.step_aside()
         assert counter._leaves(desk, select.POLLIN)
+
+
+def test_a_thread_that_heard_the_bell_too_late_stays(
+    threads: Callable[[], int], counter: Counter
+) -> None:
+    with caller(counter) as connection:
+        for _ in range(5):
+            assert ask(connection, b"1\n") == b"1\n"
+            with counter._lock:
+                os.write(counter._ring, b"x")
+                assert not select.select([connection], [], [], 0.02)[0]  # both hear it, and wait
+                os.read(counter._bell, 1)
+        assert ask(connection, b"2\n") == b"2\n"
+        counter.step_aside()
+        assert threads() == 0
 
 
 def test_a_post_may_end_twice(echo: Echo) -> None:
