@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from plugin_suite import PREAMBLE, Suite
 
+pytestmark = pytest.mark.slow
+
 # A call costs $0.0000015, and may cost more: not all of twenty calls fit.
 CAP = "0.000025"
 

@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from plugin_suite import Suite
 
+pytestmark = pytest.mark.slow
+
 NONE = "--hf-session-budget=0"
 ONE = "--hf-session-budget=0.00003"  # holds one small call, not two
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from plugin_suite import Suite
 
+pytestmark = pytest.mark.slow
+
 LISTENS = """
     import json, threading
 

@@ -11,6 +11,8 @@ from plugin_suite import Suite
 from pytest_hfbudget.reporting.jsonfile import SCHEMA_FILE
 from pytest_hfbudget.reporting.saved import read
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
 CHECK = jsonschema.Draft202012Validator(
     SCHEMA, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
