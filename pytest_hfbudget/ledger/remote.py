@@ -49,8 +49,7 @@ class Wire:
         """
         line = wire.encode([operation, *arguments])
         with self._line():
-            self._send(line)
-            answer = wire.decode(self._receive())
+            answer = wire.decode(_received(self._send(line)))
             self._told = False
         if "error" in answer:
             raise wire.raised(answer)
@@ -93,23 +92,13 @@ class Wire:
                 self._hang_up()
                 raise
 
-    def _send(self, line: bytes) -> None:
+    def _send(self, line: bytes) -> socket.socket:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             # Not by its own method, which is what those replace who block a test's network.
             super(socket.socket, self._socket).connect(self._path)
         self._socket.sendall(line)
-
-    def _receive(self) -> bytes:
-        assert self._socket is not None  # noqa: S101 - something was sent
-        # One answer follows one question. No buffered file: its lock would not survive a fork.
-        answer = bytearray()
-        while not answer.endswith(b"\n"):
-            more = self._socket.recv(CHUNK)
-            if not more:
-                raise ConnectionResetError
-            answer += more
-        return bytes(answer)
+        return self._socket
 
     def close(self) -> None:
         """Hang up."""
@@ -128,6 +117,17 @@ class Wire:
         """
         self._lock = threading.Lock()
         self._hang_up()
+
+
+def _received(connection: socket.socket) -> bytes:
+    # One answer follows one question. No buffered file: its lock would not survive a fork.
+    answer = bytearray()
+    while not answer.endswith(b"\n"):
+        more = connection.recv(CHUNK)
+        if not more:
+            raise ConnectionResetError
+        answer += more
+    return bytes(answer)
 
 
 def _call(method: Callable[[], None] | None) -> None:
