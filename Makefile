@@ -27,8 +27,9 @@ TOOLS := $(patsubst tests/ecosystem/suites/%.txt,%,$(wildcard tests/ecosystem/su
 ecosystem: $(TOOLS:%=ecosystem-%) ## tools on top of huggingface_hub; with -j2 two at a time
 
 ecosystem-%:
-	$(PYTHON) -m venv $(VENV)/ecosystem/$*
-	$(VENV)/ecosystem/$*/bin/python -m pip install --quiet --disable-pip-version-check \
+	$(PYTHON) -m venv --without-pip $(VENV)/ecosystem/$*
+	$(PYTHON) -m pip --python $(VENV)/ecosystem/$*/bin/python install --quiet \
+		--disable-pip-version-check \
 		-e '.[emulator]' -r tests/ecosystem/suites/$*.txt
 	ECOSYSTEM_TOOL=$* $(VENV)/ecosystem/$*/bin/python -m pytest -q -m ecosystem tests/ecosystem
 

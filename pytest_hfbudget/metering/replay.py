@@ -9,19 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextvars import Token
-from types import ModuleType, TracebackType
+from operator import attrgetter
+from types import ModuleType, NoneType, TracebackType
 from typing import Any
 
 from pytest_hfbudget.metering.outcome import status_of
 from pytest_hfbudget.metering.traffic import Passage, Traffic, genuine
 
 # What httpx itself offers: two that end at its watched connections, and some without a network.
-TRANSPORTS = (
-    "HTTPTransport",
-    "AsyncHTTPTransport",
-    "MockTransport",
-    "WSGITransport",
-    "ASGITransport",
+own_transports = attrgetter(
+    "HTTPTransport", "AsyncHTTPTransport", "MockTransport", "WSGITransport", "ASGITransport"
 )
 
 
@@ -85,14 +82,14 @@ def sees(traffic: Traffic, session: Any) -> bool:
 
 
 def _httpx(httpx: ModuleType, session: Any) -> bool:
-    kinds = (httpx.Client, httpx.AsyncClient)
-    if not isinstance(session, kinds) or type(session).send not in [kind.send for kind in kinds]:
+    kinds = httpx.Client, httpx.AsyncClient
+    sends = httpx.Client.send, httpx.AsyncClient.send
+    if not isinstance(session, kinds) or type(session).send not in sends:
         return False
     # Asked of the client itself, not of the method that finds one of these for a URL: that is
     # where a mock may stand, in front of them.
-    transports = [session._transport, *session._mounts.values()]
-    own = [getattr(httpx, name) for name in TRANSPORTS]
-    return all(transport is None or type(transport) in own for transport in transports)
+    made_of = {type(session._transport), *map(type, session._mounts.values())}
+    return made_of <= {*own_transports(httpx), NoneType}
 
 
 def _requests(requests: ModuleType, session: Any) -> bool:

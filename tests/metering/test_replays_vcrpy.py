@@ -66,11 +66,13 @@ def test_without_a_cap_a_replay_is_free_too(bench: Bench, tape: str, ask: Ask) -
 @pytest.mark.parametrize("ask", [*SYNC, *ASYNC])
 def test_what_is_not_on_the_tape_was_not_sent(bench: Bench, tape: str, ask: Ask) -> None:
     bench.cap(1)
+    ask(bench)  # before the first call, huggingface_hub asks the Hub for the provider's own name
+    before = bench.spent
     with vcr.use_cassette(tape, record_mode="none"):
         with pytest.raises(vcr.errors.CannotOverwriteExistingCassetteException):
             ask(bench)
     assert (charge(bench).status, charge(bench).replayed) == ("refused", False)
-    assert (bench.spent, bench.held, bench.sent) == (0, 0, 0)
+    assert (bench.spent, bench.held, bench.sent) == (before, 0, 1)
 
 
 @pytest.mark.parametrize("ask", [*SYNC, *ASYNC])

@@ -17,14 +17,22 @@ from pytest_hfbudget.emulator import Emulator, EmulatorClient
 PREAMBLE = """
 import asyncio, os, threading
 import pytest
-from huggingface_hub import AsyncInferenceClient, InferenceClient
 from pytest_hfbudget import BudgetExceededError, budget
+"""
+CLIENTS = """
+from huggingface_hub import AsyncInferenceClient, InferenceClient
 
 SAY = [{"role": "user", "content": "Say something. [[tokens=10]]"}]
 
 def call(limit=20, model="emulator/chat", provider="groq"):
     return InferenceClient(model=model, provider=provider).chat_completion(SAY, max_tokens=limit)
 """
+
+
+def importing(code: str) -> str:
+    """Code, behind the imports that it needs; that of huggingface_hub is half of a short run."""
+    calls = any(word in code for word in ("call(", "Client(", "SAY"))
+    return PREAMBLE + (CLIENTS if calls else "") + code
 
 
 @dataclass
@@ -41,7 +49,7 @@ class Suite:
 
     def test_file(self, code: str, name: str = "test_suite.py") -> None:
         """Write a test file; it can `call()`."""
-        (self.path / name).write_text(PREAMBLE + textwrap.dedent(code))
+        (self.path / name).write_text(importing(textwrap.dedent(code)))
 
     def run(self, *options: str) -> pytest.RunResult:
         """Run it, in a process of its own; ``lean`` without plugins that no option speaks of."""

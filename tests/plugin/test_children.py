@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from plugin_suite import PREAMBLE, Suite
+from plugin_suite import Suite, importing
 
 pytestmark = pytest.mark.slow
 
@@ -346,8 +346,8 @@ def test_a_program_joins_no_run_that_is_over(children: Suite, tmp_path: Path) ->
 def test_a_script_with_a_budget_has_children_too(children: Suite) -> None:
     script = children.path / "script.py"
     script.write_text(
-        PREAMBLE
-        + """
+        importing(
+            """
 with budget(max_usd=1, price={"input": 1, "output": 1}, max_calls=3, on_exceed="raise") as block:
     for _ in range(2):
         pid = os.fork()
@@ -361,6 +361,7 @@ with budget(max_usd=1, price={"input": 1, "output": 1}, max_calls=3, on_exceed="
         os.waitpid(pid, 0)
 assert block.calls_used == 3, block
 """
+        )
     )
     url = children.emulator.url
     environ = {**os.environ, "HFBUDGET_ROUTER": f"{url}/router", "HF_ENDPOINT": f"{url}/hub"}
