@@ -16,9 +16,6 @@ pytest_plugins = ["pytester"]
 OURS = ("HFBUDGET_", "HUGGINGFACE_", "HF_", "PYTEST_ADDOPTS", "GITHUB_")
 CI = ("CI", "BUILD_NUMBER")  # what makes pytest print its summary uncut
 
-# The run of these tests asks nobody for prices; the runs that they start ask the emulator.
-os.environ["HFBUDGET_ROUTER"] = "http://127.0.0.1:9"
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also the tests that CI alone runs")

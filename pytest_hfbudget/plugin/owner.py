@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,14 @@ import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin.announcer import Announcer
-from pytest_hfbudget.plugin.voice import can_show, say
+from pytest_hfbudget.plugin.voice import say
 from pytest_hfbudget.settings import Settings, full_name
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
-    from pytest_hfbudget.ledger.server import LedgerServer
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.metering.threshold import Once
+    from pytest_hfbudget.plugin.desk import Desk
     from pytest_hfbudget.plugin.fleet import Fleet
     from pytest_hfbudget.plugin.recording import Recording
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
@@ -40,9 +39,8 @@ class Owner:
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
         self._fleet: Fleet | None = None
-        self._server: LedgerServer | None = None
+        self._desk: Desk | None = None
         self._rehearsal: Rehearsal | None = None
-        self._problem: HFBudgetError | None = None
         self._prices_ready = self._foreseen = False
         self._read: Catalogue | None = None
         self._blamed: list[str] = []
@@ -93,19 +91,19 @@ class Owner:
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         given = (full_name(name, self.settings.namespace) for name in self.settings.endpoints)
         needed = tuple(dict.fromkeys((*given, *names)))
-        if needed:
-            self.fleet.check(needed)
-        if paid:
-            self._prepare_prices()
+        with self._lock:  # several workers declare at once
+            if needed:
+                self.fleet.check(needed)
+            if paid:
+                self._prepare_prices()
 
     def _prepare_prices(self) -> None:
-        with self._lock:
-            if not self._prices_ready:
-                from pytest_hfbudget.plugin import prices
+        if not self._prices_ready:
+            from pytest_hfbudget.plugin import prices
 
-                prices.check(self.config, self.settings)
-                self._read = prices.refresh(self.config, self.settings, needed=True)
-                self._prices_ready = True
+            prices.check(self.config, self.settings)
+            self._read = prices.refresh(self.config, self.settings, needed=True)
+            self._prices_ready = True
 
     def foresee(self) -> None:
         with self._lock:
@@ -124,12 +122,12 @@ class Owner:
         raise error
 
     def planned(self) -> None:
-        if self._problem is not None:
-            raise self._problem
+        if self._desk is not None and self._desk.problem is not None:
+            raise self._desk.problem
 
     def begin(self) -> None:
         names = [full_name(name, self.settings.namespace) for name in self.settings.endpoints]
-        if names and self._server is not None:
+        if names and self._desk is not None:
             self.fleet.check(tuple(names))  # workers have that done too, but later than now
         for name in names:
             self.ensure(name)
@@ -241,13 +239,9 @@ class Owner:
     def _write_report(self, outcomes: Mapping[str, str]) -> None:
         if self.settings.report is None or self.settings.plan:
             return  # a plan spends nothing, and what the last run has spent is worth keeping
-        from pytest_hfbudget.reporting.jsonfile import write
+        from pytest_hfbudget.plugin import paperwork
 
-        path = self.config.invocation_params.dir / self.settings.report
-        try:
-            write(self.report(outcomes), path)
-        except OSError as error:
-            say(self.config, f"hfbudget: the report {path} could not be written: {error}", red=True)
+        paperwork.write(self.config, self.report(outcomes), self.settings.report)
 
     def _add_to_log(self, outcomes: Mapping[str, str]) -> None:
         if self._ledger is not None:
@@ -264,18 +258,9 @@ class Owner:
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         if self.quiet or ((report := self.report(outcomes)).empty and report.cap is None):
             return
-        from pytest_hfbudget.reporting import summary
+        from pytest_hfbudget.plugin import paperwork
 
-        blocks = can_show("█░", sys.stdout.encoding)
-        terminal.section("hf budget")
-        for refusal in self._blamed:
-            terminal.write_line(f"refused outside of every test: {refusal}", red=True)
-        for line in summary(report, blocks=blocks):
-            terminal.write_line(line.text, **({line.colour: True} if line.colour else {}))
-        for left in self.standing():
-            terminal.write_line(f"  {left}")
-        if self.settings.report is not None:
-            terminal.write_line(f"  report: {self.settings.report}")
+        paperwork.show(terminal, report, self._blamed, self.standing(), self.settings.report)
 
     def last_words(self) -> None:
         if self._done and self._fleet is not None:
@@ -286,56 +271,26 @@ class Owner:
     # --- workers
 
     def serve(self) -> dict[str, Any]:
-        if self._server is None:
-            from pytest_hfbudget.ledger.server import LedgerServer
+        if self._desk is None:
+            from pytest_hfbudget.plugin.desk import Desk
 
-            more: dict[str, Callable[..., Any]] = {
-                "declare": self._declare_for,
-                "foresee": self.foresee,
-                "ensure": lambda name, keep: self.ensure(name, keep_running=keep),
-                "problem": self._note,
-                "revive": self.revive,
-                "paused": self.paused,
-                "leased": lambda: self.leased,
-                "begin_use": self._begin_use_for,
-                "end_use": self.end_use,
-                "share": self.share,
-                "blame": self.blame,
-                "warn": self.warn,
-                "first": self.first,
-                "use_up": self.use_up,
-                "used_up": self.used_up,
-                "catalogue": lambda: self._catalogue().as_read(),
-            }
-            self._server = LedgerServer(self.ledger, more)
-            self._server.start()
+            self._desk = Desk(self)
         return {
-            "socket": self._server.path,
+            "socket": self._desk.path,
             "router": self.settings.router,
             "endpoints_api": self.settings.endpoints_api,
             "hub": self.settings.hub or "",
             "emulator": self.settings.emulator or "",
         }
 
-    def _declare_for(self, names: list[str], paid: bool) -> None:
-        try:
-            with self._lock:
-                self.declare(tuple(names), paid=paid)
-        except HFBudgetError as error:
-            self._note(str(error))
-
-    def _begin_use_for(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
-        from pytest_hfbudget.ledger import Scope
-
-        self.begin_use(test, name, tuple(Scope(*scope) for scope in scopes), worker)
-
-    def _note(self, message: str) -> None:
-        self._problem = self._problem or HFBudgetError(message)
+    def catalogue_as_read(self) -> Any:
+        """What the catalogue was made of, for a worker that makes its own of it."""
+        return self._catalogue().as_read()
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
+        if self._desk is not None:
+            self._desk.close()
+            self._desk = None
         if self._ledger is not None:
             from pytest_hfbudget.plugin import history
 

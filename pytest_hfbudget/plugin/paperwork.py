@@ -1,0 +1,46 @@
+"""What a run writes down at its end: the JSON report, and the summary in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_hfbudget.plugin.voice import can_show, say
+from pytest_hfbudget.reporting import Report, summary
+
+
+def write(config: pytest.Config, report: Report, name: Path) -> None:
+    """Write the JSON report; where that can't be done, say so and go on."""
+    from pytest_hfbudget.reporting.jsonfile import write
+
+    path = config.invocation_params.dir / name
+    try:
+        write(report, path)
+    except OSError as error:
+        say(config, f"hfbudget: the report {path} could not be written: {error}", red=True)
+
+
+def show(
+    terminal: Any, report: Report, blamed: Iterable[str], left: Iterable[str], file: Path | None
+) -> None:
+    """Print the section of a run.
+
+    Args:
+        blamed: refusals that belong to no test.
+        left: what the budgets over many runs have left.
+        file: where the JSON report is.
+    """
+    blocks = can_show("█░", sys.stdout.encoding)
+    terminal.section("hf budget")
+    for refusal in blamed:
+        terminal.write_line(f"refused outside of every test: {refusal}", red=True)
+    for line in summary(report, blocks=blocks):
+        terminal.write_line(line.text, **({line.colour: True} if line.colour else {}))
+    for budget in left:
+        terminal.write_line(f"  {budget}")
+    if file is not None:
+        terminal.write_line(f"  report: {file}")
