@@ -67,20 +67,16 @@ class budget:
             self.thresholds = self._thresholds()
         self._runtime.acquire()
         if self.scope.cap is not None or self.scope.max_calls is not None:
-            self._require_tap()
+            try:
+                self._runtime.require_tap()
+            except ConfigError:
+                self._runtime.release()
+                raise
         self._runtime.meter.payer.enter(self)
         return self
 
     def _thresholds(self) -> tuple[Threshold, ...]:
         return thresholds(self.scope, self._terms.warn_at, self._terms.fallback)
-
-    def _require_tap(self) -> None:
-        assert self._runtime is not None  # noqa: S101 - its only caller has just set it
-        try:
-            self._runtime.require_tap()
-        except ConfigError:
-            self._runtime.release()
-            raise
 
     def __exit__(
         self,
@@ -94,19 +90,13 @@ class budget:
         self._runtime.meter.payer.leave(self)
         self._runtime.release()
         refusals, self.refusals = self.refusals, []
+        noted = self._runtime.meter.watcher.take(self.scope.key)
         if refusals and self._terms.on_exceed == "fail":
             if error is None:
-                self._warn(suppress(HFBudgetWarning))
+                _warn(noted, suppress(HFBudgetWarning))
                 raise refusals[0]
             self._runtime.meter.pass_on(refusals, error)
-        self._warn(nullcontext() if error is None else suppress(HFBudgetWarning))
-
-    def _warn(self, guarded: AbstractContextManager[None]) -> None:
-        """Raise what was noted; guarded where another error is on its way, which says more."""
-        assert self._runtime is not None  # noqa: S101 - it has been entered
-        with guarded:
-            for text in self._runtime.meter.watcher.take(self.scope.key):
-                warnings.warn(text, HFBudgetWarning, stacklevel=3)
+        _warn(noted, nullcontext() if error is None else suppress(HFBudgetWarning))
 
     async def __aenter__(self) -> budget:
         return self.__enter__()
@@ -200,3 +190,10 @@ class budget:
         cap = "no cap" if self.scope.cap is None else show(self.scope.cap)
         calls = "1 call" if totals.calls == 1 else f"{totals.calls} calls"
         return f"<budget {self.name!r}: {show(totals.spent)} of {cap}, {calls}>"
+
+
+def _warn(noted: list[str], guarded: AbstractContextManager[None]) -> None:
+    """Raise what was noted; guarded where another error is on its way, which says more."""
+    with guarded:
+        for text in noted:
+            warnings.warn(text, HFBudgetWarning, stacklevel=3)

@@ -38,10 +38,9 @@ class Way:
         self.passage = Passage(url)
         self.replayed = self.unsent = False
         self._traffic, self._session, self._client = traffic, session, client
-        self._token: Token[Passage | None] | None = None
 
     def __enter__(self) -> None:
-        self._token = self._traffic.enter(self.passage)
+        self._token: Token[Passage | None] = self._traffic.enter(self.passage)
 
     def __exit__(
         self,
@@ -49,7 +48,6 @@ class Way:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._token is not None  # noqa: S101 - it was entered
         self._traffic.leave(self.passage, self._token)
         self.passage.heard = None  # or each call would be a circle, left to the garbage collector
         # An error status is an answer, too.
