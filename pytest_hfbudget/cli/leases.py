@@ -43,7 +43,8 @@ class Records:
             if one.api.rstrip("/") == api and one.owned
         ]
         users = {one.endpoint: Holder(one.run, f"process {one.owner_pid}") for one in claims}
-        return cls(users, {stray.name: stray for stray in find_local(folder, api=api)})
+        strays = find_local(folder, api=api, kept=True)
+        return cls(users, {stray.name: stray for stray in strays})
 
     def user(self, plane: ControlPlane, name: str) -> Holder | None:
         """The run that uses an endpoint, on this machine or, as far as tags tell, on another."""

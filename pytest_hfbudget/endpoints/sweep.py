@@ -79,7 +79,7 @@ class Swept:
     warnings: tuple[str, ...] = ()
 
 
-def find_local(state_dir: Path, *, api: str | None = None) -> tuple[Stray, ...]:
+def find_local(state_dir: Path, *, api: str | None = None, kept: bool = False) -> tuple[Stray, ...]:
     """What dead runs of this machine have leased, and no keeper will pause any more.
 
     What other machines wrote into the same folder is passed over: here nobody can know whether
@@ -87,15 +87,17 @@ def find_local(state_dir: Path, *, api: str | None = None) -> tuple[Stray, ...]:
 
     Args:
         api: base URL of the only control plane to look for.
+        kept: also what a keeper is still at, which has not succeeded so far.
     """
     found: dict[tuple[str, str], Stray] = {}
     for lease in unfinished(leases_dir(state_dir)):
         intent, server = lease.intent, lease.intent.api.rstrip("/")
         key = (server, intent.endpoint)
         wanted = api is None or api.rstrip("/") == server
-        if not wanted or not _abandoned(lease, state_dir):
+        why = _left_behind(lease, state_dir, kept) if wanted else None
+        if why is None:
             continue
-        known = found.get(key) or Stray(intent.endpoint, server, intent.run, _why(lease), JOURNAL)
+        known = found.get(key) or Stray(intent.endpoint, server, intent.run, why, JOURNAL)
         found[key] = replace(known, leases=(*known.leases, lease))
     return tuple(found.values())
 
@@ -194,7 +196,7 @@ class _Broom:
         for claim in self._claims(stray).others():
             if claim.owned:
                 return f"run {claim.run} (process {claim.owner_pid}) uses it"
-            if claim.kept:
+            if claim.kept and claim.run not in {lease.intent.run for lease in stray.leases}:
                 return f"process {claim.keeper_pid} is about to pause it"
         return None
 
@@ -252,22 +254,27 @@ def _limited(looks: Sequence[Swept], most: int | None) -> list[Swept]:
     return limited
 
 
-def _abandoned(lease: Lease, state_dir: Path) -> bool:
+def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
+    """Why a lease is nobody's any more, as a clause; None where somebody lives who sees to it."""
     intent = lease.intent
     if intent.host != socket.gethostname():
-        return False
+        return None
     own = Claims(claims_dir(state_dir), api=intent.api, endpoint=intent.endpoint, run=intent.run)
     claim = own.own()
-    if claim is not None and claim.kept:
-        return False
+    keeper = claim.keeper_pid if claim is not None and claim.kept else None
+    if keeper and not kept:
+        return None
     # A pause that failed for good has ended the lease, even if its owner lives on.
-    return lease.paused is not None or not process.alive(intent.owner_pid, intent.owner_start)
-
-
-def _why(lease: Lease) -> str:
-    if lease.paused is not None:
+    if lease.paused is not None and not keeper:
         return f"its pause failed: {lease.paused.error or lease.paused.state}"
-    return f"its run died (process {lease.intent.owner_pid}), and its keeper too"
+    if process.alive(intent.owner_pid, intent.owner_start):
+        return None
+    dead = f"its run died (process {intent.owner_pid})"
+    return (
+        f"{dead}, and its keeper (process {keeper}) is still at it"
+        if keeper
+        else f"{dead}, and its keeper too"
+    )
 
 
 def _is_over(endpoint: Endpoint, now: float) -> bool:

@@ -192,7 +192,8 @@ class _Desk(_Post):
             while (end := self._unread.find(b"\n") + 1) > 0:
                 line = bytes(self._unread[:end])
                 del self._unread[:end]
-                self.sock.sendall(self._client.answer(line))
+                if reply := self._client.answer(line):
+                    self.sock.sendall(reply)
         except OSError:
             return False
         return bool(data)

@@ -33,8 +33,7 @@ class Wire:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._told = False
-        forked = weakref.WeakMethod(self._forked)
-        os.register_at_fork(after_in_child=lambda: _call(forked()))
+        _wires.add(self)
 
     def another(self) -> Wire:
         """A second connection to the same place."""
@@ -110,7 +109,7 @@ class Wire:
             self._socket.close()
         self._socket, self._told = None, False
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
         """A child closes its copy, or the ledger would not notice the end of its parent.
 
         The lock is a new one: whoever held the old one does not exist in the child.
@@ -130,9 +129,14 @@ def _received(connection: socket.socket) -> bytes:
     return bytes(answer)
 
 
-def _call(method: Callable[[], None] | None) -> None:
-    if method is not None:
-        method()
+def _after_fork_in_child() -> None:
+    for each in tuple(_wires):
+        each.forked()
+
+
+# What is registered can't be taken back, so it is done once, for all that there are by then.
+_wires: weakref.WeakSet[Wire] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class RemoteLedger:

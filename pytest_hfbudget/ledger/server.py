@@ -137,7 +137,9 @@ class _Connection(socketserver.StreamRequestHandler):
             # Asked after it was added: one that hang_up has missed knows that it came too late.
             if not self.server.closed:
                 for line in self.rfile:
-                    self.wfile.write(answer(operations, line))
+                    # What is told is done also after whoever told it has hung up.
+                    if reply := answer(operations, line):
+                        self.wfile.write(reply)
         finally:
             self.server.connections.discard(self)
             self.server.counter.lost(self)

@@ -61,19 +61,26 @@ class budget:
     def __enter__(self) -> budget:
         from pytest_hfbudget.metering.runtime import runtime
 
-        if self._runtime is None or not self._runtime.active:
-            self._runtime = runtime()
-            self.scope = self.scope._replace(key=f"{self._runtime.worker}block:{self._number}")
-            self.thresholds = self._thresholds()
-        self._runtime.acquire()
+        used = self._runtime
+        if used is None or not used.active:
+            used = runtime()
+        self._belong_to(used)
+        used.acquire()
         if self.scope.cap is not None or self.scope.max_calls is not None:
             try:
-                self._runtime.require_tap()
+                used.require_tap()
             except ConfigError:
-                self._runtime.release()
+                used.release()
                 raise
-        self._runtime.meter.payer.enter(self)
+        used.meter.payer.enter(self)
         return self
+
+    def _belong_to(self, found: Runtime) -> None:
+        """Be counted there; where it was counted before, it goes on."""
+        if found is not self._runtime:
+            self._runtime = found
+            self.scope = self.scope._replace(key=f"{found.worker}block:{self._number}")
+            self.thresholds = self._thresholds()
 
     def _thresholds(self) -> tuple[Threshold, ...]:
         return thresholds(self.scope, self._terms.warn_at, self._terms.fallback)
@@ -86,9 +93,11 @@ class budget:
     ) -> None:
         if self._runtime is None:
             raise RuntimeError(f"{self.name} was left before it was entered")
-        self._runtime.meter.drain()
-        self._runtime.meter.payer.leave(self)
-        self._runtime.release()
+        try:
+            self._runtime.meter.drain()
+        finally:  # a Ctrl-C does not leave the block open
+            self._runtime.meter.payer.leave(self)
+            self._runtime.release()
         refusals, self.refusals = self.refusals, []
         noted = self._runtime.meter.watcher.take(self.scope.key)
         if refusals and self._terms.on_exceed == "fail":

@@ -86,6 +86,7 @@ class Call:
         self.written = 0
         self.complete = False
         self.seconds: float | None = None
+        self._final: Charge | None = None
         self._started = sending.started
         self._once = threading.Lock()
 
@@ -238,25 +239,34 @@ class Call:
             self._book(self.usage._replace(estimated=not self.complete), status)
         elif not self.capped or self.way.replayed:
             self.settle(status)
-        elif self._first():
-            self._tell(self.meter.ledger.settle, self._held_in_full(status))
+        else:
+            self._resolve(self.meter.ledger.settle, self._held_in_full(status))
 
     def close(self) -> None:
-        """Charge a stream that was left before its end."""
-        self.lost("closed")
+        """Charge a call that was left before its end: a stream, or one that nobody waits for."""
+        if self.way.unsent and not self.way.replayed:
+            self._release("refused")
+        else:
+            self.lost("closed")
 
     def disown(self) -> None:
         """Settle nothing, because another process does."""
         self._once.acquire(blocking=False)
 
+    @property
+    def taken(self) -> bool:
+        """Whether somebody has begun to book it: nobody else may."""
+        return self._once.locked()
+
     def _book(self, usage: Usage, status: str) -> None:
-        if self._first():
-            self._tell(self.meter.ledger.settle, self._charge_or_hold(usage, status))
+        if not self.taken:
+            self._resolve(self.meter.ledger.settle, self._charge_or_hold(usage, status))
 
     def _release(self, status: str) -> None:
-        if self._first():
-            charge = self._charge_or_hold(None, status)._replace(nano_usd=0, estimated=False)
-            self._tell(self.meter.ledger.release, charge)
+        if self.taken:
+            return
+        charge = self._charge_or_hold(None, status)._replace(nano_usd=0, estimated=False)
+        self._resolve(self.meter.ledger.release, charge)
 
     def _withdraw(self) -> None:
         """Take back a call that was refused: it was never made."""
@@ -268,7 +278,9 @@ class Call:
     def _charge_or_hold(self, usage: Usage | None, status: str) -> Charge:
         try:
             return charge_of(self, usage, status)
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
             # A hook of somebody else's may raise; the call has been sent and must be booked.
             logger.exception("the price of a call could not be worked out; its hold is charged")
             return self._held_in_full(status)
@@ -277,17 +289,21 @@ class Call:
         return self.draft._replace(
             provider=self.provider,
             nano_usd=self.hold.amount if self.capped else None,
-            price_source="what was held",
+            price_source="what was held" if self.capped else "unpriced",
             status=status,
             estimated=True,
             seconds=round(self.took(), 6),
         )
 
-    def _tell(self, resolve: Callable[[int, Charge], None], charge: Charge) -> None:
+    def _resolve(self, how: Callable[[int, Charge], None], charge: Charge) -> None:
+        """Book a charge, which is worked out by now: a Ctrl-C before this changes nothing."""
+        self._final = charge = self._unless_replayed(charge)
+        if not self._first():
+            return
         # Where the ledger is gone, or has booked the hold when a connection broke, an answer that
         # was paid for is worth more to this process than an error: its next call is refused.
         with suppress(HFBudgetError):
-            resolve(self.hold.id, self._unless_replayed(charge))
+            how(self.hold.id, charge)
         self.meter.closed(self)
         if self.thresholds:
             self.meter.watcher.settled(self.thresholds, self.meter.ledger)
@@ -297,8 +313,8 @@ class Call:
 
     def book_interrupted(self) -> None:
         """Book a call whose settlement was cut short by a Ctrl-C, unless it got through."""
+        charge = self._final or self._unless_replayed(self._held_in_full("interrupted"))
         with suppress(KeyError):
-            charge = self._unless_replayed(self._held_in_full("interrupted"))
             self.meter.ledger.settle(self.hold.id, charge)
 
     def _unless_replayed(self, charge: Charge) -> Charge:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
@@ -39,7 +40,7 @@ class Children:
     """Lets the children of this process spend from the ledger that it spends from itself."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+        self._runtime: Runtime = weakref.proxy(runtime)  # it has this: no circle
         self._lock = threading.Lock()
         self._counter: Counter | None = None
         self._closed = self._exported = False
@@ -87,6 +88,10 @@ class Children:
             return NOWHERE
         counter.forget()
         return counter.path
+
+    def reopen(self) -> None:
+        """Answer children again, unless this is one itself: it spends where they can."""
+        self._closed = bool(self._runtime.path)
 
     def close(self) -> None:
         """Answer no child any more, and book in full what they hold."""

@@ -26,7 +26,7 @@ from pytest_hfbudget.metering.request import P, changed, describe
 from pytest_hfbudget.metering.sending import Sending
 from pytest_hfbudget.metering.threshold import Watcher
 from pytest_hfbudget.metering.waiting import Callers, Steps, Wait, blocking
-from pytest_hfbudget.pricing import CallRequest, PriceBook
+from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote
 from pytest_hfbudget.settings import HOLD_WAIT_S
 
 DEFAULT_ROUTER = "https://router.huggingface.co"
@@ -112,7 +112,6 @@ class Meter:
         capped = sending.around.capped
         try:
             call = yield from self._hold(sending, self._request(sending), blocks)
-            call.prepare()
         except BudgetExceededError as error:
             # Also in a worker whose run is gone: nobody reads its answers.
             gone = isinstance(error, LedgerUnreachableError)
@@ -172,23 +171,25 @@ class Meter:
 
     def settle_open(self, test: str | None) -> None:
         """Settle what a test leaves open, so that nothing is held after its end."""
-        self.drain()
-        self._notes.leave(test)
-        for call in list(self._open.values()):
-            if call.draft.test == test:
-                call.close()
+        with self._notes.lock:
+            self.drain()
+            self._notes.leave(test)
+            for call in list(self._open.values()):
+                if call.draft.test == test:
+                    call.close()
         self._flush()
 
     def settle_all(self) -> None:
         """Settle whatever is left open, because nothing is settled after this."""
-        self.drain()
-        self._notes.leave(every=True)
-        for call in list(self._open.values()):
-            call.close()
-        for call in list(self._open.values()):
-            with suppress(HFBudgetError):
-                call.book_interrupted()
-        self._open.clear()
+        with self._notes.lock:
+            self.drain()
+            self._notes.leave(every=True)
+            for call in list(self._open.values()):
+                call.close()
+            for call in list(self._open.values()):
+                with suppress(HFBudgetError):
+                    call.book_interrupted()
+            self._open.clear()
         self._flush()
 
     def _flush(self) -> None:
@@ -237,9 +238,7 @@ class Meter:
             self.using(leased)
         quote, refusal = None, None
         try:
-            quote = self.book.quote(request, around.explicit)
-            if quote is None and around.paid:
-                raise unpriced(request, around.scopes)
+            quote = self._quote(request, around)
             least, highest = (0, 0)
             if quote and around.paid:
                 least, highest = bounds(request, quote, manner, self.book.catalogue)
@@ -252,12 +251,32 @@ class Meter:
         except BudgetExceededError as error:
             refusal, hold = error, self._unpaid(sending.way, around, draft, error)
         limit = None
-        if quote and around.paid and refusal is None:
-            limit = of_cap(request, quote, hold.amount, self.book.catalogue, manner)
-        call = Call(self, sending, request, quote, draft, hold, limit)
-        if refusal is not None:
-            call.only_replayed(refusal)
+        try:
+            if quote and around.paid and refusal is None:
+                limit = of_cap(request, quote, hold.amount, self.book.catalogue, manner)
+            call = Call(self, sending, request, quote, draft, hold, limit)
+            if refusal is not None:
+                call.only_replayed(refusal)
+            call.prepare()
+        except BaseException:
+            self.ledger.release(hold.id)  # nothing was sent for it
+            raise
         return call
+
+    def _quote(self, request: CallRequest, around: Around) -> Quote | None:
+        """The price; None where nobody knows it, and no cap has to."""
+        try:
+            quote = self.book.quote(request, around.explicit)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a hook of somebody else's, which may even fail the test
+            if around.capped:
+                raise
+            logger.exception("the price of a call could not be worked out; it counts without one")
+            return None
+        if quote is None and around.paid:
+            raise unpriced(request, around.scopes)
+        return quote
 
     def _ask(
         self, keys: tuple[str, ...], least: int, most: int | None, draft: Charge, blocks: bool

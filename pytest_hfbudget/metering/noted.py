@@ -7,6 +7,7 @@ test, and before anything is read.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,9 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_hfbudget.metering.sending import Sending
+from pytest_hfbudget.metering.usage import has_usage
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.call import Call
+
+logger = logging.getLogger("pytest_hfbudget")
 
 T = TypeVar("T")
 
@@ -27,6 +31,8 @@ SMALL_BYTES = 16_384
 # Makes the call of a sending, held and ready to be settled; None if nobody understands it.
 Begin = Callable[[Sending], "Call | None"]
 
+UNANSWERED = object()
+
 
 class Note:
     """One call, from when it is sent: entered while it is posted.
@@ -34,15 +40,17 @@ class Note:
     Attributes:
         sending: what is known of it.
         seconds: how long it took, once it is over.
+        error: what it failed with, if it did.
     """
 
-    __slots__ = ("_body", "_call", "_headers", "_notes", "seconds", "sending")
+    __slots__ = ("_body", "_call", "_headers", "_notes", "error", "seconds", "sending")
 
     def __init__(self, notes: Notes, sending: Sending) -> None:
         self.sending = sending
         self.seconds: float | None = None
+        self.error: BaseException | None = None
         self._notes = notes
-        self._body: object = None
+        self._body: object = UNANSWERED
         self._headers: Mapping[str, str] | None = None
         self._call: Call | None = None
 
@@ -58,8 +66,9 @@ class Note:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.error = error
         self.sending.way.__exit__(kind, error, traceback)
-        self._notes.close(self, error)
+        self._notes.close(self)
 
     def answered(self, body: T) -> T:
         """Take the answer in, and pass it on."""
@@ -67,36 +76,44 @@ class Note:
         return body
 
     def may_wait(self) -> bool:
-        """Whether what has to be kept for it is small."""
+        """Whether what has to be kept for it is small, and says all that will be asked of it.
+
+        An answer without usage is charged by its question, and that is the caller's own object:
+        it may be another one by then.
+        """
         body, payload = self._body, self.sending.parameters.json
-        if not isinstance(body, bytes) or len(body) > SMALL_BYTES or not isinstance(payload, dict):
+        if self.error is not None or not isinstance(body, bytes) or len(body) > SMALL_BYTES:
             return False
-        messages = payload.get("messages")
-        return isinstance(messages, list) and _is_small(messages)
+        messages = payload.get("messages") if isinstance(payload, dict) else None
+        return isinstance(messages, list) and _is_small(messages) and has_usage(body)
 
-    def account(self, begin: Begin, error: BaseException | None = None) -> None:
-        """Enter it into the ledger, once: what was answered, or how it failed."""
-        call = self._begun(begin)
-        if call is None:
+    def account(self, begin: Begin) -> None:
+        """Enter it into the ledger: what was answered, how it failed, or that it is not over.
+
+        A second time counts for nothing, so one that was interrupted is just done again.
+        """
+        if self._call is not None and self._call.taken:
+            self._call.book_interrupted()
             return
-        if error is None:
-            call.answered(self._body)
-        else:
-            call.failed(error)
-
-    def leave(self, begin: Begin) -> None:
-        """Enter it as a call that nobody waits for any more."""
-        if (call := self._begun(begin)) is not None:
-            call.close()
-
-    def _begun(self, begin: Begin) -> Call | None:
         if self._call is None:
             self._call = begin(self.sending)
-            if self._call is not None:
-                self._call.seconds = self.seconds
-                if self._headers is not None:
-                    self._call.headers(self._headers)
-        return self._call
+        call = self._call
+        if call is None:
+            return
+        call.seconds = self.seconds
+        if self._headers is not None:
+            call.headers(self._headers)
+        if self.error is not None:
+            call.failed(self.error)
+        elif self._body is UNANSWERED:
+            call.close()
+        else:
+            call.answered(self._body)
+
+    def give_up(self) -> None:
+        """Enter it without what was answered, of which nobody can make sense."""
+        if self._call is not None:
+            self._call.close()
 
     def _heard(self, headers: Mapping[str, str]) -> None:
         self._headers = headers
@@ -108,45 +125,48 @@ class Notes:
     Args:
         begin: makes the call of a sending.
         clock: that of the sendings.
+
+    Attributes:
+        lock: held while notes are accounted for: who reads meanwhile waits for those that are at
+            it.
     """
 
     def __init__(self, begin: Begin, clock: Callable[[], float]) -> None:
         self._begin, self._clock = begin, clock
         self._open: dict[int, Note] = {}
         self._over: deque[Note] = deque()
-        # Held while notes are accounted for: who reads meanwhile waits for those that are at it.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._at_it = False
 
     def open(self, note: Note) -> None:
         """One is being sent."""
         self._open[id(note)] = note
 
-    def close(self, note: Note, error: BaseException | None) -> None:
+    def close(self, note: Note) -> None:
         """One is answered, or has failed."""
         note.seconds = self._clock() - note.sending.started
-        if self._open.pop(id(note), None) is None:
+        if id(note) not in self._open:
             return  # its test was over before, and has accounted for it
-        if error is not None or not note.may_wait():
-            note.account(self._begin, error)
-            return
+        # At each moment it is in one of the two: wherever a Ctrl-C comes, it is not lost.
         self._over.append(note)
-        if len(self._over) >= MOST_NOTES:
+        self._open.pop(id(note), None)
+        if isinstance(note.error, GeneratorExit):
+            return  # the collector may be at work, inside of any of our own locks
+        if len(self._over) >= MOST_NOTES or not note.may_wait():
             self.account()
 
     def account(self) -> None:
         """Enter all that are over into the ledger."""
         if not self._over:
             return
-        with self._lock:
+        with self.lock:
             if self._at_it:
                 return  # it is this very thread: a hook that is asked for a price looks
             self._at_it = True
             try:
                 while self._over:
-                    self._over[0].account(self._begin)
-                    # Not before: a Ctrl-C in between must not lose it. No second time counts.
-                    self._over.popleft()
+                    self._enter(self._over[0])
+                    self._over.popleft()  # not before: a Ctrl-C in between must not lose it
             finally:
                 self._at_it = False
 
@@ -154,14 +174,24 @@ class Notes:
         """Enter those of a test that are under way, which it does not wait for; or every one."""
         for key, note in tuple(self._open.items()):
             running = note.sending.around.test
-            of_it = every or (running.id if running else None) == test
-            if of_it and self._open.pop(key, None) is not None:
-                note.leave(self._begin)
+            if every or (running.id if running else None) == test:
+                self._over.append(note)
+                self._open.pop(key, None)
+        self.account()
 
     def disown(self) -> None:
         """Forget them all: they are another process's, whose copy this is."""
         self._open, self._over = {}, deque()
-        self._lock, self._at_it = threading.RLock(), False
+        self.lock, self._at_it = threading.RLock(), False
+
+    def _enter(self, note: Note) -> None:
+        try:
+            note.account(self._begin)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # also what ends a test: this may be in the middle of another one
+            logger.exception("hfbudget could not make sense of an answer")
+            note.give_up()
 
 
 def _is_small(messages: list[object]) -> bool:

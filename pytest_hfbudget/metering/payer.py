@@ -58,10 +58,20 @@ class Outer(NamedTuple):
     explicit: Quote | None = None
 
 
+class Inside(NamedTuple):
+    """What a call is made inside of: all that decides which budgets it has to fit into."""
+
+    over_runs: tuple[Scope, ...]
+    session: Scope
+    test: RunningTest | None
+    outer: Outer
+    blocks: tuple[budget, ...]
+
+
 _enclosed: ContextVar[Enclosed] = ContextVar("hfbudget_enclosed")
 
 
-@dataclass
+@dataclass(eq=False)  # a test may run twice: each time it is another one
 class RunningTest:
     """The budgets of the test that is running, and what was refused to it."""
 
@@ -94,7 +104,7 @@ class Payer:
     unowned: list[BudgetExceededError] = field(default_factory=list)
     outer: Outer = field(default_factory=Outer)
     _shared: list[budget] = field(default_factory=list)
-    _last: tuple[object, Around] | None = None
+    _last: tuple[Inside, Around] | None = None
 
     def open_blocks(self) -> tuple[budget, ...]:
         """The blocks around the running code, outermost first."""
@@ -129,45 +139,20 @@ class Payer:
         _enclosed.set(Enclosed(certain=True, blocks=blocks))
         self._shared = list(blocks)
 
-    def scopes(self) -> tuple[Scope, ...]:
-        """Every budget that encloses the running code, the widest first."""
-        test = self.test.scopes if self.test else ()
-        blocks = (block.scope for block in self.open_blocks())
-        return (*self.over_runs, self.session, *test, *self.outer.scopes, *blocks)
-
     def around(self) -> Around:
         """All that a call needs to know of these scopes; made anew only when they change."""
-        blocks = self.open_blocks()
-        inside = (self.over_runs, self.session, self.test, self.outer, blocks)
-        last = self._last  # one attribute, so that no other thread can come in between
+        # Each is read once: another thread may begin a test, or enter a block, at any time.
+        inside = Inside(self.over_runs, self.session, self.test, self.outer, self.open_blocks())
+        last = self._last
         if last is not None and last[0] == inside:
             return last[1]
-        scopes = self.scopes()
-        paid = any(scope.cap is not None for scope in scopes)
-        around = Around(
-            scopes,
-            tuple(scope.key for scope in scopes),
-            paid or any(scope.max_calls is not None for scope in scopes),
-            paid,
-            self._explicit(blocks),
-            self._thresholds(blocks),
-            self.test,
-        )
+        around = _around(inside)
         self._last = inside, around
         return around
-
-    def _thresholds(self, blocks: tuple[budget, ...]) -> tuple[Threshold, ...]:
-        test = self.test.thresholds if self.test else ()
-        return (*test, *(each for block in blocks for each in block.thresholds))
 
     def capped(self) -> bool:
         """Whether any budget that encloses the running code has a limit."""
         return self.around().capped
-
-    def _explicit(self, blocks: tuple[budget, ...]) -> Quote | None:
-        stated = (block.explicit for block in reversed(blocks) if block.explicit)
-        own = self.test.explicit if self.test else None
-        return next(stated, self.outer.explicit or own)
 
     def blame(self, error: BudgetExceededError, test: RunningTest | None) -> None:
         """Note a refusal where it can't be swallowed: at the block that refused, else the test.
@@ -181,6 +166,23 @@ class Payer:
                 return
         answers = test if test is self.test else None
         (answers.refusals if answers else self.unowned).append(error)
+
+
+def _around(inside: Inside) -> Around:
+    over_runs, session, test, outer, blocks = inside
+    of_test, of_blocks = test.scopes if test else (), (block.scope for block in blocks)
+    scopes = (*over_runs, session, *of_test, *outer.scopes, *of_blocks)
+    paid = any(scope.cap is not None for scope in scopes)
+    stated = (block.explicit for block in reversed(blocks) if block.explicit)
+    return Around(
+        scopes,
+        tuple(scope.key for scope in scopes),
+        paid or any(scope.max_calls is not None for scope in scopes),
+        paid,
+        next(stated, outer.explicit or (test.explicit if test else None)),
+        (*(test.thresholds if test else ()), *(t for block in blocks for t in block.thresholds)),
+        test,
+    )
 
 
 def _here() -> Enclosed:

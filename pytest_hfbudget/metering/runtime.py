@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from weakref import WeakValueDictionary
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Ledger
@@ -59,6 +60,7 @@ class Runtime:
             if not _stack:
                 _tap.install()
             _stack.append(self)
+            self.children.reopen()
             self._redirect = Redirect(self.addresses)
             self._redirect.install()
 
@@ -96,13 +98,21 @@ class Runtime:
 
 
 def runtime() -> Runtime:
-    """The runtime of the innermost test run, or a new one for a plain script.
+    """The runtime of the innermost test run, or that of a plain script.
 
     Raises:
         ValueError: a price or a time in the environment that is none.
     """
     with _lock:
-        return _stack[-1] if _stack else standalone()
+        return _stack[-1] if _stack else _of_this_script()
+
+
+def _of_this_script() -> Runtime:
+    """The one that its blocks have been counted in so far: one that is entered again adds up."""
+    known = _own.get("script")
+    if known is None:
+        known = _own["script"] = standalone()
+    return known
 
 
 def standalone() -> Runtime:
@@ -167,6 +177,8 @@ def _current() -> Meter | None:
 # A test run may start another one inside its process, hence a stack; the innermost rules.
 _lock = threading.RLock()
 _stack: list[Runtime] = []
+# As long as there is a block that was counted in it.
+_own: WeakValueDictionary[str, Runtime] = WeakValueDictionary()
 _tap = Tap(_current)
 os.register_at_fork(
     before=_before_fork,

@@ -258,6 +258,10 @@ def metered_async(original: Any, ways: Ways) -> Any:
             try:
                 with call.way:
                     answer = await original(self, call.parameters, stream=stream)
+            except GeneratorExit:
+                # The collector may be at work, inside of any of our own locks: not now.
+                meter.dropped.append(call)
+                raise
             except BaseException as error:
                 call.failed(error)
                 if call.refusal is not None:

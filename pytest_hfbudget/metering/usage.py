@@ -68,6 +68,12 @@ def ending_with_usage(body: object) -> Mapping[str, Any]:
     return {"usage": usage}
 
 
+def has_usage(body: bytes) -> bool:
+    """Whether an answer has a ``usage`` at its end, as far as a glance tells."""
+    at = body.rfind(USAGE)
+    return at > 0 and body[at + len(USAGE) :].lstrip().startswith(b"{")
+
+
 def _is_vectors(body: bytes) -> bool:
     """Whether these are embeddings: they are long, and say nothing of usage."""
     first = body[:64].lstrip(b"[ \t\r\n")[:1]
@@ -126,14 +132,14 @@ def compute_time(headers: Mapping[str, str]) -> int | None:
 
     text-embeddings-inference tells milliseconds, and is known by the tokens that it tells as well.
     """
+    unit = 1000 if "x-compute-tokens" in headers else MICROSECONDS
     try:
-        told = Decimal(headers["x-compute-time"])
+        told = Decimal(headers["x-compute-time"]) * unit
     except (KeyError, ArithmeticError):
         return None
-    unit = 1000 if "x-compute-tokens" in headers else MICROSECONDS
-    if not told.is_finite() or not 0 < told * unit < LONGEST:
+    if not told.is_finite() or not 0 < told < LONGEST:
         return None
-    return int((told * unit).to_integral_value(ROUND_CEILING))
+    return int(told.to_integral_value(ROUND_CEILING))
 
 
 def images_in(message: Mapping[str, Any]) -> int | None:

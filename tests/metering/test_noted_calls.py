@@ -141,15 +141,69 @@ def test_a_price_hook_may_look_at_what_is_spent(bench: Bench) -> None:
     assert seen
 
 
-def test_a_hook_that_raises_loses_no_call(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, pytest.fail.Exception, pytest.skip.Exception])
+def test_a_hook_that_raises_costs_a_call_its_price_and_nothing_else(
+    bench: Bench, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
     def raises(request: object) -> Price:
-        raise RuntimeError("of the hook")
+        raise error("of the hook")
 
     with budget() as b:
         ask(bench)
         bench.book.hook = raises
-        assert b.calls_used == 0
-    assert "could not meter a call" in caplog.text
+        assert b.calls_used == 1
+        bench.book.hook = None
+        ask(bench)
+        assert b.calls_used == 2
+    assert [charge.nano_usd for charge in booked(bench)] == [None, 940 + 7 * 80]
+    assert "could not be worked out" in caplog.text
+
+
+def test_an_answer_that_nobody_can_make_sense_of_is_counted_and_holds_up_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(message: object, request: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("of some kind")
+
+    ask(bench, 1)
+    ask(bench, 2)
+    monkeypatch.setattr("pytest_hfbudget.metering.call.usage_of", fails)
+    assert [charge.status for charge in bench.ledger.charges()] == ["closed", "200"]
+    assert "could not make sense of an answer" in caplog.text
+
+
+def test_an_answer_without_usage_is_charged_by_its_question_as_it_was_asked(bench: Bench) -> None:
+    bench.emulator.client.configure(usage="never")
+    question = [*say(10), {"role": "user", "content": "x" * 5000}]
+    bench.client().chat_completion(question, max_tokens=50)
+    (before,) = booked(bench)
+    question.clear()
+    assert bench.ledger.charges() == (before,)
+    assert before.input_tokens > 5000
+
+
+def test_a_call_that_ends_while_its_test_is_settled_is_in_it(bench: Bench) -> None:
+    """Whoever settles waits for those who are at it."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(request: object) -> None:
+        asked.set()
+        go_on.wait(10)
+
+    bench.running()
+    bench.book.hook = slow
+    long = [{"role": "user", "content": "x" * (SMALL_BYTES + 1)}]
+    caller = threading.Thread(
+        target=lambda: bench.client().chat_completion(long, max_tokens=5), daemon=True
+    )
+    caller.start()
+    asked.wait(10)
+    threading.Timer(0.2, go_on.set).start()
+    bench.runtime.meter.settle_open("test_it")
+    assert [(charge.status, charge.nano_usd) for charge in booked(bench)] == [("200", bench.billed)]
+    caller.join()
+    assert len(bench.ledger.charges()) == 1
 
 
 def test_a_ctrl_c_in_the_middle_loses_no_call_and_books_none_twice(bench: Bench) -> None:

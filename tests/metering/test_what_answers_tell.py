@@ -246,7 +246,7 @@ def test_time_that_an_answer_tells_is_charged_exactly(bench: Bench) -> None:
     assert bench.spent == bench.billed == MILLI // 2
 
 
-@pytest.mark.parametrize("told", ["NaN", "-1", "1e9", "soon", ""])
+@pytest.mark.parametrize("told", ["NaN", "-1", "1e9", "9e999999", "soon", ""])
 def test_time_that_makes_no_sense_is_not_believed(bench: Bench, told: str) -> None:
     client = priced(bench, SPEECH, "hf-inference", "automatic-speech-recognition", A_SECOND)
     bench.emulator.client.add_fault(

@@ -10,6 +10,8 @@ import pytest
 from metering_bench import MODEL, Bench, say
 
 from pytest_hfbudget import BudgetExceededError, ConfigError, budget
+from pytest_hfbudget.ledger import Scope
+from pytest_hfbudget.metering.payer import Payer, RunningTest
 
 EIGHT = range(8)
 
@@ -278,3 +280,46 @@ def test_a_refusal_behind_another_error_is_handed_to_the_test(bench: Bench) -> N
             _call(bench)
             raise ValueError("an error of its own")
     assert len(test.refusals) == 1
+
+
+class Flickering(Payer):
+    """A payer whose test begins and ends while it is looked at, as another thread may have it."""
+
+    @property
+    def test(self) -> RunningTest | None:  # type: ignore[override]
+        self.looks += 1
+        return TEST if self.looks % 2 else None
+
+    @test.setter
+    def test(self, value: RunningTest | None) -> None:
+        self.looks = 0
+
+
+TEST = RunningTest("test_it", (Scope("test:test_it", "test_it", 1),))
+
+
+def test_what_is_around_a_call_is_of_one_moment() -> None:
+    payer = Flickering()
+    for _ in range(8):
+        around = payer.around()
+        assert (around.test is TEST) == around.capped == ("test:test_it" in around.keys)
+
+
+def test_a_test_that_runs_twice_is_another_one_each_time() -> None:
+    payer = Payer()
+    for _ in range(2):
+        payer.test = RunningTest("test_it")
+        assert payer.around().test is payer.test
+
+
+def test_a_block_whose_end_is_interrupted_is_left(bench: Bench) -> None:
+    def interrupted(request: object) -> None:
+        bench.book.hook = None
+        raise KeyboardInterrupt
+
+    _call(bench)
+    bench.book.hook = interrupted
+    with pytest.raises(KeyboardInterrupt), budget("0.00001"):
+        pass
+    assert bench.payer.open_blocks() == ()
+    assert _call(bench)
