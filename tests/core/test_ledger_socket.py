@@ -36,7 +36,7 @@ from pytest_hfbudget.errors import (
     LedgerUnreachableError,
     UnpricedCallError,
 )
-from pytest_hfbudget.ledger import Scope, Totals
+from pytest_hfbudget.ledger import Scope, Totals, remote
 from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
 from pytest_hfbudget.ledger.server import LedgerServer
 
@@ -136,6 +136,19 @@ def test_what_a_lost_client_held_is_booked_in_full(
     assert {(c.status, c.estimated) for c in ledger.charges()} == {("lost", True)}
 
 
+def test_what_a_client_told_before_it_hung_up_is_done(
+    server: LedgerServer, ledger: WatchedLedger
+) -> None:
+    for _ in range(20):  # an answer to the first of them would have found nobody
+        with connected(server) as wire:
+            remote = RemoteLedger(wire, ahead=True)
+            for number in [hold(wire, 100) for _ in range(8)]:
+                remote.settle(number, charge(1, "all"))
+        assert ledger.wait_for_a_loss()
+    assert ledger.total("all") == Totals(spent=160, calls=160)
+    assert {charged.status for charged in ledger.charges()} == {"200"}
+
+
 def test_what_another_client_holds_is_not_touched(
     server: LedgerServer, ledger: WatchedLedger, wire: Wire
 ) -> None:
@@ -159,6 +172,14 @@ def test_what_a_killed_process_held_is_booked_in_full(
     assert Child(die).answer() == ""
     assert ledger.wait_for_a_loss()
     assert ledger.total("all") == Totals(spent=30, calls=1)
+
+
+def test_a_fork_knows_nothing_of_connections_that_are_gone(server: LedgerServer) -> None:
+    before = len(remote._wires)
+    for _ in range(100):
+        Wire(server.path).another()
+    gc.collect()
+    assert len(remote._wires) <= before
 
 
 def test_nothing_serves_a_client_that_is_gone(server: LedgerServer, ledger: WatchedLedger) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -182,3 +184,39 @@ def test_a_replayed_stream_without_usage_counts_what_it_wrote(
     last = charge(bench)
     assert (last.replayed, last.nano_usd, last.estimated) == (True, 0, True)
     assert last.output_tokens > 0
+
+
+@pytest.mark.parametrize("cap", [None, 1])
+def test_a_call_that_the_collector_ends_inside_of_the_ledger_waits_for_no_lock(
+    bench: Bench, use: Use, cap: int | None
+) -> None:
+    """The loop of its task is closed, as those do who don't know `asyncio.run`."""
+    known_model(bench)
+    under_way = threading.Event()
+
+    async def never(request: Any) -> None:
+        under_way.set()
+        await asyncio.Event().wait()
+
+    use(httpx.MockTransport(lambda request: None), httpx.MockTransport(never))
+    if cap:
+        bench.cap(cap)
+    before = len(bench.ledger.charges())
+
+    async def start() -> None:
+        client = bench.async_client(provider="groq")
+        tasks.append(asyncio.ensure_future(client.chat_completion(say(5), max_tokens=5)))
+        while not under_way.is_set():
+            await asyncio.sleep(0)
+
+    tasks: list[asyncio.Task[Any]] = []
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start())
+    loop.close()
+    tasks[0]._log_destroy_pending = False  # type: ignore[attr-defined]
+    with bench.books._lock:
+        tasks.clear()
+        gc.collect()
+    (charge,) = bench.ledger.charges()[before:]
+    assert (charge.status, charge.nano_usd) == ("refused", 0)
+    assert bench.held == 0
