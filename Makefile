@@ -7,7 +7,7 @@ WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 # Compiled files make every run of pytest that the tests start a second faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint ecosystem mutants docs-check real-server clean
+.PHONY: demo test lint ecosystem mutants clean
 
 demo: $(VENV)/installed ## the whole product in a few seconds, at $0
 	$(BIN)/hfbudget demo

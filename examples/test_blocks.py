@@ -1,4 +1,4 @@
-"""Caps around blocks of code, written as for shekel; only the import is another one."""
+"""Caps around blocks of code, written as for shekel; the import is another one, and one cap."""
 
 from huggingface_hub import InferenceClient
 

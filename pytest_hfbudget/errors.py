@@ -24,7 +24,7 @@ class EndpointError(HFBudgetError):
 
 
 class UnaffordableEndpointError(EndpointError):
-    """An endpoint whose next minute the session budget would not hold, so that it sleeps."""
+    """An endpoint whose next minute a budget of the run would not hold, so that it sleeps."""
 
 
 class HistoryError(HFBudgetError):

@@ -32,7 +32,7 @@ SETTINGS = {
         "--hf-test-budget",
         "HFBUDGET_TEST",
         "hf_test_budget",
-        "USD cap of each test that has no budget marker",
+        "USD cap of each test whose own marker has no max_usd",
     ),
     "on_exhausted": Setting(
         "--hf-on-exhausted",

@@ -131,7 +131,8 @@ def _entry_as_dict(entry: Entry) -> dict[str, Any]:
 def _total_as_dict(total: Total) -> dict[str, Any]:
     fields = total._asdict()
     del fields["name"]
-    return {**fields, "usd": usd_text(fields.pop("nano_usd"))}
+    usd = usd_text(fields.pop("nano_usd"))
+    return {**fields, "usd": usd}
 
 
 def _print_csv(names: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

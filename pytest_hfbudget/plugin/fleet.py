@@ -259,7 +259,7 @@ class Fleet:
         except BudgetExceededError as error:
             own = error.scope_key == SESSION
             raise UnaffordableEndpointError(
-                f"{name}: its first minute costs {show(nano_per_minute)}, but only "
+                f"{error.scope}: {name}: its first minute costs {show(nano_per_minute)}, but only "
                 f"{show(max(error.cap_nano - error.spent_nano - error.held_nano, 0))} of the "
                 f"{error.scope} of {show(error.cap_nano)} is left. It was not resumed. "
                 f"Raise {'--hf-session-budget' if own else 'that cap'}."

@@ -67,8 +67,9 @@ class Needs:
         from pytest_hfbudget.settings import full_name
 
         settings = self._run.settings
-        given = (full_name(name, settings.namespace) for name in settings.endpoints)
-        names = {**dict.fromkeys(given, False), **endpoints(request.node, settings)}
+        names = endpoints(request.node, settings)
+        for name in settings.endpoints:
+            names.setdefault(full_name(name, settings.namespace), False)
         if request.node is not self._only_replayed:
             return {name: self._live(name, keep) for name, keep in names.items()}
         from pytest_hfbudget.plugin.replays import recorded

@@ -233,8 +233,13 @@ class Owner:
         lines = self._fleet.lines() if self._fleet is not None else ()
         report = Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        rehearsal = self.settings.emulator is not None
-        return replace(report, run=self.run_id, date=now, rehearsal=rehearsal)
+        return replace(
+            report,
+            run=self.run_id,
+            date=now,
+            rehearsal=self.settings.emulator is not None,
+            over_runs=self.settings.capped_over_runs,
+        )
 
     def _write_report(self, outcomes: Mapping[str, str]) -> None:
         if self.settings.report is None or self.settings.plan:

@@ -178,6 +178,13 @@ class Run:
         if self.settings.on_exhausted == "stop" and self.role.used_up():
             item.session.shouldfail = exhaustion.STOPPED
 
+    def budgets(self) -> tuple[str, ...]:
+        """The keys of the budgets that are the run's own, and no test's."""
+        if self.runtime is None:
+            return ()
+        payer = self.runtime.meter.payer
+        return (payer.session.key, *(scope.key for scope in payer.over_runs))
+
     def paused(self, item: pytest.Item) -> str | None:
         """Why an endpoint of a test is not running any more, if that is so."""
         if item.get_closest_marker("hf_endpoint") is None or self._only_looking():

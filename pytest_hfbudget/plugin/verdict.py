@@ -22,7 +22,7 @@ def judge(
 ) -> None:
     """Fail a test that was refused a call, also where its code swallowed the refusal.
 
-    If it was the session budget that refused, the test was not run, unless it was to fail.
+    If it was a budget of the run that refused, the test was not run, unless it was to fail.
     """
     if report.when == "call" and report.passed and (paused := run.paused(item)):
         _fail(report, paused)
@@ -35,7 +35,7 @@ def judge(
     handled = on_exceed == "raise" and report.passed
     if run.settings.on_exhausted != "fail" and not handled:
         errors = chain(refusals, run.needs.take_blocked(), _raised_before_the_test(call))
-        if (error := exhaustion.used_up_by(errors)) is not None:
+        if (error := exhaustion.used_up_by(errors, run.budgets())) is not None:
             exhaustion.mark(report, item, error)
             run.role.use_up()
             return

@@ -63,13 +63,15 @@ def _longest(row: Mapping[str, Any], where: str) -> int | None:
     if LONGEST not in row:
         return None
     if "second" not in row:
-        raise ConfigError(f"{where}: {LONGEST} without second; write the price of a second, too")
+        said = f"{where}: {LONGEST} without second; write the price of a second, too"
+        raise RowError(said, LONGEST)
     try:
         longest = parse_rate(row[LONGEST]) * MICROSECONDS // ATTO_PER_USD
     except ValueError as error:
-        raise ConfigError(f"{where}: {LONGEST} = {row[LONGEST]}: {error}") from None
+        raise RowError(f"{where}: {LONGEST} = {row[LONGEST]}: {error}", LONGEST) from None
     if not longest:
-        raise ConfigError(f"{where}: {LONGEST} = {row[LONGEST]}; write how long a call may take")
+        said = f"{where}: {LONGEST} = {row[LONGEST]}; write how long a call may take"
+        raise RowError(said, LONGEST)
     return longest
 
 

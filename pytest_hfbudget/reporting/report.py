@@ -82,11 +82,12 @@ class Report:
     """One run.
 
     ``unpriced`` calls were sent without a cap and without anybody knowing a price. ``not_run`` is
-    the tests for which the session budget had too little left.
+    the tests for which a budget of the run had too little left.
 
     Attributes:
         date: when the report was made, RFC 3339 in UTC.
         rehearsal: the calls went to the emulator; nothing was paid.
+        over_runs: there were budgets over many runs as well.
     """
 
     spent: int
@@ -101,6 +102,7 @@ class Report:
     run: str = ""
     date: str = ""
     rehearsal: bool = False
+    over_runs: bool = False
 
     @classmethod
     def of(

@@ -118,14 +118,19 @@ def _clock(unix_s: float) -> str:
     return f"{datetime.fromtimestamp(unix_s):%H:%M:%S}"
 
 
+def _too_little(report: Report) -> str:
+    if report.cap is None:
+        return "a budget over many runs has too little left."
+    if report.over_runs:
+        return "the session budget, or one over many runs, has too little left; -rs says which."
+    cap = show(report.cap)
+    return f"the session budget of {cap} has too little left. Raise --hf-session-budget."
+
+
 def _remarks(report: Report) -> Iterator[Line]:
-    if report.not_run and report.cap is not None:
+    if report.not_run:
         tests = "1 test" if report.not_run == 1 else f"{report.not_run} tests"
-        yield Line(
-            f"  {tests} not run: the session budget of {show(report.cap)} has too little left. "
-            "Raise --hf-session-budget.",
-            "red",
-        )
+        yield Line(f"  {tests} not run: {_too_little(report)}", "red")
     if swapped := report.swapped:
         total = sum(charge.nano_usd or 0 for charge in swapped)
         models = ", ".join(sorted({f"{c.model} instead of {c.instead_of}" for c in swapped}))

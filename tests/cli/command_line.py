@@ -18,7 +18,7 @@ import pytest
 
 from pytest_hfbudget.emulator import Emulator, EmulatorClient
 from pytest_hfbudget.endpoints import Journal, Record, leases_dir, start_time
-from pytest_hfbudget.endpoints.claims import Claim, Claims, claims_dir
+from pytest_hfbudget.endpoints.claims import PAUSING, Claim, Claims, claims_dir
 
 COMMAND = (sys.executable, "-m", "pytest_hfbudget")
 TOKEN = "hf_of_the_tests"
@@ -97,6 +97,14 @@ class Shell:
             **{"state": "paused", **more},
         )
         Journal.of(run, leases_dir(self.state_dir)).write(record)
+
+    def kept_lease(self, endpoint: str, *, run: str = "deadrun") -> None:
+        """Have this very process be the keeper of a run that has died, and not done yet."""
+        self.dead_lease(endpoint, run=run)
+        pid, start = os.getpid(), start_time(os.getpid())
+        claim = Claim(run, endpoint, self.api, 2**22, "1", pid, start, time.time(), phase=PAUSING)
+        folder = claims_dir(self.state_dir)
+        Claims(folder, api=self.api, endpoint=endpoint, run=run).put(claim)
 
     def live_lease(self, endpoint: str, *, run: str = "liverun") -> None:
         """Have this very process use an endpoint."""

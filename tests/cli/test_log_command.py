@@ -83,6 +83,7 @@ def test_sums_by_model(logged: Shell) -> None:
         ("meta/llama", 1, "0.0000015"),
         ("other/model", 1, "0"),
     ]
+    assert not any("nano_usd" in one for one in totals)  # money is a decimal string, once
     assert "1 ?" in logged("log", "--by", "model").stdout
 
 

@@ -86,6 +86,15 @@ def test_leased_pauses_what_a_dead_run_has_left_and_closes_its_lease(hfbudget: S
     assert hfbudget("pause", "--leased").stdout == "nothing to pause\n"
 
 
+def test_leased_pauses_what_a_keeper_is_still_at(hfbudget: Shell) -> None:
+    hfbudget.hub.add_endpoint("acme/llm", state="running")
+    hfbudget.kept_lease("acme/llm")
+    done = hfbudget("pause", "--leased")
+    assert done.returncode == 0
+    assert "acme/llm: paused, verified" in done.stdout
+    assert hfbudget.state("acme/llm") == "paused"
+
+
 def test_what_the_dead_run_has_changed_is_put_back(hfbudget: Shell) -> None:
     scaling = {"minReplica": 1, "maxReplica": 2, "scaleToZeroTimeout": None, "measure": None}
     tags = ["team-a", "hfbudget-run-deadrun", "hfbudget-until-9000000000"]

@@ -50,6 +50,8 @@ def file(tmp_path: Path) -> Path:
         ("free = true\ninput = 1", "free = true next to a price"),
         ("call = 1\nfree = 0", "free = 0; write true or false"),
         ("input = 0\noutput = 0.0", "a price of 0; write free = true"),
+        ("second = 1\nmax_seconds = 0", "max_seconds = 0; write how long"),
+        ("call = 1\nmax_seconds = 9", "max_seconds without second; "),
         ("", "says no price"),
         ("free = false", "says no price"),
     ],

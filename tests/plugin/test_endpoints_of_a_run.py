@@ -71,6 +71,16 @@ def test_the_whole_run_can_need_an_endpoint(suite: Suite) -> None:
     assert _counts(suite) == (1, True)
 
 
+def test_the_endpoint_of_a_marker_comes_before_that_of_the_run(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.hf_endpoint("acme/own")
+        def test_it(hf_endpoint, hf_endpoints):
+            assert hf_endpoint.name == "own"
+            assert list(hf_endpoints) == ["acme/own", "acme/llm"]
+    """)
+    suite.run("--hf-endpoint=acme/llm").assert_outcomes(passed=1)
+
+
 def test_waiting_for_an_endpoint_shows_a_line_that_counts_the_seconds(suite: Suite) -> None:
     suite.emulator.add_endpoint("acme/llm", initializing_s=1.2)
     suite.test_file(ONE)

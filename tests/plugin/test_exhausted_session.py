@@ -213,7 +213,10 @@ def test_stop_ends_the_run_after_the_test_and_pauses(suite: Suite) -> None:
     result.assert_outcomes(passed=1, skipped=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
-        ["*acme/llm: paused, verified*", "*the session budget is used up (--hf-on-exhausted=stop)*"]
+        [
+            "*acme/llm: paused, verified*",
+            "*the budget of the run is used up (--hf-on-exhausted=stop)*",
+        ]
     )
 
 

@@ -44,10 +44,19 @@ def test_a_second_run_has_what_the_first_one_has_left(real: Suite) -> None:
     first.stdout.fnmatch_lines(["hfbudget: daily budget $1.00 ($1.00 left)"])
     spent = real.billed
     second = real.run(f"--hf-daily-budget=0.{spent:09}")
-    second.assert_outcomes(failed=1)
+    second.assert_outcomes(skipped=1)
+    assert second.ret == pytest.ExitCode.TESTS_FAILED
     second.stdout.fnmatch_lines(
-        ["hfbudget: daily budget $* ($0.00 left)", "*daily budget (the next one begins *"]
+        [
+            "hfbudget: daily budget $* ($0.00 left)",
+            "  1 test not run: a budget over many runs has too little left.",
+        ]
     )
+    third = real.run(f"--hf-daily-budget=0.{spent:09}", "-rs")
+    third.stdout.fnmatch_lines(["SKIPPED*not run: daily budget (the next one begins *"])
+    last = real.run(f"--hf-daily-budget=0.{spent:09}", "--hf-on-exhausted=fail")
+    last.assert_outcomes(failed=1)
+    last.stdout.fnmatch_lines(["*daily budget (the next one begins *"])
     assert (real.sent, real.billed) == (1, spent)
 
 
@@ -57,7 +66,7 @@ def test_two_runs_at_the_same_time_stay_below_one_cap(real: Suite) -> None:
     said = [run.communicate(timeout=120)[0] for run in both]
     assert 0 < real.billed <= CAP
     assert 0 < real.sent < 40
-    assert all("daily budget (the next one begins" in text for text in said)
+    assert all("a budget over many runs has too little left." in text for text in said)
 
 
 def test_workers_spend_from_it_too(real: Suite) -> None:
@@ -143,7 +152,7 @@ def test_checkouts_share_a_budget_by_the_name_of_their_project(
         (folder / "pytest.ini").write_text("[pytest]\nhf_project = ours\n")
         (folder / "test_suite.py").write_text((real.path / "test_suite.py").read_text())
     real.run("--rootdir=one", "-c", "one/pytest.ini", "one").assert_outcomes(passed=1)
-    real.run("--rootdir=other", "-c", "other/pytest.ini", "other").assert_outcomes(failed=1)
+    real.run("--rootdir=other", "-c", "other/pytest.ini", "other").assert_outcomes(skipped=1)
     assert real.sent == 1
 
 
