@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pytest_hfbudget.cli.leases import Holder, Records
 from pytest_hfbudget.endpoints import ControlPlane, Pauser, Timings, Watch, default_state_dir
+from pytest_hfbudget.endpoints.state import GONE
 from pytest_hfbudget.endpoints.sweep import Stray, sweep
 
 PAUSE_S = 120.0
@@ -47,6 +48,8 @@ class Hand:
     def _plain(self, name: str) -> Outcome:
         pauser = Pauser(self._plane, Watch(name), self._timings, settled=True)
         receipt = pauser.run(lambda _: None)  # a pause by hand belongs to no run's journal
+        if receipt.state == GONE:
+            return Outcome(name, GONE, False, _unknown(name))
         return Outcome(name, receipt.state, receipt.verified, receipt.error, receipt.warnings)
 
     def _left(self, stray: Stray) -> Outcome:
@@ -57,6 +60,11 @@ class Hand:
             return self._plain(stray.name)
         error = swept.error or swept.skipped
         return Outcome(stray.name, swept.state, swept.verified, error, swept.warnings)
+
+
+def _unknown(name: str) -> str:
+    namespace = name.partition("/")[0]
+    return f'there is no endpoint "{name}"; `hfbudget status {namespace}` lists yours.'
 
 
 def _in_use(name: str, user: Holder) -> str:

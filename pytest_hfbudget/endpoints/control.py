@@ -101,8 +101,7 @@ class ControlPlane:
 
     def replicas(self, name: str) -> tuple[Mapping[str, Any], ...]:
         """The replicas that the server remembers, each with ``status.startedAt`` and so on."""
-        items = self._ask("GET", name, "/replica").get("items")
-        return tuple(item for item in items if isinstance(item, Mapping)) if items else ()
+        return _objects(self._ask("GET", name, "/replica").get("items"))
 
     def hardware(self) -> Mapping[str, Any]:
         """The public list of vendors, regions and instances with ``pricePerHour``."""
@@ -138,9 +137,10 @@ class ControlPlane:
             query = "?" + urlencode({"cursor": cursor}) if cursor else ""
             path = f"/endpoint/{quote(namespace, safe='')}{query}"
             page = self._request("GET", path, what=f'the endpoints of "{namespace}"')
-            for raw in page.get("items") or ():
+            for raw in _objects(page.get("items")):
                 yield Endpoint.parse(namespace, raw)
-            cursor = page.get("nextCursor") or ""
+            following = page.get("nextCursor")
+            cursor = following if isinstance(following, str) else ""
             if not cursor or cursor in seen:
                 return
             seen.add(cursor)
@@ -215,3 +215,8 @@ class ControlPlane:
         if self._token and not public:
             headers["authorization"] = f"Bearer {self._token}"
         return headers
+
+
+def _objects(items: object) -> tuple[Mapping[str, Any], ...]:
+    """The objects of a list; whatever else a server may put there is nothing to go by."""
+    return tuple(o for o in items if isinstance(o, Mapping)) if isinstance(items, list) else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -89,7 +89,7 @@ def price_per_hour(hardware: Mapping[str, Any], endpoint: Endpoint) -> int | Non
         _rate(compute.get("pricePerHour"))
         for vendor in _named(hardware.get("vendors"), endpoint.vendor)
         for region in _named(vendor.get("regions"), endpoint.region)
-        for compute in region.get("computes") or ()
+        for compute in _objects(region.get("computes"))
         if compute.get("instanceType") == endpoint.instance_type
         and compute.get("instanceSize") == endpoint.instance_size
     ]
@@ -103,8 +103,16 @@ def _rate(value: object) -> int:
         return 0
 
 
-def _named(items: Iterable[Mapping[str, Any]] | None, name: str) -> Iterator[Mapping[str, Any]]:
-    return (item for item in items or () if item.get("name") == name)
+def _named(items: object, name: str) -> Iterator[Mapping[str, Any]]:
+    return (item for item in _objects(items) if item.get("name") == name)
+
+
+def _objects(items: object) -> Iterator[Mapping[str, Any]]:
+    return (
+        (item for item in items if isinstance(item, Mapping))
+        if isinstance(items, list)
+        else iter(())
+    )
 
 
 def _is_list(hardware: object) -> bool:

@@ -45,7 +45,8 @@ class Leaver:
             self._claims.end(self._claim, paused=False)
             return receipt
         receipt = self._pauser.run(lambda told: record(replace(told, reason=reason)))
-        self._claims.end(self._claim, paused=receipt.verified)
+        # What could not be put back is remembered, for the next run that pauses it.
+        self._claims.end(self._claim, paused=receipt.verified and receipt.restored)
         return replace(receipt, reason=reason, warnings=(*receipt.warnings, *trouble))
 
     def failed(self, error: str) -> Receipt:

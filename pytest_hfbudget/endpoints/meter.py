@@ -19,6 +19,7 @@ from pytest_hfbudget.endpoints.terms import EndpointSettings
 
 # What a report would like to know may not keep a run from ending.
 _NICE_TO_KNOW_S = 5.0
+_TRIES = 2
 
 
 class Meter:
@@ -55,8 +56,12 @@ class Meter:
         return listed
 
     def zero(self, slot: Slot) -> None:
-        """Remember the replicas that were there before."""
-        slot.earlier = uptime.earlier_replicas(self._replicas(slot.name))
+        """Remember the replicas that were there before; None where nobody could tell."""
+        for _ in range(_TRIES):
+            replicas = self._replicas(slot.name)
+            slot.earlier = None if replicas is None else uptime.earlier_replicas(replicas)
+            if replicas is not None:
+                return
 
     def uptime(self, slot: Slot, pause: Receipt | None, *, final: bool) -> uptime.Uptime:
         """What one endpoint has cost: by the server's times when ``final``, else at most."""
@@ -64,8 +69,8 @@ class Meter:
             return uptime.NOTHING
         window_s = slot.window_s(self._until(pause))
         price, minute_s = slot.price_atto, self._settings.billing_minute_s
-        exact = uptime.from_replicas(
-            self._replicas(slot.name) if final else (),
+        exact = slot.earlier is not None and uptime.from_replicas(
+            (self._replicas(slot.name) or ()) if final else (),
             window_s=window_s,
             earlier=slot.earlier,
             atto_per_hour=price,
@@ -86,8 +91,8 @@ class Meter:
         until = pause.paused_mono if pause else None
         return self._clock.monotonic() if until is None else until
 
-    def _replicas(self, name: str) -> tuple[Mapping[str, Any], ...]:
+    def _replicas(self, name: str) -> tuple[Mapping[str, Any], ...] | None:
         try:
             return self._quick.replicas(name)
         except ControlPlaneError:
-            return ()  # the bill is then bounded by our own clock, and marked as estimated
+            return None  # the bill is then bounded by our own clock, and marked as estimated

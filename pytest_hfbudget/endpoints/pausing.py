@@ -14,9 +14,10 @@ from pytest_hfbudget.endpoints.state import GONE, PAUSED, Endpoint
 
 # A server may ask for an hour; a bill that runs can't wait for it.
 _MOST_RETRY_AFTER_S = 60.0
-# One denial may be a hiccup of the server's own, three in a row are an answer.
-_DENIALS = 3
+# One may be a hiccup of the server's own, or of a gateway before it; three in a row are an answer.
+_DENIALS = _NOT_FOUND = 3
 _RESTORE_S = 5.0
+_LAST_TRY_S = 0.2
 
 
 class Pauser:
@@ -61,7 +62,7 @@ class Pauser:
         if awake:  # seen by no one yet, but nothing published says that it can't happen
             receipt = self._pause()
             record(receipt)
-        return replace(receipt, warnings=warnings)
+        return replace(receipt, warnings=warnings, restored=not warnings)
 
     def failed(self, reason: str) -> Receipt:
         """The receipt of a pause that can't be verified."""
@@ -87,29 +88,36 @@ class Pauser:
         )
 
     def _until_paused(self) -> bool:
-        failures, self._send_at = 0, self._clock.monotonic()
+        failures = denials = missing = 0
+        self._send_at = self._clock.monotonic()
         while True:
             try:
                 if self._clock.monotonic() >= self._send_at:
                     self._send()
                     self._send_at = self._clock.monotonic() + self._timings.resend_s
                 wait = self._look()
-                failures = 0
+                failures = denials = missing = 0
                 if wait is None:
                     return True
             except ControlPlaneError as error:
                 failures += 1
+                denials = denials + 1 if error.denied else 0
+                missing = missing + 1 if error.gone else 0
                 self._error = str(error)
-                if error.gone:
+                if missing >= _NOT_FOUND:
                     self._state = GONE
                     return True
-                if error.denied and failures >= _DENIALS:
+                if denials >= _DENIALS:
                     return False
                 retry_after = min(error.retry_after or 0.0, _MOST_RETRY_AFTER_S)
                 wait = self._timings.pace.wait(failures, retry_after)
-            if self._clock.monotonic() + wait >= self._ends:
+            except Exception as error:  # an answer that nobody foresaw: no reason to let it run
+                failures, self._error = failures + 1, f"{self.endpoint}: {error!r}"
+                wait = self._timings.pace.wait(failures, 0.0)
+            left = self._ends - self._clock.monotonic()
+            if left <= _LAST_TRY_S:
                 return False
-            self._clock.sleep(wait)
+            self._clock.sleep(min(wait, left - _LAST_TRY_S))  # a last try, however long the wait
 
     def _send(self) -> None:
         self._attempts += 1
@@ -118,7 +126,7 @@ class Pauser:
         except ControlPlaneError as error:
             # A 400 may just mean "already paused", in words that nobody has published: the
             # state decides. What may pass with time goes to the caller, to be tried again.
-            if error.status not in (400, 409, 422):
+            if error.status not in (400, 404, 409, 422):
                 raise
             self._error = str(error)
 

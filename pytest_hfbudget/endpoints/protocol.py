@@ -134,6 +134,7 @@ class Receipt:
         warnings: what else went wrong, such as settings that could not be restored.
         reason: why it was paused.
         left_to: the run that goes on using it, and will pause it.
+        restored: nothing that the run had changed for its own sake is left as it was.
     """
 
     endpoint: str
@@ -146,6 +147,7 @@ class Receipt:
     warnings: tuple[str, ...] = ()
     reason: str = ""
     left_to: str | None = None
+    restored: bool = True
 
     @property
     def in_order(self) -> bool:

@@ -82,7 +82,7 @@ def json_object(body: bytes) -> dict[str, Any] | None:
     """A body that is a JSON object; None for anything else."""
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -100,10 +100,10 @@ def _retry_after(value: str | None) -> float | None:
     """Seconds; the header has a number or a date (RFC 9110, section 10.2.3)."""
     if not value:
         return None
-    if value.strip().isdigit():
-        return float(value)
     try:
-        date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        if value.strip().isdecimal():
+            return float(value)
+        at = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return max(date.timestamp() - SYSTEM_CLOCK.time(), 0.0)
+    return max(at - SYSTEM_CLOCK.time(), 0.0)

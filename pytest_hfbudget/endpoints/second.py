@@ -3,20 +3,28 @@
 A run could replace a killed keeper only between two tests, and may itself be killed before that.
 The second has the keeper's end of the line too, but reads nothing from it while the keeper lives:
 what the keeper hears, it passes on before it acts. To each of the two, the other's death is the
-end of the socket between them.
+end of the socket between them; but one that fell behind was only let go, and there is to be no
+second keeper beside one that lives.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from pytest_hfbudget.endpoints.protocol import Decoder, Done, Limit, Message, encode
+from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.protocol import Decoder, Done, Limit, Message, Ready, encode
 from pytest_hfbudget.errors import EndpointError
 
 # Whatever kills one after the other will not be outlasted by starting still more of them.
 _MOST_STARTS = 5
+# A process that was killed closes its sockets a moment before it is gone.
+_DYING_S = 2.0
+_LOOK_S = 0.001
 
 Start = Callable[[socket.socket], None]
 
@@ -44,6 +52,7 @@ class Second:
         self._sock.setblocking(False)  # one that is stopped must not stop the keeper
         with theirs:
             # Before it is there: should the keeper be killed now, it finds all when it comes.
+            self.tell(Ready(os.getpid()))
             for message in standing:
                 self.tell(message)
             try:
@@ -75,12 +84,25 @@ class Second:
 
 
 def stand_by(keeper: socket.socket) -> list[Message]:
-    """Wait for the keeper's end. What it had heard; nothing if it has done its work."""
+    """Wait for the keeper's end. What it had heard; nothing if it has done its work, or lives."""
     decoder, heard = Decoder(), list[Message]()
+    pid, start = 0, None
     with suppress(OSError):
         while data := keeper.recv(65536):
             for message in decoder.feed(data):
+                if isinstance(message, Ready):
+                    pid, start = message.pid, process.start_time(message.pid)
+                    continue
                 if isinstance(message, Limit):  # moved with each call of a run; the last one counts
                     heard = [each for each in heard if not isinstance(each, Limit)]
                 heard.append(message)
-    return [] if any(isinstance(message, Done) for message in heard) else heard
+    if any(isinstance(message, Done) for message in heard) or _lives(pid, start):
+        return []
+    return heard
+
+
+def _lives(pid: int, start: str | None) -> bool:
+    ends = time.monotonic() + _DYING_S
+    while (lives := process.alive(pid, start)) and time.monotonic() < ends:
+        threading.Event().wait(_LOOK_S)
+    return lives

@@ -27,9 +27,10 @@ class Slot:
         resumed: the resume was sent, and not refused.
         price_atto: atto-USD per replica-hour.
         cold: the stretches of time in which it was coming up, on the steady clock.
-        earlier: see `uptime.earlier_replicas`.
+        earlier: see `uptime.earlier_replicas`; None where nobody could tell.
         scaling: see `Watch`; kept for a later word to the keeper.
         until: unix seconds, the latest end that the endpoint's tags tell.
+        renew_at: unix seconds, not to be renewed before; the last try has failed.
     """
 
     name: str
@@ -42,11 +43,12 @@ class Slot:
     joined: str | None = None
     scaling: Mapping[str, Any] | None = None
     until: float | None = None
+    renew_at: float = 0.0
     resumed_at: float | None = None
     resumed_mono: float = 0.0
     cold: tuple[Stretch, ...] = ()
     price_atto: int | None = None
-    earlier: Mapping[ReplicaKey, bool] = field(default_factory=dict)
+    earlier: Mapping[ReplicaKey, bool] | None = None
     warnings: tuple[str, ...] = ()
     error: BaseException | None = None
     reviving: threading.Lock = field(default_factory=threading.Lock)

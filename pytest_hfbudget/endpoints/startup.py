@@ -93,11 +93,17 @@ class Startup:
 
     def renew(self, slot: Slot) -> None:
         """Tag a later end when the one that is told comes near."""
-        near = self._clock.time() + self._settings.max_run_s / 10
-        if slot.until is None or slot.until > near:
+        now = self._clock.time()
+        near = now + self._settings.max_run_s / 10
+        if slot.until is None or slot.until > near or now < slot.renew_at:
             return
         warning = self._waker.renew(slot.name)
-        slot.until = None if warning else self._waker.until
+        if warning:
+            slot.renew_at = (
+                now + self._settings.max_run_s / 100
+            )  # a few more times before it is over
+        else:
+            slot.until = self._waker.until
         slot.warn(warning)
 
     def _begin(self, slot: Slot, guard: Guard) -> None:

@@ -93,6 +93,7 @@ class Fleet:
             endpoint = self._lifecycle.ensure(name, keep_running=keep_running)
         except EndpointError as error:
             self.log.started(name, self._lifecycle.live(), failure=str(error))
+            self._forget_unless_billed(name)
             if self._settings.max_uptime is None and (paused := self.paused(name)):
                 raise UnaffordableEndpointError(str(paused)) from None
             raise
@@ -108,12 +109,27 @@ class Fleet:
 
     def accrue(self) -> None:
         """Book every started minute of what runs."""
-        if self._receipts is None and self._running:
+        if self._receipts is None and (self._running or self._booked):
             with self._lock:
+                self._end_what_was_paused()
                 started = self._ended + sum(map(self._cost, self._running))
                 if not self._reserve(started):
                     self._book(max(started, self._booked) if self._ticker else started)
                 self.sharing.accrue(time.monotonic())
+
+    def _end_what_was_paused(self) -> None:
+        """What the keeper has paused before anybody asked begins no more minutes."""
+        for name in self._lifecycle.paused_early():
+            self._ended += self._cost(name)
+            self._running.pop(name, None)
+
+    def _forget_unless_billed(self, name: str) -> None:
+        """An endpoint whose resume was refused, or never sent, has no first minute."""
+        receipt = next((one for one in self._lifecycle.live() if one.name == name), None)
+        if receipt is None or not receipt.minutes:
+            with self._lock:
+                self._running.pop(name, None)
+            self.accrue()
 
     def _reserve(self, started: int) -> bool:
         """Have the next minute booked ahead where another run could take it; whether it is."""
@@ -194,6 +210,8 @@ class Fleet:
             self._lifecycle.revive(name)
         except ControlPlaneError:
             return False  # what the call itself met with says more than that
+        finally:
+            self.rearm()
         back = any(r.name == name and r.revived for r in self._lifecycle.live())
         if back:
             self.log.revived(name)
@@ -268,8 +286,9 @@ class Fleet:
     def _book(self, total: int) -> None:
         """Have the session charged with the uptime so far; at its end that may be less again."""
         with self._lock:
-            self._ledger.book(SESSION, total - self._booked)
-            self._booked = total
+            if total != self._booked:
+                self._ledger.book(SESSION, total - self._booked)
+                self._booked = total
 
     def _tell(self, swept: Swept) -> None:
         about = f"endpoint {swept.name}, left by run {swept.run}"

@@ -38,7 +38,14 @@ def test_a_name_without_its_namespace_gets_the_default_one(hfbudget: Shell) -> N
     assert hfbudget.state("acme/llm") == "paused"
 
 
+def test_a_name_that_is_none_is_an_error(hfbudget: Shell) -> None:
+    done = hfbudget("pause", "acme/lllm")
+    assert done.returncode == 1
+    assert 'there is no endpoint "acme/lllm"' in done.stderr
+
+
 def test_one_that_was_deleted_costs_nothing_any_more(hfbudget: Shell) -> None:
+    hfbudget.dead_lease("acme/deleted")
     done = hfbudget("pause", "acme/deleted")
     assert (done.returncode, done.stdout) == (0, "acme/deleted: gone, verified\n")
 

@@ -50,6 +50,18 @@ def seconds_of(state_dir: Path, run: str) -> list[int]:
     return found
 
 
+def keepers_of(state_dir: Path) -> list[int]:
+    """All keepers, and those that stand by for one, whatever their run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            said = path.read_bytes().split(b"\0")
+            ours = any(str(state_dir).encode() in word for word in said)
+            if ours and any(word.startswith(b"hfbudget-keeper") for word in said):
+                found.append(int(path.parent.name))
+    return found
+
+
 def kill(pid: int | None) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -108,9 +120,9 @@ def hub(_emulator: str) -> EmulatorClient:
 
 
 @pytest.fixture
-def settings(hub: EmulatorClient, tmp_path: Path) -> EndpointSettings:
+def settings(hub: EmulatorClient, tmp_path: Path) -> Iterator[EndpointSettings]:
     """Impatient, so that tests are quick."""
-    return EndpointSettings(
+    made = EndpointSettings(
         api=f"{hub.url}/v2",
         token=TOKEN,
         run="run-1",
@@ -126,6 +138,9 @@ def settings(hub: EmulatorClient, tmp_path: Path) -> EndpointSettings:
         settle_s=0.5,
         resend_s=0.2,
     )
+    yield made
+    # Also one that has stepped in: it would go on with the endpoint of the next test.
+    assert until(lambda: not keepers_of(made.state_dir)), "a keeper is still there"
 
 
 @pytest.fixture

@@ -255,8 +255,7 @@ def test_a_limit_outlives_the_keeper_that_was_told_it(hub: EmulatorClient, lifec
     run.pause_after(1.5)
     kill(run.keeper_pid)
     hub.wait_for(kind="state", state="paused", timeout=5)
-    told = until(run.paused_early)
-    assert "time that this run may pay for is over" in told["acme/llm"]
+    assert "time that this run may pay for is over" in run.paused_early()["acme/llm"]
 
 
 def test_no_second_stays_behind(lifecycle: Make, settings: EndpointSettings):

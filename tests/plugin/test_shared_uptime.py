@@ -133,7 +133,8 @@ def test_a_test_that_is_too_long_on_an_endpoint_breaks_its_own_cap(short_minutes
             threading.Event().wait(0.4)
     """)
     result = short_minutes.run(REPORT)
-    result.assert_outcomes(failed=1)
+    outcomes = result.parseoutcomes()  # a slow machine is over it by the end of the set-up
+    assert outcomes.get("failed", 0) + outcomes.get("errors", outcomes.get("error", 0)) == 1
     result.stdout.fnmatch_lines(
         ["*::test_it: $0.00* of $0.0005 is spent; of that $* share of the uptime of acme/llm*"]
     )

@@ -102,3 +102,38 @@ def test_a_call_to_an_endpoint_that_was_paused_for_the_cap_is_a_budget_error(
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*BudgetExceededError: acme/llm was paused*"])
     assert len(short_minutes.requests("resume")) == 1
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_was_never_resumed_takes_nothing_from_the_cap(
+    short_minutes: Suite,
+) -> None:
+    short_minutes.emulator.add_endpoint("acme/bad", quota_ok=False)
+    short_minutes.test_file("""
+        @pytest.mark.hf_endpoint("acme/bad")
+        def test_bad(hf_endpoint):
+            pass
+
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_good(hf_endpoint):
+            threading.Event().wait(2)
+            call()
+    """)
+    short_minutes.run("--hf-session-budget=0.006").assert_outcomes(errors=1, passed=1)
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_was_paused_early_takes_nothing_more_from_the_cap(
+    short_minutes: Suite,
+) -> None:
+    short_minutes.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint):
+            pass
+
+        def test_that_calls():
+            threading.Event().wait(4)
+            call()
+    """)
+    result = short_minutes.run("--hf-session-budget=0.003", "--hf-max-uptime=0.015")
+    result.assert_outcomes(passed=2)
