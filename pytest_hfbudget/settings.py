@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -165,6 +166,8 @@ SETTINGS = {
     ),
 }
 
+FOLDERS = ("HFBUDGET_STATE_DIR", "HFBUDGET_CACHE_DIR")
+
 ON_EXHAUSTED = ("skip", "stop", "fail")
 PLAN_GATE = ("stop", "warn", "off")
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
@@ -241,6 +244,9 @@ def merge(
         except ValueError as error:
             raise ConfigError(" ".join(f"{name}={value}: {error}".split())) from None
 
+    for name in FOLDERS:
+        if (folder := environ.get(name)) and not os.path.isabs(folder):
+            raise ConfigError(f"{name}={folder}: write an absolute path; tests may change folders")
     base = Settings()
     return Settings(
         session_cap=given("session_cap", parse_usd, None),

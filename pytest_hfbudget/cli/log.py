@@ -105,19 +105,19 @@ def _moment(option: str, text: str | None, *, whole_day: bool = False) -> float 
     """A day, a time, or a span before now, in unix seconds."""
     if text is None:
         return None
-    if text[:-1].isdigit() and text[-1] in _SPANS:
-        span = timedelta(**{_SPANS[text[-1]]: int(text[:-1])})
-        return (datetime.now(timezone.utc) - span).timestamp()
     try:
+        if text[:-1].isdecimal() and text[-1] in _SPANS:
+            span = timedelta(**{_SPANS[text[-1]]: int(text[:-1])})
+            return (datetime.now(timezone.utc) - span).timestamp()
         then = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
+        if whole_day and len(text) == len("2026-11-21"):
+            then += timedelta(days=1)
+        return (then if then.tzinfo else then.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
         raise click.UsageError(
             f"{option} {text}: write a day (2026-11-21), a time (2026-11-21T14:00), or how long "
             "ago (36h, 7d, 2w)."
         ) from None
-    if whole_day and len(text) == len("2026-11-21"):
-        then += timedelta(days=1)
-    return (then if then.tzinfo else then.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def _entry_as_dict(entry: Entry) -> dict[str, Any]:

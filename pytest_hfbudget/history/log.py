@@ -171,7 +171,7 @@ def _call(charge: Charge, run: LoggedRun) -> Entry:
         nano_usd=charge.nano_usd,
         price_source=charge.price_source,
         status=charge.status,
-        estimated=charge.estimated,
+        estimated=charge.estimated and not charge.replayed,
         seconds=charge.seconds,
     )
 

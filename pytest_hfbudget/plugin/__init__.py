@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("help", False) or config.getoption("version", False):
         return  # nothing runs, and a wrong setting must not stand in the way of its explanation
     try:
+        options.check_rootdir(config)
         run = config.stash[RUN] = Run.of(config)
         run.open()
     except HFBudgetError as error:

@@ -85,7 +85,7 @@ class Charging:
         total = meter.ledger.total(test.scopes[-1].key)
         if total.calls or total.refused or share:
             # A rerun counts on, so what its predecessor said is replaced.
-            kept = [p for p in item.user_properties if not p[0].startswith("hfbudget.")]
+            kept = [p for p in item.user_properties if not str(p[0]).startswith("hfbudget.")]
             item.user_properties[:] = [
                 *kept,
                 ("hfbudget.usd", usd_text(total.spent - share)),

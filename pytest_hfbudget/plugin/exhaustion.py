@@ -44,6 +44,13 @@ def mark(report: pytest.TestReport, item: pytest.Item, why: object) -> None:
     setattr(report, _MARK, True)
 
 
+def keep_for_next_time(config: pytest.Config, test: str) -> None:
+    """Have ``--lf`` select a test that was not run, and not forget that it failed before."""
+    last = getattr(config.pluginmanager.get_plugin("lfplugin"), "lastfailed", None)
+    if isinstance(last, dict):
+        last[test] = True
+
+
 def marked(report: Any) -> bool:
     """Whether a report, of this process or of a worker, says so."""
     return bool(getattr(report, _MARK, False))

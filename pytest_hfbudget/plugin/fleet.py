@@ -119,9 +119,12 @@ class Fleet:
 
     def _end_what_was_paused(self) -> None:
         """What the keeper has paused before anybody asked begins no more minutes."""
-        for name in self._lifecycle.paused_early():
-            self._ended += self._cost(name)
-            self._running.pop(name, None)
+        early = self._lifecycle.paused_early()
+        for receipt in self._lifecycle.live() if early else ():
+            if receipt.name in early and receipt.paused_at is not None:
+                ago = max(time.time() - receipt.paused_at, 0.0)
+                self._ended += self._cost(receipt.name, time.monotonic() - ago)
+                self._running.pop(receipt.name, None)
 
     def _forget_unless_billed(self, name: str) -> None:
         """An endpoint whose resume was refused, or never sent, has no first minute."""
@@ -186,11 +189,12 @@ class Fleet:
             left = min(left, seconds_left(budget, running, now, settings.billing_minute))
         return left
 
-    def _cost(self, name: str) -> int:
+    def _cost(self, name: str, until: float | None = None) -> int:
+        """Nano-USD of the minutes that it has begun by now, or by then on the steady clock."""
         running = self._running.get(name)
         if running is None:
             return 0
-        passed = time.monotonic() - running.since
+        passed = max((time.monotonic() if until is None else until) - running.since, 0.0)
         return (int(passed / self._settings.billing_minute) + 1) * running.nano_per_minute
 
     @property

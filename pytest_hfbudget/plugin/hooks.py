@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -56,6 +56,10 @@ class Hooks:
         """Remember that this run has not all tests."""
         self.run.recording.narrowed = True
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """The same where a whole module was skipped."""
+        self.run.recording.narrowed |= report.skipped
+
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:
         """Say from the controller what its workers found wrong: it collects nothing itself."""
@@ -92,8 +96,14 @@ class Hooks:
             with failures():
                 self.run.needs.decide(fixturedef, request)
             return (yield)
-        with self.run.charging.shared(f"{fixturedef.scope} fixture {fixturedef.argname}"):
-            return (yield)
+        where = f"{fixturedef.scope} fixture {fixturedef.argname}"
+        # Its own tear-down comes in between, since the last finalizer that was added is the first.
+        end = ExitStack()
+        fixturedef.addfinalizer(end.close)
+        with self.run.charging.shared(where):
+            made = yield
+        fixturedef.addfinalizer(lambda: end.enter_context(self.run.charging.shared(where)))
+        return made
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -106,6 +116,7 @@ class Hooks:
         verdict.judge(self.run, item, call, report)
         return report
 
+    @pytest.hookimpl(trylast=True)  # --lf forgets here whatever was skipped
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember how tests ended."""
         self.run.ended(report)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.settings import SETTINGS, Settings, merge
 
 METAVARS = {
@@ -30,6 +34,19 @@ METAVARS = {
 
 # No values here: as an optional one, an emulator's URL would swallow the path that follows.
 CONSTANTS = {"emulator": "start", "plan": "1", "store_costs": "1"}
+
+LOOKS = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test", "markers")
+
+# Where pytest looks for its settings, and by what it knows that they are its own.
+INI_FILES = {
+    "pytest.ini": "",
+    ".pytest.ini": "",
+    "pytest.toml": "",
+    ".pytest.toml": "",
+    "pyproject.toml": "[tool.pytest",
+    "tox.ini": "[pytest]",
+    "setup.cfg": "[tool:pytest]",
+}
 
 BUDGET = (
     "budget(max_usd=None, *, name=None, warn_at=None, max_calls=None, price=None, "
@@ -61,6 +78,42 @@ def read(config: pytest.Config) -> Settings:
     """
     values = {key: config.getoption(_dest(key), None) for key in SETTINGS}
     return merge(values, os.environ, config.getini)
+
+
+def only_look(config: pytest.Config, settings: Settings) -> bool:
+    """Whether a run shows what it would do, and does nothing."""
+    return settings.plan or any(config.getoption(name, None) for name in LOOKS)
+
+
+def check_rootdir(config: pytest.Config) -> None:
+    """Refuse to run without the ini file that was meant, since the caps may be in there.
+
+    pytest looks for it before it knows our options, and takes what follows one of them after a
+    space for a path of tests, if there is such a path.
+
+    Raises:
+        ConfigError: that has happened.
+    """
+    given = config.invocation_params.args
+    files = [option for key, option in _files() if option in given and config.getoption(_dest(key))]
+    if files and config.inipath is None and (ini := _ini_above(config.invocation_params.dir)):
+        raise ConfigError(
+            f"pytest took the file after {files[0]} for a path of tests, and so it has not read "
+            f"{ini}. Write {files[0]}=FILE, in one word."
+        )
+
+
+def _files() -> Iterator[tuple[str, str]]:
+    return ((key, SETTINGS[key].option) for key, kind in METAVARS.items() if kind == "FILE")
+
+
+def _ini_above(folder: Path) -> Path | None:
+    for above in (folder, *folder.parents):
+        for name, section in INI_FILES.items():
+            with suppress(OSError, UnicodeError):
+                if section in (above / name).read_text(encoding="utf-8"):
+                    return above / name
+    return None
 
 
 def register_markers(config: pytest.Config) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.announcer import Announcer
 from pytest_hfbudget.plugin.voice import say
 from pytest_hfbudget.settings import Settings, full_name
@@ -242,8 +243,8 @@ class Owner:
         )
 
     def _write_report(self, outcomes: Mapping[str, str]) -> None:
-        if self.settings.report is None or self.settings.plan:
-            return  # a plan spends nothing, and what the last run has spent is worth keeping
+        if self.settings.report is None or options.only_look(self.config, self.settings):
+            return  # a look spends nothing, and what the last run has spent is worth keeping
         from pytest_hfbudget.plugin import paperwork
 
         paperwork.write(self.config, self.report(outcomes), self.settings.report)

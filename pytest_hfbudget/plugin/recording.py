@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.plugin.outcomes import is_part
 from pytest_hfbudget.plugin.voice import say
 from pytest_hfbudget.settings import Settings
 
@@ -99,7 +100,7 @@ class Recording:
 
     def note(self, report: pytest.TestReport) -> None:
         """Remember how long a test took, should it need an endpoint."""
-        if self._settings.store_costs and report.when == "call":
+        if self._settings.store_costs and report.when == "call" and not is_part(report):
             self._seconds[report.nodeid] += report.duration
             if "hf_endpoint" in report.keywords:
                 self._on_endpoint.add(report.nodeid)

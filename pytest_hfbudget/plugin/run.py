@@ -13,6 +13,7 @@ from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.plugin import exhaustion, options
 from pytest_hfbudget.plugin.charging import Charging
 from pytest_hfbudget.plugin.needs import Needs
+from pytest_hfbudget.plugin.outcomes import Outcomes
 from pytest_hfbudget.plugin.recording import Recording
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Run:
         self.config, self.settings = config, role.settings
         self._role, self._pid = role, os.getpid()
         self.runtime: Runtime | None = None
-        self.outcomes: dict[str, str] = {}
+        self.outcomes = Outcomes(each=config.getoption("dist", None) == "each")
         self.recording = Recording(config, self.settings, self.outcomes)
         self.needs = Needs(self)
         self.charging = Charging(self)
@@ -138,9 +139,7 @@ class Run:
 
     def _only_looking(self) -> bool:
         """Whether this run shows what it would do, and does nothing."""
-        option = self.config.option
-        looks = option.collectonly or getattr(option, "setupplan", False) or self.settings.plan
-        return bool(looks)
+        return options.only_look(self.config, self.settings)
 
     def planned(self) -> None:
         """Raise what a worker found wrong with the plan."""
@@ -196,13 +195,9 @@ class Run:
 
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
-        failed = report.when == "teardown" and self.outcomes.get(report.nodeid) == "failed"
+        self.outcomes.note(report)
         if exhaustion.marked(report):
-            self.outcomes[report.nodeid] = "failed" if failed else exhaustion.NOT_RUN
-        elif report.when == "call" or report.outcome != "passed":
-            self.outcomes[report.nodeid] = report.outcome
-        elif report.when == "setup":
-            self.outcomes[report.nodeid] = "interrupted"
+            exhaustion.keep_for_next_time(self.config, report.nodeid)
         self.recording.note(report)
         if report.when == "teardown":
             self.role.announce()

@@ -7,7 +7,6 @@ is not in it, since nobody can say which test that belongs to; how long the test
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.money import parse_usd, usd_text
+from pytest_hfbudget.reporting.files import write_whole
 
 SCHEMA = 1
 
@@ -139,10 +139,7 @@ class Costs:
         Raises:
             OSError: it can't be written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        fresh.write_text(self.text(), encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, self.text())
 
 
 def _lines(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:

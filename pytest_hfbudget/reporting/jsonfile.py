@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.money import usd_text
+from pytest_hfbudget.reporting.files import write_whole
 from pytest_hfbudget.reporting.report import EndpointLine, Report, TestLine
 
 SCHEMA = 1
@@ -37,10 +37,7 @@ def write(report: Report, path: Path) -> None:
     Raises:
         OSError: it can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_whole(path, json.dumps(as_json(report), indent=1) + "\n")
 
 
 def _session(report: Report) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class SavedEndpoint(NamedTuple):
     minutes: int
     verified: bool
     left_to: str
+    kept: bool
     shares: Mapping[str, int]
     idle: int | None
 
@@ -82,6 +83,8 @@ class SavedEndpoint(NamedTuple):
             return "paused, verified"
         if self.left_to:
             return f"left to run {self.left_to}"
+        if self.kept:
+            return "kept running, as it was found"
         return f"NOT VERIFIED AS PAUSED ({self.state})"
 
 
@@ -195,6 +198,7 @@ def _endpoint(row: _Fields) -> SavedEndpoint:
         minutes=row.count("minutes"),
         verified=row.flag("verified"),
         left_to=row.text("left_to"),
+        kept=row.flag("kept"),
         shares={test: shares.usd(test) or 0 for test in shares.values},
         idle=row.usd("idle_usd"),
     )
