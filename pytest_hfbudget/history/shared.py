@@ -93,11 +93,17 @@ class Booth:
         self._in_transaction = True
         if day != self._day:
             self._turn_over(day)
-        self._taken = dict(taken)
         for window in self._windows:
             account = self._accounts[window.key]
             account.scope = window.scope(day)
-            account.spent = taken[window.key] + self._own
+            self._taken[window.key] = taken[window.key] - self._stale(window, day)
+            account.spent = self._taken[window.key] + self._own
+
+    def _stale(self, window: Window, day: int) -> int:
+        """What the file has on this run's earlier days beyond what was spent: holds of then."""
+        first = window.first_day(day)
+        days = self._earlier.items()
+        return sum(self._written.get(at, 0) - own for at, own in days if at >= first)
 
     def _turn_over(self, day: int) -> None:
         # What is in flight at midnight is settled on the next day, so it is held there.

@@ -100,7 +100,7 @@ class budget:
             self._runtime.release()
         refusals, self.refusals = self.refusals, []
         noted = self._runtime.meter.watcher.take(self.scope.key)
-        if refusals and self._terms.on_exceed == "fail":
+        if refusals and self._terms.on_exceed != "raise":
             if error is None:
                 _warn(noted, suppress(HFBudgetWarning))
                 raise refusals[0]

@@ -34,7 +34,7 @@ class Terms:
     name: str | None
     max_calls: int | None
     explicit: Quote | None
-    on_exceed: str
+    on_exceed: str | None
     scope: str
     warn_at: Fraction | None = None
     fallback: Fallback | None = None
@@ -49,7 +49,7 @@ def terms(
     price: Mapping[str, Any] | None = None,
     price_per_1k_tokens: Mapping[str, Any] | None = None,
     fallback: Mapping[str, Any] | None = None,
-    on_exceed: str = "fail",
+    on_exceed: str | None = None,
     scope: str = "test",
 ) -> Terms:
     """Check the arguments that marker and block share.
@@ -58,7 +58,7 @@ def terms(
         ConfigError: one line that names the argument.
         TypeError: an argument that does not exist.
     """
-    if on_exceed not in ON_EXCEED:
+    if on_exceed not in (None, *ON_EXCEED):
         raise ConfigError(f"budget(on_exceed={on_exceed!r}): write one of {', '.join(ON_EXCEED)}")
     if scope not in SCOPES:
         raise ConfigError(f"budget(scope={scope!r}): write one of {', '.join(SCOPES)}")

@@ -61,7 +61,7 @@ def running_test(item: pytest.Item, settings: Settings) -> RunningTest:
         scopes=tuple(scope for scope, _ in budgets),
         thresholds=tuple(t for scope, terms in budgets for t in _thresholds(item, scope, terms)),
         explicit=next((mark.terms.explicit for mark in marked if mark.terms.explicit), None),
-        on_exceed=deciding[0].on_exceed if deciding else "fail",
+        on_exceed=next((terms.on_exceed for terms in deciding if terms.on_exceed), "fail"),
     )
 
 

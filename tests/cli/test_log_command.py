@@ -115,6 +115,9 @@ def test_until_has_the_whole_day_in_it(logged: Shell) -> None:
         (("--since", "yesterday"), "--since yesterday: write a day"),
         (("--json", "--csv"), "one of --json and --csv"),
         (("--by", "colour"), "'colour' is not one of"),
+        (("--since", "9999999999d"), "--since 9999999999d: write a day"),
+        (("--since", "\u00b2d"), "write a day"),
+        (("--until", "9999-12-31"), "--until 9999-12-31: write a day"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(logged: Shell, arguments: tuple[str, ...], said: str) -> None:

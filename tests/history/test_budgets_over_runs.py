@@ -112,6 +112,16 @@ def test_a_call_in_flight_at_midnight_is_charged_once_to_the_day_it_ends_on(
     assert (other.spent("day"), other.spent("month")) == (50, 70)
 
 
+def test_what_is_held_at_midnight_is_held_once(project: Project) -> None:
+    project.windows = (Window("month", 100),)
+    run = project.run()
+    run.spend(50)
+    run.hold(40)
+    project.now = MIDNIGHT
+    run.hold(10)
+    refused(run, 1)
+
+
 def test_a_clock_that_is_set_back_brings_no_money_back(project: Project) -> None:
     run = project.run()
     run.spend(100)

@@ -210,3 +210,15 @@ def test_properties_that_are_no_words_stand_in_nobodys_way(suite: Suite) -> None
             request.node.user_properties.append((1, "x"))
     """)
     suite.run("-v", REPORT).assert_outcomes(passed=1)
+
+
+def test_a_marker_that_only_states_a_price_takes_nothing_else_away(suite: Suite) -> None:
+    suite.test_file("""
+        pytestmark = pytest.mark.budget(max_usd=0, on_exceed="raise")
+
+        @pytest.mark.budget(price={"call": 1})
+        def test_it():
+            with pytest.raises(BudgetExceededError):
+                call()
+    """)
+    suite.run().assert_outcomes(passed=1)
