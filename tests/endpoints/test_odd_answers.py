@@ -17,6 +17,8 @@ from pytest_hfbudget.endpoints.state import Endpoint
 
 from .conftest import seconds_of, until
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Lifecycle]
 
 

@@ -38,6 +38,7 @@ def test_an_endpoint_is_resumed_and_paused_and_its_price_is_uptime(suite: Suite)
     assert round(float(report["session"]["spent_usd"]) * 10**9) == invoice["total_nano_usd"] > 0
 
 
+@pytest.mark.slow
 def test_many_tests_share_one_resume(suite: Suite) -> None:
     suite.test_file("""
         @pytest.mark.parametrize("n", range(5))
@@ -49,6 +50,7 @@ def test_many_tests_share_one_resume(suite: Suite) -> None:
     assert _counts(suite) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_test_may_need_several_endpoints(suite: Suite) -> None:
     suite.test_file("""
         @pytest.mark.hf_endpoint("acme/one", "acme/two")
@@ -81,6 +83,7 @@ def test_the_endpoint_of_a_marker_comes_before_that_of_the_run(suite: Suite) -> 
     suite.run("--hf-endpoint=acme/llm").assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_waiting_for_an_endpoint_shows_a_line_that_counts_the_seconds(suite: Suite) -> None:
     suite.emulator.add_endpoint("acme/llm", initializing_s=1.2)
     suite.test_file(ONE)
@@ -92,6 +95,7 @@ def test_the_fixture_without_a_name_says_what_to_write(suite: Suite) -> None:
     suite.run().stdout.fnmatch_lines(['*needs @pytest.mark.hf_endpoint("namespace/name")*'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [
@@ -105,12 +109,14 @@ def test_looking_touches_nothing(suite: Suite, option: str) -> None:
     assert _counts(suite) == (0, False)
 
 
+@pytest.mark.slow
 def test_setup_plan_touches_nothing(suite: Suite) -> None:
     suite.test_file(ONE)
     suite.run("--setup-plan", "--hf-endpoint=acme/other")
     assert _counts(suite) == (0, False)
 
 
+@pytest.mark.slow
 def test_a_skipped_test_needs_nothing(suite: Suite) -> None:
     suite.test_file("""
         @pytest.mark.skip
@@ -135,12 +141,14 @@ def test_calls_see_what_uptime_has_left_of_the_session_budget(suite: Suite) -> N
     assert suite.sent == 0
 
 
+@pytest.mark.slow
 def test_a_deselected_test_needs_nothing(suite: Suite) -> None:
     suite.test_file(ONE)
     suite.run("-k", "nothing")
     assert _counts(suite) == (0, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "exit_code"),
     [
@@ -162,6 +170,7 @@ def test_it_is_paused_however_a_test_ends(suite: Suite, body: str, exit_code: in
     assert suite.report()["endpoints"][0]["verified"]
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_fails_to_start_is_an_error_of_its_tests_and_is_paused(
     suite: Suite,
 ) -> None:
@@ -185,6 +194,7 @@ def test_a_pause_that_can_not_be_verified_fails_the_run(
     assert not suite.report()["endpoints"][0]["verified"]
 
 
+@pytest.mark.slow
 def test_what_is_left_to_do_is_printed_last(suite: Suite) -> None:
     suite.emulator.add_fault("pause", times=None, status=403, json={"error": "revoked"})
     suite.test_file(ONE + "\n    def test_that_fails():\n        assert False\n")
@@ -204,6 +214,7 @@ def test_the_receipt_says_when_it_was_resumed_and_paused(suite: Suite) -> None:
     assert endpoint["resumed_at"] < endpoint["paused_at"]
 
 
+@pytest.mark.slow
 def test_one_that_is_kept_running_is_no_trouble(suite: Suite) -> None:
     suite.emulator.add_endpoint("acme/llm", state="running")
     suite.test_file(
@@ -223,6 +234,7 @@ def test_a_session_budget_that_can_not_pay_the_first_minute_resumes_nothing(suit
     assert _counts(suite) == (0, False)
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_nobody_declared_is_never_touched(suite: Suite) -> None:
     suite.emulator.add_endpoint("acme/other", state="running")
     suite.test_file(ONE)
@@ -259,6 +271,7 @@ def test_an_endpoint_that_somebody_else_paused_is_brought_back_once(
     assert _state(suite) == "paused"
 
 
+@pytest.mark.slow
 def test_an_error_of_an_endpoint_that_runs_is_the_callers(suite: Suite) -> None:
     suite.test_file("""
         @pytest.mark.hf_endpoint("acme/llm")
@@ -271,6 +284,7 @@ def test_an_error_of_an_endpoint_that_runs_is_the_callers(suite: Suite) -> None:
     assert len(suite.requests("resume")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--continue-on-collection-errors",)])
 def test_a_suite_that_can_not_be_collected_resumes_nothing_unless_it_goes_on(
     suite: Suite, options: tuple[str, ...]

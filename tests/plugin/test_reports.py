@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from plugin_suite import Suite
 
+pytestmark = pytest.mark.slow
+
 TWO = """
     @pytest.mark.budget(max_usd=0.1)
     def test_pays():

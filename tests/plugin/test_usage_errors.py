@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from plugin_suite import Suite
 
+pytestmark = pytest.mark.slow
+
 USAGE_ERROR = 4
 
 
