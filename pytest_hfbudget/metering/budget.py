@@ -9,7 +9,7 @@ from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetWarning
+from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError, HFBudgetWarning
 from pytest_hfbudget.ledger.scope import Scope
 from pytest_hfbudget.metering.terms import terms, thresholds
 from pytest_hfbudget.money import show, to_usd
@@ -57,13 +57,12 @@ class budget:
         self.refusals: list[BudgetExceededError] = []
         self._number = number
         self._runtime: Runtime | None = None
+        self._elsewhere: tuple[Charge, ...] = ()
 
     def __enter__(self) -> budget:
         from pytest_hfbudget.metering.runtime import runtime
 
-        used = self._runtime
-        if used is None or not used.active:
-            used = runtime()
+        used = runtime(self._runtime)
         self._belong_to(used)
         used.acquire()
         if self.scope.cap is not None or self.scope.max_calls is not None:
@@ -76,11 +75,22 @@ class budget:
         return self
 
     def _belong_to(self, found: Runtime) -> None:
-        """Be counted there; where it was counted before, it goes on."""
-        if found is not self._runtime:
-            self._runtime = found
-            self.scope = self.scope._replace(key=f"{found.worker}block:{self._number}")
-            self.thresholds = self._thresholds()
+        """Be counted there; what it was charged elsewhere is taken off its limits."""
+        if found is self._runtime:
+            return
+        with suppress(HFBudgetError):  # a run that is over tells nobody anything
+            self._elsewhere = self.calls
+        cap, most = self._terms.cap, self._terms.max_calls
+        self.scope = self.scope._replace(
+            key=f"{found.worker}block:{self._number}",
+            cap=None if cap is None else max(cap - self._spent_elsewhere, 0),
+            max_calls=None if most is None else max(most - len(self._elsewhere), 0),
+        )
+        self._runtime, self.thresholds = found, self._thresholds()
+
+    @property
+    def _spent_elsewhere(self) -> int:
+        return sum(charge.nano_usd or 0 for charge in self._elsewhere)
 
     def _thresholds(self) -> tuple[Threshold, ...]:
         return thresholds(self.scope, self._terms.warn_at, self._terms.fallback)
@@ -126,13 +136,13 @@ class budget:
     @property
     def limit(self) -> Decimal | None:
         """The cap in USD, None without one."""
-        return None if self.scope.cap is None else to_usd(self.scope.cap)
+        return None if self._terms.cap is None else to_usd(self._terms.cap)
 
     @property
     def remaining(self) -> Decimal | None:
         """USD that is neither spent nor held, None without a cap."""
         totals = self._totals()
-        cap = self.scope.cap
+        cap = self._terms.cap
         return None if cap is None else to_usd(max(cap - totals.spent - totals.held, 0))
 
     @property
@@ -143,7 +153,7 @@ class budget:
     @property
     def calls_remaining(self) -> int | None:
         """Calls that ``max_calls`` leaves, None without it."""
-        most = self.scope.max_calls
+        most = self._terms.max_calls
         return None if most is None else max(most - self._totals().calls, 0)
 
     @property
@@ -184,7 +194,7 @@ class budget:
         if self._runtime is None:
             return ()
         self._runtime.meter.drain()
-        return self._runtime.meter.ledger.charges_in(self.scope.key)
+        return (*self._elsewhere, *self._runtime.meter.ledger.charges_in(self.scope.key))
 
     def _totals(self) -> Totals:
         from pytest_hfbudget.ledger import Totals
@@ -192,11 +202,14 @@ class budget:
         if self._runtime is None:
             return Totals()
         self._runtime.meter.drain()
-        return self._runtime.meter.ledger.total(self.scope.key)
+        here, elsewhere = self._runtime.meter.ledger.total(self.scope.key), self._elsewhere
+        return here._replace(
+            spent=here.spent + self._spent_elsewhere, calls=here.calls + len(elsewhere)
+        )
 
     def __repr__(self) -> str:
         totals = self._totals()
-        cap = "no cap" if self.scope.cap is None else show(self.scope.cap)
+        cap = "no cap" if self._terms.cap is None else show(self._terms.cap)
         calls = "1 call" if totals.calls == 1 else f"{totals.calls} calls"
         return f"<budget {self.name!r}: {show(totals.spent)} of {cap}, {calls}>"
 

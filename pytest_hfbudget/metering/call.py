@@ -278,9 +278,7 @@ class Call:
     def _charge_or_hold(self, usage: Usage | None, status: str) -> Charge:
         try:
             return charge_of(self, usage, status)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:
+        except Exception:
             # A hook of somebody else's may raise; the call has been sent and must be booked.
             logger.exception("the price of a call could not be worked out; its hold is charged")
             return self._held_in_full(status)

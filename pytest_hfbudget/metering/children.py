@@ -93,19 +93,23 @@ class Children:
         """Answer children again, unless this is one itself: it spends where they can."""
         self._closed = bool(self._runtime.path)
 
-    def close(self) -> None:
-        """Answer no child any more, and book in full what they hold."""
+    def detach(self) -> Counter | None:
+        """Answer no child any more; closing the counter books in full what they hold."""
         with self._lock:
             self._closed = True
             counter, self._counter = self._counter, None
-        if counter is not None:
-            counter.close()
         if self._exported:
             self._exported = False
             if self._before is None:
                 os.environ.pop(VARIABLE, None)
             else:
                 os.environ[VARIABLE] = self._before
+        return counter
+
+    def close(self) -> None:
+        """Answer no child any more, and book in full what they hold."""
+        if (counter := self.detach()) is not None:
+            counter.close()
 
     def _open(self) -> Counter | None:
         with self._lock:

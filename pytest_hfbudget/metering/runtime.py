@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from weakref import WeakValueDictionary
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Ledger
@@ -89,7 +88,9 @@ class Runtime:
             _stack.remove(self)
             if not _stack:
                 _tap.uninstall()
-        self.children.close()
+            counter = self.children.detach()  # somebody else may enter it from here on
+        if counter is not None:
+            counter.close()
 
     def become_child(self) -> None:
         """Spend where the parent does, whose copy this is since a fork."""
@@ -97,22 +98,22 @@ class Runtime:
         adopt(self, self.path, self.children.blocks)
 
 
-def runtime() -> Runtime:
-    """The runtime of the innermost test run, or that of a plain script.
+def runtime(known: Runtime | None = None) -> Runtime:
+    """The runtime of the innermost test run, or one for a plain script.
+
+    Args:
+        known: what whoever asks has used before: in a script it goes on with that.
 
     Raises:
         ValueError: a price or a time in the environment that is none.
     """
     with _lock:
-        return _stack[-1] if _stack else _of_this_script()
-
-
-def _of_this_script() -> Runtime:
-    """The one that its blocks have been counted in so far: one that is entered again adds up."""
-    known = _own.get("script")
-    if known is None:
-        known = _own["script"] = standalone()
-    return known
+        if known is not None and known.active:
+            return known
+        if _stack:
+            return _stack[-1]
+        # A child's ledger is that of a process which may be gone by then.
+        return standalone() if known is None or known.path else known
 
 
 def standalone() -> Runtime:
@@ -177,8 +178,6 @@ def _current() -> Meter | None:
 # A test run may start another one inside its process, hence a stack; the innermost rules.
 _lock = threading.RLock()
 _stack: list[Runtime] = []
-# As long as there is a block that was counted in it.
-_own: WeakValueDictionary[str, Runtime] = WeakValueDictionary()
 _tap = Tap(_current)
 os.register_at_fork(
     before=_before_fork,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pytest_hfbudget.money import show, to_usd
+from pytest_hfbudget.money import parse_usd, show, to_usd
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Charge
@@ -40,8 +40,7 @@ def data(block: budget) -> dict[str, Any]:
 def text(block: budget) -> str:
     """The budget in a line, then a line for each model."""
     calls = block.calls
-    limit = block.scope.cap
-    cap = "no cap" if limit is None else show(limit)
+    cap = "no cap" if block.limit is None else show(parse_usd(block.limit))
     lines = [f"{block.name}: {show(_cost(calls))} of {cap}, {_calls(len(calls))}"]
     models = _by_model(calls)
     width = max(map(len, models), default=0)

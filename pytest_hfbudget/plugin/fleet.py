@@ -144,6 +144,8 @@ class Fleet:
             if more > 0:
                 self._ledger.book(SESSION, more, what="the next minute")
                 self._booked += more
+            else:
+                self._book(started + ahead)
         except BudgetExceededError:
             return False
         return True

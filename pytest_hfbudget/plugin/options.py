@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,18 +35,17 @@ METAVARS = {
 # No values here: as an optional one, an emulator's URL would swallow the path that follows.
 CONSTANTS = {"emulator": "start", "plan": "1", "store_costs": "1"}
 
-LOOKS = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test", "markers")
+LOOKS = (
+    "collectonly",
+    "setupplan",
+    "showfixtures",
+    "show_fixtures_per_test",
+    "markers",
+    "cacheshow",
+)
 
-# Where pytest looks for its settings, and by what it knows that they are its own.
-INI_FILES = {
-    "pytest.ini": "",
-    ".pytest.ini": "",
-    "pytest.toml": "",
-    ".pytest.toml": "",
-    "pyproject.toml": "[tool.pytest",
-    "tox.ini": "[pytest]",
-    "setup.cfg": "[tool:pytest]",
-}
+# Whose value may be the path of something that exists.
+_FILES = ("--hf-prices", "--hf-report", "--hf-costs")
 
 BUDGET = (
     "budget(max_usd=None, *, name=None, warn_at=None, max_calls=None, price=None, "
@@ -86,7 +85,7 @@ def only_look(config: pytest.Config, settings: Settings) -> bool:
 
 
 def check_rootdir(config: pytest.Config) -> None:
-    """Refuse to run without the ini file that was meant, since the caps may be in there.
+    """Refuse to run with another ini file than was meant, since the caps may be in there.
 
     pytest looks for it before it knows our options, and takes what follows one of them after a
     space for a path of tests, if there is such a path.
@@ -94,26 +93,39 @@ def check_rootdir(config: pytest.Config) -> None:
     Raises:
         ConfigError: that has happened.
     """
-    given = config.invocation_params.args
-    files = [option for key, option in _files() if option in given and config.getoption(_dest(key))]
-    if files and config.inipath is None and (ini := _ini_above(config.invocation_params.dir)):
+    words = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *config.invocation_params.args]
+    folder = config.invocation_params.dir
+    taken = (
+        str(option)
+        for option, value in pairwise(words)
+        if option in _FILES and (folder / str(value)).exists()
+    )
+    option = next(taken, None)
+    if option and config.inipath != (meant := _ini(config)) and meant is not None:
         raise ConfigError(
-            f"pytest took the file after {files[0]} for a path of tests, and so it has not read "
-            f"{ini}. Write {files[0]}=FILE, in one word."
+            f"pytest took the file after {option} for a path of tests, and so it has not read "
+            f"{meant}. Write {option}=FILE, in one word."
         )
 
 
-def _files() -> Iterator[tuple[str, str]]:
-    return ((key, SETTINGS[key].option) for key, kind in METAVARS.items() if kind == "FILE")
+def _ini(config: pytest.Config) -> Path | None:
+    """The ini file that belongs to the tests alone; that of the run, where nobody can tell."""
+    if config.option.inifilename:
+        return config.inipath
+    try:
+        # Its own way to find it, which has had another signature before pytest 8.
+        from _pytest.config.findpaths import (
+            get_common_ancestor,
+            get_dirs_from_args,
+            locate_config,
+        )
 
-
-def _ini_above(folder: Path) -> Path | None:
-    for above in (folder, *folder.parents):
-        for name, section in INI_FILES.items():
-            with suppress(OSError, UnicodeError):
-                if section in (above / name).read_text(encoding="utf-8"):
-                    return above / name
-    return None
+        given = config.args if config.args_source is config.ArgsSource.ARGS else []
+        folder = config.invocation_params.dir
+        found = locate_config(folder, [get_common_ancestor(folder, get_dirs_from_args(given))])
+    except (ImportError, TypeError, AttributeError):
+        return config.inipath
+    return found[1]
 
 
 def register_markers(config: pytest.Config) -> None:

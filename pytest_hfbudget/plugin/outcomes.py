@@ -25,12 +25,14 @@ class Outcomes(Mapping[str, str]):
     def note(self, report: pytest.TestReport) -> None:
         """Take in what is told of one phase, or of a part of one."""
         worker = getattr(report, "worker_id", "") if self._each else ""
-        of_test = self._worst.setdefault(report.nodeid, {})
+        of_test = self._worst.get(report.nodeid, {})
         outcome = NOT_RUN if marked(report) else str(report.outcome)
         if report.when == "setup":
             of_test[worker] = INTERRUPTED if outcome == "passed" else outcome
         elif outcome != "passed" or (report.when == "call" and not is_part(report)):
             of_test[worker] = _worse(of_test.get(worker, INTERRUPTED), outcome)
+        if of_test:
+            self._worst[report.nodeid] = of_test
 
     def __getitem__(self, test: str) -> str:
         outcomes = list(self._worst[test].values())

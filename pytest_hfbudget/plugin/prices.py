@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 
@@ -89,7 +90,9 @@ def _ask_hook(config: pytest.Config, request: CallRequest) -> Price | None:
         return None  # asking nobody takes longer than all the rest of a call
     try:
         answer: object = hook(request=request)
-    except Exception as error:
+    except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
+        if _of_a_timeout(error):
+            raise
         plugins = ", ".join(each.plugin_name for each in hook.get_hookimpls())
         raise HFBudgetError(
             f"the hook pytest_hfbudget_price raised {type(error).__name__}: {error} "
@@ -98,3 +101,9 @@ def _ask_hook(config: pytest.Config, request: CallRequest) -> Price | None:
     if answer is None or isinstance(answer, Price):
         return answer
     return parse_price(answer, "hook pytest_hfbudget_price")
+
+
+def _of_a_timeout(error: BaseException) -> bool:
+    """Whether it is no answer of a hook, but the end of its test: pytest-timeout's signal."""
+    steps = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "pytest_timeout" for frame, _ in steps)

@@ -12,11 +12,15 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: it can't be written.
     """
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_relative_to("/dev") or path.is_relative_to("/proc"):
+        with path.open("a", encoding="utf-8") as stream:  # such as /dev/stdout, into a file
+            stream.write(text)
+        return
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
         return
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fresh.write_text(text, encoding="utf-8")

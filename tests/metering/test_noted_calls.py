@@ -141,12 +141,11 @@ def test_a_price_hook_may_look_at_what_is_spent(bench: Bench) -> None:
     assert seen
 
 
-@pytest.mark.parametrize("error", [RuntimeError, pytest.fail.Exception, pytest.skip.Exception])
 def test_a_hook_that_raises_costs_a_call_its_price_and_nothing_else(
-    bench: Bench, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+    bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     def raises(request: object) -> Price:
-        raise error("of the hook")
+        raise RuntimeError("of the hook")
 
     with budget() as b:
         ask(bench)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from decimal import Decimal
 
@@ -12,7 +11,6 @@ from metering_bench import MODEL, say
 
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.emulator import Emulator
-from pytest_hfbudget.metering.runtime import runtime
 
 PRICE = {"input": 0.1, "output": 0.5}
 
@@ -60,9 +58,30 @@ def test_a_block_that_was_used_alone_adds_up_inside_of_another() -> None:
         assert not asked(block)
 
 
-def test_nothing_is_kept_when_no_block_is() -> None:
-    asked(budget())
-    gc.collect()
-    first = runtime()
-    assert first.meter.ledger.charges() == ()
-    assert runtime() is first
+def test_a_block_says_what_it_has_had_wherever_that_was() -> None:
+    block = budget(1, price=PRICE, name="both")
+    asked(block)
+    with budget():
+        asked(block)
+    assert (block.calls_used, len(block.calls)) == (2, 2)
+    assert block.limit == 1
+    assert block.remaining == 1 - block.spent < 1
+    assert block.summary().startswith("both: $0.0000528 of $1.00, 2 calls")
+
+
+def test_a_block_that_is_kept_keeps_nothing_of_the_others() -> None:
+    kept = budget()
+    asked(kept)
+    for _ in range(3):
+        asked(budget())
+    assert kept._runtime is not None
+    assert len(kept._runtime.meter.ledger.charges()) == 1
+
+
+def test_a_block_is_open_to_children_each_time_it_is_entered() -> None:
+    block = budget(1, price=PRICE)
+    for _ in range(2):
+        with block:
+            assert block._runtime is not None
+            assert block._runtime.children._open() is not None
+        assert block._runtime.children._open() is None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 from plugin_suite import Suite
@@ -147,7 +149,7 @@ def test_a_module_that_is_skipped_keeps_its_recorded_costs(
 
 
 @pytest.mark.parametrize(
-    "look", ["--collect-only", "--fixtures", "--fixtures-per-test", "--markers"]
+    "look", ["--collect-only", "--fixtures", "--fixtures-per-test", "--markers", "--cache-show"]
 )
 def test_a_look_needs_no_token_and_leaves_the_last_report(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, look: str
@@ -161,7 +163,7 @@ def test_a_look_needs_no_token_and_leaves_the_last_report(
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.delenv("HFBUDGET_EMULATOR")
     monkeypatch.setenv("HF_TOKEN_PATH", str(suite.path / "none"))
-    assert suite.run(look, REPORT).ret == pytest.ExitCode.OK
+    assert suite.run(look, REPORT, "-p", "cacheprovider").ret == pytest.ExitCode.OK
     assert (suite.path / "report.json").read_text() == "{}"
 
 
@@ -222,3 +224,77 @@ def test_a_marker_that_only_states_a_price_takes_nothing_else_away(suite: Suite)
                 call()
     """)
     suite.run().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("ini", ["tox.ini", "pyproject.toml"])
+def test_a_file_that_is_no_ini_file_of_pytests_is_nobodys_business(suite: Suite, ini: str) -> None:
+    text = {
+        "tox.ini": "[testenv]\ndeps = hypothesis[pytest]\n",
+        "pyproject.toml": "[tool.pytest_env]\n",
+    }
+    (suite.path / ini).write_text(text[ini])
+    suite.test_file("def test_it(): pass\n")
+    for _ in range(2):
+        assert suite.run("--hf-report", "report.json").ret == pytest.ExitCode.OK
+
+
+def test_the_same_words_in_the_environment_are_refused_too(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = suite.path / "project"
+    folder.mkdir()
+    (folder / "pytest.ini").write_text("[pytest]\nhf_session_budget = 0.05\n")
+    (folder / "test_it.py").write_text("def test_it(): pass\n")
+    (suite.path / "prices.toml").write_text("")
+    os.chdir(folder)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--hf-prices ../prices.toml")
+    result = suite.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *has not read *pytest.ini. Write --hf-prices=FILE*"])
+
+
+PRICE_HOOK = """
+    import time
+    import pytest
+
+    def pytest_hfbudget_price(request):
+        {does}
+"""
+
+
+def test_a_price_hook_that_fails_a_test_ends_no_run(suite: Suite) -> None:
+    suite.pytester.makeconftest(PRICE_HOOK.format(does='pytest.fail("no price")'))
+    suite.test_file("""
+        def test_it():
+            call()
+
+        def test_other():
+            pass
+    """)
+    result = suite.run(REPORT)
+    result.assert_outcomes(passed=2)
+    assert suite.report()["session"]["calls"] == 1
+    assert suite.report()["calls"][0]["usd"] is None
+
+
+def test_a_timeout_in_a_price_hook_is_the_tests(suite: Suite) -> None:
+    pytest.importorskip("pytest_timeout")
+    suite.pytester.makeconftest(PRICE_HOOK.format(does="time.sleep(3)"))
+    suite.test_file("""
+        def test_it():
+            with budget() as b:
+                call()
+                b.spent
+    """)
+    result = suite.run("--timeout=1", "--timeout-method=signal", REPORT)
+    result.stdout.fnmatch_lines(["*Timeout*>1*"])
+    assert suite.report()["session"]["calls"] == 1
+
+
+def test_a_report_takes_nothing_away_from_the_file_that_it_shares(suite: Suite) -> None:
+    log = suite.path / "log.txt"
+    suite.test_file("def test_it():\n    call()\n")
+    shell = f"{sys.executable} -m pytest -p no:cacheprovider --hf-report=/dev/stdout > {log}"
+    assert subprocess.run(shell, shell=True, cwd=suite.path, check=False).returncode == 0
+    assert "1 passed" in log.read_text()
+    assert '"over_hold_usd"' in log.read_text()
