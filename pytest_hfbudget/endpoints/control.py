@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock, Pace
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError, json_object, refusal
-from pytest_hfbudget.endpoints.state import Endpoint, split_name
+from pytest_hfbudget.endpoints.state import Endpoint, objects, split_name
 from pytest_hfbudget.endpoints.transport import (
     NoAnswerError,
     Route,
@@ -101,7 +101,7 @@ class ControlPlane:
 
     def replicas(self, name: str) -> tuple[Mapping[str, Any], ...]:
         """The replicas that the server remembers, each with ``status.startedAt`` and so on."""
-        return _objects(self._ask("GET", name, "/replica").get("items"))
+        return objects(self._ask("GET", name, "/replica").get("items"))
 
     def hardware(self) -> Mapping[str, Any]:
         """The public list of vendors, regions and instances with ``pricePerHour``."""
@@ -137,7 +137,7 @@ class ControlPlane:
             query = "?" + urlencode({"cursor": cursor}) if cursor else ""
             path = f"/endpoint/{quote(namespace, safe='')}{query}"
             page = self._request("GET", path, what=f'the endpoints of "{namespace}"')
-            for raw in _objects(page.get("items")):
+            for raw in objects(page.get("items")):
                 yield Endpoint.parse(namespace, raw)
             following = page.get("nextCursor")
             cursor = following if isinstance(following, str) else ""
@@ -215,8 +215,3 @@ class ControlPlane:
         if self._token and not public:
             headers["authorization"] = f"Bearer {self._token}"
         return headers
-
-
-def _objects(items: object) -> tuple[Mapping[str, Any], ...]:
-    """The objects of a list; whatever else a server may put there is nothing to go by."""
-    return tuple(o for o in items if isinstance(o, Mapping)) if isinstance(items, list) else ()

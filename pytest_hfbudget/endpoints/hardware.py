@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_hfbudget.cache import cache_file, keep
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError
-from pytest_hfbudget.endpoints.state import Endpoint
+from pytest_hfbudget.endpoints.state import Endpoint, objects
 from pytest_hfbudget.money import parse_rate
 
 
@@ -89,7 +89,7 @@ def price_per_hour(hardware: Mapping[str, Any], endpoint: Endpoint) -> int | Non
         _rate(compute.get("pricePerHour"))
         for vendor in _named(hardware.get("vendors"), endpoint.vendor)
         for region in _named(vendor.get("regions"), endpoint.region)
-        for compute in _objects(region.get("computes"))
+        for compute in objects(region.get("computes"))
         if compute.get("instanceType") == endpoint.instance_type
         and compute.get("instanceSize") == endpoint.instance_size
     ]
@@ -104,15 +104,7 @@ def _rate(value: object) -> int:
 
 
 def _named(items: object, name: str) -> Iterator[Mapping[str, Any]]:
-    return (item for item in _objects(items) if item.get("name") == name)
-
-
-def _objects(items: object) -> Iterator[Mapping[str, Any]]:
-    return (
-        (item for item in items if isinstance(item, Mapping))
-        if isinstance(items, list)
-        else iter(())
-    )
+    return (item for item in objects(items) if item.get("name") == name)
 
 
 def _is_list(hardware: object) -> bool:

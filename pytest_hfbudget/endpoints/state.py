@@ -156,3 +156,8 @@ def _is_int(value: object) -> bool:
 
 def _count(value: object, default: int) -> int:
     return value if isinstance(value, int) and _is_int(value) and value >= 0 else default
+
+
+def objects(items: object) -> tuple[Mapping[str, Any], ...]:
+    """The objects of a list; whatever else a server may put there is nothing to go by."""
+    return tuple(o for o in items if isinstance(o, Mapping)) if isinstance(items, list) else ()

@@ -15,11 +15,11 @@ from pytest_hfbudget.reporting import Report, summary
 
 def write(config: pytest.Config, report: Report, name: Path) -> None:
     """Write the JSON report; where that can't be done, say so and go on."""
-    from pytest_hfbudget.reporting.jsonfile import write
+    from pytest_hfbudget.reporting import jsonfile
 
     path = config.invocation_params.dir / name
     try:
-        write(report, path)
+        jsonfile.write(report, path)
     except OSError as error:
         say(config, f"hfbudget: the report {path} could not be written: {error}", red=True)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+DESCRIPTORS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
+
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a file by another one; write into what is none, such as a pipe or a device.
@@ -12,8 +14,9 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: it can't be written.
     """
-    if path.is_relative_to("/dev") or path.is_relative_to("/proc"):
-        with path.open("a", encoding="utf-8") as stream:  # such as /dev/stdout, into a file
+    if str(path).startswith(DESCRIPTORS):
+        # What it leads to may be a log that somebody else is writing to.
+        with path.open("a", encoding="utf-8") as stream:
             stream.write(text)
         return
     if path.exists() and not path.is_file():

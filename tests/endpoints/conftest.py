@@ -40,26 +40,23 @@ def gone(pid: int, timeout_s: float = 10.0) -> bool:
 
 def seconds_of(state_dir: Path, run: str) -> list[int]:
     """Processes that stand by for the keeper of a run."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            said = path.read_bytes().split(b"\0")
-            ours = any(str(state_dir).encode() in word for word in said)
-            if ours and b"hfbudget-keeper-second" in said and run.encode() in said:
-                found.append(int(path.parent.name))
-    return found
+    words = {b"hfbudget-keeper-second", run.encode()}
+    return [pid for pid, said in _processes(state_dir) if words <= set(said)]
 
 
 def keepers_of(state_dir: Path) -> list[int]:
     """All keepers, and those that stand by for one, whatever their run."""
-    found = []
+    of_it = _processes(state_dir)
+    return [p for p, said in of_it if any(w.startswith(b"hfbudget-keeper") for w in said)]
+
+
+def _processes(state_dir: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """Those that a state folder was named to, with their arguments."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             said = path.read_bytes().split(b"\0")
-            ours = any(str(state_dir).encode() in word for word in said)
-            if ours and any(word.startswith(b"hfbudget-keeper") for word in said):
-                found.append(int(path.parent.name))
-    return found
+            if any(str(state_dir).encode() in word for word in said):
+                yield int(path.parent.name), said
 
 
 def kill(pid: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -24,7 +24,7 @@ LARGE = [{"role": "user", "content": "x" * (SMALL_BYTES + 1)}]
 
 
 class Interrupter:
-    """Interrupts the entry of the so-manieth function of the package, once."""
+    """Interrupts one entry of a function of the package, counted from its start."""
 
     def __init__(self, at: int) -> None:
         self._left = at
@@ -64,23 +64,16 @@ def noted(bench: Bench, interrupter: Interrupter) -> None:
 
 def large(bench: Bench, interrupter: Interrupter) -> None:
     """One that is accounted for when it ends, and is interrupted there."""
-    way = bench.runtime.meter.clock
+    notes = bench.runtime.meter._notes
+    clock, stack = notes._clock, ExitStack()
 
     def ends() -> float:
-        # The first look at the clock is when it starts, the second when it is over.
-        looks.append(1)
-        if len(looks) == 2:
-            stack.enter_context(interrupter.at_work())
-        return way()
+        stack.enter_context(interrupter.at_work())  # asked for nothing before that
+        return clock()
 
-    from contextlib import ExitStack
-
-    looks: list[int] = []
-    notes = bench.runtime.meter._notes
-    with ExitStack() as stack:
-        bench.runtime.meter.clock = notes._clock = ends
-        stack.callback(setattr, notes, "_clock", way)
-        stack.callback(setattr, bench.runtime.meter, "clock", way)
+    with stack:
+        notes._clock = ends
+        stack.callback(setattr, notes, "_clock", clock)
         bench.client().chat_completion(LARGE, max_tokens=5)
 
 

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from plugin_suite import Suite
@@ -298,3 +299,17 @@ def test_a_report_takes_nothing_away_from_the_file_that_it_shares(suite: Suite) 
     assert subprocess.run(shell, shell=True, cwd=suite.path, check=False).returncode == 0
     assert "1 passed" in log.read_text()
     assert '"over_hold_usd"' in log.read_text()
+
+
+def test_a_report_in_a_folder_of_devices_is_a_file_like_any_other(suite: Suite) -> None:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        pytest.skip("there is no such folder")
+    file = folder / f"hfbudget-report-{os.getpid()}.json"
+    suite.test_file("def test_it():\n    call()\n")
+    try:
+        for _ in range(2):
+            suite.run(f"--hf-report={file}")
+        assert json.loads(file.read_text())["session"]["calls"] == 1
+    finally:
+        file.unlink(missing_ok=True)
