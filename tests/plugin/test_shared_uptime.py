@@ -206,5 +206,5 @@ def test_junit_has_the_share_of_a_test(short_minutes: Suite) -> None:
     """)
     short_minutes.run("--junitxml=junit.xml").assert_outcomes(passed=1)
     text = (short_minutes.path / "junit.xml").read_text()
-    assert 'name="hfbudget.uptime_usd" value="0.000' in text
+    assert 'name="hfbudget.uptime_usd" value="0.00' in text
     assert 'name="hfbudget.usd" value="0"' in text
