@@ -20,6 +20,12 @@ def bounds(
     """
     if quote.free:
         return 0, 0
+    if request.unreadable:
+        raise BudgetExceededError(
+            f"{request.unreadable}, so no cap can hold the call to {request.model}. "
+            "The call was not sent. Give it a whole number.",
+            model=request.model,
+        )
     try:
         if request.max_output is not None or not request.generates:
             fixed = quote.most(request, request.max_output or 0)

@@ -13,7 +13,7 @@ from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.metering.limit import Limit, Manner, put
 from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
 from pytest_hfbudget.metering.reckoning import charge_of
-from pytest_hfbudget.metering.request import changed
+from pytest_hfbudget.metering.request import changed, fits
 from pytest_hfbudget.metering.sending import Sending
 from pytest_hfbudget.metering.usage import (
     compute_time,
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
 
 logger = logging.getLogger("pytest_hfbudget")
+
+# The status of a request that its transport has sent again.
+AGAIN = "sent again"
 
 BAD_REQUEST = 400
 UNPROCESSABLE = 422
@@ -121,6 +124,67 @@ class Call:
 
         self.way.passage.only_replayed(stop)
 
+    # --- while it is sent
+
+    def watch(self) -> None:
+        """Hear of everything that is sent for it from now on."""
+        passage = self.way.passage
+        passage.heard, passage.again = self.headers, self.sent_again
+        if self.capped and self.way.may_change():
+            passage.check = self.check_body
+
+    def sent_again(self) -> None:
+        """Charge what was sent before, and hold what the transport is about to send once more.
+
+        A redirect that keeps the method and a transport that retries each send a request that is
+        billed by itself, and no answer to the one before it will be seen.
+
+        Raises:
+            BudgetExceededError: a budget has no room for another one.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        usage = None if self.capped else self._most_usage()
+        earlier = self._held_in_full(AGAIN) if self.capped else self._charge_or_hold(usage, AGAIN)
+        held = self.hold
+        try:
+            amount = held.amount
+            self.hold = self.meter.ledger.hold(self.draft.scopes, amount, amount, self.draft)
+        except BudgetExceededError as error:
+            self.refusal = self.meter.refuse(self, error)
+            if self._first():
+                self.meter.ledger.settle(held.id, earlier)
+                self.meter.closed(self)
+            raise
+        self.meter.ledger.settle(held.id, earlier)
+
+    def check_body(self, body: bytes | None) -> None:
+        """Stop a request that something has changed since it was held.
+
+        Raises:
+            BudgetExceededError: it may cost more than what is held for it.
+        """
+        held = self.request._replace(
+            max_output=self.limit.tokens if self.limit else self.request.max_output
+        )
+        if body is not None and fits(body, held):
+            return
+        if self.refusal is None:
+            tightest = self._tightest()
+            error = BudgetExceededError(
+                f"{tightest.name}: a hook or a transport of the HTTP client has changed the "
+                f"request to {self.request.model} after {show(self.hold.amount)} were held for "
+                "it, and it may cost more now. The request was not sent. Change the request "
+                "before the call instead.",
+                scope=tightest.name,
+                scope_key=tightest.key,
+                cap=tightest.cap or 0,
+                held=self.hold.amount,
+                model=self.request.model,
+            )
+            self.refusal = self.meter.refuse(self, error)
+        raise self.refusal
+
     # --- after it was sent
 
     @property
@@ -140,6 +204,9 @@ class Call:
         Raises:
             BudgetExceededError: the answer was cut off by the limit that a cap had set.
         """
+        if self.refusal is not None:  # a transport has swallowed it and answered by itself
+            self._withdraw()
+            raise self.refusal
         if self._usage_will_do and (usage := usage_of(ending_with_usage(body), self.request)):
             self._book(usage, "200")
             return
@@ -161,10 +228,20 @@ class Call:
             self._withdraw()
         elif status is not None:
             self._release(str(status))
-        elif never_sent(error) or (self.way.unsent and not self.way.replayed):
+        elif self._never_left(error):
             self._release("refused")
         else:
             self.lost(word_for(error))
+
+    def _never_left(self, error: BaseException) -> bool:
+        """Whether nothing of it can have reached a server.
+
+        An exception that says so is believed without a cap only: a transport that retries may have
+        sent the call before it failed to connect.
+        """
+        if self.way.unsent:
+            return not self.way.replayed
+        return not self.capped and not self.way.passage.posts and never_sent(error)
 
     def another_manner(self, error: BaseException) -> Manner | None:
         """How to send it where a server refused something that only the plugin had asked for."""
@@ -224,11 +301,19 @@ class Call:
 
     def settle(self, status: str) -> None:
         """Charge what usage says, or its upper bound where it says nothing."""
-        limit = self.limit.tokens if self.limit else None
-        usage = self.usage or usage_without_count(
-            self.request, self.written, self.request.max_output or limit
-        )
-        self._book(usage, status)
+        if self.usage is None and self.capped and self.request.generates and self._unlimited:
+            self._resolve(self.meter.ledger.settle, self._held_in_full(status))
+            return
+        self._book(self.usage or self._most_usage(), status)
+
+    @property
+    def _unlimited(self) -> bool:
+        """Whether it was sent without a limit, because what was held pays for the whole context."""
+        return self.request.max_output is None and self.limit is None
+
+    def _most_usage(self) -> Usage:
+        limit = self.limit.tokens if self.limit else self.request.max_output
+        return usage_without_count(self.request, self.written, limit)
 
     def lost(self, status: str) -> None:
         """Charge a call of which nobody knows how far it got: the hold, unless usage was final.

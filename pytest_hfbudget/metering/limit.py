@@ -94,5 +94,7 @@ def put(payload: dict[str, Any], limit: int, manner: Manner) -> None:
     """Write a limit into a payload, where and as its server looks for it."""
     if "inputs" in payload:
         payload["parameters"] = {**(payload.get("parameters") or {}), "max_new_tokens": limit}
-    else:
-        payload[manner.limit_name or NAMES[0]] = limit
+        return
+    for name in NAMES:  # one of 0 or less, which servers read as no limit
+        payload.pop(name, None)
+    payload[manner.limit_name or NAMES[0]] = limit

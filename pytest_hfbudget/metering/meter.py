@@ -22,7 +22,7 @@ from pytest_hfbudget.metering.limit import of_cap
 from pytest_hfbudget.metering.noted import Note, Notes
 from pytest_hfbudget.metering.payer import Around, Payer, RunningTest
 from pytest_hfbudget.metering.replay import Way
-from pytest_hfbudget.metering.request import P, changed, describe
+from pytest_hfbudget.metering.request import P, allowances, changed, describe, taken_once
 from pytest_hfbudget.metering.sending import Sending
 from pytest_hfbudget.metering.threshold import Watcher
 from pytest_hfbudget.metering.waiting import Callers, Steps, Wait, blocking
@@ -105,12 +105,14 @@ class Meter:
             raise error.with_traceback(None) from None
         if call is not None:
             self._open[id(call)] = call
-            sending.way.passage.heard = call.headers
+            call.watch()
         return call
 
     def _begin(self, sending: Sending, blocks: bool) -> Steps[Call | None]:
         capped = sending.around.capped
         try:
+            if sending.around.paid:
+                sending = sending._replace(parameters=taken_once(sending.parameters))
             call = yield from self._hold(sending, self._request(sending), blocks)
         except BudgetExceededError as error:
             # Also in a worker whose run is gone: nobody reads its answers.
@@ -143,11 +145,13 @@ class Meter:
             stream=sending.stream,
             timeout=sending.timeout,
         )
-        # A prompt is no longer than a server would take: no other is served.
+        # Images and sounds make no more tokens than a server would take. Text is bounded by its own
+        # bytes, whatever the catalogue says of the context.
         longest = self.book.catalogue.contexts(request.model, request.provider).longest
         if longest is None or request.input_bound < longest:
             return request
-        return request._replace(input_bound=longest - 1)
+        text = request.input_bound - allowances(sending.parameters.json)
+        return request._replace(input_bound=max(text, min(longest - 1, request.input_bound)))
 
     @property
     def routers(self) -> tuple[str, ...]:

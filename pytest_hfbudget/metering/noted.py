@@ -43,7 +43,7 @@ class Note:
         error: what it failed with, if it did.
     """
 
-    __slots__ = ("_body", "_call", "_headers", "_notes", "error", "seconds", "sending")
+    __slots__ = ("_body", "_call", "_headers", "_notes", "_sent", "error", "seconds", "sending")
 
     def __init__(self, notes: Notes, sending: Sending) -> None:
         self.sending = sending
@@ -53,6 +53,7 @@ class Note:
         self._body: object = UNANSWERED
         self._headers: Mapping[str, str] | None = None
         self._call: Call | None = None
+        self._sent = 1
 
     def __enter__(self) -> None:
         self._notes.open(self)
@@ -100,6 +101,9 @@ class Note:
         call = self._call
         if call is None:
             return
+        while self._sent < self.sending.way.passage.posts:
+            self._sent += 1
+            call.sent_again()
         call.seconds = self.seconds
         if self._headers is not None:
             call.headers(self._headers)

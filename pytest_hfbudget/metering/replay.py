@@ -49,10 +49,12 @@ class Way:
         traceback: TracebackType | None,
     ) -> None:
         self._traffic.leave(self.passage, self._token)
-        self.passage.heard = None  # or each call would be a circle, left to the garbage collector
+        # Or each call would be a circle, left to the garbage collector.
+        self.passage.heard = self.passage.again = self.passage.check = None
         # An error status is an answer, too.
         answered = error is None or status_of(error) is not None
-        self.unsent = not self.passage.sent and self.watched()
+        # A connection that was asked for where traffic is watched would have been used there.
+        self.unsent = not self.passage.posts and (self.passage.tried or self.watched())
         self.replayed = self.unsent and answered and not self.passage.tried
 
     def watched(self) -> bool:
@@ -61,6 +63,26 @@ class Way:
             return sees(self._traffic, self._session(self._client))
         except Exception:
             return False  # a session of a kind that nobody has thought of
+
+    def may_change(self) -> bool:
+        """Whether something of the user's may change the request after it was held."""
+        try:
+            session = self._session(self._client)
+            return not sees(self._traffic, session) or _has_hooks(session)
+        except Exception:
+            return True  # a session of an unknown kind
+
+
+def _has_hooks(session: Any) -> bool:
+    """Whether a session of httpx has hooks of its own; no other library lets them see a request."""
+    hooks = getattr(session, "event_hooks", None)
+    if not isinstance(hooks, dict):
+        return False
+    own = all(
+        getattr(hook, "__module__", "").partition(".")[0] == "huggingface_hub"
+        for hook in hooks.get("request", ())
+    )
+    return not own or session.auth is not None
 
 
 def sees(traffic: Traffic, session: Any) -> bool:

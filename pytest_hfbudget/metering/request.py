@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
@@ -27,10 +28,26 @@ MEDIA = frozenset(
     {"audio", "audio_url", "file", "input_audio", "input_file", "input_video", "video", "video_url"}
 )
 
+# What a template that shows JSON writes around each item of a list: brackets, a comma, white space.
+STRUCTURE_TOKENS = 4
+
 LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
 ANSWERS = ("n", "best_of", "num_return_sequences")
 # Each provider has its own word for the number of images.
-PICTURES = ("n", "num_images", "num_outputs", "num_images_per_prompt")
+PICTURES = (
+    "n",
+    "num_images",
+    "num_outputs",
+    "num_images_per_prompt",
+    "num_samples",
+    "max_images",
+    "samples",
+)
+BATCHES = ("batch_size",)
+
+
+class UnreadableLimitError(ValueError):
+    """A limit or a number of answers is something that no number can be made of."""
 
 
 class Parameters(Protocol):
@@ -52,6 +69,19 @@ def changed(parameters: P, **values: Any) -> P:
         own = {field.name for field in fields(parameters)}
         return replace(parameters, **{k: v for k, v in values.items() if k in own})
     raise TypeError(f"{type(parameters).__name__} is not the RequestParameters that is known")
+
+
+def taken_once(parameters: P) -> P:
+    """The same parameters with a payload of their own, which another thread can't change."""
+    return changed(parameters, json=_copy(parameters.json))
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_copy(item) for item in value]
+    return value
 
 
 def describe(
@@ -78,17 +108,22 @@ def describe(
         parameters.url, routers, hub_model or parameters.model, named, provider
     )
     task = parameters.task
-    several = _highest(payload, PICTURES if task.endswith("to-image") else ANSWERS)
+    unreadable = ""
+    try:
+        limit, several = output_limit(payload), answers(payload, task)
+    except UnreadableLimitError as error:
+        limit, several, unreadable = None, 1, str(error)
     return CallRequest(  # by position, which is twice as fast
         task,
         model,
         provider,
         parameters.url,
         input_bound(parameters.json, parameters.data),
-        output_limit(payload),
-        several or 1,
+        limit,
+        max(several, 1),
         stream,
         _seconds(timeout),
+        unreadable,
     )
 
 
@@ -123,7 +158,7 @@ def text_bytes(value: object) -> int:
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, (list, tuple)):
-        return sum(map(text_bytes, value))
+        return sum(map(text_bytes, value)) + STRUCTURE_TOKENS * len(value)
     if isinstance(value, dict):
         return _named_bytes(value)
     if value is None or isinstance(value, (bool, int, float)):
@@ -135,10 +170,26 @@ def text_bytes(value: object) -> int:
     return text_bytes(own) if own else len(str(value).encode())
 
 
-def _named_bytes(values: Mapping[str, Any]) -> int:
+def allowances(value: object) -> int:
+    """The part of `text_bytes` that stands for images, sounds, films and documents."""
+    if isinstance(value, (list, tuple)):
+        return sum(map(allowances, value))
+    if not isinstance(value, dict):
+        return 0
+    own = _allowance(value)
+    return own or sum(map(allowances, value.values()))
+
+
+def _allowance(values: Mapping[str, Any]) -> int:
     shown = values.get("type")
-    if isinstance(shown, str) and (shown in IMAGES or shown in MEDIA):
-        allowance = IMAGE_TOKENS if shown in IMAGES else MEDIA_TOKENS
+    kinds = {shown} if isinstance(shown, str) else values.keys()  # some servers need no type
+    if not MEDIA.isdisjoint(kinds):
+        return MEDIA_TOKENS
+    return 0 if IMAGES.isdisjoint(kinds) else IMAGE_TOKENS
+
+
+def _named_bytes(values: Mapping[str, Any]) -> int:
+    if allowance := _allowance(values):
         return allowance + text_bytes(values.get("text", ""))
     total = 0
     for key, item in values.items():
@@ -154,22 +205,55 @@ def output_limit(payload: Mapping[str, Any]) -> int | None:
 
     Which of several a server goes by is its own affair.
     """
-    return _highest(payload, LIMITS)
+    given = _numbers(payload, LIMITS)
+    # Servers read 0 and -1 as no limit at all.
+    return max((value for value in given if value > 0), default=None)
 
 
-def _highest(payload: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """The highest whole number by one of these names, wherever servers look for it."""
-    highest: int | None = None
-    for place in (payload, payload.get("parameters"), payload.get("input")):
-        if not place or not isinstance(place, (dict, Mapping)):
-            continue
-        for name in names:
-            value = place.get(name)
-            if value is None or isinstance(value, bool) or not isinstance(value, int):
-                continue
-            if value >= 0 and (highest is None or value > highest):
-                highest = value
-    return highest
+def answers(payload: Mapping[str, Any], task: str) -> int:
+    """How many answers are asked for, by whichever name a provider has for that."""
+    if not task.endswith("to-image"):
+        return max(_numbers(payload, ANSWERS), default=1)
+    return max([1, *_numbers(payload, PICTURES)]) * max([1, *_numbers(payload, BATCHES)])
+
+
+def fits(body: bytes, held: CallRequest) -> bool:
+    """Whether the body of a request asks for no more than what was held for it."""
+    payload = _in_data(body)
+    if not payload:
+        return len(body) <= held.input_bound
+    limit = output_limit(payload)
+    unlimited = held.generates and held.max_output is not None and limit is None
+    return (
+        not unlimited
+        and (limit or 0) <= (held.max_output if held.max_output is not None else limit or 0)
+        and answers(payload, held.task) <= held.n
+        and input_bound(payload) <= held.input_bound
+    )
+
+
+def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
+    """The numbers by these names, rounded up, wherever servers look for them.
+
+    Raises:
+        UnreadableLimitError: one of them is something that no number can be made of.
+    """
+    return [
+        _rounded_up(name, value)
+        for place in (payload, payload.get("parameters"), payload.get("input"))
+        if place and isinstance(place, (dict, Mapping))
+        for name in names
+        if (value := place.get(name)) is not None
+    ]
+
+
+def _rounded_up(name: str, value: object) -> int:
+    if type(value) is int:
+        return value
+    try:
+        return math.ceil(Decimal(value) if isinstance(value, str) else value)  # type: ignore[call-overload, no-any-return] # whatever it is, it may not be a number
+    except (ArithmeticError, TypeError, ValueError):
+        raise UnreadableLimitError(f"{name}={value!r} is not a number") from None
 
 
 def _in_data(data: object) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ must not be sent is stopped here, after everybody who could answer it has had th
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -25,16 +26,22 @@ class Passage:
 
     Attributes:
         tried: whether a connection was asked for.
-        sent: whether anything of it was written to one.
+        posts: how many POST requests were written to one. A redirect that keeps the method sends
+            another, and so does a transport that retries by itself.
         heard: told the headers of every response to it.
+        again: called before each POST after the first; raises to keep it from leaving.
+        check: called with the body of each POST before it leaves, None where that can't be read;
+            raises to keep it from leaving.
     """
 
-    __slots__ = ("_stop", "_url", "heard", "sent", "tried")
+    __slots__ = ("_stop", "_url", "again", "check", "heard", "posts", "tried")
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.tried = self.sent = False
+        self.tried, self.posts = False, 0
         self.heard: Callable[[Mapping[str, str]], None] | None = None
+        self.again: Callable[[], None] | None = None
+        self.check: Callable[[bytes | None], None] | None = None
         self._stop: Callable[[], BaseException] | None = None
 
     @property
@@ -56,18 +63,42 @@ class Passage:
         if self._stop is not None:
             raise self._stop()
 
-    def leaving(self) -> None:
-        """It is about to be written to a connection, new or kept alive.
+    def leaving(self, body: Body) -> None:
+        """A POST for it is about to be written to a connection, new or kept alive.
 
         Raises:
             BaseException: it is not to leave.
         """
-        self.opening()
-        self.sent = True
+        if self.check is not None and (content := body()) != FOLLOWS:
+            self.check(content)
+        if self.posts and self.again is not None:
+            self.again()
+        self.posts += 1
 
+    def writing(self, body: bytes) -> None:
+        """The body of such a POST is about to be written.
+
+        Raises:
+            BaseException: it is not to leave.
+        """
+        if self.check is not None and self.posts:
+            self.check(body)
+
+
+# Only these are billed: a redirect may turn one into a GET, and a proxy is asked by CONNECT first.
+PAID_METHOD = "POST"
+
+# The body of a request, as far as it can be read without using it up.
+Body = Callable[[], "bytes | None"]
+
+# A body that is written by itself, after the head of its request.
+FOLLOWS = b""
 
 # The request that is being answered in this context. Whatever is sent meanwhile is sent for it.
 _passing: ContextVar[Passage | None] = ContextVar("hfbudget_passing", default=None)
+
+# What ``http.client`` writes first of each request; the body follows by itself.
+REQUEST_LINE = re.compile(rb"([A-Z]+) [^\r\n]* HTTP/1\.[01]\r\n")
 
 Wrapper = Callable[["Traffic", Any], Any]
 Note = Callable[[Mapping[str, str]], None]
@@ -135,10 +166,21 @@ class Traffic:
         for passage in self._concerned(host):
             passage.opening()
 
-    def leaving(self, host: str) -> None:
+    def leaving(self, host: str, method: str, body: Body) -> None:
         """A request is about to be written to a connection to a host."""
+        concerned = self._concerned(host)
+        for passage in concerned:
+            passage.opening()
+        if concerned and method == PAID_METHOD:
+            # Of several, any may have sent it. Each is taken to have sent one; what goes beyond
+            # that is one of them sent again.
+            min(concerned, key=lambda passage: passage.posts).leaving(body)
+
+    def writing(self, host: str, body: bytes) -> None:
+        """The body of a request is about to be written, where it goes by itself."""
         for passage in self._concerned(host):
-            passage.leaving()
+            passage.opening()
+            passage.writing(body)
 
     def _concerned(self, host: str) -> tuple[Passage, ...]:
         own = _passing.get()
@@ -198,7 +240,8 @@ def _sends_httpcore(traffic: Traffic, original: Any) -> Any:
 
     @functools.wraps(original)
     def handle_request(self: Any, request: Any) -> Any:
-        traffic.leaving(request.url.host.decode("ascii"))
+        host, method = request.url.host.decode("ascii"), request.method.decode("ascii")
+        traffic.leaving(host, method, lambda: _replayable(request.stream))
         return original(self, request)
 
     return handle_request
@@ -213,7 +256,12 @@ def _sends_http_client(traffic: Traffic, original: Any) -> Any:
             # What it would do first itself. A request whose connection fails was never sent.
             traffic.opening(self.host)
             self.connect()
-        traffic.leaving(self.host)
+        if isinstance(data, (bytes, bytearray)) and (line := REQUEST_LINE.match(data)):
+            traffic.leaving(self.host, line[1].decode("ascii"), lambda: FOLLOWS)
+        elif isinstance(data, (bytes, bytearray)):
+            traffic.writing(self.host, bytes(data))
+        else:
+            traffic.opening(self.host)
         return original(self, data)
 
     return send
@@ -227,10 +275,17 @@ def _sends_aiohttp(traffic: Traffic, original: Any) -> Any:
         host = req.url.host or ""
         traffic.opening(host)
         connection = await original(self, req, *args, **kwargs)
-        traffic.leaving(host)
+        traffic.leaving(host, req.method, lambda: None)
         return connection
 
     return connect
+
+
+def _replayable(stream: Any) -> bytes | None:
+    """The body that httpx gives to its transport, where it is bytes that can be read twice."""
+    if type(stream).__name__ != "ByteStream":
+        return None
+    return b"".join(stream)
 
 
 def _host(connection: Any) -> str:

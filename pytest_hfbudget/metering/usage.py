@@ -84,8 +84,9 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
     """The ``usage`` of an answer or of a stream's chunk, if it carries one that makes sense.
 
     OpenAI-style: prompt tokens include cached ones, completion tokens include reasoning ones. Where
-    the total is more than these two, reasoning was left out of them and is added. Featherless puts
-    ``cached_tokens`` flat into ``usage``. Half a usage, and one of nothing at all, is none.
+    the total is more than these two, reasoning was left out of them and is added. Without a total
+    that can't be known, so reasoning tokens are added, and the usage is an estimate. Featherless
+    puts ``cached_tokens`` flat into ``usage``. Half a usage, and one of zeros, are passed over.
     """
     usage = message.get("usage")
     if not isinstance(usage, dict):
@@ -96,12 +97,21 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
     )
     if not (tokens_in or tokens_out) or (request.generates and None in (tokens_in, tokens_out)):
         return None
-    total = _number(usage.get("total_tokens")) or 0
-    tokens_out = max(tokens_out or 0, total - (tokens_in or 0)) if request.generates else tokens_out
+    total, beside = _number(usage.get("total_tokens")), 0
+    if request.generates:
+        beside = 0 if total else _reasoning(usage)
+        tokens_out = max(tokens_out or 0, (total or 0) - (tokens_in or 0)) + beside
     details = usage.get("prompt_tokens_details")
     nested = details.get("cached_tokens") if isinstance(details, dict) else None
     cached = _number(nested) or _number(usage.get("cached_tokens")) or 0
-    return Usage(tokens_in or 0, tokens_out or 0, min(cached, tokens_in or 0))
+    cached = min(cached, tokens_in or 0)
+    return Usage(tokens_in or 0, tokens_out or 0, cached, estimated=bool(beside))
+
+
+def _reasoning(usage: Mapping[str, Any]) -> int:
+    details = usage.get("completion_tokens_details")
+    nested = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    return _number(nested) or _number(usage.get("reasoning_tokens")) or 0
 
 
 def _tgi_usage(message: Mapping[str, Any]) -> Usage | None:
@@ -156,11 +166,12 @@ def is_queued(message: Mapping[str, Any]) -> bool:
 
 
 def usage_without_count(request: CallRequest, written: int, output_bound: int | None) -> Usage:
-    """An upper bound where an answer came back without ``usage``: never nothing.
+    """What a call without ``usage`` is charged: never nothing.
 
-    ``written`` is the bytes of text that came back; no tokenizer makes more tokens than that.
+    A model may have reasoned where its answer does not show it, so an output limit counts in full.
+    Without a limit there are only the bytes of text that came back: ``written`` is an estimate.
     """
-    most = written if output_bound is None else min(written, output_bound * request.n)
+    most = written if output_bound is None else output_bound * request.n
     return Usage(
         input_tokens=request.input_bound,
         output_tokens=most if request.generates else 0,

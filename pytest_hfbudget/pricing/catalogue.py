@@ -15,6 +15,9 @@ from pytest_hfbudget.pricing.price import FREE, Price
 
 DAY_S = 86_400
 
+# A shorter one is a mistake in the catalogue: no model that can be routed to has it.
+SHORTEST_CONTEXT = 512
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -127,7 +130,9 @@ def _offers(row: Mapping[str, Any]) -> tuple[Offer, ...]:
 
 
 def _length(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if value >= SHORTEST_CONTEXT else None
 
 
 def _price(offer: Mapping[str, Any]) -> Price | None:

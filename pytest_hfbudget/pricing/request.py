@@ -32,6 +32,7 @@ class CallRequest(NamedTuple):
         max_output: the caller's own limit on output tokens, None where it set none.
         n: how many answers were asked for.
         timeout: seconds after which the client gives up; None where it waits for ever.
+        unreadable: what is wrong with a limit or a number of answers that can't be read.
     """
 
     task: str
@@ -43,6 +44,7 @@ class CallRequest(NamedTuple):
     n: int = 1
     stream: bool = False
     timeout: float | None = None
+    unreadable: str = ""
 
     @property
     def generates(self) -> bool:
