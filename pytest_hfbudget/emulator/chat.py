@@ -116,6 +116,8 @@ def read_chat(
     answered = messages[-1].get("role") == "tool"
     size = prompt_tokens(body)
     given = body.get("max_completion_tokens", body.get("max_tokens"))
+    if given == 0 and switches.zero_limit == "none":
+        given = None
     return Ask(
         prompt_tokens=size,
         limit=_limit(given, size, context),

@@ -32,6 +32,9 @@ class Switches:
         "by_provider", "on_request", "finish_chunk", "every_chunk", "never", "rejects_options"
     ] = "by_provider"
     limit_names: Literal["any", "max_tokens", "max_completion_tokens", "none"] = "any"  # else 400
+    zero_limit: Literal["reject", "none"] = (
+        "reject"  # what a limit of 0 tokens is: 400, or no limit
+    )
     cached_tokens: int = 0  # of each prompt of a chat, as far as it is that long
     cached_usage: Literal["nested", "flat", "null"] = "nested"  # how usage tells them
     reasoning_usage: Literal["within", "beside"] = "within"  # of completion_tokens

@@ -1,0 +1,223 @@
+"""One call, several POSTs: each that leaves is held and charged, or stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import huggingface_hub
+import pytest
+from metering_bench import MODEL, Bench, say
+
+from pytest_hfbudget import BudgetExceededError
+
+PRICE = {"emulator__chat": {"input": 1, "output": 2}}
+
+requests_based = int(huggingface_hub.__version__.partition(".")[0]) < 1
+by_httpx = pytest.mark.skipif(requests_based, reason="this huggingface_hub posts by requests")
+
+
+def ask(bench: Bench, **options: Any) -> None:
+    """One call, whatever comes of it."""
+    bench.client(**options).chat_completion(say(10), max_tokens=50)
+
+
+def redirect(bench: Bench, status: int, to: str, times: int = 1) -> None:
+    """Have chats carried out, billed, and answered by a redirect."""
+    bench.emulator.client.add_fault(
+        "chat", status=status, headers={"location": to}, applied=True, times=times
+    )
+
+
+def itself(bench: Bench) -> str:
+    return f"{bench.emulator.router}/v1/chat/completions"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_call_that_was_sent_and_then_redirected_nowhere_is_charged(
+    bench: Bench, free_port: int, status: int
+) -> None:
+    bench.prices(**PRICE)
+    bench.cap("0.01")
+    redirect(bench, status, f"http://127.0.0.1:{free_port}/v1/chat/completions")
+    with pytest.raises(Exception):  # noqa: B017, PT011 - each HTTP library has its own
+        ask(bench)
+    assert bench.spent >= bench.billed > 0
+    assert bench.held == 0
+
+
+def test_calls_that_are_redirected_nowhere_stay_within_the_cap(
+    bench: Bench, free_port: int
+) -> None:
+    bench.prices(**PRICE)
+    bench.cap("0.003")
+    redirect(bench, 302, f"http://127.0.0.1:{free_port}/", times=100)
+    for _ in range(60):
+        with pytest.raises(Exception):  # noqa: B017, PT011 - lost, and refused in the end
+            ask(bench)
+    assert 0 < bench.billed <= bench.spent <= 3_000_000
+
+
+def test_each_turn_of_a_redirect_loop_is_a_call(bench: Bench) -> None:
+    bench.prices(**PRICE)
+    bench.cap("0.01")
+    redirect(bench, 307, itself(bench), times=100)
+    with pytest.raises(BudgetExceededError, match="was not sent"):
+        ask(bench)
+    assert 0 < bench.billed <= bench.spent <= 10_000_000
+    assert bench.sent == bench.ledger.total("session").calls
+    assert bench.held == 0
+
+
+def test_each_turn_of_a_redirect_loop_counts_for_max_calls(bench: Bench) -> None:
+    from pytest_hfbudget import budget
+
+    bench.prices(**PRICE)
+    redirect(bench, 307, itself(bench), times=100)
+    with pytest.raises(BudgetExceededError, match="max_calls"), budget(max_calls=1):
+        ask(bench)
+    assert bench.sent == 1
+
+
+def test_a_redirect_that_ends_in_an_answer_is_charged_for_both(bench: Bench) -> None:
+    bench.prices(**PRICE)
+    bench.cap(1)
+    redirect(bench, 307, itself(bench))
+    ask(bench)
+    assert [charge.status for charge in bench.ledger.charges()] == ["sent again", "200"]
+    assert bench.spent >= bench.billed > 0
+    assert bench.held == 0
+
+
+def test_without_a_cap_each_turn_is_counted(bench: Bench) -> None:
+    bench.prices(**PRICE)
+    redirect(bench, 307, itself(bench), times=2)
+    ask(bench)
+    assert [charge.status for charge in bench.ledger.charges()] == [
+        "sent again",
+        "sent again",
+        "200",
+    ]
+    assert bench.spent >= bench.billed > 0
+
+
+def test_each_turn_of_an_async_call_is_a_call(bench: Bench) -> None:
+    bench.prices(**PRICE)
+    bench.cap("0.01")
+    redirect(bench, 307, itself(bench), times=100)
+
+    async def main() -> None:
+        async with bench.async_client() as client:
+            await client.chat_completion(say(10), max_tokens=50)
+
+    with pytest.raises(BudgetExceededError, match="was not sent"):
+        asyncio.run(main())
+    assert 0 < bench.billed <= bench.spent <= 10_000_000
+    assert bench.sent == bench.ledger.total("session").calls
+
+
+@pytest.fixture
+def retrying(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A transport of the user's, which sends a call 20 times and then says it never connected."""
+    if requests_based:
+        pytest.skip("this huggingface_hub posts by requests")
+    from huggingface_hub.utils import _http
+
+    httpx = next(
+        module for name in ("httpx2", "httpx") if (module := getattr(_http, name, None)) is not None
+    )
+
+    class Retrying(httpx.HTTPTransport):  # type: ignore[name-defined, misc] # either library's
+        def handle_request(self, request: Any) -> Any:
+            for _ in range(20):
+                try:
+                    super().handle_request(request).close()
+                except Exception:
+                    continue
+            raise httpx.ConnectError("gave up")
+
+    made = httpx.Client(transport=Retrying(), timeout=10)
+    monkeypatch.setattr("huggingface_hub.inference._client.get_session", lambda: made, raising=True)
+    yield made
+    made.close()
+
+
+def test_what_a_retrying_transport_sends_is_charged_each_time(bench: Bench, retrying: Any) -> None:
+    bench.prices(**PRICE)
+    bench.cap(1)
+    with pytest.raises(Exception, match="gave up"):
+        ask(bench)
+    assert bench.sent == bench.ledger.total("session").calls == 20
+    assert bench.spent >= bench.billed > 0
+
+
+def test_a_retrying_transport_stops_at_the_cap(bench: Bench, retrying: Any) -> None:
+    bench.prices(**PRICE)
+    bench.cap("0.002")
+    with pytest.raises(BudgetExceededError):
+        ask(bench)
+    assert 0 < bench.sent < 20
+    assert bench.billed <= bench.spent <= 2_000_000
+    assert bench.held == 0
+
+
+@by_httpx
+def test_a_hook_that_makes_the_request_larger_is_stopped(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from huggingface_hub.utils import _http
+
+    httpx = getattr(_http, "httpx2", None) or _http.httpx
+
+    def enlarge(request: Any) -> None:
+        body = json.loads(request.content)
+        replaced = json.dumps({**body, "max_tokens": 5000}).encode()
+        request.stream = httpx.ByteStream(replaced)
+        request._content = replaced
+        request.headers["content-length"] = str(len(replaced))
+
+    with httpx.Client(event_hooks={"request": [enlarge]}) as session:
+        monkeypatch.setattr("huggingface_hub.inference._client.get_session", lambda: session)
+        bench.prices(**PRICE)
+        bench.cap("0.002")
+        with pytest.raises(BudgetExceededError, match="has changed the request"):
+            ask(bench)
+    assert (bench.sent, bench.spent, bench.held) == (0, 0, 0)
+
+
+@by_httpx
+def test_a_hook_that_changes_no_limit_is_no_reason_to_refuse(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import _http
+
+    httpx = getattr(_http, "httpx2", None) or _http.httpx
+    seen: list[str] = []
+    hooks = {"request": [lambda request: seen.append(request.method)]}
+    with httpx.Client(event_hooks=hooks) as session:
+        monkeypatch.setattr("huggingface_hub.inference._client.get_session", lambda: session)
+        bench.cap("0.01")
+        ask(bench)
+    assert seen == ["POST"]
+    assert bench.spent == bench.billed > 0
+
+
+def test_what_another_thread_adds_to_a_question_is_not_sent(bench: Bench) -> None:
+    """The ledger asks for the time that the question is held: a moment to change it in."""
+    bench.prices(**PRICE)
+    bench.cap("0.01")
+    question = say(1)
+    hold = bench.books.ask
+
+    def slow(*args: Any) -> Any:
+        answer = hold(*args)
+        question[0]["content"] += " and more" * 10_000
+        return answer
+
+    bench.books.ask = slow  # type: ignore[method-assign] # stands for the other thread
+    bench.client(MODEL).chat_completion(question, max_tokens=5)
+    (charge,) = bench.ledger.charges()
+    assert charge.input_tokens < 100
+    assert not charge.estimated
