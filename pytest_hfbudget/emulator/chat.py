@@ -108,6 +108,8 @@ def read_chat(
 ) -> Ask:
     """Understand a chat request. Raises Refusal (400) for one that cannot be answered."""
     _check_names(body, switches.limit_names)
+    if switches.lenient_numbers:
+        body = {name: _lenient(value) for name, value in body.items()}
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise refused_by_model(400, "messages must be an array of messages", "invalid_messages")
@@ -264,6 +266,13 @@ def _check_names(body: Mapping[str, Any], known: str) -> None:
             hint = "" if known == "none" else f" Use '{known}' instead."
             message = f"Unsupported parameter: '{name}' is not supported with this model.{hint}"
             raise refused_by_model(400, message, "unsupported_parameter")
+
+
+def _lenient(value: object) -> object:
+    """A whole number that is written as a float or as a string."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def _positive(value: object, name: str) -> int:

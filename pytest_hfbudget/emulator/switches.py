@@ -32,6 +32,7 @@ class Switches:
         "by_provider", "on_request", "finish_chunk", "every_chunk", "never", "rejects_options"
     ] = "by_provider"
     limit_names: Literal["any", "max_tokens", "max_completion_tokens", "none"] = "any"  # else 400
+    lenient_numbers: bool = False  # 20.0 and "20" are 20, instead of a 400
     zero_limit: Literal["reject", "none"] = (
         "reject"  # what a limit of 0 tokens is: 400, or no limit
     )

@@ -105,7 +105,7 @@ class Judge:
         assert vanishes or len(own) == len(charges), f"charged without being sent: {what}"
         charged, billed = sum(c.nano_usd or 0 for c in charges), sum(row.nano_usd for row in own)
         assert charged >= billed, f"{billed} billed, {charged} charged: {what}"
-        if outcome.word == "answered" and self.tells(call) and not _garbled(own):
+        if outcome.word == "answered" and self.tells(call) and not _misled(own):
             assert charged == billed, f"{billed} billed, {charged} charged: {what}"
             assert not any(charge.estimated for charge in charges), what
         if not any(charge.estimated for charge in charges):
@@ -134,7 +134,11 @@ class Judge:
             assert self.rows_of(call), f"{call} was cut off without being sent"
             return
         # What a server did not take as it was, may not fit when it is sent in another way.
-        served = [row for row in self.rows_of(call) if (row.status or 0) < FIRST_ERROR]
+        served = [
+            row
+            for row in self.rows_of(call)
+            if (row.status or 0) < FIRST_ERROR and not _redirected(row)
+        ]
         assert not served, f"{call} was refused and sent: {error}"
         (block,) = (b for b in self.plan.scopes() if self.key(b) == error.scope_key)
         assert call in tuple(block.calls()), f"{call} is not in {block.name}"
@@ -161,6 +165,8 @@ class Judge:
         )
         assert block.cap == cap, error
         assert needed > cap - spent - held, f"it fitted: {error}"
+        if any(map(_redirected, self.rows_of(call))):
+            return  # what was held for the first of several requests is needed for each
         charged = self.run.ledger.charges_in(error.scope_key)
         steps = {0, *accumulate(charge.nano_usd or 0 for charge in charged)}
         assert spent in steps, f"{spent} was never spent: {error}"
@@ -235,5 +241,10 @@ class Judge:
         }
 
 
-def _garbled(own: Iterable[Row]) -> bool:
-    return any(row.fault.get("garbage") for row in own)
+def _misled(own: Iterable[Row]) -> bool:
+    """Whether an answer says less than what was billed: it is no JSON, or the end of a redirect."""
+    return any(row.fault.get("garbage") or _redirected(row) for row in own)
+
+
+def _redirected(row: Row) -> bool:
+    return row.fault.get("status") in (307, 308)

@@ -42,6 +42,7 @@ class Call:
     """One call: ``words`` is what the model wants to write, ``limit`` what it is allowed to.
 
     Attributes:
+        guise: what its limit is written as: 20, 20.0 or "20".
         seen: how many chunks of its stream are looked at before it is left.
         cancelled_after: seconds after which the task that makes it is cancelled.
     """
@@ -54,12 +55,17 @@ class Call:
     limit: int | None
     n: int = 1
     ending: Ending | None = None
+    guise: type = int
     seen: int = 1
     cancelled_after: float | None = None
 
     @property
     def name(self) -> str:
         return f"call {self.number}"
+
+    @property
+    def given_limit(self) -> int | float | str | None:
+        return None if self.limit is None else self.guise(self.limit)
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,7 @@ class _Planner:
             prompt=f"{prompt} [[tokens={words}]]",
             words=words,
             limit=limit,
+            guise=draw.choice((int, int, int, float, str)) if name == "chat" else int,
             n=2 if name == "chat" and draw.random() < 0.1 else 1,
             ending=ending,
             seen=draw.choice((1, 2, 4, 9)),
@@ -302,6 +309,7 @@ class _Planner:
             "routing": draw.choice(("policy", "round_robin", "pin:groq", "pin:together")),
             "cached_tokens": draw.choice((0, 0, 5)),
             "compute_seconds": COMPUTED_S,
+            "lenient_numbers": True,
         }
         if self.purpose != "patient":
             switches |= {
@@ -333,6 +341,10 @@ class _Planner:
             {"garbage": True, "headers": {"x-compute-time": COMPUTED_S}},
             {"delay": 0.02},
         ]
+        if self.purpose == "tight":  # each turn needs room of its own
+            again = {"location": "?again=1"}
+            kinds.append({"status": 307, "headers": again, "applied": True})
+            kinds.append({"status": 308, "headers": again, "applied": False})
         if draw.random() < 0.15:
             slow = {"hang": SLOW_S, "then": draw.choice(("proceed", "close"))}
             kinds = [slow, *kinds]

@@ -228,7 +228,9 @@ def ask(client: Any, call: Call) -> Any:
     if call.kind == "chat":
         messages = [{"role": "user", "content": call.prompt}]
         extra = {"extra_body": {"n": call.n}} if call.n > 1 else {}
-        return client.chat_completion(messages, max_tokens=call.limit, stream=streamed, **extra)
+        return client.chat_completion(
+            messages, max_tokens=call.given_limit, stream=streamed, **extra
+        )
     if call.kind == "text":
         return client.text_generation(call.prompt, max_new_tokens=call.limit, stream=streamed)
     if call.kind == "embed":
