@@ -14,14 +14,14 @@ from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.metering.child import adopt, joined
 from pytest_hfbudget.metering.children import Children
-from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
+from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.payer import Payer
 from pytest_hfbudget.metering.redirect import Addresses, Redirect
 from pytest_hfbudget.metering.tap import Tap
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
-from pytest_hfbudget.settings import hold_wait_of
+from pytest_hfbudget.settings import of_script
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -118,12 +118,12 @@ def runtime(known: Runtime | None = None) -> Runtime:
 
 def standalone() -> Runtime:
     """What ``budget()`` uses in a plain script: its own ledger, prices from the environment."""
-    router = os.environ.get("HFBUDGET_ROUTER", DEFAULT_ROUTER)
+    settings = of_script(os.environ)
+    router, hold_wait = settings.router, settings.hold_wait
     book = PriceBook(
         load_catalogue=partial(kept_catalogue, router),
         environment=price_from_environment(os.environ),
     )
-    hold_wait = hold_wait_of(os.environ)
     return Runtime(Meter(Ledger(), book, Payer(), router=router, hold_wait=hold_wait))
 
 
