@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.metering.child import adopt, joined
 from pytest_hfbudget.metering.children import Children
@@ -74,8 +73,7 @@ class Runtime:
         Raises:
             ConfigError: this huggingface_hub sends its calls in a way that is not known.
         """
-        if _tap.problem:
-            raise ConfigError(_tap.problem)
+        _tap.require()
 
     def release(self) -> None:
         """Stop doing so when the last user is done."""
