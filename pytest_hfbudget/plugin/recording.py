@@ -90,8 +90,8 @@ class Recording:
             from pytest_hfbudget.reporting.increase import increase
 
             charges = partial(ledger.charges_in, key)
-            spent = ledger.total(key).spent
-            if said := increase(spent, recorded, most, charges, where=self.path.name):
+            charged = ledger.total(key).spent
+            if said := increase(charged, recorded, most, charges, where=self.path.name):
                 self._told.add(item.nodeid)
                 return said
         return None
