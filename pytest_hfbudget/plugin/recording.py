@@ -132,7 +132,7 @@ class Recording:
         charges: dict[str | None, list[Charge]] = defaultdict(list)
         for charge in ledger.charges():
             charges[charge.test].append(charge)
-            if charge.test and charge.price_source.startswith("uptime of "):
+            if charge.test and charge.endpoint:
                 self._on_endpoint.add(charge.test)
         refused = {refusal.test for refusal in ledger.refusals()}
         passed = (
