@@ -94,6 +94,6 @@ def _determined(
     known = inspect.signature(determine_setup).parameters  # pytest 8.0 has no override_ini
     try:
         root, _, ini, *_ = determine_setup(**{key: asked[key] for key in asked if key in known})
-    except (pytest.UsageError, pytest.fail.Exception) as error:
+    except (OSError, pytest.UsageError, pytest.fail.Exception) as error:
         raise ConfigError(str(error)) from None
     return root, {key: getattr(value, "value", value) for key, value in ini.items()}

@@ -10,8 +10,8 @@ TOML_TABLE = pytest.mark.skipif(
 )
 INI_FILES = [
     ("pytest.ini", "[pytest]\nhf_namespace = acme\n"),
-    ("tox.ini", "[pytest]\nhf_namespace = acme\n"),
-    ("setup.cfg", "[tool:pytest]\nhf_namespace = acme\n"),
+    pytest.param("tox.ini", "[pytest]\nhf_namespace = acme\n", marks=pytest.mark.slow),
+    pytest.param("setup.cfg", "[tool:pytest]\nhf_namespace = acme\n", marks=pytest.mark.slow),
     ("pyproject.toml", '[tool.pytest.ini_options]\nhf_namespace = "acme"\n'),
     pytest.param("pyproject.toml", '[tool.pytest]\nhf_namespace = "acme"\n', marks=TOML_TABLE),
     pytest.param("pytest.toml", '[pytest]\nhf_namespace = "acme"\n', marks=TOML_TABLE),
@@ -138,6 +138,7 @@ def test_the_usage_log_needs_no_emulator(rehearsal: Shell) -> None:
 # --- what is wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [("status", "acme"), ("forecast", "--endpoint", "acme/llm"), ("prices",), ("log",)],
