@@ -3,170 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pytest_hfbudget import values
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import parse_usd
 
-T = TypeVar("T")
-
-
-class Setting(NamedTuple):
-    """One setting under its three names; a name that does not exist is empty."""
-
-    option: str = ""
-    variable: str = ""
-    ini: str = ""
-    help: str = ""
-
-
-SETTINGS = {
-    "session_cap": Setting(
-        "--hf-session-budget", "HFBUDGET_SESSION", "hf_session_budget", "USD cap of the whole run"
-    ),
-    "test_cap": Setting(
-        "--hf-test-budget",
-        "HFBUDGET_TEST",
-        "hf_test_budget",
-        "USD cap of each test whose own marker has no max_usd",
-    ),
-    "on_exhausted": Setting(
-        "--hf-on-exhausted",
-        "HFBUDGET_ON_EXHAUSTED",
-        "hf_on_exhausted",
-        "what becomes of a test that the session budget refuses a call: skip (not run, and the "
-        "run is red), stop (the same, and the run ends), fail",
-    ),
-    "daily_cap": Setting(
-        "--hf-daily-budget",
-        "HFBUDGET_DAILY",
-        "hf_daily_budget",
-        "USD cap of all runs of this project on this machine in a day (UTC)",
-    ),
-    "weekly_cap": Setting(
-        "--hf-weekly-budget",
-        "HFBUDGET_WEEKLY",
-        "hf_weekly_budget",
-        "USD cap of all runs of this project on this machine from Monday to Sunday (UTC)",
-    ),
-    "monthly_cap": Setting(
-        "--hf-monthly-budget",
-        "HFBUDGET_MONTHLY",
-        "hf_monthly_budget",
-        "USD cap of all runs of this project on this machine in a calendar month (UTC)",
-    ),
-    "project": Setting(
-        "",
-        "HFBUDGET_PROJECT",
-        "hf_project",
-        "name of the project, for checkouts that share its budgets (the rootdir)",
-    ),
-    "log_days": Setting(
-        "",
-        "HFBUDGET_LOG_DAYS",
-        "hf_log_days",
-        "days that a run stays in the usage log (90); 0 keeps no log",
-    ),
-    "prices": Setting("--hf-prices", "HFBUDGET_PRICES", "hf_prices", "TOML file of prices"),
-    "unpriced": Setting(
-        "--hf-unpriced",
-        "HFBUDGET_UNPRICED",
-        "hf_unpriced",
-        "what a call without a price does under a cap: refuse, free, assume:IN/OUT "
-        "in USD per 1M tokens",
-    ),
-    "endpoints": Setting(
-        "--hf-endpoint",
-        "HFBUDGET_ENDPOINTS",
-        "hf_endpoints",
-        "Inference Endpoint that the whole run needs, namespace/name; may be repeated",
-    ),
-    "namespace": Setting(
-        "--hf-namespace", "HFBUDGET_NAMESPACE", "hf_namespace", "for endpoint names without one"
-    ),
-    "report": Setting("--hf-report", "HFBUDGET_REPORT", "hf_report", "write a JSON report"),
-    "costs": Setting(
-        "--hf-costs",
-        "HFBUDGET_COSTS",
-        "hf_costs",
-        "file of what each test has cost (hf-costs.json in the root directory)",
-    ),
-    "store_costs": Setting(
-        "--hf-store-costs",
-        "HFBUDGET_STORE_COSTS",
-        "",
-        "write to that file what each test that passes has cost",
-    ),
-    "plan": Setting(
-        "--hf-plan", "HFBUDGET_PLAN", "", "show what the tests are expected to cost; run nothing"
-    ),
-    "plan_gate": Setting(
-        "--hf-plan-gate",
-        "HFBUDGET_PLAN_GATE",
-        "hf_plan_gate",
-        "what becomes of a run that is expected to cost more than its session budget: "
-        "stop, warn (default), off",
-    ),
-    "max_increase": Setting(
-        "--hf-max-increase",
-        "HFBUDGET_MAX_INCREASE",
-        "hf_max_increase",
-        "fail tests whose calls cost more than recorded by more than this, for example 20 percent "
-        "written with its sign",
-    ),
-    "emulator": Setting(
-        "--hf-emulator", "HFBUDGET_EMULATOR", "", "rehearse against the local emulator, at $0"
-    ),
-    "endpoints_api": Setting(
-        "", "HFBUDGET_ENDPOINTS_API", "hf_endpoints_api", "base URL of the Inference Endpoints API"
-    ),
-    "router": Setting(
-        "", "HFBUDGET_ROUTER", "hf_router", "base URL of the Inference Providers router"
-    ),
-    "hold_wait": Setting(
-        "",
-        "HFBUDGET_HOLD_WAIT",
-        "hf_hold_wait",
-        "seconds that a call waits for calls in flight, where only these are in its way (60)",
-    ),
-    "endpoint_wait": Setting(
-        "",
-        "HFBUDGET_ENDPOINT_WAIT",
-        "hf_endpoint_wait",
-        "seconds that a resumed endpoint may take to answer (900)",
-    ),
-    "cold_start": Setting(
-        "",
-        "HFBUDGET_ENDPOINT_COLD_START",
-        "hf_endpoint_cold_start",
-        "seconds that an endpoint is expected to take until it serves, if none are recorded (180)",
-    ),
-    "max_uptime": Setting(
-        "--hf-max-uptime",
-        "HFBUDGET_MAX_UPTIME",
-        "hf_max_uptime",
-        "minutes after which the run's endpoints are paused, whatever it is doing",
-    ),
-    "idle_timeout": Setting(
-        "--hf-idle-timeout",
-        "HFBUDGET_IDLE_TIMEOUT",
-        "hf_idle_timeout",
-        "minutes after which the server itself scales a leased endpoint to zero (15)",
-    ),
-    "billing_minute": Setting(
-        "",
-        "HFBUDGET_BILLING_MINUTE",
-        "hf_billing_minute",
-        "seconds in a billed minute (60); only a rehearsal has another",
-    ),
-}
-
-FOLDERS = ("HFBUDGET_STATE_DIR", "HFBUDGET_CACHE_DIR")
+# Where the leases, the budgets over many runs and the usage log are kept; losing them loses a cap.
+STATE_DIR = "HFBUDGET_STATE_DIR"
+CACHE_DIR = "HFBUDGET_CACHE_DIR"
+# The plugin sets it for the processes that a run starts: where they are to join.
+LEDGER = "HFBUDGET_LEDGER"
 
 ON_EXHAUSTED = ("skip", "stop", "fail")
 PLAN_GATE = ("stop", "warn", "off")
@@ -175,38 +26,221 @@ ROUTER = "https://router.huggingface.co"
 HOLD_WAIT_S = 60.0
 
 
+class Setting(NamedTuple):
+    """One entry of the table: where a setting is given, and what its value means.
+
+    Attributes:
+        parse: the value behind what is written; raises `ValueError` with what to write instead.
+        help: what `pytest --help` says.
+        option, variable, ini: its three names; a name that does not exist is empty.
+        metavar: what the option's value is called; empty where the option takes none.
+        guards_money: without it a run could spend more, so an empty value is an error.
+    """
+
+    parse: Callable[[Any], Any]
+    help: str
+    option: str
+    metavar: str
+    variable: str
+    ini: str
+    guards_money: bool = False
+
+
+def _setting(
+    default: Any, parse: Callable[[Any], Any], names: str, help: str, *, guards_money: bool = False
+) -> Any:
+    """A field of `Settings` with its entry; ``names`` are ``--option=METAVAR VARIABLE ini``."""
+    option = variable = ini = ""
+    for name in names.split():
+        if name.startswith("--"):
+            option = name
+        elif name.isupper():
+            variable = name
+        else:
+            ini = name
+    option, _, metavar = option.partition("=")
+    entry = Setting(parse, help, option, metavar, variable, ini, guards_money)
+    return field(default=default, metadata={"entry": entry})
+
+
+def _guard(default: Any, parse: Callable[[Any], Any], names: str, help: str) -> Any:
+    return _setting(default, parse, names, help, guards_money=True)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for. Money in nano-USD, times in seconds unless a name says more."""
+    """What a run was asked for, and the one table of settings: a new one is one entry.
 
-    session_cap: int | None = None
-    test_cap: int | None = None
-    on_exhausted: str = "skip"
-    daily_cap: int | None = None
-    weekly_cap: int | None = None
-    monthly_cap: int | None = None
-    project: str | None = None
-    log_days: int = 90
-    prices: Path | None = None
-    unpriced: str = "refuse"
-    endpoints: tuple[str, ...] = ()
-    namespace: str | None = None
-    report: Path | None = None
-    costs: Path | None = None
-    store_costs: bool = False
-    plan: bool = False
-    plan_gate: str = "warn"
-    max_increase: Fraction | None = None
-    emulator: str | None = None
-    endpoints_api: str = ENDPOINTS_API
-    router: str = ROUTER
+    Money in nano-USD, times in seconds unless a name says more.
+    """
+
+    session_cap: int | None = _guard(
+        None,
+        parse_usd,
+        "--hf-session-budget=USD HFBUDGET_SESSION hf_session_budget",
+        "USD cap of the whole run",
+    )
+    test_cap: int | None = _guard(
+        None,
+        parse_usd,
+        "--hf-test-budget=USD HFBUDGET_TEST hf_test_budget",
+        "USD cap of each test whose own marker has no max_usd",
+    )
+    on_exhausted: str = _setting(
+        "skip",
+        values.one_of(ON_EXHAUSTED),
+        "--hf-on-exhausted=HOW HFBUDGET_ON_EXHAUSTED hf_on_exhausted",
+        "what becomes of a test that the session budget refuses a call: skip (not run, and "
+        "the run is red), stop (the same, and the run ends), fail",
+    )
+    daily_cap: int | None = _guard(
+        None,
+        parse_usd,
+        "--hf-daily-budget=USD HFBUDGET_DAILY hf_daily_budget",
+        "USD cap of all runs of this project on this machine in a day (UTC)",
+    )
+    weekly_cap: int | None = _guard(
+        None,
+        parse_usd,
+        "--hf-weekly-budget=USD HFBUDGET_WEEKLY hf_weekly_budget",
+        "USD cap of all runs of this project on this machine from Monday to Sunday (UTC)",
+    )
+    monthly_cap: int | None = _guard(
+        None,
+        parse_usd,
+        "--hf-monthly-budget=USD HFBUDGET_MONTHLY hf_monthly_budget",
+        "USD cap of all runs of this project on this machine in a calendar month (UTC)",
+    )
+    project: str | None = _guard(
+        None,
+        str,
+        "HFBUDGET_PROJECT hf_project",
+        "name of the project, for checkouts that share its budgets (the rootdir)",
+    )
+    log_days: int = _setting(
+        90,
+        values.days,
+        "HFBUDGET_LOG_DAYS hf_log_days",
+        "days that a run stays in the usage log (90); 0 keeps no log",
+    )
+    prices: Path | None = _guard(
+        None,
+        Path,
+        "--hf-prices=FILE HFBUDGET_PRICES hf_prices",
+        "TOML file of prices",
+    )
+    unpriced: str = _setting(
+        "refuse",
+        values.policy,
+        "--hf-unpriced=HOW HFBUDGET_UNPRICED hf_unpriced",
+        "what a call without a price does under a cap: refuse, free, assume:IN/OUT in USD per"
+        " 1M tokens",
+    )
+    endpoints: tuple[str, ...] = _setting(
+        (),
+        values.names,
+        "--hf-endpoint=NAME HFBUDGET_ENDPOINTS hf_endpoints",
+        "Inference Endpoint that the whole run needs, namespace/name; may be repeated",
+    )
+    namespace: str | None = _setting(
+        None,
+        str,
+        "--hf-namespace=NAME HFBUDGET_NAMESPACE hf_namespace",
+        "for endpoint names without one",
+    )
+    report: Path | None = _setting(
+        None,
+        Path,
+        "--hf-report=FILE HFBUDGET_REPORT hf_report",
+        "write a JSON report",
+    )
+    costs: Path | None = _setting(
+        None,
+        Path,
+        "--hf-costs=FILE HFBUDGET_COSTS hf_costs",
+        "file of what each test has cost (hf-costs.json in the root directory)",
+    )
+    store_costs: bool = _setting(
+        False,
+        values.switch,
+        "--hf-store-costs HFBUDGET_STORE_COSTS",
+        "write to that file what each test that passes has cost",
+    )
+    plan: bool = _guard(
+        False,
+        values.switch,
+        "--hf-plan HFBUDGET_PLAN",
+        "show what the tests are expected to cost; run nothing",
+    )
+    plan_gate: str = _guard(
+        "warn",
+        values.one_of(PLAN_GATE),
+        "--hf-plan-gate=HOW HFBUDGET_PLAN_GATE hf_plan_gate",
+        "what becomes of a run that is expected to cost more than its session budget: stop, "
+        "warn (default), off",
+    )
+    max_increase: Fraction | None = _guard(
+        None,
+        values.share,
+        "--hf-max-increase=PERCENT HFBUDGET_MAX_INCREASE hf_max_increase",
+        "fail tests whose calls cost more than recorded by more than this, for example 20 "
+        "percent written with its sign",
+    )
+    emulator: str | None = _guard(
+        None,
+        values.emulator,
+        "--hf-emulator HFBUDGET_EMULATOR",
+        "rehearse against the local emulator, at $0",
+    )
+    endpoints_api: str = _guard(
+        ENDPOINTS_API,
+        values.url,
+        "HFBUDGET_ENDPOINTS_API hf_endpoints_api",
+        "base URL of the Inference Endpoints API",
+    )
+    router: str = _guard(
+        ROUTER,
+        values.url,
+        "HFBUDGET_ROUTER hf_router",
+        "base URL of the Inference Providers router",
+    )
+    hold_wait: float = _setting(
+        HOLD_WAIT_S,
+        values.seconds_or_none,
+        "HFBUDGET_HOLD_WAIT hf_hold_wait",
+        "seconds that a call waits for calls in flight, where only these are in its way (60)",
+    )
+    endpoint_wait: float = _setting(
+        900.0,
+        values.seconds,
+        "HFBUDGET_ENDPOINT_WAIT hf_endpoint_wait",
+        "seconds that a resumed endpoint may take to answer (900)",
+    )
+    cold_start: float = _setting(
+        180.0,
+        values.seconds_or_none,
+        "HFBUDGET_ENDPOINT_COLD_START hf_endpoint_cold_start",
+        "seconds that an endpoint is expected to take until it serves, if none are recorded (180)",
+    )
+    max_uptime: float | None = _guard(
+        None,
+        values.seconds_of_minutes,
+        "--hf-max-uptime=MIN HFBUDGET_MAX_UPTIME hf_max_uptime",
+        "minutes after which the run's endpoints are paused, whatever it is doing",
+    )
+    idle_timeout: int = _guard(
+        15,
+        values.minutes,
+        "--hf-idle-timeout=MIN HFBUDGET_IDLE_TIMEOUT hf_idle_timeout",
+        "minutes after which the server itself scales a leased endpoint to zero (15)",
+    )
+    billing_minute: float = _setting(
+        60.0,
+        values.seconds,
+        "HFBUDGET_BILLING_MINUTE hf_billing_minute",
+        "seconds in a billed minute (60); only a rehearsal has another",
+    )
     hub: str | None = None
-    hold_wait: float = HOLD_WAIT_S
-    endpoint_wait: float = 900.0
-    cold_start: float = 180.0
-    idle_timeout: int = 15
-    max_uptime: float | None = None
-    billing_minute: float = 60.0
 
     @property
     def capped(self) -> bool:
@@ -226,57 +260,37 @@ class Settings:
         return self.capped or bool(self.endpoints or self.emulator)
 
 
+SETTINGS: dict[str, Setting] = {
+    each.name: each.metadata["entry"] for each in fields(Settings) if "entry" in each.metadata
+}
+VARIABLES = {each.variable for each in SETTINGS.values()} | {STATE_DIR, CACHE_DIR, LEDGER}
+INI_KEYS = {each.ini for each in SETTINGS.values() if each.ini}
+
+
 def merge(
-    options: Mapping[str, Any], environ: Mapping[str, str], ini: Callable[[str], Any]
+    options: Mapping[str, Any],
+    environ: Mapping[str, str],
+    ini: Callable[[str], Any],
+    *,
+    only: Collection[str] = tuple(SETTINGS),
 ) -> Settings:
     """Command line over environment over ini.
+
+    Args:
+        only: the settings to read; the others keep their defaults.
 
     Raises:
         ConfigError: one line that names the setting by the name under which it was given.
     """
-
-    def given(key: str, parse: Callable[[Any], T], default: T) -> T:
-        name, value = _find(SETTINGS[key], options.get(key), environ, ini)
-        if value in (None, "", [], ()):
-            return default
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise ConfigError(" ".join(f"{name}={value}: {error}".split())) from None
-
-    for name in FOLDERS:
-        if (folder := environ.get(name)) and not os.path.isabs(folder):
+    for name in (STATE_DIR, CACHE_DIR):
+        folder = environ.get(name)
+        if folder and not os.path.isabs(folder):
             raise ConfigError(f"{name}={folder}: write an absolute path; tests may change folders")
-    base = Settings()
-    return Settings(
-        session_cap=given("session_cap", parse_usd, None),
-        test_cap=given("test_cap", parse_usd, None),
-        on_exhausted=given("on_exhausted", values.one_of(ON_EXHAUSTED), base.on_exhausted),
-        daily_cap=given("daily_cap", parse_usd, None),
-        weekly_cap=given("weekly_cap", parse_usd, None),
-        monthly_cap=given("monthly_cap", parse_usd, None),
-        project=given("project", str, None),
-        log_days=given("log_days", values.days, base.log_days),
-        prices=given("prices", Path, None),
-        unpriced=given("unpriced", values.policy, base.unpriced),
-        endpoints=given("endpoints", values.names, ()),
-        namespace=given("namespace", str, None),
-        report=given("report", Path, None),
-        costs=given("costs", Path, None),
-        store_costs=given("store_costs", values.switch, False),
-        plan=given("plan", values.switch, False),
-        plan_gate=given("plan_gate", values.one_of(PLAN_GATE), base.plan_gate),
-        max_increase=given("max_increase", values.share, None),
-        emulator=given("emulator", str, None),
-        endpoints_api=given("endpoints_api", values.url, base.endpoints_api),
-        router=given("router", values.url, base.router),
-        hold_wait=given("hold_wait", values.seconds_or_none, base.hold_wait),
-        endpoint_wait=given("endpoint_wait", values.seconds, base.endpoint_wait),
-        cold_start=given("cold_start", values.seconds_or_none, base.cold_start),
-        max_uptime=given("max_uptime", values.seconds_of_minutes, None),
-        idle_timeout=given("idle_timeout", values.minutes, base.idle_timeout),
-        billing_minute=given("billing_minute", values.seconds, base.billing_minute),
-    )
+        if name == STATE_DIR and folder is not None and not folder.strip():
+            raise _empty(name)
+    found = {key: _find(SETTINGS[key], options.get(key), environ, ini) for key in only}
+    said = {key: _parse(SETTINGS[key], *each) for key, each in found.items() if each is not None}
+    return Settings(**said)
 
 
 def full_name(name: str, namespace: str | None) -> str:
@@ -294,22 +308,49 @@ def full_name(name: str, namespace: str | None) -> str:
     return "/".join(parts)
 
 
-def hold_wait_of(environ: Mapping[str, str]) -> float:
-    """What ``HFBUDGET_HOLD_WAIT`` says, where there is nothing but the environment.
+def of_script(environ: Mapping[str, str]) -> Settings:
+    """The settings that count where there is nothing but the environment: no pytest, no ini file.
 
     Raises:
-        ConfigError: it is no number of seconds.
+        ConfigError: one of them can't be used.
     """
-    variable = SETTINGS["hold_wait"].variable
-    given = {variable: environ[variable]} if variable in environ else {}
-    return merge({}, given, lambda name: None).hold_wait
+    return merge({}, environ, lambda name: None, only=("router", "hold_wait"))
 
 
 def _find(
     setting: Setting, option: Any, environ: Mapping[str, str], ini: Callable[[str], Any]
-) -> tuple[str, Any]:
-    if setting.option and option not in (None, []):
-        return setting.option, option
-    if environ.get(setting.variable):
-        return setting.variable, environ[setting.variable]
-    return setting.ini, ini(setting.ini) if setting.ini else None
+) -> tuple[str, Any] | None:
+    """The name under which a setting is given, and its value; None where it is not given.
+
+    Raises:
+        ConfigError: it guards money, and is empty.
+    """
+    if setting.option and option not in (None, [], ()):
+        given = setting.option, option
+        return None if _is_empty(setting, *given) else given
+    in_ini = ini(setting.ini) if setting.ini else None
+    for name, value in ((setting.variable, environ.get(setting.variable)), (setting.ini, in_ini)):
+        if value not in (None, [], ()) and not _is_empty(setting, name, value):
+            return name, value
+    return None
+
+
+def _is_empty(setting: Setting, name: str, value: Any) -> bool:
+    empty = isinstance(value, str) and not value.strip()
+    if empty and setting.guards_money:
+        raise _empty(name)
+    return empty
+
+
+def _empty(name: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is empty. It limits what a run can spend, so it has to have a value: "
+        f"write one, or remove {name}."
+    )
+
+
+def _parse(setting: Setting, name: str, value: Any) -> Any:
+    try:
+        return setting.parse(value)
+    except ValueError as error:
+        raise ConfigError(" ".join(f"{name}={value}: {error}".split())) from None

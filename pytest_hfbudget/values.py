@@ -7,6 +7,8 @@ from fractions import Fraction
 
 from pytest_hfbudget.money import parse_rate
 
+_SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
 
 def assumed_rates(policy: str) -> tuple[int, int] | None:
     """The atto-USD per token of ``assume:IN/OUT``; None for ``refuse`` and ``free``.
@@ -39,6 +41,16 @@ def url(value: str) -> str:
     return value.rstrip("/")
 
 
+def emulator(value: str) -> str | None:
+    """The URL of an emulator, ``start`` for one of the run's own, None for none."""
+    word = value.strip().lower()
+    if word == "start" or word in _SWITCH:
+        return "start" if _SWITCH.get(word, True) else None
+    if not word.startswith(("http://", "https://")):
+        raise ValueError("write 1, the URL of an emulator, or 0 for none")
+    return url(value.strip())
+
+
 def one_of(words: Sequence[str]) -> Callable[[str], str]:
     """One of these words."""
 
@@ -52,10 +64,10 @@ def one_of(words: Sequence[str]) -> Callable[[str], str]:
 
 def switch(value: str) -> bool:
     """Whether it is on."""
-    word = value.lower()
-    if word not in ("1", "true", "yes", "0", "false", "no"):
+    word = value.strip().lower()
+    if word not in _SWITCH:
         raise ValueError("write 1 or 0")
-    return word in ("1", "true", "yes")
+    return _SWITCH[word]
 
 
 def share(value: str) -> Fraction:

@@ -1,14 +1,14 @@
-"""Which control plane, whose token, which namespace."""
+"""Which settings, which control plane, whose token, which namespace."""
 
 from __future__ import annotations
 
 import functools
 import os
 import re
-import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,37 +16,122 @@ from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.settings import Settings, merge
 
 if TYPE_CHECKING:
+    from pytest_hfbudget.cli.configuration import Configuration
     from pytest_hfbudget.endpoints import ControlPlane
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]*")
+_PLACES = ("emulator", "endpoints_api", "namespace")
 _NO_TOKEN = "there is no token: set HF_TOKEN, or run: hf auth login"  # noqa: S105
 
 
 @functools.cache
-def settings() -> Settings:
-    """Environment over the pytest options of the pyproject.toml at or above this folder.
+def configuration() -> Configuration:
+    """What pytest is configured with in this folder.
 
     Raises:
-        click.UsageError: one of them can't be used.
+        click.UsageError: pytest would not start here.
     """
-    ini = dict(_pytest_options())
+    from pytest_hfbudget.cli.configuration import Configuration
+
+    with _usage_errors():
+        return Configuration.of(Path.cwd(), os.environ)
+
+
+@functools.cache
+def settings() -> Settings:
+    """What a run of pytest in this folder would be asked for.
+
+    Raises:
+        click.UsageError: a value can't be used, or a variable is mistyped.
+    """
+    from pytest_hfbudget.plugin.options import check_ini_keys, check_variables
+
+    given = configuration()
+    with _usage_errors():
+        check_variables(os.environ)
+        found = given.settings()
     try:
-        return merge({}, os.environ, ini.get)
+        check_ini_keys(given.ini)
+    except ConfigError as error:
+        _warn_once(str(error))  # it may be a key of a plugin, and none is loaded here
+    return found
+
+
+def services() -> Settings:
+    """The settings, with the addresses of the emulator where the environment names one.
+
+    Raises:
+        click.UsageError: as `settings`; or a run would start an emulator of its own.
+    """
+    return _led(settings())
+
+
+def where() -> Settings:
+    """Where to pause, and with which namespace.
+
+    What else is wrong is a warning here: it must not leave endpoints running.
+
+    Raises:
+        click.UsageError: one of these settings can't be used.
+    """
+    try:
+        return services()
+    except click.UsageError as error:
+        with _usage_errors():
+            found = _led(_places())
+        _warn_once(error.message)
+        return found
+
+
+def _places() -> Settings:
+    try:
+        given = configuration()
+    except click.UsageError:  # no ini file of pytest can be read
+        return merge({}, os.environ, lambda name: None, only=_PLACES)
+    return given.settings(_PLACES)
+
+
+def _led(given: Settings) -> Settings:
+    if given.emulator is None:
+        return given
+    if given.emulator == "start":
+        raise click.UsageError(
+            "HFBUDGET_EMULATOR=1 has each pytest run start an emulator of its own. Give a command "
+            "the URL of one that runs (python -m pytest_hfbudget.emulator), or unset it."
+        )
+    from pytest_hfbudget.plugin.rehearsal import led_to
+
+    return led_to(given.emulator, given)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    try:
+        yield
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
 
 
 def api() -> str:
     """Base URL of the control plane."""
-    return settings().endpoints_api
+    return where().endpoints_api
 
 
 def token() -> str:
-    """The token of the environment or of `hf auth login`.
+    """The token of the environment or of `hf auth login`; in a rehearsal that of the emulator.
 
     Raises:
         click.ClickException: there is none.
     """
+    if where().emulator:
+        from pytest_hfbudget.plugin.rehearsal import TOKEN
+
+        return TOKEN
     from huggingface_hub import get_token
 
     found = get_token()
@@ -68,7 +153,7 @@ def namespace(given: str | None) -> str:
     Raises:
         click.UsageError: there is neither, or it is no namespace.
     """
-    name = given or settings().namespace
+    name = given or where().namespace
     if not name:
         raise click.UsageError("which namespace? Name it, or set HFBUDGET_NAMESPACE.")
     if not _NAMESPACE.fullmatch(name):
@@ -84,38 +169,10 @@ def endpoint_name(given: str) -> str:
     """
     from pytest_hfbudget.endpoints import split_name
 
-    default = settings().namespace
+    default = where().namespace
     name = f"{default}/{given}" if default and "/" not in given else given
     try:
         split_name(name)
     except HFBudgetError as error:
         raise click.UsageError(str(error)) from None
     return name
-
-
-def pyproject() -> Path | None:
-    """The pyproject.toml at or above this folder, if there is one."""
-    here = Path.cwd()
-    return next((p for d in (here, *here.parents) if (p := d / "pyproject.toml").is_file()), None)
-
-
-def _pytest_options() -> Iterator[tuple[str, Any]]:
-    """What pytest would read from pyproject.toml; its other ini files are not looked for."""
-    path = pyproject()
-    if path is None:
-        return
-    try:
-        table = _load(path)["tool"]["pytest"]
-        yield from table.items()
-        yield from table.get("ini_options", {}).items()
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return  # none, or one that is broken, of which its owner will hear elsewhere
-
-
-def _load(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -59,7 +59,11 @@ class Asked:
 
 @click.command("forecast")
 @click.option(
-    "--endpoint", "endpoints", multiple=True, metavar="NAMESPACE/NAME", help="Repeatable."
+    "--endpoint",
+    "endpoints",
+    multiple=True,
+    metavar="NAMESPACE/NAME",
+    help="Repeatable. Default without --rate: those of --hf-endpoint in pytest's configuration.",
 )
 @click.option("--rate", "rates", multiple=True, metavar="USD", help="Per hour; repeatable.")
 @click.option("--hours-per-day", callback=_number, metavar="H", help="Of running (24).")
@@ -111,6 +115,8 @@ def command(
 
     Exit codes: 0 forecast; 1 an endpoint or its price could not be read; 2 wrong usage.
     """
+    if not rates:
+        endpoints = endpoints or access.settings().endpoints
     runs = _runs(runs_per_day, minutes_per_run, cold_start, idle)
     if runs and hours_per_day is not None:
         raise output.BadInput("--hours-per-day and --runs-per-day: give one of the two.")
@@ -221,6 +227,7 @@ def _by_name(names: tuple[str, ...], asked: Asked) -> Iterator[Machine]:
         return
     from pytest_hfbudget.endpoints.hardware import price_per_hour
 
+    access.services()
     plane = access.plane()
     hardware = plane.hardware()
     for name in map(access.endpoint_name, names):

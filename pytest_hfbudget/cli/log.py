@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_hfbudget.cli import output
+from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.money import show, usd_text
 
@@ -62,6 +62,7 @@ def log(
 
     if as_json and as_csv:
         raise click.UsageError("Choose one of --json and --csv.")
+    kept = access.settings().log_days
     question = Question(
         tuple((key, text) for key, text in texts.items() if text is not None),
         since=_moment("--since", since),
@@ -80,6 +81,8 @@ def log(
         _print_csv(names, rows)
     elif group:
         _print_totals(group, rows, total)
+    elif not rows and not kept:
+        click.echo("no usage log is kept: HFBUDGET_LOG_DAYS or hf_log_days is 0")
     else:
         _print_entries(rows, total)
 

@@ -52,7 +52,7 @@ def prices(
 
     MODEL may be a URL. Without it, everything that is configured is listed. Nothing is fetched
     without --refresh: the router's catalogue is the one that was read last, and its age is shown.
-    The project's tables are those of the pyproject.toml at or above this folder.
+    The ini file, the project's tables and the environment are those that pytest reads here.
 
     Exit codes: 0 the price is known, or no MODEL was asked for; 1 nobody knows it, or the
     catalogue could not be read; 2 wrong usage, also a price file or a variable that can't be used.
@@ -105,8 +105,7 @@ def _book(file: Path | None, unpriced: str | None) -> PriceBook:
     from pytest_hfbudget.pricing.catalogue import kept_catalogue
     from pytest_hfbudget.pricing.project import project_book
 
-    settings, here = access.settings(), Path.cwd()
-    project = access.pyproject()
+    settings, here = access.services(), Path.cwd()
     given = replace(
         settings, prices=file or settings.prices, unpriced=unpriced or settings.unpriced
     )
@@ -114,7 +113,7 @@ def _book(file: Path | None, unpriced: str | None) -> PriceBook:
         return project_book(
             given,
             os.environ,
-            root=project.parent if project else here,
+            root=access.configuration().root,
             here=here,
             load_catalogue=partial(kept_catalogue, settings.router),
         )
@@ -127,7 +126,7 @@ def _refresh() -> Refreshed:
     from pytest_hfbudget.endpoints.document import read_document
     from pytest_hfbudget.pricing.catalogue import CatalogueFile
 
-    router, now = access.settings().router, time.time()
+    router, now = access.services().router, time.time()
     file = CatalogueFile.of(router)
     kept = file.load(router)
     before = kept.read_at if kept else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_hfbudget.cli import output
+from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.jsonfile import SCHEMA_FILE
 from pytest_hfbudget.reporting.saved import ReportFileError, SavedReport, read
@@ -24,7 +24,7 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("files", nargs=-1, metavar="[FILE]…", type=_FILE, envvar="HFBUDGET_REPORT")
+@click.argument("files", nargs=-1, metavar="[FILE]…", type=_FILE)
 @click.option("--html", "page", metavar="OUT", type=_FILE, help="Write one page instead.")
 @click.option(
     "--top",
@@ -38,13 +38,15 @@ def report(files: tuple[Path, ...], page: Path | None, top: int, schema: bool) -
     """Show what `pytest --hf-report FILE` has written.
 
     Several FILEs are several runs: the newest by its date is shown in full, and all of them in a
-    table over runs. Without a FILE, HFBUDGET_REPORT is read.
+    table over runs. Without a FILE, that of --hf-report in pytest's configuration is read.
 
     Exit codes: 0 shown; 1 a file is no report, or the page could not be written; 2 wrong usage.
     """
     if schema:
         click.echo(SCHEMA_FILE.read_text(encoding="utf-8").rstrip())
         return
+    if not files and (configured := access.settings().report):
+        files = (configured,)
     if not files:
         raise click.UsageError("name the FILE that `pytest --hf-report FILE` has written.")
     try:

@@ -93,7 +93,7 @@ def _names(given: tuple[str, ...]) -> tuple[str, ...]:
 def _lifecycle(most_s: float | None) -> Lifecycle:
     from pytest_hfbudget.endpoints import EndpointSettings, Lifecycle
 
-    given = access.settings()
+    given = access.services()
     settings = EndpointSettings(
         api=given.endpoints_api,
         token=access.token(),

@@ -60,12 +60,13 @@ class View:
 def status(namespace: str | None, watch: str | None, as_json: bool) -> None:
     """List every endpoint of a namespace: state, price, uptime so far, and who leases it.
 
-    NAMESPACE is a user or an organisation; without it HFBUDGET_NAMESPACE counts, or hf_namespace
-    of pyproject.toml.
+    NAMESPACE is a user or an organisation; without it that of pytest's configuration counts:
+    HFBUDGET_NAMESPACE, or hf_namespace of its ini file.
 
     Exit codes: 0 listed, also when --watch is ended by Ctrl-C; 1 the list could not be read;
     2 wrong usage.
     """
+    access.services()  # what is wrong with a setting is said before anything is read
     seconds, namespace = _interval(watch, namespace)
     look = _look(access.namespace(namespace))
     show = _show_json if as_json else _show_table

@@ -33,7 +33,6 @@ from pytest_hfbudget.endpoints.protocol import (
     Arm,
     Decoder,
     Done,
-    Drop,
     Limit,
     Message,
     Pause,
@@ -180,8 +179,6 @@ class Keeper:
                 self._take(message)
             elif isinstance(message, Settled) and message.endpoint in self._held:
                 self._held[message.endpoint].settled = True
-            elif isinstance(message, Drop):
-                self._drop(message.endpoint)
             elif isinstance(message, Limit):
                 self._limit = message.at_mono
             elif isinstance(message, Pause):
@@ -221,11 +218,6 @@ class Keeper:
             at=known.claim.at if known else self._clock.time(),
             scaling=watch.scaling,
         )
-
-    def _drop(self, name: str) -> None:
-        held = self._held.pop(name, None)
-        if held is not None:
-            self._claims(name).end(held.claim, paused=False)
 
     def _reach(self, name: str) -> None:
         """Prove that this process can reach the endpoint, before anything is resumed.

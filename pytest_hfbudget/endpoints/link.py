@@ -17,7 +17,6 @@ from pytest_hfbudget.endpoints.protocol import (
     Arm,
     Decoder,
     Done,
-    Drop,
     Limit,
     Message,
     Pause,
@@ -109,10 +108,6 @@ class KeeperLink:
         """No resume of this endpoint is under way (any more)."""
         self._try_send(Settled(name))
 
-    def drop(self, name: str) -> None:
-        """Take an endpoint out of the keeper's care."""
-        self._try_send(Drop(name))
-
     def limit(self, at_mono: float | None) -> None:
         """Have all paused at this moment of the system's steady clock; None: at the end only."""
         self._try_send(Limit(at_mono))
@@ -166,10 +161,10 @@ class KeeperLink:
     def _note(self, message: Message) -> None:
         """Keep what stands, for a keeper that steps in: what was on its way may be lost."""
         name = getattr(message, "endpoint", "")
-        if isinstance(message, (Watch, Drop)):
+        if isinstance(message, Watch):
             self._standing.pop((Settled, name), None)
             self._standing.pop((Watch, name), None)
-        if not isinstance(message, (Arm, Drop)):
+        if not isinstance(message, Arm):
             self._standing[type(message), name] = message
 
     def _say_again(self) -> None:

@@ -81,13 +81,6 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Drop:
-    """Owner: forget this one, it stays as it is."""
-
-    endpoint: str
-
-
-@dataclass(frozen=True)
 class Limit:
     """Owner: pause all at this moment of the system's steady clock; None: forget that."""
 
@@ -161,7 +154,7 @@ class Done:
 
 
 Message: TypeAlias = (
-    Arm | Watch | Settled | Drop | Limit | Pause | Ready | Watching | Pausing | Receipt | Done
+    Arm | Watch | Settled | Limit | Pause | Ready | Watching | Pausing | Receipt | Done
 )
 
 _KINDS: dict[str, Callable[..., Message]] = {
@@ -170,7 +163,6 @@ _KINDS: dict[str, Callable[..., Message]] = {
         Arm,
         Watch,
         Settled,
-        Drop,
         Limit,
         Pause,
         Ready,

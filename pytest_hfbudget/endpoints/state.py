@@ -14,9 +14,6 @@ from typing import Any
 
 from pytest_hfbudget.errors import ConfigError
 
-PENDING = "pending"
-INITIALIZING = "initializing"
-UPDATING = "updating"
 UPDATE_FAILED = "updateFailed"
 RUNNING = "running"
 PAUSED = "paused"
@@ -26,7 +23,6 @@ GONE = "gone"  # ours, not the server's: the endpoint was deleted
 
 ASLEEP = frozenset({PAUSED, SCALED_TO_ZERO})
 BROKEN = frozenset({FAILED, UPDATE_FAILED})
-STARTING = frozenset({PENDING, INITIALIZING, UPDATING})
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -24,8 +24,6 @@ CALL = "call"
 REFUSAL = "refusal"
 ENDPOINT = "endpoint"
 
-_LEASED = "uptime of "
-
 _FIRST = (
     """
     CREATE TABLE run (
@@ -155,7 +153,6 @@ class Log:
 
 
 def _call(charge: Charge, run: LoggedRun) -> Entry:
-    leased = charge.price_source.startswith(_LEASED)
     return Entry(
         run=run.run,
         at=_within(charge.at, run),
@@ -165,7 +162,7 @@ def _call(charge: Charge, run: LoggedRun) -> Entry:
         task=charge.task,
         model=_public(charge.model),
         provider=charge.provider,
-        endpoint=charge.price_source.removeprefix(_LEASED) if leased else None,
+        endpoint=charge.endpoint,
         input_tokens=charge.input_tokens,
         output_tokens=charge.output_tokens,
         nano_usd=charge.nano_usd,

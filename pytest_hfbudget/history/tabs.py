@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pytest_hfbudget.history.database import Schema, connect, explained, transaction
-from pytest_hfbudget.history.windows import Window, day_of
+from pytest_hfbudget.history.windows import Window, day_of, oldest_day
 
 FILE = "budgets.sqlite3"
-KEEP_DAYS = 62
 
 # The row of runs that have ended, so that a day of thousands of runs is as quick to add up.
 ENDED = ""
@@ -173,7 +172,7 @@ class Tabs:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = connect(self.path, SCHEMA)
-            before = day_of(self._now(self._connection)) - KEEP_DAYS
+            before = oldest_day(day_of(self._now(self._connection)))
             self._connection.execute("DELETE FROM tab WHERE day < ?", (before,))
         return self._connection
 

@@ -15,6 +15,7 @@ from pytest_hfbudget.settings import Settings
 
 _EPOCH = date(1970, 1, 1)
 _WEEK = 7
+LENGTHS = ("day", "week", "month")
 _MONDAY = 4  # 1970-01-05
 
 
@@ -64,8 +65,18 @@ class Window(NamedTuple):
 
 def windows(settings: Settings) -> tuple[Window, ...]:
     """The budgets that a run shares with others, the shortest first."""
-    caps = {"day": settings.daily_cap, "week": settings.weekly_cap, "month": settings.monthly_cap}
-    return tuple(Window(length, cap) for length, cap in caps.items() if cap is not None)
+    caps = (settings.daily_cap, settings.weekly_cap, settings.monthly_cap)
+    each = zip(LENGTHS, caps, strict=True)
+    return tuple(Window(length, cap) for length, cap in each if cap is not None)
+
+
+def oldest_day(day: int) -> int:
+    """The first day that a window of any length may need on this day, or needed in the one before.
+
+    A clock that is put forward into the next window, and back, forgets nothing by that.
+    """
+    each = (Window(length, 0) for length in LENGTHS)
+    return min(window.first_day(window.first_day(day) - 1) for window in each)
 
 
 def day_of(unix_s: float) -> int:

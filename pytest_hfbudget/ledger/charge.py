@@ -14,7 +14,8 @@ class Charge(NamedTuple):
     than that was for. ``scopes`` are the keys of every budget that was charged. ``replayed`` says
     that somebody else than the network answered, so that it cost nothing. ``instead_of`` is the
     model that the caller had asked for, where a budget's fallback has put another in its place.
-    ``at`` is when the call was made, in unix seconds.
+    ``at`` is when the call was made, in unix seconds. ``endpoint`` is the endpoint of the run, by
+    ``namespace/name``, that the call went to; None for every other call.
     """
 
     test: str | None
@@ -34,6 +35,7 @@ class Charge(NamedTuple):
     replayed: bool = False
     instead_of: str = ""
     at: float = 0.0
+    endpoint: str | None = None
 
 
 class Refusal(NamedTuple):

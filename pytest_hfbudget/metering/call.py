@@ -404,7 +404,7 @@ class Call:
         """What is booked: nothing was bought where the network was not asked."""
         if not self.way.replayed:
             return charge
-        return charge._replace(nano_usd=0, price_source="replayed", replayed=True)
+        return charge._replace(nano_usd=0, price_source="replayed", replayed=True, endpoint=None)
 
     def took(self) -> float:
         """Seconds from its start to its end, or to now."""

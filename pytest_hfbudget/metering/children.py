@@ -20,13 +20,14 @@ from pytest_hfbudget.ledger import Caller, Charge, Hold, Refusal, Scope, Waiting
 from pytest_hfbudget.ledger.counter import Counter
 from pytest_hfbudget.ledger.server import Operation, answer
 from pytest_hfbudget.metering.parcel import Place, pack_quote, unpack_request
+from pytest_hfbudget.settings import LEDGER
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.budget import budget
     from pytest_hfbudget.metering.runtime import Runtime
 
 # Tells a freshly started interpreter where to join. No secret: only its owner can open it.
-VARIABLE = "HFBUDGET_LEDGER"
+VARIABLE = LEDGER
 
 # How long a question for a place in line is listened to at a time: threads must be able to step
 # aside for a fork in between.

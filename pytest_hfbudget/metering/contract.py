@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from types import CodeType
+import logging
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib import import_module
+from importlib.machinery import PathFinder
+from types import CodeType, ModuleType
 from typing import Any
 
+from pytest_hfbudget.errors import ConfigError
+
+logger = logging.getLogger("pytest_hfbudget")
+
+PACKAGE = "huggingface_hub"
+CLIENTS = ("InferenceClient", "AsyncInferenceClient")
 CHOKE_POINT = "_inner_post"
 KNOWN_SIGNATURE = ("self", "request_parameters", "stream")
 # They send nothing that is paid for.
-NO_TASKS = frozenset({"close", "get_endpoint_info", "health_check"})
+NO_TASKS = frozenset(
+    {"close", "get_endpoint_info", "get_model_status", "health_check", "list_deployed_models"}
+)
 
 
 def has_choke_point(client: Any) -> bool:
@@ -39,13 +51,86 @@ def bypassing(client: type) -> dict[str, Callable[..., Any]]:
     return {name: method for name, method in methods.items() if name not in passing}
 
 
-def problem(client: str, method: str) -> str:
-    """What to say of a method that is not the one which is known."""
+def guarded(original: Any, what: str, capped: Callable[[], bool]) -> Any:
+    """A public method whose calls can't be seen: refused under a cap, else warned of, once."""
+    warned: list[str] = []
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if capped():
+            raise ConfigError(f"{what} Under a cap it is not called.")
+        if not warned:
+            warned.append(what)
+            logger.warning("%s It is not counted.", what)
+        return original(self, *args, **kwargs)
+
+    return method
+
+
+def absent(package: ModuleType, modules: Sequence[str]) -> str | None:
+    """The first of these modules that a package does not have, found without importing any."""
+    for module in modules:
+        path, name = getattr(package, "__path__", None), package.__name__
+        if path is None:
+            return None  # a stand-in of a test
+        for part in module.removeprefix(f"{name}.").split("."):
+            name = f"{name}.{part}"
+            spec = PathFinder.find_spec(name, path)
+            if spec is None:
+                return module
+            path = spec.submodule_search_locations or ()
+    return None
+
+
+def gap(modules: Sequence[str], wrapped: Collection[type]) -> str | None:
+    """What of huggingface_hub, once it is imported, calls could be sent by and is not wrapped.
+
+    It imports the modules, which has the tap wrap the clients in them. Then the clients that
+    everybody gets have to be those.
+    """
+    package = sys.modules.get(PACKAGE)
+    if not hasattr(package, "__path__"):
+        return None  # it is not there, or a stand-in of a test is
+    for module in modules:
+        if module in sys.modules:
+            continue
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith(PACKAGE):
+                return module
+            return None  # it needs a package that is not installed, so no client can be made
+    for name in CLIENTS:
+        client = getattr(package, name, None)
+        if client is None:
+            return f"{PACKAGE}.{name}"
+        # A stand-in of a test sends nothing by itself.
+        genuine = isinstance(client, type) and client.__module__.startswith(f"{PACKAGE}.")
+        if genuine and not any(each in wrapped for each in client.__mro__):
+            return f"{client.__module__}.{name}"
+    return None
+
+
+def problem(part: str) -> str:
+    """What to say where a part of huggingface_hub is not the one which is known."""
     return (
-        f"huggingface_hub {version('huggingface_hub')} sends its calls in a way that "
-        f"pytest-hfbudget does not know ({client}.{method}), so it can't cap them. "
-        "Install a release that is supported (0.34 to 2.4), or a newer pytest-hfbudget."
+        f"huggingface_hub {_release()} sends its calls in a way that pytest-hfbudget does not "
+        f"know ({part}), so it can't cap them. Install a release that is supported "
+        "(0.34 to 2.4), or a newer pytest-hfbudget."
     )
+
+
+def bypassed(client: str, method: str) -> str:
+    """What to say of a method whose calls can't be seen, while those of the others can."""
+    return (
+        f"{client}.{method} of huggingface_hub {_release()} does not send by {client}."
+        f"{CHOKE_POINT}, so pytest-hfbudget can't see what it costs."
+    )
+
+
+def _release() -> str:
+    return str(getattr(sys.modules.get(PACKAGE), "__version__", "of an unknown release"))
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -236,9 +236,10 @@ class Meter:
 
     def _hold(self, sending: Sending, request: CallRequest, blocks: bool) -> Steps[Call]:
         around, manner = sending.around, sending.manner
-        draft = self._draft(sending, request)
+        leased = self.book.leased_name(request.url)
+        draft = self._draft(sending, request, leased)
         self.make_known(around.scopes)
-        if (leased := self.book.leased_name(request.url)) is not None:
+        if leased is not None:
             self.using(leased)
         quote, refusal = None, None
         try:
@@ -305,7 +306,7 @@ class Meter:
             self._refuse(around.keys, draft, final, around.test)
             raise
 
-    def _draft(self, sending: Sending, request: CallRequest) -> Charge:
+    def _draft(self, sending: Sending, request: CallRequest, leased: str | None) -> Charge:
         test = sending.around.test
         return Charge(
             test=test.id if test else None,
@@ -323,6 +324,7 @@ class Meter:
             scopes=sending.around.keys,
             instead_of=sending.named.instead_of,
             at=sending.at,
+            endpoint=leased,
         )
 
     def _refuse(

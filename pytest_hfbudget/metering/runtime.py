@@ -10,18 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.metering.child import adopt, joined
 from pytest_hfbudget.metering.children import Children
-from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
+from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.payer import Payer
 from pytest_hfbudget.metering.redirect import Addresses, Redirect
 from pytest_hfbudget.metering.tap import Tap
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
-from pytest_hfbudget.settings import hold_wait_of
+from pytest_hfbudget.settings import of_script
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -74,8 +73,7 @@ class Runtime:
         Raises:
             ConfigError: this huggingface_hub sends its calls in a way that is not known.
         """
-        if _tap.problem:
-            raise ConfigError(_tap.problem)
+        _tap.require()
 
     def release(self) -> None:
         """Stop doing so when the last user is done."""
@@ -118,12 +116,12 @@ def runtime(known: Runtime | None = None) -> Runtime:
 
 def standalone() -> Runtime:
     """What ``budget()`` uses in a plain script: its own ledger, prices from the environment."""
-    router = os.environ.get("HFBUDGET_ROUTER", DEFAULT_ROUTER)
+    settings = of_script(os.environ)
+    router, hold_wait = settings.router, settings.hold_wait
     book = PriceBook(
         load_catalogue=partial(kept_catalogue, router),
         environment=price_from_environment(os.environ),
     )
-    hold_wait = hold_wait_of(os.environ)
     return Runtime(Meter(Ledger(), book, Payer(), router=router, hold_wait=hold_wait))
 
 

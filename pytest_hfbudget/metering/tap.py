@@ -20,7 +20,17 @@ from typing import Any
 from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.metering.aiohttp_headers import noting_session
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.contract import CHOKE_POINT, bypassing, has_choke_point, problem
+from pytest_hfbudget.metering.contract import (
+    CHOKE_POINT,
+    PACKAGE,
+    absent,
+    bypassed,
+    bypassing,
+    gap,
+    guarded,
+    has_choke_point,
+    problem,
+)
 from pytest_hfbudget.metering.fallback import prepared
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.metering.limit import AS_USUAL, Manner
@@ -37,6 +47,7 @@ logger = logging.getLogger("pytest_hfbudget")
 SYNC = "huggingface_hub.inference._client"
 ASYNC = "huggingface_hub.inference._generated._async_client"
 HELPERS = "huggingface_hub.inference._providers._common"
+NEEDED = (SYNC, ASYNC, HELPERS)
 
 Current = Callable[[], "Meter | None"]
 
@@ -55,6 +66,7 @@ class Tap:
     _traffic: Traffic = field(default_factory=Traffic)
     _patches: Patches = field(default_factory=Patches)
     _watch: PostImport | None = None
+    _wrapped: list[type] = field(default_factory=list)
 
     @property
     def in_place(self) -> bool:
@@ -65,9 +77,32 @@ class Tap:
         """Wrap what is imported already, and the rest as soon as it is."""
         self._traffic.install()
         self._watch = PostImport(
-            {SYNC: self._wrap_sync, ASYNC: self._wrap_async, HELPERS: self._wrap_helpers}
+            {
+                SYNC: self._wrap_sync,
+                ASYNC: self._wrap_async,
+                HELPERS: self._wrap_helpers,
+                PACKAGE: self._look,
+            }
         )
         self._watch.install()
+
+    def require(self) -> None:
+        """Make sure that calls can be seen, as far as huggingface_hub is imported by now.
+
+        Raises:
+            ConfigError: a part of it is not where it was, or not as it was.
+        """
+        if not self.problem and (part := gap(NEEDED, self._wrapped)):
+            self.problem = problem(part)
+        if self.problem:
+            raise ConfigError(self.problem)
+
+    def _look(self, package: ModuleType) -> None:
+        """Under a cap all has to be in place as soon as huggingface_hub is imported."""
+        if _capped(self.current()):
+            self.require()
+        elif part := absent(package, NEEDED):
+            self._unknown(part)
 
     def uninstall(self) -> None:
         """Put back what was there, unless somebody has wrapped it since."""
@@ -76,6 +111,8 @@ class Tap:
             self._watch = None
         self._patches.restore()
         self._traffic.uninstall()
+        self._wrapped.clear()
+        self.problem = ""
 
     def _wrap_sync(self, module: ModuleType) -> None:
         self._wrap_client(module, "InferenceClient", metered, lambda _: module.get_session())
@@ -92,13 +129,11 @@ class Tap:
     ) -> None:
         client = getattr(module, name, None)
         if client is None or not has_choke_point(client):
-            self.problem = problem(name, CHOKE_POINT)
-            if _capped(self.current()):
-                raise ConfigError(self.problem)
-            logger.warning("%s Nothing is counted.", self.problem)
+            self._unknown(f"{name}.{CHOKE_POINT}")
             return
+        self._wrapped.append(client)
         for method, original in bypassing(client).items():
-            guard = guarded(original, problem(name, method), self.current)
+            guard = guarded(original, bypassed(name, method), lambda: _capped(self.current()))
             self._patches.replace(client, method, guard)
         ways = Ways(self.current, self._traffic, session)
         self._patches.replace(client, CHOKE_POINT, wrapper(getattr(client, CHOKE_POINT), ways))
@@ -112,8 +147,16 @@ class Tap:
     def _wrap_helpers(self, module: ModuleType) -> None:
         helper = getattr(module, "TaskProviderHelper", None)
         prepare = getattr(helper, "prepare_request", None)
-        if prepare is not None:
+        if prepare is None:
+            self._unknown("TaskProviderHelper.prepare_request")
+        else:
             self._patches.replace(helper, "prepare_request", noting_names(prepare, self.current))
+
+    def _unknown(self, part: str) -> None:
+        self.problem = problem(part)
+        if _capped(self.current()):
+            raise ConfigError(self.problem)
+        logger.warning("%s Nothing is counted.", self.problem)
 
 
 @dataclass(frozen=True)
@@ -156,23 +199,6 @@ def _async_session(client: Any) -> Any:
 
 def _capped(meter: Meter | None) -> bool:
     return meter is not None and meter.payer.capped()
-
-
-def guarded(original: Any, what: str, current: Current) -> Any:
-    """A public method whose calls can't be seen: refused under a cap, else warned of, once."""
-    warned: list[str] = []
-
-    @functools.wraps(original)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        if _capped(current()):
-            raise ConfigError(what)
-        if not warned:
-            warned.append(what)
-            logger.warning("%s It is not counted.", what)
-        return original(self, *args, **kwargs)
-
-    return method
 
 
 @dataclass

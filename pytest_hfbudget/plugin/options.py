@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable, Collection, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -11,29 +12,7 @@ from typing import Any, Literal
 import pytest
 
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.settings import SETTINGS, Settings, merge
-
-METAVARS = {
-    "session_cap": "USD",
-    "test_cap": "USD",
-    "on_exhausted": "HOW",
-    "daily_cap": "USD",
-    "weekly_cap": "USD",
-    "monthly_cap": "USD",
-    "prices": "FILE",
-    "unpriced": "HOW",
-    "endpoints": "NAME",
-    "namespace": "NAME",
-    "report": "FILE",
-    "costs": "FILE",
-    "plan_gate": "HOW",
-    "max_increase": "PERCENT",
-    "max_uptime": "MIN",
-    "idle_timeout": "MIN",
-}
-
-# No values here: as an optional one, an emulator's URL would swallow the path that follows.
-CONSTANTS = {"emulator": "start", "plan": "1", "store_costs": "1"}
+from pytest_hfbudget.settings import INI_KEYS, SETTINGS, VARIABLES, Settings, merge
 
 LOOKS = (
     "collectonly",
@@ -63,7 +42,7 @@ def add(parser: pytest.Parser) -> None:
     group = parser.getgroup("hfbudget", "budgets for Hugging Face inference")
     for key, setting in SETTINGS.items():
         if setting.option:
-            group.addoption(setting.option, dest=_dest(key), help=setting.help, **_kind(key))
+            group.addoption(setting.option, dest=_dest(key), **option_kind(key))
         if setting.ini:
             kind: Literal["args", "string"] = "args" if key == "endpoints" else "string"
             parser.addini(setting.ini, setting.help, type=kind, default=None)
@@ -73,10 +52,74 @@ def read(config: pytest.Config) -> Settings:
     """The settings of a run.
 
     Raises:
-        ConfigError: one of them makes no sense.
+        ConfigError: one of them makes no sense, or a name is mistyped.
     """
+    check_variables(os.environ)
+    check_ini_keys(_ini_keys(config), lambda key: _is_read(config, key))
     values = {key: config.getoption(_dest(key), None) for key in SETTINGS}
     return merge(values, os.environ, config.getini)
+
+
+def check_variables(environ: Iterable[str]) -> None:
+    """Refuse a variable that begins with our prefix and that nothing reads.
+
+    Raises:
+        ConfigError: there is one. A cap under a mistyped name would be no cap.
+    """
+    ours = (name for name in environ if name.upper().startswith("HFBUDGET_"))
+    _refuse_unknown("environment variable", ours, VARIABLES, str.upper)
+
+
+def check_ini_keys(
+    keys: Iterable[str], is_read: Callable[[str], bool] = INI_KEYS.__contains__
+) -> None:
+    """Refuse an ini key that begins with our prefix and that nothing reads.
+
+    Raises:
+        ConfigError: as `check_variables`.
+    """
+    ours = (key for key in keys if _ini_form(key).startswith(("hf_", "hfbudget_")))
+    _refuse_unknown("ini setting", (k for k in ours if not is_read(k)), INI_KEYS, _ini_form)
+
+
+def _ini_form(key: str) -> str:
+    return key.lower().replace("-", "_")
+
+
+def _refuse_unknown(
+    kind: str, names: Iterable[str], known: Collection[str], usual: Callable[[str], str]
+) -> None:
+    unknown = sorted(name for name in names if name not in known)
+    if not unknown:
+        return
+    from difflib import get_close_matches  # takes a millisecond that only an error needs
+
+    said = []
+    for name in unknown:
+        (nearest,) = get_close_matches(usual(name), sorted(known), n=1, cutoff=0)
+        said.append(f"unknown {kind} {name}: did you mean {nearest}?")
+    raise ConfigError(" ".join((*said, "Correct it, or remove it.")))
+
+
+def _ini_keys(config: pytest.Config) -> set[str]:
+    """Every key of pytest's ini file, and of ``-o``."""
+    given = {word.partition("=")[0] for word in config.getoption("override_ini", None) or ()}
+    try:
+        from _pytest.config.findpaths import load_config_dict_from_file
+    except ImportError:
+        return given  # a pytest that keeps it elsewhere; it warns of unknown keys itself
+    return given | set((config.inipath and load_config_dict_from_file(config.inipath)) or ())
+
+
+def _is_read(config: pytest.Config, key: str) -> bool:
+    """Whether a plugin or a conftest file has registered an ini key."""
+    try:
+        config.getini(key)
+    except (KeyError, ValueError):
+        return key in INI_KEYS
+    except TypeError:
+        return True  # of another type than registered, which pytest says when it is read
+    return True
 
 
 def only_look(config: pytest.Config, settings: Settings) -> bool:
@@ -138,9 +181,11 @@ def _dest(key: str) -> str:
     return f"hfbudget_{key}"
 
 
-def _kind(key: str) -> dict[str, Any]:
-    if key in CONSTANTS:
-        return {"action": "store_const", "const": CONSTANTS[key], "default": None}
-    if key == "endpoints":
-        return {"action": "append", "default": None, "metavar": METAVARS[key]}
-    return {"default": None, "metavar": METAVARS[key]}
+def option_kind(key: str) -> dict[str, Any]:
+    """How an option is to be read by argparse, which is what pytest's own parser is made of."""
+    setting = SETTINGS[key]
+    if not setting.metavar:
+        # Without a value: an optional one would swallow the path that follows.
+        return {"action": "store_const", "const": "1", "default": None, "help": setting.help}
+    action = "append" if key == "endpoints" else "store"
+    return {"action": action, "default": None, "metavar": setting.metavar, "help": setting.help}

@@ -90,8 +90,8 @@ class Recording:
             from pytest_hfbudget.reporting.increase import increase
 
             charges = partial(ledger.charges_in, key)
-            spent = ledger.total(key).spent
-            if said := increase(spent, recorded, most, charges, where=self.path.name):
+            charged = ledger.total(key).spent
+            if said := increase(charged, recorded, most, charges, where=self.path.name):
                 self._told.add(item.nodeid)
                 return said
         return None
@@ -132,7 +132,7 @@ class Recording:
         charges: dict[str | None, list[Charge]] = defaultdict(list)
         for charge in ledger.charges():
             charges[charge.test].append(charge)
-            if charge.test and charge.price_source.startswith("uptime of "):
+            if charge.test and charge.endpoint:
                 self._on_endpoint.add(charge.test)
         refused = {refusal.test for refusal in ledger.refusals()}
         passed = (

@@ -64,13 +64,7 @@ class Rehearsal:
 
     def settings(self, settings: Settings) -> Settings:
         """Settings that lead to the emulator."""
-        return replace(
-            settings,
-            emulator=self.url,
-            router=f"{self.url}/router",
-            endpoints_api=f"{self.url}/v2",
-            hub=f"{self.url}/hub",
-        )
+        return led_to(self.url, settings)
 
     def provide(self, names: tuple[str, ...]) -> None:
         """Have the emulator play endpoints that it does not know yet."""
@@ -94,6 +88,17 @@ class Rehearsal:
         from pytest_hfbudget.emulator import EmulatorClient
 
         return EmulatorClient(self.url)
+
+
+def led_to(url: str, settings: Settings) -> Settings:
+    """Settings that lead to the emulator at a URL."""
+    return replace(
+        settings,
+        emulator=url,
+        router=f"{url}/router",
+        endpoints_api=f"{url}/v2",
+        hub=f"{url}/hub",
+    )
 
 
 def _said() -> IO[bytes]:

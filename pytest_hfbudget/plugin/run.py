@@ -84,6 +84,8 @@ class Run:
             self.runtime.meter.payer.know_this_context()
             self.runtime.acquire()
             self.charging.begin()
+            if self.settings.capped:
+                self.runtime.require_tap()
         return self.runtime
 
     def header(self) -> str | None:
@@ -98,8 +100,14 @@ class Run:
         """Check the markers of what will run, and tell which endpoints it needs.
 
         Raises:
-            ConfigError: a marker that makes no sense.
+            ConfigError: a marker that makes no sense, or a huggingface_hub that is not known.
         """
+        try:
+            if self.runtime is not None and self.settings.capped:
+                self.runtime.require_tap()
+        except HFBudgetError as error:
+            self.role.problem(error)
+            return
         marked = [item for item in items if _is_marked(item)]
         # A suite that imports budget() has caps that nobody sees before they are entered, and
         # prices are to be read before the first test, not in the middle of one.
@@ -281,9 +289,3 @@ class Run:
 def _is_marked(item: pytest.Item) -> bool:
     names = ("budget", "hf_endpoint")
     return any(item.get_closest_marker(name) is not None for name in names)
-
-
-def worker_of(config: pytest.Config) -> str | None:
-    """The name of this worker, or None in a process that is none."""
-    workerinput: dict[str, Any] = getattr(config, "workerinput", {})
-    return workerinput.get("workerid")

@@ -9,6 +9,7 @@ from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.pricing.book import PriceBook, PriceHook, price_from_environment
 from pytest_hfbudget.pricing.catalogue import Catalogue
 from pytest_hfbudget.pricing.table import PriceTable
+from pytest_hfbudget.pricing.tomlfile import TomlFile
 from pytest_hfbudget.pricing.unpriced import Unpriced
 from pytest_hfbudget.settings import Settings
 
@@ -54,7 +55,19 @@ def project_table(file: Path | None, *, root: Path, here: Path) -> PriceTable:
     # Whatever else is wrong with a pyproject.toml without our tables is not for us to say.
     if project.is_file() and b"hfbudget" in project.read_bytes():
         table = PriceTable.load(project, *TABLE, source="pyproject.toml")
+        _refuse_other_keys(TomlFile.read(project))
     if file is None:
         return table
     path = next((path for path in (here / file, root / file) if path.exists()), here / file)
     return PriceTable.load(path, source=str(file)).over(table)
+
+
+def _refuse_other_keys(file: TomlFile) -> None:
+    *above, prices = TABLE
+    for key in file.below(*above):
+        if key != prices:
+            raise ConfigError(
+                f"pyproject.toml: unknown key {key!r} in [{'.'.join(above)}], which holds "
+                f"{prices} alone{file.line((*above, key))}. Budgets are settings of pytest, such "
+                "as hf_session_budget in [tool.pytest.ini_options]."
+            )

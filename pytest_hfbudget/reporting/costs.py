@@ -1,7 +1,8 @@
 """The costs file: what each test has cost when it last passed, one line each, to be committed.
 
 Money is nano-USD inside and decimal strings of USD in the file. What an endpoint costs by running
-is not in it, since nobody can say which test that belongs to; how long the tests needed one is.
+is not in it, since a test's share of that depends on the tests beside it; how long the tests needed
+one is.
 """
 
 from __future__ import annotations

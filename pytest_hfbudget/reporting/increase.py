@@ -11,7 +11,7 @@ from pytest_hfbudget.reporting.costs import Cost
 
 
 def increase(
-    spent: int,
+    charged: int,
     recorded: Cost,
     most: Fraction,
     charges: Callable[[], tuple[Charge, ...]],
@@ -24,16 +24,18 @@ def increase(
     some they do, since the same call has the same bound.
 
     Args:
-        spent: nano-USD, now.
-        charges: the calls behind it, asked for only if they matter.
+        charged: nano-USD, now: of its calls and of the uptime of endpoints. Only what its calls
+            cost is recorded, so only that is compared.
+        charges: its calls, asked for only if they matter.
         where: the name of the file.
     """
     limit = recorded.spent * (1 + most)
-    if spent <= limit:
+    if charged <= limit:
         return None
     calls = charges()
-    certain = spent - sum(charge.nano_usd or 0 for charge in calls if charge.estimated)
-    if not recorded.estimated and certain <= limit:
+    spent = sum(charge.nano_usd or 0 for charge in calls)
+    certain = sum(charge.nano_usd or 0 for charge in calls if not charge.estimated)
+    if (spent if recorded.estimated else certain) <= limit:
         return None
     marks = [
         f"; {word} with charges at an upper bound"

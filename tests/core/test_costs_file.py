@@ -127,7 +127,8 @@ def test_writing_leaves_nothing_but_the_file(tmp_path: Path) -> None:
 
 
 def said(spent: int, recorded: Cost, most: str = "1/5", calls: tuple[Charge, ...] = ()) -> str:
-    return increase(spent, recorded, Fraction(most), lambda: calls, where="f.json") or ""
+    made = calls or (charge(spent),)
+    return increase(spent, recorded, Fraction(most), lambda: made, where="f.json") or ""
 
 
 def test_as_much_more_as_is_allowed_is_no_increase() -> None:
@@ -146,6 +147,11 @@ def test_an_increase_is_told_with_both_figures_and_what_to_type() -> None:
 def test_any_cost_is_an_increase_over_nothing() -> None:
     assert not said(0, Cost(0))
     assert "any cost is an increase over nothing" in said(1, Cost(0), "1000")
+
+
+def test_uptime_is_not_recorded_and_so_it_is_no_increase() -> None:
+    assert not said(10**6, Cost(100), calls=(charge(100),))
+    assert "its calls cost $0.0000002," in said(10**6, Cost(100), calls=(charge(200),))
 
 
 def test_an_upper_bound_proves_no_increase_over_an_exact_record() -> None:

@@ -81,6 +81,7 @@ BAD = [
     ("unpriced", "some\nlines\nof text"),
     ("endpoints_api", "api.example.org"),
     ("router", "ftp://example.org"),
+    ("emulator", "maybe"),
     ("hold_wait", "-1"),
     ("hold_wait", "nan"),
     ("hold_wait", "inf"),
@@ -107,6 +108,14 @@ BAD_PLACES = [
     if getattr(SETTINGS[key], place)
 ]
 
+PLACES = [
+    (key, place)
+    for key in SETTINGS
+    for place in ("option", "variable", "ini")
+    if getattr(SETTINGS[key], place)
+]
+GUARDS = {key for key, setting in SETTINGS.items() if setting.guards_money}
+
 
 def merged(
     options: Mapping[str, Any] | None = None,
@@ -124,6 +133,14 @@ def given(key: str, *, option: bool, variable: bool, ini: bool) -> Settings:
         {setting.variable: values[1][0]} if variable else {},
         {setting.ini: values[2][0]} if ini else {},
     )
+
+
+def given_in(place: str, key: str, value: str) -> Settings:
+    """The settings when one of them is given in one place."""
+    if place == "option":
+        return merged({key: value})
+    name = getattr(SETTINGS[key], place)
+    return merged({}, {name: value}) if place == "variable" else merged({}, {}, {name: value})
 
 
 def test_every_setting_is_tested_here() -> None:
@@ -148,19 +165,60 @@ def test_the_ini_counts_where_nothing_else_is_said(key: str) -> None:
     assert settings == replace(Settings(), **{key: VALUES[key][2][1]})
 
 
-@pytest.mark.parametrize("empty", [None, "", [], ()])
-def test_what_is_empty_is_not_said(empty: object) -> None:
-    names = {setting.ini: empty for setting in SETTINGS.values()}
-    assert merged(dict.fromkeys(WITH_OPTION), {}, names) == Settings()
+@pytest.mark.parametrize("absent", [None, [], ()])
+def test_what_is_absent_is_not_said(absent: object) -> None:
+    names = {setting.ini: absent for setting in SETTINGS.values()}
+    assert merged(dict.fromkeys(WITH_OPTION, absent), {}, names) == Settings()
 
 
-def test_an_empty_variable_does_not_hide_the_ini() -> None:
-    environ, ini = {"HFBUDGET_SESSION": ""}, {"hf_session_budget": "1"}
-    assert merged({}, environ, ini).session_cap == 10**9
+@pytest.mark.parametrize(("key", "place"), PLACES)
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_value_is_an_error_where_it_guards_money_and_else_not_said(
+    key: str, place: str, empty: str
+) -> None:
+    if key not in GUARDS:
+        assert given_in(place, key, empty) == Settings()
+        return
+    with pytest.raises(ConfigError) as caught:
+        given_in(place, key, empty)
+    name = getattr(SETTINGS[key], place)
+    assert str(caught.value).startswith(f"{name} is empty. It limits what a run can spend")
+    assert str(caught.value).endswith(f"write one, or remove {name}.")
 
 
-def test_an_empty_option_does_not_fall_back_on_the_environment() -> None:
-    assert merged({"session_cap": ""}, {"HFBUDGET_SESSION": "1"}).session_cap is None
+def test_every_cap_guards_money() -> None:
+    caps = {key for key in SETTINGS if key.endswith("_cap")}
+    assert caps < GUARDS
+    assert {"max_uptime", "max_increase", "emulator", "plan"} < GUARDS
+
+
+def test_an_empty_cap_in_the_environment_is_an_error_though_the_ini_has_one() -> None:
+    with pytest.raises(ConfigError, match="HFBUDGET_SESSION is empty"):
+        merged({}, {"HFBUDGET_SESSION": ""}, {"hf_session_budget": "1"})
+
+
+def test_an_empty_cap_does_not_override_a_committed_one() -> None:
+    with pytest.raises(ConfigError, match="--hf-session-budget is empty"):
+        merged({"session_cap": ""}, {}, {"hf_session_budget": "1"})
+
+
+def test_what_a_stronger_place_says_is_enough() -> None:
+    assert merged({"session_cap": "1"}, {"HFBUDGET_SESSION": ""}).session_cap == 10**9
+
+
+def test_an_empty_variable_that_guards_nothing_does_not_hide_the_ini() -> None:
+    environ, ini = {"HFBUDGET_NAMESPACE": ""}, {"hf_namespace": "acme"}
+    assert merged({}, environ, ini).namespace == "acme"
+
+
+def test_an_empty_folder_for_the_budgets_over_many_runs_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="HFBUDGET_STATE_DIR is empty"):
+        merged({}, {"HFBUDGET_STATE_DIR": ""})
+
+
+@pytest.mark.parametrize(("word", "means"), [("1", "start"), ("yes", "start"), ("0", None)])
+def test_a_rehearsal_can_be_switched_on_and_off_by_a_word(word: str, means: str | None) -> None:
+    assert merged({}, {"HFBUDGET_EMULATOR": word}).emulator == means
 
 
 def test_a_cap_of_nothing_is_a_cap() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,27 @@ def test_a_run_that_is_over_has_spent_what_it_has_spent(project: Project) -> Non
     second = project.run()
     assert second.spent() == 30
     refused(second, 71)
+
+
+@pytest.mark.parametrize("length", ["day", "week", "month"])
+def test_a_clock_that_goes_into_the_next_window_and_back_forgets_nothing(
+    project: Project, length: str
+) -> None:
+    project.windows = (Window(length, 100),)
+    project.run().spend(30)
+    window, today = project.windows[0], day_of(NOON)
+    project.now = float(window.next_day(today) * DAY_S)
+    assert project.run().spent(length) == 0
+    project.now = float(NOON)
+    assert project.run().spent(length) == 30
+
+
+def test_what_no_window_needs_any_more_is_forgotten(project: Project) -> None:
+    project.run().spend(30)
+    project.now += 63 * DAY_S
+    project.run().spend(1)
+    with closing(sqlite3.connect(project.path)) as connection:
+        assert connection.execute("SELECT nano_usd FROM tab").fetchall() == [(1,)]
 
 
 def test_a_thousand_runs_leave_one_row_a_day(project: Project) -> None:

@@ -80,7 +80,7 @@ def test_refusals_and_the_minutes_of_endpoints_are_in_it(path: Path) -> None:
 
 
 def test_a_call_to_a_leased_endpoint_names_it(path: Path) -> None:
-    write(path, "run", charge(0, price_source="uptime of acme/llm"))
+    write(path, "run", charge(0, endpoint="acme/llm"))
     assert ask(path, endpoint="acme/llm") == ["run"]
 
 

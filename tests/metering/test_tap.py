@@ -145,6 +145,32 @@ def test_every_task_of_the_installed_huggingface_hub_passes_through_the_tap(clie
     assert bypassing(client) == {}
 
 
+@pytest.mark.skipif(
+    not hasattr(InferenceClient, "get_model_status"), reason="this huggingface_hub has neither"
+)
+@pytest.mark.parametrize("question", ["get_model_status()", "list_deployed_models('sklearn')"])
+def test_questions_about_models_are_free_and_pass_under_a_cap(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, question: str
+) -> None:
+    monkeypatch.setenv("HF_INFERENCE_ENDPOINT", f"{bench.emulator.url}/nowhere")
+    output = run(
+        f"""
+        import warnings
+        warnings.simplefilter("ignore")
+        from huggingface_hub import InferenceClient
+        from huggingface_hub.errors import HfHubHTTPError
+        from pytest_hfbudget import budget
+        with budget(max_usd=0) as block:
+            try:
+                InferenceClient("acme/model", provider="hf-inference", token="hf_any").{question}
+            except HfHubHTTPError as error:
+                print(error.response.status_code, block.spent, block.calls_used)
+        """,
+        tmp_path,
+    )
+    assert output.split() == ["404", "0", "0"]
+
+
 BYPASS = """
     import logging
     from huggingface_hub import InferenceClient
@@ -175,8 +201,9 @@ def test_a_task_that_bypasses_the_tap_is_refused_under_a_cap(tmp_path: Path) -> 
         tmp_path,
     )
     refusal, after = output.splitlines()
-    assert refusal.startswith(f"huggingface_hub {huggingface_hub.__version__} sends")
-    assert "(InferenceClient.dream)" in refusal
+    release = huggingface_hub.__version__
+    assert refusal.startswith(f"InferenceClient.dream of huggingface_hub {release} does not send")
+    assert "Install" not in refusal  # that release is one that is recommended
     assert after == "sent past the tap True"
 
 

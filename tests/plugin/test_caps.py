@@ -171,7 +171,8 @@ def test_command_line_goes_before_environment_before_ini(
     passes: bool,
 ) -> None:
     suite.test_file("def test_it(): call()")
-    monkeypatch.setenv("HFBUDGET_SESSION", variable)
+    if variable:
+        monkeypatch.setenv("HFBUDGET_SESSION", variable)
     suite.pytester.makeini(f"[pytest]\nhf_session_budget = {ini}")
     options = [f"--hf-session-budget={option}"] if option else []
     assert (suite.run(*options).ret == 0) is passes

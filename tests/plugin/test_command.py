@@ -43,10 +43,9 @@ def test_the_demo_shows_a_refusal_a_pause_and_a_ledger_that_is_the_bill() -> Non
 
 
 @pytest.fixture
-def pausable(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    monkeypatch.setenv("HFBUDGET_ENDPOINTS_API", f"{suite.emulator.url}/v2")
-    suite.emulator.add_endpoint("acme/llm", state="running")
-    return suite
+def pausable(real: Suite) -> Suite:
+    real.emulator.add_endpoint("acme/llm", state="running")
+    return real
 
 
 def test_pause_pauses_and_reads_it_back(pausable: Suite) -> None:

@@ -208,3 +208,18 @@ def test_junit_has_the_share_of_a_test(short_minutes: Suite) -> None:
     text = (short_minutes.path / "junit.xml").read_text()
     assert 'name="hfbudget.uptime_usd" value="0.00' in text
     assert 'name="hfbudget.usd" value="0"' in text
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "two workers"])
+def test_uptime_is_no_increase_of_what_is_recorded(
+    short_minutes: Suite, workers: tuple[str, ...]
+) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    short_minutes.test_file(SPLIT)
+    short_minutes.run("--hf-store-costs", *workers).assert_outcomes(passed=6)
+    result = short_minutes.run("--hf-max-increase=0%", REPORT, *workers)
+    result.assert_outcomes(passed=6)
+    assert sum(nano(test["uptime_usd"]) for test in short_minutes.report()["tests"]) > 0
+    short_minutes.test_file(SPLIT.replace("max_tokens=5)", "max_tokens=5); call()"))
+    short_minutes.run("--hf-max-increase=20%", *workers).assert_outcomes(passed=2, failed=4)

@@ -36,6 +36,63 @@ def test_a_cap_that_is_none_in_the_environment(
     _one_line(suite.run(), "HFBUDGET_SESSION=five: ")
 
 
+@pytest.mark.parametrize("given", ["option", "variable", "ini"])
+def test_a_cap_that_is_empty(suite: Suite, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    suite.test_file("def test_it(): call()")
+    options = []
+    if given == "option":
+        suite.pytester.makeini("[pytest]\nhf_session_budget = 0.01\n")
+        options = ["--hf-session-budget="]
+    elif given == "variable":
+        monkeypatch.setenv("HFBUDGET_SESSION", "")
+    else:
+        suite.pytester.makeini("[pytest]\nhf_session_budget =\n")
+    _one_line(suite.run(*options), " is empty. It limits what a run can spend")
+    assert suite.sent == 0
+
+
+def test_a_mistyped_variable(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite.test_file("def test_it(): call()")
+    monkeypatch.setenv("HFBUDGET_SESION", "0")
+    _one_line(
+        suite.run(), "unknown environment variable HFBUDGET_SESION: did you mean HFBUDGET_SESSION?"
+    )
+    assert suite.sent == 0
+
+
+@pytest.mark.parametrize("options", [(), ("-n2",)])
+def test_a_mistyped_ini_key(suite: Suite, options: tuple[str, ...]) -> None:
+    if options:
+        pytest.importorskip("xdist")
+    suite.test_file("def test_it(): call()")
+    suite.pytester.makepyprojecttoml('[tool.pytest.ini_options]\nhf_sesion_budget = "0"\n')
+    _one_line(
+        suite.run(*options), "unknown ini setting hf_sesion_budget: did you mean hf_session_budget?"
+    )
+    assert suite.sent == 0
+
+
+def test_a_mistyped_ini_key_on_the_command_line(suite: Suite) -> None:
+    suite.test_file("def test_it(): call()")
+    _one_line(suite.run("-o", "hf_sesion_budget=0"), "did you mean hf_session_budget?")
+
+
+def test_an_ini_key_of_a_conftest_file_is_not_ours(suite: Suite) -> None:
+    suite.pytester.makeconftest("def pytest_addoption(parser): parser.addini('hf_home', 'theirs')")
+    suite.pytester.makeini("[pytest]\nhf_home = /tmp\n")
+    suite.test_file("def test_it(): pass")
+    assert suite.run().ret == 0
+
+
+@pytest.mark.parametrize(
+    "table", ["[tool.hfbudget]\nsession_budget = 1", '[tool.hfbudget.price."a/b"]\ninput = 1']
+)
+def test_a_mistyped_table_in_pyproject(suite: Suite, table: str) -> None:
+    suite.pytester.makepyprojecttoml(table)
+    suite.test_file("def test_it(): call()")
+    _one_line(suite.run("--hf-session-budget=1"), "pyproject.toml: unknown key")
+
+
 @pytest.mark.parametrize(
     "arguments", ["max_usd='abc'", "max_usd=-1", "max_dollars=1", "max_usd=1, scope='moon'"]
 )

@@ -1,0 +1,67 @@
+"""What the documents and docstrings call by its name in the code is there under that name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted(ROOT.glob("pytest_hfbudget/**/*.py"))
+TEXTS = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", *MODULES]
+QUOTED = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+DOTTED = re.compile(r"(?<![\w./-])([A-Za-z_]\w*)\.(\w+)(?![\w-])")
+FILES = {"py", "md", "json", "toml", "html", "yml", "sqlite3"}
+
+
+def members() -> dict[str, set[str]]:
+    """The attributes of every class by its name, and the functions and classes of every module."""
+    found: dict[str, set[str]] = defaultdict(set)
+    bases: dict[str, set[str]] = defaultdict(set)
+    for path in MODULES:
+        tree = ast.parse(path.read_text("utf-8"))
+        for node in tree.body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                found[path.stem].add(node.name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] |= {base.id for base in node.bases if isinstance(base, ast.Name)}
+                found[node.name] |= set(_names(node))
+    for name, above in bases.items():
+        found[name] |= {member for base in above for member in found.get(base, set())}
+    return found
+
+
+def _names(node: ast.ClassDef) -> Iterator[str]:
+    for each in ast.walk(node):
+        if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield each.name
+        elif isinstance(each, ast.Attribute):
+            yield each.attr
+        elif isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
+            yield each.target.id
+
+
+# A word that is a module of ours, and in documents also something else.
+AMBIGUOUS = {"client", "charge", "pace", "report", "prices", "status"}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_named_is_there(path: Path, known: dict[str, set[str]]) -> None:
+    gone = [
+        f"{owner}.{name}"
+        for quoted in QUOTED.findall(path.read_text("utf-8"))
+        for owner, name in DOTTED.findall(quoted)
+        if owner in known and owner not in AMBIGUOUS and name not in FILES
+        if name not in known[owner]
+    ]
+    assert gone == []
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, set[str]]:
+    return members()
