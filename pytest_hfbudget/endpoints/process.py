@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Protocol
 
 _POLL_S = 0.2
@@ -33,6 +35,35 @@ def alive(pid: int, start: str | None) -> bool:
     return start is not None and start_time(pid) == start
 
 
+def stopped(pid: int, start: str | None) -> bool:
+    """Whether the process that had this pid and start time is stopped, by SIGSTOP or a debugger."""
+    return alive(pid, start) and _state(pid) in ("T", "t")
+
+
+def end(pid: int, start: str | None) -> None:
+    """Kill the process that had this pid and start time, if it still runs and may be killed."""
+    if alive(pid, start):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def show_name(name: str) -> None:
+    """Have ``ps`` and ``top`` show this process by its name, and not by that of its interpreter.
+
+    Linux only, where the name has at most 15 characters (proc_pid_comm(5)).
+    """
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write(name)
+
+
+def _state(pid: int) -> str:
+    """The letter of its state, as ``ps`` shows it; empty if the process is gone."""
+    try:
+        return (_stat(pid) or [""])[0]
+    except FileNotFoundError:
+        return "" if os.path.isdir("/proc/self") else _ps_state(pid)
+
+
 def _stat(pid: int) -> list[str] | None:
     """Fields of ``stat`` from the third on: the second is a name that may hold anything."""
     try:
@@ -43,6 +74,15 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _ps(pid: int) -> str | None:
+    started, _, state = _ask_ps(pid).rpartition(" ")
+    return started.strip() if started and not state.startswith("Z") else None
+
+
+def _ps_state(pid: int) -> str:
+    return _ask_ps(pid).rpartition(" ")[2][:1]
+
+
+def _ask_ps(pid: int) -> str:
     done = subprocess.run(
         ["/bin/ps", "-o", "lstart=,stat=", "-p", str(pid)],
         capture_output=True,
@@ -50,8 +90,7 @@ def _ps(pid: int) -> str | None:
         env={"LC_ALL": "C"},
         check=False,
     )
-    started, _, state = done.stdout.strip().rpartition(" ")
-    return started.strip() if started and not state.startswith("Z") else None
+    return done.stdout.strip()
 
 
 class DeathWatch(Protocol):
