@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from typing import Protocol
 
@@ -38,6 +39,29 @@ def alive(pid: int, start: str | None) -> bool:
 def stopped(pid: int, start: str | None) -> bool:
     """Whether the process that had this pid and start time is stopped, by SIGSTOP or a debugger."""
     return alive(pid, start) and _state(pid) in ("T", "t")
+
+
+class StoppedWatch:
+    """Notices a process that stays stopped, and so can't do what only it would do now.
+
+    Looks are counted, not seconds: a machine that was suspended has had none of them.
+    """
+
+    LOOK_S = 0.2  # between two looks; an earlier one counts for nothing
+    _ENOUGH = 10
+
+    def __init__(self) -> None:
+        self._looks, self._next = 0, 0.0
+
+    def end_if_stopped(self, pid: int, start: str | None) -> None:
+        """Look; kill the process once it was found stopped often enough in a row."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self.LOOK_S * 0.9  # whoever polls may be a little early
+        self._looks = self._looks + 1 if stopped(pid, start) else 0
+        if self._looks >= self._ENOUGH:
+            end(pid, start)
 
 
 def end(pid: int, start: str | None) -> None:

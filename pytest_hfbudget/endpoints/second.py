@@ -27,10 +27,6 @@ _MOST_STARTS = 5
 # A process that was killed closes its sockets a moment before it is gone.
 _DYING_S = 2.0
 _LOOK_S = 0.001
-# How often to look whether a process that has to act is stopped, and how many looks in a row are
-# enough. Looks are counted, not seconds: a machine that was suspended has had none of them.
-_STOPPED_LOOK_S = 0.2
-_STOPPED_LOOKS = 10
 
 Start = Callable[[Sequence[socket.socket]], None]
 
@@ -147,7 +143,7 @@ class _Ahead:
         sock.setblocking(False)
         self.sock, self._decoder = sock, Decoder()
         self._pid, self._start = 0, None
-        self._stopped = 0
+        self._stopped = process.StoppedWatch()
         self.ended = False
 
     def read(self) -> list[Message]:
@@ -175,12 +171,9 @@ class _Ahead:
             threading.Event().wait(_LOOK_S)
         return lives
 
-    def look(self) -> None:
-        """Count the looks at which it was stopped; end it when these are enough."""
-        stopped = not self.ended and process.stopped(self._pid, self._start)
-        self._stopped = self._stopped + 1 if stopped else 0
-        if self._stopped >= _STOPPED_LOOKS:
-            process.end(self._pid, self._start)
+    def end_if_stopped(self) -> None:
+        """End it if it has to act now, and has been stopped for a while."""
+        self._stopped.end_if_stopped(self._pid, self._start)
 
 
 class Standby:
@@ -211,7 +204,7 @@ class Standby:
             self._poll(needed)
             if needed:
                 for one in self._ahead:
-                    one.look()
+                    one.end_if_stopped()
 
     def _take(self, messages: Iterable[Message]) -> None:
         for message in messages:
@@ -233,7 +226,7 @@ class Standby:
         for one in self._ahead:
             if not one.ended:
                 poll.register(one.sock, select.POLLIN)
-        waits = [_STOPPED_LOOK_S] if needed else []
+        waits = [process.StoppedWatch.LOOK_S] if needed else []
         if self._owner is not None and not needed:
             if self._owner.fileno() >= 0:
                 poll.register(self._owner.fileno(), select.POLLIN)
