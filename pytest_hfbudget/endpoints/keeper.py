@@ -144,7 +144,7 @@ class Keeper:
 
     def _wait(self, death: process.DeathWatch) -> str:
         while True:
-            watched = (self._line, death, *self._second.ends)
+            watched: tuple[_Pollable, ...] = (self._line, death, *self._second.ends)
             ready = _readable(watched, self._patience(death.period_s))
             # The death is looked at first: a child that the owner forked may hold the
             # socket open, and what it says there is not the owner's word.

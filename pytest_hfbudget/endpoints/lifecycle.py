@@ -108,12 +108,13 @@ class Lifecycle:
             self._plane.get(name)
 
     def sweep(self, *, but: Iterable[str]) -> tuple[Swept, ...]:
-        """Pause what dead runs of this machine have left running.
+        """Pause what dead runs have left running, as the journals of this machine tell.
 
         Args:
             but: what this run is going to use, and to pause itself.
         """
-        left = find_local(self._settings.state_dir, api=self._settings.api)
+        settings = self._settings
+        left = find_local(settings.state_dir, api=settings.api, elsewhere=True)
         self._spared |= set(but)
         others = [stray for stray in left if stray.name not in self._spared]
         timings = replace(self._settings.timings, deadline_s=_SWEEP_S)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from contextlib import suppress
 from typing import Protocol
 
 _POLL_S = 0.2
+# The first pid namespace of every Linux machine has a fixed number (PROC_PID_INIT_INO).
+_OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
 
 
 def start_time(pid: int) -> str | None:
@@ -34,6 +37,62 @@ def start_time(pid: int) -> str | None:
 def alive(pid: int, start: str | None) -> bool:
     """Whether the process that had this pid and start time still runs."""
     return start is not None and start_time(pid) == start
+
+
+class Placed(Protocol):
+    """A record that names processes, and where these can be looked for."""
+
+    @property
+    def host(self) -> str:
+        """Name of the machine."""
+
+    @property
+    def boot_id(self) -> str:
+        """See `boot_id`."""
+
+    @property
+    def pid_namespace(self) -> str:
+        """See `pid_namespace`."""
+
+
+def boot_id() -> str:
+    """Names this boot of this machine (random(4)); empty on systems that don't tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def pid_namespace() -> str:
+    """Names the space in which this process has its pid (pid_namespaces(7)); empty if unknown.
+
+    Two containers on one machine may have the same host name, and each a process 7.
+    """
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def judgeable(record: Placed) -> bool:
+    """Whether it can be told from here if the processes that a record names still run.
+
+    A boot that is over has no processes left. But only outside of containers, which share one
+    boot and may have any host name, is another boot of this host sure to be an earlier one.
+    """
+    if record.host != socket.gethostname():
+        return False
+    ours = pid_namespace()
+    if record.pid_namespace and record.pid_namespace != ours:
+        return False
+    rebooted = record.boot_id and record.boot_id != boot_id()
+    return not rebooted or ours == _OUTSIDE_OF_CONTAINERS
+
+
+def works(pid: int, start: str | None) -> bool:
+    """Whether the process that had this pid and start time still runs, and is not stopped."""
+    return alive(pid, start) and not stopped(pid, start)
 
 
 def stopped(pid: int, start: str | None) -> bool:

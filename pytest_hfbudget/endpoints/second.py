@@ -142,7 +142,8 @@ class _Ahead:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock, self._decoder = sock, Decoder()
-        self._pid, self._start = 0, None
+        self._pid = 0
+        self._start: str | None = None
         self._stopped = process.StoppedWatch()
         self.ended = False
 

@@ -19,7 +19,18 @@ from pytest_hfbudget.endpoints.process import start_time
 from pytest_hfbudget.endpoints.protocol import Arm
 from pytest_hfbudget.errors import EndpointError
 
-from .conftest import TOKEN, Owner, comm_of, gone, keepers_of, kill, kill_all, reserves_of, seconds_of, until
+from .conftest import (
+    TOKEN,
+    Owner,
+    comm_of,
+    gone,
+    keepers_of,
+    kill,
+    kill_all,
+    reserves_of,
+    seconds_of,
+    until,
+)
 
 Start = Callable[..., Owner]
 Make = Callable[..., Lifecycle]

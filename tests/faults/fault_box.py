@@ -209,11 +209,10 @@ class Box:
                 command or self.pytest(*options),
                 cwd=self.path,
                 env={**self.environment, **(env or {})},
-                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                **more,
+                **{"stdin": subprocess.DEVNULL, **more},
             )
         self.runs.append(Run(self, process, log))
         return self.runs[-1]
@@ -273,6 +272,18 @@ class Box:
                 self.hub.wait_for(after=after, timeout=left, kind="request")
             except TimeoutError:
                 continue
+
+    def noticed(self, killed: Moment, *, within: float = 3.0) -> dict[str, Any]:
+        """Wait until keepers that were killed have a successor, or the run pauses by itself.
+
+        What the next keeper does first is to reach for the endpoint.
+        """
+
+        def looks_after(entry: dict[str, Any]) -> bool:
+            agent = entry.get("agent")
+            return agent == KEEPER or (agent == RUN and entry["op"] == "pause")
+
+        return self.first(killed.seq, looks_after, timeout=within)
 
     def records(self, name: str = NAME) -> list[list[dict[str, Any]]]:
         """The readable lines about an endpoint, journal by journal."""
