@@ -62,7 +62,8 @@ def _find(namespaces: tuple[str, ...]) -> tuple[tuple[Stray, ...], list[str]]:
     from pytest_hfbudget.endpoints import default_state_dir
     from pytest_hfbudget.endpoints.sweep import find_local, find_tagged
 
-    found, unread = [*find_local(default_state_dir(), api=access.api(), kept=True)], []
+    folder, api = default_state_dir(), access.api()
+    found, unread = [*find_local(folder, api=api, kept=True, elsewhere=True)], []
     for name in namespaces:
         try:
             found += find_tagged(access.plane(), name, time.time())

@@ -54,11 +54,18 @@ class Claim:
     phase: str = HOLDING
     scaling: Mapping[str, Any] | None = None
     host: str = field(default_factory=socket.gethostname)
+    boot_id: str = field(default_factory=process.boot_id)
+    pid_namespace: str = field(default_factory=process.pid_namespace)
 
     @property
     def here(self) -> bool:
-        """Whether its processes are of this machine; of others nothing can be known."""
-        return self.host == socket.gethostname()
+        """Whether it can be told from here if its processes run; if not, nothing is known."""
+        return process.judgeable(self)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it may count for a process that can't be looked for from here."""
+        return self.phase != OVER and not self.here
 
     @property
     def owned(self) -> bool:
@@ -68,13 +75,24 @@ class Claim:
 
     @property
     def kept(self) -> bool:
-        """Whether the process that is to pause it still runs."""
+        """Whether the process that is to pause it still runs, and is not stopped."""
         active = self.here and self.phase != OVER
-        return active and process.alive(self.keeper_pid, self.keeper_start)
+        return active and process.works(self.keeper_pid, self.keeper_start)
+
+    def end_stopped_keeper(self) -> None:
+        """End a keeper without an owner that is stopped: continued, it would pause for a dead run.
+
+        To be called before its endpoint is used or paused by another run.
+        """
+        orphan = self.here and self.phase != OVER and not self.owned
+        if orphan and process.stopped(self.keeper_pid, self.keeper_start):
+            process.end(self.keeper_pid, self.keeper_start)
 
 
 _FIELDS = frozenset(item.name for item in fields(Claim))
-_TEXTS = ("run", "endpoint", "api", "phase", "host")
+_PLACE = ("boot_id", "pid_namespace")
+_TEXTS = ("run", "endpoint", "api", "phase", "host", *_PLACE)
+_BELIEVED_S = 86400.0
 
 
 def claims_dir(state_dir: Path) -> Path:
@@ -149,12 +167,18 @@ class Claims:
                 return
             for path in self._files():
                 known = _read(path)
-                if path == self._path or known is None or not (known.owned or known.kept):
+                if path == self._path or known is None or not _counts(known, at=claim.at):
                     path.unlink()
 
     def _files(self) -> Iterator[Path]:
         # The stem has no character that is special to `glob`, and ends in a hash.
         return self._directory.glob(f"{self._stem}.*.json")
+
+
+def _counts(claim: Claim, *, at: float) -> bool:
+    """Whether a claim is a live run's; of one from elsewhere that is believed for a day."""
+    recent = claim.elsewhere and claim.at > at - _BELIEVED_S
+    return claim.owned or claim.kept or recent
 
 
 def inherited(
@@ -191,7 +215,8 @@ def prune_claims(directory: Path, *, before: float) -> None:
 def _read(path: Path) -> Claim | None:
     try:
         data = json.loads(path.read_bytes())
-        claim = Claim(**{key: value for key, value in data.items() if key in _FIELDS})
+        told = {key: value for key, value in data.items() if key in _FIELDS}
+        claim = Claim(**{**dict.fromkeys(_PLACE, ""), **told})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     good = all(isinstance(getattr(claim, name), str) for name in _TEXTS)

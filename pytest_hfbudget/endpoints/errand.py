@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.terms import EndpointReceipt
 from pytest_hfbudget.errors import HFBudgetError
@@ -18,6 +20,7 @@ from pytest_hfbudget.errors import HFBudgetError
 NOT_FOUND = 127
 FAILED = 1
 _BY_SIGNAL = 128
+_TEND_S = 1.0
 _RELAYED = (
     signal.SIGINT,
     signal.SIGQUIT,
@@ -79,7 +82,7 @@ def run_errand(
     try:
         lifecycle.pause_after(max_uptime_s)
         _bring_up(lifecycle, tuple(dict.fromkeys(names)))
-        exit_code = _attend(command)
+        exit_code = _attend(command, lifecycle.tend)
     except (HFBudgetError, OSError) as trouble:
         error = str(trouble)
     except BaseException:
@@ -100,10 +103,10 @@ def _bring_up(lifecycle: Lifecycle, names: tuple[str, ...]) -> None:
             raise
 
 
-def _attend(command: Sequence[str]) -> int:
+def _attend(command: Sequence[str], tend: Callable[[], None]) -> int:
     relay = _Relay()
     with relay.on_duty():
-        status = relay.wait(subprocess.Popen(command))
+        status = relay.wait(subprocess.Popen(command), tend)
     return _BY_SIGNAL - status if status < 0 else status
 
 
@@ -126,11 +129,21 @@ class _Relay:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def wait(self, child: subprocess.Popen[bytes]) -> int:
-        """The command's return code."""
+    def wait(self, child: subprocess.Popen[bytes], tend: Callable[[], None]) -> int:
+        """The command's return code; ``tend`` is called every second until there is one."""
         self._child = child
         for number in self._early:  # came while the command was being started
             child.send_signal(number)
+        death = process.watch(child.pid, process.start_time(child.pid))
+        poll = select.poll()
+        if death.fileno() >= 0:
+            poll.register(death.fileno(), select.POLLIN)
+        every_s = min(death.period_s or _TEND_S, _TEND_S)
+        while child.poll() is None:
+            poll.poll(every_s * 1000)
+            with suppress(HFBudgetError, OSError):  # met again, and told, at the end
+                tend()
+        death.close()
         return child.wait()
 
     def _hand_on(self, number: int, _: object) -> None:

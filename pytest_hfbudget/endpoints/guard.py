@@ -126,6 +126,7 @@ class Guard:
     def tend(self) -> None:
         """Look after the keeper: a lost one is replaced once, else all is paused from here."""
         with self._lock:
+            self._link.end_if_stopped()
             self._notice()
             if not self._watches and self._starts == 1 and self._link.lost:
                 self._link = self._start()  # nothing was in its care yet
@@ -134,7 +135,9 @@ class Guard:
 
     def pause(self, timeout_s: float) -> dict[str, Receipt]:
         """Have all paused and wait for it; by name, without those that took too long."""
-        receipts = {receipt.endpoint: receipt for receipt in self._link.pause(timeout_s)}
+        with self._lock:  # another thread may be having the keeper replaced
+            link = self._link
+        receipts = {receipt.endpoint: receipt for receipt in link.pause(timeout_s)}
         receipts.update(self._own)
         self._notice()
         if self._link.lost:  # by now there is no time for another keeper
@@ -176,7 +179,7 @@ class Guard:
         )
 
     def _notice(self) -> None:
-        """A keeper whose second stepped in is missed by nobody, but somebody kills processes."""
+        """A keeper whose standby stepped in is missed by nobody, but somebody kills processes."""
         if self._link.successions > self._noticed:
             self._noticed = self._link.successions
             self._warn(f"{_KILLED}; another one has stepped in")

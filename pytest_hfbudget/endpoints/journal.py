@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.errors import EndpointError
 
 INTENT = "intent"  # about to be resumed, or found running and to be paused at the end
@@ -32,7 +33,9 @@ class Record:
 
     Attributes:
         at: unix seconds.
-        owner_pid, owner_start, host: the process that holds the lease, and where it runs.
+        owner_pid, owner_start: the process that holds the lease.
+        host, boot_id, pid_namespace: where that process runs, see `process.judgeable`; the latter
+            two are empty on systems without them, and in lines of older versions.
         api: base URL of the control plane.
         scaling: ``compute.scaling`` as it was before this run.
         state: the endpoint's, when the line was written.
@@ -55,10 +58,13 @@ class Record:
     error: str | None = None
     reason: str = ""
     left_to: str | None = None
+    boot_id: str = field(default_factory=process.boot_id)
+    pid_namespace: str = field(default_factory=process.pid_namespace)
 
 
 _FIELDS = frozenset(item.name for item in fields(Record))
 _TEXTS = ("kind", "run", "endpoint", "api")
+_PLACE = ("boot_id", "pid_namespace")  # no line of another version has those of this process
 _NEEDED = ("kind", "run", "endpoint", "api", "at", "owner_pid", "owner_start")
 
 
@@ -210,7 +216,9 @@ def _parse(line: bytes) -> Record | None:
     if not all(isinstance(data[key], str) for key in _TEXTS):
         return None
     numbers = isinstance(data["owner_pid"], int) and isinstance(data["at"], (int, float))
-    return Record(**{key: data[key] for key in _FIELDS & data.keys()}) if numbers else None
+    if not numbers or not all(isinstance(data.get(key, ""), str) for key in _PLACE):
+        return None
+    return Record(**{**dict.fromkeys(_PLACE, ""), **{k: data[k] for k in _FIELDS & data.keys()}})
 
 
 def _sync_directory(directory: Path) -> None:

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -46,8 +47,8 @@ from pytest_hfbudget.endpoints.protocol import (
     encode,
 )
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError
-from pytest_hfbudget.endpoints.second import Second, stand_by
-from pytest_hfbudget.endpoints.spawn import spawn_second
+from pytest_hfbudget.endpoints.second import Second, Standby, with_reserve
+from pytest_hfbudget.endpoints.spawn import RESERVE, SECOND, spawn_standby
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
 
@@ -142,7 +143,8 @@ class Keeper:
 
     def _wait(self, death: process.DeathWatch) -> str:
         while True:
-            ready = _readable((self._line, death, self._second), self._patience(death.period_s))
+            watched: tuple[_Pollable, ...] = (self._line, death, *self._second.ends)
+            ready = _readable(watched, self._patience(death.period_s))
             # The death is looked at first: a child that the owner forked may hold the
             # socket open, and what it says there is not the owner's word.
             if death.dead():
@@ -153,8 +155,8 @@ class Keeper:
                     return reason
             if self._limit is not None and self._clock.monotonic() >= self._limit:
                 return DEADLINE
-            if self._second in ready:
-                log("the second was killed")
+            if self._second.thinned():
+                log("a standby was killed")
                 self._second.engage(self._standing())
 
     def _patience(self, period_s: float | None) -> float | None:
@@ -294,24 +296,33 @@ def log(text: str) -> None:
     sys.stderr.flush()
 
 
-def main(fds: Sequence[int], log_path: str) -> None:
-    """The keeper's whole life, and its second's; called by the boot line of `spawn`.
+def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
+    """The whole life of a keeper, its second or its reserve; called by the boot line of `spawn`.
 
     Args:
-        fds: the line to the owner; for a second also the one to the keeper.
+        role: the name of the process.
+        run: the run whose endpoints it is there for.
+        fds: the line to the owner; for standbys also what `second.pairs` has made for them.
         log_path: where its standard error goes.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
-    line, *keeper = (socket.socket(fileno=fd) for fd in fds)
+    process.show_name(role)
+    line, *others = (socket.socket(fileno=fd) for fd in fds)
     ends = Line(line)
-    arm, *heard = (stand_by(keeper[0]) if keeper else ends.receive()) or [Done()]
+
+    def start(role: str, inherited: Sequence[socket.socket]) -> None:
+        spawn_standby(role, (line, *inherited), run, Path(log_path), timeout_s=_SPAWN_S)
+
+    known: list[socket.socket] = []
+    if role == SECOND:
+        *others, to_reserve = with_reserve(others, partial(start, RESERVE), log)
+        known = [to_reserve]
+    arm, *heard = (Standby(others).wait() if others else ends.receive()) or [Done()]
     if not isinstance(arm, Arm):
         return
-    second = Second(
-        lambda end: spawn_second(line, end, arm.run, Path(log_path), timeout_s=_SPAWN_S), log
-    )
+    second = Second(partial(start, SECOND), log, known=known)
     if Keeper(ends, arm, second).run(heard):
         os.unlink(log_path)  # it only says that all went well, and the journal says so too
     # Not an ordinary exit: a thread that is stuck in a name look-up must not keep this alive.

@@ -63,7 +63,10 @@ class Lifecycle:
         self._owner = os.getpid()
         self._plane = ControlPlane(settings.api, settings.token, pace=settings.pace, clock=clock)
         self._meter = Meter(self._plane, settings, clock)
-        waker = Waker(self._plane, settings, clock=clock, progress=progress, stopping=self._refusal)
+        self._progress = progress
+        waker = Waker(
+            self._plane, settings, clock=clock, progress=self._looked, stopping=self._refusal
+        )
         self._startup = Startup(
             settings,
             self._plane,
@@ -105,12 +108,13 @@ class Lifecycle:
             self._plane.get(name)
 
     def sweep(self, *, but: Iterable[str]) -> tuple[Swept, ...]:
-        """Pause what dead runs of this machine have left running.
+        """Pause what dead runs have left running, as the journals of this machine tell.
 
         Args:
             but: what this run is going to use, and to pause itself.
         """
-        left = find_local(self._settings.state_dir, api=self._settings.api)
+        settings = self._settings
+        left = find_local(settings.state_dir, api=settings.api, elsewhere=True)
         self._spared |= set(but)
         others = [stray for stray in left if stray.name not in self._spared]
         timings = replace(self._settings.timings, deadline_s=_SWEEP_S)
@@ -186,7 +190,7 @@ class Lifecycle:
         return {name: f"{name} may not be used any more: {_EARLY[early]}" for name in leased}
 
     def tend(self) -> None:
-        """Look after the keeper: cheap, to be called between tests.
+        """Look after the keeper: cheap, to be called between tests, or again and again.
 
         What was found and done is in the warnings of the receipts.
         """
@@ -265,6 +269,12 @@ class Lifecycle:
                 )
                 self._guard.limit(self._until)
             return self._guard
+
+    def _looked(self, name: str, state: str, seconds: float) -> None:
+        """While an endpoint comes up, which may take long and is billed."""
+        if self._guard:
+            self._guard.tend()
+        self._progress(name, state, seconds)
 
     def _refusal(self) -> str:
         """Why nothing is to be resumed, or waited for, any more."""

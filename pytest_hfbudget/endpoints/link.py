@@ -12,6 +12,7 @@ from pathlib import Path
 # By name, as all that tests like to replace: this runs beside them.
 from select import POLLIN, poll
 
+from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.protocol import (
     Arm,
@@ -44,7 +45,7 @@ class KeeperLink:
 
     Attributes:
         pid: of the keeper at the other end.
-        successions: how often its second has stepped in for one that was killed.
+        successions: how often a standby has stepped in for one that was killed.
     """
 
     def __init__(self, sock: socket.socket, log: Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -57,6 +58,8 @@ class KeeperLink:
         self._standing: dict[tuple[type[Message], str], Message] = {}
         self._inode = os.fstat(sock.fileno()).st_ino
         self.pid: int | None = None
+        self._start: str | None = None
+        self._stopped = process.StoppedWatch()
         self.successions = 0
         sock.settimeout(_SEND_S)
 
@@ -135,9 +138,14 @@ class KeeperLink:
 
     @property
     def lost(self) -> bool:
-        """Whether the keeper and its second have gone without having done their work."""
+        """Whether the keeper and its standbys have gone without having done their work."""
         self._pump(0.0)
         return self._ended and not self._done
+
+    def end_if_stopped(self) -> None:
+        """End a keeper that stays stopped, to be called again and again: its second steps in."""
+        if self.pid is not None and not self._ended:
+            self._stopped.end_if_stopped(self.pid, self._start)
 
     def close(self) -> None:
         """Hang up; a keeper that still has work takes that as a request to do it."""
@@ -205,6 +213,7 @@ class KeeperLink:
             left = ends - self._clock.monotonic()
             if left <= 0 or self._ended or self._done:
                 return False
+            self.end_if_stopped()
             self._pump(min(left, _TURN_S))
         return True
 
@@ -236,7 +245,7 @@ class KeeperLink:
         if isinstance(message, Ready):
             self._stale = self.pid is not None
             self.successions += self._stale
-            self.pid = message.pid
+            self.pid, self._start = message.pid, process.start_time(message.pid)
         elif isinstance(message, Watching):
             self._watching[message.endpoint] = message
         elif isinstance(message, Pausing):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ class Holder:
     Attributes:
         pid: its process; None when only a tag tells of it.
         host: the machine of that process; None when only a tag tells of it.
-        alive: whether the process runs; None when it is not of this machine.
+        alive: whether the process runs; None when it can't be judged from here.
         until: unix seconds, the run's latest end as tagged; None if there is no such tag.
     """
 
@@ -137,13 +136,12 @@ def _starts(plane: ControlPlane, endpoint: Endpoint, now: float) -> tuple[float,
 
 def _holders(api: str, state_dir: Path) -> dict[str, tuple[Holder, ...]]:
     """By endpoint, what this machine's records tell."""
-    here = socket.gethostname()
     found: dict[str, dict[str, Holder]] = {}
     records = [(lease.intent, lease.intent.endpoint) for lease in unfinished(leases_dir(state_dir))]
     for record, name in records:
         if record.api.rstrip("/") == api:
             alive = process.alive(record.owner_pid, record.owner_start)
-            known = alive if record.host == here else None
+            known = alive if process.judgeable(record) else None
             holder = Holder(record.run, record.owner_pid, record.host, known)
             found.setdefault(name, {})[record.run] = holder
     for claim in read_claims(claims_dir(state_dir)):

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from typing import Protocol
 
 _POLL_S = 0.2
+# The first pid namespace of every Linux machine has a fixed number (PROC_PID_INIT_INO).
+_OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
 
 
 def start_time(pid: int) -> str | None:
@@ -33,6 +39,114 @@ def alive(pid: int, start: str | None) -> bool:
     return start is not None and start_time(pid) == start
 
 
+class Placed(Protocol):
+    """A record that names processes, and where these can be looked for."""
+
+    @property
+    def host(self) -> str:
+        """Name of the machine."""
+
+    @property
+    def boot_id(self) -> str:
+        """See `boot_id`."""
+
+    @property
+    def pid_namespace(self) -> str:
+        """See `pid_namespace`."""
+
+
+def boot_id() -> str:
+    """Names this boot of this machine (random(4)); empty on systems that don't tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def pid_namespace() -> str:
+    """Names the space in which this process has its pid (pid_namespaces(7)); empty if unknown.
+
+    Two containers on one machine may have the same host name, and each a process 7.
+    """
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def judgeable(record: Placed) -> bool:
+    """Whether it can be told from here if the processes that a record names still run.
+
+    A boot that is over has no processes left. But only outside of containers, which share one
+    boot and may have any host name, is another boot of this host sure to be an earlier one.
+    """
+    if record.host != socket.gethostname():
+        return False
+    ours = pid_namespace()
+    if record.pid_namespace and record.pid_namespace != ours:
+        return False
+    rebooted = record.boot_id and record.boot_id != boot_id()
+    return not rebooted or ours == _OUTSIDE_OF_CONTAINERS
+
+
+def works(pid: int, start: str | None) -> bool:
+    """Whether the process that had this pid and start time still runs, and is not stopped."""
+    return alive(pid, start) and not stopped(pid, start)
+
+
+def stopped(pid: int, start: str | None) -> bool:
+    """Whether the process that had this pid and start time is stopped, by SIGSTOP or a debugger."""
+    return alive(pid, start) and _state(pid) in ("T", "t")
+
+
+class StoppedWatch:
+    """Notices a process that stays stopped, and so can't do what only it would do now.
+
+    Looks are counted, not seconds: a machine that was suspended has had none of them.
+    """
+
+    LOOK_S = 0.2  # between two looks; an earlier one counts for nothing
+    _ENOUGH = 10
+
+    def __init__(self) -> None:
+        self._looks, self._next = 0, 0.0
+
+    def end_if_stopped(self, pid: int, start: str | None) -> None:
+        """Look; kill the process once it was found stopped often enough in a row."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self.LOOK_S * 0.9  # whoever polls may be a little early
+        self._looks = self._looks + 1 if stopped(pid, start) else 0
+        if self._looks >= self._ENOUGH:
+            end(pid, start)
+
+
+def end(pid: int, start: str | None) -> None:
+    """Kill the process that had this pid and start time, if it still runs and may be killed."""
+    if alive(pid, start):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def show_name(name: str) -> None:
+    """Have ``ps`` and ``top`` show this process by its name, and not by that of its interpreter.
+
+    Linux only, where the name has at most 15 characters (proc_pid_comm(5)).
+    """
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write(name)
+
+
+def _state(pid: int) -> str:
+    """The letter of its state, as ``ps`` shows it; empty if the process is gone."""
+    try:
+        return (_stat(pid) or [""])[0]
+    except FileNotFoundError:
+        return "" if os.path.isdir("/proc/self") else _ps_state(pid)
+
+
 def _stat(pid: int) -> list[str] | None:
     """Fields of ``stat`` from the third on: the second is a name that may hold anything."""
     try:
@@ -43,6 +157,15 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _ps(pid: int) -> str | None:
+    started, _, state = _ask_ps(pid).rpartition(" ")
+    return started.strip() if started and not state.startswith("Z") else None
+
+
+def _ps_state(pid: int) -> str:
+    return _ask_ps(pid).rpartition(" ")[2][:1]
+
+
+def _ask_ps(pid: int) -> str:
     done = subprocess.run(
         ["/bin/ps", "-o", "lstart=,stat=", "-p", str(pid)],
         capture_output=True,
@@ -50,8 +173,7 @@ def _ps(pid: int) -> str | None:
         env={"LC_ALL": "C"},
         check=False,
     )
-    started, _, state = done.stdout.strip().rpartition(" ")
-    return started.strip() if started and not state.startswith("Z") else None
+    return done.stdout.strip()
 
 
 class DeathWatch(Protocol):

@@ -13,17 +13,27 @@ from typing import IO, Protocol
 
 from pytest_hfbudget.errors import EndpointError
 
+_TO_IMPORT = "HFBUDGET_TO_IMPORT"
+_KEEPER_MODULE = "pytest_hfbudget.endpoints.keeper"
+
 # Forks once more and lets the first child go: the keeper is then no child of the test run, is
 # in a session of its own without a terminal, and nobody has to collect it.
-_BOOT = """
-import json, os, sys
+# What to import, and from where, is in the environment and not on the command line: `pkill -f
+# pytest` is to end the test run and not what pauses after it.
+_BOOT = f"""
+import importlib, json, os, sys
 if os.fork():
     os._exit(0)
-name, run, fds, log, paths = sys.argv[1:]
-sys.path += json.loads(paths)
-from pytest_hfbudget.endpoints.keeper import main
-main(json.loads(fds), log)
+role, run, fds, log = sys.argv[1:]
+module, *paths = json.loads(os.environ.pop("{_TO_IMPORT}"))
+sys.path += paths
+importlib.import_module(module).main(role, run, json.loads(fds), log)
 """
+
+# The names of the processes.
+KEEPER = "hfbudget-keeper"
+SECOND = "hfbudget-keeper-second"
+RESERVE = "hfbudget-reserve"
 
 # What an interpreter and its TLS may need. All else stays behind, the token first of all.
 _PASSED = (
@@ -58,18 +68,18 @@ def spawn_keeper(end: socket.socket, run: str, log: Path, *, timeout_s: float) -
     """
     if not hasattr(os, "fork") or not sys.executable:
         raise EndpointError("endpoints can only be kept on Linux and macOS, from a Python program.")
-    _spawn("hfbudget-keeper", (end,), run, log, timeout_s)
+    _spawn(KEEPER, (end,), run, log, timeout_s)
 
 
-def spawn_second(
-    line: socket.socket, keeper: socket.socket, run: str, log: Path, *, timeout_s: float
+def spawn_standby(
+    role: str, ends: Sequence[socket.socket], run: str, log: Path, *, timeout_s: float
 ) -> None:
-    """Start a keeper's second, which inherits the line to the owner.
+    """Start a keeper's second or its reserve, which inherits ``ends``, the line to the owner first.
 
     Raises:
         EndpointError: it can't be started.
     """
-    _spawn("hfbudget-keeper-second", (line, keeper), run, log, timeout_s)
+    _spawn(role, ends, run, log, timeout_s)
 
 
 def _spawn(name: str, ends: Sequence[socket.socket], run: str, log: Path, timeout_s: float) -> None:
@@ -83,17 +93,18 @@ def _spawn(name: str, ends: Sequence[socket.socket], run: str, log: Path, timeou
 
 
 def _detach(name: str, fds: list[int], run: str, log: Path, timeout_s: float) -> None:
-    argv = [name, run, json.dumps(fds), str(log), json.dumps(_import_paths())]
+    argv = [name, run, json.dumps(fds), str(log)]
+    to_import = json.dumps([_KEEPER_MODULE, *_import_paths()])
     with _private(log) as output:
         starter = subprocess.Popen(
             # -I -S: neither PYTHONPATH, nor the working directory, nor site packages with their
-            # start-up files; what the keeper imports is named in its arguments.
+            # start-up files; what the keeper imports is named to it.
             [sys.executable, "-I", "-S", "-c", _BOOT, *argv],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd="/",
-            env=_environment(os.environ),
+            env={**_environment(os.environ), _TO_IMPORT: to_import},
             pass_fds=fds,
             start_new_session=True,
         )

@@ -174,7 +174,13 @@ class Startup:
     def _turn(self, slot: Slot) -> AbstractContextManager[None]:
         """Alone among the runs of this machine, and with no pause under way."""
         claims = self._claims(slot)
-        return turn(claims.turn, wait=self._patience(slot), ready=lambda: claims.pauser() is None)
+
+        def ready() -> bool:
+            for claim in claims.others():
+                claim.end_stopped_keeper()
+            return claims.pauser() is None
+
+        return turn(claims.turn, wait=self._patience(slot), ready=ready)
 
     def _patience(self, slot: Slot) -> Callable[[float], None]:
         ends = self._clock.monotonic() + self._settings.wait_timeout_s

@@ -7,7 +7,6 @@ machine can follow. Neither is believed over a run that lives.
 from __future__ import annotations
 
 import os
-import socket
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,15 @@ from pathlib import Path
 from pytest_hfbudget.endpoints import process, tags
 from pytest_hfbudget.endpoints.claims import Claim, Claims, claims_dir, inherited
 from pytest_hfbudget.endpoints.control import ControlPlane
-from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Journal, Lease, leases_dir, unfinished
+from pytest_hfbudget.endpoints.journal import (
+    LEFT,
+    PAUSED,
+    Journal,
+    Lease,
+    Record,
+    leases_dir,
+    unfinished,
+)
 from pytest_hfbudget.endpoints.leaving import Leaver
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.pausing import Pauser
@@ -30,10 +37,13 @@ from pytest_hfbudget.endpoints.state import PAUSED as RESTING
 from pytest_hfbudget.errors import ConfigError, EndpointError
 
 JOURNAL = "journal"
+ELSEWHERE = "elsewhere"
 TAG = "tag"
 
 _AT_ONCE = 8
 _DEADLINE_S = 120.0
+# The lease of a run that can't be judged is closed after that time, if its endpoint rests.
+_FORGET_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,8 @@ class Stray:
     Attributes:
         run: the run; the first of them, if several have left it.
         why: a clause for people.
-        where: `JOURNAL`, of this machine; or `TAG`, on the server.
+        where: `JOURNAL`, of a run that is dead for certain; `ELSEWHERE`, in the journal of a run
+            that can't be judged from here; or `TAG`, on the server.
         leases: what the journals say of it.
     """
 
@@ -79,25 +90,32 @@ class Swept:
     warnings: tuple[str, ...] = ()
 
 
-def find_local(state_dir: Path, *, api: str | None = None, kept: bool = False) -> tuple[Stray, ...]:
+def find_local(
+    state_dir: Path, *, api: str | None = None, kept: bool = False, elsewhere: bool = False
+) -> tuple[Stray, ...]:
     """What dead runs of this machine have leased, and no keeper will pause any more.
-
-    What other machines wrote into the same folder is passed over: here nobody can know whether
-    their processes live.
 
     Args:
         api: base URL of the only control plane to look for.
         kept: also what a keeper is still at, which has not succeeded so far.
+        elsewhere: also what was leased in other containers, or on other machines that use the
+            same folder. Whether these runs live can't be told from here, so `sweep` leaves it
+            alone until the endpoint's tag has expired.
     """
-    found: dict[tuple[str, str], Stray] = {}
+    found: dict[tuple[str, str, str], Stray] = {}
     for lease in unfinished(leases_dir(state_dir)):
         intent, server = lease.intent, lease.intent.api.rstrip("/")
-        key = (server, intent.endpoint)
-        wanted = api is None or api.rstrip("/") == server
-        why = _left_behind(lease, state_dir, kept) if wanted else None
-        if why is None:
+        if api is not None and api.rstrip("/") != server:
             continue
-        known = found.get(key) or Stray(intent.endpoint, server, intent.run, why, JOURNAL)
+        where = JOURNAL if process.judgeable(intent) else ELSEWHERE
+        if where == JOURNAL:
+            why = _left_behind(lease, state_dir, kept)
+        else:
+            why = f"its run, in another container or machine ({intent.host}), is over by its tag"
+        if why is None or (where == ELSEWHERE and not elsewhere):
+            continue
+        key = (server, intent.endpoint, where)
+        known = found.get(key) or Stray(intent.endpoint, server, intent.run, why, where)
         found[key] = replace(known, leases=(*known.leases, lease))
     return tuple(found.values())
 
@@ -135,8 +153,9 @@ def sweep(
         dry_run: look at each, and touch none.
     """
     chosen: dict[tuple[str, str], Stray] = {}
-    for stray in sorted(strays, key=lambda one: one.where != JOURNAL):
-        chosen.setdefault((stray.api, stray.name), stray)  # the journal knows more than a tag does
+    # The journal knows more than a tag does.
+    for stray in sorted(strays, key=lambda one: (JOURNAL, ELSEWHERE, TAG).index(one.where)):
+        chosen.setdefault((stray.api, stray.name), stray)
     broom = _Broom(plane, state_dir, timings, clock)
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-sweep") as pool:
         looks = list(pool.map(broom.look, chosen.values()))
@@ -171,13 +190,15 @@ class _Broom:
         # It may have been leased anew since it was listed.
         if stray.where == TAG and not _is_over(found, self._clock.time()):
             return replace(plain, state=found.state, skipped="its lease was renewed")
-        return replace(plain, state=found.state)
+        return replace(plain, state=found.state, skipped=self._doubt(stray, found))
 
     def pause(self, stray: Stray, look: Swept) -> Swept:
         """Pause it, unless ``look`` has found a reason not to, and close what was left open."""
         if look.skipped:
             return look
         claims = self._claims(stray)
+        for claim in claims.others():
+            claim.end_stopped_keeper()
         watch = Watch(stray.name, self._scaling(stray, claims), untag=True)
         pauser = Pauser(self._plane, watch, self._timings, settled=True, clock=self._clock)
         leaver = Leaver(claims, self._claim(stray), pauser, clock=self._clock)
@@ -190,6 +211,26 @@ class _Broom:
             verified=receipt.verified,
             error=receipt.error,
             warnings=receipt.warnings,
+        )
+
+    def _doubt(self, stray: Stray, found: Endpoint) -> str | None:
+        """Why it is not touched although no run that lives here uses it."""
+        now = self._clock.time()
+        users: list[Claim | Record] = [one for one in self._claims(stray).others() if one.elsewhere]
+        if stray.where == ELSEWHERE:
+            users += [lease.intent for lease in stray.leases]
+        if not users or _is_over(found, now):
+            return None
+        last = max(users, key=lambda one: one.at)
+        if found.state == RESTING:
+            forgotten = stray.where == JOURNAL or last.at < now - _FORGET_S
+            return None if forgotten else "it is paused"
+        until = tags.until(found.tags)
+        ends = f"It has until {_clock(until)}" if until else "No tag tells when it is over"
+        return (
+            f"run {last.run} (process {last.owner_pid} on {last.host}) is in another container or "
+            f"on another machine, and can't be judged from here. {ends}; if it is dead: "
+            f"hfbudget pause --force {stray.name}"
         )
 
     def _in_use(self, stray: Stray) -> str | None:
@@ -257,8 +298,6 @@ def _limited(looks: Sequence[Swept], most: int | None) -> list[Swept]:
 def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
     """Why a lease is nobody's any more, as a clause; None where somebody lives who sees to it."""
     intent = lease.intent
-    if intent.host != socket.gethostname():
-        return None
     own = Claims(claims_dir(state_dir), api=intent.api, endpoint=intent.endpoint, run=intent.run)
     claim = own.own()
     keeper = claim.keeper_pid if claim is not None and claim.kept else None
@@ -270,6 +309,8 @@ def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
     if process.alive(intent.owner_pid, intent.owner_start):
         return None
     dead = f"its run died (process {intent.owner_pid})"
+    if claim is not None and claim.here and process.stopped(claim.keeper_pid, claim.keeper_start):
+        return f"{dead}, and its keeper (process {claim.keeper_pid}) is stopped"
     return (
         f"{dead}, and its keeper (process {keeper}) is still at it"
         if keeper
@@ -283,5 +324,8 @@ def _is_over(endpoint: Endpoint, now: float) -> bool:
 
 
 def _over(endpoint: Endpoint) -> str:
-    until = datetime.fromtimestamp(tags.until(endpoint.tags) or 0, timezone.utc)
-    return f"its run was to be over by {until:%Y-%m-%d %H:%M} UTC"
+    return f"its run was to be over by {_clock(tags.until(endpoint.tags) or 0)}"
+
+
+def _clock(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, timezone.utc):%Y-%m-%d %H:%M} UTC"

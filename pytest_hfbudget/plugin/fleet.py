@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
 
 SAY_EVERY_S = 15.0
+TEND_S = 1.0
 # A deadline that moved by less is not worth a message to the keeper.
 MOVED_S = 0.05
 
@@ -65,6 +66,7 @@ class Fleet:
         self._ended = 0  # nano-USD of spans that are over: a revived endpoint has begun another
         self._armed_until = 0.0
         self._ticker: history.Ticker | None = None
+        self._tender: history.Ticker | None = None
         self._said: dict[str, tuple[str, float]] = {}
         self._lifecycle = Lifecycle(
             _terms(settings, run_id), progress=self._progress, afford=self._afford
@@ -107,10 +109,14 @@ class Fleet:
         self.accrue()
         self.rearm()
 
+    def tend_alone(self) -> None:
+        """Tend every second in a thread; for a process in which no test runs, so none can fork."""
+        self._tender = history.Ticker(TEND_S, self.tend)
+
     def accrue(self) -> None:
         """Book every started minute of what runs."""
-        if self._receipts is None and (self._running or self._booked):
-            with self._lock:
+        with self._lock:
+            if self._receipts is None and (self._running or self._booked):
                 self._end_what_was_paused()
                 started = self._ended + sum(map(self._cost, self._running))
                 if not self._reserve(started):
@@ -244,12 +250,14 @@ class Fleet:
 
     def finish(self) -> bool:
         """Wait for the pauses and book the uptime; whether every pause is verified."""
-        if self._ticker is not None:
-            self._ticker.stop()
+        for ticker in filter(None, (self._ticker, self._tender)):
+            ticker.stop()
         if self._receipts is None:
-            self._receipts = self._lifecycle.finish()
+            receipts = self._lifecycle.finish()
+            with self._lock:  # a tick may be booking what is only an upper bound
+                self._receipts = receipts
+                self._book(sum(receipt.nano_usd for receipt in receipts))
             self.log.ended(self._receipts)
-            self._book(sum(receipt.nano_usd for receipt in self._receipts))
             self.sharing.settle(self._receipts)
         in_order = all(receipt.in_order for receipt in self._receipts)
         return in_order and not self._lifecycle.keeper_lost
@@ -277,7 +285,8 @@ class Fleet:
                 self._running[name] = Running(time.monotonic(), nano_per_minute)
                 self.sharing.price(name, nano_per_minute)
                 if self._settings.capped_over_runs and self._ticker is None:
-                    self._ticker = history.Ticker(self._settings.billing_minute, self._tick)
+                    every_s = self._settings.billing_minute / history.Ticker.TICKS
+                    self._ticker = history.Ticker(every_s, self._tick)
         except LedgerUnreachableError as error:
             raise EndpointError(str(error)) from None
         except BudgetExceededError as error:

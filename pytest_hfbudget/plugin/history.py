@@ -101,19 +101,20 @@ def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
 
 
 class Ticker:
-    """Looks at running endpoints several times a minute, whatever the test does meanwhile.
+    """Looks at running endpoints every few seconds, whatever the tests do meanwhile.
 
-    Without it, a run would not notice that others take what its next minutes were to be paid from.
+    Without it, a run would not notice that others take what its next minutes were to be paid from;
+    nor a controller of workers, in which no test ends, that its keeper was killed.
 
     Args:
-        minute_s: seconds in a billed minute.
+        every_s: seconds between two looks.
         tick: what to do each time.
     """
 
-    TICKS = 4  # in a minute
+    TICKS = 4  # in a billed minute
 
-    def __init__(self, minute_s: float, tick: Callable[[], None]) -> None:
-        self._every_s, self._tick = minute_s / self.TICKS, tick
+    def __init__(self, every_s: float, tick: Callable[[], None]) -> None:
+        self._every_s, self._tick = every_s, tick
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hfbudget-minutes", daemon=True)
         self._thread.start()

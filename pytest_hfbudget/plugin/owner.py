@@ -145,6 +145,8 @@ class Owner:
                 self._fleet = Fleet(
                     self.config, self.settings, self.run_id, self.ledger, self._rehearsal
                 )
+                if self._desk is not None:
+                    self._fleet.tend_alone()  # tests end in the workers, not here
             return self._fleet
 
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:

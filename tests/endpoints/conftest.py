@@ -44,10 +44,26 @@ def seconds_of(state_dir: Path, run: str) -> list[int]:
     return [pid for pid, said in _processes(state_dir) if words <= set(said)]
 
 
+def reserves_of(state_dir: Path, run: str) -> list[int]:
+    """Processes that stand by for the keeper of a run and for its second."""
+    words = {b"hfbudget-reserve", run.encode()}
+    found = [pid for pid, said in _processes(state_dir) if words <= set(said)]
+    # One that is still being started has the name of its interpreter, and forks once more.
+    return [pid for pid in found if comm_of(pid).startswith("hfbudget-")]
+
+
+def comm_of(pid: int) -> str:
+    """The name by which ``ps`` shows a process; empty if it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
 def keepers_of(state_dir: Path) -> list[int]:
     """All keepers, and those that stand by for one, whatever their run."""
     of_it = _processes(state_dir)
-    return [p for p, said in of_it if any(w.startswith(b"hfbudget-keeper") for w in said)]
+    names = (b"hfbudget-keeper", b"hfbudget-reserve")
+    return [p for p, said in of_it if any(w.startswith(names) for w in said)]
 
 
 def _processes(state_dir: Path) -> Iterator[tuple[int, list[bytes]]]:
@@ -65,11 +81,15 @@ def kill(pid: int | None) -> None:
     assert gone(pid)
 
 
-def kill_both(run: Lifecycle, settings: EndpointSettings) -> None:
-    """Kill the keeper and its second so that neither can stand in for the other."""
+def kill_all(run: Lifecycle, settings: EndpointSettings) -> None:
+    """Kill the keeper and its standbys so that none can stand in for another."""
     assert run.keeper_pid is not None
+    folder, name = settings.state_dir, settings.run
+    assert until(lambda: reserves_of(folder, name))
     os.kill(run.keeper_pid, signal.SIGSTOP)
-    for pid in seconds_of(settings.state_dir, settings.run):
+    for pid in (*seconds_of(folder, name), *reserves_of(folder, name)):
+        os.kill(pid, signal.SIGSTOP)
+    for pid in (*seconds_of(folder, name), *reserves_of(folder, name)):
         kill(pid)
     kill(run.keeper_pid)
 
@@ -197,8 +217,12 @@ class Owner:
     def vanish(self) -> None:
         """Kill it and its keeper, as a power cut would: neither can do anything any more."""
         os.kill(self.keeper, signal.SIGSTOP)
-        for second in seconds_of(self.state_dir, self.run):
-            os.kill(second, signal.SIGKILL)
+        assert until(lambda: reserves_of(self.state_dir, self.run))
+        standbys = (*seconds_of(self.state_dir, self.run), *reserves_of(self.state_dir, self.run))
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in standbys:
+                os.kill(pid, number)
+        assert all(map(gone, standbys))
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
         os.kill(self.keeper, signal.SIGKILL)

@@ -19,7 +19,18 @@ from pytest_hfbudget.endpoints.process import start_time
 from pytest_hfbudget.endpoints.protocol import Arm
 from pytest_hfbudget.errors import EndpointError
 
-from .conftest import TOKEN, Owner, gone, kill, kill_both, seconds_of, until
+from .conftest import (
+    TOKEN,
+    Owner,
+    comm_of,
+    gone,
+    keepers_of,
+    kill,
+    kill_all,
+    reserves_of,
+    seconds_of,
+    until,
+)
 
 Start = Callable[..., Owner]
 Make = Callable[..., Lifecycle]
@@ -258,21 +269,94 @@ def test_a_limit_outlives_the_keeper_that_was_told_it(hub: EmulatorClient, lifec
     assert "time that this run may pay for is over" in run.paused_early()["acme/llm"]
 
 
-def test_no_second_stays_behind(lifecycle: Make, settings: EndpointSettings):
+def test_no_standby_stays_behind(lifecycle: Make, settings: EndpointSettings):
     run = lifecycle()
     run.ensure("acme/llm")
     (second,) = seconds_of(settings.state_dir, settings.run)
+    (reserve,) = until(lambda: reserves_of(settings.state_dir, settings.run))
     run.finish()
     assert gone(second)
+    assert gone(reserve)
 
 
-def test_a_keeper_whose_second_died_with_it_is_replaced_between_tests(
+def test_a_keeper_and_its_second_that_are_killed_at_once_are_stood_in_for(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    pair = (run.keeper_pid, *seconds_of(settings.state_dir, settings.run))
+    assert until(lambda: reserves_of(settings.state_dir, settings.run))
+    seen = hub.last()
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pair:
+            os.kill(pid, number)
+    reached = hub.wait_for(op="get", phase="arrived", after=seen)
+    assert "(keeper)" in reached["agent"]
+    assert hub.log(op="pause") == []
+    (receipt,) = run.finish()
+    assert run.keeper_pid not in pair
+    assert receipt.verified
+    assert "another one has stepped in" in receipt.warnings[0]
+
+
+def test_a_reserve_that_is_killed_is_replaced(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    (first,) = until(lambda: reserves_of(settings.state_dir, settings.run))
+    kill(first)
+    assert until(lambda: [p for p in reserves_of(settings.state_dir, settings.run) if p != first])
+    (receipt,) = run.finish()
+    assert receipt.verified
+    assert len(hub.log(op="pause", phase="arrived")) == 1
+
+
+def test_a_keeper_that_is_stopped_is_stood_in_for_at_the_end(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    stopped = run.keeper_pid
+    os.kill(stopped, signal.SIGSTOP)
+    (receipt,) = run.finish()
+    assert receipt.verified
+    assert gone(stopped)
+    assert run.keeper_pid != stopped
+
+
+def test_a_keeper_that_is_stopped_does_not_outlast_the_limit(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+):
+    run = lifecycle()
+    run.pause_after(2)
+    run.ensure("acme/llm")
+    os.kill(run.keeper_pid, signal.SIGSTOP)
+    hub.wait_for(kind="state", state="paused", timeout=10)
+
+
+def test_what_finds_pytest_by_its_name_does_not_find_a_keeper(
+    lifecycle: Make, settings: EndpointSettings
+):
+    run = lifecycle()
+    run.ensure("acme/llm")
+    assert until(lambda: reserves_of(settings.state_dir, settings.run))
+    paths = (str(settings.state_dir).encode(), sys.executable.encode())
+    for pid in keepers_of(settings.state_dir):
+        said = Path(f"/proc/{pid}/cmdline").read_bytes()
+        for path in paths:  # a user's own
+            said = said.replace(path, b"")
+        assert b"pytest" not in said
+        assert comm_of(pid).startswith("hfbudget-")
+
+
+def test_a_keeper_whose_standbys_died_with_it_is_replaced_between_tests(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle()
     run.ensure("acme/llm")
     first = run.keeper_pid
-    kill_both(run, settings)
+    kill_all(run, settings)
     run.tend()
     assert run.keeper_pid != first
     assert hub.log(op="pause") == []
@@ -289,7 +373,7 @@ def test_a_keeper_that_is_killed_again_means_a_pause_at_once(
     run = lifecycle()
     run.ensure("acme/llm")
     for _ in range(2):
-        kill_both(run, settings)
+        kill_all(run, settings)
         run.tend()
     assert hub.log(kind="state", state="paused")
     (receipt,) = run.finish()
@@ -303,7 +387,7 @@ def test_a_keeper_that_is_found_dead_at_the_end_is_stood_in_for(
 ):
     run = lifecycle()
     run.ensure("acme/llm")
-    kill_both(run, settings)
+    kill_all(run, settings)
     (receipt,) = run.finish()
     assert receipt.verified
     assert hub.log(kind="state", state="paused")

@@ -209,11 +209,10 @@ class Box:
                 command or self.pytest(*options),
                 cwd=self.path,
                 env={**self.environment, **(env or {})},
-                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                **more,
+                **{"stdin": subprocess.DEVNULL, **more},
             )
         self.runs.append(Run(self, process, log))
         return self.runs[-1]
@@ -274,6 +273,18 @@ class Box:
             except TimeoutError:
                 continue
 
+    def noticed(self, killed: Moment, *, within: float = 3.0) -> dict[str, Any]:
+        """Wait until keepers that were killed have a successor, or the run pauses by itself.
+
+        What the next keeper does first is to reach for the endpoint.
+        """
+
+        def looks_after(entry: dict[str, Any]) -> bool:
+            agent = entry.get("agent")
+            return agent == KEEPER or (agent == RUN and entry["op"] == "pause")
+
+        return self.first(killed.seq, looks_after, timeout=within)
+
     def records(self, name: str = NAME) -> list[list[dict[str, Any]]]:
         """The readable lines about an endpoint, journal by journal."""
         journals = []
@@ -303,13 +314,26 @@ class Box:
         """Processes that stand by for a keeper, or that have stepped in for one."""
         return self._named(b"hfbudget-keeper-second")
 
-    def kill_keepers(self) -> None:
-        """Kill all of both so that none can stand in for another."""
-        pids = [*self.keepers(), *self.seconds()]
+    def reserves(self) -> list[int]:
+        """Processes that stand by for both, or that have stepped in."""
+        # One that is still being started has the name of its interpreter, and forks once more.
+        found = self._named(b"hfbudget-reserve")
+        return [pid for pid in found if _read(pid, "comm").startswith(b"hfbudget-")]
+
+    def kill_keepers(self, *, but_reserves: bool = False) -> None:
+        """Kill all of them so that none can stand in for another; or a keeper and its second."""
+        self.complete()
+        pids = [*self.keepers(), *self.seconds(), *([] if but_reserves else self.reserves())]
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:
                 kill(pid, number)
         assert all(gone(pid) for pid in pids)
+
+    def complete(self) -> None:
+        """Wait until the keeper has its standbys; what starts as the run goes on."""
+        ends = time.monotonic() + 10
+        while not (self.seconds() and self.reserves()) and time.monotonic() < ends:
+            select.select([], [], [], 0.01)
 
     def _named(self, name: bytes) -> list[int]:
         return [pid for pid in self.processes() if name in _read(pid, "cmdline").split(b"\0")]

@@ -8,15 +8,18 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fault_box import KEEPER, NAME, RUN, Box, T, gone, kill
+from fault_box import KEEPER, NAME, Box, T, gone, kill
 
 from pytest_hfbudget.endpoints import process
+
+# How long a process may stay stopped that has to act.
+STOPPED_S = 3.0
 
 TWO = """
     @pytest.mark.hf_endpoint("acme/llm")
@@ -70,7 +73,7 @@ def test_a_keeper_that_is_killed_in_a_test_is_replaced_or_pauses(box: Box) -> No
     kill(keeper)
     assert gone(keeper)
     try:
-        noticed = box.first(end.seq, _looks_after, timeout=2)
+        noticed = box.noticed(end, within=2)
     except TimeoutError:
         noticed = None
     box.open_gate("one")
@@ -80,12 +83,6 @@ def test_a_keeper_that_is_killed_in_a_test_is_replaced_or_pauses(box: Box) -> No
     box.judge(None)
     assert noticed, "nobody had an eye on the endpoint until the end of the test"
     assert code == 1
-
-
-def _looks_after(entry: dict[str, Any]) -> bool:
-    """A new keeper reaches for the endpoint, or the run pauses it by itself."""
-    agent = entry.get("agent")
-    return agent == KEEPER or (agent == RUN and entry["op"] == "pause")
 
 
 def test_a_keeper_and_then_its_run_are_killed(box: Box) -> None:
@@ -99,7 +96,7 @@ def test_a_keeper_and_then_its_run_are_killed(box: Box) -> None:
     assert gone(keeper)
     # What the next keeper does first is to reach for the endpoint; without one, wait a second.
     with contextlib.suppress(TimeoutError):
-        box.first(end.seq, _looks_after, timeout=T)
+        box.noticed(end, within=T)
     end = run.send(signal.SIGKILL)
     run.wait()
     box.judge(end)
@@ -116,6 +113,133 @@ def test_keepers_that_are_killed_with_their_seconds_mean_a_pause_and_a_red_run(b
     code = run.wait()
     box.judge(None)
     assert code == 1
+
+
+@pytest.mark.quick
+def test_a_keeper_and_its_second_that_are_killed_at_once_and_then_the_run(box: Box) -> None:
+    """Row 29: in one long test that does nothing."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    killed = box.now()
+    box.kill_keepers(but_reserves=True)
+    box.noticed(killed)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end)
+
+
+def test_a_command_whose_keeper_and_standbys_are_killed_at_once_has_others_started(
+    box: Box,
+) -> None:
+    """Row 29: `hfbudget run`, which is killed too, some time later."""
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    wrapper = [sys.executable, "-m", "pytest_hfbudget", "run", "--endpoint", NAME, "--", *waits]
+    held, theirs = socket.socketpair()
+    run = box.start(command=wrapper, stdin=theirs)
+    theirs.close()
+    run.sees(op="health", phase="answered")
+    killed = box.now()
+    box.kill_keepers()
+    box.noticed(killed)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    held.close()
+    box.judge(end)
+
+
+@pytest.mark.quick
+def test_a_keeper_that_is_stopped_is_stood_in_for_when_its_run_is_killed(box: Box) -> None:
+    """Row 39: while it stays stopped."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    (keeper,) = box.keepers()
+    kill(keeper, signal.SIGSTOP)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end, within=T + STOPPED_S)
+
+
+def test_a_keeper_and_its_second_that_are_stopped_are_stood_in_for(box: Box) -> None:
+    """Row 39."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    box.complete()
+    for pid in (*box.keepers(), *box.seconds()):
+        kill(pid, signal.SIGSTOP)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end, within=T + STOPPED_S)
+
+
+def test_a_second_that_is_stopped_is_stood_in_for_when_the_keeper_and_the_run_are_killed(
+    box: Box,
+) -> None:
+    """Rows 29, 39."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    box.complete()
+    for pid in box.seconds():
+        kill(pid, signal.SIGSTOP)
+    for pid in box.keepers():
+        kill(pid)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end, within=T + STOPPED_S)
+
+
+def test_a_keeper_that_is_stopped_in_its_pause_is_stood_in_for(box: Box) -> None:
+    """Row 39: the run waits for it meanwhile."""
+    box.hub.add_fault("pause", lie=True)
+    box.suite()
+    run = box.start()
+    run.reached()
+    (keeper,) = box.keepers()
+    box.open_gate("test")
+    run.sees(op="pause")
+    kill(keeper, signal.SIGSTOP)
+    assert run.wait() == 1
+    box.judge(None)
+
+
+@pytest.mark.parametrize("by", ["sweep", "the next run"])
+def test_what_only_a_stopped_keeper_is_left_to_pause_is_paused_by_another(
+    box: Box, by: str
+) -> None:
+    """Row 39: its standbys and its run are dead."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    box.complete()
+    (keeper,) = box.keepers()
+    kill(keeper, signal.SIGSTOP)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in (*box.seconds(), *box.reserves()):
+            kill(pid, number)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    assert not gone(keeper, 0.5)
+    resumes = len(box.requests("resume"))
+    if by == "sweep":
+        assert box.command("sweep").process.returncode == 0
+    else:
+        box.hub.add_endpoint("acme/other")
+        box.suite("""
+            @pytest.mark.hf_endpoint("acme/other")
+            def test_it():
+                pass
+        """)
+        assert box.start().wait() == 0
+    assert box.state_of() == "paused"
+    assert len(box.requests("resume", endpoint=NAME)) == resumes
+    paused = len(box.requests("pause", endpoint=NAME))
+    kill(keeper, signal.SIGCONT)
+    assert gone(keeper)
+    assert len(box.requests("pause", endpoint=NAME)) == paused
+    box.judge(end, within=60)
 
 
 def test_a_keeper_that_is_killed_before_the_end_is_stood_in_for(box: Box) -> None:

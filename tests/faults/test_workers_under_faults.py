@@ -111,6 +111,39 @@ def test_a_controller_that_is_killed_is_paused(box: Box, number: signal.Signals)
     box.judge(end, linger=25)
 
 
+SHORT = """
+    @pytest.mark.parametrize("n", range(2000))
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_is_short(n):
+        reached("short")
+        threading.Event().wait(0.02)
+"""
+STAYS = """
+    @pytest.mark.parametrize("n", range(2))
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_stays(n):
+        reached("short")
+        threading.Event().wait(60)
+"""
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("suite", [SHORT, STAYS], ids=["short-tests", "long-tests"])
+def test_keepers_that_are_killed_under_workers_are_replaced_before_the_controller_is(
+    box: Box, suite: str
+) -> None:
+    """Rows 26, 29: with all their standbys, in one instant."""
+    box.suite(suite)
+    run = box.start("-n2")
+    run.reached("short")
+    killed = box.now()
+    box.kill_keepers()
+    box.noticed(killed)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end, linger=25)
+
+
 def test_a_controller_that_is_killed_with_its_group_is_paused(box: Box) -> None:
     """Rows 9, 26."""
     box.suite()
