@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 from pytest_hfbudget.ledger.scope import SESSION, Scope
 
@@ -27,6 +31,31 @@ class Enclosed(NamedTuple):
 
     certain: bool
     blocks: tuple[budget, ...] = ()
+
+
+class Opened(NamedTuple):
+    """A block that is open.
+
+    Attributes:
+        everywhere: whether a plain thread may have been started inside of it, as far as that can
+            be known; otherwise only contexts of the same thread can lie inside of it.
+        thread: where it was entered.
+        task: what entered it, where that was a task.
+        at: its place in the order of things: other tasks that were seen before it lie outside.
+    """
+
+    block: budget
+    everywhere: bool
+    thread: int
+    task: ref[asyncio.Task[Any]] | None
+    at: int
+
+    def may_enclose(self, thread: int, task: asyncio.Task[Any] | None, seen: int | None) -> bool:
+        """Whether an empty context, of a task that was first seen then, can lie inside of it."""
+        if thread != self.thread:
+            return self.everywhere
+        older = seen is not None and seen < self.at
+        return not older or (self.task is not None and self.task() is task)
 
 
 class Around(NamedTuple):
@@ -90,7 +119,9 @@ class Payer:
     Threads and executors of a test are its own, whether or not they carry its context, so the
     running test is an attribute of the process. Blocks follow the context where there is one. A
     thread without one is charged to every block that was opened in a context which is known: one
-    of them has started it, and so no cap can be broken by it.
+    of them has started it, and so no cap can be broken by it. An empty context in a thread that has
+    others (``Context().run``, a task that was given one, a greenlet) is also charged to the blocks
+    that any of these has opened, unless it is that of a task which is older than the block.
 
     Attributes:
         over_runs: the budgets that this run shares with others.
@@ -103,33 +134,46 @@ class Payer:
     where: str = ""
     unowned: list[BudgetExceededError] = field(default_factory=list)
     outer: Outer = field(default_factory=Outer)
-    _shared: list[budget] = field(default_factory=list)
+    _opened: list[Opened] = field(default_factory=list)
+    _order: Iterator[int] = field(default_factory=itertools.count)
+    _seen: WeakKeyDictionary[asyncio.Task[Any], int] = field(default_factory=WeakKeyDictionary)
     _last: tuple[Inside, Around] | None = None
 
     def open_blocks(self) -> tuple[budget, ...]:
         """The blocks around the running code, outermost first."""
-        enclosed = _here()
+        enclosed = self._here()
         if enclosed.certain:
             return enclosed.blocks
-        return (*self._shared, *(b for b in enclosed.blocks if b not in self._shared))
+        shared = [opened.block for opened in tuple(self._opened) if opened.everywhere]
+        return (*shared, *(block for block in enclosed.blocks if block not in shared))
 
     def enter(self, block: budget) -> None:
         """Open a block in this context."""
-        enclosed = _here()
+        enclosed = self._here()
         _enclosed.set(enclosed._replace(blocks=(*enclosed.blocks, block)))
-        if enclosed.certain:
-            self._shared.append(block)
+        at = next(self._order)
+        if not enclosed.certain or threading.current_thread() is threading.main_thread():
+            self._see_tasks(at)
+        here, task = threading.get_ident(), _task()
+        by = None if task is None else ref(task)
+        self._opened.append(Opened(block, enclosed.certain, here, by, at))
 
     def leave(self, block: budget) -> None:
         """Close a block in this context; one that was entered twice is still open once."""
-        enclosed = _here()
-        _enclosed.set(enclosed._replace(blocks=_without_last(enclosed.blocks, block)))
-        if block in self._shared:
-            self._shared.remove(block)
+        if (enclosed := _enclosed.get(None)) is not None:
+            _enclosed.set(enclosed._replace(blocks=_without_last(enclosed.blocks, block)))
+        for opened in reversed(tuple(self._opened)):
+            if opened.block is block:
+                self._opened.remove(opened)
+                return
 
     def know_this_context(self) -> None:
-        """Make this context, and all that are copied from it, one whose blocks are known."""
-        _enclosed.set(_here()._replace(certain=True))
+        """Make this context, and all that are copied from it, one whose blocks are known.
+
+        Not in a plain thread: one of a pool may be inside of blocks that are opened later.
+        """
+        if threading.current_thread() is threading.main_thread():
+            _enclosed.set(self._here()._replace(certain=True))
 
     def stay_inside(self, blocks: tuple[budget, ...]) -> None:
         """Be inside of just these blocks, here and in every thread that is started from here.
@@ -137,7 +181,29 @@ class Payer:
         A forked child has one thread, which counts as the main one whatever it was before.
         """
         _enclosed.set(Enclosed(certain=True, blocks=blocks))
-        self._shared = list(blocks)
+        here = threading.get_ident()
+        self._opened = [Opened(block, True, here, None, next(self._order)) for block in blocks]
+
+    def _here(self) -> Enclosed:
+        """What this context is inside of; of an empty one, all that it may be inside of."""
+        enclosed = _enclosed.get(None)
+        if enclosed is not None:
+            return enclosed
+        certain = threading.current_thread() is threading.main_thread()
+        if not self._opened:
+            return Enclosed(certain)
+        here, task = threading.get_ident(), _task()
+        seen = None if task is None else self._seen.get(task)
+        around = (
+            opened.block for opened in tuple(self._opened) if opened.may_enclose(here, task, seen)
+        )
+        return Enclosed(certain, tuple(around))
+
+    def _see_tasks(self, before: int) -> None:
+        """Note that the tasks of this thread's loop are older than what is opened now."""
+        if asyncio._get_running_loop() is not None:
+            for task in asyncio.all_tasks():
+                self._seen.setdefault(task, before - 1)
 
     def around(self) -> Around:
         """All that a call needs to know of these scopes; made anew only when they change."""
@@ -185,11 +251,9 @@ def _around(inside: Inside) -> Around:
     )
 
 
-def _here() -> Enclosed:
-    try:
-        return _enclosed.get()
-    except LookupError:
-        return Enclosed(certain=threading.current_thread() is threading.main_thread())
+def _task() -> asyncio.Task[Any] | None:
+    # Outside of any loop, current_task() raises, which is slow.
+    return asyncio.current_task() if asyncio._get_running_loop() else None
 
 
 def _without_last(blocks: tuple[budget, ...], block: budget) -> tuple[budget, ...]:

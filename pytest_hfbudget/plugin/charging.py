@@ -35,6 +35,7 @@ class Charging:
         """From now on calls are charged to this test."""
         self._item = item
         if self._run.runtime is not None:
+            self._run.runtime.meter.payer.know_this_context()
             self._charge_to(item)
 
     def leave(self, item: pytest.Item) -> None:

@@ -45,6 +45,7 @@ class Call:
         guise: what its limit is written as: 20, 20.0 or "20".
         seen: how many chunks of its stream are looked at before it is left.
         cancelled_after: seconds after which the task that makes it is cancelled.
+        empty: whether it is made in an empty context, which does not say what encloses it.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Call:
     guise: type = int
     seen: int = 1
     cancelled_after: float | None = None
+    empty: bool = False
 
     @property
     def name(self) -> str:
@@ -266,6 +268,7 @@ class _Planner:
             ending=ending,
             seen=draw.choice((1, 2, 4, 9)),
             cancelled_after=draw.choice((0.001, 0.01, 0.03)) if cancelled else None,
+            empty=draw.random() < 0.15,
         )
 
     # --- what it costs

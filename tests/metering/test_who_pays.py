@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 
 import pytest
 from metering_bench import MODEL, Bench, say
@@ -257,6 +260,128 @@ def test_blocks_of_sibling_threads_do_not_charge_each_other(bench: Bench) -> Non
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(work, range(2))) == [1, 1]
+
+
+def _in_a_plain_thread(work: Callable[[], None]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+
+
+def _right_here(work: Callable[[], None]) -> None:
+    work()
+
+
+everywhere = pytest.mark.parametrize("run", [_right_here, _in_a_plain_thread])
+
+
+@everywhere
+def test_an_empty_context_is_inside_the_open_blocks(
+    bench: Bench, run: Callable[[Callable[[], None]], None]
+) -> None:
+    def work() -> None:
+        with budget(max_calls=0, on_exceed="raise"):
+            assert not Context().run(_call, bench)
+
+    run(work)
+    assert bench.sent == 0
+
+
+@everywhere
+def test_an_empty_context_is_inside_the_blocks_of_an_empty_context(
+    bench: Bench, run: Callable[[Callable[[], None]], None]
+) -> None:
+    def work() -> None:
+        with budget(max_calls=0, on_exceed="raise"):
+            assert not Context().run(_call, bench)
+
+    run(lambda: Context().run(work))
+    assert bench.sent == 0
+
+
+@everywhere
+def test_a_thread_started_from_an_empty_context_is_inside_the_block_around_it(
+    bench: Bench, run: Callable[[Callable[[], None]], None]
+) -> None:
+    def start() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            assert not pool.submit(_call, bench).result()
+
+    with budget(max_calls=0, on_exceed="raise"):
+        run(lambda: Context().run(start))
+    assert bench.sent == 0
+
+
+@everywhere
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task can't be given a context")
+def test_a_task_with_an_empty_context_is_inside_the_block_around_it(
+    bench: Bench, run: Callable[[Callable[[], None]], None]
+) -> None:
+    async def call() -> None:
+        with pytest.raises(BudgetExceededError):
+            async with bench.async_client() as client:
+                await client.chat_completion(say(10), max_tokens=20)
+
+    async def main() -> None:
+        with budget(max_calls=0, on_exceed="raise"):
+            await asyncio.get_running_loop().create_task(call(), context=Context())
+
+    run(lambda: asyncio.run(main()))
+    assert bench.sent == 0
+
+
+@everywhere
+def test_an_empty_context_of_a_task_is_inside_the_block_that_this_task_has_opened(
+    bench: Bench, run: Callable[[Callable[[], None]], None]
+) -> None:
+    async def opening() -> None:
+        await asyncio.sleep(0)
+        with budget(max_calls=0, on_exceed="raise"):
+            assert not Context().run(_call, bench)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(opening())
+        with budget():  # it is seen here, before it opens its own
+            await task
+
+    run(lambda: asyncio.run(main()))
+    assert bench.sent == 0
+
+
+def test_a_block_that_is_over_encloses_no_empty_context(bench: Bench) -> None:
+    with budget(max_calls=0):
+        pass
+    assert Context().run(_call, bench)
+
+
+def test_an_empty_context_that_opens_a_block_leaves_it_again(bench: Bench) -> None:
+    def work() -> None:
+        with budget(max_calls=0):
+            pass
+        assert _call(bench)
+
+    Context().run(work)
+    assert bench.payer.open_blocks() == ()
+
+
+def test_sibling_tasks_in_a_plain_thread_are_not_charged_to_each_others_blocks(
+    bench: Bench,
+) -> None:
+    async def one(gate: asyncio.Event) -> int:
+        with budget(max_calls=1, on_exceed="raise") as block:
+            await gate.wait()
+            async with bench.async_client() as client:
+                await client.chat_completion(say(10), max_tokens=20)
+            return block.calls_used
+
+    async def main() -> list[int]:
+        gate = asyncio.Event()
+        both = [asyncio.ensure_future(one(gate)) for _ in range(2)]
+        await asyncio.sleep(0)
+        gate.set()
+        return await asyncio.gather(*both)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(asyncio.run, main()).result() == [1, 1]
 
 
 def test_a_thread_of_a_context_that_is_in_no_block_is_not_charged_to_one(bench: Bench) -> None:
