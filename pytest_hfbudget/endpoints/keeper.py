@@ -12,9 +12,9 @@ import queue
 import select
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -58,6 +58,7 @@ _ARM_S = 30.0
 _GRACE_S = 5.0
 # The start of a second takes no longer, or goes on without being waited for.
 _SPAWN_S = 5.0
+_STDERR = 2
 
 
 @dataclass
@@ -101,13 +102,20 @@ class Keeper:
     """Waits for a request to pause, the owner's death, the end of the line or of a time limit."""
 
     def __init__(
-        self, line: Line, arm: Arm, second: Second, *, clock: Clock = SYSTEM_CLOCK
+        self,
+        line: Line,
+        arm: Arm,
+        second: Second,
+        *,
+        stands_in: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        """``stands_in`` for a keeper that was killed: endpoints are in its care already."""
         self._line, self._arm, self._second, self._clock = line, arm, second, clock
         self._held: dict[str, Held] = {}
         self._start = process.start_time(os.getpid())
         self._limit: float | None = None
-        self._journal = Journal(Path(arm.journal))
+        self._journal = Journal(Path(arm.journal), known=stands_in)
         route = Route(ca_file=arm.ca_file, proxy=arm.proxy)
         self._plane = ControlPlane(
             arm.api, arm.token, pace=arm.timings.pace, route=route, agent="keeper"
@@ -126,9 +134,6 @@ class Keeper:
         self._line.send(Ready(os.getpid()))
         reason = reason or self._wait(death)
         death.close()
-        if self._held:
-            log(f"{reason}: pausing {', '.join(self._held)}")
-        self._line.send(Pausing(reason))
         verified = self._pause_all(reason)
         self._line.send(Done())
         self._second.dismiss()
@@ -202,7 +207,10 @@ class Keeper:
         if known:
             self._line.send(Watching(name))
             return
-        threading.Thread(target=self._reach, args=(name,), daemon=True).start()
+        try:
+            threading.Thread(target=self._reach, args=(name,), daemon=True).start()
+        except RuntimeError as error:  # others are in this process's care: it goes on
+            self._line.send(Watching(name, str(error)))
 
     def _claims(self, name: str) -> Claims:
         arm = self._arm
@@ -242,9 +250,15 @@ class Keeper:
 
     def _pause_all(self, reason: str) -> bool:
         receipts: queue.SimpleQueue[Receipt] = queue.SimpleQueue()
-        for held in self._held.values():
-            given = (held, reason, receipts)
-            threading.Thread(target=self._pause, args=given, daemon=True).start()
+        unstarted = [
+            held for held in self._held.values() if not self._begin(held, reason, receipts)
+        ]
+        # Nothing that is only told comes before the requests, or between them.
+        self._line.send(Pausing(reason))
+        if self._held:
+            log(f"{reason}: pausing {', '.join(self._held)}")
+        for held in unstarted:
+            self._pause(held, reason, receipts)
         ends = self._clock.monotonic() + _most_s(self._arm.timings)
         verified = True
         for _ in self._held:
@@ -257,6 +271,16 @@ class Keeper:
             self._line.send(receipt)
             verified = verified and receipt.in_order
         return verified
+
+    def _begin(self, held: Held, reason: str, receipts: queue.SimpleQueue[Receipt]) -> bool:
+        """Pause one without waiting; False where there is no thread to be had."""
+        given = (held, reason, receipts)
+        try:
+            threading.Thread(target=self._pause, args=given, daemon=True).start()
+        except RuntimeError as error:
+            log(f"{held.watch.endpoint}: {error}")
+            return False
+        return True
 
     def _pause(self, held: Held, reason: str, receipts: queue.SimpleQueue[Receipt]) -> None:
         timings, name = self._arm.timings, held.watch.endpoint
@@ -297,9 +321,9 @@ def _readable(things: Sequence[T], timeout_s: float | None) -> list[T]:
 
 
 def log(text: str) -> None:
-    """One line into the keeper's log, which is its standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """One line into the keeper's log, which is its standard error; lost where the disk is full."""
+    with suppress(OSError):
+        os.write(_STDERR, f"{text}\n".encode(errors="replace"))
 
 
 def main(fds: Sequence[int], log_path: str) -> None:
@@ -320,7 +344,8 @@ def main(fds: Sequence[int], log_path: str) -> None:
     second = Second(
         lambda end: spawn_second(line, end, arm.run, Path(log_path), timeout_s=_SPAWN_S), log
     )
-    if Keeper(ends, arm, second).run(heard):
-        os.unlink(log_path)  # it only says that all went well, and the journal says so too
+    if Keeper(ends, arm, second, stands_in=bool(keeper)).run(heard):
+        with suppress(OSError):
+            os.unlink(log_path)  # it only says that all went well, and the journal says so too
     # Not an ordinary exit: a thread that is stuck in a name look-up must not keep this alive.
     os._exit(0)

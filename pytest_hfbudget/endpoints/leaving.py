@@ -38,7 +38,7 @@ class Leaver:
     def run(self, record: Callable[[Receipt], None], *, reason: str) -> Receipt:
         """Leave it, ``record`` how, and tell; see `Pauser.run`."""
         trouble = self._announce()
-        heir = self._claims.heir()
+        heir = self._heir()
         if heir is not None:
             receipt = self._left(heir, reason)
             record(receipt)
@@ -60,6 +60,12 @@ class Leaver:
         except EndpointError as error:  # a full disk is no reason to let it run
             return (str(error),)
         return ()
+
+    def _heir(self) -> Claim | None:
+        try:
+            return self._claims.heir()
+        except OSError:  # what can't be read is no reason to let it run
+            return None
 
     def _left(self, heir: Claim, reason: str) -> Receipt:
         return Receipt(

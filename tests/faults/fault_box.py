@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import pytest_hfbudget
 from pytest_hfbudget.emulator import EmulatorClient
@@ -190,6 +193,23 @@ class Box:
         plugins = ("-p", "no:cacheprovider", "-p", "lonely_keeper", *self._hurry)
         return [sys.executable, "-m", "pytest", *plugins, *options]
 
+    def on_a_disk_of_its_own(self, options: str = "size=64k", then: str = "") -> list[str]:
+        """The command line of a run whose folder of state is a file system of its own."""
+        self.state.mkdir()
+        words = " ".join(self.pytest())
+        script = f"mount -t tmpfs -o {options} none {self.state} {then}; exec {words}"
+        return [*unshare("--mount"), "sh", "-c", script]
+
+    def fill(self, run: Run) -> None:
+        """Leave no byte on a run's disk of its own."""
+        inside = Path(f"/proc/{run.pid}/root{self.state}")
+        with (
+            pytest.raises(OSError, match="No space left"),
+            (inside / "zeros").open("wb", 0) as file,
+        ):
+            while True:
+                file.write(bytes(4096))
+
     @property
     def _hurry(self) -> tuple[str, ...]:
         return ("-p", "impatience") if self.impatience else ()
@@ -355,6 +375,7 @@ class Box:
         name: str = NAME,
         linger: float = 15.0,
         but: tuple[int, ...] = (),
+        journal: bool = True,
     ) -> float:
         """Check the promise after a run has ended at a moment; seconds until the pause.
 
@@ -364,6 +385,7 @@ class Box:
             resumes: how many there may have been.
             linger: seconds for which processes may go on after the end.
             but: processes of a test's own.
+            journal: whether the pause could be written down.
         """
         left = self.all_gone(linger, but)
         assert not left, f"still there: {[_read(pid, 'cmdline') for pid in left]}\n{self._said()}"
@@ -373,7 +395,8 @@ class Box:
         took = self._took(since, name)
         assert took <= within, f"paused only after {took:.2f} s\n{self._said()}"
         self._judge_bill(since, within, name)
-        self._judge_journal(name)
+        if journal:
+            self._judge_journal(name)
         self.judge_secrecy()
         bugs = self.hub.log(kind="bug")
         assert not bugs, bugs
@@ -425,6 +448,13 @@ class Box:
         for log in sorted(self.state.glob("leases/*.log")):
             parts.append(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}")
         return "\n".join(parts)
+
+
+def unshare(*what: str) -> list[str]:
+    """The words before a command that gives it name spaces of its own."""
+    if os.getuid() or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare")
+    return ["unshare", *what]
 
 
 def gone(pid: int, timeout: float = 10.0) -> bool:

@@ -71,7 +71,7 @@ ROWS = {
     44: Row("the kernel gives a dead run's number to another process", KEEPER),
     45: Row("the container's PID 1 dies, the machine is gone", f"{SWEEP}, {SERVER}"),
     46: Row("a sweep runs beside a live run", "left alone"),
-    47: Row("the journal is torn, full of garbage, on a full disk", KEEPER),
+    47: Row("the journal is torn or full of garbage; a full disk, then a kill", KEEPER),
     48: Row("a power cut: only the journal is left", f"{SWEEP}, the next run"),
 }
 NEMESIS = "test_nemesis"
