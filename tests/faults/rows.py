@@ -56,7 +56,7 @@ ROWS = {
     29: Row("the keeper is killed; with its second; then the run too", f"{SECOND}, {RUN}"),
     30: Row("no process, descriptor, disk or system call for a keeper", NOTHING),
     31: Row("the keeper hangs before it is ready", NOTHING),
-    32: Row("the API answers 5xx or 429, resets, stalls, drips, does not resolve", KEEPER),
+    32: Row("the API answers 5xx or 429, resets, stalls, drips headers or a body, does not resolve", KEEPER),
     33: Row("the token is revoked before the pause", "told, with the command to type"),
     34: Row("a pause is accepted and does not happen, or is undone", KEEPER),
     35: Row("the endpoint is updating, pending, failed, scaled to zero at the pause", KEEPER),

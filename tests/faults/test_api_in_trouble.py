@@ -73,6 +73,7 @@ FLAWS: dict[str, tuple[dict[str, Any], float]] = {
     "reset-after": ({"reset": "after"}, 1),
     "accepted-and-silent": ({"hang": 60, "then": "close"}, TRY_S + 2),
     "slow-body": ({"slow_body": 0.05}, 1),
+    "slow-headers": ({"slow_head": 0.1}, TRY_S + 2),
     "garbage": ({"garbage": True}, 1),
     "504-but-done": ({"status": 504, "applied": True}, 1),
     "says-yes-does-nothing": ({"lie": True}, RESEND_S + 1),
@@ -382,6 +383,16 @@ def test_a_server_that_stalls_from_the_start_resumes_nothing_and_ends(box: Box, 
     run = box.start(env={"HFBUDGET_ENDPOINTS_API": f"https://127.0.0.1:{wire.port}/v2"})
     assert run.wait(20) == 4
     assert "did not answer" in run.output
+    box.judge(None, resumes=0)
+
+
+@pytest.mark.quick
+def test_a_server_whose_headers_never_end_resumes_nothing_and_ends(box: Box) -> None:
+    """Row 32: a byte now and then, for as long as it is listened to."""
+    box.hurry(try_s=TRY_S, retry_s=2 * TRY_S)
+    box.hub.add_fault("get", times=None, slow_head=0.1)
+    box.suite()
+    assert box.start().wait(20) == 4
     box.judge(None, resumes=0)
 
 
