@@ -140,6 +140,12 @@ SETTINGS = {
         "hf_endpoint_wait",
         "seconds that a resumed endpoint may take to answer (900)",
     ),
+    "endpoint_looks": Setting(
+        "",
+        "HFBUDGET_ENDPOINT_LOOKS",
+        "hf_endpoint_looks",
+        "seconds after a verified pause at which the keeper looks again (30 120); 0: never",
+    ),
     "cold_start": Setting(
         "",
         "HFBUDGET_ENDPOINT_COLD_START",
@@ -203,6 +209,7 @@ class Settings:
     hub: str | None = None
     hold_wait: float = HOLD_WAIT_S
     endpoint_wait: float = 900.0
+    endpoint_looks: tuple[float, ...] = (30.0, 120.0)
     cold_start: float = 180.0
     idle_timeout: int = 15
     max_uptime: float | None = None
@@ -272,6 +279,7 @@ def merge(
         router=given("router", values.url, base.router),
         hold_wait=given("hold_wait", values.seconds_or_none, base.hold_wait),
         endpoint_wait=given("endpoint_wait", values.seconds, base.endpoint_wait),
+        endpoint_looks=given("endpoint_looks", values.later, base.endpoint_looks),
         cold_start=given("cold_start", values.seconds_or_none, base.cold_start),
         max_uptime=given("max_uptime", values.seconds_of_minutes, None),
         idle_timeout=given("idle_timeout", values.minutes, base.idle_timeout),

@@ -144,6 +144,7 @@ class Box:
     leaks: set[str] = field(default_factory=set)
     seen: list[dict[str, Any]] = field(default_factory=list)
     impatience: dict[str, float] = field(default_factory=dict)
+    looks: str = "0.3"  # a keeper is gone in time for the verdict, and has looked again before
 
     @property
     def state(self) -> Path:
@@ -181,6 +182,7 @@ class Box:
             "HFBUDGET_ROUTER": f"{self.hub.url}/router",
             "HFBUDGET_STATE_DIR": str(self.state),
             "HFBUDGET_CACHE_DIR": str(self.path / "cache"),
+            "HFBUDGET_ENDPOINT_LOOKS": self.looks,
             "PYTHONPATH": f"{HERE}:{ROOT}",
             "FAULTS_TAG": self.tag,
             "FAULTS_BOX": str(self.path),
@@ -262,9 +264,9 @@ class Box:
         """This moment."""
         return Moment(self.hub.last(), time.monotonic())
 
-    def requests(self, op: str, **fields: object) -> list[dict[str, Any]]:
+    def requests(self, op: str, *, after: int = 0, **fields: object) -> list[dict[str, Any]]:
         """What arrived at the emulator of one kind."""
-        return self.hub.log(kind="request", phase="arrived", op=op, **fields)
+        return self.hub.log(after=after, kind="request", phase="arrived", op=op, **fields)
 
     def states(self, name: str = NAME) -> list[dict[str, Any]]:
         """The states that an endpoint went through."""

@@ -139,6 +139,25 @@ def test_a_run_that_is_killed_at_a_step_on_a_full_disk_leaves_nothing_running(
     box.judge(end, within=T + step.late, resumes=step.resumes)
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("step", AFTER_THE_RESUME)
+def test_a_run_that_is_killed_at_a_step_in_a_burst_leaves_nothing_running(
+    box: Box, step: Step, status: int
+) -> None:
+    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    run = _begin(box, step)
+    box.hub.clear_faults()
+    for op in ("pause", "get", "list"):
+        box.hub.add_fault(op, times=None, status=status)
+    seen = run.send(signal.SIGKILL).seq
+    assert run.wait() == CODES["KILL"]
+    if step.name != "unconfigure":  # by then it was paused
+        for _ in range(6):
+            seen = run.sees(op="pause", after=seen, agent=KEEPER).seq
+    box.hub.clear_faults()
+    box.judge(box.now(), within=T + step.late, resumes=step.resumes)
+
+
 def _begin(box: Box, step: Step, **how: Any) -> Run:
     """A run that stands still at a step."""
     box.conftest(HOOKS)
