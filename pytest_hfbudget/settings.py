@@ -216,6 +216,12 @@ class Settings:
         "HFBUDGET_ENDPOINT_WAIT hf_endpoint_wait",
         "seconds that a resumed endpoint may take to answer (900)",
     )
+    endpoint_looks: tuple[float, ...] = _setting(
+        (30.0, 120.0),
+        values.later,
+        "HFBUDGET_ENDPOINT_LOOKS hf_endpoint_looks",
+        "seconds after a verified pause at which the keeper looks again (30 120); 0: never",
+    )
     cold_start: float = _setting(
         180.0,
         values.seconds_or_none,

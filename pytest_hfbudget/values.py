@@ -8,6 +8,7 @@ from fractions import Fraction
 from pytest_hfbudget.money import parse_rate
 
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_LATEST_S = 3600
 
 
 def assumed_rates(policy: str) -> tuple[int, int] | None:
@@ -83,6 +84,17 @@ def policy(value: str) -> str:
     """What an unpriced call does, checked."""
     assumed_rates(value)
     return value
+
+
+def later(value: str) -> tuple[float, ...]:
+    """Seconds from some moment, separated by spaces or commas, in their order; 0 for never."""
+    try:
+        moments = sorted(float(each) for each in value.replace(",", " ").split())
+    except ValueError:
+        moments = []
+    if not moments or not all(0 <= each <= _LATEST_S for each in moments):
+        raise ValueError(f"write seconds up to {_LATEST_S}, such as 30 120, or 0 for never")
+    return tuple(each for each in moments if each)
 
 
 def seconds_or_none(value: str) -> float:

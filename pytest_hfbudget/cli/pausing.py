@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_hfbudget.cli.leases import Holder, Records
 from pytest_hfbudget.endpoints import ControlPlane, Pauser, Timings, Watch, default_state_dir
@@ -13,6 +13,8 @@ from pytest_hfbudget.endpoints.sweep import Stray, sweep
 
 PAUSE_S = 120.0
 _AT_ONCE = 16
+# A person waits and is told what was answered; no lease is closed by it.
+_DOUBT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Hand:
         return self._plain(name) if stray is None else self._left(stray)
 
     def _plain(self, name: str) -> Outcome:
-        pauser = Pauser(self._plane, Watch(name), self._timings, settled=True)
+        timings = replace(self._timings, doubt_s=_DOUBT_S)
+        pauser = Pauser(self._plane, Watch(name), timings, settled=True)
         receipt = pauser.run(lambda _: None)  # a pause by hand belongs to no run's journal
         if receipt.state == GONE:
             return Outcome(name, GONE, False, _unknown(name))

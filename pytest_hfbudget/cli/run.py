@@ -100,6 +100,7 @@ def _lifecycle(most_s: float | None) -> Lifecycle:
         run=uuid.uuid4().hex[:12],
         idle_timeout_min=given.idle_timeout,
         wait_timeout_s=min(given.endpoint_wait, most_s or math.inf),
+        looks_s=() if given.emulator else given.endpoint_looks,
         billing_minute_s=given.billing_minute,
     )
     return Lifecycle(settings, progress=_progress)

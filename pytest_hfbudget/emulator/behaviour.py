@@ -14,6 +14,7 @@ class Behaviour:
     initializing_s: float = 0.0
     updating_s: float = 0.0  # 0: an update of a running endpoint does not show
     pause_lag_s: float = 0.0  # between the acknowledged pause and the state `paused`
+    view_lag_s: float = 0.0  # by which the state that the API tells is behind
     health_delay_s: float = 0.0  # running, while /health still says 503
     resume_to: Literal["running", "failed", "updateFailed", "stuck"] = "running"
     update_to: Literal["running", "updateFailed"] = "running"

@@ -75,6 +75,19 @@ class Connection:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
 
+    async def drip(self, seconds_per_byte: float) -> None:
+        """Answer with headers that don't end, until the client hangs up."""
+        self.cut = True
+        transport = self._transport()
+        if transport is None:
+            return
+        line = b"HTTP/1.1 200 OK\r\nx-slow: "
+        while not self.gone.is_set():
+            transport.write(line[:1] or b"a")
+            line = line[1:]
+            await self.sleep(seconds_per_byte)
+        transport.close()
+
     def close(self) -> None:
         """Hang up in the ordinary way, without an answer."""
         self.cut = True

@@ -53,6 +53,7 @@ class Endpoint:
         self.created = self.updated = self.last_used = self.ready_at = now
         self.changed = asyncio.Event()
         self.pausing = False
+        self._history = [(now, self.state)]
         self._numbers = itertools.count(1)
         self._timers: list[Timer] = []
 
@@ -72,6 +73,12 @@ class Endpoint:
         if self.pausing or self.deleting or self.state in _ASLEEP:
             return 0
         return len(self.present)
+
+    @property
+    def shown_state(self) -> str:
+        """The state that the API tells."""
+        seen = self.clock.now() - round(self.behaviour.view_lag_s * 1_000_000)
+        return next((state for at, state in reversed(self._history) if at <= seen), "paused")
 
     @property
     def ready(self) -> bool:
@@ -297,6 +304,7 @@ class Endpoint:
     def _enter(self, state: str) -> None:
         previous, self.state = self.state, state
         self.updated = self.clock.now()
+        self._history.append((self.updated, state))
         entry = {"endpoint": self.full_name, "state": state, "previous": previous}
         self.log.add("state", at=self.updated, replicas=len(self.present), **entry)
         self.changed.set()

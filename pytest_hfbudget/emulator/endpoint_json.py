@@ -67,11 +67,12 @@ def endpoint_object(endpoint: Endpoint, url: str) -> dict[str, Any]:
 
 
 def _status(endpoint: Endpoint, url: str) -> dict[str, Any]:
-    failed = endpoint.state in ("failed", "updateFailed")
+    state = endpoint.shown_state
+    failed = state in ("failed", "updateFailed")
     return {
-        "state": endpoint.state,
-        "message": _MESSAGES.get(endpoint.state, "Endpoint is starting"),
-        "errorMessage": _MESSAGES[endpoint.state] if failed else None,
+        "state": state,
+        "message": _MESSAGES.get(state, "Endpoint is starting"),
+        "errorMessage": _MESSAGES[state] if failed else None,
         "agentMessage": None,
         "url": url,
         "readyReplica": sum(replica.live for replica in endpoint.replicas),

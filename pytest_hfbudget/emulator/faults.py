@@ -26,6 +26,7 @@ class Action:
     lie: bool = False  # pause or resume says yes and does nothing
     flip_back_s: float | None = None  # a pause that holds for so long only
     slow_body: float = 0.0  # seconds per byte of the answer's body
+    slow_head: float | None = None  # seconds per byte of headers that never end
     cut_stream_after: int | None = None  # chunks, then a TCP reset
     error_in_stream_after: int | None = None  # chunks, then an error event
     garbage: bool = False  # 200 and a body that is no JSON
@@ -47,7 +48,7 @@ class Action:
     @property
     def applies(self) -> bool:
         """Whether the request takes effect."""
-        if self.reset == "before":
+        if self.reset == "before" or self.slow_head is not None:
             return False
         if self.applied is not None:
             return self.applied

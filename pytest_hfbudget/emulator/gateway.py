@@ -129,6 +129,9 @@ class Gateway:
         if action.reset == "before":
             connection.reset()
             return False
+        if action.slow_head is not None:
+            await connection.drip(action.slow_head)
+            return False
         connection.seconds_per_byte = action.slow_body
         applied = action.applies
         answer = await _answer(exchange) if applied else Response()

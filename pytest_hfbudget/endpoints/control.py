@@ -7,10 +7,10 @@ description, https://api.endpoints.huggingface.cloud/openapi.json.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from json import dumps  # by name: a test may replace the module's
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote, urlencode
 
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock, Pace
@@ -27,6 +27,16 @@ from pytest_hfbudget.version import __version__
 _OK = range(200, 300)
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MOST_PAGES = 1000
+
+_Usable: TypeAlias = Callable[[Mapping[str, Any]], bool]
+
+
+def _is_any(answer: Mapping[str, Any]) -> bool:
+    return bool(answer)
+
+
+def _is_list(page: Mapping[str, Any]) -> bool:
+    return isinstance(page.get("items"), list)  # not the same as an empty one
 
 
 class ControlPlane:
@@ -70,7 +80,12 @@ class ControlPlane:
 
     def get(self, name: str) -> Endpoint:
         """The endpoint as it is now."""
-        return self._endpoint(name, self._ask("GET", name))
+        short = split_name(name)[1].casefold()
+
+        def is_it(raw: Mapping[str, Any]) -> bool:
+            return str(raw.get("name")).casefold() == short
+
+        return self._endpoint(name, self._ask("GET", name, usable=is_it))
 
     def list(self, namespace: str) -> tuple[Endpoint, ...]:
         """All endpoints of a user or organisation, from all pages of the answer."""
@@ -87,7 +102,7 @@ class ControlPlane:
         late starts a bill. `ControlPlaneError.maybe_done` tells the rest apart.
         """
         try:
-            answer = self._ask("POST", name, "/resume", repeatable=False)
+            answer = self._ask("POST", name, "/resume", repeatable=False, usable=_is_any)
         except ControlPlaneError as error:
             # The documented answer for an endpoint that is up, and no other 400 has this text.
             if error.status == HTTPStatus.BAD_REQUEST and "already running" in str(error).lower():
@@ -101,11 +116,12 @@ class ControlPlane:
 
     def replicas(self, name: str) -> tuple[Mapping[str, Any], ...]:
         """The replicas that the server remembers, each with ``status.startedAt`` and so on."""
-        return objects(self._ask("GET", name, "/replica").get("items"))
+        return objects(self._ask("GET", name, "/replica", usable=_is_any).get("items"))
 
     def hardware(self) -> Mapping[str, Any]:
         """The public list of vendors, regions and instances with ``pricePerHour``."""
-        return self._request("GET", "/provider", what="the list of hardware", public=True)
+        what = "the list of hardware"
+        return self._request("GET", "/provider", what=what, public=True, usable=_is_any)
 
     def healthy(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint's health route answers 200; one try.
@@ -136,8 +152,9 @@ class ControlPlane:
         for _ in range(_MOST_PAGES):
             query = "?" + urlencode({"cursor": cursor}) if cursor else ""
             path = f"/endpoint/{quote(namespace, safe='')}{query}"
-            page = self._request("GET", path, what=f'the endpoints of "{namespace}"')
-            for raw in objects(page.get("items")):
+            what = f'the endpoints of "{namespace}"'
+            page = self._request("GET", path, what=what, usable=_is_list)
+            for raw in objects(page["items"]):
                 yield Endpoint.parse(namespace, raw)
             following = page.get("nextCursor")
             cursor = following if isinstance(following, str) else ""
@@ -157,9 +174,11 @@ class ControlPlane:
         *,
         payload: Mapping[str, Any] | None = None,
         repeatable: bool = True,
+        usable: _Usable | None = None,
     ) -> Mapping[str, Any]:
         path = "/endpoint/" + "/".join(quote(half, safe="") for half in split_name(name)) + verb
-        return self._request(method, path, what=name, payload=payload, repeatable=repeatable)
+        how: dict[str, Any] = {"payload": payload, "repeatable": repeatable, "usable": usable}
+        return self._request(method, path, what=name, **how)
 
     def _request(
         self,
@@ -170,13 +189,15 @@ class ControlPlane:
         payload: Mapping[str, Any] | None = None,
         repeatable: bool = True,
         public: bool = False,
+        usable: _Usable | None = None,
     ) -> Mapping[str, Any]:
+        """``usable`` tells an answer from something else; None: what was to be done is done."""
         ends = self._clock.monotonic() + self._pace.total_s
         tries = 0
         while True:
             tries += 1
             try:
-                return self._once(method, path, what, payload, public)
+                return self._once(method, path, what, payload, public=public, usable=usable)
             except ControlPlaneError as error:
                 again = error.status is None or error.status in _BUSY
                 if not again or error.lasting or (error.maybe_done and not repeatable):
@@ -187,7 +208,14 @@ class ControlPlane:
                 self._clock.sleep(wait)
 
     def _once(
-        self, method: str, path: str, what: str, payload: Mapping[str, Any] | None, public: bool
+        self,
+        method: str,
+        path: str,
+        what: str,
+        payload: Mapping[str, Any] | None,
+        *,
+        public: bool,
+        usable: _Usable | None,
     ) -> Mapping[str, Any]:
         url, headers = self.base_url + path, self._headers(public=public)
         body = None if payload is None else dumps(payload).encode()
@@ -201,10 +229,13 @@ class ControlPlane:
             ) from None
         if answer.status not in _OK:
             raise refusal(what, answer)
-        content = json_object(answer.body)
-        if content is None and method == "GET":
-            raise ControlPlaneError(f"{what}: {self.base_url} answered something unreadable.")
-        return content or {}  # what was to be done is done; only the description of it is lost
+        content = json_object(answer.body) or {}
+        if usable is not None and not usable(content):
+            raise ControlPlaneError(
+                f"{what}: {self.base_url} answered something unreadable.",
+                maybe_done=method != "GET",
+            )
+        return content
 
     def _headers(self, *, public: bool = False) -> dict[str, str]:
         headers = {

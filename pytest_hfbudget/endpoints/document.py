@@ -13,7 +13,7 @@ def read_document(url: str, *, within_s: float) -> bytes:
     """What a URL answers with, after a second try where the first had no answer.
 
     Args:
-        within_s: the most that connecting and each wait for data may take, of both tries.
+        within_s: the most that connecting may take, and again the whole answer, of both tries.
 
     Raises:
         OSError: it did not answer, or not with 200.

@@ -86,13 +86,19 @@ def leases_dir(state_dir: Path) -> Path:
 class Journal:
     """The file of one run. Several processes may append to it, several threads too."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, known: bool = False) -> None:
         """Open or create the file, readable by this user only.
+
+        Args:
+            known: it was opened before, for endpoints that are to be paused whether it can still
+                be written or not.
 
         Raises:
             EndpointError: it can't be written; without it nothing may be resumed.
         """
         self.path, self._lock = path, threading.Lock()
+        if known:
+            return
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(self._open())

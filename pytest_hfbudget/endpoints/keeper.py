@@ -1,21 +1,20 @@
 """The keeper: a small process that pauses what its owner has leased, when asked or bereaved.
 
-It is started by `spawn`, shares nothing with its owner but one socket, and ends within a
-second of its last verified pause.
+It is started by `spawn`, shares nothing with its owner but one socket, and ends after its last
+look at what it has paused. The run does not wait for that look.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import queue
 import select
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -23,10 +22,9 @@ from typing import Protocol, TypeVar
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.claims import Claim, Claims
 from pytest_hfbudget.endpoints.control import ControlPlane
+from pytest_hfbudget.endpoints.ending import Ending, Held
 from pytest_hfbudget.endpoints.journal import Journal
-from pytest_hfbudget.endpoints.leaving import Leaver, entry
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.pausing import Pauser
 from pytest_hfbudget.endpoints.protocol import (
     ASKED,
     DEADLINE,
@@ -37,11 +35,8 @@ from pytest_hfbudget.endpoints.protocol import (
     Limit,
     Message,
     Pause,
-    Pausing,
     Ready,
-    Receipt,
     Settled,
-    Timings,
     Watch,
     Watching,
     encode,
@@ -54,19 +49,9 @@ from pytest_hfbudget.errors import EndpointError
 
 # For the first message only: an owner that says nothing has died or has given up.
 _ARM_S = 30.0
-# The wait for the last request of a thread that is stuck where no time-out reaches (DNS).
-_GRACE_S = 5.0
 # The start of a second takes no longer, or goes on without being waited for.
 _SPAWN_S = 5.0
-
-
-@dataclass
-class Held:
-    """One endpoint in the keeper's care."""
-
-    watch: Watch
-    claim: Claim
-    settled: bool = False
+_STDERR = 2
 
 
 class Line:
@@ -101,20 +86,27 @@ class Keeper:
     """Waits for a request to pause, the owner's death, the end of the line or of a time limit."""
 
     def __init__(
-        self, line: Line, arm: Arm, second: Second, *, clock: Clock = SYSTEM_CLOCK
+        self,
+        line: Line,
+        arm: Arm,
+        second: Second,
+        *,
+        stands_in: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        """``stands_in`` for a keeper that was killed: endpoints are in its care already."""
         self._line, self._arm, self._second, self._clock = line, arm, second, clock
         self._held: dict[str, Held] = {}
         self._start = process.start_time(os.getpid())
         self._limit: float | None = None
-        self._journal = Journal(Path(arm.journal))
+        self._journal = Journal(Path(arm.journal), known=stands_in)
         route = Route(ca_file=arm.ca_file, proxy=arm.proxy)
         self._plane = ControlPlane(
             arm.api, arm.token, pace=arm.timings.pace, route=route, agent="keeper"
         )
 
     def run(self, heard: Sequence[Message] = ()) -> bool:
-        """Keep watch, then pause all; whether every pause was verified.
+        """Keep watch, then pause all; whether every pause was verified, and has held.
 
         Args:
             heard: what the owner said to the keeper that this one stands in for.
@@ -126,13 +118,12 @@ class Keeper:
         self._line.send(Ready(os.getpid()))
         reason = reason or self._wait(death)
         death.close()
-        if self._held:
-            log(f"{reason}: pausing {', '.join(self._held)}")
-        self._line.send(Pausing(reason))
-        verified = self._pause_all(reason)
-        self._line.send(Done())
+        ending = Ending(
+            self._arm, self._plane, self._journal, tell=self._line.send, log=log, clock=self._clock
+        )
+        verified = ending.pause(self._held.values(), reason)
         self._second.dismiss()
-        return verified
+        return ending.look_again() and verified
 
     def _standing(self) -> Iterator[Message]:
         """All that another keeper has to know."""
@@ -201,7 +192,10 @@ class Keeper:
         if known:
             self._line.send(Watching(name))
             return
-        threading.Thread(target=self._reach, args=(name,), daemon=True).start()
+        try:
+            threading.Thread(target=self._reach, args=(name,), daemon=True).start()
+        except RuntimeError as error:  # others are in this process's care: it goes on
+            self._line.send(Watching(name, str(error)))
 
     def _claims(self, name: str) -> Claims:
         arm = self._arm
@@ -234,44 +228,6 @@ class Keeper:
         else:
             self._line.send(Watching(name))
 
-    def _pause_all(self, reason: str) -> bool:
-        receipts: queue.SimpleQueue[Receipt] = queue.SimpleQueue()
-        for held in self._held.values():
-            given = (held, reason, receipts)
-            threading.Thread(target=self._pause, args=given, daemon=True).start()
-        ends = self._clock.monotonic() + _most_s(self._arm.timings)
-        verified = True
-        for _ in self._held:
-            try:
-                receipt = receipts.get(timeout=max(ends - self._clock.monotonic(), 0.0))
-            except queue.Empty:
-                log("a pause did not come to an end in time")
-                return False
-            log(f"{receipt.endpoint}: {receipt.error or receipt.state}")
-            self._line.send(receipt)
-            verified = verified and receipt.in_order
-        return verified
-
-    def _pause(self, held: Held, reason: str, receipts: queue.SimpleQueue[Receipt]) -> None:
-        timings, name = self._arm.timings, held.watch.endpoint
-        pauser = Pauser(self._plane, held.watch, timings, settled=held.settled)
-        leaver = Leaver(self._claims(name), held.claim, pauser)
-        try:
-            receipts.put(leaver.run(lambda told: self._record(told, held.claim), reason=reason))
-        except Exception as error:  # a bug here must be told, not be waited for
-            log(f"{name}: {error!r}")
-            receipts.put(leaver.failed(f"{name}: the keeper failed: {error!r}"))
-
-    def _record(self, receipt: Receipt, claim: Claim) -> None:
-        try:
-            self._journal.write(entry(receipt, claim, at=self._clock.time()))
-        except EndpointError as error:  # a full disk; the pause itself is done
-            log(str(error))
-
-
-def _most_s(timings: Timings) -> float:
-    return timings.deadline_s + timings.settle_s + 2 * timings.try_s + _GRACE_S
-
 
 class _Pollable(Protocol):
     def fileno(self) -> int: ...
@@ -291,9 +247,9 @@ def _readable(things: Sequence[T], timeout_s: float | None) -> list[T]:
 
 
 def log(text: str) -> None:
-    """One line into the keeper's log, which is its standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """One line into the keeper's log, which is its standard error; lost where the disk is full."""
+    with suppress(OSError):
+        os.write(_STDERR, f"{text}\n".encode(errors="replace"))
 
 
 def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
@@ -323,7 +279,8 @@ def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
     if not isinstance(arm, Arm):
         return
     second = Second(partial(start, SECOND), log, known=known)
-    if Keeper(ends, arm, second).run(heard):
-        os.unlink(log_path)  # it only says that all went well, and the journal says so too
+    if Keeper(ends, arm, second, stands_in=bool(others)).run(heard):
+        with suppress(OSError):
+            os.unlink(log_path)  # it only says that all went well, and the journal says so too
     # Not an ordinary exit: a thread that is stuck in a name look-up must not keep this alive.
     os._exit(0)

@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints import process, tags
 from pytest_hfbudget.endpoints.claims import OVER, PAUSING, Claim, Claims
+from pytest_hfbudget.endpoints.control import ControlPlane
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.pausing import Pauser
 from pytest_hfbudget.endpoints.protocol import Receipt
+from pytest_hfbudget.endpoints.refusal import ControlPlaneError
+from pytest_hfbudget.endpoints.state import PAUSED as RESTING
 from pytest_hfbudget.errors import EndpointError
 
 
@@ -35,16 +38,24 @@ class Leaver:
         """Full name of what is left."""
         return self._claim.endpoint
 
-    def run(self, record: Callable[[Receipt], None], *, reason: str) -> Receipt:
+    def run(
+        self,
+        record: Callable[[Receipt], None],
+        *,
+        reason: str,
+        doubted: Callable[[Receipt], None] | None = None,
+    ) -> Receipt:
         """Leave it, ``record`` how, and tell; see `Pauser.run`."""
         trouble = self._announce()
-        heir = self._claims.heir()
+        heir = self._heir()
         if heir is not None:
             receipt = self._left(heir, reason)
             record(receipt)
             self._claims.end(self._claim, paused=False)
             return receipt
-        receipt = self._pauser.run(lambda told: record(replace(told, reason=reason)))
+        receipt = self._pauser.run(
+            lambda told: record(replace(told, reason=reason)), doubted=doubted
+        )
         # What could not be put back is remembered, for the next run that pauses it.
         self._claims.end(self._claim, paused=receipt.verified and receipt.restored)
         return replace(receipt, reason=reason, warnings=(*receipt.warnings, *trouble))
@@ -61,6 +72,12 @@ class Leaver:
             return (str(error),)
         return ()
 
+    def _heir(self) -> Claim | None:
+        try:
+            return self._claims.heir()
+        except OSError:  # what can't be read is no reason to let it run
+            return None
+
     def _left(self, heir: Claim, reason: str) -> Receipt:
         return Receipt(
             endpoint=self.endpoint,
@@ -70,6 +87,32 @@ class Leaver:
             left_to=heir.run,
             reason=reason,
         )
+
+
+def awake_again(plane: ControlPlane, claims: Claims, claim: Claim, *, at: float) -> str:
+    """The state of an endpoint that was paused and does not rest; empty where all is well.
+
+    A resume that was lost may take effect late, a server may have told of an older state, and
+    settings that are put back may wake it. What another run has come to use is left to that run.
+
+    Args:
+        at: unix seconds.
+
+    Raises:
+        ControlPlaneError: its state can't be read.
+    """
+    try:
+        found = plane.get(claim.endpoint)
+    except ControlPlaneError as error:
+        if error.gone:
+            return ""
+        raise
+    # Read before the claims are: whoever resumes it has put a claim first.
+    if found.state == RESTING or claims.heir() or claims.pauser():
+        return ""
+    run, until = tags.run_of(found.tags), tags.until(found.tags)
+    others = run is not None and tags.RUN + run != tags.of_run(claim.run)
+    return "" if others and (until or 0.0) >= at else found.state
 
 
 def entry(receipt: Receipt, claim: Claim, *, at: float) -> Record:

@@ -46,7 +46,7 @@ class Pace:
     """How patient a client of the control plane is.
 
     Attributes:
-        try_s: seconds for one try to connect, and again for its answer.
+        try_s: seconds for one try to connect, and again for its whole answer.
         total_s: seconds for one operation with all its tries; 0 means a single try.
         first_wait_s, most_wait_s: the wait before a second try doubles from the first to the
             most; each is shortened at random, so that parallel runs don't come back in step.

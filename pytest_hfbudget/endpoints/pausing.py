@@ -10,12 +10,10 @@ from pytest_hfbudget.endpoints.control import ControlPlane
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.protocol import Receipt, Timings, Watch
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError
-from pytest_hfbudget.endpoints.state import GONE, PAUSED, Endpoint
+from pytest_hfbudget.endpoints.state import GONE, PAUSED, Endpoint, split_name
 
 # A server may ask for an hour; a bill that runs can't wait for it.
 _MOST_RETRY_AFTER_S = 60.0
-# One may be a hiccup of the server's own, or of a gateway before it; three in a row are an answer.
-_DENIALS = _NOT_FOUND = 3
 _RESTORE_S = 5.0
 _LAST_TRY_S = 0.2
 
@@ -43,17 +41,31 @@ class Pauser:
         self._quiet_from = self._began + (0.0 if settled else timings.settle_s)
         self._state, self._error, self._attempts = "", "", 0
         self._send_at = self._began
+        self._doubted: Callable[[Receipt], None] | None = None
+        self._told = False
+        self._only, self._since = "", self._began
+        self._flips = 0
 
     @property
     def endpoint(self) -> str:
         """Full name of what is to be paused."""
         return self._watch.endpoint
 
-    def run(self, record: Callable[[Receipt], None]) -> Receipt:
+    def run(
+        self,
+        record: Callable[[Receipt], None],
+        *,
+        doubted: Callable[[Receipt], None] | None = None,
+    ) -> Receipt:
         """Pause, verify, ``record`` it, and only then put the endpoint's settings back.
 
         Never raises for what a server does; the receipt tells.
+
+        Args:
+            doubted: told once the token has been refused for ``doubt_s``; the pause is tried on
+                until the deadline. None: that is the end of it.
         """
+        self._doubted = doubted
         receipt = self._pause()
         record(receipt)
         if not receipt.verified or receipt.state == GONE:
@@ -76,8 +88,7 @@ class Pauser:
 
     def _pause(self) -> Receipt:
         if not self._until_paused():
-            reason = self._error or f'the pause was accepted, but the state is "{self._state}".'
-            return self.failed(f"{self.endpoint} could not be paused: {reason}")
+            return self.failed(self._unpaused())
         return Receipt(
             endpoint=self.endpoint,
             state=self._state,
@@ -88,27 +99,21 @@ class Pauser:
         )
 
     def _until_paused(self) -> bool:
-        failures = denials = missing = 0
+        failures = 0
         self._send_at = self._clock.monotonic()
         while True:
             try:
                 if self._clock.monotonic() >= self._send_at:
                     self._send()
-                    self._send_at = self._clock.monotonic() + self._timings.resend_s
                 wait = self._look()
-                failures = denials = missing = 0
+                failures, self._only = 0, ""
                 if wait is None:
                     return True
             except ControlPlaneError as error:
                 failures += 1
-                denials = denials + 1 if error.denied else 0
-                missing = missing + 1 if error.gone else 0
                 self._error = str(error)
-                if missing >= _NOT_FOUND:
-                    self._state = GONE
-                    return True
-                if denials >= _DENIALS:
-                    return False
+                if self._is_last_word(error):
+                    return self._state == GONE
                 retry_after = min(error.retry_after or 0.0, _MOST_RETRY_AFTER_S)
                 wait = self._timings.pace.wait(failures, retry_after)
             except Exception as error:  # an answer that nobody foresaw: no reason to let it run
@@ -129,17 +134,60 @@ class Pauser:
             if error.status not in (400, 404, 409, 422):
                 raise
             self._error = str(error)
+            if error.gone:
+                return  # should the state be there to be read, it is sent again at once
+        self._send_at = self._clock.monotonic() + self._timings.resend_s
 
     def _look(self) -> float | None:
         """Seconds until the next look; None when the pause is certain."""
         before, self._state = self._state, self._plane.get(self._watch.endpoint).state
         if before == PAUSED != self._state:
-            self._send_at = self._clock.monotonic()  # a resume came late, or was somebody else's
-            return 0.0
-        quiet = self._clock.monotonic() >= self._quiet_from
-        if self._state == PAUSED and quiet:
-            return None
-        return self._timings.poll_s
+            # A resume came late, or was somebody else's; or not all servers know of the pause.
+            self._send_at = self._clock.monotonic()
+            self._flips += 1
+            return 0.0 if self._flips == 1 else self._timings.poll_s
+        if self._state != PAUSED or self._clock.monotonic() < self._quiet_from:
+            return self._timings.poll_s
+        return None if before == PAUSED else 0.0  # one server of several may be ahead, or wrong
+
+    def _is_last_word(self, error: ControlPlaneError) -> bool:
+        """Whether an answer has come for so long, and no other, that there is no use in going on.
+
+        A gateway in trouble may answer 404, 401 or 403 for seconds, for an endpoint that runs.
+        """
+        kind = "gone" if error.gone else "denied" if error.denied else ""
+        if kind != self._only:
+            self._only, self._since = kind, self._clock.monotonic()
+        if not kind or (kind == "gone" and self._is_listed()):
+            self._only = ""
+            return False
+        if self._clock.monotonic() - self._since < self._timings.doubt_s:
+            return False
+        if kind == "gone":
+            self._state = GONE
+            return True
+        if self._doubted is None:
+            return True
+        if not self._told:
+            self._told = True
+            self._doubted(self.failed(f"{self._unpaused()} The keeper goes on trying."))
+        return False
+
+    def _is_listed(self) -> bool:
+        """Whether its namespace has the endpoint after all; True also where that can't be read."""
+        try:
+            listed = self._plane.list(split_name(self.endpoint)[0])
+        except ControlPlaneError as error:
+            self._error = f"{self._error} But that is not certain: {error}"
+            return True
+        if any(one.full_name.casefold() == self.endpoint.casefold() for one in listed):
+            self._error = f"{self._error} But the list of its namespace has it."
+            return True
+        return False
+
+    def _unpaused(self) -> str:
+        reason = self._error or f'the pause was accepted, but the state is "{self._state}".'
+        return f"{self.endpoint} could not be paused: {reason}"
 
     def _restore(self) -> tuple[tuple[str, ...], bool]:
         """What could not be put back, and whether the endpoint has woken up over it."""

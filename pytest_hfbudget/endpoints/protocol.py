@@ -15,6 +15,7 @@ DEADLINE = "deadline"
 OWNER_GONE = "owner gone"
 KEEPER_LOST = "keeper lost"
 SWEPT = "swept"
+AWAKE = "awake again"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Timings:
         resend_s: seconds after which an accepted pause that did not happen is sent again.
         settle_s: seconds for which a resume whose answer never came may still take effect.
         deadline_s: seconds after which an endpoint that can't be paused is given up.
+        doubt_s: seconds for which a server must answer 404, or 401 and 403, and nothing else,
+            before that is believed.
+        looks_s: seconds after a verified pause at which the endpoint is looked at again.
     """
 
     try_s: float = 10.0
@@ -34,6 +38,8 @@ class Timings:
     resend_s: float = 5.0
     settle_s: float = 20.0
     deadline_s: float = 600.0
+    doubt_s: float = 15.0
+    looks_s: tuple[float, ...] = ()
 
     @property
     def pace(self) -> Pace:
@@ -196,7 +202,8 @@ def _decode(line: bytes) -> Message:
     data = loads(line)
     make = _KINDS[data.pop("type")]
     if "timings" in data:
-        data["timings"] = Timings(**data["timings"])
+        timings = data["timings"]
+        data["timings"] = Timings(**{**timings, "looks_s": tuple(timings["looks_s"])})
     if "warnings" in data:
         data["warnings"] = tuple(data["warnings"])
     return make(**data)

@@ -16,7 +16,6 @@ from pytest_hfbudget.endpoints.sharing import NO_TIME, Window
 from pytest_hfbudget.endpoints.state import Endpoint
 
 DEFAULT_API = "https://api.endpoints.huggingface.cloud/v2"
-
 # Name, state and seconds since the wait began; called each time that the state was read.
 Progress: TypeAlias = Callable[[str, str, float], None]
 # The endpoint and nano-USD for a minute of it (None: nobody knows its price); raises to refuse.
@@ -47,6 +46,10 @@ class EndpointSettings:
         settle_s: seconds for which a resume whose answer was lost may still take effect.
         verify_poll_s: seconds between two looks while verifying a pause.
         resend_s: an accepted pause that has not happened by then is sent again.
+        doubt_s: how long a server must answer 404, or that the token is refused, and nothing
+            else, before that is believed.
+        looks_s: seconds after a verified pause at which the keeper looks again, and pauses what
+            runs again.
     """
 
     api: str
@@ -66,6 +69,8 @@ class EndpointSettings:
     settle_s: float = 20.0
     verify_poll_s: float = 0.5
     resend_s: float = 5.0
+    doubt_s: float = 15.0
+    looks_s: tuple[float, ...] = (30.0, 120.0)
 
     @property
     def pace(self) -> Pace:
@@ -81,6 +86,8 @@ class EndpointSettings:
             resend_s=self.resend_s,
             settle_s=self.settle_s,
             deadline_s=self.keeper_deadline_s,
+            doubt_s=self.doubt_s,
+            looks_s=self.looks_s,
         )
 
     @property

@@ -52,8 +52,11 @@ class Transport(Protocol):
     ) -> Answer:
         """Send once, follow nothing.
 
+        Args:
+            try_s: seconds to connect, and again for the whole answer.
+
         Raises:
-            NoAnswerError: no connection, no answer within ``try_s``, or half an answer.
+            NoAnswerError: no connection, no answer within that time, or half an answer.
         """
 
 
@@ -103,6 +106,8 @@ class Urllib3Transport:
     def __init__(self, route: Route | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         import urllib3  # importing this package must stay cheap
 
+        from pytest_hfbudget.endpoints.in_time import POOLS
+
         self._urllib3, self._clock, self._used = urllib3, clock, clock.monotonic()
         route = route or Route()
         options = {"maxsize": 16, "retries": False, "ca_certs": route.ca_file}
@@ -111,6 +116,7 @@ class Urllib3Transport:
             if route.proxy
             else urllib3.PoolManager(**options)  # type: ignore[arg-type]
         )
+        self._pool.pool_classes_by_scheme = POOLS
 
     def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
@@ -133,7 +139,6 @@ class Urllib3Transport:
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
     ) -> Answer:
-        ends = self._clock.monotonic() + 2 * try_s
         response = self._pool.request(
             method,
             url,
@@ -144,7 +149,7 @@ class Urllib3Transport:
             preload_content=False,
         )
         try:
-            content = self._read(response, ends)
+            content = _read(response)
         except BaseException:
             response.close()
             raise
@@ -152,18 +157,14 @@ class Urllib3Transport:
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status, content, headers)
 
-    def _read(self, response: urllib3.BaseHTTPResponse, ends: float) -> bytes:
-        # urllib3's read time-out starts anew with each byte; a body that drips must end too.
-        # `read` waits until it has all it was asked for, so without `read1` (older releases) it
-        # may only be asked for little at a time.
-        read1 = getattr(response, "read1", None)
-        read, size = (read1, 65536) if read1 else (response.read, 16)
-        content = b""
-        while chunk := read(size):
-            content += chunk
-            if self._clock.monotonic() > ends or len(content) > _MOST_BYTES:
-                raise TimeoutError("the answer did not end")
-        return content
+
+def _read(response: urllib3.BaseHTTPResponse) -> bytes:
+    content = b""
+    while chunk := response.read(65536):
+        content += chunk
+        if len(content) > _MOST_BYTES:
+            raise OSError("the answer is too long")
+    return content
 
 
 def _is_distrust(error: BaseException | None) -> bool:

@@ -146,19 +146,22 @@ class Waker:
             )
 
     def _woke(self, name: str) -> bool:
-        """Whether the state leaves its rest within the time that a lost resume may take."""
-        ends = self._clock.monotonic() + self._settings.settle_s
+        """Whether the state leaves its rest within the time that a lost resume may take.
+
+        True also where no state could be read: then nothing shows that it had no effect.
+        """
+        ends, asleep = self._clock.monotonic() + self._settings.settle_s, False
         while self._clock.monotonic() < ends:
             if self._stopping():
                 return True  # not to be repeated; the keeper knows that it may come yet
             self._clock.sleep(min(self._settings.poll_s, self._settings.settle_s / 4))
             try:
-                if self._plane.get(name).state not in ASLEEP:
-                    return True
-            except ControlPlaneError as error:
-                if error.gone or error.denied:
-                    raise
-        return False
+                asleep = self._plane.get(name).state in ASLEEP
+            except ControlPlaneError:
+                continue
+            if not asleep:
+                return True
+        return not asleep
 
     def _go_on(self, name: str) -> None:
         why = self._stopping()

@@ -331,10 +331,13 @@ def _terms(settings: Settings, run_id: str) -> EndpointSettings:
         run=run_id,
         idle_timeout_min=settings.idle_timeout,
         wait_timeout_s=settings.endpoint_wait,
+        looks_s=settings.endpoint_looks,
         billing_minute_s=settings.billing_minute,
     )
     # A rehearsal's endpoints start in no time, and its control plane ends with it.
-    return replace(terms, poll_s=0.05, keeper_deadline_s=10.0) if settings.emulator else terms
+    if settings.emulator:
+        return replace(terms, poll_s=0.05, keeper_deadline_s=10.0, looks_s=())
+    return terms
 
 
 def _line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:

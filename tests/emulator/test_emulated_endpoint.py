@@ -209,3 +209,12 @@ def test_an_update_mends_what_failed(world: World) -> None:
     one = endpoint(world, state="updateFailed")
     one.apply_update(None)
     assert one.state == "running"
+
+
+def test_a_view_that_lags_tells_an_older_state(world: World) -> None:
+    one = endpoint(world, state="running", view_lag_s=3)
+    world.clock.advance(10)
+    one.pause()
+    assert (one.state, one.shown_state) == ("paused", "running")
+    world.clock.advance(3)
+    assert one.shown_state == "paused"

@@ -154,6 +154,8 @@ def settings(hub: EmulatorClient, tmp_path: Path) -> Iterator[EndpointSettings]:
         retry_s=3,
         settle_s=0.5,
         resend_s=0.2,
+        doubt_s=2,
+        looks_s=(0.1,),
     )
     yield made
     # Also one that has stepped in: it would go on with the endpoint of the next test.

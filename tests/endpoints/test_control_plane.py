@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints import ControlPlane, ControlPlaneError, Pace
-from pytest_hfbudget.endpoints.transport import Route, Urllib3Transport
+from pytest_hfbudget.endpoints.transport import NoAnswerError, Route, Urllib3Transport
 from pytest_hfbudget.errors import ConfigError
 
 from .conftest import TOKEN
@@ -195,6 +199,35 @@ def test_an_answer_that_drips_ends(hub: EmulatorClient, fast: ControlPlane):
     began = time.monotonic()
     assert fast.get("acme/llm").state == "paused"
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("op", ["get", "pause"])
+def test_headers_that_never_end_cost_one_try_only(hub: EmulatorClient, fast: ControlPlane, op: str):
+    hub.add_fault(op, slow_head=0.02)
+    began = time.monotonic()
+    getattr(fast, op)("acme/llm")
+    assert time.monotonic() - began < 1.5
+    assert tries(hub, op) == 2
+
+
+def test_a_proxy_that_answers_byte_by_byte_costs_one_try_only(hub: EmulatorClient):
+    """To the request for a tunnel, before any handshake."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
+        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        transport = Urllib3Transport(Route(proxy=proxy))
+        began = time.monotonic()
+        with pytest.raises(NoAnswerError):
+            transport.send("GET", "https://acme.invalid/", {}, None, 0.3)
+    assert time.monotonic() - began < 1.5
+
+
+def drip(listener: socket.socket) -> None:
+    sock, _ = listener.accept()
+    with suppress(OSError), sock:
+        for byte in itertools.chain(b"HTTP/1.1 200 OK\r\nx-slow: ", itertools.repeat(97)):
+            sock.sendall(bytes([byte]))
+            threading.Event().wait(0.02)
 
 
 def test_an_unreadable_state_is_no_state(hub: EmulatorClient, fast: ControlPlane):

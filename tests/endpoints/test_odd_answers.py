@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import ControlPlane, EndpointSettings, Lifecycle
+from pytest_hfbudget.endpoints import (
+    ControlPlane,
+    EndpointSettings,
+    Lifecycle,
+    leases,
+    leases_dir,
+)
 from pytest_hfbudget.endpoints.claims import claims_dir, read_claims
 from pytest_hfbudget.endpoints.hardware import price_per_hour
+from pytest_hfbudget.endpoints.journal import read_all
 from pytest_hfbudget.endpoints.state import Endpoint
+from pytest_hfbudget.errors import EndpointError
 
-from .conftest import seconds_of, until
+from .conftest import gone, kill, seconds_of, until
 
 pytestmark = pytest.mark.slow
 
@@ -165,3 +175,260 @@ def test_nothing_is_remembered_of_what_was_put_back(
 ) -> None:
     run.finish()
     assert read_claims(claims_dir(settings.state_dir)) == ()
+
+
+# -- answers that would end the pause, from a server or a gateway in trouble
+
+
+PAUSED = {"name": "llm", "status": {"state": "paused"}}
+BURSTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "404": [("get", {"status": 404}), ("pause", {"status": 404})],
+    "404-and-an-empty-list": [
+        ("get", {"status": 404}),
+        ("pause", {"status": 404}),
+        ("list", {"status": 200, "json": {"items": []}}),
+    ],
+    "404-and-no-list": [
+        ("get", {"status": 404}),
+        ("pause", {"status": 404}),
+        ("list", {"garbage": True}),
+    ],
+    "html": [("get", {"garbage": True}), ("pause", {"garbage": True, "applied": False})],
+    "another-endpoint": [
+        ("get", {"status": 200, "json": {**PAUSED, "name": "other"}}),
+        ("pause", {"status": 200, "json": {**PAUSED, "name": "other"}}),
+    ],
+    "no-endpoint": [("get", {"status": 200, "json": {"status": {"state": "paused"}}})],
+    "401": [("pause", {"status": 401}), ("get", {"status": 401})],
+    "403": [("pause", {"status": 403})],
+}
+
+
+@pytest.mark.parametrize("burst", BURSTS)
+def test_a_burst_of_answers_that_would_end_the_pause_ends_nothing(
+    hub: EmulatorClient, owner: Callable[..., Any], settings: EndpointSettings, burst: str
+) -> None:
+    run = owner()
+    for op, answer in BURSTS[burst]:
+        hub.add_fault(op, times=None, **answer)
+    seen = hub.last()
+    run.end(signal.SIGKILL)
+    for _ in range(4):
+        seen = hub.wait_for(op=BURSTS[burst][0][0], after=seen)["seq"]
+    hub.clear_faults()
+    hub.wait_for(kind="state", state="paused")
+    assert gone(run.keeper)
+    (lease,) = leases(leases_dir(settings.state_dir))
+    assert lease.paused is not None
+    assert (lease.paused.verified, lease.paused.state) == (True, "paused")
+
+
+def test_an_endpoint_that_was_deleted_is_gone_for_certain(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
+    """It has answered 404 for a while, and the list of its namespace never had it."""
+    run = lifecycle(doubt_s=0.5)
+    run.ensure("acme/llm")
+    hub.add_fault("get", times=None, status=404)
+    hub.add_fault("list", times=None, status=200, json={"items": [], "totalItems": 0})
+    began = hub.last()
+    (receipt,) = run.finish()
+    assert (receipt.verified, receipt.state) == (True, "gone")
+    answers = hub.log(after=began, op="get", phase="answered")
+    assert answers[-1]["mono"] - answers[0]["mono"] > 0.4
+
+
+def test_404_for_what_its_namespace_lists_is_not_gone(hub: EmulatorClient, lifecycle: Make) -> None:
+    run = lifecycle(doubt_s=0.2, keeper_deadline_s=1.5)
+    run.ensure("acme/llm")
+    hub.add_fault("get", times=None, status=404)
+    (receipt,) = run.finish()
+    assert not receipt.verified
+    assert "the list of its namespace has it" in (receipt.error or "")
+    hub.clear_faults()
+
+
+def test_one_view_of_two_that_says_paused_does_not_verify_it(
+    hub: EmulatorClient, run: Lifecycle
+) -> None:
+    """The pause was not done; every other answer comes from a server that is wrong about it."""
+    hub.add_fault("pause", lie=True)
+    hub.add_fault("get", status=200, json=PAUSED)
+    (receipt,) = run.finish()
+    assert receipt.verified
+    assert state(hub) == "paused"
+    assert len(hub.log(op="pause", phase="arrived")) == 2
+
+
+def test_a_refused_token_lets_the_run_end_and_not_the_keeper(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+) -> None:
+    run = lifecycle(doubt_s=0.5)
+    run.ensure("acme/llm")
+    hub.configure(bad_tokens=[settings.token])
+    (receipt,) = run.finish()
+    assert not receipt.verified
+    assert "HTTP 401" in (receipt.error or "")
+    assert "goes on trying" in (receipt.error or "")
+    hub.configure(bad_tokens=[])
+    hub.wait_for(kind="state", state="paused")
+    assert run.keeper_pid
+    assert gone(run.keeper_pid)
+    (lease,) = leases(leases_dir(settings.state_dir))
+    assert lease.finished
+
+
+def test_a_keeper_that_is_killed_while_its_token_is_refused_is_stood_in_for(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+) -> None:
+    run = lifecycle(doubt_s=0.2)
+    run.ensure("acme/llm")
+    hub.configure(bad_tokens=[settings.token])
+    run.finish()
+    kill(run.keeper_pid)
+    hub.configure(bad_tokens=[])
+    hub.wait_for(kind="state", state="paused")
+
+
+def test_a_resume_that_was_answered_by_something_else_is_looked_for_in_the_state(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
+    hub.add_fault("resume", garbage=True, applied=False)
+    run = lifecycle()
+    assert run.ensure("acme/llm").state == "running"
+    assert len(hub.log(op="resume", phase="arrived")) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_lost_resume_is_looked_for_through_a_burst(
+    hub: EmulatorClient, lifecycle: Make, status: int
+) -> None:
+    run = lifecycle(settle_s=3)
+    hub.add_fault("resume", hang=1.2)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(run.ensure, "acme/llm")
+        hub.wait_for(op="resume")
+        hub.add_fault("get", times=2, status=status)
+        assert coming.result().state == "running"
+    assert len(hub.log(op="resume", phase="arrived")) == 1
+
+
+def test_a_lost_resume_of_which_no_state_tells_is_not_repeated(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
+    run = lifecycle()
+    hub.add_fault("resume", reset="before")
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(run.ensure, "acme/llm")
+        hub.wait_for(op="resume")
+        hub.add_fault("get", times=None, status=404)
+        with pytest.raises(EndpointError, match="404"):
+            coming.result()
+    hub.clear_faults()
+    assert run.finish()[0].verified
+    assert len(hub.log(op="resume", phase="arrived")) == 1
+
+
+@pytest.mark.parametrize("page", [{}, {"items": None}, {"items": {}}])
+def test_something_else_than_a_list_is_not_an_empty_list(
+    hub: EmulatorClient, plane: ControlPlane, page: dict[str, Any]
+) -> None:
+    hub.add_fault("list", status=200, json=page)
+    assert [one.full_name for one in plane.list("acme")] == ["acme/llm"]
+
+
+# -- what was paused for certain, and runs again
+
+
+@pytest.fixture
+def looking(lifecycle: Make) -> Lifecycle:
+    """Has brought acme/llm up; its keeper looks again after 0.5 and 1.5 s."""
+    made = lifecycle(looks_s=(0.5, 1.5))
+    made.ensure("acme/llm")
+    return made
+
+
+def test_what_runs_again_after_its_pause_is_paused_once_more(
+    hub: EmulatorClient, looking: Lifecycle, settings: EndpointSettings
+) -> None:
+    (receipt,) = looking.finish()
+    assert receipt.verified
+    hub.change_endpoint("acme/llm", state="running")
+    seen = hub.last()
+    hub.wait_for(kind="state", state="paused", after=seen)
+    assert looking.keeper_pid
+    assert gone(looking.keeper_pid)
+    lines = [line for line in read_all(leases_dir(settings.state_dir)) if line.kind == "paused"]
+    assert [(line.reason, line.verified) for line in lines] == [
+        ("asked", True),
+        ("awake again", False),
+        ("awake again", True),
+    ]
+    (log,) = leases_dir(settings.state_dir).glob("*.log")
+    assert '"running" 0.5 s after its pause was verified' in log.read_text()
+
+
+def test_a_pause_that_was_read_too_early_is_made_good_by_a_later_look(
+    hub: EmulatorClient, looking: Lifecycle
+) -> None:
+    """The server tells states of two seconds ago: of before the resume, when it slept."""
+    hub.change_endpoint("acme/llm", view_lag_s=1, state="running")
+    hub.add_fault("pause", lie=True)
+    hub.add_fault("get", times=3, status=200, json=PAUSED)
+    assert looking.finish()[0].verified
+    assert state(hub) == "running"
+    hub.wait_for(kind="state", state="paused", after=hub.last())
+
+
+def test_settings_that_wake_it_when_they_are_put_back_are_noticed_later(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
+    """It is read as paused for a while although it runs."""
+    run = lifecycle(looks_s=(1.5,))
+    run.ensure("acme/llm")
+    hub.change_endpoint("acme/llm", view_lag_s=0.7)
+    hub.configure(update_resumes=True)
+    assert run.finish()[0].verified
+    assert state(hub) == "running"
+    hub.wait_for(kind="state", state="paused", after=hub.last())
+    assert run.keeper_pid
+    assert gone(run.keeper_pid)
+    assert state(hub) == "paused"
+
+
+def test_a_later_look_leaves_the_next_run_alone(
+    hub: EmulatorClient, looking: Lifecycle, lifecycle: Make
+) -> None:
+    looking.finish()
+    following = lifecycle(run="run-2", looks_s=())
+    following.ensure("acme/llm")
+    seen = hub.last()
+    assert looking.keeper_pid
+    assert gone(looking.keeper_pid)
+    assert hub.log(op="pause", phase="arrived", after=seen) == []
+    assert following.finish()[0].verified
+
+
+def test_a_later_look_leaves_a_run_of_another_machine_alone(
+    hub: EmulatorClient, looking: Lifecycle, plane: ControlPlane
+) -> None:
+    looking.finish()
+    tags = ["hfbudget-run-elsewhere", f"hfbudget-until-{int(time.time()) + 600}"]
+    hub.change_endpoint("acme/llm", state="running", tags=tags)
+    seen = hub.last()
+    assert looking.keeper_pid
+    assert gone(looking.keeper_pid)
+    assert hub.log(op="pause", phase="arrived", after=seen) == []
+    assert len(hub.log(op="get", phase="arrived", after=seen)) >= 2
+
+
+def test_the_run_does_not_wait_for_the_later_looks(
+    hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
+) -> None:
+    run = lifecycle(looks_s=(2,))
+    run.ensure("acme/llm")
+    (second,) = seconds_of(settings.state_dir, settings.run)
+    began = time.monotonic()
+    run.finish()
+    assert time.monotonic() - began < 1.5
+    assert gone(second), "one process is enough to look again"

@@ -28,7 +28,7 @@ from .conftest import Owner
 
 Start = Callable[..., Owner]
 Make = Callable[..., Lifecycle]
-QUICK = Timings(try_s=0.5, poll_s=0.02, resend_s=0.2, settle_s=0.1, deadline_s=1)
+QUICK = Timings(try_s=0.5, poll_s=0.02, resend_s=0.2, settle_s=0.1, deadline_s=1, doubt_s=0.3)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_box import KEEPER, NAME, TOKEN, Box
+from fault_box import KEEPER, NAME, TOKEN, Box, gone
 
 TRY_S, RESEND_S = 1.5, 1.0
 
@@ -73,12 +73,16 @@ FLAWS: dict[str, tuple[dict[str, Any], float]] = {
     "reset-after": ({"reset": "after"}, 1),
     "accepted-and-silent": ({"hang": 60, "then": "close"}, TRY_S + 2),
     "slow-body": ({"slow_body": 0.05}, 1),
+    "slow-headers": ({"slow_head": 0.1}, TRY_S + 2),
     "garbage": ({"garbage": True}, 1),
     "504-but-done": ({"status": 504, "applied": True}, 1),
     "says-yes-does-nothing": ({"lie": True}, RESEND_S + 1),
     "400-already-paused": ({"status": 400, "applied": True, "json": {"error": "paused"}}, 1),
     "flips-back": ({"flip_back_s": 0.0}, RESEND_S + 1),
     "401-once": ({"status": 401}, 3),
+    "401-five-times": ({"times": 5, "status": 401}, 5),
+    "403-five-times": ({"times": 5, "status": 403}, 5),
+    "404-five-times": ({"times": 5, "status": 404}, 5),
 }
 
 
@@ -149,7 +153,8 @@ def test_a_server_that_fails_for_ever_is_given_up_loudly(box: Box, fault: dict[s
 
 @pytest.mark.parametrize("status", [401, pytest.param(403, marks=pytest.mark.quick)])
 def test_a_token_that_is_refused_at_the_pause_says_what_to_type(box: Box, status: int) -> None:
-    """Row 33."""
+    """Row 33: the run ends, and its keeper goes on trying for its time."""
+    box.hurry(doubt_s=1, keeper_deadline_s=4)
     box.suite()
     run = box.start()
     run.reached()
@@ -165,6 +170,7 @@ def test_a_token_that_is_refused_at_the_pause_says_what_to_type(box: Box, status
 
 def test_a_token_that_is_revoked_in_the_run_is_said_loudly(box: Box) -> None:
     """Row 33: it is refused everywhere then."""
+    box.hurry(doubt_s=1, keeper_deadline_s=4)
     box.suite()
     run = box.start()
     run.reached()
@@ -214,6 +220,7 @@ def test_an_endpoint_that_never_comes_up_is_paused(box: Box) -> None:
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "ends"])
 def test_somebody_else_was_faster(box: Box, how: str, killed: bool) -> None:
     """Row 36: already paused and gone are both a success."""
+    box.hurry(doubt_s=1)
     box.suite()
     run = box.start()
     run.reached()
@@ -232,6 +239,101 @@ def test_somebody_else_was_faster(box: Box, how: str, killed: bool) -> None:
     assert box.all_gone() == []
     last = box.records()[0][-1]
     assert (last["kind"], last["verified"]) == ("paused", True)
+
+
+# -- answers that would end the pause
+
+ALL, ALL_BUT_THE_LIST = ("pause", "get", "list"), ("pause", "get")
+OTHER = {"name": "other", "status": {"state": "paused"}}
+BURSTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "401": (ALL, {"status": 401}),
+    "403": (ALL, {"status": 403}),
+    "404": (ALL, {"status": 404}),
+    "404-but-listed": (ALL_BUT_THE_LIST, {"status": 404}),
+    "404-and-an-empty-list": (ALL_BUT_THE_LIST, {"status": 404}),
+    "a-page": (ALL, {"garbage": True, "applied": False}),
+    "another-endpoint": (ALL_BUT_THE_LIST, {"status": 200, "json": OTHER}),
+}
+
+
+@pytest.mark.parametrize(
+    "burst", [pytest.param(one, marks=[pytest.mark.quick] * (one == "404")) for one in BURSTS]
+)
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "ends"])
+def test_a_burst_of_answers_that_would_end_the_pause_is_outlasted(
+    box: Box, burst: str, killed: bool
+) -> None:
+    """Row 49: of a service, or of a gateway before it, that is in trouble for a while."""
+    box.hurry(resend_s=RESEND_S)
+    box.suite()
+    run = box.start()
+    run.reached()
+    ops, answer = BURSTS[burst]
+    for op in ops:
+        box.hub.add_fault(op, times=None, **answer)
+    if burst == "404-and-an-empty-list":
+        box.hub.add_fault("list", times=None, status=200, json={"items": []})
+    if killed:
+        end = run.send(signal.SIGKILL)
+    else:
+        box.open_gate("test")
+        end = box.now()
+    seen = end.seq
+    for _ in range(5):
+        seen = run.sees(op="get" if burst[0] == "a" else "pause", after=seen).seq
+    box.hub.clear_faults()
+    end = box.now()
+    code = run.wait()
+    box.judge(end, within=RESEND_S + 1.5)
+    assert killed or code == 0
+
+
+@pytest.mark.quick
+def test_a_resume_that_takes_effect_when_all_is_over_is_paused_by_a_later_look(box: Box) -> None:
+    """Rows 5, 50: later than any resume was waited for."""
+    box.hurry(settle_s=0.5)
+    box.looks = "1 5"
+    box.hub.add_fault("resume", hang=3)
+    box.suite()
+    run = box.start()
+    run.sees(op="resume")
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end, within=6)
+    assert box.hub.log(kind="state", state="running")
+
+
+def test_what_somebody_wakes_after_its_pause_is_paused_by_a_later_look(box: Box) -> None:
+    """Row 50: within two minutes it can't be told from a resume that comes late."""
+    box.looks = "1"
+    box.suite()
+    run = box.start()
+    run.reached()
+    box.open_gate("test")
+    assert run.wait() == 0
+    box.hub.change_endpoint(NAME, state="running")
+    box.judge(box.now(), within=2)
+
+
+def test_the_next_run_is_not_disturbed_by_the_keeper_of_the_one_before(box: Box) -> None:
+    """Rows 38, 50: a live lease is worth more than a later look."""
+    box.looks = "3 5"
+    box.suite()
+    first = box.start()
+    first.reached()
+    end = first.send(signal.SIGKILL)
+    first.wait()
+    box.hub.wait_for(kind="state", state="paused", after=end.seq)
+    (keeper,) = box.keepers()
+    (box.path / "test").unlink()
+    run = box.start()
+    up = run.reached(after=end.seq)
+    assert gone(keeper)
+    assert box.requests("get", after=up.seq, agent=KEEPER), "it did not look again"
+    assert box.requests("pause", after=up.seq) == []
+    box.open_gate("test")
+    assert run.wait() == 0
+    box.judge(None, resumes=2)
 
 
 def _as_somebody_else(box: Box, method: str, verb: str = "") -> None:
@@ -382,6 +484,16 @@ def test_a_server_that_stalls_from_the_start_resumes_nothing_and_ends(box: Box, 
     run = box.start(env={"HFBUDGET_ENDPOINTS_API": f"https://127.0.0.1:{wire.port}/v2"})
     assert run.wait(20) == 4
     assert "did not answer" in run.output
+    box.judge(None, resumes=0)
+
+
+@pytest.mark.quick
+def test_a_server_whose_headers_never_end_resumes_nothing_and_ends(box: Box) -> None:
+    """Row 32: a byte now and then, for as long as it is listened to."""
+    box.hurry(try_s=TRY_S, retry_s=2 * TRY_S)
+    box.hub.add_fault("get", times=None, slow_head=0.1)
+    box.suite()
+    assert box.start().wait(20) == 4
     box.judge(None, resumes=0)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_box import KEEPER, NAME, Box, T, gone, kill
+from fault_box import KEEPER, NAME, Box, T, gone, kill, unshare
 
 from pytest_hfbudget.endpoints import process
 
@@ -313,7 +314,7 @@ def test_without_a_folder_for_the_journal_nothing_is_resumed(box: Box) -> None:
 def test_a_read_only_folder_for_the_journal_resumes_nothing(box: Box) -> None:
     """Row 30."""
     box.suite()
-    run = box.start(command=_mounted(box, "-o ro,size=64k -t tmpfs none"))
+    run = box.start(command=box.on_a_disk_of_its_own("ro,size=64k"))
     assert run.wait() == 1
     assert "HFBUDGET_STATE_DIR" in run.output
     box.judge(None, resumes=0)
@@ -323,24 +324,10 @@ def test_a_full_disk_resumes_nothing(box: Box) -> None:
     """Rows 30, 47."""
     box.suite()
     filling = f"; cat /dev/zero > {box.state}/zeros 2>&-"
-    run = box.start(command=_mounted(box, "-t tmpfs -o size=64k none", filling))
+    run = box.start(command=box.on_a_disk_of_its_own(then=filling))
     assert run.wait() == 1
     assert "HFBUDGET_STATE_DIR" in run.output
     box.judge(None, resumes=0)
-
-
-def _mounted(box: Box, options: str, then: str = "") -> list[str]:
-    """A run whose folder of state is a file system of its own."""
-    box.state.mkdir()
-    words = " ".join(box.pytest())
-    script = f"mount {options} {box.state} {then}; exec {words}"
-    return [*_unshare("--mount"), "sh", "-c", script]
-
-
-def _unshare(*what: str) -> list[str]:
-    if os.getuid() or shutil.which("unshare") is None:
-        pytest.skip("needs root and unshare")
-    return ["unshare", *what]
 
 
 def test_a_user_who_may_start_no_process_resumes_nothing(box: Box) -> None:
@@ -498,7 +485,7 @@ def test_a_number_that_the_kernel_gives_out_again_is_not_taken_for_the_old_proce
     box: Box,
 ) -> None:
     """Row 44: for real, in a pid namespace."""
-    command = [*_unshare("--pid", "--fork", "--mount-proc", "--kill-child"), sys.executable]
+    command = [*unshare("--pid", "--fork", "--mount-proc", "--kill-child"), sys.executable]
     run = box.start(command=[*command, "-c", REUSE])
     assert run.wait() == 0, run.output
 
@@ -567,13 +554,73 @@ def test_several_writers_do_not_mix_their_lines(box: Box) -> None:
 def test_a_disk_that_fills_up_in_the_run_does_not_stop_the_pause(box: Box) -> None:
     """Row 47: only the journal's last line is lost, and the receipt has it."""
     box.suite()
-    run = box.start(command=_mounted(box, "-t tmpfs -o size=64k none"))
+    run = box.start(command=box.on_a_disk_of_its_own())
     run.reached()
-    inside = Path(f"/proc/{run.pid}/root{box.state}")
-    with pytest.raises(OSError, match="No space left"), (inside / "zeros").open("wb", 0) as file:
-        while True:
-            file.write(bytes(4096))
+    box.fill(run)
     end = box.now()
     box.open_gate("test")
     run.wait()
     box.judge(end)
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.quick), signal.SIGTERM]
+)
+def test_a_kill_on_a_full_disk_is_paused(box: Box, number: signal.Signals) -> None:
+    """Row 47: neither a line in a log, nor the lease's file, nor the journal can be written."""
+    box.suite()
+    run = box.start(command=box.on_a_disk_of_its_own())
+    run.reached()
+    box.fill(run)
+    end = run.send(number)
+    run.wait()
+    box.judge(end)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_keepers_that_may_write_no_file_pause_all_the_same(
+    box: Box, number: signal.Signals
+) -> None:
+    """Row 47: no space is left for them alone."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    for pid in (*box.keepers(), *box.seconds()):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))
+    end = run.send(number)
+    run.wait()
+    box.judge(end, journal=False)
+
+
+def test_a_second_that_steps_in_without_a_folder_for_the_journal_pauses(box: Box) -> None:
+    """Rows 29, 47: the journal can't even be opened any more."""
+    box.suite()
+    run = box.start()
+    run.reached()
+    shutil.rmtree(box.state / "leases")
+    (box.state / "leases").write_text("in the way")
+    (keeper,) = box.keepers()
+    kill(keeper)
+    assert gone(keeper)
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end)
+
+
+def test_keepers_that_get_no_thread_pause_one_endpoint_after_the_other(box: Box) -> None:
+    """Row 30: no memory is left for one when the run dies."""
+    box.hub.add_endpoint("acme/other")
+    box.suite("""
+        @pytest.mark.hf_endpoint("acme/llm", "acme/other")
+        def test_it():
+            stay("test")
+    """)
+    run = box.start()
+    run.reached()
+    for pid in (*box.keepers(), *box.seconds()):
+        size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (size + 2**20, size + 2**20))
+    end = run.send(signal.SIGKILL)
+    run.wait()
+    box.judge(end)
+    box.judge(end, name="acme/other")

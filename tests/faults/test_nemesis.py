@@ -116,18 +116,61 @@ def test_a_run_that_is_killed_at_a_step_leaves_nothing_running(
     box: Box, step: Step, kill: str
 ) -> None:
     box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    run = _begin(box, step)
+    end = KILLS[kill](run)
+    code = run.wait()
+    box.judge(end, within=T + step.late, resumes=step.resumes)
+    assert code == CODES[kill] if kill in CODES else code != 0
+
+
+# Here the pause had been sent before the burst.
+ASKED_BEFORE = ("sessionfinish", "verify-the-pause", "unconfigure")
+AFTER_THE_RESUME = [step for step in NUMBERED if step.values[0].resumes]
+
+
+@pytest.mark.parametrize("kill", ["TERM", "KILL"])
+@pytest.mark.parametrize("step", AFTER_THE_RESUME)
+def test_a_run_that_is_killed_at_a_step_on_a_full_disk_leaves_nothing_running(
+    box: Box, step: Step, kill: str
+) -> None:
+    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    run = _begin(box, step, command=box.on_a_disk_of_its_own())
+    box.fill(run)
+    end = KILLS[kill](run)
+    assert run.wait() == CODES[kill]
+    box.judge(end, within=T + step.late, resumes=step.resumes)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("step", AFTER_THE_RESUME)
+def test_a_run_that_is_killed_at_a_step_in_a_burst_leaves_nothing_running(
+    box: Box, step: Step, status: int
+) -> None:
+    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    run = _begin(box, step)
+    box.hub.clear_faults()
+    for op in ("pause", "get", "list"):
+        box.hub.add_fault(op, times=None, status=status)
+    seen = run.send(signal.SIGKILL).seq
+    assert run.wait() == CODES["KILL"]
+    if step.name not in ASKED_BEFORE:
+        for _ in range(6):
+            seen = run.sees(op="pause", after=seen, agent=KEEPER).seq
+    box.hub.clear_faults()
+    box.judge(box.now(), within=T + step.late, resumes=step.resumes)
+
+
+def _begin(box: Box, step: Step, **how: Any) -> Run:
+    """A run that stands still at a step."""
     box.conftest(HOOKS)
     box.suite(SUITE)
     if step.ready:
         step.ready(box)
     if step.fault and step.name != "verify-the-pause":
         box.hub.add_fault(step.op, **step.fault)
-    run = box.start(env={"FAULTS_STEP": step.name})
+    run = box.start(env={"FAULTS_STEP": step.name}, **how)
     _reach(box, run, step)
-    end = KILLS[kill](run)
-    code = run.wait()
-    box.judge(end, within=T + step.late, resumes=step.resumes)
-    assert code == CODES[kill] if kill in CODES else code != 0
+    return run
 
 
 def _reach(box: Box, run: Run, step: Step) -> None:
