@@ -88,6 +88,9 @@ class LedgerLike(Protocol):
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         """Count a call that was not sent."""
 
+    def miss(self, why: str, calls: int) -> None:
+        """Note calls that were sent without having been understood, which no cap forbade."""
+
     def total(self, key: str) -> Totals:
         """Where a scope stands now."""
 

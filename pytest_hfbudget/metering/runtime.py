@@ -12,6 +12,7 @@ from functools import partial
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Ledger
+from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.metering.child import adopt, joined
 from pytest_hfbudget.metering.children import Children
 from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
@@ -120,7 +121,7 @@ def standalone() -> Runtime:
     """What ``budget()`` uses in a plain script: its own ledger, prices from the environment."""
     router = os.environ.get("HFBUDGET_ROUTER", DEFAULT_ROUTER)
     book = PriceBook(
-        load_catalogue=partial(kept_catalogue, router),
+        load_catalogue=off_loop()(partial(kept_catalogue, router)),
         environment=price_from_environment(os.environ),
     )
     hold_wait = hold_wait_of(os.environ)

@@ -165,8 +165,11 @@ def guarded(original: Any, what: str, current: Current) -> Any:
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        if _capped(current()):
+        meter = current()
+        if _capped(meter):
             raise ConfigError(what)
+        if meter is not None:
+            meter.missed(what)
         if not warned:
             warned.append(what)
             logger.warning("%s It is not counted.", what)

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.ledger import Caller, Hold, LedgerLike, Waiting
+from pytest_hfbudget.ledger.off_loop import off_loop
 
 T = TypeVar("T")
 
@@ -57,6 +58,7 @@ class Wait:
         self._ledger, self._waiting, self._seconds = ledger, waiting, seconds
         self._until, self._look = time.monotonic() + seconds, look
 
+    @off_loop()
     def block(self) -> None:
         """Wait, and this thread with it."""
         with self._in_line():
@@ -73,6 +75,7 @@ class Wait:
             finally:
                 answer.cancel() or answer.exception()  # or asyncio logs one that nobody looked at
 
+    @off_loop()
     def hold(self) -> Hold:
         """What came of it.
 
