@@ -7,7 +7,6 @@ modules, and it imports none of them: it waits until somebody else does.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import sys
@@ -30,7 +29,7 @@ from pytest_hfbudget.metering.replay import Way
 from pytest_hfbudget.metering.sending import NAMELESS, Named, Sending
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
 from pytest_hfbudget.metering.traffic import Traffic, noting
-from pytest_hfbudget.metering.waiting import blocking, suspending
+from pytest_hfbudget.metering.waiting import blocking, in_thread, suspending
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -281,7 +280,7 @@ async def _again(attempts: Attempts, call: Call, error: BaseException) -> bool:
     if call.leased is None:
         return attempts.again(call, error)
     # An endpoint may take minutes to come back: other tasks go on meanwhile.
-    return await asyncio.to_thread(attempts.again, call, error)
+    return await in_thread(attempts.again, call, error)
 
 
 def _whole(call: Call, body: Any) -> Any:
