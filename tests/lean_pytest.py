@@ -13,6 +13,7 @@ BY_OPTION = {
     "--record-mode": "pytest_recording.plugin",
     "--block-network": "pytest_recording.plugin",
     "--disable-recording": "pytest_recording.plugin",
+    "--disable-socket": "pytest_socket",
 }
 
 

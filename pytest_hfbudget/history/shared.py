@@ -18,6 +18,7 @@ from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnre
 from pytest_hfbudget.history.tabs import Store
 from pytest_hfbudget.history.windows import Window
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, Waiting
+from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
 
 _BEFORE_ALL_DAYS = 0
@@ -56,6 +57,7 @@ class Booth:
         self._written: dict[int, int] = {}
         _watch_forks(self)
 
+    @off_loop()
     def __enter__(self) -> Booth:
         self._lock.acquire()
         try:
@@ -65,6 +67,7 @@ class Booth:
             raise
         return self
 
+    @off_loop()
     def __exit__(self, *_: object) -> None:
         try:
             self._end()

@@ -13,12 +13,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from socket import AF_UNIX, SHUT_RDWR, SOCK_STREAM
-
-# By name: plugins that keep tests from the network put something else into the module.
-from socket import socket as Socket
+from socket import SHUT_RDWR
 from typing import Protocol
 
+from pytest_hfbudget.ledger.remote import Socket
 from pytest_hfbudget.ledger.server import private_directory
 
 CHUNK = 65_536
@@ -51,7 +49,7 @@ class Counter:
         self._bell, self._ring = os.pipe()
         self._directory = private_directory()
         self.path = str(self._directory / "ledger")
-        door = Socket(AF_UNIX, SOCK_STREAM)
+        door = Socket()
         door.bind(self.path)
         door.listen(64)
         self._posts: set[_Post] = {_Door(door, self._admit)}

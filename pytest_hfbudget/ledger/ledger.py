@@ -8,7 +8,8 @@ another call can overtake.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from pytest_hfbudget.errors import SMALLER, LedgerUnreachableError, too_late
@@ -32,6 +33,7 @@ class Ledger:
         self._uptime: Uptime | None = None
         self._charges = Charges()
         self._refusals: list[Refusal] = []
+        self._unmetered: Counter[str] = Counter()
 
     def open(self, scope: Scope) -> None:
         with self._lock:
@@ -147,6 +149,15 @@ class Ledger:
             for key in dict.fromkeys(keys):
                 self._accounts[key].refused += 1
             self._refusals.append(refusal)
+
+    def miss(self, why: str, calls: int) -> None:
+        with self._lock:
+            self._unmetered[why] += calls
+
+    def unmetered(self) -> Mapping[str, int]:
+        """How many calls were sent that are not in here, by the reason."""
+        with self._lock:
+            return dict(self._unmetered)
 
     def total(self, key: str) -> Totals:
         with self._lock:

@@ -22,7 +22,7 @@ class Caller(NamedTuple):
     """Who makes a call: whoever waits settles nothing meanwhile.
 
     Attributes:
-        task: a number of its own for each asyncio task of a thread, 0 outside of tasks.
+        task: a number of its own for each task of a thread, of asyncio or trio, 0 outside of tasks.
         blocks: whether the whole thread stands still when this caller waits, with all its tasks.
     """
 
@@ -87,6 +87,9 @@ class LedgerLike(Protocol):
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         """Count a call that was not sent."""
+
+    def miss(self, why: str, calls: int) -> None:
+        """Note calls that were sent without having been understood, which no cap forbade."""
 
     def total(self, key: str) -> Totals:
         """Where a scope stands now."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import weakref
+from _socket import socket as BareSocket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from socket import AF_UNIX, SOCK_STREAM
 from typing import Any
 
 from pytest_hfbudget.errors import LedgerUnreachableError
@@ -21,6 +22,23 @@ from pytest_hfbudget.ledger.scope import Scope
 CHUNK = 65_536
 
 
+class Socket(BareSocket):
+    """A Unix socket of the plugin's own, which no tool of a test gets hold of.
+
+    Tools that keep tests from the network, or from blocking calls, replace `socket.socket` or its
+    methods; a test may also have given all sockets a time-out.
+    """
+
+    def __init__(self, fileno: int | None = None) -> None:
+        super().__init__(AF_UNIX, SOCK_STREAM, fileno=fileno)
+        self.settimeout(None)
+
+    def accept(self) -> tuple[Socket, object]:
+        """The next connection; `socket.socket` would make it of what stands in its own place."""
+        number, address = self._accept()  # type: ignore[attr-defined] # typeshed leaves it out
+        return Socket(number), address
+
+
 class Wire:
     """One connection to a ledger's counter; reopened in a forked child, which must not share it.
 
@@ -31,7 +49,7 @@ class Wire:
     def __init__(self, path: str) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self._socket: Socket | None = None
         self._told = False
         _wires.add(self)
 
@@ -91,11 +109,10 @@ class Wire:
                 self._hang_up()
                 raise
 
-    def _send(self, line: bytes) -> socket.socket:
+    def _send(self, line: bytes) -> Socket:
         if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            # Not by its own method, which is what those replace who block a test's network.
-            super(socket.socket, self._socket).connect(self._path)
+            self._socket = Socket()
+            self._socket.connect(self._path)
         self._socket.sendall(line)
         return self._socket
 
@@ -118,7 +135,7 @@ class Wire:
         self._hang_up()
 
 
-def _received(connection: socket.socket) -> bytes:
+def _received(connection: Socket) -> bytes:
     # One answer follows one question. No buffered file: its lock would not survive a fork.
     answer = bytearray()
     while not answer.endswith(b"\n"):
@@ -208,6 +225,9 @@ class RemoteLedger:
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         self._wire.ask("refuse", keys, refusal)
+
+    def miss(self, why: str, calls: int) -> None:
+        self._wire.ask("miss", why, calls)
 
     def total(self, key: str) -> Totals:
         return Totals(*self._wire.ask("total", key))

@@ -81,6 +81,7 @@ class LedgerServer:
             ),
             "flush": ledger.flush,
             "refuse": lambda keys, refusal: ledger.refuse(keys, Refusal(*refusal)),
+            "miss": ledger.miss,
             "total": ledger.total,
             "charges_in": ledger.charges_in,
             **self.more,

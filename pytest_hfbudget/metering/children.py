@@ -157,6 +157,7 @@ class _Child:
             "release": self._resolving(ledger.release),
             "flush": ledger.flush,
             "refuse": self._refuse,
+            "miss": ledger.miss,
             "total": self._looking(ledger.total),
             "charges_in": self._looking(ledger.charges_in),
         }

@@ -51,7 +51,9 @@ def bypassing(client: type) -> dict[str, Callable[..., Any]]:
     return {name: method for name, method in methods.items() if name not in passing}
 
 
-def guarded(original: Any, what: str, capped: Callable[[], bool]) -> Any:
+def guarded(
+    original: Any, what: str, capped: Callable[[], bool], missed: Callable[[str], object]
+) -> Any:
     """A public method whose calls can't be seen: refused under a cap, else warned of, once."""
     warned: list[str] = []
 
@@ -60,6 +62,7 @@ def guarded(original: Any, what: str, capped: Callable[[], bool]) -> Any:
         __tracebackhide__ = True
         if capped():
             raise ConfigError(f"{what} Under a cap it is not called.")
+        missed(what)
         if not warned:
             warned.append(what)
             logger.warning("%s It is not counted.", what)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +30,9 @@ from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote
 from pytest_hfbudget.settings import HOLD_WAIT_S
 
 DEFAULT_ROUTER = "https://router.huggingface.co"
+
+# Of why a call was not metered, in characters: it is for one line.
+LONGEST_REASON = 200
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -68,6 +71,7 @@ class Meter:
     _open: dict[int, Call] = field(default_factory=dict)
     _known: set[Scope] = field(default_factory=set)
     _callers: Callers = field(default_factory=Callers)
+    _missed: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._notes = Notes(self._accounted, self.clock)
@@ -130,8 +134,21 @@ class Meter:
                 ) from error
             # Not a warning: under -W error that would fail a test that nobody has capped.
             logger.exception("hfbudget could not meter a call")
+            self.missed(f"{type(error).__name__}: {error}")
             return None
         return call
+
+    def missed(self, why: str) -> None:
+        """Count a call that goes out without being metered, which no cap forbids."""
+        self._missed[" ".join(why.split())[:LONGEST_REASON]] += 1
+        self._tell_missed()
+
+    def _tell_missed(self) -> None:
+        # What keeps a call from the ledger may keep this from it, too, until the test is over.
+        with suppress(Exception):
+            for why in tuple(self._missed):
+                self.ledger.miss(why, self._missed[why])
+                del self._missed[why]
 
     def _accounted(self, sending: Sending) -> Call | None:
         return blocking(self._begin(sending, blocks=True))
@@ -197,6 +214,7 @@ class Meter:
         self._flush()
 
     def _flush(self) -> None:
+        self._tell_missed()
         with suppress(HFBudgetError):  # a ledger that is gone has booked what was held
             self.ledger.flush()
 
@@ -205,6 +223,7 @@ class Meter:
         for call in self._open.values():
             call.disown()
         self._open.clear()
+        self._missed.clear()
         self.dropped.clear()
         self._notes.disown()
 

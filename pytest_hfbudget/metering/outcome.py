@@ -31,6 +31,7 @@ NEVER_CONNECTED = frozenset(
         "gaierror",
     }
 )
+CANCELLED = frozenset({"Cancelled", "CancelledError"})  # trio's and asyncio's
 TIMED_OUT = frozenset({"InferenceTimeoutError", "ReadTimeout", "TimeoutError", "WriteTimeout"})
 
 CLIENT_ERROR = 400
@@ -56,8 +57,8 @@ def word_for(error: BaseException) -> str:
     for link in _chain(error):
         # The outermost decides: aiohttp's time-out is a cancellation inside.
         name = type(link).__name__
-        if name == "CancelledError" or name in TIMED_OUT:
-            return "cancelled" if name == "CancelledError" else "timeout"
+        if name in CANCELLED or name in TIMED_OUT:
+            return "cancelled" if name in CANCELLED else "timeout"
     return "lost"
 
 

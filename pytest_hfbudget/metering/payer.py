@@ -102,7 +102,11 @@ _enclosed: ContextVar[Enclosed] = ContextVar("hfbudget_enclosed")
 
 @dataclass(eq=False)  # a test may run twice: each time it is another one
 class RunningTest:
-    """The budgets of the test that is running, and what was refused to it."""
+    """The budgets of the test that is running, and what was refused to it.
+
+    Attributes:
+        reported: how many of the refusals the reports of its subtests have told.
+    """
 
     id: str
     scopes: tuple[Scope, ...] = ()
@@ -110,6 +114,15 @@ class RunningTest:
     on_exceed: str = "fail"
     thresholds: tuple[Threshold, ...] = ()
     refusals: list[BudgetExceededError] = field(default_factory=list)
+    reported: int = 0
+
+    def take_refusals(self, *, of_subtest: bool) -> list[BudgetExceededError]:
+        """What was refused to the subtest that has just ended; else all of it, once."""
+        if of_subtest:
+            since, self.reported = self.reported, len(self.refusals)
+            return self.refusals[since:]
+        taken, self.refusals[:], self.reported = list(self.refusals), [], 0
+        return taken
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pytest_hfbudget.ledger import Ledger
+from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.metering.child import adopt, joined
 from pytest_hfbudget.metering.children import Children
 from pytest_hfbudget.metering.meter import Meter
@@ -119,7 +120,7 @@ def standalone() -> Runtime:
     settings = of_script(os.environ)
     router, hold_wait = settings.router, settings.hold_wait
     book = PriceBook(
-        load_catalogue=partial(kept_catalogue, router),
+        load_catalogue=off_loop()(partial(kept_catalogue, router)),
         environment=price_from_environment(os.environ),
     )
     return Runtime(Meter(Ledger(), book, Payer(), router=router, hold_wait=hold_wait))

@@ -7,7 +7,6 @@ modules, and it imports none of them: it waits until somebody else does.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import sys
@@ -40,7 +39,7 @@ from pytest_hfbudget.metering.replay import Way
 from pytest_hfbudget.metering.sending import NAMELESS, Named, Sending
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
 from pytest_hfbudget.metering.traffic import Traffic, noting
-from pytest_hfbudget.metering.waiting import blocking, suspending
+from pytest_hfbudget.metering.waiting import blocking, in_thread, suspending
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -133,7 +132,7 @@ class Tap:
             return
         self._wrapped.append(client)
         for method, original in bypassing(client).items():
-            guard = guarded(original, bypassed(name, method), lambda: _capped(self.current()))
+            guard = guarded(original, bypassed(name, method), self._is_capped, self._missed)
             self._patches.replace(client, method, guard)
         ways = Ways(self.current, self._traffic, session)
         self._patches.replace(client, CHOKE_POINT, wrapper(getattr(client, CHOKE_POINT), ways))
@@ -143,6 +142,13 @@ class Tap:
         raise_for_status = getattr(module, "hf_raise_for_status", None)
         if raise_for_status is not None:
             self._patches.replace(module, "hf_raise_for_status", noting_headers(raise_for_status))
+
+    def _is_capped(self) -> bool:
+        return _capped(self.current())
+
+    def _missed(self, why: str) -> None:
+        if (meter := self.current()) is not None:
+            meter.missed(why)
 
     def _wrap_helpers(self, module: ModuleType) -> None:
         helper = getattr(module, "TaskProviderHelper", None)
@@ -304,7 +310,7 @@ async def _again(attempts: Attempts, call: Call, error: BaseException) -> bool:
     if call.leased is None:
         return attempts.again(call, error)
     # An endpoint may take minutes to come back: other tasks go on meanwhile.
-    return await asyncio.to_thread(attempts.again, call, error)
+    return await in_thread(attempts.again, call, error)
 
 
 def _whole(call: Call, body: Any) -> Any:

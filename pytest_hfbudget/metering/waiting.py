@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.ledger import Caller, Hold, LedgerLike, Waiting
+from pytest_hfbudget.ledger.off_loop import off_loop
 
 T = TypeVar("T")
 
@@ -29,13 +31,12 @@ ANSWER_S = 5.0
 class Callers:
     """Tells those who call apart, by numbers that are not given twice: those of tasks are ours."""
 
-    _tasks: WeakKeyDictionary[asyncio.Task[Any], int] = field(default_factory=WeakKeyDictionary)
+    _tasks: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def here(self, *, blocks: bool) -> Caller | None:
-        """Who runs this; None for a coroutine of something else than asyncio."""
-        # Asked for first: outside of any loop, current_task() raises, which is slow.
-        task = asyncio.current_task() if asyncio._get_running_loop() else None
+        """Who runs this; None for a coroutine of something else than asyncio and trio."""
+        task = _asyncio_task() or _trio_task()
         if task is None and not blocks:
             return None
         number = 0 if task is None else self._tasks.setdefault(task, next(self._numbers))
@@ -57,6 +58,7 @@ class Wait:
         self._ledger, self._waiting, self._seconds = ledger, waiting, seconds
         self._until, self._look = time.monotonic() + seconds, look
 
+    @off_loop()
     def block(self) -> None:
         """Wait, and this thread with it."""
         with self._in_line():
@@ -66,13 +68,30 @@ class Wait:
     async def suspend(self) -> None:
         """Wait, while other tasks go on."""
         with self._in_line():
-            answer = asyncio.wrap_future(self._waiting.answer)
-            try:
-                while self._goes_on():
-                    await asyncio.wait([answer], timeout=self._slice())
-            finally:
-                answer.cancel() or answer.exception()  # or asyncio logs one that nobody looked at
+            await (self._suspend_trio() if _trio_task() else self._suspend_asyncio())
 
+    async def _suspend_asyncio(self) -> None:
+        answer = asyncio.wrap_future(self._waiting.answer)
+        try:
+            while self._goes_on():
+                await asyncio.wait([answer], timeout=self._slice())
+        finally:
+            answer.cancel() or answer.exception()  # or asyncio logs one that nobody looked at
+
+    async def _suspend_trio(self) -> None:
+        trio = sys.modules["trio"]
+        came, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+        def wake(answer: object) -> None:
+            with suppress(trio.RunFinishedError):  # the task has left, and its loop is over
+                token.run_sync_soon(came.set)
+
+        self._waiting.answer.add_done_callback(wake)
+        while self._goes_on():
+            with trio.move_on_after(self._slice()):
+                await came.wait()
+
+    @off_loop()
     def hold(self) -> Hold:
         """What came of it.
 
@@ -99,6 +118,32 @@ class Wait:
             with suppress(HFBudgetError):  # a ledger that is gone keeps no line
                 self._ledger.leave(self._waiting.id)
             raise
+
+
+def _asyncio_task() -> object:
+    # Asked for first: outside of any loop, current_task() raises, which is slow.
+    return asyncio.current_task() if asyncio._get_running_loop() else None
+
+
+def _trio_task() -> object:
+    """The running task of trio, if it is trio that runs this, and no task of asyncio inside."""
+    trio = sys.modules.get("trio")
+    if trio is None or _asyncio_task() is not None:
+        return None
+    try:
+        return trio.lowlevel.current_task()
+    except (RuntimeError, AttributeError):  # the latter while somebody imports it
+        return None
+
+
+async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """What a function returns that blocks for long, while other tasks go on."""
+    if _trio_task() is not None:
+        result: T = await sys.modules["trio"].to_thread.run_sync(work, *arguments)
+        return result
+    if asyncio._get_running_loop() is not None:
+        return await asyncio.to_thread(work, *arguments)
+    return work(*arguments)
 
 
 # Something that may have to wait in its midst, written once for threads and for tasks.

@@ -9,6 +9,7 @@ import pytest
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.history.windows import windows
 from pytest_hfbudget.ledger import LedgerLike, Scope
+from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.payer import Payer
@@ -20,6 +21,7 @@ from pytest_hfbudget.pricing import Catalogue, PriceBook
 from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
 
 
+@off_loop()  # price files are read, also where a test imports huggingface_hub in its event loop
 def assemble(
     config: pytest.Config,
     settings: Settings,
@@ -37,7 +39,7 @@ def assemble(
     shared = tuple(window.scope() for window in windows(settings))
     payer = Payer(session=session_scope(settings), over_runs=shared)
     try:
-        book = prices.book(config, settings, leased, load_catalogue)
+        book = prices.book(config, settings, leased, off_loop()(load_catalogue))
     except ConfigError as error:
         say(config, f"hfbudget: no prices are known: {error}", yellow=True)
         book = PriceBook(leased=leased)

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 
 
 class Charging:
-    """Tells the meter which test it is, from when there is a meter, and asks it what that cost."""
+    """Tells the meter which test it is, from when there is a meter, and asks it what that cost.
+
+    Attributes:
+        called: whether the test itself is being called: what is reported meanwhile is a subtest.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._item: pytest.Item | None = None
         self._where = "before the first test"
         self._problem: HFBudgetError | None = None
+        self.called = False
 
     def begin(self) -> None:
         """There is a meter now, maybe in the middle of a test."""

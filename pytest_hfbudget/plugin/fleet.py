@@ -26,6 +26,7 @@ from pytest_hfbudget.errors import (
     UnaffordableEndpointError,
 )
 from pytest_hfbudget.ledger import Ledger, Scope
+from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.money import show
 from pytest_hfbudget.plugin import history
@@ -113,6 +114,7 @@ class Fleet:
         """Tend every second in a thread; for a process in which no test runs, so none can fork."""
         self._tender = history.Ticker(TEND_S, self.tend)
 
+    @off_loop()
     def accrue(self) -> None:
         """Book every started minute of what runs."""
         with self._lock:
@@ -173,6 +175,7 @@ class Fleet:
         self.accrue()
         return self.sharing.of(test)
 
+    @off_loop()
     def rearm(self) -> None:
         """Tell the keeper when the next minute would break the session's cap, or is too late."""
         if self._receipts is not None or not self._running or self._open_ended:

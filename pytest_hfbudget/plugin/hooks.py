@@ -87,6 +87,15 @@ class Hooks:
         with failures():
             self.run.bring_up(item)
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self) -> Generator[None, object, object]:
+        """Tell the reports of subtests from that of the test."""
+        self.run.charging.called = True
+        try:
+            return (yield)
+        finally:
+            self.run.charging.called = False
+
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest

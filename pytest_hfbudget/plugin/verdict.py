@@ -22,19 +22,20 @@ def judge(
 ) -> None:
     """Fail a test that was refused a call, also where its code swallowed the refusal.
 
-    If it was a budget of the run that refused, the test was not run, unless it was to fail.
+    If it was a budget of the run that refused, the test was not run, unless it was to fail. Each
+    subtest has a report of its own; what was refused to one was refused to the test as well.
     """
     if report.when == "call" and report.passed and (paused := run.paused(item)):
         _fail(report, paused)
     test = run.charging.test()
     on_exceed = test.on_exceed if test else "fail"
-    refusals = list(test.refusals) if test else []
-    if test:
-        test.refusals.clear()
+    subtest = run.charging.called
+    refusals = test.take_refusals(of_subtest=subtest) if test else []
     warned = list(_warn(run, item))
     handled = on_exceed == "raise" and report.passed
     if run.settings.on_exhausted != "fail" and not handled:
-        errors = chain(refusals, run.needs.take_blocked(), _raised_before_the_test(call))
+        raised = _raised(call) if subtest or call.when == "setup" else ()
+        errors = chain(refusals, run.needs.take_blocked(), raised)
         if (error := exhaustion.used_up_by(errors, run.budgets())) is not None:
             exhaustion.mark(report, item, error)
             run.role.use_up()
@@ -49,9 +50,13 @@ def judge(
         _fail(report, warned[0])
 
 
-def _raised_before_the_test(call: pytest.CallInfo[None]) -> Iterator[BaseException]:
-    """What stopped a test's set-up; a shared fixture raises to each test what it once was told."""
-    if call.when == "setup" and call.excinfo is not None:
+def _raised(call: pytest.CallInfo[None]) -> Iterator[BaseException]:
+    """What stopped a set-up, or a subtest, though it is not among what was refused to it.
+
+    A shared fixture raises to each test what it once was told. Before Python 3.11 unittest reports
+    subtests at the end of their test: the first has all the refusals then.
+    """
+    if call.excinfo is not None:
         yield from exhaustion.chain(call.excinfo.value)
 
 

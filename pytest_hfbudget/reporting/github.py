@@ -63,6 +63,8 @@ def _remarks(report: SavedReport) -> Iterator[str]:
         yield f"{unpriced:,} without a known price, not in the sum"
     if replayed:
         yield f"{replayed:,} replayed, at $0"
+    for why, calls in report.unmetered.items():
+        yield f"{calls:,} could not be metered: {_literal(why, MESSAGE)}"
 
 
 def _tables(report: SavedReport) -> Iterator[str]:

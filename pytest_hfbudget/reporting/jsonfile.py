@@ -47,6 +47,7 @@ def _session(report: Report) -> dict[str, Any]:
         "calls": report.calls,
         "refused": report.refused,
         "replayed": report.replayed,
+        "unmetered": dict(report.unmetered),
     }
 
 

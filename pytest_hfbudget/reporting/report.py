@@ -88,6 +88,7 @@ class Report:
         date: when the report was made, RFC 3339 in UTC.
         rehearsal: the calls went to the emulator; nothing was paid.
         over_runs: there were budgets over many runs as well.
+        unmetered: why calls were sent that are not in here, and how many for each reason.
     """
 
     spent: int
@@ -103,6 +104,7 @@ class Report:
     date: str = ""
     rehearsal: bool = False
     over_runs: bool = False
+    unmetered: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(
@@ -126,12 +128,14 @@ class Report:
             refusals=ledger.refusals(),
             endpoints=endpoints,
             not_run=sum(outcome == NOT_RUN for outcome in outcomes.values()),
+            unmetered=tuple(ledger.unmetered().items()),
         )
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to tell."""
-        return not (self.calls or self.refused or self.endpoints or self.not_run)
+        happened = self.calls or self.refused or self.endpoints or self.not_run
+        return not (happened or self.unmetered)
 
     @property
     def unpriced(self) -> int:

@@ -103,6 +103,7 @@ class SavedReport:
     calls: tuple[SavedCall, ...]
     refusals: tuple[SavedRefusal, ...]
     endpoints: tuple[SavedEndpoint, ...]
+    unmetered: Mapping[str, int]
 
     @property
     def day(self) -> str:
@@ -150,7 +151,12 @@ def parse(content: object, *, written: datetime) -> SavedReport:
         calls=tuple(_call(one) for one in top.each("calls")),
         refusals=tuple(_refusal(one) for one in top.each("refusals")),
         endpoints=tuple(_endpoint(one) for one in top.each("endpoints")),
+        unmetered=_counts(session.inner("unmetered")),
     )
+
+
+def _counts(row: _Fields) -> Mapping[str, int]:
+    return {key: row.count(key) for key in row.values}
 
 
 def _test(row: _Fields) -> SavedTest:

@@ -141,6 +141,8 @@ def _remarks(report: Report) -> Iterator[Line]:
         yield Line(
             f"  {_calls(report.estimated)} without usage, charged at an upper bound", "yellow"
         )
+    for why, calls in report.unmetered:
+        yield Line(f"  {_calls(calls)} could not be metered: {why}", "yellow")
     if over := report.over:
         total = sum(charge.over for charge in over)
         yield Line(

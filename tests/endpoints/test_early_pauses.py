@@ -15,7 +15,7 @@ from pytest_hfbudget.endpoints import ControlPlane, EndpointSettings, Lifecycle,
 from pytest_hfbudget.endpoints.journal import read_all
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 
-from .conftest import Owner, gone, kill_both, until
+from .conftest import Owner, gone, kill_all, until
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +107,7 @@ def test_a_keeper_that_is_lost_twice_is_told_of_too(lifecycle: Make, settings: E
     run = lifecycle()
     run.ensure("acme/llm")
     for _ in range(2):
-        kill_both(run, settings)
+        kill_all(run, settings)
         run.tend()
     assert "was killed again" in run.paused_early()["acme/llm"]
     with pytest.raises(EndpointError, match="was killed again"):

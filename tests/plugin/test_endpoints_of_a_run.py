@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from importlib.util import find_spec
+
 import pytest
 from plugin_suite import Suite
 
@@ -257,8 +260,19 @@ REVIVED = """
     [
         "assert hf_endpoint.client.chat_completion(SAY, max_tokens=5)",
         "assert asyncio.run(hf_endpoint.async_client.chat_completion(SAY, max_tokens=5))",
+        pytest.param(
+            "import trio; "
+            "trio.run(lambda: hf_endpoint.async_client.chat_completion(SAY, max_tokens=5))",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(find_spec("trio") is None, reason="trio is not installed"),
+                pytest.mark.skipif(
+                    version("huggingface_hub").startswith("0."), reason="its client is asyncio's"
+                ),
+            ],
+        ),
     ],
-    ids=["sync", "async"],
+    ids=["sync", "asyncio", "trio"],
 )
 def test_an_endpoint_that_somebody_else_paused_is_brought_back_once(
     suite: Suite, call: str
