@@ -12,34 +12,56 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pytest_hfbudget.emulator.price import Price
+from pytest_hfbudget.emulator.task_names import HF_TASKS
 
 DEFAULT_CONTEXT = 8192
-PROVIDERS = (
-    "baseten",
-    "cerebras",
-    "cohere",
-    "deepinfra",
-    "fal-ai",
-    "featherless-ai",
-    "fireworks-ai",
-    "groq",
-    "hf-inference",
-    "novita",
-    "nscale",
-    "ovhcloud",
-    "publicai",
-    "replicate",
-    "scaleway",
-    "together",
-    "wavespeed",
-    "zai-org",
-    "black-forest-labs",
-    "clarifai",
-    "hyperbolic",
-    "nebius",
-    "sambanova",
-    "openai",
-)
+_CHAT = ("conversational",)
+_BOTH = ("conversational", "text-generation")
+# Which tasks huggingface_hub can ask each provider for, in all the releases since 0.34. An unknown
+# model is offered by all of them, by the one first that serves nearly every task: it is the one
+# that a client without a provider of its own takes.
+PROVIDERS: dict[str, tuple[str, ...]] = {
+    "hf-inference": (
+        *_BOTH,
+        *sorted({*HF_TASKS} - {"tabular-regression", "image-to-video", "text-to-video"}),
+    ),
+    "baseten": _CHAT,
+    "cerebras": _CHAT,
+    "cohere": _CHAT,
+    "deepinfra": (
+        *_BOTH,
+        *("feature-extraction", "automatic-speech-recognition", "text-to-speech"),
+    ),
+    "fal-ai": (
+        *("text-to-image", "image-to-image", "image-segmentation"),
+        *("text-to-video", "image-to-video"),
+        *("text-to-speech", "automatic-speech-recognition"),
+    ),
+    "featherless-ai": _BOTH,
+    "fireworks-ai": _CHAT,
+    "groq": _CHAT,
+    "novita": (*_BOTH, "text-to-video"),
+    "nscale": (*_CHAT, "text-to-image"),
+    "ovhcloud": _CHAT,
+    "publicai": _CHAT,
+    "replicate": (
+        *("text-to-image", "image-to-image", "text-to-video"),
+        *("text-to-speech", "automatic-speech-recognition"),
+    ),
+    "scaleway": (*_CHAT, "feature-extraction"),
+    "together": (
+        *(*_BOTH, "feature-extraction", "text-to-image", "image-to-image"),
+        *("text-to-video", "image-to-video", "text-to-speech"),
+    ),
+    "wavespeed": ("text-to-image", "image-to-image", "text-to-video", "image-to-video"),
+    "zai-org": (*_CHAT, "text-to-image"),
+    "black-forest-labs": ("text-to-image",),
+    "clarifai": _CHAT,
+    "hyperbolic": (*_BOTH, "text-to-image"),
+    "nebius": (*_BOTH, "feature-extraction", "text-to-image"),
+    "sambanova": (*_CHAT, "feature-extraction"),
+    "openai": _CHAT,
+}
 
 _PUBLIC = (
     "context_length",

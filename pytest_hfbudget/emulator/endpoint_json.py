@@ -24,10 +24,11 @@ _MESSAGES = {
     "failed": "Endpoint failed to start",
     "updateFailed": "Endpoint failed to update",
 }
+DEFAULT_TASK = "text-generation"
 DEFAULT_MODEL: dict[str, Any] = {
     "repository": "emulator/chat",
     "revision": "main",
-    "task": "text-generation",
+    "task": DEFAULT_TASK,
     "framework": "pytorch",
     "image": {"huggingface": {}},
     "env": {},

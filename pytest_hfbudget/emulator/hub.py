@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse, Response
 
-from pytest_hfbudget.emulator.catalogue import PROVIDERS
 from pytest_hfbudget.emulator.exchange import Exchange, Route
 from pytest_hfbudget.emulator.routing import mapping
 from pytest_hfbudget.emulator.task_names import HF_TASKS
@@ -30,7 +29,7 @@ async def model_info(exchange: Exchange) -> Response:
             "tags": tags,
             "downloads": 0,
             "likes": 0,
-            "inferenceProviderMapping": mapping(world.models.get(name), name, task, PROVIDERS),
+            "inferenceProviderMapping": mapping(world.models.get(name), name, task),
         }
     )
 

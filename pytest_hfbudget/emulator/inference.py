@@ -9,10 +9,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from pytest_hfbudget.emulator.endpoint import Endpoint
+from pytest_hfbudget.emulator.endpoint_json import DEFAULT_TASK
 from pytest_hfbudget.emulator.exchange import Exchange, Handler, Route
 from pytest_hfbudget.emulator.refusal import number, refused
 from pytest_hfbudget.emulator.serving import Server, serve_chat, serve_completion
 from pytest_hfbudget.emulator.tasks import serve_task
+
+ASKED_TASK = "x-emulator-task"
 
 
 async def chat(exchange: Exchange) -> ASGIApp:
@@ -26,10 +29,17 @@ async def completion(exchange: Exchange) -> ASGIApp:
 
 
 async def task(exchange: Exchange) -> ASGIApp:
-    """The task that the endpoint was made for."""
+    """The task that the endpoint was made for.
+
+    One that was made for none in particular plays the task that the caller's client names, since
+    the request does not show it: a summary is asked for in the same words as a translation.
+    """
     server = await _server(exchange)
-    made_for = _endpoint(exchange).model.get("task") or "text-generation"
-    return await serve_task(exchange, server, made_for)
+    made_for = _endpoint(exchange).model.get("task") or DEFAULT_TASK
+    asked = exchange.headers.get(ASKED_TASK)
+    return await serve_task(
+        exchange, server, asked if asked and made_for == DEFAULT_TASK else made_for
+    )
 
 
 async def health(exchange: Exchange) -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from pytest_hfbudget.emulator.catalogue import Model, Offer
+from pytest_hfbudget.emulator.catalogue import PROVIDERS, Model, Offer
 from pytest_hfbudget.emulator.refusal import refused_by_model
 from pytest_hfbudget.emulator.world import World
 
@@ -53,19 +53,30 @@ def named_offer(world: World, name: str, provider: str) -> Offer:
     return offer
 
 
-def mapping(model: Model | None, name: str, task: str, providers: Sequence[str]) -> list[object]:
-    """The model's `inferenceProviderMapping` on the Hub; anyone offers an unknown model."""
-    offers = model.offers if model is not None else ()
-    shown = offers or [Offer(provider) for provider in providers]
+def mapping(model: Model | None, name: str, task: str) -> list[object]:
+    """The model's `inferenceProviderMapping` on the Hub.
+
+    A model that nobody configured is offered by every provider: first by those that serve its
+    task, since a client without a provider takes the first; then by the others, for the task that
+    each is best known for.
+    """
+    served = "conversational" if task == "text-generation" else task
+    offers: Sequence[Offer] = model.offers if model is not None else ()
+    if not offers:
+        anyone = [
+            Offer(provider, task=served if served in tasks else tasks[0])
+            for provider, tasks in PROVIDERS.items()
+        ]
+        offers = sorted(anyone, key=lambda offer: offer.task != served)
     return [
         {
             "provider": offer.provider,
             "providerId": offer.provider_id or name,
             "status": offer.status,
-            "task": offer.task or ("conversational" if task == "text-generation" else task),
+            "task": offer.task or served,
             "isModelAuthor": False,
         }
-        for offer in shown
+        for offer in offers
     ]
 
 

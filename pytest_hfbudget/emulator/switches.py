@@ -44,7 +44,7 @@ class Switches:
     compute_tokens_header: bool = True  # x-compute-tokens on what was only read, as of TEI
     polls: int = 0  # how often a queue says that its work is not done
 
-    zero_shot: Literal["list", "columns"] = "list"  # clients before 1.0 need columns
+    zero_shot: Literal["by_client", "list", "columns"] = "by_client"  # before 1.0 columns
 
     # -- the router's choice
     routing: str = "policy"  # "policy", "round_robin", or "pin:PROVIDER"

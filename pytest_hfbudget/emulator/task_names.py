@@ -13,6 +13,7 @@ HF_TASKS = (
     "image-segmentation",
     "image-to-image",
     "image-to-text",
+    "image-to-video",
     "object-detection",
     "question-answering",
     "sentence-similarity",
@@ -32,20 +33,35 @@ HF_TASKS = (
     "zero-shot-image-classification",
 )
 
-# Parts of names by which a model that nobody configured is given a task.
+# Parts of names by which a model that nobody configured is given a task. The first that fits
+# decides, so what is more special comes first: "flux.1-kontext" edits pictures, "flux" makes them.
 _HINTS = {
-    "text-to-image": "flux stable-diffusion sdxl text-to-image",
-    "text-to-video": "text-to-video hunyuanvideo ltx-video",
-    "automatic-speech-recognition": "whisper wav2vec automatic-speech",
-    "feature-extraction": "embed minilm bge- e5- gte-",
-    "summarization": "bart-large-cnn pegasus summar",
-    "translation": "opus-mt nllb t5- translat",
-    "text-classification": "sst-2 sentiment toxic",
-    "text-to-speech": "tts kokoro bark",
-    "token-classification": "-ner ner-",
-    "fill-mask": "bert-base roberta-base",
-    "image-classification": "vit-base resnet",
-    "object-detection": "detr yolo",
+    "zero-shot-image-classification": "clip-vit clip-rn siglip metaclip",
+    "zero-shot-classification": "-mnli xnli zeroshot zero-shot-class",
+    "table-question-answering": "tapas tapex -wtq",
+    "document-question-answering": "docvqa document-qa layoutlm",
+    "visual-question-answering": "-vqa vilt visual-question",
+    "question-answering": "squad question-answering",
+    "image-to-video": "image-to-video -i2v img2vid stable-video-diffusion",
+    "text-to-video": "text-to-video hunyuanvideo ltx-video -t2v cogvideo mochi-1",
+    "image-to-image": "image-to-image image-edit kontext pix2pix upscaler swin2sr img2img",
+    "text-to-image": "text-to-image flux stable-diffusion sdxl sd-turbo qwen-image pixart",
+    "image-segmentation": "segformer mask2former panoptic face-parsing rmbg segment",
+    "audio-to-audio": "audio-to-audio sepformer enhsingle dccrnet metricgan",
+    "audio-classification": "audio-class speech-emotion audioset superb-er superb-ks",
+    "automatic-speech-recognition": "whisper wav2vec automatic-speech parakeet-",
+    "text-to-speech": "text-to-speech tts kokoro bark parler",
+    "text-classification": "rerank sst-2 sst2 sentiment toxic finbert emotion text-class",
+    "feature-extraction": "feature-extraction embed minilm mpnet bge- e5- gte- sentence-",
+    "summarization": "bart-large-cnn distilbart pegasus summar -xsum",
+    "translation": "opus-mt nllb m2m100 madlad t5- translat",
+    "token-classification": "-ner ner- gliner conll03 token-class",
+    "image-to-text": "image-to-text blip captioning trocr",
+    "fill-mask": "fill-mask bert-base bert-large roberta-base roberta-large modernbert",
+    "object-detection": "object-detection detr yolo",
+    "image-classification": "image-class vit-base vit-large resnet- convnext mobilenet",
+    "tabular-classification": "tabular-class",
+    "tabular-regression": "tabular-regress",
 }
 
 

@@ -39,6 +39,7 @@ class Job:
     inputs: Any
     parameters: Mapping[str, Any]
     switches: Switches = field(default_factory=Switches)
+    client: str = ""  # as its User-Agent says
 
     @property
     def text(self) -> str:
@@ -53,13 +54,13 @@ class Job:
 
 def read_job(exchange: Exchange) -> Job:
     """The request as a job; a body that is no JSON is a picture or a sound, and has no text."""
+    switches, client = exchange.world.switches, exchange.headers.get("user-agent", "")
     if not exchange.body.lstrip().startswith(b"{"):
-        return Job("", {}, exchange.world.switches)
+        return Job("", {}, switches, client)
     body = exchange.json()
     parameters = body.get("parameters") or {}
     rest = {name: value for name, value in body.items() if name not in ("inputs", "parameters")}
-    inputs, switches = body.get("inputs", ""), exchange.world.switches
-    return Job(inputs, {**rest, **parameters}, switches)
+    return Job(body.get("inputs", ""), {**rest, **parameters}, switches, client)
 
 
 async def serve_task(exchange: Exchange, server: Server, task: str) -> ASGIApp:
@@ -140,8 +141,8 @@ def _scored(job: Job) -> list[dict[str, Any]]:
 
 
 def _zero_shot(job: Job) -> Any:
-    scored = _scored(job)
-    if job.switches.zero_shot == "list":
+    scored, form = _scored(job), job.switches.zero_shot
+    if form == "list" or (form == "by_client" and "hf_hub/0." not in job.client):
         return scored
     columns = {"labels": "label", "scores": "score"}
     return {many: [each[one] for each in scored] for many, one in columns.items()}

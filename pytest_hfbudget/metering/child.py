@@ -42,7 +42,10 @@ def joined(path: str) -> Runtime:
     place = Place.unpacked(wire.ask("join"))
     payer = Payer(place.session, test=place.test, where=place.where)
     payer.outer = Outer(place.around, place.explicit)
-    meter = Meter(RemoteLedger(wire), RemoteBook(wire=wire), payer, router=place.router)
+    emulator = place.addresses.emulator or ""
+    meter = Meter(
+        RemoteLedger(wire), RemoteBook(wire=wire), payer, router=place.router, emulator=emulator
+    )
     _connect(meter, path)
     return Runtime(meter, worker=_prefix(place.worker), addresses=place.addresses, path=path)
 

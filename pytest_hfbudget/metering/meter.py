@@ -27,9 +27,11 @@ from pytest_hfbudget.metering.sending import Sending
 from pytest_hfbudget.metering.threshold import Watcher
 from pytest_hfbudget.metering.waiting import Callers, Steps, Wait, blocking
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote
+from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.settings import HOLD_WAIT_S
 
 DEFAULT_ROUTER = "https://router.huggingface.co"
+EMULATED_TASK = "x-emulator-task"
 
 # Of why a call was not metered, in characters: it is for one line.
 LONGEST_REASON = 200
@@ -51,6 +53,7 @@ class Meter:
         revive: brings a leased endpoint back that was paused by somebody else; whether it did.
         using: told the name of the leased endpoint that a call goes to, before it is sent.
         router: where the Hugging Face router is; calls to the public one are sent there too.
+        emulator: the base URL of a rehearsal's emulator; empty in a run that is none.
         stops_with_ledger: whether calls that have no cap stop, too, once the ledger is gone.
         hold_wait: seconds that a call waits for calls in flight; 0 for none.
         dropped: calls whose stream was garbage-collected. They wait here instead of being
@@ -61,6 +64,7 @@ class Meter:
     book: PriceBook
     payer: Payer
     router: str = DEFAULT_ROUTER
+    emulator: str = ""
     revive: Callable[[str], bool] = _nobody
     using: Callable[[str], object] = _nobody
     hold_wait: float = HOLD_WAIT_S
@@ -178,11 +182,17 @@ class Meter:
     def routed(self, parameters: P) -> P:
         """What is to be posted, with this run's router in place of the public one.
 
-        Also for calls that can't be metered: a rehearsal must not reach the real service.
+        Also for calls that can't be metered: a rehearsal must not reach the real service. The
+        emulator is told the task, which an endpoint that plays them all can't see otherwise.
         """
-        if self.router == DEFAULT_ROUTER or not parameters.url.startswith(f"{DEFAULT_ROUTER}/"):
-            return parameters
-        return changed(parameters, url=self.router + parameters.url[len(DEFAULT_ROUTER) :])
+        if self.router != DEFAULT_ROUTER and parameters.url.startswith(f"{DEFAULT_ROUTER}/"):
+            parameters = changed(
+                parameters, url=self.router + parameters.url[len(DEFAULT_ROUTER) :]
+            )
+        if self.emulator and is_below(parameters.url, self.emulator):
+            headers = {**parameters.headers, EMULATED_TASK: parameters.task}
+            parameters = changed(parameters, headers=headers)
+        return parameters
 
     def drain(self) -> None:
         """Settle the calls whose streams nobody holds any more, and what was only noted."""

@@ -10,11 +10,16 @@ from pytest_hfbudget.metering.importing import PostImport
 
 @dataclass(frozen=True)
 class Addresses:
-    """Base URLs that differ from the public ones; None leaves one as it is."""
+    """Base URLs that differ from the public ones; None leaves one as it is.
+
+    Attributes:
+        emulator: the one that all of them lead to, in a rehearsal.
+    """
 
     router: str | None = None
     endpoints_api: str | None = None
     hub: str | None = None
+    emulator: str | None = None
 
     def constants(self) -> dict[str, str]:
         """The constants of huggingface_hub that hold them; none of these is an env variable."""

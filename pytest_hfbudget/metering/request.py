@@ -56,6 +56,7 @@ class Parameters(Protocol):
     url: str
     task: str
     model: str
+    headers: dict[str, Any]
     json: Any
     data: Any
 

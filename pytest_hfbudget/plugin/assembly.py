@@ -43,7 +43,14 @@ def assemble(
     except ConfigError as error:
         say(config, f"hfbudget: no prices are known: {error}", yellow=True)
         book = PriceBook(leased=leased)
-    meter = Meter(ledger, book, payer, router=settings.router, hold_wait=settings.hold_wait)
+    meter = Meter(
+        ledger,
+        book,
+        payer,
+        router=settings.router,
+        emulator=settings.emulator or "",
+        hold_wait=settings.hold_wait,
+    )
     prefix = f"{worker}/" if worker else ""
     return Runtime(meter, worker=prefix, addresses=addresses(settings))
 
@@ -60,4 +67,5 @@ def addresses(settings: Settings) -> Addresses:
         router=router if router != ROUTER else None,
         endpoints_api=api if api != ENDPOINTS_API else None,
         hub=settings.hub,
+        emulator=settings.emulator,
     )

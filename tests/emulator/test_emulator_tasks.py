@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from huggingface_hub import InferenceClient
+from huggingface_hub import HfApi, InferenceClient
+from huggingface_hub.inference._providers import PROVIDERS
 
 from pytest_hfbudget.emulator import Emulator
 
@@ -49,13 +49,6 @@ if importlib.util.find_spec("PIL"):
     TASKS["image-to-image"] = lambda client: client.image_to_image(b"picture").size
 
 
-@pytest.fixture(autouse=True)
-def zero_shot_answers_that_this_client_understands(emulator: Emulator) -> None:
-    source = inspect.getsource(InferenceClient.zero_shot_classification)
-    if 'output["scores"]' in source:
-        emulator.client.configure(zero_shot="columns")
-
-
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_the_client_understands_the_answer_of_hf_inference(hub: Emulator, task: str) -> None:
     hub.client.price_providers(hf_inference={"second": "0.0001"})
@@ -66,6 +59,68 @@ def test_the_client_understands_the_answer_of_hf_inference(hub: Emulator, task: 
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
+def test_a_client_without_a_provider_finds_one_that_serves_the_task(
+    hub: Emulator, task: str
+) -> None:
+    assert TASKS[task](InferenceClient(f"emulator/{task}", api_key="hf_tester"))
+    [row] = hub.client.invoice()["calls"]
+    assert row["task"] == task
+
+
+@pytest.mark.parametrize("model", ["acme/anything", "Qwen/Qwen3-8B"])
+def test_a_client_without_a_provider_chats_and_writes_with_an_unknown_model(
+    hub: Emulator, model: str
+) -> None:
+    client = InferenceClient(model, api_key="hf_tester")
+    say: list[Any] = [{"role": "user", "content": "hello"}]
+    assert client.chat_completion(say, max_tokens=5).choices
+    assert client.text_generation("once", max_new_tokens=5)
+
+
+REAL_NAMES = {
+    "MIT/ast-finetuned-audioset-10-10-0.4593": "audio-classification",
+    "speechbrain/sepformer-wham": "audio-to-audio",
+    "openai/whisper-large-v3": "automatic-speech-recognition",
+    "impira/layoutlm-document-qa": "document-question-answering",
+    "sentence-transformers/all-MiniLM-L6-v2": "feature-extraction",
+    "BAAI/bge-m3": "feature-extraction",
+    "google-bert/bert-base-uncased": "fill-mask",
+    "google/vit-base-patch16-224": "image-classification",
+    "mattmdjaga/segformer_b2_clothes": "image-segmentation",
+    "black-forest-labs/FLUX.1-Kontext-dev": "image-to-image",
+    "Salesforce/blip-image-captioning-large": "image-to-text",
+    "Wan-AI/Wan2.2-I2V-A14B": "image-to-video",
+    "facebook/detr-resnet-50": "object-detection",
+    "deepset/roberta-base-squad2": "question-answering",
+    "facebook/bart-large-cnn": "summarization",
+    "google/tapas-base-finetuned-wtq": "table-question-answering",
+    "distilbert/distilbert-base-uncased-finetuned-sst-2-english": "text-classification",
+    "BAAI/bge-reranker-v2-m3": "text-classification",
+    "meta-llama/Llama-3.2-3B-Instruct": "text-generation",
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": "text-generation",
+    "stabilityai/stable-diffusion-xl-base-1.0": "text-to-image",
+    "hexgrad/Kokoro-82M": "text-to-speech",
+    "tencent/HunyuanVideo": "text-to-video",
+    "dslim/bert-base-NER": "token-classification",
+    "Helsinki-NLP/opus-mt-en-fr": "translation",
+    "dandelin/vilt-b32-finetuned-vqa": "visual-question-answering",
+    "facebook/bart-large-mnli": "zero-shot-classification",
+    "openai/clip-vit-base-patch32": "zero-shot-image-classification",
+}
+
+
+@pytest.mark.parametrize("model", REAL_NAMES)
+def test_the_first_provider_of_a_well_known_model_serves_its_task(
+    hub: Emulator, model: str
+) -> None:
+    info = HfApi().model_info(model, expand=["inferenceProviderMapping"])
+    task, [first, *_] = REAL_NAMES[model], list(info.inference_provider_mapping or [])
+    assert HfApi().model_info(model).pipeline_tag == task
+    assert task in PROVIDERS[first.provider]
+    assert first.task == ("conversational" if task == "text-generation" else task)
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
 def test_the_client_understands_the_answer_of_a_dedicated_endpoint(
     emulator: Emulator, task: str
 ) -> None:
@@ -73,6 +128,24 @@ def test_the_client_understands_the_answer_of_a_dedicated_endpoint(
     assert TASKS[task](InferenceClient(made["status"]["url"], api_key="hf_tester"))
     [row] = emulator.client.invoice()["calls"]
     assert (row["endpoint"], row["nano_usd"], row["billed"]) == ("org/ci", 0, "uptime")
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_an_endpoint_that_was_made_for_no_task_plays_the_one_that_is_asked_of_it(
+    emulator: Emulator, task: str
+) -> None:
+    made = emulator.client.add_endpoint("org/ci", state="running")
+    asked = {"X-Emulator-Task": task}
+    assert TASKS[task](InferenceClient(made["status"]["url"], api_key="hf_tester", headers=asked))
+    [row] = emulator.client.invoice()["calls"]
+    assert (row["task"], row["endpoint"]) == (task, "org/ci")
+
+
+def test_an_endpoint_that_was_made_for_a_task_plays_no_other(emulator: Emulator) -> None:
+    made = emulator.client.add_endpoint("org/ci", state="running", model={"task": "fill-mask"})
+    asked = {"X-Emulator-Task": "summarization"}
+    client = InferenceClient(made["status"]["url"], api_key="hf_tester", headers=asked)
+    assert client.fill_mask("the <mask>")[0].token_str == "sea"
 
 
 def test_an_unknown_models_task_is_guessed_from_its_name(hub: Emulator) -> None:
@@ -136,8 +209,6 @@ def picture_of(provider: str, monkeypatch: pytest.MonkeyPatch) -> bytes:
 def test_a_picture_is_billed_by_the_piece(
     hub: Emulator, provider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub.inference._providers import PROVIDERS
-
     if "text-to-image" not in PROVIDERS.get(provider, {}):
         pytest.skip(f"this huggingface_hub makes no pictures with {provider}")
     hub.client.add_model(
@@ -152,8 +223,6 @@ def test_a_picture_is_billed_by_the_piece(
 
 @pytest.mark.parametrize("provider", ["fal-ai", "together", "novita"])
 def test_a_film_can_be_fetched(hub: Emulator, provider: str) -> None:
-    from huggingface_hub.inference._providers import PROVIDERS
-
     if "text-to-video" not in PROVIDERS.get(provider, {}):
         pytest.skip(f"this huggingface_hub makes no films with {provider}")
     hub.client.add_model("org/film", task="text-to-video", providers=[{"provider": provider}])

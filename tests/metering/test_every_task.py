@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,12 +37,6 @@ def cases() -> Iterator[Any]:
 
 
 SERVED = [pytest.param(task, id=name) for name, task in INSTALLED.items() if task.provider]
-
-
-@pytest.fixture(autouse=True)
-def _answers_that_this_client_understands(bench: Bench) -> None:
-    if 'output["scores"]' in inspect.getsource(InferenceClient.zero_shot_classification):
-        bench.emulator.client.configure(zero_shot="columns")
 
 
 @pytest.mark.parametrize("client", CLIENTS)
