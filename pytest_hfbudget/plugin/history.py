@@ -103,7 +103,8 @@ def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
 class Ticker:
     """Looks at running endpoints several times a minute, whatever the test does meanwhile.
 
-    Without it, a run would not notice that others take what its next minutes were to be paid from.
+    Without it, a run would not notice that others take what its next minutes were to be paid from,
+    or that someone lets an endpoint have more replicas.
 
     Args:
         minute_s: seconds in a billed minute.
