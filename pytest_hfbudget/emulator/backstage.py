@@ -92,6 +92,7 @@ class Backstage:
             endpoint.force(form["state"])
         if "replicas" in form:
             endpoint.scale(int(form["replicas"]))
+        endpoint.follow_load()
         return _shown(exchange, endpoint)
 
     async def advance(self, exchange: Exchange) -> Response:

@@ -20,6 +20,8 @@ class Behaviour:
     update_to: Literal["running", "updateFailed"] = "running"
     failure: Literal["runtime", "config"] = "runtime"  # of the state `failed`
     quota_ok: bool = True  # checked by each resume
+    load: int = 0  # replicas that its requests are worth; maxReplica allows them or not
+    load_check_s: float = 60.0  # between two looks at the load (docs, guides/autoscaling)
 
 
 @dataclass(frozen=True)

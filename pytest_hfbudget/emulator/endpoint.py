@@ -56,6 +56,7 @@ class Endpoint:
         self._history = [(now, self.state)]
         self._numbers = itertools.count(1)
         self._timers: list[Timer] = []
+        self._load_check: Timer | None = None
 
     @property
     def full_name(self) -> str:
@@ -189,6 +190,13 @@ class Endpoint:
 
         self._later(self.behaviour.initializing_s, arrive)
 
+    def follow_load(self) -> None:
+        """Autoscale from now on: a look at the load, and again after every `load_check_s`."""
+        if self._load_check is not None:
+            self._load_check.cancel()
+        if self.behaviour.load:
+            self._load_check = self.clock.after(self.behaviour.load_check_s, self._autoscale)
+
     @at_one_time
     def force(self, state: str) -> None:
         """Put it into `state` at once, with the replicas that go with it."""
@@ -235,6 +243,16 @@ class Endpoint:
         self.last_used = self.clock.now()
         self.ready_at = self.clock.now() + round(self.behaviour.health_delay_s * 1_000_000)
         self._watch_idleness()
+        self.follow_load()
+
+    def _autoscale(self) -> None:
+        if self.state != "running" or self.pausing:
+            return  # begins anew once it runs again
+        least, most = max(1, self.scaling.minimum), max(1, self.scaling.maximum)
+        count = min(max(self.behaviour.load, least), most)
+        if count != len(self.present):
+            self.scale(count)
+        self.follow_load()
 
     def _finish_pause(self) -> None:
         self._stage_all("stopped")
@@ -250,6 +268,7 @@ class Endpoint:
             least, most = max(1, self.scaling.minimum), max(1, self.scaling.maximum)
             self.scale(min(max(len(self.present), least), most))
             self._watch_idleness()
+            self.follow_load()
 
     def _watch_idleness(self) -> None:
         minutes = self.scaling.idle_minutes

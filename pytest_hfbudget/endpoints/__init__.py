@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Afford,
         EndpointReceipt,
         EndpointSettings,
+        Grow,
         Progress,
     )
 
@@ -45,6 +46,7 @@ __all__ = [
     "Endpoint",
     "EndpointReceipt",
     "EndpointSettings",
+    "Grow",
     "Holder",
     "Journal",
     "Lease",
@@ -104,7 +106,7 @@ _HOMES = {
     "sharing": ("Shares", "Stretch", "Use", "Window", "share_out"),
     "state": ("Endpoint", "Scaling", "billed", "split_name"),
     "sweep": ("Stray", "Swept", "find_local", "find_tagged"),
-    "terms": ("DEFAULT_API", "Afford", "EndpointReceipt", "EndpointSettings", "Progress"),
+    "terms": ("DEFAULT_API", "Afford", "EndpointReceipt", "EndpointSettings", "Grow", "Progress"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -19,7 +19,13 @@ from pytest_hfbudget.endpoints.spawn import Spawn, spawn_keeper
 from pytest_hfbudget.endpoints.startup import Startup
 from pytest_hfbudget.endpoints.state import Endpoint, split_name
 from pytest_hfbudget.endpoints.sweep import Swept, adopt, find_local, sweep
-from pytest_hfbudget.endpoints.terms import Afford, EndpointReceipt, EndpointSettings, Progress
+from pytest_hfbudget.endpoints.terms import (
+    Afford,
+    EndpointReceipt,
+    EndpointSettings,
+    Grow,
+    Progress,
+)
 from pytest_hfbudget.endpoints.waking import Waker
 from pytest_hfbudget.errors import EndpointError
 
@@ -43,6 +49,10 @@ def _any_price(endpoint: Endpoint, nano_per_minute: int | None) -> None:
     """Nothing caps what endpoints may cost."""
 
 
+def _any_number(endpoint: Endpoint, more: int, nano_per_minute: int, ahead: bool) -> None:
+    """Nothing caps how many replicas there may be."""
+
+
 class Lifecycle:
     """Resumes each endpoint at most once, and has all of them paused however the run ends.
 
@@ -56,6 +66,7 @@ class Lifecycle:
         *,
         progress: Progress = _no_progress,
         afford: Afford = _any_price,
+        grow: Grow = _any_number,
         clock: Clock = SYSTEM_CLOCK,
         spawn: Spawn = spawn_keeper,
     ) -> None:
@@ -74,6 +85,7 @@ class Lifecycle:
             self._meter,
             clock=clock,
             afford=afford,
+            grow=grow,
             arm=self._arm,
             refusal=self._refusal,
         )
@@ -199,6 +211,12 @@ class Lifecycle:
             if self._guard.early() is None:
                 for slot in list(self._slots.values()):
                     self._startup.renew(slot)
+
+    def look(self) -> None:
+        """See how many replicas run, to be called several times a minute where a cap pays."""
+        if os.getpid() == self._owner and not self._refusal():
+            for slot in list(self._slots.values()):
+                self._startup.look(slot)
 
     def pause_after(self, seconds: float | None) -> None:
         """Have the keeper pause all by itself some time from now, whatever this process does.

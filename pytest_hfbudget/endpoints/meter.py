@@ -37,8 +37,8 @@ class Meter:
         """Fill in the price of a replica; nano-USD for a minute of what will run at first."""
         listed = self._listed(slot)
         slot.price_atto = None if listed is None else price_per_hour(listed.vendors, found)
-        replicas = max(found.scaling.min_replica, found.target_replica, 1)
-        return None if slot.price_atto is None else uptime.cost(slot.price_atto, replicas)
+        slot.count(found.first_replicas)
+        return None if slot.price_atto is None else uptime.cost(slot.price_atto, slot.replicas)
 
     def _listed(self, slot: Slot) -> HardwareList | None:
         with self._lock:
@@ -54,6 +54,13 @@ class Meter:
         if listed.problem:
             slot.warn(f"{slot.name}: its price is that of {listed.day}: {listed.problem}")
         return listed
+
+    def look(self, slot: Slot) -> Endpoint | None:
+        """The endpoint as it is now; None where the server does not say so soon."""
+        try:
+            return self._quick.get(slot.name)
+        except ControlPlaneError:
+            return None  # what was counted before still counts
 
     def zero(self, slot: Slot) -> None:
         """Remember the replicas that were there before; None where nobody could tell."""

@@ -28,6 +28,8 @@ class Slot:
         price_atto: atto-USD per replica-hour.
         cold: the stretches of time in which it was coming up, on the steady clock.
         earlier: see `uptime.earlier_replicas`; None where nobody could tell.
+        replicas: how many may run now; the caps pay for a minute of each.
+        most_replicas: how many may have been running at a time.
         scaling: see `Watch`; kept for a later word to the keeper.
         until: unix seconds, the latest end that the endpoint's tags tell.
         renew_at: unix seconds, not to be renewed before; the last try has failed.
@@ -48,10 +50,13 @@ class Slot:
     resumed_mono: float = 0.0
     cold: tuple[Stretch, ...] = ()
     price_atto: int | None = None
+    replicas: int = 1
+    most_replicas: int = 1
     earlier: Mapping[ReplicaKey, bool] | None = None
     warnings: tuple[str, ...] = ()
     error: BaseException | None = None
     reviving: threading.Lock = field(default_factory=threading.Lock)
+    counting: threading.Lock = field(default_factory=threading.Lock)
     _open: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -67,6 +72,10 @@ class Slot:
             raise
         finally:
             self._open.set()
+
+    def count(self, replicas: int) -> None:
+        """Note how many replicas may run from now on."""
+        self.replicas, self.most_replicas = replicas, max(self.most_replicas, replicas)
 
     def wait(self) -> Endpoint:
         """The endpoint once it is up; or what has kept it from that, again."""
@@ -87,11 +96,6 @@ class Slot:
     def found_asleep(self) -> bool:
         """Whether it was this run that had to bring it up."""
         return self.found is not None and self.found.state in ASLEEP | BROKEN
-
-    @property
-    def most_replicas(self) -> int:
-        """How many replicas may have been running at a time."""
-        return max(self.found.scaling.max_replica, 1) if self.found else 1
 
     def window_s(self, until: float) -> float:
         """Seconds from the request to resume, or the first look at it, until a moment."""

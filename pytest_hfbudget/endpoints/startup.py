@@ -16,8 +16,9 @@ from pytest_hfbudget.endpoints.protocol import Watch
 from pytest_hfbudget.endpoints.sharing import Stretch
 from pytest_hfbudget.endpoints.slot import Slot
 from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, RUNNING, Endpoint
-from pytest_hfbudget.endpoints.terms import Afford, EndpointSettings
+from pytest_hfbudget.endpoints.terms import Afford, EndpointSettings, Grow
 from pytest_hfbudget.endpoints.turn import turn
+from pytest_hfbudget.endpoints.uptime import cost
 from pytest_hfbudget.endpoints.waking import Waker
 from pytest_hfbudget.errors import EndpointError
 
@@ -37,12 +38,14 @@ class Startup:
         *,
         clock: Clock,
         afford: Afford,
+        grow: Grow,
         arm: Callable[[], Guard],
         refusal: Callable[[], str],
     ) -> None:
         """``arm`` has a keeper on watch; ``refusal`` says why nothing may be resumed, if so."""
         self._settings, self._plane, self._waker, self._meter = settings, plane, waker, meter
-        self._clock, self._afford, self._arm, self._refusal = clock, afford, arm, refusal
+        self._clock, self._arm, self._refusal = clock, arm, refusal
+        self._afford, self._grow = afford, grow
 
     def bring_up(self, slot: Slot, *, keep_running: bool) -> Endpoint:
         """The endpoint, serving.
@@ -56,6 +59,8 @@ class Startup:
             slot.kept = True
             return self._waker.wait(slot.name)
         self._afford(found, self._meter.price(slot, found))
+        if not _rests(found):
+            self._count(slot, found, found.most_replicas)
         self._go_on(slot.name)
         guard = self._arm()
         slot.leased, slot.resumed_at = True, self._clock.time()
@@ -120,12 +125,43 @@ class Startup:
         untag = rests or tags.run_of(found.tags) is not None
         self._watch(guard, Watch(slot.name, slot.scaling, untag=untag))
         if rests:
-            slot.warn(self._waker.spread_net(found))
-            slot.until = self._waker.until
+            self._spread_net(slot, found)
             self._resume(slot, found, guard)
         else:
+            self._count(slot, found, found.most_replicas)
             slot.joined = heir.run if heir else None
             slot.until = tags.until(found.tags)
+
+    def _spread_net(self, slot: Slot, found: Endpoint) -> None:
+        """Under a cap the endpoint may not scale beyond the replicas that are paid for ahead."""
+        most = slot.replicas if self._settings.capped else None
+        warning = self._waker.spread_net(found, most)
+        slot.warn(warning)
+        slot.until = self._waker.until
+        if warning or most is None:
+            self._count(slot, found, found.most_replicas)
+        elif most < found.scaling.max_replica:
+            slot.warn(
+                f"its maxReplica was lowered from {found.scaling.max_replica} to {most} for this "
+                "run, because the budget pays for no more"
+            )
+
+    def look(self, slot: Slot) -> None:
+        """See whether more replicas may run than are paid for: someone may have changed that."""
+        if slot.leased and (slot.resumed or not slot.found_asleep):
+            found = self._meter.look(slot)
+            if found is not None and found.state not in ASLEEP:
+                self._count(slot, found, found.most_replicas, resumed=True)
+
+    def _count(self, slot: Slot, found: Endpoint, replicas: int, *, resumed: bool = False) -> None:
+        """Have the caps pay for a minute of each replica that may run from now on."""
+        with slot.counting:
+            more = replicas - slot.replicas
+            if more <= 0:
+                return
+            if self._settings.capped and slot.price_atto is not None:
+                self._grow(found, more, cost(slot.price_atto, more), not resumed)
+            slot.count(replicas)
 
     def _wake_again(self, slot: Slot, found: Endpoint, guard: Guard) -> None:
         if slot.revived >= _MOST_REVIVALS:
@@ -141,8 +177,9 @@ class Startup:
         guard.write(REVIVED, found, scaling=slot.scaling)
         slot.revived += 1
         if bare:
-            slot.warn(self._waker.spread_net(found))
-            slot.until = self._waker.until
+            self._spread_net(slot, found)
+        else:
+            self._count(slot, found, found.most_replicas)
         self._resume(slot, found, guard)
 
     def _resume(self, slot: Slot, found: Endpoint, guard: Guard) -> None:

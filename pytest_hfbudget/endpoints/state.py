@@ -133,6 +133,16 @@ class Endpoint:
         )
 
     @property
+    def first_replicas(self) -> int:
+        """How many replicas there are, or will be after a resume."""
+        return max(self.scaling.min_replica, self.target_replica, 1)
+
+    @property
+    def most_replicas(self) -> int:
+        """How many replicas the server may start without being asked."""
+        return max(self.scaling.max_replica, self.ready_replica, self.first_replicas)
+
+    @property
     def raw_scaling(self) -> dict[str, Any]:
         """``compute.scaling`` word for word, with keys that this package does not know."""
         return dict(_mapping(_mapping(self.raw.get("compute")).get("scaling")))

@@ -20,6 +20,9 @@ DEFAULT_API = "https://api.endpoints.huggingface.cloud/v2"
 Progress: TypeAlias = Callable[[str, str, float], None]
 # The endpoint and nano-USD for a minute of it (None: nobody knows its price); raises to refuse.
 Afford: TypeAlias = Callable[[Endpoint, "int | None"], None]
+# The endpoint, how many replicas may run beside those that are paid for, nano-USD for a minute of
+# these, and whether it was not resumed yet: then it raises to refuse.
+Grow: TypeAlias = Callable[[Endpoint, int, int, bool], None]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class EndpointSettings:
         api: base URL of the control plane, with its version.
         run: names this run in the journal and in the endpoint's tags.
         state_dir: where journals of leases live.
+        capped: a cap has to pay for the endpoints, so they may not scale beyond what it pays for.
         idle_timeout_min: minutes without a request after which the server is to scale the
             endpoint to zero, should everything on this machine be gone.
         max_run_s: how long a run takes at most. After that a sweep from any machine may pause
@@ -56,6 +60,7 @@ class EndpointSettings:
     token: str | None = field(repr=False)
     run: str
     state_dir: Path = field(default_factory=default_state_dir)
+    capped: bool = False
     idle_timeout_min: int = 15
     max_run_s: float = 6 * 3600.0
     wait_timeout_s: float = 900.0

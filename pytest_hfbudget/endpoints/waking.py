@@ -33,18 +33,22 @@ class Waker:
         self._plane, self._settings, self._clock = plane, settings, clock
         self._progress, self._stopping = progress, stopping
 
-    def spread_net(self, endpoint: Endpoint) -> str | None:
+    def spread_net(self, endpoint: Endpoint, most_replicas: int | None = None) -> str | None:
         """Have the server itself scale the endpoint to zero when it idles, and tag the run.
 
         The last layer: it works when this machine is gone. A warning if it could not be had.
+
+        Args:
+            most_replicas: have the server start no more than these.
         """
         scaling = endpoint.raw_scaling
         idle = endpoint.scaling.scale_to_zero_min
-        most = self._settings.idle_timeout_min
+        longest = self._settings.idle_timeout_min
+        replicas = max(endpoint.scaling.max_replica, 1)
         scaling.update(
             minReplica=0,
-            maxReplica=max(endpoint.scaling.max_replica, 1),
-            scaleToZeroTimeout=min(idle, most) if idle else most,
+            maxReplica=replicas if most_replicas is None else min(replicas, most_replicas),
+            scaleToZeroTimeout=min(idle, longest) if idle else longest,
         )
         payload = {"compute": {"scaling": scaling}, "tags": self._tags(endpoint)}
         try:

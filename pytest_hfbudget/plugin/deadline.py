@@ -13,15 +13,21 @@ MARGIN = 0.03
 
 
 class Running(NamedTuple):
-    """An endpoint since its resume; every started minute costs as much as the first.
+    """An endpoint since its resume, or its further replicas since they may run.
+
+    Every started minute costs as much as the first.
 
     Attributes:
         since: seconds on the clock of whoever asks.
-        nano_per_minute: nano-USD of a billing minute of all its replicas.
+        nano_per_minute: nano-USD of a billing minute of these replicas.
     """
 
     since: float
     nano_per_minute: int
+
+    def cost(self, until: float, minute_s: float) -> int:
+        """Nano-USD of the minutes that have started by then."""
+        return (int(max(until - self.since, 0.0) / minute_s) + 1) * self.nano_per_minute
 
 
 def seconds_left(budget: int, running: Iterable[Running], now: float, minute_s: float) -> float:

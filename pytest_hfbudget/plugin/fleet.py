@@ -63,14 +63,17 @@ class Fleet:
         self._receipts: tuple[EndpointReceipt, ...] | None = None
         self._lock, self._booked = threading.RLock(), 0
         self.sharing = Sharing(ledger, settings.billing_minute)
-        self._running: dict[str, Running] = {}
+        self._running: dict[str, tuple[Running, ...]] = {}
         self._ended = 0  # nano-USD of spans that are over: a revived endpoint has begun another
         self._armed_until = 0.0
         self._ticker: history.Ticker | None = None
         self._tender: history.Ticker | None = None
         self._said: dict[str, tuple[str, float]] = {}
         self._lifecycle = Lifecycle(
-            _terms(settings, run_id), progress=self._progress, afford=self._afford
+            _terms(settings, run_id),
+            progress=self._progress,
+            afford=self._afford,
+            grow=self._grow,
         )
         ledger.share_with(self)
 
@@ -122,7 +125,8 @@ class Fleet:
                 self._end_what_was_paused()
                 started = self._ended + sum(map(self._cost, self._running))
                 if not self._reserve(started):
-                    self._book(max(started, self._booked) if self._ticker else started)
+                    over_runs = self._settings.capped_over_runs
+                    self._book(max(started, self._booked) if over_runs else started)
                 self.sharing.accrue(time.monotonic())
 
     def _end_what_was_paused(self) -> None:
@@ -144,9 +148,9 @@ class Fleet:
 
     def _reserve(self, started: int) -> bool:
         """Have the next minute booked ahead where another run could take it; whether it is."""
-        if self._ticker is None:
+        if not self._settings.capped_over_runs:
             return False
-        ahead = sum(running.nano_per_minute for running in self._running.values())
+        ahead = sum(running.nano_per_minute for running in self._all_running)
         more = started + ahead - self._booked
         try:
             if more > 0:
@@ -161,6 +165,7 @@ class Fleet:
     def _tick(self) -> None:
         self.accrue()
         self.rearm()
+        self._lifecycle.look()
 
     def begin_use(self, test: str, name: str, scopes: Sequence[Scope], worker: str) -> None:
         """From now on a test shares in what an endpoint costs."""
@@ -191,22 +196,23 @@ class Fleet:
         now, settings = time.monotonic(), self._settings
         left = HORIZON_S
         if settings.max_uptime is not None:
-            first = min(running.since for running in self._running.values())
+            first = min(running.since for running in self._all_running)
             left = max(first + settings.max_uptime - now, 0.0)
         room = history.room(self._ledger, settings)
         if room is not None:
             budget = room + self._booked - self._ended
-            running = self._running.values()
-            left = min(left, seconds_left(budget, running, now, settings.billing_minute))
+            running, minute_s = self._all_running, settings.billing_minute
+            left = min(left, seconds_left(budget, running, now, minute_s))
         return left
 
     def _cost(self, name: str, until: float | None = None) -> int:
         """Nano-USD of the minutes that it has begun by now, or by then on the steady clock."""
-        running = self._running.get(name)
-        if running is None:
-            return 0
-        passed = max((time.monotonic() if until is None else until) - running.since, 0.0)
-        return (int(passed / self._settings.billing_minute) + 1) * running.nano_per_minute
+        at, minute_s = time.monotonic() if until is None else until, self._settings.billing_minute
+        return sum(running.cost(at, minute_s) for running in self._running.get(name, ()))
+
+    @property
+    def _all_running(self) -> list[Running]:
+        return [running for of_one in self._running.values() for running in of_one]
 
     @property
     def _open_ended(self) -> bool:
@@ -285,9 +291,9 @@ class Fleet:
                 self._ledger.book(SESSION, nano_per_minute, what=name)
                 self._booked += nano_per_minute
                 self._ended += self._cost(name)
-                self._running[name] = Running(time.monotonic(), nano_per_minute)
+                self._running[name] = (Running(time.monotonic(), nano_per_minute),)
                 self.sharing.price(name, nano_per_minute)
-                if self._settings.capped_over_runs and self._ticker is None:
+                if caps and self._ticker is None:
                     every_s = self._settings.billing_minute / history.Ticker.TICKS
                     self._ticker = history.Ticker(every_s, self._tick)
         except LedgerUnreachableError as error:
@@ -300,6 +306,31 @@ class Fleet:
                 f"{error.scope} of {show(error.cap_nano)} is left. It was not resumed. "
                 f"Raise {'--hf-session-budget' if own else 'that cap'}."
             ) from None
+
+    def _grow(self, endpoint: Endpoint, more: int, nano_per_minute: int, ahead: bool) -> None:
+        """More replicas may run than are paid for: hold a minute of each ahead from now on.
+
+        Those that are there already are booked whatever the cap says; the deadline pauses then.
+        """
+        name, what = endpoint.full_name, "" if not ahead else endpoint.full_name
+        with self._lock:
+            if self._receipts is not None:
+                return
+            try:
+                self._ledger.book(SESSION, nano_per_minute, what=what)
+            except LedgerUnreachableError as error:
+                raise EndpointError(str(error)) from None
+            except BudgetExceededError as error:
+                most, cap = endpoint.most_replicas, f"{error.scope} of {show(error.cap_nano)}"
+                raise UnaffordableEndpointError(
+                    f"{error.scope}: {name} may scale to {most} replicas. The first minute of "
+                    f"{more} more costs {show(nano_per_minute)}, and the {cap} has less left. "
+                    "Lower its maxReplica, or raise that cap."
+                ) from None
+            self._booked += nano_per_minute
+            added = Running(time.monotonic(), nano_per_minute)
+            self._running[name] = (*self._running.get(name, ()), added)
+        self.rearm()
 
     def _book(self, total: int) -> None:
         """Have the session charged with the uptime so far; at its end that may be less again."""
@@ -332,6 +363,7 @@ def _terms(settings: Settings, run_id: str) -> EndpointSettings:
         api=settings.endpoints_api,
         token=get_token(),
         run=run_id,
+        capped=bool(history.caps(settings)),
         idle_timeout_min=settings.idle_timeout,
         wait_timeout_s=settings.endpoint_wait,
         looks_s=settings.endpoint_looks,

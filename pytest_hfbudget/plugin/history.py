@@ -103,8 +103,9 @@ def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
 class Ticker:
     """Looks at running endpoints every few seconds, whatever the tests do meanwhile.
 
-    Without it, a run would not notice that others take what its next minutes were to be paid from;
-    nor a controller of workers, in which no test ends, that its keeper was killed.
+    Without it, a run would not notice that others take what its next minutes were to be paid from,
+    that someone lets an endpoint have more replicas, nor, in a controller of workers, that its
+    keeper was killed.
 
     Args:
         every_s: seconds between two looks.

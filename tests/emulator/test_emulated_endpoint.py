@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -218,3 +219,33 @@ def test_a_view_that_lags_tells_an_older_state(world: World) -> None:
     assert (one.state, one.shown_state) == ("paused", "running")
     world.clock.advance(3)
     assert one.shown_state == "paused"
+
+
+def test_an_endpoint_scales_with_its_load_as_far_as_its_scaling_allows(world: World) -> None:
+    one = endpoint(world, state="running", max_replica=3, load=5)
+    world.clock.advance(59)
+    assert len(one.present) == 1
+    world.clock.advance(1)
+    assert len(one.present) == 3
+
+
+def test_a_paused_endpoint_does_not_scale(world: World) -> None:
+    one = endpoint(world, state="running", max_replica=3, load=3)
+    one.pause()
+    world.clock.advance(600)
+    assert one.present == []
+
+
+def test_an_endpoint_scales_again_after_a_resume(world: World) -> None:
+    one = endpoint(world, max_replica=3, load=3)
+    one.resume()
+    world.clock.advance(60)
+    assert len(one.present) == 3
+
+
+def test_an_endpoint_scales_down_when_its_scaling_is_lowered(world: World) -> None:
+    one = endpoint(world, state="running", max_replica=3, load=3)
+    world.clock.advance(60)
+    one.scaling = replace(one.scaling, maximum=2)
+    world.clock.advance(60)
+    assert len(one.present) == 2
