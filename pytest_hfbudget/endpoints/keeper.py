@@ -12,9 +12,9 @@ import queue
 import select
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,7 @@ _ARM_S = 30.0
 _GRACE_S = 5.0
 # The start of a second takes no longer, or goes on without being waited for.
 _SPAWN_S = 5.0
+_STDERR = 2
 
 
 @dataclass
@@ -299,9 +300,9 @@ def _readable(things: Sequence[T], timeout_s: float | None) -> list[T]:
 
 
 def log(text: str) -> None:
-    """One line into the keeper's log, which is its standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """One line into the keeper's log, which is its standard error; lost where the disk is full."""
+    with suppress(OSError):
+        os.write(_STDERR, f"{text}\n".encode(errors="replace"))
 
 
 def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
