@@ -73,7 +73,7 @@ ROWS = {
     46: Row("a sweep runs beside a live run", "left alone"),
     47: Row("the journal is torn, full of garbage, on a full disk", KEEPER),
     48: Row("a power cut: only the journal is left", f"{SWEEP}, the next run"),
-    49: Row("containers that share a folder of state", f"left alone; {SWEEP} after its time"),
+    51: Row("containers that share a folder of state", f"left alone; {SWEEP} after its time"),
 }
 NEMESIS = "test_nemesis"
 

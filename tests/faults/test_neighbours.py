@@ -365,7 +365,7 @@ def contained(*command: str, host: str = "") -> list[str]:
 @pytest.mark.quick
 @pytest.mark.parametrize("host", ["", "elsewhere"], ids=["same-host-name", "other-host-name"])
 def test_what_a_live_run_in_a_container_uses_is_not_swept_from_outside(box: Box, host: str) -> None:
-    """Row 49."""
+    """Row 51."""
     box.suite(SHARED)
     run = box.start(command=contained(*box.pytest(), host=host), env={"FAULTS_NAME": "test"})
     run.reached()
@@ -382,7 +382,7 @@ def test_what_a_live_run_in_a_container_uses_is_not_swept_from_outside(box: Box,
 
 
 def test_what_a_live_run_uses_is_not_swept_from_a_container(box: Box) -> None:
-    """Row 49."""
+    """Row 51."""
     box.suite(SHARED)
     run = start(box, "test")
     run.reached()
@@ -397,7 +397,7 @@ def test_what_a_live_run_uses_is_not_swept_from_a_container(box: Box) -> None:
 
 
 def test_what_a_dead_container_left_is_paused_from_outside(box: Box) -> None:
-    """Rows 45, 49: there it can be seen that none of its processes is left."""
+    """Rows 45, 51: there it can be seen that none of its processes is left."""
     run = in_a_container(box, host="elsewhere")
     kill_the_container(box, run)
     sweep = box.command("sweep")
@@ -410,7 +410,7 @@ def test_what_a_dead_container_left_is_paused_from_outside(box: Box) -> None:
 def test_what_a_dead_container_left_is_named_in_another_and_paused_when_its_tag_has_expired(
     box: Box, host: str, by: str
 ) -> None:
-    """Rows 45, 49."""
+    """Rows 45, 51."""
     run = in_a_container(box, host=host)
     # The kernel would give its number to the next one, and then it were known to be gone.
     pinned = os.open(f"/proc/{descendants(run.pid)[1]}/ns/pid", os.O_RDONLY)
