@@ -81,13 +81,37 @@ def judgeable(record: Placed) -> bool:
     A boot that is over has no processes left. But only outside of containers, which share one
     boot and may have any host name, is another boot of this host sure to be an earlier one.
     """
-    if record.host != socket.gethostname():
-        return False
     ours = pid_namespace()
-    if record.pid_namespace and record.pid_namespace != ours:
-        return False
-    rebooted = record.boot_id and record.boot_id != boot_id()
-    return not rebooted or ours == _OUTSIDE_OF_CONTAINERS
+    same_boot = record.boot_id in ("", boot_id())
+    if record.pid_namespace not in ("", ours):
+        return same_boot and ours == _OUTSIDE_OF_CONTAINERS and _vanished(record.pid_namespace)
+    same_host = record.host == socket.gethostname()
+    return same_host and (same_boot or ours == _OUTSIDE_OF_CONTAINERS)
+
+
+def _vanished(namespace: str) -> bool:
+    """Whether no process is left in another pid namespace; False if not all can be looked at."""
+    pids = [entry for entry in os.listdir("/proc") if entry.isdigit()]
+    # Where /proc is mounted with hidepid=2, it lacks what is another user's, the first one too.
+    return "1" in pids and not any(_may_be_in(namespace, pid) for pid in pids)
+
+
+def _may_be_in(namespace: str, pid: str) -> bool:
+    try:
+        try:
+            return os.readlink(f"/proc/{pid}/ns/pid") == namespace
+        except PermissionError:  # another user's, but how many numbers it has may be read by all
+            return len(_numbers(pid)) != 1
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended since
+    except OSError:
+        return True
+
+
+def _numbers(pid: str) -> list[str]:
+    """The numbers of a process in each pid namespace around it, ours first."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        return next((line.split()[1:] for line in file if line.startswith("NSpid:")), [])
 
 
 def works(pid: int, start: str | None) -> bool:

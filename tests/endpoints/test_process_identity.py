@@ -7,11 +7,12 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from pytest_hfbudget.endpoints import alive, start_time
-from pytest_hfbudget.endpoints.process import DeathWatch, PollingWatch, watch
+from pytest_hfbudget.endpoints import Record, alive, start_time
+from pytest_hfbudget.endpoints.process import DeathWatch, PollingWatch, judgeable, watch
 
 
 @pytest.fixture
@@ -82,3 +83,30 @@ def test_without_a_pidfd_start_times_are_compared(monkeypatch: pytest.MonkeyPatc
     assert isinstance(death, PollingWatch)
     assert death.fileno() == -1
     assert not death.dead()
+
+
+OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
+
+
+def record(**changes: str) -> Record:
+    plain = Record("intent", "r", "acme/llm", "http://hub/v2", 1.0, 7, "1")
+    return replace(plain, **changes)
+
+
+def test_what_was_written_here_can_be_judged_here():
+    assert judgeable(record())
+
+
+@pytest.mark.parametrize("where", [{"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}])
+def test_what_was_written_on_another_host_or_in_another_container_can_not(where: dict[str, str]):
+    assert not judgeable(record(**where))
+
+
+def test_an_earlier_boot_of_this_machine_has_no_processes_left():
+    outside = record().pid_namespace == OUTSIDE_OF_CONTAINERS
+    assert judgeable(record(boot_id="another")) == outside
+
+
+def test_what_an_older_version_wrote_is_judged_by_its_host():
+    assert judgeable(record(boot_id="", pid_namespace=""))
+    assert not judgeable(record(boot_id="", pid_namespace="", host="elsewhere"))

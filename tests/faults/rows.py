@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HOOKS, KEEPER, SECOND = "hooks", "keeper", "its second"
+HOOKS, KEEPER, SECOND = "hooks", "keeper", "its standbys"
 RUN, SWEEP, SERVER, NOTHING = "the run itself", "sweep", "the server", "nothing to pause"
 
 
@@ -53,7 +53,7 @@ ROWS = {
     26: Row("the xdist controller is killed while workers run", KEEPER),
     27: Row("Ctrl-C to the xdist controller, once and twice", HOOKS),
     28: Row("each --dist mode; without xdist", HOOKS),
-    29: Row("the keeper is killed; with its second; then the run too", f"{SECOND}, {RUN}"),
+    29: Row("the keeper is killed; with its standbys; then the run too", f"{SECOND}, {RUN}"),
     30: Row("no process, descriptor, disk or system call for a keeper", NOTHING),
     31: Row("the keeper hangs before it is ready", NOTHING),
     32: Row(
@@ -66,7 +66,7 @@ ROWS = {
     36: Row("somebody else has deleted or paused it", KEEPER),
     37: Row("it was running before; it is kept so; nobody declared it", HOOKS),
     38: Row("two runs on one machine share it", "the last one out"),
-    39: Row("the run or the keeper is stopped, and killed or continued", KEEPER),
+    39: Row("the run or the keeper is stopped, and killed or continued", f"{KEEPER}, {SECOND}"),
     40: Row("the clock jumps", KEEPER),
     41: Row("--collect-only, --help, --markers, --fixtures, --setup-plan", NOTHING),
     42: Row("pytest.main() twice in one process, pytester runs inside", HOOKS),
@@ -78,6 +78,7 @@ ROWS = {
     48: Row("a power cut: only the journal is left", f"{SWEEP}, the next run"),
     49: Row("404, 401, 403, a page, an empty list or another endpoint for seconds", KEEPER),
     50: Row("it runs again after its pause was verified", KEEPER),
+    51: Row("containers that share a folder of state", f"left alone; {SWEEP} after its time"),
 }
 NEMESIS = "test_nemesis"
 

@@ -6,10 +6,14 @@ import http.client
 import os
 import shutil
 import signal
+import sys
 import time
+from collections.abc import Sequence
 
 import pytest
-from fault_box import NAME, Box, Moment, Run, T, descendants, gone, kill
+from fault_box import NAME, TOKEN, Box, Moment, Run, T, descendants, gone, kill
+
+from pytest_hfbudget.endpoints import ControlPlane
 
 A_MINUTE = 550_000  # nano-USD on the emulator's standard hardware
 
@@ -267,13 +271,10 @@ def test_the_server_itself_puts_to_sleep_what_nobody_can_pause(box: Box) -> None
     assert box.state_of() == "scaledToZero"
 
 
-def in_a_container(box: Box) -> Run:
+def in_a_container(box: Box, *, host: str = "") -> Run:
     """A run that is PID 1 of its own world of processes, in the middle of a test."""
-    if os.getuid() or shutil.which("unshare") is None:
-        pytest.skip("needs root and unshare")
     box.suite()
-    world = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    run = box.start(command=[*world, *box.pytest()])
+    run = box.start(command=contained(*box.pytest(), host=host))
     run.reached()
     return run
 
@@ -285,7 +286,8 @@ def kill_the_container(box: Box, run: Run) -> None:
     about every other keeper makes use of that moment. Here they have none.
     """
     pid_one = descendants(run.pid)[1]
-    for pid in (*box.keepers(), *box.seconds()):
+    box.complete()
+    for pid in (*box.keepers(), *box.seconds(), *box.reserves()):
         kill(pid, signal.SIGSTOP)
     kill(pid_one)
     run.wait()
@@ -347,3 +349,103 @@ def test_an_endpoint_that_somebody_else_pauses_is_revived_once(box: Box) -> None
     assert run.wait() == 0
     assert "paused by somebody else" in run.output
     box.judge(None, resumes=2)
+
+
+# -- containers that share a folder of state
+
+
+def contained(*command: str, host: str = "") -> list[str]:
+    """A command with process ids of its own, and a host name of its own if one is given."""
+    if os.getuid() or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare")
+    named = ["--uts", "sh", "-c", f'hostname {host}; exec "$@"', "sh"] if host else []
+    return ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *named, *command]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("host", ["", "elsewhere"], ids=["same-host-name", "other-host-name"])
+def test_what_a_live_run_in_a_container_uses_is_not_swept_from_outside(box: Box, host: str) -> None:
+    """Row 51."""
+    box.suite(SHARED)
+    run = box.start(command=contained(*box.pytest(), host=host), env={"FAULTS_NAME": "test"})
+    run.reached()
+    for namespace in ((), ("acme",)):
+        swept = box.command("sweep", *namespace)
+        assert swept.process.returncode == 0
+        assert "can't be judged from here" in swept.output
+        assert "hfbudget pause --force acme/llm" in swept.output
+    _run_that_needs_another(box)
+    assert box.state_of() == "running"
+    box.open_gate("test")
+    assert run.wait() == 0
+    box.judge(None)
+
+
+def test_what_a_live_run_uses_is_not_swept_from_a_container(box: Box) -> None:
+    """Row 51."""
+    box.suite(SHARED)
+    run = start(box, "test")
+    run.reached()
+    hfbudget = [sys.executable, "-m", "pytest_hfbudget"]
+    swept = box.start(command=contained(*hfbudget, "sweep", "acme"))
+    assert swept.wait() == 0
+    assert "can't be judged from here" in swept.output
+    assert box.state_of() == "running"
+    box.open_gate("test")
+    assert run.wait() == 0
+    box.judge(None)
+
+
+def test_what_a_dead_container_left_is_paused_from_outside(box: Box) -> None:
+    """Rows 45, 51: there it can be seen that none of its processes is left."""
+    run = in_a_container(box, host="elsewhere")
+    kill_the_container(box, run)
+    sweep = box.command("sweep")
+    assert sweep.process.returncode == 0, sweep.output
+    box.judge(None)
+
+
+@pytest.mark.parametrize("by", ["sweep", "the next run"])
+@pytest.mark.parametrize("host", ["", "elsewhere"], ids=["same-host-name", "other-host-name"])
+def test_what_a_dead_container_left_is_named_in_another_and_paused_when_its_tag_has_expired(
+    box: Box, host: str, by: str
+) -> None:
+    """Rows 45, 51."""
+    run = in_a_container(box, host=host)
+    # The kernel would give its number to the next one, and then it were known to be gone.
+    pinned = os.open(f"/proc/{descendants(run.pid)[1]}/ns/pid", os.O_RDONLY)
+    kill_the_container(box, run)
+    end = box.now()
+    hfbudget = [sys.executable, "-m", "pytest_hfbudget"]
+    swept = box.start(command=contained(*hfbudget, "sweep"))
+    assert swept.wait() == 0
+    assert "acme/llm: not touched" in swept.output
+    assert box.state_of() == "running"
+    endpoint = ControlPlane(f"{box.hub.url}/v2", TOKEN).get(NAME)
+    expired = [tag if "until" not in tag else "hfbudget-until-1000000000" for tag in endpoint.tags]
+    box.hub.change_endpoint(NAME, tags=expired)
+    if by == "sweep":
+        assert box.start(command=contained(*hfbudget, "sweep")).wait() == 0
+        again = box.start(command=contained(*hfbudget, "sweep"))
+        assert again.wait() == 0
+        assert "nothing is left" in again.output
+    else:
+        _run_that_needs_another(box, contained())
+    os.close(pinned)
+    assert box.state_of() == "paused"
+    box.judge(end, within=60)
+
+
+def _run_that_needs_another(box: Box, wrapper: Sequence[str] = ()) -> None:
+    box.hub.add_endpoint("acme/other")
+    (box.path / "other").mkdir()
+    box.suite(
+        """
+        @pytest.mark.hf_endpoint("acme/other")
+        def test_it():
+            pass
+    """,
+        "other/test_other.py",
+    )
+    other = box.start(command=[*wrapper, *box.pytest("other")])
+    assert other.wait() == 0, other.output
