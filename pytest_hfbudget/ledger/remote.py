@@ -15,6 +15,7 @@ from pytest_hfbudget.errors import LedgerUnreachableError
 from pytest_hfbudget.ledger import wire
 from pytest_hfbudget.ledger.account import Totals
 from pytest_hfbudget.ledger.charge import Charge, Refusal
+from pytest_hfbudget.ledger.lock import alone, own_lock
 from pytest_hfbudget.ledger.protocol import Caller, Hold, Waiting, unanswered
 from pytest_hfbudget.ledger.scope import Scope
 
@@ -30,7 +31,7 @@ class Wire:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._socket: socket.socket | None = None
         self._told = False
         _wires.add(self)
@@ -76,7 +77,7 @@ class Wire:
 
     @contextmanager
     def _line(self) -> Iterator[None]:
-        with self._lock:
+        with alone(self._lock):
             try:
                 yield
             except (OSError, ValueError) as error:
@@ -101,7 +102,7 @@ class Wire:
 
     def close(self) -> None:
         """Hang up."""
-        with self._lock:
+        with alone(self._lock):
             self._hang_up()
 
     def _hang_up(self) -> None:
@@ -114,7 +115,7 @@ class Wire:
 
         The lock is a new one: whoever held the old one does not exist in the child.
         """
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._hang_up()
 
 
