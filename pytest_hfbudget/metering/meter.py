@@ -104,7 +104,8 @@ class Meter:
         __tracebackhide__ = True
         self.drain()
         if inside():
-            return self._not_now(sending)
+            self._not_now(sending)
+            return None
         try:
             call = yield from self._begin(sending, blocks)
         except BudgetExceededError as error:
