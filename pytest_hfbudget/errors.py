@@ -94,11 +94,27 @@ class LedgerUnreachableError(BudgetExceededError):
     used_up = False
 
 
+class LedgerBusyError(BudgetExceededError):
+    """A call of a signal handler that has interrupted the ledger in the middle of a change."""
+
+    used_up = False
+
+
 SMALLER = "The call was not sent. Raise the cap, or give the call a smaller max_tokens."
 IN_VAIN = (
     "Waiting would be in vain: calls in flight belong to this caller, or to others who wait for "
     "it. The call was not sent. Read their streams to the end or close them, or raise the cap."
 )
+
+
+def interrupted(what: str) -> LedgerBusyError:
+    """What to say to a signal handler that calls, where the ledger can't be changed."""
+    return LedgerBusyError(
+        f"{what}: a signal handler called while the thread that it interrupts was changing the "
+        "ledger. The call was not sent. Let the handler only note that it ran, and make the call "
+        "after it.",
+        model=what,
+    )
 
 
 def too_late(seconds: float) -> str:

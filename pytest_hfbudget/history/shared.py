@@ -8,7 +8,6 @@ this run takes is on its tab before anything is sent.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnre
 from pytest_hfbudget.history.tabs import Store
 from pytest_hfbudget.history.windows import Window
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, Waiting
+from pytest_hfbudget.ledger.lock import alone, is_owned, own_lock
 from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
 
@@ -48,7 +48,7 @@ class Booth:
     ) -> None:
         self.problem = ""
         self._store, self._windows, self._accounts = store, windows, accounts
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._in_transaction = False
         self._day = _BEFORE_ALL_DAYS
         self._own = 0  # nano-USD that this run has spent today
@@ -59,11 +59,11 @@ class Booth:
 
     @off_loop()
     def __enter__(self) -> Booth:
-        self._lock.acquire()
+        alone(self._lock).__enter__()
         try:
             self._begin()
         except BaseException:
-            self._lock.release()
+            self._lock.__exit__(None, None, None)
             raise
         return self
 
@@ -72,7 +72,10 @@ class Booth:
         try:
             self._end()
         finally:
-            self._lock.release()
+            self._lock.__exit__(None, None, None)
+
+    def _is_owned(self) -> bool:
+        return is_owned(self._lock)
 
     def close(self) -> None:
         """The run is over: what is on its tab is spent.
@@ -133,16 +136,16 @@ class Booth:
 
     def before_fork(self) -> None:
         """Nothing is open, and nobody is inside, while the process is forked."""
-        self._lock.acquire()
+        self._lock.__enter__()
         self._store.pause()
 
     def after_in_parent(self) -> None:
         """Go on."""
-        self._lock.release()
+        self._lock.__exit__(None, None, None)
 
     def after_in_child(self) -> None:
         """The child has a tab of its own; what it has of its parent is on the parent's."""
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._store.forked()
         self._own, self._earlier, self._written = 0, {}, {}
 

@@ -7,25 +7,30 @@ another call can overtake.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 
 from pytest_hfbudget.errors import SMALLER, LedgerUnreachableError, too_late
 from pytest_hfbudget.ledger.account import Account, Totals
 from pytest_hfbudget.ledger.charge import Charge, Refusal
 from pytest_hfbudget.ledger.charges import Charges
+from pytest_hfbudget.ledger.lock import Lock, alone, own_lock
 from pytest_hfbudget.ledger.protocol import Caller, Hold, Uptime, Waiting, unanswered
 from pytest_hfbudget.ledger.queue import NOBODY, Bid, Held, Place, decide, grant, sent_away
 from pytest_hfbudget.ledger.scope import Scope
 
 
 class Ledger:
-    """The one ledger of a run. Every method is atomic; none blocks for longer than a lock."""
+    """The one ledger of a run. Every method is atomic; none blocks for longer than a lock.
+
+    A signal handler that interrupts one of them may look, and may change nothing.
+
+    Raises:
+        LedgerBusyError: it wanted to.
+    """
 
     def __init__(self) -> None:
-        self._lock: AbstractContextManager[object] = threading.Lock()
+        self._lock: Lock = own_lock()
         self._accounts: dict[str, Account] = {}
         self._holds: dict[int, Held] = {}
         self._queue: list[Place] = []
@@ -36,7 +41,7 @@ class Ledger:
         self._unmetered: Counter[str] = Counter()
 
     def open(self, scope: Scope) -> None:
-        with self._lock:
+        with alone(self._lock):
             self._accounts.setdefault(scope.key, Account(scope))
 
     def hold(
@@ -52,7 +57,7 @@ class Ledger:
         """
         if self._uptime is not None:
             self._uptime.accrue()
-        with self._lock:
+        with alone(self._lock):
             answer = self._ask(self._bid(keys, least, most, draft, None, owner))
             if isinstance(answer, Place):
                 refusal = sent_away(answer, self._queue, SMALLER)
@@ -79,7 +84,7 @@ class Ledger:
         """
         if self._uptime is not None:
             self._uptime.accrue()
-        with self._lock:
+        with alone(self._lock):
             answer = self._ask(self._bid(keys, least, most, draft, caller, owner))
         if self._uptime is not None:
             self._uptime.rearm()
@@ -92,7 +97,7 @@ class Ledger:
             BudgetExceededError: what was in the way for so many seconds still is.
         """
         self._serve()
-        with self._lock:
+        with alone(self._lock):
             self._answer_line()
             if place in self._holds:
                 return Hold(place, self._holds[place].amount)
@@ -106,7 +111,7 @@ class Ledger:
 
     def leave(self, place: int) -> None:
         """Stand in line no more; what was granted meanwhile is given back."""
-        with self._lock:
+        with alone(self._lock):
             if place in self._holds:
                 self._resolve(place)
             elif (waits := self._in_line(place)) is not None:
@@ -120,7 +125,7 @@ class Ledger:
         Raises:
             KeyError: the hold was resolved before; a hold resolves once.
         """
-        with self._lock:
+        with alone(self._lock):
             for account in self._resolve(hold).accounts:
                 account.charge(charge.nano_usd or 0)
             self._charges.append(charge)
@@ -133,7 +138,7 @@ class Ledger:
         Raises:
             KeyError: the hold was resolved before.
         """
-        with self._lock:
+        with alone(self._lock):
             for account in self._resolve(hold).accounts:
                 account.calls += charge is not None
             if charge is not None:
@@ -145,7 +150,7 @@ class Ledger:
         """Nothing to wait for: what is settled here is booked."""
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
-        with self._lock:
+        with alone(self._lock):
             for key in dict.fromkeys(keys):
                 self._accounts[key].refused += 1
             self._refusals.append(refusal)
@@ -172,7 +177,7 @@ class Ledger:
         Raises:
             BudgetExceededError: it does not fit.
         """
-        with self._lock:
+        with alone(self._lock):
             account = self._accounts[key]
             room = account.room()
             if what and room is not None and room < nano_usd:
@@ -186,7 +191,7 @@ class Ledger:
 
     def abandon(self, owner: object) -> int:
         """Book every open hold of an owner that died in full, since nobody knows what it got."""
-        with self._lock:
+        with alone(self._lock):
             for place in [each for each in self._queue if each.bid.owner is owner]:
                 self._send_away(place, LedgerUnreachableError("the connection was lost"))
             lost = [held for held in self._holds.values() if held.bid.owner is owner]
@@ -285,7 +290,7 @@ class Ledger:
         """Look who need wait no longer, now that something has changed."""
         if self._uptime is not None:
             self._uptime.accrue()
-        with self._lock:
+        with alone(self._lock):
             self._answer_line()
         if self._uptime is not None:
             self._uptime.rearm()

@@ -16,6 +16,7 @@ from pytest_hfbudget.errors import LedgerUnreachableError
 from pytest_hfbudget.ledger import wire
 from pytest_hfbudget.ledger.account import Totals
 from pytest_hfbudget.ledger.charge import Charge, Refusal
+from pytest_hfbudget.ledger.lock import alone, own_lock
 from pytest_hfbudget.ledger.protocol import Caller, Hold, Waiting, unanswered
 from pytest_hfbudget.ledger.scope import Scope
 
@@ -48,7 +49,7 @@ class Wire:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._socket: Socket | None = None
         self._told = False
         _wires.add(self)
@@ -94,7 +95,7 @@ class Wire:
 
     @contextmanager
     def _line(self) -> Iterator[None]:
-        with self._lock:
+        with alone(self._lock):
             try:
                 yield
             except (OSError, ValueError) as error:
@@ -118,7 +119,7 @@ class Wire:
 
     def close(self) -> None:
         """Hang up."""
-        with self._lock:
+        with alone(self._lock):
             self._hang_up()
 
     def _hang_up(self) -> None:
@@ -131,7 +132,7 @@ class Wire:
 
         The lock is a new one: whoever held the old one does not exist in the child.
         """
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._hang_up()
 
 

@@ -15,6 +15,7 @@ FIGURES = ("scope", "scope_key", "cap", "spent", "held", "needed", "model")
 KINDS = (
     "BudgetExceededError",
     "UnpricedCallError",
+    "LedgerBusyError",
     "LedgerUnreachableError",
     "UnaffordableEndpointError",
     "EndpointError",

@@ -6,9 +6,10 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
+from pytest_hfbudget.errors import BudgetExceededError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.metering.limit import Limit, Manner, put
 from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
@@ -356,8 +357,7 @@ class Call:
     def _withdraw(self) -> None:
         """Take back a call that was refused: it was never made."""
         if self._first():
-            with suppress(HFBudgetError):
-                self.meter.ledger.release(self.hold.id)
+            self.meter.write(partial(self.meter.ledger.release, self.hold.id))
             self.meter.closed(self)
 
     def _charge_or_hold(self, usage: Usage | None, status: str) -> Charge:
@@ -385,8 +385,7 @@ class Call:
             return
         # Where the ledger is gone, or has booked the hold when a connection broke, an answer that
         # was paid for is worth more to this process than an error: its next call is refused.
-        with suppress(HFBudgetError):
-            how(self.hold.id, charge)
+        self.meter.write(partial(how, self.hold.id, charge))
         self.meter.closed(self)
         if self.thresholds:
             self.meter.watcher.settled(self.thresholds, self.meter.ledger)

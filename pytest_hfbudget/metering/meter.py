@@ -8,13 +8,16 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     HFBudgetError,
     LedgerUnreachableError,
+    interrupted,
 )
 from pytest_hfbudget.ledger import Charge, Hold, Ledger, LedgerLike, Refusal, Scope
+from pytest_hfbudget.ledger.lock import inside
 from pytest_hfbudget.metering.bounds import bounds, unpriced
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.leased import check_share
@@ -58,6 +61,7 @@ class Meter:
         hold_wait: seconds that a call waits for calls in flight; 0 for none.
         dropped: calls whose stream was garbage-collected. They wait here instead of being
             settled on the spot, because the collector may run inside any of our own locks.
+        deferred: what a signal handler could not do in the ledger, since it had interrupted it.
     """
 
     ledger: LedgerLike
@@ -71,6 +75,7 @@ class Meter:
     clock: Callable[[], float] = time.monotonic
     stops_with_ledger: bool = True
     dropped: deque[Call] = field(default_factory=deque)
+    deferred: deque[Callable[[], None]] = field(default_factory=deque)
     watcher: Watcher = field(default_factory=Watcher)
     _open: dict[int, Call] = field(default_factory=dict)
     _known: set[Scope] = field(default_factory=set)
@@ -106,6 +111,9 @@ class Meter:
         """
         __tracebackhide__ = True
         self.drain()
+        if inside():
+            self._not_now(sending)
+            return None
         try:
             call = yield from self._begin(sending, blocks)
         except BudgetExceededError as error:
@@ -115,6 +123,22 @@ class Meter:
             self._open[id(call)] = call
             call.watch()
         return call
+
+    def _not_now(self, sending: Sending) -> None:
+        """Deal with a call of a signal handler that has interrupted the ledger.
+
+        Raises:
+            LedgerBusyError: a cap would have to hold it.
+        """
+        __tracebackhide__ = True
+        if not sending.around.capped:
+            # Not `missed`, which asks the ledger; it is told with the next one, or at the end.
+            self._missed["a signal handler called while the ledger was changing"] += 1
+            return
+        draft = self._draft(sending, self._request(sending), None)
+        error = interrupted(draft.model)
+        self._refuse(sending.around.keys, draft, error, sending.around.test)
+        raise error
 
     def _begin(self, sending: Sending, blocks: bool) -> Steps[Call | None]:
         capped = sending.around.capped
@@ -196,9 +220,27 @@ class Meter:
 
     def drain(self) -> None:
         """Settle the calls whose streams nobody holds any more, and what was only noted."""
+        if inside():
+            return
+        while self.deferred:
+            self.write(self.deferred.popleft())
         while self.dropped:
             self.dropped.popleft().close()
         self._notes.account()
+
+    def write(self, step: Callable[[], None]) -> None:
+        """Take a step in the ledger, or put it off where a signal handler is in its way.
+
+        That is the case in a handler, and in what it has interrupted, if it leaves with a refusal.
+        """
+        try:
+            step()
+        except LedgerUnreachableError:
+            return
+        except BudgetExceededError:
+            self.deferred.append(step)
+        except HFBudgetError:
+            return
 
     def settle_open(self, test: str | None) -> None:
         """Settle what a test leaves open, so that nothing is held after its end."""
@@ -235,6 +277,7 @@ class Meter:
         self._open.clear()
         self._missed.clear()
         self.dropped.clear()
+        self.deferred.clear()
         self._notes.disown()
 
     def closed(self, call: Call) -> None:
@@ -364,5 +407,5 @@ class Meter:
         test: RunningTest | None,
     ) -> None:
         refusal = Refusal(draft.test, error.scope, draft.model, str(error), error.scope_key)
-        self.ledger.refuse(keys, refusal)
+        self.write(partial(self.ledger.refuse, keys, refusal))
         self.payer.blame(error, test)

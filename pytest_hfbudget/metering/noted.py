@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+from pytest_hfbudget.ledger.lock import inside
 from pytest_hfbudget.metering.sending import Sending
 from pytest_hfbudget.metering.usage import has_usage
 
@@ -161,8 +162,8 @@ class Notes:
 
     def account(self) -> None:
         """Enter all that are over into the ledger."""
-        if not self._over:
-            return
+        if not self._over or inside():
+            return  # by whom is interrupted, or at the next occasion
         with self.lock:
             if self._at_it:
                 return  # it is this very thread: a hook that is asked for a price looks

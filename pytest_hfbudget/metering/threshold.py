@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.ledger import LedgerLike, Scope, Totals
+from pytest_hfbudget.ledger.lock import own_lock
 from pytest_hfbudget.money import show
 
 
@@ -50,7 +50,7 @@ class Once:
     """Tells each key's first asker, and nobody else, that it is the first."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._asked: set[str] = set()
 
     def __call__(self, key: str) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import NamedTuple
 
 from pytest_hfbudget.endpoints import EndpointReceipt
+from pytest_hfbudget.ledger.lock import own_lock
 
 
 class EndpointEvent(NamedTuple):
@@ -34,7 +34,7 @@ class EndpointLog:
     """Collects the events of all threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = own_lock()
         self._events: list[EndpointEvent] = []
         self._started: set[str] = set()
 

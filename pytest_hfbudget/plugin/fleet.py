@@ -26,6 +26,7 @@ from pytest_hfbudget.errors import (
     UnaffordableEndpointError,
 )
 from pytest_hfbudget.ledger import Ledger, Scope
+from pytest_hfbudget.ledger.lock import at_work
 from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.money import show
@@ -77,6 +78,7 @@ class Fleet:
         )
         ledger.share_with(self)
 
+    @at_work
     def check(self, names: tuple[str, ...]) -> None:
         """Look whether every endpoint is there, before anything is resumed.
 
@@ -89,6 +91,7 @@ class Fleet:
         for swept in self._lifecycle.sweep(but=names):
             self._tell(swept)
 
+    @at_work
     def ensure(self, name: str, *, keep_running: bool = False) -> Endpoint:
         """An endpoint, serving; resumed by the first who asks.
 
@@ -107,6 +110,7 @@ class Fleet:
         self.rearm()
         return endpoint
 
+    @at_work
     def tend(self) -> None:
         """Look after the keeper, and book the minutes that have started since."""
         self._lifecycle.tend()
@@ -117,6 +121,7 @@ class Fleet:
         """Tend every second in a thread; for a process in which no test runs, so none can fork."""
         self._tender = history.Ticker(TEND_S, self.tend)
 
+    @at_work
     @off_loop()
     def accrue(self) -> None:
         """Book every started minute of what runs."""
@@ -167,19 +172,23 @@ class Fleet:
         self.rearm()
         self._lifecycle.look()
 
+    @at_work
     def begin_use(self, test: str, name: str, scopes: Sequence[Scope], worker: str) -> None:
         """From now on a test shares in what an endpoint costs."""
         self.sharing.begin(Key(name, test), scopes, time.monotonic(), worker)
 
+    @at_work
     def end_use(self, test: str, worker: str | None = None) -> None:
         """A test is over; without ``worker``, wherever it ran."""
         self.sharing.end(test, time.monotonic(), worker)
 
+    @at_work
     def share(self, test: str) -> int:
         """Nano-USD that a test owes by now for its time on endpoints; its budgets have them."""
         self.accrue()
         return self.sharing.of(test)
 
+    @at_work
     @off_loop()
     def rearm(self) -> None:
         """Tell the keeper when the next minute would break the session's cap, or is too late."""
@@ -219,6 +228,7 @@ class Fleet:
         settings = self._settings
         return not history.caps(settings) and settings.max_uptime is None
 
+    @at_work
     def revive(self, name: str) -> bool:
         """Bring an endpoint back that somebody else has paused; whether it is back.
 
@@ -238,6 +248,7 @@ class Fleet:
             self.log.revived(name)
         return back
 
+    @at_work
     def paused(self, name: str) -> BudgetExceededError | None:
         """What to say of an endpoint that was paused early for the sake of the cap, if it was."""
         if name not in self._lifecycle.paused_early():
@@ -253,10 +264,12 @@ class Fleet:
             model=name,
         )
 
+    @at_work
     def ask_pause(self) -> None:
         """Have all paused, without waiting."""
         self._lifecycle.ask_pause()
 
+    @at_work
     def finish(self) -> bool:
         """Wait for the pauses and book the uptime; whether every pause is verified."""
         for ticker in filter(None, (self._ticker, self._tender)):
@@ -271,6 +284,7 @@ class Fleet:
         in_order = all(receipt.in_order for receipt in self._receipts)
         return in_order and not self._lifecycle.keeper_lost
 
+    @at_work
     def lines(self) -> tuple[EndpointLine, ...]:
         """What the report says of them."""
         receipts = self._receipts if self._receipts is not None else self._lifecycle.live()

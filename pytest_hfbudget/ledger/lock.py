@@ -1,0 +1,74 @@
+"""Locks that tell a signal handler that the code which it interrupts is inside of one.
+
+A handler runs in the main thread, between any two of its instructions. If it calls while that
+thread changes an account, it can't wait: the change goes on when the handler has returned. And if
+it took another lock meanwhile, it could wait for a thread that waits for this one.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ParamSpec, TypeVar
+
+from pytest_hfbudget.errors import interrupted
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Lock = AbstractContextManager[object]
+
+# Locks of every run in this process: a handler interrupts whichever of them is at work.
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def own_lock() -> Lock:
+    """A lock of the plugin's own; only its owner can take it again."""
+    lock = threading.RLock()
+    _locks.add(lock)
+    return lock
+
+
+def inside() -> bool:
+    """Whether this is a signal handler that has interrupted its thread inside of such a lock.
+
+    True as well for the code inside itself, which makes no calls.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    return any(map(is_owned, tuple(_locks)))
+
+
+def is_owned(lock: Any) -> bool:
+    """Whether this thread has the lock, as `threading.Condition` asks its own."""
+    owned: bool = lock._is_owned()
+    return owned
+
+
+def alone(lock: Lock) -> Lock:
+    """The lock, to be entered by ``with``, which is safe from a Ctrl-C as nothing in Python is.
+
+    Raises:
+        LedgerBusyError: this thread has it already.
+    """
+    if is_owned(lock):
+        raise interrupted("the ledger")
+    return lock
+
+
+_at_work = own_lock()
+
+
+def at_work(method: Callable[P, T]) -> Callable[P, T]:
+    """A method during which the main thread counts as inside, whatever locks it takes."""
+
+    @functools.wraps(method)
+    def marked(*args: P.args, **kwargs: P.kwargs) -> T:
+        main = threading.current_thread() is threading.main_thread()
+        with _at_work if main else nullcontext():
+            return method(*args, **kwargs)
+
+    return marked
