@@ -33,6 +33,8 @@ Begin = Callable[[Sending], "Call | None"]
 
 UNANSWERED = object()
 
+NONSENSE = "hfbudget could not make sense of an answer"
+
 
 class Note:
     """One call, from when it is sent: entered while it is posted.
@@ -188,7 +190,7 @@ class Notes:
         try:
             note.account(self._begin)
         except Exception:  # not what interrupts: the note stays first in line
-            logger.exception("hfbudget could not make sense of an answer")
+            logger.exception(NONSENSE)
             note.give_up()
 
 
