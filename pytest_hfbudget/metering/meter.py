@@ -155,16 +155,24 @@ class Meter:
         except Exception as error:
             if capped and isinstance(error, HFBudgetError):
                 raise
-            if capped:
-                raise HFBudgetError(
-                    f"this call could not be metered ({error!r}), so it was not sent; "
-                    "please report this with your version of huggingface_hub"
-                ) from error
-            # Not a warning: under -W error that would fail a test that nobody has capped.
-            logger.exception("hfbudget could not meter a call")
-            self.missed(f"{type(error).__name__}: {error}")
+            self.unknown(error, capped=capped)
             return None
         return call
+
+    def unknown(self, error: Exception, *, capped: bool) -> None:
+        """Let a call go that can't be metered, unless a budget around it has a limit.
+
+        Raises:
+            HFBudgetError: one has.
+        """
+        if capped:
+            raise HFBudgetError(
+                f"this call could not be metered ({error!r}), so it was not sent; "
+                "please report this with your version of huggingface_hub"
+            ) from error
+        # Not a warning: under -W error that would fail a test that nobody has capped.
+        logger.error("hfbudget could not meter a call", exc_info=error)
+        self.missed(f"{type(error).__name__}: {error}")
 
     def missed(self, why: str) -> None:
         """Count a call that goes out without being metered, which no cap forbids."""
@@ -208,7 +216,12 @@ class Meter:
 
         Also for calls that can't be metered: a rehearsal must not reach the real service. The
         emulator is told the task, which an endpoint that plays them all can't see otherwise.
+
+        Raises:
+            TypeError: these are no parameters as huggingface_hub makes them.
         """
+        if not isinstance(parameters.url, str):
+            raise TypeError(f"its URL is of {type(parameters.url).__name__}")
         if self.router != DEFAULT_ROUTER and parameters.url.startswith(f"{DEFAULT_ROUTER}/"):
             parameters = changed(
                 parameters, url=self.router + parameters.url[len(DEFAULT_ROUTER) :]

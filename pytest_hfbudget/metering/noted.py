@@ -34,6 +34,8 @@ Begin = Callable[[Sending], "Call | None"]
 
 UNANSWERED = object()
 
+NONSENSE = "hfbudget could not make sense of an answer"
+
 
 class Note:
     """One call, from when it is sent: entered while it is posted.
@@ -193,7 +195,7 @@ class Notes:
         try:
             note.account(self._begin)
         except Exception:  # not what interrupts: the note stays first in line
-            logger.exception("hfbudget could not make sense of an answer")
+            logger.exception(NONSENSE)
             note.give_up()
 
 

@@ -40,8 +40,8 @@ CLIENT_ERROR = 400
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an exception reports, if it is one of 4xx or 5xx."""
     for link in _chain(error):
-        response = getattr(link, "response", None)
-        status = getattr(response, "status_code", None) or getattr(link, "status", None)
+        response = _attribute(link, "response")
+        status = _attribute(response, "status_code") or _attribute(link, "status")
         if isinstance(status, int) and status >= CLIENT_ERROR:
             return status
     return None
@@ -62,6 +62,13 @@ def word_for(error: BaseException) -> str:
     return "lost"
 
 
+def _attribute(value: object, name: str) -> object:
+    try:
+        return getattr(value, name, None)
+    except Exception:  # a property of somebody else's
+        return None
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
@@ -73,6 +80,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield link
         # requests hides urllib3's reason in args; the others name their cause. The context is not
         # asked: it may be an earlier failure that this call was made in answer to.
-        reasons = [getattr(link, "reason", None), *getattr(link, "args", ())]
+        reasons = [_attribute(link, "reason"), *link.args]
         queue.append(link.__cause__)
         queue += [reason for reason in reasons if isinstance(reason, BaseException)]

@@ -13,6 +13,7 @@ from operator import attrgetter
 from types import ModuleType, NoneType, TracebackType
 from typing import Any
 
+from pytest_hfbudget.metering.mocks import is_mock
 from pytest_hfbudget.metering.outcome import status_of
 from pytest_hfbudget.metering.traffic import Passage, Traffic, genuine
 
@@ -87,8 +88,7 @@ def _has_hooks(session: Any) -> bool:
 
 def sees(traffic: Traffic, session: Any) -> bool:
     """Whether all that a session can send goes by where traffic is watched."""
-    mock = sys.modules.get("unittest.mock")
-    if mock is not None and isinstance(session, mock.NonCallableMock):
+    if is_mock(session):
         return True  # sends nothing itself
     for library, check in (("httpx", _httpx), ("httpx2", _httpx), ("requests", _requests)):
         module = sys.modules.get(library)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import fields, is_dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
+from pytest_hfbudget.metering.mocks import is_mock
 from pytest_hfbudget.pricing.request import CallRequest, split_model
 from pytest_hfbudget.pricing.table import is_below
 
@@ -69,7 +71,9 @@ def changed(parameters: P, **values: Any) -> P:
     if is_dataclass(parameters) and not isinstance(parameters, type):
         own = {field.name for field in fields(parameters)}
         return replace(parameters, **{k: v for k, v in values.items() if k in own})
-    raise TypeError(f"{type(parameters).__name__} is not the RequestParameters that is known")
+    other = copy(parameters)  # what a test has put in their place
+    vars(other).update(values)
+    return other
 
 
 def taken_once(parameters: P) -> P:
@@ -104,11 +108,9 @@ def describe(
         timeout: the client's own, in seconds; anything else is none.
     """
     payload = parameters.json if isinstance(parameters.json, dict) else _in_data(parameters.data)
-    named = str(payload.get("model") or "")
-    model, provider = _addressed(
-        parameters.url, routers, hub_model or parameters.model, named, provider
-    )
-    task = parameters.task
+    named, task = _text(payload.get("model")), _text(parameters.task)
+    asked = _text(hub_model) or _text(parameters.model)
+    model, provider = _addressed(parameters.url, routers, asked, named, _text(provider) or None)
     unreadable = ""
     try:
         limit, several = output_limit(payload), answers(payload, task)
@@ -167,7 +169,7 @@ def text_bytes(value: object) -> int:
     if isinstance(value, Mapping):  # last, since it is slow to ask for
         return _named_bytes(value)
     # Typed inputs of huggingface_hub are dataclasses that become JSON later.
-    own = getattr(value, "__dict__", None)
+    own = None if is_mock(value) else getattr(value, "__dict__", None)
     return text_bytes(own) if own else len(str(value).encode())
 
 
@@ -266,6 +268,11 @@ def _in_data(data: object) -> Mapping[str, Any]:
     except ValueError:
         return {}  # a picture may begin with any byte
     return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    """A name; what is no string is none, as it may be where a mock stands."""
+    return value if isinstance(value, str) else ""
 
 
 def _seconds(timeout: object) -> float | None:

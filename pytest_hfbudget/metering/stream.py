@@ -6,12 +6,18 @@ collected, and a stream that nobody reads has been sent and will be billed all t
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.noted import NONSENSE
 from pytest_hfbudget.metering.usage import finished, finished_by_length, usage_of, written_bytes
+
+logger = logging.getLogger("pytest_hfbudget")
 
 
 class Lines:
@@ -35,13 +41,19 @@ class Lines:
             BudgetExceededError: the answer was cut off by the limit that a cap had set.
         """
         text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
-        if not text.startswith("data:"):
+        if not isinstance(text, str) or not text.startswith("data:"):
             return True
         data = text[5:].strip()
         if data == "[DONE]":
             self.finish()
             return True
-        return self._chunk(_parse(data))
+        try:
+            return self._chunk(_parse(data))
+        except HFBudgetError:
+            raise
+        except Exception:
+            logger.exception(NONSENSE)
+            return True
 
     def finish(self) -> None:
         """Settle a stream that came to its end.
@@ -103,7 +115,7 @@ class Lines:
 def _parse(data: str) -> dict[str, Any]:
     try:
         chunk = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return chunk if isinstance(chunk, dict) else {}
 
@@ -173,8 +185,8 @@ class MeteredAsyncStream(AsyncIterator[Any]):
 
     async def _hang_up(self) -> None:
         close = getattr(self._iterator, "aclose", None)
-        if close is not None:
-            await close()
+        if close is not None and inspect.isawaitable(closing := close()):
+            await closing
 
     def __del__(self) -> None:
         self._lines.dropped()

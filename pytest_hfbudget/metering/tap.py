@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,8 @@ from pytest_hfbudget.metering.fallback import prepared
 from pytest_hfbudget.metering.importing import PostImport
 from pytest_hfbudget.metering.limit import AS_USUAL, Manner
 from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.mocks import Headers, is_mock, result_of
+from pytest_hfbudget.metering.noted import NONSENSE
 from pytest_hfbudget.metering.patches import Patches
 from pytest_hfbudget.metering.replay import Way
 from pytest_hfbudget.metering.sending import NAMELESS, Named, Sending
@@ -114,7 +117,10 @@ class Tap:
         self.problem = ""
 
     def _wrap_sync(self, module: ModuleType) -> None:
-        self._wrap_client(module, "InferenceClient", metered, lambda _: module.get_session())
+        def session(client: Any) -> Any:
+            return result_of(module.get_session)
+
+        self._wrap_client(module, "InferenceClient", metered, session)
 
     def _wrap_async(self, module: ModuleType) -> None:
         self._wrap_client(module, "AsyncInferenceClient", metered_async, _async_session)
@@ -180,17 +186,22 @@ class Ways:
         meter = self.current()
         if meter is None:
             return None
-        named = vars(parameters).get("hfbudget_named", NAMELESS)
-        parameters, payer = meter.routed(parameters), meter.payer
+        payer, at = meter.payer, time.time()
+        named = getattr(parameters, "__dict__", {}).get("hfbudget_named")
+        try:
+            parameters = meter.routed(parameters)
+        except (TypeError, AttributeError) as error:
+            meter.unknown(error, capped=payer.capped())
+            return None
         return meter, Sending(
             parameters,
             Way(self.traffic, self.session, client, parameters.url),
-            named,
+            named if isinstance(named, Named) else NAMELESS,
             stream,
             getattr(client, "timeout", None),
             payer.around(),
             payer.where,
-            time.time(),
+            at if isinstance(at, float) else 0.0,  # a test may have put a mock there
             meter.clock(),
             manner,
         )
@@ -199,7 +210,8 @@ class Ways:
 def _async_session(client: Any) -> Any:
     """What an async client posts by; before 1.0 it makes a session for each call."""
     if hasattr(client, "_get_async_client"):
-        return client._async_client
+        make = client._get_async_client
+        return result_of(make) if is_mock(make) else client._async_client
     return sys.modules["aiohttp"].ClientSession
 
 
@@ -262,7 +274,7 @@ def metered(original: Any, ways: Ways) -> Any:
                 if not attempts.again(call, error):
                     raise
                 continue
-            return MeteredStream(call, answer) if stream else _whole(call, answer)
+            return _streamed(MeteredStream, call, answer) if stream else _whole(call, answer)
 
     return _inner_post
 
@@ -274,8 +286,9 @@ def metered_async(original: Any, ways: Ways) -> Any:
     async def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
         __tracebackhide__ = True
         attempts = Attempts()
-        if hasattr(self, "_get_async_client"):
-            await self._get_async_client()  # as the original does first: it is looked at
+        make = getattr(self, "_get_async_client", None)
+        if make is not None and not is_mock(make):
+            await make()  # as the original does first: it is looked at
         while True:
             found = ways.sending(self, request_parameters, stream, attempts.manner)
             if found is None:
@@ -301,7 +314,7 @@ def metered_async(original: Any, ways: Ways) -> Any:
                 if not await _again(attempts, call, error):
                     raise
                 continue
-            return MeteredAsyncStream(call, answer) if stream else _whole(call, answer)
+            return _streamed(MeteredAsyncStream, call, answer) if stream else _whole(call, answer)
 
     return _inner_post
 
@@ -314,8 +327,22 @@ async def _again(attempts: Attempts, call: Call, error: BaseException) -> bool:
 
 
 def _whole(call: Call, body: Any) -> Any:
-    call.answered(body)
+    try:
+        call.answered(body)
+    except HFBudgetError:
+        raise
+    except Exception:
+        logger.exception(NONSENSE)
+        call.lost("200")
     return body
+
+
+def _streamed(metered: Callable[[Call, Any], Any], call: Call, lines: Any) -> Any:
+    try:
+        return metered(call, lines)
+    except (TypeError, AttributeError):  # nobody can iterate over it
+        call.close()
+        return lines
 
 
 def noting_headers(original: Any) -> Any:
@@ -325,7 +352,7 @@ def noting_headers(original: Any) -> Any:
     def hf_raise_for_status(response: Any, *args: Any, **kwargs: Any) -> Any:
         note = noting()
         if note is not None:
-            note(response.headers)
+            note(Headers(response))
         return original(response, *args, **kwargs)
 
     return hf_raise_for_status
@@ -349,7 +376,8 @@ def noting_names(original: Any, current: Current) -> Any:
         else:
             parameters = original(self, **kwargs)
             named = Named(kwargs.get("model"), provider)
-        vars(parameters)["hfbudget_named"] = named
+        with suppress(TypeError):  # what somebody has put in its place may hold nothing
+            vars(parameters)["hfbudget_named"] = named
         return parameters
 
     return prepare_request

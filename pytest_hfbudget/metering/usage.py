@@ -14,8 +14,9 @@ from pytest_hfbudget.pricing.price import MICROSECONDS
 # Longer than any call: what is beyond it is no time.
 LONGEST = 86_400 * MICROSECONDS
 
-# Digits of a number of tokens; Python refuses to read one of thousands.
-LONGEST_COUNT = 18
+# No call has a trillion tokens: what is beyond that is no number of them.
+MOST_TOKENS = 10**12
+LONGEST_COUNT = 12  # digits
 
 USAGE, BACKSLASH = b'"usage":', ord("\\")
 DECODER = json.JSONDecoder()
@@ -38,7 +39,7 @@ def parse_body(body: object) -> Mapping[str, Any]:
         return {}
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
@@ -63,7 +64,7 @@ def ending_with_usage(body: object) -> Mapping[str, Any]:
         rest = text[end:].lstrip()
         if rest != "}":
             json.loads("{" + rest.removeprefix(","))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {"usage": usage}
 
@@ -228,6 +229,6 @@ def _count(headers: Mapping[str, str], name: str) -> int | None:
 
 
 def _number(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int):
         return None
-    return value
+    return value if 0 <= value < MOST_TOKENS else None
