@@ -10,7 +10,7 @@ import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.importing import PostImport
-from pytest_hfbudget.plugin import exhaustion, options
+from pytest_hfbudget.plugin import exhaustion, options, tracebacks
 from pytest_hfbudget.plugin.charging import Charging
 from pytest_hfbudget.plugin.needs import Needs
 from pytest_hfbudget.plugin.outcomes import Outcomes
@@ -204,6 +204,7 @@ class Run:
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
         self.outcomes.note(report)
+        tracebacks.as_printed(self.config, report)
         if exhaustion.marked(report):
             exhaustion.keep_for_next_time(self.config, report.nodeid)
         self.recording.note(report)

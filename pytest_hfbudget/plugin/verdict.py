@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetWarning
-from pytest_hfbudget.plugin import exhaustion
+from pytest_hfbudget.plugin import exhaustion, tracebacks
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import BudgetExceededError
@@ -25,8 +25,10 @@ def judge(
     If it was a budget of the run that refused, the test was not run, unless it was to fail. Each
     subtest has a report of its own; what was refused to one was refused to the test as well.
     """
+    if call.excinfo is not None and report.failed:
+        tracebacks.shorten(item, call.excinfo, report)
     if report.when == "call" and report.passed and (paused := run.paused(item)):
-        _fail(report, paused)
+        _fail(item, report, paused)
     test = run.charging.test()
     on_exceed = test.on_exceed if test else "fail"
     subtest = run.charging.called
@@ -41,13 +43,13 @@ def judge(
             run.role.use_up()
             return
     if refusals and on_exceed != "raise":
-        _fail(report, _swallowed(refusals))
+        _fail(item, report, _hidden(refusals, report))
     if dearer := run.charging.dearer(item, report):
-        _fail(report, dearer)
+        _fail(item, report, dearer)
     if (beyond := run.needs.beyond()) is not None:
-        _fail(report, beyond)
+        _fail(item, report, beyond)
     if warned:
-        _fail(report, warned[0])
+        _fail(item, report, warned[0])
 
 
 def _raised(call: pytest.CallInfo[None]) -> Iterator[BaseException]:
@@ -70,13 +72,28 @@ def _warn(run: Run, item: pytest.Item) -> Iterator[str]:
             yield f"{type(error).__name__}: {error}"
 
 
-def _swallowed(refusals: list[BudgetExceededError]) -> str:
+def _hidden(refusals: list[BudgetExceededError], report: pytest.TestReport) -> str:
+    """What to say of refusals that would not fail a test otherwise, and how to let it have them."""
     refusal, *more = refusals
-    also = f" ({len(more)} more calls were refused)" if more else ""
-    return f"refused, though the test went on: {refusal}{also}"
+    calls = "1 more call was" if len(more) == 1 else f"{len(more)} more calls were"
+    also = f" {calls} refused." if more else ""
+    return (
+        f"refused, though {_ending(report)}: {refusal}{also} "
+        "If the test is to handle refusals itself, mark it with "
+        '@pytest.mark.budget(on_exceed="raise").'
+    )
 
 
-def _fail(report: pytest.TestReport, why: str) -> None:
+def _ending(report: pytest.TestReport) -> str:
+    """How a phase ended that did not fail."""
+    if hasattr(report, "wasxfail"):
+        return "the test was expected to fail (xfail)"
+    what = {"setup": "the set-up", "teardown": "the tear-down"}.get(str(report.when), "the test")
+    return f"{what} {'was skipped' if report.skipped else 'passed'}"
+
+
+def _fail(item: pytest.Item, report: pytest.TestReport, why: str) -> None:
     if report.outcome != "failed":  # else it says why already, at the line that called
         report.outcome, report.longrepr = "failed", why
+        tracebacks.put_on_one_line(report, tracebacks.place_of(item))
         vars(report).pop("wasxfail", None)  # it failed for another reason than was expected

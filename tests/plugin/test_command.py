@@ -36,7 +36,7 @@ def test_version_is_the_packages() -> None:
 def test_the_demo_shows_a_refusal_a_pause_and_a_ledger_that_is_the_bill() -> None:
     done = hfbudget("demo")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "refused, though the test went on" in done.stdout
+    assert "refused, though the test passed" in done.stdout
     assert "demo/llm: paused, verified" in done.stdout
     assert "later the pause was on the wire" in done.stdout
     assert "As promised" in done.stdout
