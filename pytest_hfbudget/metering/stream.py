@@ -6,12 +6,12 @@ collected, and a stream that nobody reads has been sent and will be billed all t
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.usage import finished, finished_by_length, usage_of, written_bytes
+from pytest_hfbudget.text import parse_json
 
 
 class Lines:
@@ -102,7 +102,7 @@ class Lines:
 
 def _parse(data: str) -> dict[str, Any]:
     try:
-        chunk = json.loads(data)
+        chunk = parse_json(data)
     except ValueError:
         return {}
     return chunk if isinstance(chunk, dict) else {}

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_hfbudget.metering.request import text_bytes
 from pytest_hfbudget.pricing import CallRequest, Usage
 from pytest_hfbudget.pricing.price import MICROSECONDS
+from pytest_hfbudget.text import parse_json
 
 # Longer than any call: what is beyond it is no time.
 LONGEST = 86_400 * MICROSECONDS
@@ -37,7 +38,7 @@ def parse_body(body: object) -> Mapping[str, Any]:
     if isinstance(body, bytes) and _is_vectors(body):
         return {}
     try:
-        value = json.loads(body)
+        value = parse_json(body)
     except ValueError:
         return {}
     if isinstance(value, list) and len(value) == 1:
@@ -62,8 +63,8 @@ def ending_with_usage(body: object) -> Mapping[str, Any]:
         usage, end = DECODER.raw_decode(text)
         rest = text[end:].lstrip()
         if rest != "}":
-            json.loads("{" + rest.removeprefix(","))
-    except ValueError:
+            parse_json("{" + rest.removeprefix(","))
+    except (ValueError, RecursionError):
         return {}
     return {"usage": usage}
 
