@@ -22,6 +22,7 @@ from pytest_hfbudget.endpoints.transport import (
     Transport,
     Urllib3Transport,
 )
+from pytest_hfbudget.text import public_url
 from pytest_hfbudget.version import __version__
 
 _OK = range(200, 300)
@@ -55,7 +56,7 @@ class ControlPlane:
         )
 
     def __repr__(self) -> str:
-        return f"ControlPlane({self.base_url!r})"
+        return f"ControlPlane({public_url(self.base_url)!r})"
 
     def with_pace(self, pace: Pace) -> ControlPlane:
         """The same client, with the same connections, but more or less patient."""
@@ -195,7 +196,7 @@ class ControlPlane:
             answer = self._transport.send(method, url, headers, body, self._pace.try_s)
         except NoAnswerError as error:
             raise ControlPlaneError(
-                f"{what}: {self.base_url} did not answer ({error}).",
+                f"{what}: {public_url(self.base_url)} did not answer ({error}).",
                 maybe_done=error.sent,
                 lasting=error.lasting,
             ) from None
@@ -203,7 +204,9 @@ class ControlPlane:
             raise refusal(what, answer)
         content = json_object(answer.body)
         if content is None and method == "GET":
-            raise ControlPlaneError(f"{what}: {self.base_url} answered something unreadable.")
+            raise ControlPlaneError(
+                f"{what}: {public_url(self.base_url)} answered something unreadable."
+            )
         return content or {}  # what was to be done is done; only the description of it is lost
 
     def _headers(self, *, public: bool = False) -> dict[str, str]:

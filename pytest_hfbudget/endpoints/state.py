@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.text import printable
 
 PENDING = "pending"
 INITIALIZING = "initializing"
@@ -157,7 +158,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    return printable(value) if isinstance(value, str) else ""
 
 
 def _is_int(value: object) -> bool:
