@@ -1,4 +1,7 @@
-"""What was read from a server, kept in the user's cache folder: a copy, never the only one."""
+"""What was read from a server, kept in the user's cache folder: a copy, never the only one.
+
+Prices come from here, so a copy that another user could have written does not count.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pytest_hfbudget.own_files import own_folder, read_own, replace_file
+from pytest_hfbudget.text import parse_json
 
 
 def cache_file(kind: str, origin: str) -> Path:
@@ -22,10 +28,18 @@ def cache_file(kind: str, origin: str) -> Path:
     return Path(directory) / f"{kind}-{name}.json"
 
 
+def kept(path: Path) -> Any:
+    """The value that is kept in a file.
+
+    Raises:
+        OSError: there is none, or another user could have written it.
+        ValueError: it is damaged.
+    """
+    return parse_json(read_own(path))
+
+
 def keep(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file whole, or not at all: in a read-only home there is no copy."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(content), encoding="utf-8")
-        fresh.replace(path)
+    with suppress(OSError, RecursionError):
+        own_folder(path.parent)
+        replace_file(path, json.dumps(content))

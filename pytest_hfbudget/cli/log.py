@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import click
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.money import show, usd_text
+from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
     from pytest_hfbudget.history.log import Entry
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 LIMIT = 50
 TEXTS = ("test", "model", "provider", "endpoint", "status", "kind", "run", "project")
 GROUPS = ("model", "provider", "test", "endpoint", "run", "day", "project")
+# What a cell of a spreadsheet begins with when it is calculated.
+FORMULAS = ("=", "+", "-", "@")
 _SPANS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -72,24 +75,23 @@ def log(
         limit = 0 if as_json or as_csv else LIMIT
     try:
         names, rows, total = _ask(question, group, limit)
+        if as_json:
+            _print_json("totals" if group else "entries", rows, total)
+        elif as_csv:
+            _print_csv(names, rows)
+        elif group:
+            _print_totals(group, list(rows), total)
+        elif not (shown := list(rows)) and not kept:
+            click.echo("no usage log is kept: HFBUDGET_LOG_DAYS or hf_log_days is 0")
+        else:
+            _print_entries(shown, total)
     except HistoryError as error:
         raise click.ClickException(str(error)) from None
-    if as_json:
-        key = "totals" if group else "entries"
-        output.print_json({key: rows, "total": _total_as_dict(total)})
-    elif as_csv:
-        _print_csv(names, rows)
-    elif group:
-        _print_totals(group, rows, total)
-    elif not rows and not kept:
-        click.echo("no usage log is kept: HFBUDGET_LOG_DAYS or hf_log_days is 0")
-    else:
-        _print_entries(rows, total)
 
 
 def _ask(
     question: Question, group: str | None, limit: int
-) -> tuple[tuple[str, ...], list[dict[str, Any]], Total]:
+) -> tuple[tuple[str, ...], Iterator[dict[str, Any]], Total]:
     """The names of the columns, the rows as dicts, and what all of them add up to."""
     from pytest_hfbudget.endpoints import default_state_dir
     from pytest_hfbudget.history.log import COLUMNS, FILE
@@ -99,8 +101,9 @@ def _ask(
     total = answers.total(question)
     if group is None:
         names = tuple("usd" if name == "nano_usd" else name for name in COLUMNS)
-        return names, [_entry_as_dict(one) for one in answers.entries(question, limit)], total
-    rows = [{group: one.name, **_total_as_dict(one)} for one in answers.totals(question, group)]
+        return names, map(_entry_as_dict, answers.each(question, limit)), total
+    totals = answers.totals(question, group)
+    rows = ({group: one.name, **_total_as_dict(one)} for one in totals)
     return (group, *_total_as_dict(total)), rows, total
 
 
@@ -138,10 +141,26 @@ def _total_as_dict(total: Total) -> dict[str, Any]:
     return {**fields, "usd": usd}
 
 
-def _print_csv(names: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+def _print_json(key: str, rows: Iterator[dict[str, Any]], total: Total) -> None:
+    """One object on one line, row by row: the log may be larger than the memory."""
+    sys.stdout.write(f'{{"schema": {output.SCHEMA}, "{key}": [')
+    for number, row in enumerate(rows):
+        sys.stdout.write((", " if number else "") + output.dumped(row))
+    sys.stdout.write(f'], "total": {output.dumped(_total_as_dict(total))}}}\n')
+
+
+def _print_csv(names: tuple[str, ...], rows: Iterator[dict[str, Any]]) -> None:
     writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+
+
+def _csv_cell(value: object) -> object:
+    """A cell that a terminal shows and a spreadsheet does not calculate."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(FORMULAS) else text
 
 
 def _print_entries(rows: list[dict[str, Any]], total: Total) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pytest_hfbudget.text import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -54,7 +56,15 @@ def print_json(content: dict[str, Any]) -> None:
 
 def as_json(content: dict[str, Any]) -> str:
     """The line of `print_json`."""
-    return json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False)
+    return dumped({"schema": SCHEMA, **content})
+
+
+def dumped(value: object) -> str:
+    """JSON on one line, with its own escapes for what a terminal would obey."""
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def moment(unix_s: float | None) -> str | None:
@@ -73,10 +83,10 @@ def clock_time(unix_s: float | None) -> str:
 
 
 def _plain(text: str) -> Any:
-    # What a server or a file says is never read as rich's markup.
+    # What a server or a file says is never read as rich's markup, nor obeyed by the terminal.
     from rich.text import Text
 
-    return Text(text)
+    return Text(printable(text))
 
 
 def print_outcomes(outcomes: Iterable[Outcome | Swept]) -> None:

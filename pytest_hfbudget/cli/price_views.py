@@ -13,6 +13,7 @@ from pytest_hfbudget.pricing import CallRequest, Price, PriceBook, Usage
 from pytest_hfbudget.pricing.book import ENVIRONMENT, toml_hint
 from pytest_hfbudget.pricing.explain import USED, Explanation, Word, explain
 from pytest_hfbudget.pricing.request import split_model
+from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -146,9 +147,9 @@ class Overview:
 
     def _rows(self) -> Iterator[tuple[str, Price, str, bool]]:
         for name, (price, where) in self.book.table.rows.items():
-            yield name, price, where, False
+            yield public_url(name), price, where, False
         for name, (price, where) in self.book.table.hidden.items():
-            yield name, price, f"{where}, hidden by the file's", True
+            yield public_url(name), price, f"{where}, hidden by the file's", True
 
 
 def price_text(price: Price) -> str:
@@ -169,7 +170,7 @@ def catalogue_line(book: PriceBook) -> str:
         return "The router's catalogue has never been read; to read it: hfbudget prices --refresh"
     said = catalogue_json(book) or {}
     return (
-        f"router catalogue of {catalogue.age(time.time())}, from {catalogue.origin}; "
+        f"router catalogue of {catalogue.age(time.time())}, from {public_url(catalogue.origin)}; "
         f"models: {said['models']}, offers: {said['offers']}, with a price: {said['priced']}"
     )
 
@@ -181,7 +182,7 @@ def catalogue_json(book: PriceBook) -> dict[str, Any] | None:
         return None
     offers = [offer for model in catalogue.offers.values() for offer in model]
     return {
-        "origin": catalogue.origin,
+        "origin": public_url(catalogue.origin),
         "read_at": output.moment(catalogue.read_at),
         "models": len(catalogue.offers),
         "offers": len(offers),

@@ -14,6 +14,7 @@ import click
 
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:
     from pytest_hfbudget.cli.price_views import Answer, Overview, Refreshed
@@ -134,7 +135,7 @@ def _refresh() -> Refreshed:
         read = file.refresh(router, partial(read_document, within_s=FETCH_S), now)
     except (OSError, ValueError) as error:
         used = f"that of {kept.age(now)} is used" if kept else "there is none yet"
-        why = f"could not read the prices of {router} ({error}); {used}"
+        why = f"could not read the prices of {public_url(router)} ({error}); {used}"
         return Refreshed(before, before, why)
     if file.load(router) != read:
         return Refreshed(before, now, f"the prices were read, but {file.path} can't be written")

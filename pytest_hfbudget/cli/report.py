@@ -15,6 +15,7 @@ from pytest_hfbudget.reporting.jsonfile import SCHEMA_FILE
 from pytest_hfbudget.reporting.saved import ReportFileError, SavedReport, read
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, tables
 from pytest_hfbudget.reporting.terminal import bar
+from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,7 +83,7 @@ def _print(reports: list[SavedReport], top: int) -> None:
 
 
 def _headline(report: SavedReport) -> str:
-    run = f"run {_printable(report.run)}, " if report.run else ""
+    run = f"run {printable(report.run)}, " if report.run else ""
     rehearsal = " (a rehearsal: nothing was paid)" if report.rehearsal else ""
     if report.cap is None:
         cap = "without a session budget"
@@ -116,12 +117,7 @@ def _figure(value: Cell, column: Column) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return _printable(value)
+        return printable(value)
     if column.kind == "usd":
         return show(int(value))
     return f"{value:,.2f}" if column.kind == "seconds" else f"{value:,}"
-
-
-def _printable(text: str) -> str:
-    """Text of others without what a terminal would obey."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import socket
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +24,8 @@ from urllib.parse import quote
 from pytest_hfbudget.endpoints import process, tags
 from pytest_hfbudget.endpoints.state import Endpoint
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.own_files import own_folder, read_own, replace_file
+from pytest_hfbudget.text import parse_json
 
 HOLDING = "holding"  # in use, or about to be
 PAUSING = "pausing"  # its keeper is about to pause it, or does so
@@ -120,15 +120,10 @@ class Claims:
         Raises:
             EndpointError: it can't be written.
         """
-        # A name of its own for each writer: a run's keeper may be replaced while it writes.
-        draft = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.draft")
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft.write_text(json.dumps(asdict(claim)), encoding="utf-8")
-            os.replace(draft, self._path)
+            own_folder(self._directory)
+            replace_file(self._path, json.dumps(asdict(claim)))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink()
             raise EndpointError(
                 f"what this run uses can't be written down ({self._path}: "
                 f"{error.strerror or error}). Make room, or set HFBUDGET_STATE_DIR to a folder "
@@ -214,7 +209,7 @@ def prune_claims(directory: Path, *, before: float) -> None:
 
 def _read(path: Path) -> Claim | None:
     try:
-        data = json.loads(path.read_bytes())
+        data = parse_json(read_own(path))
         told = {key: value for key, value in data.items() if key in _FIELDS}
         claim = Claim(**{**dict.fromkeys(_PLACE, ""), **told})
     except (OSError, ValueError, TypeError, AttributeError):

@@ -22,6 +22,7 @@ from pytest_hfbudget.endpoints.transport import (
     Transport,
     Urllib3Transport,
 )
+from pytest_hfbudget.text import public_url
 from pytest_hfbudget.version import __version__
 
 _OK = range(200, 300)
@@ -65,7 +66,7 @@ class ControlPlane:
         )
 
     def __repr__(self) -> str:
-        return f"ControlPlane({self.base_url!r})"
+        return f"ControlPlane({public_url(self.base_url)!r})"
 
     def with_pace(self, pace: Pace) -> ControlPlane:
         """The same client, with the same connections, but more or less patient."""
@@ -223,7 +224,7 @@ class ControlPlane:
             answer = self._transport.send(method, url, headers, body, self._pace.try_s)
         except NoAnswerError as error:
             raise ControlPlaneError(
-                f"{what}: {self.base_url} did not answer ({error}).",
+                f"{what}: {public_url(self.base_url)} did not answer ({error}).",
                 maybe_done=error.sent,
                 lasting=error.lasting,
             ) from None
@@ -232,7 +233,7 @@ class ControlPlane:
         content = json_object(answer.body) or {}
         if usable is not None and not usable(content):
             raise ControlPlaneError(
-                f"{what}: {self.base_url} answered something unreadable.",
+                f"{what}: {public_url(self.base_url)} answered something unreadable.",
                 maybe_done=method != "GET",
             )
         return content

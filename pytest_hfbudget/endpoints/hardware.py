@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pytest_hfbudget.cache import cache_file, keep
+from pytest_hfbudget.cache import cache_file, keep, kept
 from pytest_hfbudget.endpoints.refusal import ControlPlaneError
 from pytest_hfbudget.endpoints.state import Endpoint, objects
 from pytest_hfbudget.money import parse_rate
+from pytest_hfbudget.text import public_url
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class HardwareFile:
     def load(self) -> HardwareList | None:
         """What was read last from this control plane, if anything."""
         try:
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
-            listed = HardwareList(kept["hardware"], float(kept["read_at"]))
-            of_this = kept["origin"] == self.origin and bool(listed.day)
+            copy = kept(self.path)
+            listed = HardwareList(copy["hardware"], float(copy["read_at"]))
+            of_this = copy["origin"] == self.origin and bool(listed.day)
             return listed if of_this and _is_list(listed.vendors) else None
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None  # absent or damaged: the next list that is read replaces it
@@ -66,16 +66,18 @@ class HardwareFile:
         try:
             vendors = self._checked(ask())
         except ControlPlaneError as error:
-            kept = self.load()
-            if kept is None:
+            copy = self.load()
+            if copy is None:
                 raise
-            return HardwareList(kept.vendors, kept.read_at, str(error))
+            return HardwareList(copy.vendors, copy.read_at, str(error))
         keep(self.path, {"origin": self.origin, "read_at": now, "hardware": vendors})
         return HardwareList(vendors, now)
 
     def _checked(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         if not _is_list(answer):
-            raise ControlPlaneError(f"{self.origin}/provider did not answer with a list.")
+            raise ControlPlaneError(
+                f"{public_url(self.origin)}/provider did not answer with a list."
+            )
         return answer
 
 

@@ -19,6 +19,8 @@ from urllib.parse import quote
 
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.own_files import own_folder, refuse_foreign
+from pytest_hfbudget.text import parse_json
 
 INTENT = "intent"  # about to be resumed, or found running and to be paused at the end
 RESUMED = "resumed"  # the control plane has answered the resume
@@ -100,7 +102,7 @@ class Journal:
         if known:
             return
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own_folder(path.parent)
             os.close(self._open())
             _sync_directory(path.parent)
         except OSError as error:
@@ -171,6 +173,10 @@ def read(path: Path) -> Iterator[Record]:
 
 def read_all(directory: Path) -> tuple[Record, ...]:
     """The readable lines of all runs, file by file."""
+    try:
+        refuse_foreign(directory, directory.stat())
+    except OSError:
+        return ()  # none yet, or another user's, who could have us pause what we should not
     files = sorted(directory.glob("*.jsonl"))
     return tuple(record for path in files for record in read(path))
 
@@ -214,7 +220,7 @@ def _fold(lease: Lease, record: Record) -> Lease:
 
 def _parse(line: bytes) -> Record | None:
     try:
-        data = json.loads(line)
+        data = parse_json(line)
     except ValueError:  # also what is not UTF-8
         return None
     if not isinstance(data, dict) or any(key not in data for key in _NEEDED):

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK
 from pytest_hfbudget.endpoints.transport import Answer
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.text import printable
 
 _NOT_DONE = frozenset({425, 429, 503})  # refused at the door: the server did not begin
 
@@ -93,7 +94,7 @@ def _message(answer: Answer) -> str:
     if said is not None:
         text = said.get("error") or said.get("message") or said.get("detail") or ""
     text = " ".join(str(text).split())
-    return text[:300].rstrip(".") or "no reason given"
+    return printable(text[:300].rstrip(".")) or "no reason given"
 
 
 def _retry_after(value: str | None) -> float | None:

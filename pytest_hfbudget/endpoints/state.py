@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.text import printable
 
 UPDATE_FAILED = "updateFailed"
 RUNNING = "running"
@@ -153,7 +154,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    return printable(value) if isinstance(value, str) else ""
 
 
 def _is_int(value: object) -> bool:

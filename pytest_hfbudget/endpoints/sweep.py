@@ -35,6 +35,7 @@ from pytest_hfbudget.endpoints.refusal import ControlPlaneError
 from pytest_hfbudget.endpoints.state import GONE, Endpoint
 from pytest_hfbudget.endpoints.state import PAUSED as RESTING
 from pytest_hfbudget.errors import ConfigError, EndpointError
+from pytest_hfbudget.text import public_url
 
 JOURNAL = "journal"
 ELSEWHERE = "elsewhere"
@@ -177,7 +178,9 @@ class _Broom:
         """Whether it may be paused, as things are now."""
         plain = Swept(stray.name, stray.run, stray.why, stray.where)
         if stray.api != self._plane.base_url:
-            return replace(plain, skipped=f"it belongs to another control plane, {stray.api}")
+            return replace(
+                plain, skipped=f"it belongs to another control plane, {public_url(stray.api)}"
+            )
         in_use = self._in_use(stray)
         if in_use:
             return replace(plain, skipped=in_use)

@@ -12,6 +12,7 @@ from pytest_hfbudget.endpoints.refusal import ControlPlaneError
 from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, RUNNING, Endpoint
 from pytest_hfbudget.endpoints.terms import EndpointSettings, Progress
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.text import printable
 
 # Only sent again when the state has shown that the one before had no effect.
 _MOST_RESUMES = 3
@@ -141,6 +142,7 @@ class Waker:
         if state in BROKEN:
             status = endpoint.raw.get("status") or {}
             reason = status.get("errorMessage") or status.get("message") or "no reason given"
+            reason = printable(str(reason))
             raise EndpointError(f'{name} came to the state "{state}" instead of running: {reason}.')
         # Right after a resume the old state may still be what is read.
         if state in ASLEEP and seconds >= self._settings.settle_s:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from pytest_hfbudget.errors import HistoryError
+from pytest_hfbudget.own_files import check_own, own_folder
 
 BUSY_S = 10.0
 
@@ -35,19 +36,20 @@ class Schema(NamedTuple):
 
 
 def connect(path: Path, schema: Schema) -> sqlite3.Connection:
-    """A file, made or migrated where that is needed, readable by this user only.
+    """A file, made or migrated where that is needed, readable and writable by this user only.
 
     Transactions are begun and ended by whoever writes; any thread may, but one at a time.
 
     Raises:
-        HistoryError: it can't be made, read or written, or a newer release has written it.
+        HistoryError: it can't be made, read or written; it is empty; another user owns it; or a
+            newer release has written it.
     """
     with explained(path, schema):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(
-            path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
-        )
+        own_folder(path.parent)
+        if not path.exists():
+            _make(path, schema)
+        check_own(path)
+        connection = _open(path)
         try:
             if schema.shared:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -57,6 +59,27 @@ def connect(path: Path, schema: Schema) -> sqlite3.Connection:
             connection.close()
             raise
         return connection
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+
+
+def _make(path: Path, schema: Schema) -> None:
+    """Make a file, complete from its first moment: one that is empty later was cut short."""
+    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}.draft")
+    os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        with closing(_open(draft)) as connection:
+            _bring_up_to_date(connection, schema, 0)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass  # another run was faster
+        except OSError:
+            draft.rename(path)  # a file system without links
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -93,9 +116,18 @@ def _migrate(connection: sqlite3.Connection, path: Path, schema: Schema) -> None
                 f"{path} was written by a newer pytest-hfbudget (its schema is {found}, this "
                 f"release knows {newest}). Update pytest-hfbudget here. {schema.remedy}"
             )
-        for statement in (one for step in schema.steps[found:] for one in step):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {newest}")
+        if not found:
+            raise HistoryError(
+                f"{path} is empty, so what was in it is lost: it was cut short by something else "
+                f"than pytest-hfbudget. {schema.remedy}"
+            )
+        _bring_up_to_date(connection, schema, found)
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, schema: Schema, found: int) -> None:
+    for statement in (one for step in schema.steps[found:] for one in step):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {len(schema.steps)}")
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -11,11 +11,11 @@ from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 from pytest_hfbudget.history.database import Schema, connect, explained, transaction
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.reporting import EndpointLine, Report
+from pytest_hfbudget.text import public_url
 
 FILE = "log.sqlite3"
 DAY_S = 86_400.0
@@ -160,7 +160,7 @@ def _call(charge: Charge, run: LoggedRun) -> Entry:
         test=charge.test,
         place=charge.where,
         task=charge.task,
-        model=_public(charge.model),
+        model=public_url(charge.model),
         provider=charge.provider,
         endpoint=charge.endpoint,
         input_tokens=charge.input_tokens,
@@ -179,7 +179,7 @@ def _refusal(refusal: Refusal, run: LoggedRun) -> Entry:
         at=run.ended,
         kind=REFUSAL,
         test=refusal.test,
-        model=_public(refusal.model),
+        model=public_url(refusal.model),
         status=refusal.scope or "no price",
     )
 
@@ -201,11 +201,3 @@ def _endpoint(line: EndpointLine, run: LoggedRun) -> Entry:
 def _within(at: float, run: LoggedRun) -> float:
     # A test may have frozen the time at which it called.
     return at if run.started <= at <= run.ended else run.ended
-
-
-def _public(model: str) -> str:
-    """A model that is a URL without what may be secret in it."""
-    if "://" not in model:
-        return model
-    parts = urlsplit(model)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

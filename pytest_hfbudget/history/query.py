@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,9 @@ TEXTS = {
     "project": "project",
 }
 
+PAGE = 1000
+
+_NAMES = ", ".join(f"entry.{name}" for name in COLUMNS)
 _FROM = "FROM entry JOIN run ON run.run = entry.run"
 _SUMS = (
     "coalesce(sum(kind = 'call'), 0), coalesce(sum(kind = 'refusal'), 0), "
@@ -106,14 +111,37 @@ class Answers:
 
     def entries(self, question: Question, limit: int = 0) -> tuple[Entry, ...]:
         """The latest entries, oldest first; all of them with a limit of 0."""
+        return tuple(self.each(question, limit))
+
+    def each(self, question: Question, limit: int = 0) -> Iterator[Entry]:
+        """As `entries`, but a page at a time: a log may be larger than the memory.
+
+        Between two pages nothing is locked, so a reader that takes its time keeps no run waiting.
+        """
         where, values = question.where()
-        names = ", ".join(f"entry.{name}" for name in COLUMNS)
-        rows = self._ask(
-            f"SELECT {names} {_FROM} WHERE {where} ORDER BY at DESC, entry.rowid DESC LIMIT ?",
-            [*values, limit or -1],
+        page = (
+            f"SELECT at, entry.rowid, {_NAMES} {_FROM} WHERE {where} AND (at, entry.rowid) > (?, ?)"
+            " ORDER BY at, entry.rowid LIMIT ?"
         )
-        found = [Entry(**dict(zip(COLUMNS, row, strict=True))) for row in rows]
-        return tuple(replace(entry, estimated=bool(entry.estimated)) for entry in reversed(found))
+        left, last = limit, self._before(question, limit)
+        while rows := self._ask(page, [*values, *last, min(left, PAGE) if limit else PAGE]):
+            for at, number, *fields in rows:
+                last = at, number
+                said = dict(zip(COLUMNS, fields, strict=True))
+                yield Entry(**{**said, "estimated": bool(said["estimated"])})
+            left -= len(rows)
+            if limit and left <= 0:
+                return
+
+    def _before(self, question: Question, limit: int) -> tuple[float, int]:
+        """Where the latest entries begin: the time and the number of the one before them."""
+        where, values = question.where()
+        found = limit and self._ask(
+            f"SELECT at, entry.rowid {_FROM} WHERE {where} "
+            "ORDER BY at DESC, entry.rowid DESC LIMIT 1 OFFSET ?",
+            [*values, limit],
+        )
+        return found[0] if found else (-math.inf, 0)
 
     def total(self, question: Question) -> Total:
         """What all of them add up to."""

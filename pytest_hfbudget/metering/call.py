@@ -31,6 +31,7 @@ from pytest_hfbudget.metering.usage import (
 )
 from pytest_hfbudget.money import show
 from pytest_hfbudget.pricing import CallRequest, Quote, Usage
+from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
@@ -195,7 +196,7 @@ class Call:
 
     def headers(self, headers: Mapping[str, str]) -> None:
         """Note who answered, and what else a response's headers tell of its cost."""
-        self.provider = headers.get("x-inference-provider") or self.provider
+        self.provider = printable(headers.get("x-inference-provider") or "") or self.provider
         self.usage = usage_in(headers, self.request)
         self.compute_time = compute_time(headers)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_hfbudget.metering.request import Parameters, describe
+from pytest_hfbudget.metering.request import Parameters, describe, shown
 from pytest_hfbudget.metering.sending import Named
 from pytest_hfbudget.pricing.request import split_model
 from pytest_hfbudget.pricing.table import is_below
@@ -42,7 +42,7 @@ def prepared(
             meter.watcher.note(
                 due.scope,
                 "fallback",
-                f"{due.scope.name}: a call to {asked} could not be sent with {due.model} "
+                f"{due.scope.name}: a call to {shown(asked)} could not be sent with {due.model} "
                 f"instead, so it was sent as it is: {error}",
             )
     return prepare(**arguments), Named(arguments.get("model"), provider)
@@ -53,7 +53,7 @@ def _swapped(
 ) -> tuple[Parameters, Named]:
     other = _arguments(meter, provider, arguments, model)
     parameters = prepare(**other)
-    named = Named(other.get("model"), provider, instead_of=_asked(arguments))
+    named = Named(other.get("model"), provider, instead_of=shown(_asked(arguments)))
     request = describe(
         parameters,
         routers=meter.routers,
@@ -74,7 +74,7 @@ def _arguments(
     parameters = dict(arguments.get("parameters") or {})
     if url.startswith(("http://", "https://")):
         if not any(is_below(url, router) for router in meter.routers):
-            raise UnfitError(f"{url} serves what it serves")
+            raise UnfitError(f"{shown(url)} serves what it serves")
         # The router's own URL was given as base_url: the payload alone names the model.
         return {**arguments, "parameters": {**parameters, "model": model}}
     if provider != "auto":

@@ -235,8 +235,10 @@ class Meter:
         """Settle the calls whose streams nobody holds any more, and what was only noted."""
         if inside():
             return
-        while self.deferred:
-            self.write(self.deferred.popleft())
+        # Each once: what still can't be written goes to the end, for the next time.
+        for _ in range(len(self.deferred)):
+            with suppress(IndexError, KeyError):  # another thread has taken it, or it was booked
+                self.write(self.deferred.popleft())
         while self.dropped:
             self.dropped.popleft().close()
         self._notes.account()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from copy import copy
@@ -14,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from pytest_hfbudget.metering.mocks import is_mock
 from pytest_hfbudget.pricing.request import CallRequest, split_model
 from pytest_hfbudget.pricing.table import is_below
+from pytest_hfbudget.text import parse_json, printable, public_url
 
 # A chat template adds tokens that no message shows: markers around each message, a default
 # system prompt, a preamble that explains the tools. These are generous, they only bound a hold.
@@ -134,7 +134,17 @@ def describe(
 def _addressed(
     url: str, routers: tuple[str, ...], asked: str | None, named: str, provider: str | None
 ) -> tuple[str, str | None]:
-    """The model and the provider, from what the caller asked for and what the payload names."""
+    """The model and the provider, from what the caller asked for and what the payload names.
+
+    The model is fit to be shown: what it is called in is read in logs, reports and terminals.
+    """
+    model, provider = _named_as(url, routers, asked, named, provider)
+    return shown(model), provider
+
+
+def _named_as(
+    url: str, routers: tuple[str, ...], asked: str | None, named: str, provider: str | None
+) -> tuple[str, str | None]:
     routed = next((base for base in routers if is_below(url, base)), None)
     name = asked or named or url
     if routed is None and (provider in (None, "hf-inference") or _is_url(name)):
@@ -264,7 +274,7 @@ def _in_data(data: object) -> Mapping[str, Any]:
     if not isinstance(data, (bytes, bytearray)) or not data.startswith(b"{"):
         return {}
     try:
-        value = json.loads(data)
+        value = parse_json(data)
     except ValueError:
         return {}  # a picture may begin with any byte
     return value if isinstance(value, dict) else {}
@@ -279,6 +289,11 @@ def _seconds(timeout: object) -> float | None:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         return None
     return float(timeout) if math.isfinite(timeout) and timeout > 0 else None
+
+
+def shown(model: str) -> str:
+    """A model's name, or the URL that stands for it, without credentials and control characters."""
+    return printable(public_url(model) if _is_url(model) else model)
 
 
 def _is_url(name: str) -> bool:

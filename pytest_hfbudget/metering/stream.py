@@ -7,7 +7,6 @@ collected, and a stream that nobody reads has been sent and will be billed all t
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.noted import NONSENSE
 from pytest_hfbudget.metering.usage import finished, finished_by_length, usage_of, written_bytes
+from pytest_hfbudget.text import parse_json
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -114,8 +114,8 @@ class Lines:
 
 def _parse(data: str) -> dict[str, Any]:
     try:
-        chunk = json.loads(data)
-    except (ValueError, RecursionError):
+        chunk = parse_json(data)
+    except ValueError:
         return {}
     return chunk if isinstance(chunk, dict) else {}
 

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_hfbudget.metering.request import text_bytes
 from pytest_hfbudget.pricing import CallRequest, Usage
 from pytest_hfbudget.pricing.price import MICROSECONDS
+from pytest_hfbudget.text import parse_json
 
 # Longer than any call: what is beyond it is no time.
 LONGEST = 86_400 * MICROSECONDS
@@ -38,8 +39,8 @@ def parse_body(body: object) -> Mapping[str, Any]:
     if isinstance(body, bytes) and _is_vectors(body):
         return {}
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
+        value = parse_json(body)
+    except ValueError:
         return {}
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
@@ -63,7 +64,7 @@ def ending_with_usage(body: object) -> Mapping[str, Any]:
         usage, end = DECODER.raw_decode(text)
         rest = text[end:].lstrip()
         if rest != "}":
-            json.loads("{" + rest.removeprefix(","))
+            parse_json("{" + rest.removeprefix(","))
     except (ValueError, RecursionError):
         return {}
     return {"usage": usage}

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_hfbudget.plugin.voice import can_show, say
 from pytest_hfbudget.reporting import Report, summary
+from pytest_hfbudget.text import printable
 
 
 def write(config: pytest.Config, report: Report, name: Path) -> None:
@@ -37,9 +38,10 @@ def show(
     blocks = can_show("█░", sys.stdout.encoding)
     terminal.section("hf budget")
     for refusal in blamed:
-        terminal.write_line(f"refused outside of every test: {refusal}", red=True)
+        said = printable(refusal, keep="\n")
+        terminal.write_line(f"refused outside of every test: {said}", red=True)
     for line in summary(report, blocks=blocks):
-        terminal.write_line(line.text, **({line.colour: True} if line.colour else {}))
+        terminal.write_line(printable(line.text), **({line.colour: True} if line.colour else {}))
     for budget in left:
         terminal.write_line(f"  {budget}")
     if file is not None:

@@ -16,6 +16,7 @@ from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, pa
 from pytest_hfbudget.pricing.catalogue import CatalogueFile
 from pytest_hfbudget.pricing.project import project_book
 from pytest_hfbudget.settings import Settings
+from pytest_hfbudget.text import public_url
 
 # A run without a cap only watches, so it does not wait for prices as one does that needs them.
 PATIENT_S, BRIEF_S = 10.0, 3.0
@@ -74,7 +75,7 @@ def refresh(config: pytest.Config, settings: Settings, *, needed: bool) -> Catal
         return file.refresh(settings.router, partial(read_document, within_s=within_s), now)
     except (OSError, ValueError, RuntimeError) as error:  # the last is how suites block sockets
         what = f"that of {kept.age(now)} is used" if kept else "there is none yet"
-        where = f"the prices of {settings.router}"
+        where = f"the prices of {public_url(settings.router)}"
         say(config, f"hfbudget: could not read {where} ({error}); {what}", yellow=True)
         return kept
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from pytest_hfbudget.text import printable
+
 
 def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bool) -> None:
     """Write a line of its own; a ``passing`` one is overwritten by the next, on a terminal.
 
     Not a warning: under ``-W error`` a warning ends the run, and these end nothing.
     """
+    text = printable(text, keep="\n")
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is None:
         sys.stderr.write(f"{text}\n")  # -p no:terminal asked for no report, not for silence

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pytest_hfbudget.cache import cache_file, keep
+from pytest_hfbudget.cache import cache_file, keep, kept
 from pytest_hfbudget.money import parse_rate
 from pytest_hfbudget.pricing.price import FREE, Price
+from pytest_hfbudget.text import parse_json, public_url
 
 DAY_S = 86_400
 
@@ -163,12 +163,12 @@ class CatalogueFile:
     def load(self, origin: str) -> Catalogue | None:
         """What was read last from this router, if anything."""
         try:
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
-            if kept["origin"] != origin:
+            copy = kept(self.path)
+            if copy["origin"] != origin:
                 return None
-            read_at = float(kept["read_at"])
+            read_at = float(copy["read_at"])
             _day(read_at)  # a time that is no day is damage too, and a charge names that day
-            return Catalogue.parse(kept["models"], read_at=read_at, origin=origin)
+            return Catalogue.parse(copy["models"], read_at=read_at, origin=origin)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None  # absent or damaged: it is only a copy, and the next refresh writes it anew
 
@@ -178,9 +178,9 @@ class CatalogueFile:
         Raises:
             ValueError: the answer is not a catalogue.
         """
-        models = json.loads(fetch(f"{origin.rstrip('/')}/v1/models"))
+        models = parse_json(fetch(f"{origin.rstrip('/')}/v1/models"))
         if not isinstance(models, dict) or not isinstance(models.get("data"), list):
-            raise ValueError(f"{origin}/v1/models did not answer with a list of models")
+            raise ValueError(f"{public_url(origin)}/v1/models did not answer with a list of models")
         catalogue = Catalogue.parse(models, read_at=now, origin=origin)
         keep(self.path, catalogue.as_read())
         return catalogue

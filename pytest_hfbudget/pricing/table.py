@@ -13,6 +13,7 @@ from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
 from pytest_hfbudget.pricing.price import MICROSECONDS, Price
 from pytest_hfbudget.pricing.request import POLICIES
 from pytest_hfbudget.pricing.tomlfile import TomlFile
+from pytest_hfbudget.text import public_url
 
 PER_MILLION = frozenset({"input", "output", "cached"})
 PER_UNIT = frozenset({"call", "image", "second"})
@@ -166,7 +167,9 @@ class PriceTable:
         return _names(model, provider)
 
     def _urls(self, url: str) -> Iterator[tuple[str, str]]:
-        prefixes = (row for row in self.rows if is_below(url, row))
+        # Models have no query, so a row with one is for nothing that is known here.
+        rows = (row for row in self.rows if "?" not in row)
+        prefixes = (row for row in rows if is_below(url, public_url(row)))
         for prefix in sorted(prefixes, key=len, reverse=True):
             yield prefix, "this URL is below it"
         for name in FOR_ALL:
@@ -180,7 +183,7 @@ def is_below(url: str, prefix: str) -> bool:
 
 
 def _row(name: str, row: object, source: str) -> tuple[Price, str]:
-    where = f"{source}: [{json.dumps(name, ensure_ascii=False)}]"
+    where = f"{source}: [{json.dumps(public_url(name), ensure_ascii=False)}]"
     if name.rpartition(":")[2] in POLICIES:
         raise RowError(
             f"{where}: fastest, cheapest and preferred leave the choice to the router; "

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.saved import SavedReport
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, tests
+from pytest_hfbudget.text import printable
 
 TOP = 10
 NAME = 120
@@ -16,6 +17,7 @@ MESSAGE = 500
 MOST_BYTES = 1 << 20
 # GitHub shows ten errors of a step.
 ANNOTATIONS = 10
+LINE_ENDS = "\r\n"
 
 
 class Place(NamedTuple):
@@ -36,7 +38,7 @@ def errors(report: SavedReport, places: dict[str, Place]) -> Iterator[str]:
         properties = ["title=hfbudget refused a call"]
         if place := places.get(refusal.test or ""):
             properties[:0] = [f"file={_property(place.file)}", f"line={place.line}"]
-        yield f"::error {','.join(properties)}::{_data(refusal.message)}"
+        yield f"::error {','.join(properties)}::{_data(printable(refusal.message, keep=LINE_ENDS))}"
 
 
 def _head(report: SavedReport) -> Iterator[str]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.money import parse_usd
 from pytest_hfbudget.reporting.jsonfile import SCHEMA
+from pytest_hfbudget.text import undirected
 
 T = TypeVar("T")
 
@@ -205,7 +206,7 @@ def _endpoint(row: _Fields) -> SavedEndpoint:
         verified=row.flag("verified"),
         left_to=row.text("left_to"),
         kept=row.flag("kept"),
-        shares={test: shares.usd(test) or 0 for test in shares.values},
+        shares={undirected(test): shares.usd(test) or 0 for test in shares.values},
         idle=row.usd("idle_usd"),
     )
 
@@ -225,7 +226,8 @@ class _Fields:
 
     def text(self, key: str) -> str:
         value = self.values.get(key)
-        return "" if value is None else self._checked(key, value, str, "a text")
+        text = "" if value is None else self._checked(key, value, str, "a text")
+        return undirected(text)
 
     def count(self, key: str) -> int:
         value = self._checked(key, self.values.get(key, 0), int, "a count")

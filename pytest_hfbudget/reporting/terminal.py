@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.report import EndpointLine, Report, TestLine
 from pytest_hfbudget.settings import Settings
+from pytest_hfbudget.text import public_url
 
 BAR = 24
 DEAREST = 5
@@ -33,7 +34,7 @@ def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
     if settings.endpoints:
         parts.append(f"endpoints {', '.join(settings.endpoints)}")
     if settings.emulator:
-        parts.append(f"rehearsal against {settings.emulator}")
+        parts.append(f"rehearsal against {public_url(settings.emulator)}")
     return f"hfbudget: {'; '.join(parts)}" if parts else None
 
 

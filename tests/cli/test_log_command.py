@@ -77,6 +77,42 @@ def test_csv_is_read_back_by_anything(logged: Shell) -> None:
     assert rows[0]["test"] == "test_a.py::test_a[x]"
 
 
+EVIL = "\x1b[2J\x9b1m\u202e=evil\nnext"
+
+
+@pytest.fixture
+def evil(hfbudget: Shell) -> Shell:
+    """A log with names that a terminal would obey and a spreadsheet would calculate."""
+    now = time.time()
+    names = ("=1+1", "+1", "-1", "@sum", EVIL)
+    calls = tuple(
+        Charge(f"{n}.py", "chat", n, n, 1, 1, 1, n, "200", False, 0.1, where=n) for n in names
+    )
+    report = Report(spent=0, cap=None, calls=5, refused=0, charges=calls)
+    run = LoggedRun("0123456789ab", "=project", now - 60, now)
+    Log(hfbudget.state_dir / FILE).write(run, entries(report, run), keep_days=90)
+    return hfbudget
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--csv",), ("--json",), ("--by=model",), ("--by=test", "--csv")]
+)
+def test_nothing_that_a_terminal_obeys_is_printed(evil: Shell, options: tuple[str, ...]) -> None:
+    shown = evil("log", *options).stdout
+    assert "evil" in shown
+    assert all(line.isprintable() for line in shown.split("\n"))
+
+
+def test_json_still_has_the_names_as_they_are(evil: Shell) -> None:
+    assert evil.json("log")["entries"][-1]["model"] == EVIL
+
+
+def test_no_cell_of_csv_is_calculated(evil: Shell) -> None:
+    rows = list(csv.DictReader(io.StringIO(evil("log", "--csv").stdout)))
+    assert [row["model"] for row in rows[:4]] == ["'=1+1", "'+1", "'-1", "'@sum"]
+    assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row.values())
+
+
 def test_sums_by_model(logged: Shell) -> None:
     totals = logged.json("log", "--by", "model", "--kind", "call")["totals"]
     assert [(one["model"], one["calls"], one["usd"]) for one in totals] == [

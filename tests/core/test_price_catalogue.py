@@ -221,12 +221,14 @@ def test_the_copy_of_another_router_is_not_used(copy: CatalogueFile) -> None:
     assert copy.load("https://elsewhere.example") is None
 
 
-@pytest.mark.parametrize("reply", [b"", b"<html>", b"\xff", b"[]", b'"x"', b'{"data": {}}'])
+@pytest.mark.parametrize(
+    "reply", [b"", b"<html>", b"\xff", b"[]", b'"x"', b'{"data": {}}', b"[" * 100_000]
+)
 def test_an_answer_that_is_no_catalogue_leaves_the_copy_as_it_is(
     copy: CatalogueFile, reply: bytes
 ) -> None:
     kept = copy.refresh(ORIGIN, fetching(offer()), DAY)
-    with pytest.raises(ValueError, match=r"Expecting value|decode byte|list of models"):
+    with pytest.raises(ValueError, match=r"Expecting value|decode byte|list of models|too deeply"):
         copy.refresh(ORIGIN, lambda url: reply, DAY + 1)
     assert copy.load(ORIGIN) == kept
 
@@ -264,6 +266,7 @@ def test_no_copy_is_no_catalogue(copy: CatalogueFile) -> None:
         b'{"origin": "https://router.example", "read_at": 1%s, "models": {}}' % (b"0" * 400),
         b'{"origin": "https://router.example", "read_at": 1, "models": []}',
         b'{"origin": "https://router.example", "read_at": 1, "models": "x"}',
+        b'{"origin": "https://router.example", "read_at": 1, "models": ' + b"[" * 100_000,
     ],
 )
 def test_a_damaged_copy_is_no_copy(copy: CatalogueFile, damage: bytes) -> None:

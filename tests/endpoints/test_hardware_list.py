@@ -64,7 +64,12 @@ def test_an_answer_that_is_no_list_does_not_replace_the_copy(
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "[]", '{"origin": "https://other", "read_at": 0, "hardware": {"vendors": []}}'],
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"origin": "https://other", "read_at": 0, "hardware": {"vendors": []}}',
+    ],
 )
 def test_a_damaged_or_foreign_copy_is_none(plane: ControlPlane, file: HardwareFile, damage: str):
     file.read(plane.hardware, JUNE_1)

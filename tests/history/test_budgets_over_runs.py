@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from run_books import DAY_S, NOON, Project, Run
 
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
-from pytest_hfbudget.history.tabs import OwnTab
+from pytest_hfbudget.history.tabs import OwnTab, Tabs
 from pytest_hfbudget.history.windows import Window, day_of
 from pytest_hfbudget.ledger.scope import SESSION
 
@@ -235,6 +236,42 @@ def test_a_forked_child_has_a_tab_of_its_own(project: Project) -> None:
 def test_a_corrupt_store_ends_a_run_before_it_begins(project: Project) -> None:
     project.path.write_text("this is no database, but it is long enough to be read as one" * 40)
     with pytest.raises(HistoryError, match=r"file is not a database.*move it aside.*hf-daily"):
+        project.run()
+
+
+@pytest.mark.parametrize("left", [b"", b"\0"])
+def test_a_store_that_was_emptied_ends_a_run_before_it_begins(
+    project: Project, left: bytes
+) -> None:
+    run = project.run()
+    run.spend(90)
+    run.tabs.close()
+    project.path.write_bytes(left)
+    with pytest.raises(HistoryError, match=r"(is empty|not a database).*move it aside"):
+        project.run()
+
+
+def test_runs_that_begin_at_once_make_one_store(project: Project) -> None:
+    start = threading.Barrier(8)
+
+    def begin(number: int) -> Run:
+        tabs = Tabs(project.path, project.name, f"at once {number}", clock=lambda: project.now)
+        start.wait()
+        return Run(tabs, project.windows)
+
+    with ThreadPoolExecutor(8) as pool:
+        project.runs += pool.map(begin, range(8))
+    for run in project.runs:
+        run.spend(10)
+    assert project.run().spent() == 80
+    assert not list(project.folder.glob("*.draft"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_store_of_another_user_ends_a_run_before_it_begins(project: Project) -> None:
+    project.run()
+    os.chown(project.path, 12_345, 12_345)
+    with pytest.raises(HistoryError, match="belongs to another user"):
         project.run()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,35 @@ def test_a_limit_keeps_the_latest(path: Path) -> None:
     write(path, "run", *(charge(number) for number in range(5)))
     found = Answers(path).entries(Question(), limit=2)
     assert [entry.nano_usd for entry in found] == [3, 4]
+
+
+def test_a_log_of_many_pages_is_read_whole_and_in_order(path: Path) -> None:
+    calls = [charge(number, at=NOON - 30 + number % 3) for number in range(2_500)]
+    write(path, "run", *calls)
+    of_all = [(entry.at, entry.nano_usd) for entry in Answers(path).entries(Question())]
+    assert of_all == sorted((call.at, call.nano_usd) for call in calls)
+    latest = Answers(path).entries(Question(), limit=1_001)
+    assert [(entry.at, entry.nano_usd) for entry in latest] == of_all[-1_001:]
+    assert len(Answers(path).entries(Question(), limit=9_999)) == 2_500
+
+
+def test_a_run_is_written_while_somebody_reads(path: Path) -> None:
+    write(path, "run", *(charge(1) for _ in range(1_500)))
+    reading = Answers(path).each(Question())
+    next(reading)
+    write(path, "other", charge(1), at=NOON + 1)
+    assert len(list(reading)) == 1_500
+
+
+def test_the_memory_of_a_reader_does_not_grow_with_the_log(path: Path) -> None:
+    write(path, "run", *(charge(1) for _ in range(20_000)))
+    tracemalloc.start()
+    try:
+        for _ in Answers(path).each(Question()):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_sums_are_exact_and_name_what_is_not_in_them(path: Path) -> None:

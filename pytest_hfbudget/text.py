@@ -1,0 +1,60 @@
+"""Text that others wrote: URLs without credentials, names without control characters, JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+UNSHOWABLE = "\N{REPLACEMENT CHARACTER}"
+# Control characters but the line end, and the marks, embeddings and isolates of UAX #9.
+_OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_AUTHORITY_ENDS = re.compile(r"[/?#]")
+# What stands between the slashes of a URL that has no user and no password.
+_HOST = re.compile(r"(\[[^\]]*\]|[^:@\[\]]*)(:\d*)?")
+
+
+def public_url(url: str) -> str:
+    """A URL without user, password, query and fragment; any other text as it is.
+
+    It is read leniently: a password that should have been quoted may hold ``/``, ``?`` or ``#``.
+    """
+    scheme, colon, rest = url.partition("://")
+    if not colon:
+        return url
+    authority = _AUTHORITY_ENDS.split(rest, maxsplit=1)[0]
+    if "@" in authority:
+        rest = authority.rpartition("@")[2] + rest[len(authority) :]
+    elif not _HOST.fullmatch(authority):
+        rest = rest.rpartition("@")[2]
+    return f"{scheme}://{re.split('[?#]', rest, maxsplit=1)[0]}"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text without what a terminal obeys instead of showing it.
+
+    These are control characters, line ends, and marks that turn the direction of writing.
+
+    Args:
+        keep: characters that are welcome all the same.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else UNSHOWABLE for c in text)
+
+
+def undirected(text: str) -> str:
+    """Text for a page: without control characters, and in the one direction that it is read in."""
+    return _OBEYED.sub(UNSHOWABLE, text)
+
+
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
