@@ -172,12 +172,12 @@ def test_the_shortest_context_is_that_of_those_who_name_it(length: object) -> No
 
 
 def test_the_context_of_a_provider_that_is_not_live_does_not_count() -> None:
-    both = catalogue(offer("p", context_length=1), offer("q", "error", context_length=9))
-    assert both.contexts(MODEL, None).longest == 1
+    both = catalogue(offer("p", context_length=1000), offer("q", "error", context_length=9000))
+    assert both.contexts(MODEL, None).longest == 1000
 
 
 def test_the_context_of_nobody_is_unknown() -> None:
-    known = catalogue(offer("p", context_length=1))
+    known = catalogue(offer("p", context_length=1000))
     assert known.contexts(MODEL, "q").longest is None
     assert known.contexts(MODEL, "q").shortest is None
 
