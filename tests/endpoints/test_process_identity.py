@@ -97,9 +97,13 @@ def test_what_was_written_here_can_be_judged_here():
     assert judgeable(record())
 
 
-@pytest.mark.parametrize("where", [{"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}])
-def test_what_was_written_on_another_host_or_in_another_container_can_not(where: dict[str, str]):
-    assert not judgeable(record(**where))
+def test_what_was_written_on_another_host_can_not():
+    assert not judgeable(record(host="elsewhere"))
+
+
+def test_a_container_without_a_process_left_can_be_judged_from_outside_only():
+    outside = record().pid_namespace == OUTSIDE_OF_CONTAINERS
+    assert judgeable(record(pid_namespace="pid:[1]")) == outside
 
 
 def test_an_earlier_boot_of_this_machine_has_no_processes_left():

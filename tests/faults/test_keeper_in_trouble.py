@@ -168,7 +168,8 @@ def test_a_keeper_and_its_second_that_are_stopped_are_stood_in_for(box: Box) -> 
     run = box.start()
     run.reached()
     box.complete()
-    for pid in (*box.keepers(), *box.seconds()):
+    box.complete()
+    for pid in (*box.keepers(), *box.seconds(), *box.reserves()):
         kill(pid, signal.SIGSTOP)
     end = run.send(signal.SIGKILL)
     run.wait()
@@ -585,7 +586,8 @@ def test_keepers_that_may_write_no_file_pause_all_the_same(
     box.suite()
     run = box.start()
     run.reached()
-    for pid in (*box.keepers(), *box.seconds()):
+    box.complete()
+    for pid in (*box.keepers(), *box.seconds(), *box.reserves()):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))
     end = run.send(number)
     run.wait()
@@ -617,7 +619,8 @@ def test_keepers_that_get_no_thread_pause_one_endpoint_after_the_other(box: Box)
     """)
     run = box.start()
     run.reached()
-    for pid in (*box.keepers(), *box.seconds()):
+    box.complete()
+    for pid in (*box.keepers(), *box.seconds(), *box.reserves()):
         size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
         resource.prlimit(pid, resource.RLIMIT_AS, (size + 2**20, size + 2**20))
     end = run.send(signal.SIGKILL)
