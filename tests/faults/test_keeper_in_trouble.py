@@ -168,8 +168,7 @@ def test_a_keeper_and_its_second_that_are_stopped_are_stood_in_for(box: Box) -> 
     run = box.start()
     run.reached()
     box.complete()
-    box.complete()
-    for pid in (*box.keepers(), *box.seconds(), *box.reserves()):
+    for pid in (*box.keepers(), *box.seconds()):
         kill(pid, signal.SIGSTOP)
     end = run.send(signal.SIGKILL)
     run.wait()
