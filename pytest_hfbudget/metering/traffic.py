@@ -275,7 +275,11 @@ def _sends_aiohttp(traffic: Traffic, original: Any) -> Any:
         host = req.url.host or ""
         traffic.opening(host)
         connection = await original(self, req, *args, **kwargs)
-        traffic.leaving(host, req.method, lambda: None)
+        try:
+            traffic.leaving(host, req.method, lambda: None)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     return connect

@@ -112,7 +112,9 @@ def test_each_turn_of_an_async_call_is_a_call(bench: Bench) -> None:
 
     with pytest.raises(BudgetExceededError, match="was not sent"):
         asyncio.run(main())
-    assert 0 < bench.billed <= bench.spent <= 10_000_000
+    # aiohttp hangs up on a redirect, so that little of the answer may be billed.
+    assert bench.billed <= bench.spent <= 10_000_000
+    assert bench.spent > 0
     assert bench.sent == bench.ledger.total("session").calls
 
 
