@@ -132,7 +132,7 @@ class Call:
         """Hear of everything that is sent for it from now on."""
         passage = self.way.passage
         passage.heard, passage.again = self.headers, self.sent_again
-        if self.capped and self.way.may_change():
+        if self.capped:
             passage.check = self.check_body
 
     def sent_again(self) -> None:
@@ -169,7 +169,8 @@ class Call:
         held = self.request._replace(
             max_output=self.limit.tokens if self.limit else self.request.max_output
         )
-        if body is not None and fits(body, held):
+        # Asked only now: some clients import their HTTP library when they first send.
+        if not self.way.may_change() or (body is not None and fits(body, held)):
             return
         if self.refusal is None:
             tightest = self._tightest()
