@@ -305,14 +305,14 @@ def test_a_resume_that_takes_effect_when_all_is_over_is_paused_by_a_later_look(b
 
 def test_what_somebody_wakes_after_its_pause_is_paused_by_a_later_look(box: Box) -> None:
     """Row 50: within two minutes it can't be told from a resume that comes late."""
-    box.looks = "1"
+    box.looks = "1 3 5"  # pytest may take more than a second to end after the pause
     box.suite()
     run = box.start()
     run.reached()
     box.open_gate("test")
     assert run.wait() == 0
     box.hub.change_endpoint(NAME, state="running")
-    box.judge(box.now(), within=2)
+    box.judge(box.now(), within=3)
 
 
 def test_the_next_run_is_not_disturbed_by_the_keeper_of_the_one_before(box: Box) -> None:
