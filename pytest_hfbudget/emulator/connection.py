@@ -71,8 +71,10 @@ class Connection:
             return  # Not uvicorn: returning without an answer makes any server hang up.
         raw: socket.socket | None = transport.get_extra_info("socket")
         if raw is not None:
-            # Lingering for zero seconds turns the close into a reset.
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # Lingering for zero seconds turns the close into a reset. A client that has hung up
+            # meanwhile has closed the socket: there is nothing left to reset.
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
 
     async def drip(self, seconds_per_byte: float) -> None:

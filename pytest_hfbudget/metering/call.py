@@ -150,15 +150,18 @@ class Call:
         earlier = self._held_in_full(AGAIN) if self.capped else self._charge_or_hold(usage, AGAIN)
         held = self.hold
         try:
-            amount = held.amount
-            self.hold = self.meter.ledger.hold(self.draft.scopes, amount, amount, self.draft)
+            hold = self.meter.ledger.hold(self.draft.scopes, held.amount, held.amount, self.draft)
         except BudgetExceededError as error:
             self.refusal = self.meter.refuse(self, error)
             if self._first():
                 self.meter.ledger.settle(held.id, earlier)
                 self.meter.closed(self)
             raise
-        self.meter.ledger.settle(held.id, earlier)
+        self.hold = hold
+        try:
+            self.meter.ledger.settle(held.id, earlier)
+        except KeyError:  # the call is booked already, so nothing later will book this request
+            self.meter.ledger.settle(hold.id, self._held_in_full(AGAIN))
 
     def check_body(self, body: bytes | None) -> None:
         """Stop a request that something has changed since it was held.

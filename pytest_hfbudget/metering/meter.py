@@ -297,6 +297,7 @@ class Meter:
 
     def closed(self, call: Call) -> None:
         """Forget a call that is settled."""
+        call.way.passage.over = True
         self._open.pop(id(call), None)
 
     def make_known(self, scopes: tuple[Scope, ...]) -> None:

@@ -28,17 +28,18 @@ class Passage:
         tried: whether a connection was asked for.
         posts: how many POST requests were written to one. A redirect that keeps the method sends
             another, and so does a transport that retries by itself.
+        over: whether its call is settled. What a plain thread sends after that is not for it.
         heard: told the headers of every response to it.
         again: called before each POST after the first; raises to keep it from leaving.
         check: called with the body of each POST before it leaves, None where that can't be read;
             raises to keep it from leaving.
     """
 
-    __slots__ = ("_stop", "_url", "again", "check", "heard", "posts", "tried")
+    __slots__ = ("_stop", "_url", "again", "check", "heard", "over", "posts", "tried")
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.tried, self.posts = False, 0
+        self.tried, self.posts, self.over = False, 0, False
         self.heard: Callable[[Mapping[str, str]], None] | None = None
         self.again: Callable[[], None] | None = None
         self.check: Callable[[bytes | None], None] | None = None
@@ -161,14 +162,14 @@ class Traffic:
         finally:
             self._under_way.remove(passage)
 
-    def opening(self, host: str) -> None:
-        """A connection to a host is about to be opened."""
-        for passage in self._concerned(host):
-            passage.opening()
+    def opening(self) -> None:
+        """A connection is about to be opened in this context."""
+        if (own := self._own()) is not None:
+            own.opening()
 
     def leaving(self, host: str, method: str, body: Body) -> None:
         """A request is about to be written to a connection to a host."""
-        concerned = self._concerned(host)
+        concerned = self._concerned(host) if method == PAID_METHOD else self._only_own()
         for passage in concerned:
             passage.opening()
         if concerned and method == PAID_METHOD:
@@ -179,16 +180,27 @@ class Traffic:
     def writing(self, host: str, body: bytes) -> None:
         """The body of a request is about to be written, where it goes by itself."""
         for passage in self._concerned(host):
-            passage.opening()
             passage.writing(body)
 
-    def _concerned(self, host: str) -> tuple[Passage, ...]:
+    def _own(self) -> Passage | None:
         own = _passing.get()
-        if own is not None and own in self._under_way:
-            return (own,)
-        # A plain thread carries no context. What it sends to the host of a request that is under
-        # way may be just this request, handed on by whoever stands in for the network.
-        return tuple(passage for passage in self._under_way if passage.host == host.lower())
+        return own if own in self._under_way else None
+
+    def _only_own(self) -> tuple[Passage, ...]:
+        own = self._own()
+        return () if own is None else (own,)
+
+    def _concerned(self, host: str) -> tuple[Passage, ...]:
+        """The requests for which a POST to a host may be.
+
+        A plain thread carries no context. What it posts to the host of a request that is under
+        way may be just this request, handed on by whoever stands in for the network.
+        """
+        return self._only_own() or tuple(
+            passage
+            for passage in self._under_way
+            if not passage.over and passage.host == host.lower()
+        )
 
     def _wrap(self, module: ModuleType) -> None:
         for point in POINTS:
@@ -229,22 +241,26 @@ def _opens(traffic: Traffic, original: Any) -> Any:
 
     @functools.wraps(original)
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
-        traffic.opening(_host(self))
+        traffic.opening()
         return original(self, *args, **kwargs)
 
     return connect
 
 
 def _sends_httpcore(traffic: Traffic, original: Any) -> Any:
-    """A request on one of httpcore's connections; for its async ones this makes the coroutine."""
+    """The headers of a request on one of httpcore's connections; its async ones make a coroutine.
+
+    Not its ``handle_request``: a pool also asks connections that turn out to be taken, and goes on
+    to the next without having sent anything.
+    """
 
     @functools.wraps(original)
-    def handle_request(self: Any, request: Any) -> Any:
+    def send_request_headers(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         host, method = request.url.host.decode("ascii"), request.method.decode("ascii")
         traffic.leaving(host, method, lambda: _replayable(request.stream))
-        return original(self, request)
+        return original(self, request, *args, **kwargs)
 
-    return handle_request
+    return send_request_headers
 
 
 def _sends_http_client(traffic: Traffic, original: Any) -> Any:
@@ -254,14 +270,14 @@ def _sends_http_client(traffic: Traffic, original: Any) -> Any:
     def send(self: Any, data: Any) -> Any:
         if self.sock is None and self.auto_open:
             # What it would do first itself. A request whose connection fails was never sent.
-            traffic.opening(self.host)
+            traffic.opening()
             self.connect()
         if isinstance(data, (bytes, bytearray)) and (line := REQUEST_LINE.match(data)):
             traffic.leaving(self.host, line[1].decode("ascii"), lambda: FOLLOWS)
         elif isinstance(data, (bytes, bytearray)):
             traffic.writing(self.host, bytes(data))
         else:
-            traffic.opening(self.host)
+            traffic.opening()
         return original(self, data)
 
     return send
@@ -273,7 +289,7 @@ def _sends_aiohttp(traffic: Traffic, original: Any) -> Any:
     @functools.wraps(original)
     async def connect(self: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
         host = req.url.host or ""
-        traffic.opening(host)
+        traffic.opening()
         connection = await original(self, req, *args, **kwargs)
         try:
             traffic.leaving(host, req.method, lambda: None)
@@ -292,22 +308,14 @@ def _replayable(stream: Any) -> bytes | None:
     return b"".join(stream)
 
 
-def _host(connection: Any) -> str:
-    origin = getattr(connection, "_origin", None)
-    return origin.host.decode("ascii") if origin is not None else str(connection.host)
-
-
 def _httpcore(library: str, core: str) -> tuple[Point, ...]:
     return tuple(
         Point(library, f"{core}.{kind}.{module}", prefix + owner, method, wrapper)
-        for kind, prefix, handle in (
-            ("_sync", "", "handle_request"),
-            ("_async", "Async", "handle_async_request"),
-        )
+        for kind, prefix in (("_sync", ""), ("_async", "Async"))
         for module, owner, method, wrapper in (
             ("connection", "HTTPConnection", "_connect", _opens),
-            ("http11", "HTTP11Connection", handle, _sends_httpcore),
-            ("http2", "HTTP2Connection", handle, _sends_httpcore),
+            ("http11", "HTTP11Connection", "_send_request_headers", _sends_httpcore),
+            ("http2", "HTTP2Connection", "_send_request_headers", _sends_httpcore),
         )
     )
 

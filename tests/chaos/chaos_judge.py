@@ -45,7 +45,8 @@ def rows(emulator: EmulatorClient) -> list[Row]:
         emulator.wait_for(phase="answered", request=entry["seq"], timeout=QUIET_S)
     answered = {e["request"]: e for e in emulator.log(kind="request", phase="answered")}
     billed = emulator.invoice()["calls"]
-    assert not emulator.log(kind="bug"), "the emulator itself is at fault"
+    bugs = emulator.log(kind="bug")
+    assert not bugs, f"the emulator itself is at fault: {bugs}"
     assert len(billed) == len(arrived)
     return [
         Row(
@@ -141,7 +142,7 @@ class Judge:
         ]
         assert not served, f"{call} was refused and sent: {error}"
         (block,) = (b for b in self.plan.scopes() if self.key(b) == error.scope_key)
-        assert call in tuple(block.calls()), f"{call} is not in {block.name}"
+        assert call in tuple(block.calls()), f"{call} is not in {block.name}: {error}"
         if "max_calls" in str(error):
             self.judge_count(block, error)
         else:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 from typing import Any
 
 import huggingface_hub
@@ -163,6 +165,61 @@ def test_a_retrying_transport_stops_at_the_cap(bench: Bench, retrying: Any) -> N
     assert 0 < bench.sent < 20
     assert bench.billed <= bench.spent <= 2_000_000
     assert bench.held == 0
+
+
+@by_httpx
+def test_a_connection_that_another_thread_has_taken_sends_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool may hand one idle connection to two threads; the second goes on to another."""
+    from huggingface_hub.utils import _http
+
+    core = "httpcore2" if hasattr(_http, "httpx2") else "httpcore"
+    connection = importlib.import_module(f"{core}._sync.http11").HTTP11Connection
+    handle, found = connection.handle_request, []
+
+    def taken_at_first(self: Any, request: Any) -> Any:
+        if self.is_idle() and not found:
+            found.append(self)
+            self._state = type(self._state).ACTIVE
+        return handle(self, request)
+
+    bench.prices(**PRICE)
+    bench.cap(1)
+    ask(bench)
+    monkeypatch.setattr(connection, "handle_request", taken_at_first)
+    ask(bench)
+    assert found
+    assert [charge.status for charge in bench.ledger.charges()] == ["200", "200"]
+    assert bench.sent == 2
+
+
+@by_httpx
+def test_what_another_thread_reads_of_that_host_is_not_refused_with_a_call(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused call is stopped on its way out, and only it: not a GET of the same moment."""
+    from huggingface_hub.utils import _http
+
+    httpx = getattr(_http, "httpx2", None) or _http.httpx
+    read: list[int] = []
+
+    def elsewhere() -> None:
+        read.append(httpx.get(f"{bench.emulator.router}/v1/models").status_code)
+
+    def on_its_way(request: Any) -> None:
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+
+    with httpx.Client(event_hooks={"request": [on_its_way]}) as session:
+        monkeypatch.setattr("huggingface_hub.inference._client.get_session", lambda: session)
+        bench.prices(**PRICE)
+        bench.cap(0)
+        with pytest.raises(BudgetExceededError):
+            ask(bench)
+    assert read == [200]
+    assert bench.sent == 0
 
 
 @by_httpx

@@ -53,8 +53,11 @@ def short_minutes(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
 def test_a_test_that_hangs_costs_no_more_than_the_session_budget(short_minutes: Suite) -> None:
     short_minutes.test_file(HANGS.format(seconds=3))
     result = short_minutes.run("--hf-session-budget=0.002")
-    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; resumed *; 3 min, $0.00165*"])
-    assert short_minutes.emulator.invoice()["total_nano_usd"] <= 2_000_000
+    # Three minutes cost $0.00165. A slow machine starts fewer of them, never more.
+    result.stdout.re_match_lines(
+        [r".*acme/llm: paused, verified; resumed .*; [23] min, \$0.001\d+"]
+    )
+    assert 1_100_000 <= short_minutes.emulator.invoice()["total_nano_usd"] <= 2_000_000
 
 
 @pytest.mark.slow
