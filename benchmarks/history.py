@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pytest_hfbudget.history.log import Log, LoggedRun, entries
-from pytest_hfbudget.history.query import Answers, Question
-from pytest_hfbudget.history.shared import SharedLedger
-from pytest_hfbudget.history.tabs import Tabs
+from pytest_hfbudget.history.shared_ledger import SharedLedger
+from pytest_hfbudget.history.sqlite_store import Tabs
+from pytest_hfbudget.history.usage_log import Log, LoggedRun, entries
+from pytest_hfbudget.history.usage_query import Answers, Question
 from pytest_hfbudget.history.windows import Window
 from pytest_hfbudget.ledger import Charge, Ledger, Scope
 from pytest_hfbudget.reporting import Report

@@ -41,8 +41,8 @@ from huggingface_hub import InferenceClient
 
 from pytest_hfbudget import budget
 from pytest_hfbudget.ledger import Charge, Ledger, Scope
-from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
-from pytest_hfbudget.ledger.server import LedgerServer
+from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 try:
     import shekel

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
         HFBudgetWarning,
         UnpricedCallError,
     )
-    from pytest_hfbudget.metering.budget import budget
-    from pytest_hfbudget.metering.decorator import with_budget
+    from pytest_hfbudget.metering.budget import budget, with_budget
 
 __all__ = [
     "BudgetExceededError",
@@ -38,7 +37,7 @@ def __getattr__(name: str) -> Any:
 
         return budget
     if name == "with_budget":
-        from pytest_hfbudget.metering.decorator import with_budget
+        from pytest_hfbudget.metering.budget import with_budget
 
         return with_budget
     if name in __all__:

@@ -16,8 +16,8 @@ from pytest_hfbudget.money import show, usd_text
 from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.history.log import Entry
-    from pytest_hfbudget.history.query import Question, Total
+    from pytest_hfbudget.history.usage_log import Entry
+    from pytest_hfbudget.history.usage_query import Question, Total
 
 LIMIT = 50
 TEXTS = ("test", "model", "provider", "endpoint", "status", "kind", "run", "project")
@@ -61,7 +61,7 @@ def log(
 
     Exit codes: 0 shown, also when there is nothing; 1 the log can't be read; 2 wrong usage.
     """
-    from pytest_hfbudget.history.query import Question
+    from pytest_hfbudget.history.usage_query import Question
 
     if as_json and as_csv:
         raise click.UsageError("Choose one of --json and --csv.")
@@ -93,9 +93,9 @@ def _ask(
     question: Question, group: str | None, limit: int
 ) -> tuple[tuple[str, ...], Iterator[dict[str, Any]], Total]:
     """The names of the columns, the rows as dicts, and what all of them add up to."""
-    from pytest_hfbudget.endpoints import default_state_dir
-    from pytest_hfbudget.history.log import COLUMNS, FILE
-    from pytest_hfbudget.history.query import Answers
+    from pytest_hfbudget.endpoints.journal import default_state_dir
+    from pytest_hfbudget.history.usage_log import COLUMNS, FILE
+    from pytest_hfbudget.history.usage_query import Answers
 
     answers = Answers(default_state_dir() / FILE)
     total = answers.total(question)

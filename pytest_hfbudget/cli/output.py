@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pytest_hfbudget.cli.pausing import Outcome
+    from pytest_hfbudget.cli.bulk_pause import Outcome
     from pytest_hfbudget.endpoints.sweep import Swept
 
 SCHEMA = 1

@@ -12,7 +12,7 @@ from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HFBudgetError
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.cli.leases import Records
+    from pytest_hfbudget.cli.holders import Records
 
 
 @click.command()
@@ -38,8 +38,8 @@ def pause(
     Exit codes: 0 every pause is verified, or there was nothing to pause; 1 at least one is not
     verified or was left alone, or the question was answered with no; 2 wrong usage.
     """
-    from pytest_hfbudget.cli.leases import Records
-    from pytest_hfbudget.cli.pausing import Hand
+    from pytest_hfbudget.cli.bulk_pause import Hand
+    from pytest_hfbudget.cli.holders import Records
 
     records = Records.read(access.api())
     wanted = _wanted(names, leased, every, records)
@@ -68,7 +68,7 @@ def _wanted(names: tuple[str, ...], leased: bool, every: bool, records: Records)
 
 
 def _awake(namespace: str) -> Iterable[str]:
-    from pytest_hfbudget.endpoints.state import PAUSED
+    from pytest_hfbudget.endpoints.types import PAUSED
 
     try:
         endpoints = access.plane().list(namespace)

@@ -11,7 +11,7 @@ import click
 
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.money import show
-from pytest_hfbudget.reporting.jsonfile import SCHEMA_FILE
+from pytest_hfbudget.reporting.json_report import SCHEMA_FILE
 from pytest_hfbudget.reporting.saved import ReportFileError, SavedReport, read
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, tables
 from pytest_hfbudget.reporting.terminal import bar
@@ -62,11 +62,11 @@ def report(files: tuple[Path, ...], page: Path | None, top: int, schema: bool) -
 
 def _write(reports: list[SavedReport], path: Path) -> None:
     try:
-        from pytest_hfbudget.reporting import page
+        from pytest_hfbudget.reporting import html
     except ImportError:
         raise click.ClickException('the page needs: pip install "pytest-hfbudget[html]"') from None
     try:
-        page.write(reports, path)
+        html.write(reports, path)
     except OSError as error:
         raise click.ClickException(f"{path} could not be written: {error.strerror}") from None
     click.echo(f"{path}: {len(reports)} run{'s' if len(reports) > 1 else ''}")

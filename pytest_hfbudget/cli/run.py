@@ -15,8 +15,9 @@ from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.money import show, usd_text
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.endpoints import EndpointReceipt, Lifecycle
-    from pytest_hfbudget.endpoints.errand import Outcome
+    from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+    from pytest_hfbudget.endpoints.run_command import Outcome
+    from pytest_hfbudget.endpoints.types import EndpointReceipt
 
 _CTRL_C = 128 + signal.SIGINT
 
@@ -74,7 +75,7 @@ def run(
 
 
 def _errand(names: tuple[str, ...], command: tuple[str, ...], most_s: float | None) -> Outcome:
-    from pytest_hfbudget.endpoints.errand import Outcome, run_errand
+    from pytest_hfbudget.endpoints.run_command import Outcome, run_errand
 
     lifecycle = _lifecycle(most_s)
     try:
@@ -91,7 +92,8 @@ def _names(given: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _lifecycle(most_s: float | None) -> Lifecycle:
-    from pytest_hfbudget.endpoints import EndpointSettings, Lifecycle
+    from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+    from pytest_hfbudget.endpoints.types import EndpointSettings
 
     given = access.services()
     settings = EndpointSettings(

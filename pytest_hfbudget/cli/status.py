@@ -97,7 +97,7 @@ def _interval(watch: str | None, namespace: str | None) -> tuple[float | None, s
 
 
 def _look(namespace: str) -> Callable[[], View]:
-    from pytest_hfbudget.endpoints import default_state_dir
+    from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.endpoints.overview import overview
 
     plane, folder = access.plane(), default_state_dir()

@@ -59,7 +59,7 @@ def _exit_code(swept: tuple[Swept, ...], dry_run: bool) -> int:
 
 def _find(namespaces: tuple[str, ...]) -> tuple[tuple[Stray, ...], list[str]]:
     """What there is to sweep, and which lists could not be read: that stops nothing else."""
-    from pytest_hfbudget.endpoints import default_state_dir
+    from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.endpoints.sweep import find_local, find_tagged
 
     folder, api = default_state_dir(), access.api()
@@ -73,7 +73,7 @@ def _find(namespaces: tuple[str, ...]) -> tuple[tuple[Stray, ...], list[str]]:
 
 
 def _sweep(strays: tuple[Stray, ...], dry_run: bool, most: int | None) -> tuple[Swept, ...]:
-    from pytest_hfbudget.endpoints import default_state_dir
+    from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.endpoints.sweep import sweep as sweep_up
 
     folder = default_state_dir()

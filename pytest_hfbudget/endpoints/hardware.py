@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pytest_hfbudget.cache import cache_file, keep, kept
-from pytest_hfbudget.endpoints.refusal import ControlPlaneError
-from pytest_hfbudget.endpoints.state import Endpoint, objects
+from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.types import Endpoint, objects
+from pytest_hfbudget.files import cache_file, keep, kept
 from pytest_hfbudget.money import parse_rate
 from pytest_hfbudget.text import public_url
 

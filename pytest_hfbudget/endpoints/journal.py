@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.errors import EndpointError
-from pytest_hfbudget.own_files import own_folder, refuse_foreign
+from pytest_hfbudget.files import own_folder, refuse_foreign
 from pytest_hfbudget.text import parse_json
 
 INTENT = "intent"  # about to be resumed, or found running and to be paused at the end

@@ -7,26 +7,27 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from pytest_hfbudget.endpoints.claims import prune_claims
-from pytest_hfbudget.endpoints.control import ControlPlane
-from pytest_hfbudget.endpoints.guard import Guard
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.endpoint_state import Slot
 from pytest_hfbudget.endpoints.journal import Journal, leases_dir, prune
-from pytest_hfbudget.endpoints.meter import Meter
-from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.protocol import DEADLINE, KEEPER_LOST, Receipt
-from pytest_hfbudget.endpoints.slot import Slot
+from pytest_hfbudget.endpoints.lease_store import prune_claims
+from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, KEEPER_LOST, Receipt
+from pytest_hfbudget.endpoints.resume import Waker
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.spawn import Spawn, spawn_keeper
 from pytest_hfbudget.endpoints.startup import Startup
-from pytest_hfbudget.endpoints.state import Endpoint, split_name
+from pytest_hfbudget.endpoints.supervisor import Guard
 from pytest_hfbudget.endpoints.sweep import Swept, adopt, find_local, sweep
-from pytest_hfbudget.endpoints.terms import (
+from pytest_hfbudget.endpoints.types import (
     Afford,
+    Endpoint,
     EndpointReceipt,
     EndpointSettings,
     Grow,
     Progress,
+    split_name,
 )
-from pytest_hfbudget.endpoints.waking import Waker
+from pytest_hfbudget.endpoints.uptime import Meter
 from pytest_hfbudget.errors import EndpointError
 
 # Long enough to look up what a run did; then a finished run's journal is only clutter.

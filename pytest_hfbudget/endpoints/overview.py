@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pytest_hfbudget.endpoints import process, tags, uptime
-from pytest_hfbudget.endpoints.claims import claims_dir, read_claims
-from pytest_hfbudget.endpoints.control import ControlPlane
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.hardware import price_per_hour
 from pytest_hfbudget.endpoints.journal import leases_dir, unfinished
-from pytest_hfbudget.endpoints.pace import Pace
-from pytest_hfbudget.endpoints.refusal import ControlPlaneError
-from pytest_hfbudget.endpoints.state import Endpoint, billed
+from pytest_hfbudget.endpoints.lease_store import claims_dir, read_claims
+from pytest_hfbudget.endpoints.retry import Pace
+from pytest_hfbudget.endpoints.types import Endpoint, billed
 
 _AT_ONCE = 8
 # Prices and replicas: a list without them is better than none for a minute.

@@ -14,7 +14,7 @@ from typing import IO, Protocol
 from pytest_hfbudget.errors import EndpointError
 
 _TO_IMPORT = "_HFBUDGET_TO_IMPORT"  # no setting: only a keeper is given it
-_KEEPER_MODULE = "pytest_hfbudget.endpoints.keeper"
+_KEEPER_MODULE = "pytest_hfbudget.endpoints.reaper"
 
 # Forks once more and lets the first child go: the keeper is then no child of the test run, is
 # in a session of its own without a terminal, and nobody has to collect it.

@@ -6,20 +6,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from pytest_hfbudget.endpoints import tags
-from pytest_hfbudget.endpoints.claims import Claims, inherited
-from pytest_hfbudget.endpoints.control import ControlPlane
-from pytest_hfbudget.endpoints.guard import Guard
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.endpoint_state import Slot
 from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, REVIVED
-from pytest_hfbudget.endpoints.meter import Meter
-from pytest_hfbudget.endpoints.pace import Clock
-from pytest_hfbudget.endpoints.protocol import Watch
-from pytest_hfbudget.endpoints.sharing import Stretch
-from pytest_hfbudget.endpoints.slot import Slot
-from pytest_hfbudget.endpoints.state import ASLEEP, BROKEN, RUNNING, Endpoint
-from pytest_hfbudget.endpoints.terms import Afford, EndpointSettings, Grow
-from pytest_hfbudget.endpoints.turn import turn
-from pytest_hfbudget.endpoints.uptime import cost
-from pytest_hfbudget.endpoints.waking import Waker
+from pytest_hfbudget.endpoints.lease_store import Claims, inherited, turn
+from pytest_hfbudget.endpoints.reaper_messages import Watch
+from pytest_hfbudget.endpoints.resume import Waker
+from pytest_hfbudget.endpoints.retry import Clock
+from pytest_hfbudget.endpoints.supervisor import Guard
+from pytest_hfbudget.endpoints.types import (
+    ASLEEP,
+    BROKEN,
+    RUNNING,
+    Afford,
+    Endpoint,
+    EndpointSettings,
+    Grow,
+)
+from pytest_hfbudget.endpoints.uptime import Meter, Stretch, cost
 from pytest_hfbudget.errors import EndpointError
 
 # A run that someone works against is better off failing than paying for a tug-of-war.

@@ -16,8 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from pytest_hfbudget.endpoints import process, tags
-from pytest_hfbudget.endpoints.claims import Claim, Claims, claims_dir, inherited
-from pytest_hfbudget.endpoints.control import ControlPlane
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.journal import (
     LEFT,
     PAUSED,
@@ -27,13 +27,12 @@ from pytest_hfbudget.endpoints.journal import (
     leases_dir,
     unfinished,
 )
-from pytest_hfbudget.endpoints.leaving import Leaver
-from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.pausing import Pauser
-from pytest_hfbudget.endpoints.protocol import SWEPT, Receipt, Timings, Watch
-from pytest_hfbudget.endpoints.refusal import ControlPlaneError
-from pytest_hfbudget.endpoints.state import GONE, Endpoint
-from pytest_hfbudget.endpoints.state import PAUSED as RESTING
+from pytest_hfbudget.endpoints.lease_store import Claim, Claims, claims_dir, inherited
+from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Timings, Watch
+from pytest_hfbudget.endpoints.release import Leaver, Pauser
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.types import GONE, Endpoint
+from pytest_hfbudget.endpoints.types import PAUSED as RESTING
 from pytest_hfbudget.errors import ConfigError, EndpointError
 from pytest_hfbudget.text import public_url
 

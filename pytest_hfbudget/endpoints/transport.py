@@ -3,21 +3,92 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from http.client import HTTPResponse
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from pytest_hfbudget.endpoints.pace import SYSTEM_CLOCK, Clock
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.version import __version__
 
 if TYPE_CHECKING:
     import urllib3
+    from _typeshed import WriteableBuffer
+
+
+class _Received(io.RawIOBase):
+    """What a socket receives within the time that it is given for one read."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self._raw = sock, sock.makefile("rb", buffering=0)
+        timeout_s = sock.gettimeout()
+        self._ends = None if timeout_s is None else SYSTEM_CLOCK.monotonic() + timeout_s
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        if self._ends is not None:
+            left = self._ends - SYSTEM_CLOCK.monotonic()
+            if left <= 0:
+                raise TimeoutError("the answer did not end")
+            self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Source:
+    """As much of a socket as a response needs."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Received(self._sock))
+
+
+class _Response(HTTPResponse):
+    """Status line, headers and body, also of a proxy's answer to CONNECT."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(_Source(sock), *args, **kwargs)  # type: ignore[arg-type]  # see _Source
+
+
+class _Plain(HTTPConnection):
+    response_class = _Response
+
+
+class _Tls(HTTPSConnection):
+    response_class = _Response
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _Tls
+
+
+# For `urllib3.PoolManager.pool_classes_by_scheme`.
+POOLS = {"http": _PlainPool, "https": _TlsPool}
+
 
 # A NAT may forget an idle connection without telling either side (hosted CI does after a few
 # minutes), and a request on such a connection hangs for a whole try. Younger ones are safe.
 STALE_S = 15.0
+
 
 _MOST_BYTES = 16 * 2**20
 
@@ -106,7 +177,7 @@ class Urllib3Transport:
     def __init__(self, route: Route | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         import urllib3  # importing this package must stay cheap
 
-        from pytest_hfbudget.endpoints.in_time import POOLS
+        from pytest_hfbudget.endpoints.transport import POOLS
 
         self._urllib3, self._clock, self._used = urllib3, clock, clock.monotonic()
         route = route or Route()
@@ -180,3 +251,36 @@ def _is_distrust(error: BaseException | None) -> bool:
 def _reason(error: BaseException) -> str:
     # urllib3 prefixes its texts with the repr of the connection: "<...>: text" or "Host(...): text"
     return str(error).rpartition(">: ")[2].rpartition("): ")[2] or type(error).__name__
+
+
+_OK = 200
+
+
+_TRIES = 2
+
+
+def read_document(url: str, *, within_s: float) -> bytes:
+    """What a URL answers with, after a second try where the first had no answer.
+
+    Args:
+        within_s: the most that connecting may take, and again the whole answer, of both tries.
+
+    Raises:
+        OSError: it did not answer, or not with 200.
+    """
+    transport = Urllib3Transport(Route.find(url))
+    headers = {
+        "accept": "application/json",
+        "user-agent": f"pytest-hfbudget/{__version__} (prices)",
+    }
+    for left in reversed(range(_TRIES)):
+        try:
+            answer = transport.send("GET", url, headers, None, within_s / _TRIES)
+        except NoAnswerError as error:
+            if error.lasting or not left:
+                raise OSError(str(error)) from None
+            continue
+        if answer.status == _OK:
+            return answer.body
+        raise OSError(f"status {answer.status}")
+    raise OSError("no answer")

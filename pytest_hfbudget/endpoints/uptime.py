@@ -1,23 +1,33 @@
-"""What an endpoint costs by running.
-
-"Billed per minute" at the instance's hourly price for each replica, initializing included
-(https://huggingface.co/docs/inference-endpoints/support/pricing). How a part of a minute is
-rounded is not published; here each replica's span is rounded up.
-"""
+"""What endpoints cost by running, and which tests that time belongs to."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeAlias
+from fractions import Fraction
+from typing import Any, NamedTuple, TypeAlias
 
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.endpoint_state import Slot
+from pytest_hfbudget.endpoints.hardware import HardwareFile, HardwareList, price_per_hour
+from pytest_hfbudget.endpoints.reaper_messages import Receipt
+from pytest_hfbudget.endpoints.retry import Clock, Pace
+from pytest_hfbudget.endpoints.types import Endpoint, EndpointSettings
 from pytest_hfbudget.money import ATTO_PER_NANO
 
 MINUTES_PER_HOUR = 60
+
+
 _MICROSECOND = timedelta(microseconds=1)
+
+
 _FRACTION = re.compile(r"\.(\d+)")
+
 
 ReplicaKey: TypeAlias = tuple[str, str]
 
@@ -131,3 +141,223 @@ def parse_time(value: object) -> datetime | None:
 
 def _micros(seconds: float) -> int:
     return round(seconds * 1_000_000)
+
+
+# What a report would like to know may not keep a run from ending.
+_NICE_TO_KNOW_S = 5.0
+
+
+_TRIES = 2
+
+
+class Meter:
+    """Prices before, uptime after. Safe to share between threads."""
+
+    def __init__(self, plane: ControlPlane, settings: EndpointSettings, clock: Clock) -> None:
+        self._plane, self._settings, self._clock = plane, settings, clock
+        try_s = min(settings.try_s, _NICE_TO_KNOW_S)
+        self._quick = plane.with_pace(Pace(try_s=try_s, total_s=0.0))
+        self._lock = threading.Lock()
+        self._file = HardwareFile.of(settings.api)
+        self._hardware: HardwareList | None = None
+
+    def price(self, slot: Slot, found: Endpoint) -> int | None:
+        """Fill in the price of a replica; nano-USD for a minute of what will run at first."""
+        listed = self._listed(slot)
+        slot.price_atto = None if listed is None else price_per_hour(listed.vendors, found)
+        slot.count(found.first_replicas)
+        return None if slot.price_atto is None else cost(slot.price_atto, slot.replicas)
+
+    def _listed(self, slot: Slot) -> HardwareList | None:
+        with self._lock:
+            if self._hardware is None:
+                # Where there is a copy, nobody waits long for news.
+                plane = self._quick if self._file.load() else self._plane
+                try:
+                    self._hardware = self._file.read(plane.hardware, self._clock.time())
+                except ControlPlaneError as error:
+                    slot.warn(f"{slot.name}: its price is unknown: {error}")
+                    return None
+            listed = self._hardware
+        if listed.problem:
+            slot.warn(f"{slot.name}: its price is that of {listed.day}: {listed.problem}")
+        return listed
+
+    def look(self, slot: Slot) -> Endpoint | None:
+        """The endpoint as it is now; None where the server does not say so soon."""
+        try:
+            return self._quick.get(slot.name)
+        except ControlPlaneError:
+            return None  # what was counted before still counts
+
+    def zero(self, slot: Slot) -> None:
+        """Remember the replicas that were there before; None where nobody could tell."""
+        for _ in range(_TRIES):
+            replicas = self._replicas(slot.name)
+            slot.earlier = None if replicas is None else earlier_replicas(replicas)
+            if replicas is not None:
+                return
+
+    def uptime(self, slot: Slot, pause: Receipt | None, *, final: bool) -> Uptime:
+        """What one endpoint has cost: by the server's times when ``final``, else at most."""
+        if not slot.leased or (slot.found_asleep and not slot.resumed):
+            return NOTHING
+        window_s = slot.window_s(self._until(pause))
+        price, minute_s = slot.price_atto, self._settings.billing_minute_s
+        exact = slot.earlier is not None and from_replicas(
+            (self._replicas(slot.name) or ()) if final else (),
+            window_s=window_s,
+            earlier=slot.earlier,
+            atto_per_hour=price,
+            billing_minute_s=minute_s,
+        )
+        return exact or at_most(
+            window_s=window_s,
+            replicas=slot.most_replicas,
+            atto_per_hour=price,
+            billing_minute_s=minute_s,
+        )
+
+    def window(self, slot: Slot, pause: Receipt | None) -> Window:
+        """The time that one endpoint's cost is for."""
+        return slot.window(self._until(pause), self._settings.billing_minute_s)
+
+    def _until(self, pause: Receipt | None) -> float:
+        until = pause.paused_mono if pause else None
+        return self._clock.monotonic() if until is None else until
+
+    def _replicas(self, name: str) -> tuple[Mapping[str, Any], ...] | None:
+        try:
+            return self._quick.replicas(name)
+        except ControlPlaneError:
+            return None  # the bill is then bounded by our own clock, and marked as estimated
+
+
+_NANOS = 10**9
+
+
+class Use(NamedTuple):
+    """A stretch of time that a test was on an endpoint; ``stop`` is None while it lasts."""
+
+    test: str
+    start: float
+    stop: float | None = None
+
+
+class Stretch(NamedTuple):
+    """From when until when."""
+
+    start: float
+    stop: float
+
+
+class Window(NamedTuple):
+    """The time that was paid for.
+
+    Attributes:
+        start, stop: from the request to resume to the pause.
+        cold: the stretches within it in which the endpoint was coming up.
+        paid_until: when the minute would have ended that the pause has cut short.
+    """
+
+    start: float
+    stop: float
+    cold: tuple[Stretch, ...] = ()
+    paid_until: float = 0.0
+
+
+NO_TIME = Window(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The cost of one endpoint, shared out.
+
+    Attributes:
+        tests: what each test that used it owes, in the order in which they came.
+        idle: the time that no test used, with the rest of the last minute.
+        cold_start: the time from its resume until it served.
+    """
+
+    tests: Mapping[str, int]
+    idle: int = 0
+    cold_start: int = 0
+
+
+def share_out(nano_usd: int, window: Window, uses: Iterable[Use]) -> Shares:
+    """Share an endpoint's cost out; what comes back adds up to ``nano_usd`` exactly.
+
+    Every second of the window costs the same. Tests that are on the endpoint at one time split
+    it evenly. A test pays nothing for a cold start, which all that come later profit from.
+    """
+    uses = list(uses)
+    times: dict[str, Fraction] = {use.test: Fraction(0) for use in uses}
+    idle, cold = Fraction(0), Fraction(0)
+    for length, is_cold, tests in _pieces(window, uses):
+        if is_cold:
+            cold += length
+        elif tests:
+            for test in tests:
+                times[test] += Fraction(length, len(tests))
+        else:
+            idle += length
+    *owed, of_idle, of_cold = apportion(nano_usd, [*times.values(), idle, cold])
+    return Shares(dict(zip(times, owed, strict=True)), of_idle, of_cold)
+
+
+def apportion(whole: int, weights: Sequence[Fraction]) -> list[int]:
+    """Parts of a whole in the proportion of their weights, by the largest remainder.
+
+    Each part is its exact value rounded down or up, and together they are the whole. Where all
+    weights are 0, the last but one has it all, or the only one.
+    """
+    total = sum(weights)
+    if not total:
+        parts = [0] * len(weights)
+        parts[-2 if len(parts) > 1 else 0] = whole
+        return parts
+    exact = [whole * weight / total for weight in weights]
+    parts = [math.floor(value) for value in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda at: parts[at] - exact[at])
+    for at in by_remainder[: whole - sum(parts)]:
+        parts[at] += 1
+    return parts
+
+
+def _pieces(window: Window, uses: list[Use]) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
+    """The window in pieces in which nothing changes: nanoseconds, cold or not, who was there."""
+    start, stop = _nanos(window.start), _nanos(window.stop)
+    changes: list[tuple[int, int, str | None]] = []
+    for use in uses:
+        until = stop if use.stop is None else _nanos(use.stop)
+        changes += _within(start, stop, _nanos(use.start), until, use.test)
+    for stretch in window.cold:
+        changes += _within(start, stop, _nanos(stretch.start), _nanos(stretch.stop), None)
+    there: dict[str | None, int] = {}
+    at = start
+    for moment, step, who in sorted(changes, key=lambda change: change[:2]):
+        if moment > at:
+            yield _piece(moment - at, there)
+            at = moment
+        there[who] = there.get(who, 0) + step
+        if not there[who]:
+            del there[who]
+    if stop > at:
+        yield _piece(stop - at, there)
+    if (rest := _nanos(window.paid_until) - max(stop, start)) > 0:
+        yield rest, False, ()
+
+
+def _piece(length: int, there: Mapping[str | None, int]) -> tuple[int, bool, tuple[str, ...]]:
+    return length, None in there, tuple(who for who in there if who is not None)
+
+
+def _within(
+    first: int, last: int, start: int, stop: int, who: str | None
+) -> list[tuple[int, int, str | None]]:
+    start, stop = max(start, first), min(stop, last)
+    return [(start, 1, who), (stop, -1, who)] if start < stop else []
+
+
+def _nanos(seconds: float) -> int:
+    return round(seconds * _NANOS)

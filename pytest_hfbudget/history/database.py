@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_hfbudget.errors import HistoryError
-from pytest_hfbudget.own_files import check_own, own_folder
+from pytest_hfbudget.files import check_own, own_folder
 
 BUSY_S = 10.0
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pytest_hfbudget.ledger.account import Totals
 from pytest_hfbudget.ledger.charge import Charge, Refusal
+from pytest_hfbudget.ledger.interface import Caller, Hold, LedgerLike, Waiting
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.ledger.protocol import Caller, Hold, LedgerLike, Waiting
-from pytest_hfbudget.ledger.scope import Scope
+from pytest_hfbudget.ledger.scope import Scope, Totals
 
 __all__ = [
     "Caller",

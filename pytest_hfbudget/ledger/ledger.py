@@ -11,13 +11,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pytest_hfbudget.errors import SMALLER, LedgerUnreachableError, too_late
-from pytest_hfbudget.ledger.account import Account, Totals
-from pytest_hfbudget.ledger.charge import Charge, Refusal
-from pytest_hfbudget.ledger.charges import Charges
-from pytest_hfbudget.ledger.lock import Lock, alone, own_lock
-from pytest_hfbudget.ledger.protocol import Caller, Hold, Uptime, Waiting, unanswered
+from pytest_hfbudget.ledger.charge import Charge, Charges, Refusal
+from pytest_hfbudget.ledger.interface import Caller, Hold, Uptime, Waiting, unanswered
+from pytest_hfbudget.ledger.locks import Lock, alone, own_lock
 from pytest_hfbudget.ledger.queue import NOBODY, Bid, Held, Place, decide, grant, sent_away
-from pytest_hfbudget.ledger.scope import Scope
+from pytest_hfbudget.ledger.scope import Account, Scope, Totals
 
 
 class Ledger:

@@ -14,9 +14,9 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from pytest_hfbudget.errors import IN_VAIN, BudgetExceededError
-from pytest_hfbudget.ledger.account import Account
 from pytest_hfbudget.ledger.charge import Charge
-from pytest_hfbudget.ledger.protocol import Caller, Hold
+from pytest_hfbudget.ledger.interface import Caller, Hold
+from pytest_hfbudget.ledger.scope import Account
 
 
 class Bid(NamedTuple):

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_hfbudget.errors import BudgetExceededError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
-from pytest_hfbudget.metering.limit import Limit, Manner, put
-from pytest_hfbudget.metering.outcome import never_sent, status_of, word_for
-from pytest_hfbudget.metering.reckoning import charge_of
-from pytest_hfbudget.metering.request import changed, fits
-from pytest_hfbudget.metering.sending import Sending
+from pytest_hfbudget.metering.limits import Limit, Manner, put
+from pytest_hfbudget.metering.request import Sending, changed, fits
+from pytest_hfbudget.metering.settlement import charge_of, never_sent, status_of, word_for
 from pytest_hfbudget.metering.usage import (
     compute_time,
     ending_with_usage,

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_hfbudget.metering.request import Parameters, describe, shown
-from pytest_hfbudget.metering.sending import Named
+from pytest_hfbudget.metering.request import Named, Parameters, describe, shown
 from pytest_hfbudget.pricing.request import split_model
 from pytest_hfbudget.pricing.table import is_below
 

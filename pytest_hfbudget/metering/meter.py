@@ -17,17 +17,14 @@ from pytest_hfbudget.errors import (
     interrupted,
 )
 from pytest_hfbudget.ledger import Charge, Hold, Ledger, LedgerLike, Refusal, Scope
-from pytest_hfbudget.ledger.lock import inside
-from pytest_hfbudget.metering.bounds import bounds, unpriced
+from pytest_hfbudget.ledger.locks import inside
+from pytest_hfbudget.metering.budget_context import Around, Payer, RunningTest
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.leased import check_share
-from pytest_hfbudget.metering.limit import of_cap
-from pytest_hfbudget.metering.noted import Note, Notes
-from pytest_hfbudget.metering.payer import Around, Payer, RunningTest
+from pytest_hfbudget.metering.deferred import Note, Notes
+from pytest_hfbudget.metering.limits import bounds, check_share, of_cap, unpriced
 from pytest_hfbudget.metering.replay import Way
-from pytest_hfbudget.metering.request import P, allowances, changed, describe, taken_once
-from pytest_hfbudget.metering.sending import Sending
-from pytest_hfbudget.metering.threshold import Watcher
+from pytest_hfbudget.metering.request import P, Sending, allowances, changed, describe, taken_once
+from pytest_hfbudget.metering.thresholds import Watcher
 from pytest_hfbudget.metering.waiting import Callers, Steps, Wait, blocking
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote
 from pytest_hfbudget.pricing.table import is_below

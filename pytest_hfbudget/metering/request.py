@@ -8,9 +8,11 @@ from copy import copy
 from dataclasses import fields, is_dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from pytest_hfbudget.metering.mocks import is_mock
+from pytest_hfbudget.metering.budget_context import Around
+from pytest_hfbudget.metering.limits import AS_USUAL, Manner
+from pytest_hfbudget.metering.replay import Way, is_mock
 from pytest_hfbudget.pricing.request import CallRequest, split_model
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.text import parse_json, printable, public_url
@@ -18,23 +20,41 @@ from pytest_hfbudget.text import parse_json, printable, public_url
 # A chat template adds tokens that no message shows: markers around each message, a default
 # system prompt, a preamble that explains the tools. These are generous, they only bound a hold.
 TEMPLATE_TOKENS = 256
+
+
 MESSAGE_TOKENS = 16
+
+
 TOOLS_TOKENS = 512
+
+
 # What a message shows instead of saying may be a URL of a few bytes. The vision models in wide use
 # make 16,384 tokens of an image at most; sounds, films and documents have no such end, so they are
 # taken to fill a long context. Either is cut down to the context, where that is known.
 IMAGE_TOKENS = 16_384
+
+
 MEDIA_TOKENS = 131_072
+
+
 IMAGES = frozenset({"image", "image_url", "input_image"})
+
+
 MEDIA = frozenset(
     {"audio", "audio_url", "file", "input_audio", "input_file", "input_video", "video", "video_url"}
 )
 
+
 # What a template that shows JSON writes around each item of a list: brackets, a comma, white space.
 STRUCTURE_TOKENS = 4
 
+
 LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+
+
 ANSWERS = ("n", "best_of", "num_return_sequences")
+
+
 # Each provider has its own word for the number of images.
 PICTURES = (
     "n",
@@ -45,6 +65,8 @@ PICTURES = (
     "max_images",
     "samples",
 )
+
+
 BATCHES = ("batch_size",)
 
 
@@ -306,3 +328,43 @@ def _provider_in_path(url: str, router: str | None) -> str | None:
         return None
     first = url[len(router) :].lstrip("/").split("/", 1)[0]
     return first if first not in ("v1", "") else None
+
+
+class Named(NamedTuple):
+    """What the parameters of a call no longer tell.
+
+    Attributes:
+        model: by its Hub id; what is posted carries the provider's own.
+        provider: who is asked, ``auto`` where the router chooses.
+        instead_of: what the caller had asked for, where it is sent with another model.
+    """
+
+    model: str | None = None
+    provider: str | None = None
+    instead_of: str = ""
+
+
+NAMELESS = Named()
+
+
+class Sending(NamedTuple):
+    """Everything about a call that is known when it is made.
+
+    Attributes:
+        timeout: the client's own, whatever that is.
+        around: the budgets around the code that calls.
+        where: what runs outside of any test.
+        at: when it was made, in unix seconds.
+        started: the same by the meter's clock.
+    """
+
+    parameters: Parameters
+    way: Way
+    named: Named
+    stream: bool
+    timeout: object
+    around: Around
+    where: str
+    at: float
+    started: float
+    manner: Manner = AS_USUAL

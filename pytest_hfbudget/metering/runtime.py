@@ -12,12 +12,11 @@ from functools import partial
 
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.off_loop import off_loop
-from pytest_hfbudget.metering.child import adopt, joined
-from pytest_hfbudget.metering.children import Children
+from pytest_hfbudget.metering.budget_context import Payer
+from pytest_hfbudget.metering.instrumentation.addresses import Addresses, Redirect
+from pytest_hfbudget.metering.instrumentation.hub import Tap
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.payer import Payer
-from pytest_hfbudget.metering.redirect import Addresses, Redirect
-from pytest_hfbudget.metering.tap import Tap
+from pytest_hfbudget.metering.processes import Children, adopt, joined
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue

@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.noted import NONSENSE
+from pytest_hfbudget.metering.deferred import NONSENSE
 from pytest_hfbudget.metering.usage import finished, finished_by_length, usage_of, written_bytes
 from pytest_hfbudget.text import parse_json
 

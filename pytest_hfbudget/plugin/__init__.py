@@ -9,11 +9,11 @@ import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin import options
+from pytest_hfbudget.plugin.console import CostOnLine
 from pytest_hfbudget.plugin.fixtures import hf_budget, hf_endpoint, hf_endpoints
-from pytest_hfbudget.plugin.github import GitHub
 from pytest_hfbudget.plugin.hooks import Hooks
+from pytest_hfbudget.plugin.report_writer import GitHub
 from pytest_hfbudget.plugin.run import RUN, Run
-from pytest_hfbudget.plugin.verbose import CostOnLine
 
 __all__ = ["hf_budget", "hf_endpoint", "hf_endpoints"]
 

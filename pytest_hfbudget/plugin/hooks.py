@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.plugin import verdict
+from pytest_hfbudget.plugin import verdicts
 
 if TYPE_CHECKING:
     from pytest_hfbudget.plugin.run import Run
@@ -122,7 +122,7 @@ class Hooks:
         if call.when == "teardown":
             self.run.charging.note_cost(item)  # before the report copies the item's properties
         report = yield
-        verdict.judge(self.run, item, call, report)
+        verdicts.judge(self.run, item, call, report)
         return report
 
     @pytest.hookimpl(trylast=True)  # --lf forgets here whatever was skipped

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.endpoints.state import RUNNING
+from pytest_hfbudget.endpoints.types import RUNNING
 from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.plugin import markers
-from pytest_hfbudget.plugin.voice import can_show, say
+from pytest_hfbudget.plugin.console import can_show, say
 from pytest_hfbudget.reporting.costs import Costs
 from pytest_hfbudget.reporting.plan import Plan, PlannedEndpoint, PlannedTest, lines, over
 from pytest_hfbudget.settings import Settings, full_name
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.endpoints import Endpoint
+    from pytest_hfbudget.endpoints.types import Endpoint
     from pytest_hfbudget.plugin.run import Run
 
 # What a plan would like to know may not keep a run waiting.
@@ -135,8 +135,9 @@ def _look(
     """Each endpoint as it is, with the price of its replicas; what can't be had is left out."""
     from huggingface_hub import get_token
 
-    from pytest_hfbudget.endpoints import ControlPlane, Pace
+    from pytest_hfbudget.endpoints.api import ControlPlane
     from pytest_hfbudget.endpoints.hardware import price_per_hour
+    from pytest_hfbudget.endpoints.retry import Pace
 
     found: dict[str, tuple[Endpoint | None, int | None]] = {}
     token = get_token()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.plugin.outcomes import is_part
-from pytest_hfbudget.plugin.voice import say
+from pytest_hfbudget.plugin.console import say
+from pytest_hfbudget.plugin.verdicts import is_part
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Recording:
         elif not report.passed:
             self._told.add(item.nodeid)  # it has failed for another reason
         elif most is not None and recorded is not None and item.nodeid not in self._told:
-            from pytest_hfbudget.reporting.increase import increase
+            from pytest_hfbudget.reporting.costs import increase
 
             charges = partial(ledger.charges_in, key)
             charged = ledger.total(key).spent

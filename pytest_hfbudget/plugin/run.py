@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.metering.importing import PostImport
-from pytest_hfbudget.plugin import exhaustion, options, tracebacks
-from pytest_hfbudget.plugin.charging import Charging
-from pytest_hfbudget.plugin.needs import Needs
-from pytest_hfbudget.plugin.outcomes import Outcomes
+from pytest_hfbudget.metering.instrumentation.patching import PostImport
+from pytest_hfbudget.plugin import options, tracebacks, verdicts
+from pytest_hfbudget.plugin.attribution import Charging
+from pytest_hfbudget.plugin.endpoint_requirements import Needs
 from pytest_hfbudget.plugin.recording import Recording
+from pytest_hfbudget.plugin.verdicts import Outcomes
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.runtime import Runtime
@@ -47,7 +47,7 @@ class Run:
         """What this process is. A child that a test has forked may run into pytest's end, too."""
         if os.getpid() == self._pid:
             return self._role
-        from pytest_hfbudget.plugin.bystander import Bystander
+        from pytest_hfbudget.plugin.worker import Bystander
 
         return Bystander(self.settings)
 
@@ -183,7 +183,7 @@ class Run:
         self.needs.end()
         self.role.between()
         if self.settings.on_exhausted == "stop" and self.role.used_up():
-            item.session.shouldfail = exhaustion.STOPPED
+            item.session.shouldfail = verdicts.STOPPED
 
     def budgets(self) -> tuple[str, ...]:
         """The keys of the budgets that are the run's own, and no test's."""
@@ -205,8 +205,8 @@ class Run:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
         self.outcomes.note(report)
         tracebacks.as_printed(self.config, report)
-        if exhaustion.marked(report):
-            exhaustion.keep_for_next_time(self.config, report.nodeid)
+        if verdicts.marked(report):
+            verdicts.keep_for_next_time(self.config, report.nodeid)
         self.recording.note(report)
         if report.when == "teardown":
             self.role.announce()
@@ -241,7 +241,7 @@ class Run:
         """Wait for the verified pause, and write the report. A pause that fails fails the run."""
         self._settle_all()
         in_order = self.role.finish(self.outcomes)
-        if exhaustion.NOT_RUN in self.outcomes.values():
+        if verdicts.NOT_RUN in self.outcomes.values():
             in_order = False
         if not in_order and session.exitstatus in (
             pytest.ExitCode.OK,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.plugin.exhaustion import chain
+from pytest_hfbudget.plugin.verdicts import chain
 
 if TYPE_CHECKING:
     from _pytest._code.code import Traceback, TracebackEntry

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pytest_hfbudget.pricing.book import PriceBook
 from pytest_hfbudget.pricing.catalogue import Catalogue, Offer
 from pytest_hfbudget.pricing.price import Price, Usage
-from pytest_hfbudget.pricing.quote import Quote
+from pytest_hfbudget.pricing.quote import Quote, Unpriced
 from pytest_hfbudget.pricing.request import CallRequest, UnboundedCallError
 from pytest_hfbudget.pricing.table import PriceTable, parse_price
-from pytest_hfbudget.pricing.unpriced import Unpriced
 
 __all__ = [
     "CallRequest",

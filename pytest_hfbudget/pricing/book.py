@@ -1,22 +1,28 @@
-"""The price book: every place a price can come from, asked in order; the first one wins."""
+"""The price book: asks every source of prices in order; the first one wins."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
 from pytest_hfbudget.pricing.catalogue import Catalogue, Offer
 from pytest_hfbudget.pricing.price import FREE, Price
-from pytest_hfbudget.pricing.quote import Quote
+from pytest_hfbudget.pricing.quote import Quote, Unpriced
 from pytest_hfbudget.pricing.request import READS, CallRequest
 from pytest_hfbudget.pricing.table import PriceTable, is_below
-from pytest_hfbudget.pricing.unpriced import Unpriced
+from pytest_hfbudget.pricing.toml_file import TomlFile
+from pytest_hfbudget.settings import Settings
 
 PriceHook = Callable[[CallRequest], "Price | None"]
 
+
 ENVIRONMENT = "environment: HUGGINGFACE_*_TOKEN_COST"
+
+
 DEDICATED_HOST = ".endpoints.huggingface.cloud"
 
 
@@ -153,3 +159,179 @@ def _row(request: CallRequest) -> str:
             "input = 0.00           # USD per 1M tokens\noutput = 0.00          # USD per 1M tokens"
         )
     return "call = 0.00            # USD each"
+
+
+TABLE = ("tool", "hfbudget", "prices")
+
+
+def project_book(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    root: Path,
+    here: Path,
+    load_catalogue: Callable[[], Catalogue],
+    hook: PriceHook | None = None,
+    leased: dict[str, str] | None = None,
+) -> PriceBook:
+    """Everything that is known about prices where ``root`` has the pyproject.toml.
+
+    Raises:
+        ConfigError: a table, a variable or ``--hf-unpriced`` that makes no sense.
+    """
+    try:
+        environment = price_from_environment(environ)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return PriceBook(
+        table=project_table(settings.prices, root=root, here=here),
+        load_catalogue=load_catalogue,
+        environment=environment,
+        unpriced=Unpriced.parse(settings.unpriced),
+        hook=hook,
+        leased={} if leased is None else leased,
+    )
+
+
+def project_table(file: Path | None, *, root: Path, here: Path) -> PriceTable:
+    """The rows of pyproject.toml, under those of a file that is looked for ``here``, then there.
+
+    Raises:
+        ConfigError: one of them can't be used.
+    """
+    project, table = root / "pyproject.toml", PriceTable()
+    # Whatever else is wrong with a pyproject.toml without our tables is not for us to say.
+    if project.is_file() and b"hfbudget" in project.read_bytes():
+        table = PriceTable.load(project, *TABLE, source="pyproject.toml")
+        _refuse_other_keys(TomlFile.read(project))
+    if file is None:
+        return table
+    path = next((path for path in (here / file, root / file) if path.exists()), here / file)
+    return PriceTable.load(path, source=str(file)).over(table)
+
+
+def _refuse_other_keys(file: TomlFile) -> None:
+    *above, prices = TABLE
+    for key in file.below(*above):
+        if key != prices:
+            raise ConfigError(
+                f"pyproject.toml: unknown key {key!r} in [{'.'.join(above)}], which holds "
+                f"{prices} alone{file.line((*above, key))}. Budgets are settings of pytest, such "
+                "as hf_session_budget in [tool.pytest.ini_options]."
+            )
+
+
+USED, OVERRIDDEN, SILENT = "used", "overridden", "silent"
+
+
+@dataclass(frozen=True)
+class Word:
+    """What one source says of one provider.
+
+    Attributes:
+        provider: None for whoever is not listed by name.
+        price: None where the source says nothing.
+        where: the source, as a charge names it in its ``price_source``.
+        why: how it comes to speak of this model, or why it says nothing.
+    """
+
+    provider: str | None
+    price: Price | None
+    where: str
+    why: str
+    verdict: str = SILENT
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The prices that count, and all that was said on the way there."""
+
+    quote: Quote | None
+    words: tuple[Word, ...]
+
+    @property
+    def used(self) -> tuple[Word, ...]:
+        """What counts: several prices where the router is free to choose."""
+        return tuple(word for word in self.words if word.verdict == USED)
+
+
+def explain(book: PriceBook, request: CallRequest) -> Explanation:
+    """Ask every source, also those that come after the first with a price."""
+    hook = _judged(_hook(book, request), settled=False)
+    lists: list[Word] = []
+    for provider in book.routes(request):
+        listed = [*_table(book, request, provider), *_catalogue(book, request, provider)]
+        lists += _judged(listed, settled=_decided(hook))
+    lists += _unlisted(book, request)
+    rest = _judged(_fallbacks(book, request), settled=_decided([*hook, *lists]))
+    return Explanation(book.quote(request), (*hook, *lists, *rest))
+
+
+def _judged(said: Iterable[Word], *, settled: bool) -> list[Word]:
+    """The first with a price counts, unless it is settled that somebody before them does."""
+    judged: list[Word] = []
+    for word in said:
+        if word.price is None or word.verdict != SILENT:
+            judged.append(word)
+        else:
+            verdict = OVERRIDDEN if settled or _decided(judged) else USED
+            judged.append(replace(word, verdict=verdict))
+    return judged
+
+
+def _decided(words: Iterable[Word]) -> bool:
+    return any(word.verdict == USED for word in words)
+
+
+def _hook(book: PriceBook, request: CallRequest) -> Iterator[Word]:
+    if book.hook and (price := book.hook(request)):
+        yield Word(request.provider, price, "hook pytest_hfbudget_price", "asked before all lists")
+
+
+def _table(book: PriceBook, request: CallRequest, provider: str | None) -> Iterator[Word]:
+    for row in book.table.matches(request.model, provider):
+        yield Word(provider, row.price, row.where, row.rule)
+
+
+def _catalogue(book: PriceBook, request: CallRequest, provider: str | None) -> Iterator[Word]:
+    for offer in book.catalogue.of(request.model):
+        if offer.provider == provider:
+            place = book.catalogue_place(request.model, offer)
+            why = "listed for this provider" if offer.price else "lists it without a price"
+            free = offer.price is not None and offer.price.free
+            yield Word(provider, offer.price, place, "a free promotion" if free else why)
+
+
+def _unlisted(book: PriceBook, request: CallRequest) -> Iterator[Word]:
+    """What the catalogue knows and can't use, or why it knows nothing."""
+    if request.is_url:
+        return
+    catalogue = book.catalogue
+    offers = catalogue.offers.get(request.model, ())
+    wanted = [one for one in offers if request.provider in (None, one.provider)]
+    if not wanted:
+        where = catalogue.source if catalogue.origin else "router catalogue"
+        why = _absent(request, bool(offers)) if catalogue.origin else "has never been read"
+        yield Word(request.provider, None, where, why)
+    for offer in wanted:
+        if not offer.live:
+            place = book.catalogue_place(request.model, offer)
+            why = f"{offer.status or 'down'}, not live, so its price does not count"
+            verdict = OVERRIDDEN if offer.price else SILENT
+            yield Word(offer.provider, offer.price, place, why, verdict)
+
+
+def _absent(request: CallRequest, listed: bool) -> str:
+    return f"does not list {request.provider} for it" if listed else "does not list this model"
+
+
+def _fallbacks(book: PriceBook, request: CallRequest) -> Iterator[Word]:
+    if request.is_url:
+        why = "not for servers that are addressed by URL"
+        yield Word(None, None, ENVIRONMENT, why)
+    else:
+        why = "any model without a price" if book.environment else "not set"
+        yield Word(None, book.environment, ENVIRONMENT, why)
+    policy = book.unpriced
+    why = "the last resort" if policy.price else "refuses a call without a price under a cap"
+    yield Word(None, policy.price, policy.source or "--hf-unpriced=refuse", why)

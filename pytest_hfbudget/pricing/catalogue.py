@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pytest_hfbudget.cache import cache_file, keep, kept
+from pytest_hfbudget.files import cache_file, keep, kept
 from pytest_hfbudget.money import parse_rate
 from pytest_hfbudget.pricing.price import FREE, Price
 from pytest_hfbudget.text import parse_json, public_url

@@ -6,9 +6,35 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_NANO
-from pytest_hfbudget.pricing.price import MICROSECONDS, Price, Usage
+from pytest_hfbudget.pricing.price import FREE, MICROSECONDS, Price, Usage
 from pytest_hfbudget.pricing.request import CallRequest
+from pytest_hfbudget.values import assumed_rates
+
+
+@dataclass(frozen=True)
+class Unpriced:
+    """The policy behind ``--hf-unpriced``: no price means refuse."""
+
+    price: Price | None = None
+    source: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Unpriced:
+        """``refuse``, ``free``, or ``assume:IN/OUT`` in USD per 1M tokens.
+
+        Raises:
+            ConfigError: anything else.
+        """
+        source = f"--hf-unpriced={text}"
+        try:
+            rates = assumed_rates(text)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        if rates is not None:
+            return cls(Price(input=rates[0], output=rates[1]), source)
+        return cls(FREE, source) if text == "free" else cls()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
 from pytest_hfbudget.pricing.price import MICROSECONDS, Price
 from pytest_hfbudget.pricing.request import POLICIES
-from pytest_hfbudget.pricing.tomlfile import TomlFile
+from pytest_hfbudget.pricing.toml_file import TomlFile
 from pytest_hfbudget.text import public_url
 
 PER_MILLION = frozenset({"input", "output", "cached"})

@@ -6,7 +6,7 @@ a GitHub job are drawn from.
 
 from __future__ import annotations
 
-from pytest_hfbudget.reporting.report import EndpointLine, Report, TestLine
+from pytest_hfbudget.reporting.model import EndpointLine, Report, TestLine
 from pytest_hfbudget.reporting.terminal import header, summary
 
 __all__ = ["EndpointLine", "Report", "TestLine", "header", "summary"]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.money import parse_usd
-from pytest_hfbudget.reporting.jsonfile import SCHEMA
+from pytest_hfbudget.reporting.json_report import SCHEMA
 from pytest_hfbudget.text import undirected
 
 T = TypeVar("T")

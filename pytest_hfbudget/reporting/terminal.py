@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pytest_hfbudget.money import show
-from pytest_hfbudget.reporting.report import EndpointLine, Report, TestLine
+from pytest_hfbudget.reporting.model import EndpointLine, Report, TestLine
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.text import public_url
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.reporting import page as html
+from pytest_hfbudget.reporting import html
 from pytest_hfbudget.reporting.saved import read
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from pytest_hfbudget.emulator import Emulator, EmulatorClient
-from pytest_hfbudget.endpoints import Journal, Record, leases_dir, start_time
-from pytest_hfbudget.endpoints.claims import PAUSING, Claim, Claims, claims_dir
+from pytest_hfbudget.endpoints.journal import Journal, Record, leases_dir
+from pytest_hfbudget.endpoints.lease_store import PAUSING, Claim, Claims, claims_dir
+from pytest_hfbudget.endpoints.process import start_time
 
 COMMAND = (sys.executable, "-m", "pytest_hfbudget")
 TOKEN = "hf_of_the_tests"

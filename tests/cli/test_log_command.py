@@ -10,7 +10,7 @@ import time
 import pytest
 from command_line import Shell
 
-from pytest_hfbudget.history.log import FILE, Log, LoggedRun, entries
+from pytest_hfbudget.history.usage_log import FILE, Log, LoggedRun, entries
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.reporting import EndpointLine, Report
 

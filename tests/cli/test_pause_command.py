@@ -6,7 +6,7 @@ import pytest
 from command_line import TOKEN, Shell
 from typed_terminal import Terminal
 
-from pytest_hfbudget.endpoints import ControlPlane
+from pytest_hfbudget.endpoints.api import ControlPlane
 
 
 def test_many_are_asked_for_before_any_is_waited_for(hfbudget: Shell) -> None:

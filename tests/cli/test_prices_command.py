@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from command_line import Shell
 
-from pytest_hfbudget.cache import keep
 from pytest_hfbudget.emulator import Emulator
+from pytest_hfbudget.files import keep
 from pytest_hfbudget.pricing import Catalogue
 from pytest_hfbudget.pricing.catalogue import CatalogueFile
 

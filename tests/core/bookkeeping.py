@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike
-from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
-from pytest_hfbudget.ledger.server import LedgerServer
+from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 PATIENCE_S = 10.0
 

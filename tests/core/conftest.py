@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from bookkeeping import WatchedLedger, connected, serving
 
-from pytest_hfbudget.ledger.remote import Wire
-from pytest_hfbudget.ledger.server import LedgerServer
+from pytest_hfbudget.ledger.rpc.client import Wire
+from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 
 @pytest.fixture

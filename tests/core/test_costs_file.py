@@ -10,8 +10,7 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.reporting.costs import Cost, Costs
-from pytest_hfbudget.reporting.increase import increase
+from pytest_hfbudget.reporting.costs import Cost, Costs, increase
 
 PAID = Cost(4900, calls=1, input_tokens=17, output_tokens=32)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from bookkeeping import PATIENCE_S, Child
 
-from pytest_hfbudget.ledger.counter import STEP_ASIDE_S, Counter, _Desk, _Door
+from pytest_hfbudget.ledger.rpc.server import STEP_ASIDE_S, Counter, _Desk, _Door
 
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 

@@ -36,9 +36,9 @@ from pytest_hfbudget.errors import (
     LedgerUnreachableError,
     UnpricedCallError,
 )
-from pytest_hfbudget.ledger import Scope, Totals, remote
-from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
-from pytest_hfbudget.ledger.server import LedgerServer
+from pytest_hfbudget.ledger import Scope, Totals, client
+from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 CAP = 1000
 
@@ -175,11 +175,11 @@ def test_what_a_killed_process_held_is_booked_in_full(
 
 
 def test_a_fork_knows_nothing_of_connections_that_are_gone(server: LedgerServer) -> None:
-    before = len(remote._wires)
+    before = len(client._wires)
     for _ in range(100):
         Wire(server.path).another()
     gc.collect()
-    assert len(remote._wires) <= before
+    assert len(client._wires) <= before
 
 
 def test_nothing_serves_a_client_that_is_gone(server: LedgerServer, ledger: WatchedLedger) -> None:
@@ -424,7 +424,7 @@ def test_an_error_arrives_as_the_nearest_kind_that_is_known(
 
 
 def test_every_error_of_ours_can_travel() -> None:
-    from pytest_hfbudget.ledger.wire import error_fields, raised
+    from pytest_hfbudget.ledger.rpc.codec import error_fields, raised
 
     ours = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     for kind in (kind for kind in ours if issubclass(kind, HFBudgetError)):

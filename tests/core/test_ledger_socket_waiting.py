@@ -21,8 +21,8 @@ from bookkeeping import (
 
 from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
 from pytest_hfbudget.ledger import Caller, Hold, Scope, Totals, Waiting
-from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
-from pytest_hfbudget.ledger.server import LedgerServer
+from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 A, B, C = Caller(1, 1), Caller(1, 2), Caller(2, 1)
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

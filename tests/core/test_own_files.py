@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_hfbudget.cache import keep, kept
-from pytest_hfbudget.own_files import check_own, own_folder, read_own, replace_file
+from pytest_hfbudget.files import check_own, keep, kept, own_folder, read_own, replace_file
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 STRANGER = 12_345

@@ -18,8 +18,7 @@ from pytest_hfbudget.pricing import (
     Usage,
     parse_price,
 )
-from pytest_hfbudget.pricing.book import price_from_environment
-from pytest_hfbudget.pricing.explain import Explanation, explain
+from pytest_hfbudget.pricing.book import Explanation, explain, price_from_environment
 from pytest_hfbudget.pricing.price import FREE
 
 MODEL = "org/model"

@@ -19,7 +19,10 @@ from typing import Any
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import ControlPlane, EndpointSettings, Lifecycle, Pace
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.retry import Pace
+from pytest_hfbudget.endpoints.types import EndpointSettings
 
 TOKEN = "hf_the_secret_of_this_test"
 ROOT = Path(__file__).resolve().parents[2]

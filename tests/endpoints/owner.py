@@ -11,8 +11,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from pytest_hfbudget.endpoints import EndpointSettings, Lifecycle
-from pytest_hfbudget.endpoints.errand import run_errand
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.run_command import run_errand
+from pytest_hfbudget.endpoints.types import EndpointSettings
 
 
 def fork() -> str:

@@ -11,7 +11,9 @@ from contextlib import suppress
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import ControlPlane, ControlPlaneError, Pace
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.retry import Pace
 from pytest_hfbudget.endpoints.transport import NoAnswerError, Route, Urllib3Transport
 from pytest_hfbudget.errors import ConfigError
 

@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import ControlPlane, EndpointSettings, Lifecycle, leases_dir
-from pytest_hfbudget.endpoints.journal import read_all
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.journal import leases_dir, read_all
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.types import EndpointSettings
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 
 from .conftest import Owner, gone, kill_all, until

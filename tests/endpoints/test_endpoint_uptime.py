@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.hardware import price_per_hour
+from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime import (
     Uptime,
     at_most,

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import EndpointSettings, Lifecycle
-from pytest_hfbudget.endpoints.errand import FAILED, NOT_FOUND, run_errand
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.run_command import FAILED, NOT_FOUND, run_errand
+from pytest_hfbudget.endpoints.types import EndpointSettings
 
 from .conftest import Owner, gone
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import ControlPlane, ControlPlaneError, Lifecycle
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.hardware import HardwareFile
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 
 Make = Callable[..., Lifecycle]
 JUNE_1 = 1780272000.0

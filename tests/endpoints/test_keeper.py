@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import EndpointSettings, Lifecycle, leases, leases_dir, unfinished
-from pytest_hfbudget.endpoints.link import KeeperLink
+from pytest_hfbudget.endpoints.journal import leases, leases_dir, unfinished
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.process import start_time
-from pytest_hfbudget.endpoints.protocol import Arm
+from pytest_hfbudget.endpoints.reaper_client import KeeperLink
+from pytest_hfbudget.endpoints.reaper_messages import Arm
+from pytest_hfbudget.endpoints.types import EndpointSettings
 from pytest_hfbudget.errors import EndpointError
 
 from .conftest import (

@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from pytest_hfbudget.endpoints import Journal, Record, default_state_dir, leases, unfinished
-from pytest_hfbudget.endpoints.journal import INTENT, PAUSED, RESUMED, prune, read_all
+from pytest_hfbudget.endpoints.journal import (
+    INTENT,
+    PAUSED,
+    RESUMED,
+    Journal,
+    Record,
+    default_state_dir,
+    leases,
+    prune,
+    read_all,
+    unfinished,
+)
 from pytest_hfbudget.errors import EndpointError
 
 

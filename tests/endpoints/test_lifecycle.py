@@ -10,13 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import (
-    EndpointSettings,
-    Lifecycle,
-    leases,
-    leases_dir,
-    unfinished,
-)
+from pytest_hfbudget.endpoints.journal import leases, leases_dir, unfinished
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.types import EndpointSettings
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 
 from .conftest import TOKEN
@@ -39,7 +35,7 @@ def states(hub: EmulatorClient, name: str = "acme/llm") -> list[str]:
 
 
 def scaling(hub: EmulatorClient, lifecycle_settings: EndpointSettings) -> object:
-    from pytest_hfbudget.endpoints import ControlPlane
+    from pytest_hfbudget.endpoints.api import ControlPlane
 
     return ControlPlane(lifecycle_settings.api, TOKEN).get("acme/llm").raw_scaling
 

@@ -12,17 +12,12 @@ from typing import Any
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import (
-    ControlPlane,
-    EndpointSettings,
-    Lifecycle,
-    leases,
-    leases_dir,
-)
-from pytest_hfbudget.endpoints.claims import claims_dir, read_claims
+from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.hardware import price_per_hour
-from pytest_hfbudget.endpoints.journal import read_all
-from pytest_hfbudget.endpoints.state import Endpoint
+from pytest_hfbudget.endpoints.journal import leases, leases_dir, read_all
+from pytest_hfbudget.endpoints.lease_store import claims_dir, read_claims
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.types import Endpoint, EndpointSettings
 from pytest_hfbudget.errors import EndpointError
 
 from .conftest import gone, kill, seconds_of, until

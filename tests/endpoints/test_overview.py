@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import ControlPlane, EndpointSettings, Lifecycle
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.overview import Holder, Standing, overview
+from pytest_hfbudget.endpoints.types import EndpointSettings
 from pytest_hfbudget.endpoints.uptime import parse_time
 
 from .conftest import Owner

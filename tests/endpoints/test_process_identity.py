@@ -11,8 +11,15 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_hfbudget.endpoints import Record, alive, start_time
-from pytest_hfbudget.endpoints.process import DeathWatch, PollingWatch, judgeable, watch
+from pytest_hfbudget.endpoints.journal import Record
+from pytest_hfbudget.endpoints.process import (
+    DeathWatch,
+    PollingWatch,
+    alive,
+    judgeable,
+    start_time,
+    watch,
+)
 
 
 @pytest.fixture

@@ -14,24 +14,20 @@ from pathlib import Path
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import (
-    ControlPlane,
-    EndpointSettings,
-    Lifecycle,
-    leases,
-    leases_dir,
-    start_time,
-    unfinished,
-)
-from pytest_hfbudget.endpoints.claims import (
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.journal import leases, leases_dir, unfinished
+from pytest_hfbudget.endpoints.lease_store import (
     OVER,
     PAUSING,
     Claim,
     Claims,
     prune_claims,
     read_claims,
+    turn,
 )
-from pytest_hfbudget.endpoints.turn import turn
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.process import start_time
+from pytest_hfbudget.endpoints.types import EndpointSettings
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.version import __version__
 

@@ -11,18 +11,13 @@ from dataclasses import replace
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints import (
-    ControlPlane,
-    EndpointSettings,
-    Journal,
-    Lifecycle,
-    Timings,
-    leases,
-    leases_dir,
-    unfinished,
-)
-from pytest_hfbudget.endpoints.claims import read_claims
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.journal import Journal, leases, leases_dir, unfinished
+from pytest_hfbudget.endpoints.lease_store import read_claims
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.reaper_messages import Timings
 from pytest_hfbudget.endpoints.sweep import Stray, Swept, find_local, find_tagged, sweep
+from pytest_hfbudget.endpoints.types import EndpointSettings
 
 from .conftest import Owner
 

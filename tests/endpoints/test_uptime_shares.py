@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_hfbudget.endpoints.sharing import Shares, Stretch, Use, Window, apportion, share_out
+from pytest_hfbudget.endpoints.uptime import Shares, Stretch, Use, Window, apportion, share_out
 
 MINUTE = Window(start=100.0, stop=160.0)
 

@@ -428,8 +428,10 @@ def test_a_stopped_keeper_pauses_when_it_goes_on(box: Box) -> None:
 
 def test_a_keeper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path) -> None:
     """Row 40: an hour ahead and back with each look; the deadline is on the steady clock."""
-    from pytest_hfbudget.endpoints import ControlPlane, Pauser, Timings, Watch
-    from pytest_hfbudget.endpoints.pace import SystemClock
+    from pytest_hfbudget.endpoints.api import ControlPlane
+    from pytest_hfbudget.endpoints.reaper_messages import Timings, Watch
+    from pytest_hfbudget.endpoints.release import Pauser
+    from pytest_hfbudget.endpoints.retry import SystemClock
 
     class Jumping(SystemClock):
         ahead = 1

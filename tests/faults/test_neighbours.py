@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import pytest
 from fault_box import NAME, TOKEN, Box, Moment, Run, T, descendants, gone, kill
 
-from pytest_hfbudget.endpoints import ControlPlane
+from pytest_hfbudget.endpoints.api import ControlPlane
 
 A_MINUTE = 550_000  # nano-USD on the emulator's standard hardware
 

@@ -12,8 +12,8 @@ from run_books import DAY_S, NOON, charge
 
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.history.database import Schema, connect, transaction
-from pytest_hfbudget.history.log import FILE, Log, LoggedRun, entries
-from pytest_hfbudget.history.query import GROUPS, Answers, Question
+from pytest_hfbudget.history.usage_log import FILE, Log, LoggedRun, entries
+from pytest_hfbudget.history.usage_query import GROUPS, Answers, Question
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.reporting import EndpointLine, Report
 

@@ -15,9 +15,9 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient
 from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.metering.budget_context import Payer, RunningTest
+from pytest_hfbudget.metering.instrumentation.addresses import Addresses
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.payer import Payer, RunningTest
-from pytest_hfbudget.metering.redirect import Addresses
 from pytest_hfbudget.metering.runtime import Runtime
 from pytest_hfbudget.money import parse_usd
 from pytest_hfbudget.pricing import Catalogue, PriceBook, PriceTable

@@ -12,7 +12,7 @@ import pytest
 from metering_bench import Bench, say
 
 import pytest_hfbudget
-from pytest_hfbudget.metering.noted import SMALL_BYTES
+from pytest_hfbudget.metering.deferred import SMALL_BYTES
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,10 @@ import pytest
 from metering_bench import Bench, say
 from replaying import ANSWER, QUESTION, USAGE
 
-from pytest_hfbudget.history.log import Log, LoggedRun, entries
-from pytest_hfbudget.ledger import wire
+from pytest_hfbudget.history.usage_log import Log, LoggedRun, entries
+from pytest_hfbudget.ledger.rpc import codec
 from pytest_hfbudget.reporting import Report
-from pytest_hfbudget.reporting.jsonfile import as_json
+from pytest_hfbudget.reporting.json_report import as_json
 
 BEFORE_1 = huggingface_hub.__version__.startswith("0.")
 BODY = json.dumps(ANSWER).encode()
@@ -80,7 +80,7 @@ def assert_on_record(bench: Bench, tmp_path: Path) -> None:
     report = Report.of(bench.ledger, None, {})
     json.dumps(as_json(report))
     for charge in charges:
-        assert wire.charge(wire.decode(wire.encode(charge))) == charge
+        assert codec.charge(codec.decode(codec.encode(charge))) == charge
     run = LoggedRun("run", "project", 0.0, 1.0)
     Log(tmp_path / "log.sqlite3").write(run, entries(report, run), keep_days=9)
 

@@ -14,7 +14,7 @@ from metering_bench import MODEL, Bench, say
 
 from pytest_hfbudget import budget
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.metering.noted import MOST_NOTES, SMALL_BYTES
+from pytest_hfbudget.metering.deferred import MOST_NOTES, SMALL_BYTES
 from pytest_hfbudget.pricing import Price
 from pytest_hfbudget.pricing.price import FREE
 
@@ -120,7 +120,7 @@ def test_what_is_large_is_not_kept(bench: Bench) -> None:
 
 
 def test_no_more_than_so_many_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_hfbudget.metering.noted.MOST_NOTES", 3)
+    monkeypatch.setattr("pytest_hfbudget.metering.deferred.MOST_NOTES", 3)
     for expected in (0, 0, 3, 3):
         ask(bench)
         assert len(booked(bench)) == expected

@@ -13,8 +13,8 @@ from metering_bench import Bench, routed, say
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.metering.payer import RunningTest
-from pytest_hfbudget.plugin.fleet import Fleet
+from pytest_hfbudget.metering.budget_context import RunningTest
+from pytest_hfbudget.plugin.endpoints import Fleet
 from pytest_hfbudget.settings import Settings
 
 MODELS = [

@@ -15,12 +15,12 @@ from metering_bench import Bench, say
 
 import pytest_hfbudget
 from pytest_hfbudget import BudgetExceededError, budget
-from pytest_hfbudget.history.shared import SharedLedger
-from pytest_hfbudget.history.tabs import Tabs
+from pytest_hfbudget.history.shared_ledger import SharedLedger
+from pytest_hfbudget.history.sqlite_store import Tabs
 from pytest_hfbudget.history.windows import Window, windows
 from pytest_hfbudget.ledger import Ledger
-from pytest_hfbudget.ledger.remote import RemoteLedger, Wire
-from pytest_hfbudget.ledger.server import LedgerServer
+from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger.rpc.server import LedgerServer
 from pytest_hfbudget.money import parse_usd
 from pytest_hfbudget.settings import Settings
 

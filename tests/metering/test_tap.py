@@ -14,11 +14,11 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient
 from metering_bench import Bench, say
 
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.contract import bypassing
-from pytest_hfbudget.metering.noted import Note
+from pytest_hfbudget.metering.deferred import Note
+from pytest_hfbudget.metering.instrumentation.hub_contract import bypassing
 from pytest_hfbudget.metering.replay import Way
-from pytest_hfbudget.metering.sending import Sending
-from pytest_hfbudget.metering.traffic import Passage
+from pytest_hfbudget.metering.request import Sending
+from pytest_hfbudget.metering.transport_probe import Passage
 
 
 def run(code: str, tmp_path: Path) -> str:

@@ -13,8 +13,8 @@ from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.request import IMAGE_TOKENS, MEDIA_TOKENS, TEMPLATE_TOKENS, describe
 from pytest_hfbudget.pricing.request import CALL_SECONDS
-from pytest_hfbudget.reporting.jsonfile import as_json
-from pytest_hfbudget.reporting.report import Report
+from pytest_hfbudget.reporting.json_report import as_json
+from pytest_hfbudget.reporting.model import Report
 from pytest_hfbudget.reporting.terminal import summary
 
 SPEECH = "emulator/automatic-speech-recognition"

@@ -14,7 +14,7 @@ from metering_bench import MODEL, Bench, say
 
 from pytest_hfbudget import BudgetExceededError, ConfigError, budget
 from pytest_hfbudget.ledger import Scope
-from pytest_hfbudget.metering.payer import Payer, RunningTest
+from pytest_hfbudget.metering.budget_context import Payer, RunningTest
 
 EIGHT = range(8)
 

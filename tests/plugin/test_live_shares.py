@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_hfbudget.endpoints import EndpointReceipt, Window
+from pytest_hfbudget.endpoints.types import EndpointReceipt
+from pytest_hfbudget.endpoints.uptime import Window
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.plugin.sharing import Key, Sharing
+from pytest_hfbudget.plugin.uptime_sharing import Key, Sharing
 
 A, B = Scope("test:a", "a", 100), Scope("test:b", "b")
 CLASS = Scope("class:T", "T")

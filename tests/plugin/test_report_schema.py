@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 from plugin_suite import Suite
 
-from pytest_hfbudget.reporting.jsonfile import SCHEMA_FILE
+from pytest_hfbudget.reporting.json_report import SCHEMA_FILE
 from pytest_hfbudget.reporting.saved import read
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from plugin_suite import Suite
 
-from pytest_hfbudget.plugin.deadline import HORIZON_S, MARGIN, Running, seconds_left
+from pytest_hfbudget.plugin.uptime_sharing import HORIZON_S, MARGIN, Running, seconds_left
 
 MINUTE = 60.0
 EARLY = MARGIN * MINUTE

@@ -12,7 +12,7 @@ from written_report import LEAST, full, saved
 
 pytest.importorskip("jinja2")
 
-from pytest_hfbudget.reporting.page import page, write
+from pytest_hfbudget.reporting.html import page, write
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028\ud800"
 

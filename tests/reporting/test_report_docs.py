@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 from written_report import saved
 
-from pytest_hfbudget.reporting.jsonfile import SCHEMA_FILE
+from pytest_hfbudget.reporting.json_report import SCHEMA_FILE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
 SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))

@@ -1,0 +1,249 @@
+"""The Inference Endpoints API, version 2, as far as a test run needs it.
+
+Raw REST on purpose: a suite under test may replace, block or switch off huggingface_hub's
+client, and the pause must not go with it. Routes and answers are those of the public API
+description, https://api.endpoints.huggingface.cloud/openapi.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
+from json import dumps  # by name: a test may replace the module's
+from typing import Any, TypeAlias
+from urllib.parse import quote, urlencode
+
+from pytest_hfbudget.endpoints.api_errors import ControlPlaneError, json_object, refusal
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock, Pace
+from pytest_hfbudget.endpoints.transport import (
+    NoAnswerError,
+    Route,
+    Transport,
+    Urllib3Transport,
+)
+from pytest_hfbudget.endpoints.types import Endpoint, objects, split_name
+from pytest_hfbudget.text import public_url
+from pytest_hfbudget.version import __version__
+
+_OK = range(200, 300)
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+_MOST_PAGES = 1000
+
+_Usable: TypeAlias = Callable[[Mapping[str, Any]], bool]
+
+
+def _is_any(answer: Mapping[str, Any]) -> bool:
+    return bool(answer)
+
+
+def _is_list(page: Mapping[str, Any]) -> bool:
+    return isinstance(page.get("items"), list)  # not the same as an empty one
+
+
+class ControlPlane:
+    """A client of one control plane with one token. Safe to share between threads.
+
+    Each operation is retried within ``pace.total_s`` where a second request can do no harm.
+    All raise `ControlPlaneError`; none ever shows the token.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None,
+        *,
+        pace: Pace = Pace(),  # noqa: B008  # frozen
+        route: Route | None = None,
+        transport: Transport | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        agent: str = "run",
+    ) -> None:
+        """``agent`` tells the server's log which of our processes is asking."""
+        self.base_url = base_url.rstrip("/")
+        self._token, self._pace, self._clock, self._agent = token, pace, clock, agent
+        self._transport = transport or Urllib3Transport(
+            route or Route.find(self.base_url), clock=clock
+        )
+
+    def __repr__(self) -> str:
+        return f"ControlPlane({public_url(self.base_url)!r})"
+
+    def with_pace(self, pace: Pace) -> ControlPlane:
+        """The same client, with the same connections, but more or less patient."""
+        return ControlPlane(
+            self.base_url,
+            self._token,
+            pace=pace,
+            transport=self._transport,
+            clock=self._clock,
+            agent=self._agent,
+        )
+
+    def get(self, name: str) -> Endpoint:
+        """The endpoint as it is now."""
+        short = split_name(name)[1].casefold()
+
+        def is_it(raw: Mapping[str, Any]) -> bool:
+            return str(raw.get("name")).casefold() == short
+
+        return self._endpoint(name, self._ask("GET", name, usable=is_it))
+
+    def list(self, namespace: str) -> tuple[Endpoint, ...]:
+        """All endpoints of a user or organisation, from all pages of the answer."""
+        return tuple(self._pages(namespace))
+
+    def pause(self, name: str) -> Endpoint:
+        """Ask for the pause. A 2xx says that it was accepted, not that it has happened."""
+        return self._endpoint(name, self._ask("POST", name, "/pause"))
+
+    def resume(self, name: str) -> Endpoint | None:
+        """Ask for the resume; None when it was running already.
+
+        Sent again only when the server certainly did not begin, because a resume that comes
+        late starts a bill. `ControlPlaneError.maybe_done` tells the rest apart.
+        """
+        try:
+            answer = self._ask("POST", name, "/resume", repeatable=False, usable=_is_any)
+        except ControlPlaneError as error:
+            # The documented answer for an endpoint that is up, and no other 400 has this text.
+            if error.status == HTTPStatus.BAD_REQUEST and "already running" in str(error).lower():
+                return None
+            raise
+        return self._endpoint(name, answer)
+
+    def update(self, name: str, payload: Mapping[str, Any]) -> Endpoint:
+        """Change what ``payload`` names (``EndpointUpdate``), leave the rest."""
+        return self._endpoint(name, self._ask("PUT", name, payload=payload))
+
+    def replicas(self, name: str) -> tuple[Mapping[str, Any], ...]:
+        """The replicas that the server remembers, each with ``status.startedAt`` and so on."""
+        return objects(self._ask("GET", name, "/replica", usable=_is_any).get("items"))
+
+    def hardware(self) -> Mapping[str, Any]:
+        """The public list of vendors, regions and instances with ``pricePerHour``."""
+        what = "the list of hardware"
+        return self._request("GET", "/provider", what=what, public=True, usable=_is_any)
+
+    def healthy(self, endpoint: Endpoint) -> bool:
+        """Whether the endpoint's health route answers 200; one try.
+
+        Only ask one that is running: any request wakes an endpoint that is scaled to zero,
+        and its bill with it.
+
+        Raises:
+            ControlPlaneError: the token may not call the endpoint.
+        """
+        if not endpoint.url:
+            return False
+        url = endpoint.url.rstrip("/") + "/" + endpoint.health_route.lstrip("/")
+        try:
+            answer = self._transport.send("GET", url, self._headers(), None, self._pace.try_s)
+        except NoAnswerError:
+            return False
+        if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise ControlPlaneError(
+                f"{endpoint.full_name} runs, but the token may not call it (HTTP {answer.status}); "
+                'it needs the permission "Make calls to Inference Endpoints".',
+                status=answer.status,
+            )
+        return answer.status in _OK
+
+    def _pages(self, namespace: str) -> Iterator[Endpoint]:
+        cursor, seen = "", set[str]()
+        for _ in range(_MOST_PAGES):
+            query = "?" + urlencode({"cursor": cursor}) if cursor else ""
+            path = f"/endpoint/{quote(namespace, safe='')}{query}"
+            what = f'the endpoints of "{namespace}"'
+            page = self._request("GET", path, what=what, usable=_is_list)
+            for raw in objects(page["items"]):
+                yield Endpoint.parse(namespace, raw)
+            following = page.get("nextCursor")
+            cursor = following if isinstance(following, str) else ""
+            if not cursor or cursor in seen:
+                return
+            seen.add(cursor)
+
+    def _endpoint(self, name: str, raw: Mapping[str, Any]) -> Endpoint:
+        namespace, short = split_name(name)
+        return Endpoint.parse(namespace, {**raw, "name": short})
+
+    def _ask(
+        self,
+        method: str,
+        name: str,
+        verb: str = "",
+        *,
+        payload: Mapping[str, Any] | None = None,
+        repeatable: bool = True,
+        usable: _Usable | None = None,
+    ) -> Mapping[str, Any]:
+        path = "/endpoint/" + "/".join(quote(half, safe="") for half in split_name(name)) + verb
+        how: dict[str, Any] = {"payload": payload, "repeatable": repeatable, "usable": usable}
+        return self._request(method, path, what=name, **how)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        what: str,
+        payload: Mapping[str, Any] | None = None,
+        repeatable: bool = True,
+        public: bool = False,
+        usable: _Usable | None = None,
+    ) -> Mapping[str, Any]:
+        """``usable`` tells an answer from something else; None: what was to be done is done."""
+        ends = self._clock.monotonic() + self._pace.total_s
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return self._once(method, path, what, payload, public=public, usable=usable)
+            except ControlPlaneError as error:
+                again = error.status is None or error.status in _BUSY
+                if not again or error.lasting or (error.maybe_done and not repeatable):
+                    raise
+                wait = self._pace.wait(tries, error.retry_after)
+                if self._clock.monotonic() + wait >= ends:
+                    raise
+                self._clock.sleep(wait)
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        payload: Mapping[str, Any] | None,
+        *,
+        public: bool,
+        usable: _Usable | None,
+    ) -> Mapping[str, Any]:
+        url, headers = self.base_url + path, self._headers(public=public)
+        body = None if payload is None else dumps(payload).encode()
+        try:
+            answer = self._transport.send(method, url, headers, body, self._pace.try_s)
+        except NoAnswerError as error:
+            raise ControlPlaneError(
+                f"{what}: {public_url(self.base_url)} did not answer ({error}).",
+                maybe_done=error.sent,
+                lasting=error.lasting,
+            ) from None
+        if answer.status not in _OK:
+            raise refusal(what, answer)
+        content = json_object(answer.body) or {}
+        if usable is not None and not usable(content):
+            raise ControlPlaneError(
+                f"{what}: {public_url(self.base_url)} answered something unreadable.",
+                maybe_done=method != "GET",
+            )
+        return content
+
+    def _headers(self, *, public: bool = False) -> dict[str, str]:
+        headers = {
+            "accept": "application/json",
+            "content-type": "application/json",
+            "user-agent": f"pytest-hfbudget/{__version__} ({self._agent})",
+        }
+        if self._token and not public:
+            headers["authorization"] = f"Bearer {self._token}"
+        return headers

@@ -1,0 +1,204 @@
+"""The end of a keeper's work: all is paused, its owner is told, and later it looks again."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.journal import Journal
+from pytest_hfbudget.endpoints.lease_store import Claim, Claims
+from pytest_hfbudget.endpoints.reaper_messages import (
+    AWAKE,
+    Arm,
+    Done,
+    Message,
+    Pausing,
+    Receipt,
+    Timings,
+    Watch,
+)
+from pytest_hfbudget.endpoints.release import Leaver, Pauser, awake_again, entry
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.errors import EndpointError
+
+# The wait for the last request of a thread that is stuck where no time-out reaches (DNS).
+_GRACE_S = 5.0
+# For one later look, with all its tries; there is another look, and it was seen paused before.
+_LOOK_S = 30.0
+# Servers behind one address may differ.
+_READINGS = 2
+
+
+@dataclass
+class Held:
+    """One endpoint in the keeper's care."""
+
+    watch: Watch
+    claim: Claim
+    settled: bool = False
+
+
+class Ending:
+    """Pauses all that a keeper holds, each in a thread of its own."""
+
+    def __init__(
+        self,
+        arm: Arm,
+        plane: ControlPlane,
+        journal: Journal,
+        *,
+        tell: Callable[[Message], None],
+        log: Callable[[str], None],
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """``tell`` reaches the owner, if there still is one; neither that nor ``log`` raises."""
+        self._arm, self._plane, self._journal = arm, plane, journal
+        self._tell, self._log, self._clock = tell, log, clock
+        # Receipts, and whether each is the last about its endpoint.
+        self._told: queue.SimpleQueue[tuple[Receipt, bool]] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._woke = False
+
+    def pause(self, every: Iterable[Held], reason: str) -> bool:
+        """Pause all; whether each pause was verified, or is left to another run.
+
+        The owner is let go once it has a receipt for each. One with an error may be followed by
+        a better one, which the journal has.
+        """
+        held = tuple(every)
+        unstarted = [one for one in held if not self._begin(one, reason)]
+        # Nothing that is only told comes before the requests, or between them.
+        self._tell(Pausing(reason))
+        names = {one.watch.endpoint for one in held}
+        if names:
+            self._log(f"{reason}: pausing {', '.join(sorted(names))}")
+        for one in unstarted:
+            self._pause(one, reason)
+        return self._follow(names)
+
+    def look_again(self) -> bool:
+        """Wait for the later looks; whether all that was paused has stayed so."""
+        timings = self._arm.timings
+        ends = self._clock.monotonic() + max(timings.looks_s, default=0.0) + _most_s(timings)
+        for thread in self._threads:
+            thread.join(max(ends - self._clock.monotonic(), 0.0))
+        return not self._woke
+
+    def _follow(self, at_work: set[str]) -> bool:
+        ends = self._clock.monotonic() + _most_s(self._arm.timings)
+        untold, verified = set(at_work), True
+        if not untold:
+            self._tell(Done())
+        while at_work:
+            try:
+                receipt, last = self._told.get(timeout=max(ends - self._clock.monotonic(), 0.0))
+            except queue.Empty:
+                self._log("a pause did not come to an end in time")
+                if untold:
+                    self._tell(Done())
+                return False
+            self._log(f"{receipt.endpoint}: {receipt.error or receipt.state}")
+            if untold:  # else the owner has hung up
+                self._tell(receipt)
+                untold.discard(receipt.endpoint)
+                if not untold:
+                    self._tell(Done())
+            if last:
+                at_work.discard(receipt.endpoint)
+                verified = verified and receipt.in_order
+        return verified
+
+    def _begin(self, held: Held, reason: str) -> bool:
+        """Pause one without waiting; False where there is no thread to be had."""
+        thread = threading.Thread(target=self._attend, args=(held, reason), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._log(f"{held.watch.endpoint}: {error}")
+            return False
+        self._threads.append(thread)
+        return True
+
+    def _attend(self, held: Held, reason: str) -> None:
+        if self._pause(held, reason).verified:
+            self._look_later(held)
+
+    def _pause(self, held: Held, reason: str) -> Receipt:
+        name = held.watch.endpoint
+        leaver = self._leaver(held, settled=held.settled)
+
+        def doubted(receipt: Receipt) -> None:
+            told = replace(receipt, reason=reason)
+            self._record(told, held.claim)
+            self._told.put((told, False))
+
+        try:
+            receipt = leaver.run(
+                lambda told: self._record(told, held.claim),
+                reason=reason,
+                doubted=doubted,
+            )
+        except Exception as error:  # a bug here must be told, not be waited for
+            self._log(f"{name}: {error!r}")
+            receipt = leaver.failed(f"{name}: the keeper failed: {error!r}")
+        self._told.put((receipt, True))
+        return receipt
+
+    def _leaver(self, held: Held, *, settled: bool) -> Leaver:
+        arm, name = self._arm, held.watch.endpoint
+        pauser = Pauser(self._plane, held.watch, arm.timings, settled=settled)
+        return Leaver(self._claims(name), held.claim, pauser)
+
+    def _claims(self, name: str) -> Claims:
+        arm = self._arm
+        return Claims(Path(arm.claims), api=arm.api, endpoint=name, run=arm.run)
+
+    def _look_later(self, held: Held) -> None:
+        paused_at = self._clock.monotonic()
+        for after_s in self._arm.timings.looks_s:
+            self._clock.sleep(paused_at + after_s - self._clock.monotonic())
+            try:
+                state = self._look(held)
+            except ControlPlaneError as error:
+                self._log(f"{held.watch.endpoint}: not looked at after {after_s:g} s: {error}")
+                continue
+            if state:
+                self._pause_again(held, f'"{state}" {after_s:g} s after its pause was verified')
+
+    def _look(self, held: Held) -> str:
+        timings, name = self._arm.timings, held.watch.endpoint
+        plane = self._plane.with_pace(replace(timings.pace, total_s=_LOOK_S))
+        for left in reversed(range(_READINGS)):
+            at = self._clock.time()
+            state = awake_again(plane, self._claims(name), held.claim, at=at)
+            if state or not left:
+                break
+            self._clock.sleep(timings.poll_s)
+        return state
+
+    def _pause_again(self, held: Held, what: str) -> None:
+        """In the journal first, so that a sweep finds it should this process end now."""
+        self._woke = True
+        name = held.watch.endpoint
+        self._log(f"{name}: {what}")
+        awake = Receipt(name, state="", verified=False, error=f"it was {what}", reason=AWAKE)
+        self._record(awake, held.claim)
+        receipt = self._leaver(held, settled=True).run(
+            lambda told: self._record(told, held.claim), reason=AWAKE
+        )
+        self._log(f"{name}: {receipt.error or receipt.state}")
+
+    def _record(self, receipt: Receipt, claim: Claim) -> None:
+        try:
+            self._journal.write(entry(receipt, claim, at=self._clock.time()))
+        except EndpointError as error:  # a full disk; the pause itself is done
+            self._log(str(error))
+
+
+def _most_s(timings: Timings) -> float:
+    return timings.deadline_s + timings.settle_s + 2 * timings.try_s + _GRACE_S

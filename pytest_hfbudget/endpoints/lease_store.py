@@ -1,0 +1,280 @@
+"""The leases that runs of this machine hold on an endpoint: the last run out pauses it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pytest_hfbudget.endpoints import process, tags
+from pytest_hfbudget.endpoints.types import Endpoint
+from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.files import own_folder, read_own, replace_file
+from pytest_hfbudget.text import parse_json
+
+_POLL_S = 0.05
+
+
+# A lock of this kind is not inherited by forks, and ends with its process whatever ends that.
+# But it does not keep a process from itself: for threads there is another one.
+_here: dict[Path, threading.Lock] = {}
+
+
+_guard = threading.Lock()
+
+
+@contextlib.contextmanager
+def turn(path: Path, *, wait: Callable[[float], None], ready: Callable[[], bool]) -> Iterator[None]:
+    """Hold the only turn that there is at ``path``.
+
+    Args:
+        wait: called with seconds while it is someone else's turn; raises to give up.
+        ready: asked once it is ours; nothing begins before it says yes.
+    """
+    with _guard:
+        ours = _here.setdefault(path.absolute(), threading.Lock())
+    while not ours.acquire(blocking=False):
+        wait(_POLL_S)
+    try:
+        with _locked(path, wait):
+            while not ready():
+                wait(_POLL_S)
+            yield
+    finally:
+        ours.release()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, wait: Callable[[float], None]) -> Iterator[None]:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    inode = os.fstat(fd).st_ino
+    try:
+        while not _try(fd):
+            wait(_POLL_S)
+        yield
+    finally:
+        # A test may have closed it, and the number may belong to something else by now.
+        with contextlib.suppress(OSError):
+            if os.fstat(fd).st_ino == inode:
+                os.close(fd)
+
+
+def _try(fd: int) -> bool:
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True  # a file system without locks: then two may resume, and still one pauses
+    return True
+
+
+HOLDING = "holding"  # in use, or about to be
+
+
+PAUSING = "pausing"  # its keeper is about to pause it, or does so
+
+
+OVER = "over"  # left to another run, or given up; kept for the scaling that it remembers
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One run's use of one endpoint.
+
+    Attributes:
+        owner_pid, owner_start: the process that uses it.
+        keeper_pid, keeper_start: the process that is to pause it.
+        at: unix seconds of the first word about it.
+        scaling: ``compute.scaling`` from before the first of all runs that share it.
+    """
+
+    run: str
+    endpoint: str
+    api: str
+    owner_pid: int
+    owner_start: str | None
+    keeper_pid: int
+    keeper_start: str | None
+    at: float
+    phase: str = HOLDING
+    scaling: Mapping[str, Any] | None = None
+    host: str = field(default_factory=socket.gethostname)
+    boot_id: str = field(default_factory=process.boot_id)
+    pid_namespace: str = field(default_factory=process.pid_namespace)
+
+    @property
+    def here(self) -> bool:
+        """Whether it can be told from here if its processes run; if not, nothing is known."""
+        return process.judgeable(self)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it may count for a process that can't be looked for from here."""
+        return self.phase != OVER and not self.here
+
+    @property
+    def owned(self) -> bool:
+        """Whether its owner lives and has use for it: then nobody else may pause it."""
+        holding = self.here and self.phase == HOLDING
+        return holding and process.alive(self.owner_pid, self.owner_start)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the process that is to pause it still runs, and is not stopped."""
+        active = self.here and self.phase != OVER
+        return active and process.works(self.keeper_pid, self.keeper_start)
+
+    def end_stopped_keeper(self) -> None:
+        """End a keeper without an owner that is stopped: continued, it would pause for a dead run.
+
+        To be called before its endpoint is used or paused by another run.
+        """
+        orphan = self.here and self.phase != OVER and not self.owned
+        if orphan and process.stopped(self.keeper_pid, self.keeper_start):
+            process.end(self.keeper_pid, self.keeper_start)
+
+
+_FIELDS = frozenset(item.name for item in fields(Claim))
+
+
+_PLACE = ("boot_id", "pid_namespace")
+
+
+_TEXTS = ("run", "endpoint", "api", "phase", "host", *_PLACE)
+
+
+_BELIEVED_S = 86400.0
+
+
+def claims_dir(state_dir: Path) -> Path:
+    """The folder of the claims below a state folder."""
+    return state_dir / "claims"
+
+
+class Claims:
+    """The claims on one endpoint of one control plane, seen by one run."""
+
+    def __init__(self, directory: Path, *, api: str, endpoint: str, run: str) -> None:
+        self._directory, self._run = directory, run
+        server = hashlib.sha256(api.rstrip("/").encode()).hexdigest()[:12]
+        self._stem = f"{quote(endpoint, safe='')}@{server}"
+        self._path = directory / f"{self._stem}.{quote(run, safe='')}.json"
+
+    @property
+    def turn(self) -> Path:
+        """The file to lock while the endpoint is brought up."""
+        return self._directory / f"{self._stem}.lock"
+
+    def put(self, claim: Claim) -> None:
+        """Write this run's claim; when this returns, all others see it.
+
+        Raises:
+            EndpointError: it can't be written.
+        """
+        try:
+            own_folder(self._directory)
+            replace_file(self._path, json.dumps(asdict(claim)))
+        except OSError as error:
+            raise EndpointError(
+                f"what this run uses can't be written down ({self._path}: "
+                f"{error.strerror or error}). Make room, or set HFBUDGET_STATE_DIR to a folder "
+                "that is writable."
+            ) from error
+
+    def own(self) -> Claim | None:
+        """What this run has put."""
+        return _read(self._path)
+
+    def others(self) -> tuple[Claim, ...]:
+        """All other runs' claims, the oldest first, whether they still count or not."""
+        found = (_read(path) for path in self._files() if path != self._path)
+        return tuple(sorted((claim for claim in found if claim), key=lambda claim: claim.at))
+
+    def heir(self) -> Claim | None:
+        """A run that has use for the endpoint now; it will pause it when it leaves."""
+        return next((claim for claim in self.others() if claim.owned), None)
+
+    def pauser(self) -> Claim | None:
+        """A run whose keeper is about to pause the endpoint."""
+        found = (claim for claim in self.others() if claim.phase == PAUSING)
+        return next((claim for claim in found if claim.kept), None)
+
+    def end(self, claim: Claim, *, paused: bool) -> None:
+        """Give ``claim`` back. Once ``paused`` for certain, what dead runs left goes too."""
+        with contextlib.suppress(OSError, EndpointError):
+            mine = self.own()
+            if mine is not None and mine.keeper_pid != claim.keeper_pid:
+                return  # another keeper has taken over
+            if not paused and claim.scaling is None:
+                self._path.unlink()
+                return
+            if not paused:
+                self.put(replace(claim, phase=OVER))
+                return
+            for path in self._files():
+                known = _read(path)
+                if path == self._path or known is None or not _counts(known, at=claim.at):
+                    path.unlink()
+
+    def _files(self) -> Iterator[Path]:
+        # The stem has no character that is special to `glob`, and ends in a hash.
+        return self._directory.glob(f"{self._stem}.*.json")
+
+
+def _counts(claim: Claim, *, at: float) -> bool:
+    """Whether a claim is a live run's; of one from elsewhere that is believed for a day."""
+    recent = claim.elsewhere and claim.at > at - _BELIEVED_S
+    return claim.owned or claim.kept or recent
+
+
+def inherited(
+    found: Endpoint, known: Iterable[tuple[str, Mapping[str, Any] | None]]
+) -> Mapping[str, Any] | None:
+    """The scaling from before the first of several runs, if theirs is still in place.
+
+    The tags tell whether it is: they are set and taken off together with the scaling.
+
+    Args:
+        known: runs, each with the scaling that it remembers.
+    """
+    placed = (scaling for run, scaling in known if tags.of_run(run) in found.tags)
+    return next((scaling for scaling in placed if scaling is not None), None)
+
+
+def read_claims(directory: Path) -> tuple[Claim, ...]:
+    """All claims of this machine."""
+    found = (_read(path) for path in sorted(directory.glob("*.json")))
+    return tuple(claim for claim in found if claim)
+
+
+def prune_claims(directory: Path, *, before: float) -> None:
+    """Remove what is older than unix ``before`` and counts no more."""
+    for pattern in ("*.json", "*.draft"):
+        for path in directory.glob(pattern):
+            with contextlib.suppress(OSError):
+                claim = _read(path)
+                counts = claim is not None and (claim.owned or claim.kept)
+                if path.stat().st_mtime < before and not counts:
+                    path.unlink()
+
+
+def _read(path: Path) -> Claim | None:
+    try:
+        data = parse_json(read_own(path))
+        told = {key: value for key, value in data.items() if key in _FIELDS}
+        claim = Claim(**{**dict.fromkeys(_PLACE, ""), **told})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    good = all(isinstance(getattr(claim, name), str) for name in _TEXTS)
+    return claim if good and isinstance(claim.owner_pid, int) else None

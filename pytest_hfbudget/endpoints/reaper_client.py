@@ -1,0 +1,271 @@
+"""The owner's side of its keeper."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+# By name, as all that tests like to replace: this runs beside them.
+from select import POLLIN, poll
+
+from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.reaper_messages import (
+    Arm,
+    Decoder,
+    Done,
+    Limit,
+    Message,
+    Pause,
+    Pausing,
+    Ready,
+    Receipt,
+    Settled,
+    Watch,
+    Watching,
+    encode,
+)
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.spawn import Spawn, spawn_keeper
+from pytest_hfbudget.errors import EndpointError
+
+_SEND_S = 5.0
+# Threads take turns at reading; this is how long one keeps its turn while nothing comes.
+_TURN_S = 0.05
+
+
+class KeeperLink:
+    """The line to one keeper. Safe to share between threads.
+
+    It has no thread of its own: in a process with threads every ``os.fork`` of a test would
+    be warned about, and this runs inside other people's test suites.
+
+    Attributes:
+        pid: of the keeper at the other end.
+        successions: how often a standby has stepped in for one that was killed.
+    """
+
+    def __init__(self, sock: socket.socket, log: Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._sock, self._log, self._clock = sock, log, clock
+        self._decoder, self._reading, self._sending = Decoder(), threading.Lock(), threading.Lock()
+        self._watching: dict[str, Watching] = {}
+        self._receipts: dict[str, Receipt] = {}
+        self._reason = ""
+        self._ended = self._done = self._stale = False
+        self._standing: dict[tuple[type[Message], str], Message] = {}
+        self._inode = os.fstat(sock.fileno()).st_ino
+        self.pid: int | None = None
+        self._start: str | None = None
+        self._stopped = process.StoppedWatch()
+        self.successions = 0
+        sock.settimeout(_SEND_S)
+
+    @classmethod
+    def start(
+        cls,
+        arm: Arm,
+        *,
+        log: Path,
+        timeout_s: float = 10.0,
+        spawn: Spawn = spawn_keeper,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> KeeperLink:
+        """Start a keeper and wait until it watches this process.
+
+        Raises:
+            EndpointError: not within ``timeout_s``; nothing may be resumed then.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        link = cls(ours, log, clock=clock)
+        try:
+            with theirs:
+                spawn(theirs, arm.run, log, timeout_s=timeout_s)
+            link._arm(arm, timeout_s)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def watch(self, watch: Watch, *, timeout_s: float) -> None:
+        """Put an endpoint into the keeper's care; returns once it has said that it will.
+
+        Raises:
+            EndpointError: the keeper is lost, silent, or can't reach the endpoint.
+        """
+        self._watching.pop(watch.endpoint, None)
+        self._send(watch)
+        self._until(lambda: watch.endpoint in self._watching, timeout_s)
+        answer = self._watching.get(watch.endpoint)
+        if answer is None:
+            raise EndpointError(self._silence(timeout_s))
+        if answer.error:
+            raise EndpointError(
+                f"{watch.endpoint} is not resumed, because the process that would pause it "
+                f"can't promise to: {answer.error}"
+            )
+
+    def settled(self, name: str) -> None:
+        """No resume of this endpoint is under way (any more)."""
+        self._try_send(Settled(name))
+
+    def limit(self, at_mono: float | None) -> None:
+        """Have all paused at this moment of the system's steady clock; None: at the end only."""
+        self._try_send(Limit(at_mono))
+
+    def ask(self) -> bool:
+        """Tell the keeper to pause all now, without waiting; whether it could be told."""
+        return self._try_send(Pause())
+
+    def pause(self, timeout_s: float) -> tuple[Receipt, ...]:
+        """Have all paused, and wait; a receipt that is missing came not in time."""
+        self.ask()
+        self._until(lambda: self._done, timeout_s)
+        return self.receipts()
+
+    def receipts(self) -> tuple[Receipt, ...]:
+        """Those that have come so far."""
+        self._pump(0.0)
+        return tuple(self._receipts.values())
+
+    @property
+    def reason(self) -> str:
+        """Why the keeper pauses, from the moment that it began; empty before."""
+        self._pump(0.0)
+        return self._reason
+
+    @property
+    def lost(self) -> bool:
+        """Whether the keeper and its standbys have gone without having done their work."""
+        self._pump(0.0)
+        return self._ended and not self._done
+
+    def end_if_stopped(self) -> None:
+        """End a keeper that stays stopped, to be called again and again: its second steps in."""
+        if self.pid is not None and not self._ended:
+            self._stopped.end_if_stopped(self.pid, self._start)
+
+    def close(self) -> None:
+        """Hang up; a keeper that still has work takes that as a request to do it."""
+        self._ended = True
+        if self._intact():
+            self._sock.close()
+
+    def _arm(self, arm: Arm, timeout_s: float) -> None:
+        self._send(arm)
+        if not self._until(lambda: self.pid is not None, timeout_s):
+            raise EndpointError(self._silence(timeout_s))
+
+    def _send(self, message: Message) -> None:
+        if not self._try_send(message):
+            raise EndpointError("the process that pauses endpoints is gone. " + self._hint())
+
+    def _try_send(self, message: Message) -> bool:
+        self._note(message)
+        return self._say(message)
+
+    def _note(self, message: Message) -> None:
+        """Keep what stands, for a keeper that steps in: what was on its way may be lost."""
+        name = getattr(message, "endpoint", "")
+        if isinstance(message, Watch):
+            self._standing.pop((Settled, name), None)
+            self._standing.pop((Watch, name), None)
+        if not isinstance(message, Arm):
+            self._standing[type(message), name] = message
+
+    def _say_again(self) -> None:
+        self._stale = False
+        for message in list(self._standing.values()):
+            self._say(message)
+
+    def _say(self, message: Message) -> bool:
+        if not self._intact():
+            return False
+        try:
+            with self._sending:
+                self._sock.sendall(encode(message))
+        except OSError:
+            # A keeper that has done its work hangs up; what it said before is still to be read.
+            while self._pump(0.0):
+                pass
+            self._ended = True
+            return False
+        return True
+
+    def _intact(self) -> bool:
+        """Whether the descriptor is still ours.
+
+        A test may close descriptors that are not its own; the number may then be anything,
+        so it is let go without closing it.
+        """
+        with suppress(OSError):
+            if os.fstat(self._sock.fileno()).st_ino == self._inode:
+                return True
+        self._ended = True
+        self._sock.detach()
+        return False
+
+    def _until(self, true: Callable[[], bool], timeout_s: float) -> bool:
+        ends = self._clock.monotonic() + timeout_s
+        while not true():
+            left = ends - self._clock.monotonic()
+            if left <= 0 or self._ended or self._done:
+                return False
+            self.end_if_stopped()
+            self._pump(min(left, _TURN_S))
+        return True
+
+    def _pump(self, timeout_s: float) -> bool:
+        """Take in what comes; whether anything did."""
+        with self._reading:
+            if self._ended or self._done or not self._intact():
+                return False
+            ready = poll()
+            ready.register(self._sock, POLLIN)
+            if not ready.poll(timeout_s * 1000):
+                return False
+            self._take_in()
+        if self._stale:
+            self._say_again()
+        return True
+
+    def _take_in(self) -> None:
+        try:
+            data = self._sock.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            self._ended = True
+        for message in self._decoder.feed(data):
+            self._file(message)
+
+    def _file(self, message: Message) -> None:
+        if isinstance(message, Ready):
+            self._stale = self.pid is not None
+            self.successions += self._stale
+            self.pid, self._start = message.pid, process.start_time(message.pid)
+        elif isinstance(message, Watching):
+            self._watching[message.endpoint] = message
+        elif isinstance(message, Pausing):
+            self._reason = message.reason
+        elif isinstance(message, Receipt):
+            self._receipts[message.endpoint] = message
+        elif isinstance(message, Done):
+            self._done = True
+
+    def _silence(self, timeout_s: float) -> str:
+        what = (
+            "has ended" if self._ended or self._done else f"has not answered within {timeout_s:g} s"
+        )
+        return (
+            f"the process that would pause endpoints {what}, so nothing is resumed. {self._hint()}"
+        )
+
+    def _hint(self) -> str:
+        try:
+            last = self._log.read_text(errors="replace").strip().rpartition("\n")[2]
+        except OSError:
+            last = ""
+        return f"Its last words: {last}" if last else f"Its log: {self._log}"

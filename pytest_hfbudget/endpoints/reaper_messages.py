@@ -1,0 +1,209 @@
+"""What the owner of a lease and its keeper say to each other: one JSON object per line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from json import dumps, loads  # by name: a test may replace those of the module
+from typing import Any, TypeAlias
+
+from pytest_hfbudget.endpoints.retry import Pace
+
+# Why endpoints are paused; `Receipt.reason` is one of these.
+ASKED = "asked"
+DEADLINE = "deadline"
+OWNER_GONE = "owner gone"
+KEEPER_LOST = "keeper lost"
+SWEPT = "swept"
+AWAKE = "awake again"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How the keeper pauses.
+
+    Attributes:
+        try_s: seconds for one try of one request.
+        poll_s: seconds between two looks at the state.
+        resend_s: seconds after which an accepted pause that did not happen is sent again.
+        settle_s: seconds for which a resume whose answer never came may still take effect.
+        deadline_s: seconds after which an endpoint that can't be paused is given up.
+        doubt_s: seconds for which a server must answer 404, or 401 and 403, and nothing else,
+            before that is believed.
+        looks_s: seconds after a verified pause at which the endpoint is looked at again.
+    """
+
+    try_s: float = 10.0
+    poll_s: float = 0.5
+    resend_s: float = 5.0
+    settle_s: float = 20.0
+    deadline_s: float = 600.0
+    doubt_s: float = 15.0
+    looks_s: tuple[float, ...] = ()
+
+    @property
+    def pace(self) -> Pace:
+        """Waits between tries; tries are single, since pausing has a loop of its own."""
+        return Pace(try_s=self.try_s, total_s=0.0, most_wait_s=max(self.resend_s, self.poll_s))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Owner: the first message; the only place where the token ever passes."""
+
+    token: str | None = field(repr=False)
+    api: str
+    owner_pid: int
+    owner_start: str | None
+    run: str
+    journal: str
+    claims: str
+    timings: Timings = field(default_factory=Timings)
+    ca_file: str | None = None
+    proxy: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Owner: pause this one when I am gone.
+
+    Attributes:
+        scaling: ``compute.scaling`` to put back after the pause; None to leave it alone.
+        untag: take tags of runs off again.
+        waking: a resume is being sent, of which nothing is known until `Settled`.
+    """
+
+    endpoint: str
+    scaling: Mapping[str, Any] | None = None
+    untag: bool = False
+    waking: bool = False
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Owner: no resume of this endpoint is under way (any more)."""
+
+    endpoint: str
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Owner: pause all at this moment of the system's steady clock; None: forget that."""
+
+    at_mono: float | None
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Owner: pause all now."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Keeper: the owner is being watched."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Watching:
+    """Keeper: this endpoint will be paused; or why that can't be promised."""
+
+    endpoint: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Pausing:
+    """Keeper: it has begun, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Keeper: how the pause of one endpoint ended.
+
+    Attributes:
+        state: the last that was seen, empty when none was.
+        verified: it was read back as paused (or gone) after the pause was asked for.
+        paused_at: unix seconds of that reading.
+        paused_mono: the same, or when it was left, on the system's steady clock.
+        attempts: pause requests sent.
+        warnings: what else went wrong, such as settings that could not be restored.
+        reason: why it was paused.
+        left_to: the run that goes on using it, and will pause it.
+        restored: nothing that the run had changed for its own sake is left as it was.
+    """
+
+    endpoint: str
+    state: str
+    verified: bool
+    paused_at: float | None = None
+    paused_mono: float | None = None
+    error: str | None = None
+    attempts: int = 0
+    warnings: tuple[str, ...] = ()
+    reason: str = ""
+    left_to: str | None = None
+    restored: bool = True
+
+    @property
+    def in_order(self) -> bool:
+        """Whether nothing is left to be done about it."""
+        return self.verified or self.left_to is not None
+
+
+@dataclass(frozen=True)
+class Done:
+    """Keeper: nothing left to do, good-bye."""
+
+
+Message: TypeAlias = (
+    Arm | Watch | Settled | Limit | Pause | Ready | Watching | Pausing | Receipt | Done
+)
+
+_KINDS: dict[str, Callable[..., Message]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        Arm,
+        Watch,
+        Settled,
+        Limit,
+        Pause,
+        Ready,
+        Watching,
+        Pausing,
+        Receipt,
+        Done,
+    )
+}
+
+
+def encode(message: Message) -> bytes:
+    """One line."""
+    kind = type(message).__name__.lower()
+    return dumps({"type": kind, **asdict(message)}).encode() + b"\n"
+
+
+class Decoder:
+    """Puts lines together from what arrives."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that are complete now."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [_decode(line) for line in lines]
+
+
+def _decode(line: bytes) -> Message:
+    data = loads(line)
+    make = _KINDS[data.pop("type")]
+    if "timings" in data:
+        timings = data["timings"]
+        data["timings"] = Timings(**{**timings, "looks_s": tuple(timings["looks_s"])})
+    if "warnings" in data:
+        data["warnings"] = tuple(data["warnings"])
+    return make(**data)

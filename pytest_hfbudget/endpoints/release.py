@@ -1,0 +1,342 @@
+"""Releasing an endpoint: to another run that uses it, else by a pause that is verified."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from pytest_hfbudget.endpoints import process, tags
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
+from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, Claim, Claims
+from pytest_hfbudget.endpoints.reaper_messages import Receipt, Timings, Watch
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.types import GONE, Endpoint, split_name
+from pytest_hfbudget.endpoints.types import PAUSED as RESTING
+from pytest_hfbudget.errors import EndpointError
+
+# A server may ask for an hour; a bill that runs can't wait for it.
+_MOST_RETRY_AFTER_S = 60.0
+
+
+_RESTORE_S = 5.0
+
+
+_LAST_TRY_S = 0.2
+
+
+class Pauser:
+    """Pauses one endpoint until it is verified, or the deadline is over.
+
+    Shared by the keeper and, should that be lost, its owner.
+    """
+
+    def __init__(
+        self,
+        plane: ControlPlane,
+        watch: Watch,
+        timings: Timings,
+        *,
+        settled: bool,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """``settled`` is False while a resume may be under way that nobody will see answered."""
+        self._plane, self._watch, self._timings = plane.with_pace(timings.pace), watch, timings
+        self._clock = clock
+        self._began = clock.monotonic()
+        self._ends = self._began + timings.deadline_s
+        self._quiet_from = self._began + (0.0 if settled else timings.settle_s)
+        self._state, self._error, self._attempts = "", "", 0
+        self._send_at = self._began
+        self._doubted: Callable[[Receipt], None] | None = None
+        self._told = False
+        self._only, self._since = "", self._began
+        self._flips = 0
+
+    @property
+    def endpoint(self) -> str:
+        """Full name of what is to be paused."""
+        return self._watch.endpoint
+
+    def run(
+        self,
+        record: Callable[[Receipt], None],
+        *,
+        doubted: Callable[[Receipt], None] | None = None,
+    ) -> Receipt:
+        """Pause, verify, ``record`` it, and only then put the endpoint's settings back.
+
+        Never raises for what a server does; the receipt tells.
+
+        Args:
+            doubted: told once the token has been refused for ``doubt_s``; the pause is tried on
+                until the deadline. None: that is the end of it.
+        """
+        self._doubted = doubted
+        receipt = self._pause()
+        record(receipt)
+        if not receipt.verified or receipt.state == GONE:
+            return receipt
+        warnings, awake = self._restore()
+        if awake:  # seen by no one yet, but nothing published says that it can't happen
+            receipt = self._pause()
+            record(receipt)
+        return replace(receipt, warnings=warnings, restored=not warnings)
+
+    def failed(self, reason: str) -> Receipt:
+        """The receipt of a pause that can't be verified."""
+        return Receipt(
+            endpoint=self.endpoint,
+            state=self._state,
+            verified=False,
+            error=f"{reason} It may still cost: `hfbudget pause {self.endpoint}`",
+            attempts=self._attempts,
+        )
+
+    def _pause(self) -> Receipt:
+        if not self._until_paused():
+            return self.failed(self._unpaused())
+        return Receipt(
+            endpoint=self.endpoint,
+            state=self._state,
+            verified=True,
+            paused_at=self._clock.time(),
+            paused_mono=self._clock.monotonic(),
+            attempts=self._attempts,
+        )
+
+    def _until_paused(self) -> bool:
+        failures = 0
+        self._send_at = self._clock.monotonic()
+        while True:
+            try:
+                if self._clock.monotonic() >= self._send_at:
+                    self._send()
+                wait = self._look()
+                failures, self._only = 0, ""
+                if wait is None:
+                    return True
+            except ControlPlaneError as error:
+                failures += 1
+                self._error = str(error)
+                if self._is_last_word(error):
+                    return self._state == GONE
+                retry_after = min(error.retry_after or 0.0, _MOST_RETRY_AFTER_S)
+                wait = self._timings.pace.wait(failures, retry_after)
+            except Exception as error:  # an answer that nobody foresaw: no reason to let it run
+                failures, self._error = failures + 1, f"{self.endpoint}: {error!r}"
+                wait = self._timings.pace.wait(failures, 0.0)
+            left = self._ends - self._clock.monotonic()
+            if left <= _LAST_TRY_S:
+                return False
+            self._clock.sleep(min(wait, left - _LAST_TRY_S))  # a last try, however long the wait
+
+    def _send(self) -> None:
+        self._attempts += 1
+        try:
+            self._plane.pause(self._watch.endpoint)
+        except ControlPlaneError as error:
+            # A 400 may just mean "already paused", in words that nobody has published: the
+            # state decides. What may pass with time goes to the caller, to be tried again.
+            if error.status not in (400, 404, 409, 422):
+                raise
+            self._error = str(error)
+            if error.gone:
+                return  # should the state be there to be read, it is sent again at once
+        self._send_at = self._clock.monotonic() + self._timings.resend_s
+
+    def _look(self) -> float | None:
+        """Seconds until the next look; None when the pause is certain."""
+        before, self._state = self._state, self._plane.get(self._watch.endpoint).state
+        if before == RESTING != self._state:
+            # A resume came late, or was somebody else's; or not all servers know of the pause.
+            self._send_at = self._clock.monotonic()
+            self._flips += 1
+            return 0.0 if self._flips == 1 else self._timings.poll_s
+        if self._state != RESTING or self._clock.monotonic() < self._quiet_from:
+            return self._timings.poll_s
+        return None if before == RESTING else 0.0  # one server of several may be ahead, or wrong
+
+    def _is_last_word(self, error: ControlPlaneError) -> bool:
+        """Whether an answer has come for so long, and no other, that there is no use in going on.
+
+        A gateway in trouble may answer 404, 401 or 403 for seconds, for an endpoint that runs.
+        """
+        kind = "gone" if error.gone else "denied" if error.denied else ""
+        if kind != self._only:
+            self._only, self._since = kind, self._clock.monotonic()
+        if not kind or (kind == "gone" and self._is_listed()):
+            self._only = ""
+            return False
+        if self._clock.monotonic() - self._since < self._timings.doubt_s:
+            return False
+        if kind == "gone":
+            self._state = GONE
+            return True
+        if self._doubted is None:
+            return True
+        if not self._told:
+            self._told = True
+            self._doubted(self.failed(f"{self._unpaused()} The keeper goes on trying."))
+        return False
+
+    def _is_listed(self) -> bool:
+        """Whether its namespace has the endpoint after all; True also where that can't be read."""
+        try:
+            listed = self._plane.list(split_name(self.endpoint)[0])
+        except ControlPlaneError as error:
+            self._error = f"{self._error} But that is not certain: {error}"
+            return True
+        if any(one.full_name.casefold() == self.endpoint.casefold() for one in listed):
+            self._error = f"{self._error} But the list of its namespace has it."
+            return True
+        return False
+
+    def _unpaused(self) -> str:
+        reason = self._error or f'the pause was accepted, but the state is "{self._state}".'
+        return f"{self.endpoint} could not be paused: {reason}"
+
+    def _restore(self) -> tuple[tuple[str, ...], bool]:
+        """What could not be put back, and whether the endpoint has woken up over it."""
+        watch = self._watch
+        if watch.scaling is None and not watch.untag:
+            return (), False
+        plane = self._plane.with_pace(replace(self._timings.pace, total_s=_RESTORE_S))
+        try:
+            payload = self._changes(plane.get(watch.endpoint))
+            if payload:
+                plane.update(watch.endpoint, payload)
+            return (), plane.get(watch.endpoint).state != RESTING
+        except ControlPlaneError as error:
+            if error.gone:
+                return (), False
+            return (
+                f"{watch.endpoint}: its scaling could not be put back to {watch.scaling}: {error}",
+            ), False
+
+    def _changes(self, now: Endpoint) -> dict[str, object]:
+        payload: dict[str, object] = {}
+        if self._watch.scaling is not None and now.raw_scaling != self._watch.scaling:
+            payload["compute"] = {"scaling": dict(self._watch.scaling)}
+        # All runs': it is paused now, so nobody's lease on it means anything any more.
+        kept = tags.without_lease(now.tags)
+        if self._watch.untag and kept != list(now.tags):
+            payload["tags"] = kept
+        return payload
+
+
+class Leaver:
+    """Ends one run's claim on one endpoint. Used by keepers, their owners and the sweep."""
+
+    def __init__(
+        self, claims: Claims, claim: Claim, pauser: Pauser, *, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        """``claim`` is what is put, should there be none so far."""
+        self._claims, self._pauser, self._clock = claims, pauser, clock
+        self._claim = replace(
+            claims.own() or claim,
+            phase=PAUSING,
+            keeper_pid=os.getpid(),
+            keeper_start=process.start_time(os.getpid()),
+        )
+
+    @property
+    def endpoint(self) -> str:
+        """Full name of what is left."""
+        return self._claim.endpoint
+
+    def run(
+        self,
+        record: Callable[[Receipt], None],
+        *,
+        reason: str,
+        doubted: Callable[[Receipt], None] | None = None,
+    ) -> Receipt:
+        """Leave it, ``record`` how, and tell; see `Pauser.run`."""
+        trouble = self._announce()
+        heir = self._heir()
+        if heir is not None:
+            receipt = self._left(heir, reason)
+            record(receipt)
+            self._claims.end(self._claim, paused=False)
+            return receipt
+        receipt = self._pauser.run(
+            lambda told: record(replace(told, reason=reason)), doubted=doubted
+        )
+        # What could not be put back is remembered, for the next run that pauses it.
+        self._claims.end(self._claim, paused=receipt.verified and receipt.restored)
+        return replace(receipt, reason=reason, warnings=(*receipt.warnings, *trouble))
+
+    def failed(self, error: str) -> Receipt:
+        """The receipt of a pause that can't be verified."""
+        self._claims.end(replace(self._claim, phase=OVER), paused=False)
+        return self._pauser.failed(error)
+
+    def _announce(self) -> tuple[str, ...]:
+        try:
+            self._claims.put(self._claim)
+        except EndpointError as error:  # a full disk is no reason to let it run
+            return (str(error),)
+        return ()
+
+    def _heir(self) -> Claim | None:
+        try:
+            return self._claims.heir()
+        except OSError:  # what can't be read is no reason to let it run
+            return None
+
+    def _left(self, heir: Claim, reason: str) -> Receipt:
+        return Receipt(
+            endpoint=self.endpoint,
+            state=f"left to run {heir.run}",
+            verified=False,
+            paused_mono=self._clock.monotonic(),
+            left_to=heir.run,
+            reason=reason,
+        )
+
+
+def awake_again(plane: ControlPlane, claims: Claims, claim: Claim, *, at: float) -> str:
+    """The state of an endpoint that was paused and does not rest; empty where all is well.
+
+    A resume that was lost may take effect late, a server may have told of an older state, and
+    settings that are put back may wake it. What another run has come to use is left to that run.
+
+    Args:
+        at: unix seconds.
+
+    Raises:
+        ControlPlaneError: its state can't be read.
+    """
+    try:
+        found = plane.get(claim.endpoint)
+    except ControlPlaneError as error:
+        if error.gone:
+            return ""
+        raise
+    # Read before the claims are: whoever resumes it has put a claim first.
+    if found.state == RESTING or claims.heir() or claims.pauser():
+        return ""
+    run, until = tags.run_of(found.tags), tags.until(found.tags)
+    others = run is not None and tags.RUN + run != tags.of_run(claim.run)
+    return "" if others and (until or 0.0) >= at else found.state
+
+
+def entry(receipt: Receipt, claim: Claim, *, at: float) -> Record:
+    """The journal's line about how an endpoint was left."""
+    return Record(
+        kind=LEFT if receipt.left_to else PAUSED,
+        run=claim.run,
+        endpoint=receipt.endpoint,
+        api=claim.api,
+        at=at,
+        owner_pid=claim.owner_pid,
+        owner_start=claim.owner_start,
+        state=receipt.state,
+        verified=receipt.verified,
+        error=receipt.error,
+        reason=receipt.reason,
+        left_to=receipt.left_to,
+    )

@@ -1,0 +1,252 @@
+"""A run's keeper; and the next one, should the first be killed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.journal import Journal, Record
+from pytest_hfbudget.endpoints.lease_store import Claim, Claims
+from pytest_hfbudget.endpoints.reaper_client import KeeperLink
+from pytest_hfbudget.endpoints.reaper_messages import (
+    ASKED,
+    DEADLINE,
+    KEEPER_LOST,
+    Arm,
+    Receipt,
+    Watch,
+)
+from pytest_hfbudget.endpoints.release import Leaver, Pauser, entry
+from pytest_hfbudget.endpoints.retry import Clock
+from pytest_hfbudget.endpoints.spawn import Spawn
+from pytest_hfbudget.endpoints.transport import Route
+from pytest_hfbudget.endpoints.types import Endpoint, EndpointSettings
+from pytest_hfbudget.errors import EndpointError
+
+_KILLED = "the process that pauses endpoints was killed"
+
+
+class Guard:
+    """Has endpoints paused by a keeper, and by this process if there can't be one."""
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        plane: ControlPlane,
+        journal: Journal,
+        *,
+        clock: Clock,
+        spawn: Spawn,
+    ) -> None:
+        self._settings, self._plane, self._journal = settings, plane, journal
+        self._clock, self._spawn = clock, spawn
+        self._lock = threading.RLock()
+        self._watches: dict[str, Watch] = {}
+        self._unsettled: set[str] = set()
+        self._own: dict[str, Receipt] = {}
+        self._starts = self._noticed = 0
+        self._until: float | None = None
+        self.warnings: tuple[str, ...] = ()
+        self._link = self._start()
+
+    @property
+    def keeper_pid(self) -> int | None:
+        """Of the keeper that is on watch now."""
+        return self._link.pid
+
+    def watch(self, watch: Watch) -> None:
+        """Put an endpoint under guard, just before it may be resumed; or tell more about it.
+
+        Raises:
+            EndpointError: it can't be promised that it will be paused.
+        """
+        self.tend()
+        with self._lock:
+            self._watches[watch.endpoint] = watch
+            change = self._unsettled.add if watch.waking else self._unsettled.discard
+            change(watch.endpoint)
+            link = self._link
+        link.watch(watch, timeout_s=self._settings.arm_timeout_s + self._settings.try_s)
+
+    def waking(self, name: str) -> None:
+        """A resume is going to be sent now, and may take effect late.
+
+        Raises:
+            EndpointError: see `watch`.
+        """
+        self.watch(replace(self._watches[name], waking=True))
+
+    def settled(self, name: str) -> None:
+        """The resume was answered, or is not going to be sent."""
+        with self._lock:
+            if name in self._unsettled:
+                self._unsettled.discard(name)
+                self._link.settled(name)
+
+    def limit(self, at_mono: float | None) -> None:
+        """Have all paused at this moment of the steady clock; None: not before the end."""
+        with self._lock:
+            if at_mono != self._until:
+                self._until = at_mono
+                self._link.limit(at_mono)
+
+    def early(self) -> str | None:
+        """Why the endpoints were paused before anybody here asked for it; None if they weren't."""
+        if self._own:
+            return KEEPER_LOST
+        return DEADLINE if self._link.reason == DEADLINE else None
+
+    def write(
+        self, kind: str, found: Endpoint, *, scaling: Mapping[str, Any] | None = None
+    ) -> None:
+        """Have a line about an endpoint in the journal before the step that it announces.
+
+        Raises:
+            EndpointError: it can't be written.
+        """
+        self._journal.write(
+            Record(
+                kind=kind,
+                run=self._settings.run,
+                endpoint=found.full_name,
+                api=self._settings.api,
+                at=self._clock.time(),
+                owner_pid=os.getpid(),
+                owner_start=process.start_time(os.getpid()),
+                state=found.state,
+                scaling=scaling,
+            )
+        )
+
+    def ask(self) -> None:
+        """Have all paused now, without waiting."""
+        self._link.ask()
+
+    def tend(self) -> None:
+        """Look after the keeper: a lost one is replaced once, else all is paused from here."""
+        with self._lock:
+            self._link.end_if_stopped()
+            self._notice()
+            if not self._watches and self._starts == 1 and self._link.lost:
+                self._link = self._start()  # nothing was in its care yet
+            elif self._link.lost and not self._own:
+                self._replace()
+
+    def pause(self, timeout_s: float) -> dict[str, Receipt]:
+        """Have all paused and wait for it; by name, without those that took too long."""
+        with self._lock:  # another thread may be having the keeper replaced
+            link = self._link
+        receipts = {receipt.endpoint: receipt for receipt in link.pause(timeout_s)}
+        receipts.update(self._own)
+        self._notice()
+        if self._link.lost:  # by now there is no time for another keeper
+            missing = [name for name in self._watches if not _in_order(receipts.get(name))]
+            if missing:
+                self._warn(_KILLED)
+            receipts.update(self._pause_here(missing, timeout_s, ASKED))
+        return receipts
+
+    def receipts(self) -> dict[str, Receipt]:
+        """What is known of pauses so far, by name."""
+        known = {receipt.endpoint: receipt for receipt in self._link.receipts()}
+        return {**known, **self._own}
+
+    def close(self) -> None:
+        """Let the keeper go; it finishes what it still has to do."""
+        self._link.close()
+
+    def _start(self) -> KeeperLink:
+        self._starts += 1
+        self._noticed = 0
+        log = self._journal.path.with_suffix(f".{self._starts}.log")
+        route = Route.find(self._settings.api)
+        arm = Arm(
+            token=self._settings.token,
+            api=self._settings.api,
+            owner_pid=os.getpid(),
+            owner_start=process.start_time(os.getpid()),
+            run=self._settings.run,
+            journal=str(self._journal.path.absolute()),
+            claims=str(self._settings.claims.absolute()),
+            timings=self._settings.timings,
+            ca_file=route.ca_file,
+            proxy=route.proxy,
+        )
+        timeout_s = self._settings.arm_timeout_s
+        return KeeperLink.start(
+            arm, log=log, timeout_s=timeout_s, spawn=self._spawn, clock=self._clock
+        )
+
+    def _notice(self) -> None:
+        """A keeper whose standby stepped in is missed by nobody, but somebody kills processes."""
+        if self._link.successions > self._noticed:
+            self._noticed = self._link.successions
+            self._warn(f"{_KILLED}; another one has stepped in")
+
+    def _replace(self) -> None:
+        self._warn(_KILLED)
+        try:
+            self._hand_over()
+        except EndpointError as error:
+            self._warn(f"endpoints were paused before the run's end: {error}")
+            timeout_s = self._settings.retry_s
+            self._own.update(self._pause_here(list(self._watches), timeout_s, KEEPER_LOST))
+
+    def _hand_over(self) -> None:
+        if self._starts > 1:
+            raise EndpointError("that process has been replaced once already.")
+        self._link.close()
+        self._link = self._start()
+        self._link.limit(self._until)
+        for name, watch in self._watches.items():
+            again = replace(watch, waking=name in self._unsettled)
+            self._link.watch(again, timeout_s=self._settings.arm_timeout_s)
+
+    def _warn(self, text: str) -> None:
+        self.warnings = (*self.warnings, text)
+
+    def _pause_here(self, names: list[str], timeout_s: float, reason: str) -> dict[str, Receipt]:
+        if not names:
+            return {}
+        timings = replace(self._settings.timings, deadline_s=timeout_s)
+
+        def leave(name: str) -> Receipt:
+            claim, watch = self._claim(name), self._watches[name]
+            claims = Claims(self._settings.claims, api=claim.api, endpoint=name, run=claim.run)
+            settled = name not in self._unsettled
+            pauser = Pauser(self._plane, watch, timings, settled=settled, clock=self._clock)
+            leaver = Leaver(claims, claim, pauser, clock=self._clock)
+            return leaver.run(lambda told: self._record(told, claim), reason=reason)
+
+        with ThreadPoolExecutor(len(names), "hfbudget-pause") as pool:
+            return dict(zip(names, pool.map(leave, names), strict=True))
+
+    def _claim(self, name: str) -> Claim:
+        pid, start = os.getpid(), process.start_time(os.getpid())
+        return Claim(
+            run=self._settings.run,
+            endpoint=name,
+            api=self._settings.api,
+            owner_pid=pid,
+            owner_start=start,
+            keeper_pid=pid,
+            keeper_start=start,
+            at=self._clock.time(),
+            scaling=self._watches[name].scaling,
+        )
+
+    def _record(self, receipt: Receipt, claim: Claim) -> None:
+        try:
+            self._journal.write(entry(receipt, claim, at=self._clock.time()))
+        except EndpointError as error:  # a full disk is no reason to stop pausing
+            self._warn(str(error))
+
+
+def _in_order(receipt: Receipt | None) -> bool:
+    return receipt is not None and receipt.in_order

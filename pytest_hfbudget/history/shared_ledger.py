@@ -1,0 +1,259 @@
+"""A ledger that other runs fill, too.
+
+Every step of it is taken between the beginning and the end of one transaction of the store, with
+what the others have taken counted as spent. So two runs can't both take what is left, and what
+this run takes is on its tab before anything is sent.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
+from pytest_hfbudget.history.sqlite_store import Store
+from pytest_hfbudget.history.windows import Window
+from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, Waiting
+from pytest_hfbudget.ledger.locks import alone, is_owned, own_lock
+from pytest_hfbudget.ledger.off_loop import off_loop
+from pytest_hfbudget.ledger.scope import SESSION
+
+_BEFORE_ALL_DAYS = 0
+
+
+class Account(Protocol):
+    """What the booth changes in the ledger's accounts."""
+
+    scope: Scope
+    spent: int
+    held: int
+
+
+class Booth:
+    """The lock of a ledger: whoever is inside has the store to himself.
+
+    A store that fails does not keep a call that was sent from being settled: tabs are written as
+    amounts, not as changes, so the next time that it works puts everything right. Until then
+    there is no room in any window.
+
+    Attributes:
+        problem: why the store could not be read or written at the last attempt; empty if it was.
+    """
+
+    def __init__(
+        self, store: Store, windows: Sequence[Window], accounts: Mapping[str, Account]
+    ) -> None:
+        self.problem = ""
+        self._store, self._windows, self._accounts = store, windows, accounts
+        self._lock = own_lock()
+        self._in_transaction = False
+        self._day = _BEFORE_ALL_DAYS
+        self._own = 0  # nano-USD that this run has spent today
+        self._taken = dict.fromkeys((window.key for window in windows), 0)
+        self._earlier: dict[int, int] = {}
+        self._written: dict[int, int] = {}
+        _watch_forks(self)
+
+    @off_loop()
+    def __enter__(self) -> Booth:
+        alone(self._lock).__enter__()
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    @off_loop()
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._end()
+        finally:
+            self._lock.__exit__(None, None, None)
+
+    def _is_owned(self) -> bool:
+        return is_owned(self._lock)
+
+    def close(self) -> None:
+        """The run is over: what is on its tab is spent.
+
+        Raises:
+            HistoryError: the tab stays open, and counts as it stands.
+        """
+        with self._lock:
+            self._store.close()
+            self._own, self._written = 0, {self._day: 0}
+
+    def _begin(self) -> None:
+        try:
+            day, taken = self._store.begin(self._windows, self._day)
+        except HistoryError as error:
+            self.problem, self._in_transaction = str(error), False
+            for window in self._windows:
+                account = self._accounts[window.key]
+                account.scope = account.scope._replace(cap=0)
+            return
+        self._in_transaction = True
+        if day != self._day:
+            self._turn_over(day)
+        for window in self._windows:
+            account = self._accounts[window.key]
+            account.scope = window.scope(day)
+            self._taken[window.key] = taken[window.key] - self._stale(window, day)
+            account.spent = self._taken[window.key] + self._own
+
+    def _stale(self, window: Window, day: int) -> int:
+        """What the file has on this run's earlier days beyond what was spent: holds of then."""
+        first = window.first_day(day)
+        days = self._earlier.items()
+        return sum(self._written.get(at, 0) - own for at, own in days if at >= first)
+
+    def _turn_over(self, day: int) -> None:
+        # What is in flight at midnight is settled on the next day, so it is held there.
+        if self._day != _BEFORE_ALL_DAYS:
+            self._earlier[self._day] = self._own
+        self._day, self._own = day, 0
+
+    def _end(self) -> None:
+        key = self._windows[0].key
+        account = self._accounts[key]
+        self._own = account.spent - self._taken[key]
+        if not self._in_transaction:
+            return
+        tabs = {**self._earlier, self._day: self._own + account.held}
+        self._in_transaction = False
+        try:
+            self._store.end({} if tabs == self._written else tabs)
+        except HistoryError as error:
+            self.problem = str(error)
+        else:
+            self.problem, self._written, self._earlier = "", {self._day: tabs[self._day]}, {}
+
+    # --- SQLite's files don't survive being open on both sides of a fork
+
+    def before_fork(self) -> None:
+        """Nothing is open, and nobody is inside, while the process is forked."""
+        self._lock.__enter__()
+        self._store.pause()
+
+    def after_in_parent(self) -> None:
+        """Go on."""
+        self._lock.__exit__(None, None, None)
+
+    def after_in_child(self) -> None:
+        """The child has a tab of its own; what it has of its parent is on the parent's."""
+        self._lock = own_lock()
+        self._store.forked()
+        self._own, self._earlier, self._written = 0, {}, {}
+
+
+class SharedLedger(Ledger):
+    """The ledger of one run among others, all of which spend from the same windows.
+
+    Raises:
+        HistoryError: the store can't be read or written; under a cap that ends the run.
+    """
+
+    def __init__(self, store: Store, windows: Sequence[Window]) -> None:
+        super().__init__()
+        self._windows = tuple(window.key for window in windows)
+        for window in windows:
+            self.open(window.scope())
+        self._lock = self._booth = Booth(store, windows, self._accounts)
+        with self._booth:
+            pass
+        if self._booth.problem:
+            store.pause()
+            raise HistoryError(self._booth.problem)
+
+    def hold(
+        self, keys: Sequence[str], least: int, most: int | None, draft: Charge, owner: object = None
+    ) -> Hold:
+        """As `Ledger.hold`.
+
+        Raises:
+            LedgerUnreachableError: nobody knows what the other runs have spent.
+            BudgetExceededError: as `Ledger.hold`.
+        """
+        with self._kept(draft.model):
+            return self._on_the_tab(super().hold(keys, least, most, draft, owner), draft.model)
+
+    def ask(
+        self,
+        keys: Sequence[str],
+        least: int,
+        most: int | None,
+        draft: Charge,
+        caller: Caller | None = None,
+        owner: object = None,
+    ) -> Hold | Waiting:
+        """As `Ledger.ask`, and as `hold`."""
+        with self._kept(draft.model):
+            answer = super().ask(keys, least, most, draft, caller, owner)
+            return self._on_the_tab(answer, draft.model) if isinstance(answer, Hold) else answer
+
+    @contextmanager
+    def _kept(self, model: str) -> Iterator[None]:
+        """A window that seems full because nobody can read it is not full."""
+        try:
+            yield
+        except BudgetExceededError as error:
+            if error.scope_key in self._windows and self._booth.problem:
+                raise self._unreachable(model) from None
+            raise
+
+    def _on_the_tab(self, granted: Hold, model: str) -> Hold:
+        if granted.amount and self._booth.problem:
+            self.release(granted.id)
+            raise self._unreachable(model)
+        return granted
+
+    def book(self, key: str, nano_usd: int, *, what: str = "") -> None:
+        """As `Ledger.book`; what is booked to the session is booked to every window."""
+        keys = (*self._windows, SESSION) if key == SESSION else (key,)
+        booked: list[str] = []
+        with self._kept(what):
+            try:
+                for each in keys:
+                    super().book(each, nano_usd, what=what)
+                    booked.append(each)
+            except BudgetExceededError:
+                for each in booked:
+                    super().book(each, -nano_usd)
+                raise
+
+    def close(self) -> None:
+        """The run is over.
+
+        Raises:
+            HistoryError: what it still holds counts as spent.
+        """
+        self._booth.close()
+
+    def _unreachable(self, model: str) -> LedgerUnreachableError:
+        return LedgerUnreachableError(
+            f"{model} was not called, because a budget over many runs can't be kept: "
+            f"{self._booth.problem}",
+            scope_key=self._windows[0],
+            model=model,
+        )
+
+
+def _watch_forks(booth: Booth) -> None:
+    # Weakly: what is registered for forks stays registered, and a process may see many runs.
+    def call(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:
+        def now() -> None:
+            if (alive := method()) is not None:
+                with suppress(HistoryError):
+                    alive()
+
+        return now
+
+    os.register_at_fork(
+        before=call(weakref.WeakMethod(booth.before_fork)),
+        after_in_parent=call(weakref.WeakMethod(booth.after_in_parent)),
+        after_in_child=call(weakref.WeakMethod(booth.after_in_child)),
+    )

@@ -1,0 +1,1 @@
+"""The ledger over a socket: one server, one client, one codec."""

@@ -1,0 +1,236 @@
+"""A ledger in another process, as a worker sees it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from _socket import socket as BareSocket
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from socket import AF_UNIX, SOCK_STREAM
+from typing import Any
+
+from pytest_hfbudget.errors import LedgerUnreachableError
+from pytest_hfbudget.ledger.charge import Charge, Refusal
+from pytest_hfbudget.ledger.interface import Caller, Hold, Waiting, unanswered
+from pytest_hfbudget.ledger.locks import alone, own_lock
+from pytest_hfbudget.ledger.rpc import codec
+from pytest_hfbudget.ledger.scope import Scope, Totals
+
+CHUNK = 65_536
+
+
+class Socket(BareSocket):
+    """A Unix socket of the plugin's own, which no tool of a test gets hold of.
+
+    Tools that keep tests from the network, or from blocking calls, replace `socket.socket` or its
+    methods; a test may also have given all sockets a time-out.
+    """
+
+    def __init__(self, fileno: int | None = None) -> None:
+        super().__init__(AF_UNIX, SOCK_STREAM, fileno=fileno)
+        self.settimeout(None)
+
+    def accept(self) -> tuple[Socket, object]:
+        """The next connection; `socket.socket` would make it of what stands in its own place."""
+        number, address = self._accept()  # type: ignore[attr-defined] # typeshed leaves it out
+        return Socket(number), address
+
+
+class Wire:
+    """One connection to a ledger's counter; reopened in a forked child, which must not share it.
+
+    Args:
+        path: the address of the Unix socket.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = own_lock()
+        self._socket: Socket | None = None
+        self._told = False
+        _wires.add(self)
+
+    def another(self) -> Wire:
+        """A second connection to the same place."""
+        return Wire(self._path)
+
+    def ask(self, operation: str, *arguments: Any) -> Any:
+        """The answer of an operation.
+
+        Raises:
+            LedgerUnreachableError: the process that keeps the ledger is gone.
+            HFBudgetError: what the operation itself raised there.
+        """
+        line = codec.encode([operation, *arguments])
+        with self._line():
+            answer = codec.decode(_received(self._send(line)))
+            self._told = False
+        if "error" in answer:
+            raise codec.raised(answer)
+        return answer["ok"]
+
+    def tell(self, operation: str, *arguments: Any) -> None:
+        """Have an operation done, without waiting for it: in its turn, before all that is asked.
+
+        Raises:
+            LedgerUnreachableError: as `ask`.
+        """
+        line = codec.encode([codec.TELL, operation, *arguments])
+        with self._line():
+            self._send(line)
+            self._told = True
+
+    def flush(self) -> None:
+        """Wait until all that was told is done.
+
+        Raises:
+            LedgerUnreachableError: as `ask`.
+        """
+        if self._told:
+            self.ask("flush")
+
+    @contextmanager
+    def _line(self) -> Iterator[None]:
+        with alone(self._lock):
+            try:
+                yield
+            except (OSError, ValueError) as error:
+                self._hang_up()
+                raise LedgerUnreachableError(
+                    "the process that keeps the budget of this run is gone "
+                    f"({type(error).__name__}), so nothing more is sent"
+                ) from None
+            except BaseException:
+                # Ctrl-C or a time-out: the answer is still to come, and must not be taken for
+                # that of the next question.
+                self._hang_up()
+                raise
+
+    def _send(self, line: bytes) -> Socket:
+        if self._socket is None:
+            self._socket = Socket()
+            self._socket.connect(self._path)
+        self._socket.sendall(line)
+        return self._socket
+
+    def close(self) -> None:
+        """Hang up."""
+        with alone(self._lock):
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._told = None, False
+
+    def forked(self) -> None:
+        """A child closes its copy, or the ledger would not notice the end of its parent.
+
+        The lock is a new one: whoever held the old one does not exist in the child.
+        """
+        self._lock = own_lock()
+        self._hang_up()
+
+
+def _received(connection: Socket) -> bytes:
+    # One answer follows one question. No buffered file: its lock would not survive a fork.
+    answer = bytearray()
+    while not answer.endswith(b"\n"):
+        more = connection.recv(CHUNK)
+        if not more:
+            raise ConnectionResetError
+        answer += more
+    return bytes(answer)
+
+
+def _after_fork_in_child() -> None:
+    for each in tuple(_wires):
+        each.forked()
+
+
+# What is registered can't be taken back, so it is done once, for all that there are by then.
+_wires: weakref.WeakSet[Wire] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class RemoteLedger:
+    """The ledger of the controller, over a `Wire`; every method raises as `Wire.ask` does.
+
+    Args:
+        ahead: whether a call may go on before its settlement is booked. Its process has to `flush`
+            before anybody else looks.
+    """
+
+    def __init__(self, wire: Wire, *, ahead: bool = False) -> None:
+        self._wire = wire
+        self._settle = wire.tell if ahead else wire.ask
+
+    def open(self, scope: Scope) -> None:
+        self._wire.ask("open", scope)
+
+    def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
+        return Hold(*self._wire.ask("hold", keys, least, most, draft))
+
+    def ask(
+        self, keys: Sequence[str], least: int, most: int | None, draft: Charge, caller: Caller
+    ) -> Hold | Waiting:
+        place, amount = self._wire.ask("ask", keys, least, most, draft, caller)
+        if amount is not None:
+            return Hold(place, amount)
+        try:
+            return Waiting(place, self._answer_to(place))
+        except BaseException:
+            self.leave(place)
+            raise
+
+    def _answer_to(self, place: int) -> Future[Hold]:
+        """What the ledger answers, by a connection and a thread of its own.
+
+        Neither the wire nor an event loop may wait meanwhile: what is waited for is settled there.
+        """
+        answer = unanswered()
+
+        def listen() -> None:
+            wire = self._wire.another()
+            try:
+                while (hold := wire.ask("answer", place)) is None:
+                    continue  # there was none in the time for which that counter listens
+                answer.set_result(Hold(*hold))
+            except BaseException as error:
+                answer.set_exception(error)
+            finally:
+                wire.close()
+
+        threading.Thread(target=listen, name="hfbudget-waits", daemon=True).start()
+        return answer
+
+    def give_up(self, place: int, seconds: float) -> Hold | None:
+        hold = self._wire.ask("give_up", place, seconds)
+        return None if hold is None else Hold(*hold)
+
+    def leave(self, place: int) -> None:
+        self._wire.ask("leave", place)
+
+    def settle(self, hold: int, charge: Charge) -> None:
+        self._settle("settle", hold, charge)
+
+    def release(self, hold: int, charge: Charge | None = None) -> None:
+        self._settle("release", hold, charge)
+
+    def flush(self) -> None:
+        self._wire.flush()
+
+    def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
+        self._wire.ask("refuse", keys, refusal)
+
+    def miss(self, why: str, calls: int) -> None:
+        self._wire.ask("miss", why, calls)
+
+    def total(self, key: str) -> Totals:
+        return Totals(*self._wire.ask("total", key))
+
+    def charges_in(self, key: str) -> tuple[Charge, ...]:
+        return tuple(codec.charge(fields) for fields in self._wire.ask("charges_in", key))

@@ -1,0 +1,276 @@
+"""Who is charged: the test that runs in this process, and the blocks that are open."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
+
+from pytest_hfbudget.ledger.scope import SESSION, Scope
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.errors import BudgetExceededError
+    from pytest_hfbudget.metering.budget import budget
+    from pytest_hfbudget.metering.thresholds import Threshold
+    from pytest_hfbudget.pricing import Quote
+
+
+class Enclosed(NamedTuple):
+    """Which blocks a context is inside of.
+
+    Attributes:
+        certain: whether that is all of them. A plain thread starts with an empty context, so what
+            encloses whoever has started it can only be guessed.
+        blocks: those that were entered in this context, or in the one it is a copy of.
+    """
+
+    certain: bool
+    blocks: tuple[budget, ...] = ()
+
+
+class Opened(NamedTuple):
+    """A block that is open.
+
+    Attributes:
+        everywhere: whether a plain thread may have been started inside of it, as far as that can
+            be known; otherwise only contexts of the same thread can lie inside of it.
+        thread: where it was entered.
+        task: what entered it, where that was a task.
+        at: its place in the order of things: other tasks that were seen before it lie outside.
+    """
+
+    block: budget
+    everywhere: bool
+    thread: int
+    task: ref[asyncio.Task[Any]] | None
+    at: int
+
+    def may_enclose(self, thread: int, task: asyncio.Task[Any] | None, seen: int | None) -> bool:
+        """Whether an empty context, of a task that was first seen then, can lie inside of it."""
+        if thread != self.thread:
+            return self.everywhere
+        older = seen is not None and seen < self.at
+        return not older or (self.task is not None and self.task() is task)
+
+
+class Around(NamedTuple):
+    """Everything that a call made here and now has to fit into.
+
+    Attributes:
+        scopes: the budgets, the widest first.
+        keys: theirs in the ledger.
+        capped: whether any of them has a limit, of USD or of calls.
+        paid: whether any of them has a limit of USD.
+        explicit: the price that the innermost block or the test's marker states, if any does.
+        thresholds: what these budgets want done from a part of them on, the innermost last.
+        test: what answers for a refusal, unless it is over by then.
+    """
+
+    scopes: tuple[Scope, ...]
+    keys: tuple[str, ...]
+    capped: bool
+    paid: bool
+    explicit: Quote | None
+    thresholds: tuple[Threshold, ...]
+    test: RunningTest | None
+
+
+class Outer(NamedTuple):
+    """What encloses a whole process, beside its test: blocks of the one that has started it."""
+
+    scopes: tuple[Scope, ...] = ()
+    explicit: Quote | None = None
+
+
+class Inside(NamedTuple):
+    """What a call is made inside of: all that decides which budgets it has to fit into."""
+
+    over_runs: tuple[Scope, ...]
+    session: Scope
+    test: RunningTest | None
+    outer: Outer
+    blocks: tuple[budget, ...]
+
+
+_enclosed: ContextVar[Enclosed] = ContextVar("hfbudget_enclosed")
+
+
+@dataclass(eq=False)  # a test may run twice: each time it is another one
+class RunningTest:
+    """The budgets of the test that is running, and what was refused to it.
+
+    Attributes:
+        reported: how many of the refusals the reports of its subtests have told.
+    """
+
+    id: str
+    scopes: tuple[Scope, ...] = ()
+    explicit: Quote | None = None
+    on_exceed: str = "fail"
+    thresholds: tuple[Threshold, ...] = ()
+    refusals: list[BudgetExceededError] = field(default_factory=list)
+    reported: int = 0
+
+    def take_refusals(self, *, of_subtest: bool) -> list[BudgetExceededError]:
+        """What was refused to the subtest that has just ended; else all of it, once."""
+        if of_subtest:
+            since, self.reported = self.reported, len(self.refusals)
+            return self.refusals[since:]
+        taken, self.refusals[:], self.reported = list(self.refusals), [], 0
+        return taken
+
+
+@dataclass
+class Payer:
+    """The scopes that a call made here and now is charged to.
+
+    Threads and executors of a test are its own, whether or not they carry its context, so the
+    running test is an attribute of the process. Blocks follow the context where there is one. A
+    thread without one is charged to every block that was opened in a context which is known: one
+    of them has started it, and so no cap can be broken by it. An empty context in a thread that has
+    others (``Context().run``, a task that was given one, a greenlet) is also charged to the blocks
+    that any of these has opened, unless it is that of a task which is older than the block.
+
+    Attributes:
+        over_runs: the budgets that this run shares with others.
+        unowned: refusals to calls that belong to no test and no block.
+    """
+
+    session: Scope = field(default_factory=lambda: Scope(SESSION, "session budget"))
+    over_runs: tuple[Scope, ...] = ()
+    test: RunningTest | None = None
+    where: str = ""
+    unowned: list[BudgetExceededError] = field(default_factory=list)
+    outer: Outer = field(default_factory=Outer)
+    _opened: list[Opened] = field(default_factory=list)
+    _order: Iterator[int] = field(default_factory=itertools.count)
+    _seen: WeakKeyDictionary[asyncio.Task[Any], int] = field(default_factory=WeakKeyDictionary)
+    _last: tuple[Inside, Around] | None = None
+
+    def open_blocks(self) -> tuple[budget, ...]:
+        """The blocks around the running code, outermost first."""
+        enclosed = self._here()
+        if enclosed.certain:
+            return enclosed.blocks
+        shared = [opened.block for opened in tuple(self._opened) if opened.everywhere]
+        return (*shared, *(block for block in enclosed.blocks if block not in shared))
+
+    def enter(self, block: budget) -> None:
+        """Open a block in this context."""
+        enclosed = self._here()
+        _enclosed.set(enclosed._replace(blocks=(*enclosed.blocks, block)))
+        at = next(self._order)
+        if not enclosed.certain or threading.current_thread() is threading.main_thread():
+            self._see_tasks(at)
+        here, task = threading.get_ident(), _task()
+        by = None if task is None else ref(task)
+        self._opened.append(Opened(block, enclosed.certain, here, by, at))
+
+    def leave(self, block: budget) -> None:
+        """Close a block in this context; one that was entered twice is still open once."""
+        if (enclosed := _enclosed.get(None)) is not None:
+            _enclosed.set(enclosed._replace(blocks=_without_last(enclosed.blocks, block)))
+        for opened in reversed(tuple(self._opened)):
+            if opened.block is block:
+                self._opened.remove(opened)
+                return
+
+    def know_this_context(self) -> None:
+        """Make this context, and all that are copied from it, one whose blocks are known.
+
+        Not in a plain thread: one of a pool may be inside of blocks that are opened later.
+        """
+        if threading.current_thread() is threading.main_thread():
+            _enclosed.set(self._here()._replace(certain=True))
+
+    def stay_inside(self, blocks: tuple[budget, ...]) -> None:
+        """Be inside of just these blocks, here and in every thread that is started from here.
+
+        A forked child has one thread, which counts as the main one whatever it was before.
+        """
+        _enclosed.set(Enclosed(certain=True, blocks=blocks))
+        here = threading.get_ident()
+        self._opened = [Opened(block, True, here, None, next(self._order)) for block in blocks]
+
+    def _here(self) -> Enclosed:
+        """What this context is inside of; of an empty one, all that it may be inside of."""
+        enclosed = _enclosed.get(None)
+        if enclosed is not None:
+            return enclosed
+        certain = threading.current_thread() is threading.main_thread()
+        if not self._opened:
+            return Enclosed(certain)
+        here, task = threading.get_ident(), _task()
+        seen = None if task is None else self._seen.get(task)
+        around = (
+            opened.block for opened in tuple(self._opened) if opened.may_enclose(here, task, seen)
+        )
+        return Enclosed(certain, tuple(around))
+
+    def _see_tasks(self, before: int) -> None:
+        """Note that the tasks of this thread's loop are older than what is opened now."""
+        if asyncio._get_running_loop() is not None:
+            for task in asyncio.all_tasks():
+                self._seen.setdefault(task, before - 1)
+
+    def around(self) -> Around:
+        """All that a call needs to know of these scopes; made anew only when they change."""
+        # Each is read once: another thread may begin a test, or enter a block, at any time.
+        inside = Inside(self.over_runs, self.session, self.test, self.outer, self.open_blocks())
+        last = self._last
+        if last is not None and last[0] == inside:
+            return last[1]
+        around = _around(inside)
+        self._last = inside, around
+        return around
+
+    def capped(self) -> bool:
+        """Whether any budget that encloses the running code has a limit."""
+        return self.around().capped
+
+    def blame(self, error: BudgetExceededError, test: RunningTest | None) -> None:
+        """Note a refusal where it can't be swallowed: at the block that refused, else the test.
+
+        Args:
+            test: the one that made the call; if it is over, it answers for nothing.
+        """
+        for block in self.open_blocks():
+            if block.scope.key == error.scope_key:
+                block.refusals.append(error)
+                return
+        answers = test if test is self.test else None
+        (answers.refusals if answers else self.unowned).append(error)
+
+
+def _around(inside: Inside) -> Around:
+    over_runs, session, test, outer, blocks = inside
+    of_test, of_blocks = test.scopes if test else (), (block.scope for block in blocks)
+    scopes = (*over_runs, session, *of_test, *outer.scopes, *of_blocks)
+    paid = any(scope.cap is not None for scope in scopes)
+    stated = (block.explicit for block in reversed(blocks) if block.explicit)
+    return Around(
+        scopes,
+        tuple(scope.key for scope in scopes),
+        paid or any(scope.max_calls is not None for scope in scopes),
+        paid,
+        next(stated, outer.explicit or (test.explicit if test else None)),
+        (*(test.thresholds if test else ()), *(t for block in blocks for t in block.thresholds)),
+        test,
+    )
+
+
+def _task() -> asyncio.Task[Any] | None:
+    # Outside of any loop, current_task() raises, which is slow.
+    return asyncio.current_task() if asyncio._get_running_loop() else None
+
+
+def _without_last(blocks: tuple[budget, ...], block: budget) -> tuple[budget, ...]:
+    for index in range(len(blocks) - 1, -1, -1):
+        if blocks[index] is block:
+            return blocks[:index] + blocks[index + 1 :]
+    return blocks

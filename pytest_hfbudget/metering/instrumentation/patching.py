@@ -1,0 +1,103 @@
+"""Wraps attributes of modules of others, as soon as these are imported."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+logger = logging.getLogger("pytest_hfbudget")
+
+
+@dataclass
+class Patches:
+    """What was replaced, so that it can be put back."""
+
+    _originals: list[tuple[Any, str, Any]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether anything is replaced."""
+        return bool(self._originals)
+
+    def replace(self, owner: Any, name: str, wrapper: Any) -> None:
+        """Put a wrapper, made by ``functools.wraps``, in place of what it wraps."""
+        self._originals.append((owner, name, wrapper.__wrapped__))
+        setattr(owner, name, wrapper)
+
+    def restore(self) -> None:
+        """Put back what was there, unless somebody has wrapped it since."""
+        while self._originals:
+            owner, name, original = self._originals.pop()
+            installed = vars(owner).get(name)
+            if getattr(installed, "__wrapped__", None) is original:
+                setattr(owner, name, original)
+            else:
+                logger.warning("hfbudget left %s as it is: it was wrapped again", name)
+
+
+Hook = Callable[[ModuleType], None]
+
+
+class PostImport(MetaPathFinder):
+    """Calls hooks after modules were imported; at once for those that are there already."""
+
+    def __init__(self, hooks: dict[str, Hook]) -> None:
+        self._hooks = hooks
+        self._searching: set[str] = set()
+
+    def install(self) -> None:
+        """Call the hooks of modules that are there, and watch for the others."""
+        sys.meta_path.insert(0, self)
+        for name, hook in self._hooks.items():
+            module = sys.modules.get(name)
+            spec = getattr(module, "__spec__", None)
+            # A module whose import is under way is caught by nobody else: its loader is set.
+            if module is not None and not getattr(spec, "_initializing", False):
+                hook(module)
+
+    def uninstall(self) -> None:
+        """Watch no longer."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find a watched module the ordinary way, and load it with a loader that calls back."""
+        if fullname not in self._hooks or fullname in self._searching:
+            return None
+        self._searching.add(fullname)
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._searching.discard(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Calling(spec.loader, self._hooks[fullname])
+        return spec
+
+
+class _Calling(Loader):
+    """A loader that hands everything to the real one, then calls the hook."""
+
+    def __init__(self, loader: Loader, hook: Hook) -> None:
+        self._loader, self._hook = loader, hook
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The module must be seen with its own loader: resources and inspection ask for it.
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._hook(module)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)

@@ -1,0 +1,199 @@
+"""What a call may cost at least and at most, and the output limit that a cap sets."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pytest_hfbudget.errors import BudgetExceededError, UnpricedCallError
+from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
+from pytest_hfbudget.metering.budget_context import RunningTest
+from pytest_hfbudget.money import show
+from pytest_hfbudget.pricing import CallRequest, Catalogue, Quote, UnboundedCallError
+from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
+
+# Tokens of prompt and answer that any model in use can take, where nobody says how many it can.
+UNKNOWN_CONTEXT = 8192
+
+
+# A prompt that leaves room for less than this fills the context by itself.
+SMALLEST = 16
+
+
+NAMES = ("max_tokens", "max_completion_tokens")
+
+
+# How servers say that a limit is too high for them, as opposed to unknown.
+TOO_HIGH = ("context", "too large", "too long", "exceed", "must be <=", "less than or equal")
+
+
+class Limit(NamedTuple):
+    """``tokens`` of output for each answer; ``by_cap`` if it is a cap that pays for no more."""
+
+    tokens: int
+    by_cap: bool
+
+
+class Manner(NamedTuple):
+    """How a call is sent, as far as a server may ask for another way.
+
+    Attributes:
+        ask_usage: whether a stream is asked for its usage.
+        limit_name: what chat servers call the limit; None where this one knows no limit.
+        at_most: a limit that this server was found to accept, where one was found too high.
+    """
+
+    ask_usage: bool = True
+    limit_name: str | None = NAMES[0]
+    at_most: int | None = None
+
+    def after(self, refused: str, limit: int) -> Manner | None:
+        """The manner to try when a server refused ``limit`` in these words; None: no other."""
+        words = refused.lower()
+        if any(sign in words for sign in TOO_HIGH):
+            smaller = limit // 4
+            return self._replace(at_most=smaller) if smaller >= SMALLEST else None
+        if not any(name in words for name in (*NAMES, "max_new_tokens")):
+            return None
+        other = self.limit_name == NAMES[0] and "max_new_tokens" not in words
+        return self._replace(limit_name=NAMES[1] if other else None)
+
+
+AS_USUAL = Manner()
+
+
+def most(request: CallRequest, quote: Quote, contexts: Catalogue) -> int:
+    """Nano-USD that a call without a limit of its own can cost, whatever the model writes."""
+    longest = contexts.contexts(request.model, request.provider).longest
+    if longest:
+        return quote.most_within(request, longest)
+    return quote.most(request, ceiling(request, contexts))
+
+
+def of_cap(
+    request: CallRequest, quote: Quote, held: int, contexts: Catalogue, manner: Manner
+) -> Limit | None:
+    """The limit with which a call costs no more than ``held``; None where it needs none."""
+    if request.max_output is not None or not request.generates or quote.free:
+        return None
+    longest = contexts.contexts(request.model, request.provider).longest
+    if longest and held >= most(request, quote, contexts):
+        return None
+    paid = quote.affordable_output(request, held)
+    if paid is None:
+        return None
+    highest = ceiling(request, contexts)
+    if manner.at_most is not None:
+        highest = min(highest, manner.at_most)
+    return Limit(min(paid, highest), by_cap=paid < highest)
+
+
+def ceiling(request: CallRequest, contexts: Catalogue) -> int:
+    """The highest limit with which prompt and answer should still fit into the context.
+
+    The bound on the prompt counts a token for each byte; two bytes are closer, and safe for most.
+    """
+    shortest = contexts.contexts(request.model, request.provider).shortest or UNKNOWN_CONTEXT
+    return max(shortest - request.input_bound // 2, shortest // 8)
+
+
+def put(payload: dict[str, Any], limit: int, manner: Manner) -> None:
+    """Write a limit into a payload, where and as its server looks for it."""
+    if "inputs" in payload:
+        payload["parameters"] = {**(payload.get("parameters") or {}), "max_new_tokens": limit}
+        return
+    for name in NAMES:  # one of 0 or less, which servers read as no limit
+        payload.pop(name, None)
+    payload[manner.limit_name or NAMES[0]] = limit
+
+
+def bounds(
+    request: CallRequest, quote: Quote, manner: Manner, catalogue: Catalogue
+) -> tuple[int, int]:
+    """The least and the most nano-USD that a call may hold.
+
+    Raises:
+        UnpricedCallError: its price says nothing of what it can cost.
+        BudgetExceededError: nothing says how much a server will write that takes no limit.
+    """
+    if quote.free:
+        return 0, 0
+    if request.unreadable:
+        raise BudgetExceededError(
+            f"{request.unreadable}, so no cap can hold the call to {request.model}. "
+            "The call was not sent. Give it a whole number.",
+            model=request.model,
+        )
+    try:
+        if request.max_output is not None or not request.generates:
+            fixed = quote.most(request, request.max_output or 0)
+            return fixed, fixed
+        least, highest = quote.most(request, 1), most(request, quote, catalogue)
+        if manner.limit_name is None:
+            return _without_limit(request, highest, catalogue)
+        return least, max(least, highest)
+    except UnboundedCallError as error:
+        raise UnpricedCallError(
+            f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
+            f"{toml_hint(request)}\n",
+            model=request.model,
+        ) from None
+
+
+def _without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> tuple[int, int]:
+    """The bound of a call to a server that takes no limit: what fills the context."""
+    if catalogue.contexts(request.model, request.provider).longest:
+        return highest, highest
+    raise BudgetExceededError(
+        f"{request.model} takes no limit on its output, and nobody says how long its context "
+        "is, so no cap can hold the call. It was refused by the server and not sent again. "
+        "Give the limit in the way that this server knows, or a price by the call.",
+        model=request.model,
+    )
+
+
+def unpriced(request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:
+    """The refusal of a call under a cap of which nobody knows the price."""
+    capped = next(scope for scope in reversed(scopes) if scope.cap is not None)
+    via = f" by {request.provider}" if request.provider else ""
+    return UnpricedCallError(
+        f"{capped.name}: nobody knows what {request.model}{via} costs for a "
+        f"{request.task} call, so no cap can hold it. The call was not sent. "
+        "Give its price as budget(price=…), in [tool.hfbudget.prices] of pyproject.toml, or "
+        f"in the file of --hf-prices:\n\n{toml_hint(request)}\n{_endpoint_hint(request)}",
+        scope=capped.name,
+        scope_key=capped.key,
+        cap=capped.cap or 0,
+        model=request.model,
+    )
+
+
+def _endpoint_hint(request: CallRequest) -> str:
+    if DEDICATED_HOST not in request.url:
+        return ""
+    return (
+        "\nIt is a dedicated endpoint. With @pytest.mark.hf_endpoint("
+        '"namespace/name") its price is its uptime, and it is paused at the end.\n'
+    )
+
+
+def check_share(ledger: LedgerLike, test: RunningTest | None, hold: Hold, name: str) -> None:
+    """Give the hold of a call back where the test's share of the uptime is beyond its caps.
+
+    Raises:
+        BudgetExceededError: it is; a test can't stop the minute that runs, but it can go home.
+    """
+    for scope in reversed(test.scopes if test else ()):
+        total = ledger.total(scope.key)
+        if scope.cap is not None and total.spent > scope.cap:
+            ledger.release(hold.id)
+            raise BudgetExceededError(
+                f"{scope.name}: {show(total.spent)} of {show(scope.cap)} is spent, the share of "
+                f"the uptime of {name} included, and each second on it costs more. "
+                "The call was not sent. Raise the cap.",
+                scope=scope.name,
+                scope_key=scope.key,
+                cap=scope.cap,
+                spent=total.spent,
+                held=total.held,
+                model=name,
+            )

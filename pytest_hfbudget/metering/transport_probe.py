@@ -1,0 +1,359 @@
+"""The headers of answers that come through aiohttp: huggingface_hub's async client before 1.0.
+
+It shows a response to nobody else on its way, so the session itself is asked to tell.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
+from pytest_hfbudget.metering.replay import Headers
+
+
+class Passage:
+    """One request between its sender and whoever answers it.
+
+    Attributes:
+        tried: whether a connection was asked for.
+        posts: how many POST requests were written to one. A redirect that keeps the method sends
+            another, and so does a transport that retries by itself.
+        over: whether its call is settled. What a plain thread sends after that is not for it.
+        heard: told the headers of every response to it.
+        again: called before each POST after the first; raises to keep it from leaving.
+        check: called with the body of each POST before it leaves, None where that can't be read;
+            raises to keep it from leaving.
+    """
+
+    __slots__ = ("_stop", "_url", "again", "check", "heard", "over", "posts", "tried")
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.tried, self.posts, self.over = False, 0, False
+        self.heard: Callable[[Mapping[str, str]], None] | None = None
+        self.again: Callable[[], None] | None = None
+        self.check: Callable[[bytes | None], None] | None = None
+        self._stop: Callable[[], BaseException] | None = None
+
+    @property
+    def host(self) -> str:
+        """Where it is meant to go."""
+        return urlsplit(self._url).hostname or ""
+
+    def only_replayed(self, stop: Callable[[], BaseException]) -> None:
+        """Let nothing of it out: ``stop`` makes what is raised instead."""
+        self._stop = stop
+
+    def opening(self) -> None:
+        """A connection is about to be opened for it.
+
+        Raises:
+            BaseException: it is not to leave.
+        """
+        self.tried = True
+        if self._stop is not None:
+            raise self._stop()
+
+    def leaving(self, body: Body) -> None:
+        """A POST for it is about to be written to a connection, new or kept alive.
+
+        Raises:
+            BaseException: it is not to leave.
+        """
+        if self.check is not None and (content := body()) != FOLLOWS:
+            self.check(content)
+        if self.posts and self.again is not None:
+            self.again()
+        self.posts += 1
+
+    def writing(self, body: bytes) -> None:
+        """The body of such a POST is about to be written.
+
+        Raises:
+            BaseException: it is not to leave.
+        """
+        if self.check is not None and self.posts:
+            self.check(body)
+
+
+# Only these are billed: a redirect may turn one into a GET, and a proxy is asked by CONNECT first.
+PAID_METHOD = "POST"
+
+
+# The body of a request, as far as it can be read without using it up.
+Body = Callable[[], "bytes | None"]
+
+
+# A body that is written by itself, after the head of its request.
+FOLLOWS = b""
+
+
+# The request that is being answered in this context. Whatever is sent meanwhile is sent for it.
+_passing: ContextVar[Passage | None] = ContextVar("hfbudget_passing", default=None)
+
+
+# What ``http.client`` writes first of each request; the body follows by itself.
+REQUEST_LINE = re.compile(rb"([A-Z]+) [^\r\n]* HTTP/1\.[01]\r\n")
+
+
+Wrapper = Callable[["Traffic", Any], Any]
+
+
+Note = Callable[[Mapping[str, str]], None]
+
+
+def noting() -> Note | None:
+    """Whom to tell the headers of the response that is in hand in this context."""
+    passage = _passing.get()
+    return passage.heard if passage is not None else None
+
+
+class Point(NamedTuple):
+    """A method that every request of an HTTP library comes by."""
+
+    library: str
+    module: str
+    owner: str
+    method: str
+    wrapper: Wrapper
+
+
+@dataclass
+class Traffic:
+    """Watches the points while it is installed.
+
+    Attributes:
+        blind: libraries in which a point was not found, so that nothing is known of them.
+    """
+
+    blind: set[str] = field(default_factory=set)
+    _patches: Patches = field(default_factory=Patches)
+    _under_way: list[Passage] = field(default_factory=list)
+    _watch: PostImport | None = None
+
+    def install(self) -> None:
+        """Watch the libraries that are imported already, and the others as soon as they are."""
+        modules = (point.module for point in POINTS)
+        self._watch = PostImport(dict.fromkeys(modules, self._wrap))
+        self._watch.install()
+
+    def uninstall(self) -> None:
+        """Watch no longer."""
+        if self._watch is not None:
+            self._watch.uninstall()
+            self._watch = None
+        self._patches.restore()
+        self.blind.clear()
+
+    def enter(self, passage: Passage) -> Token[Passage | None]:
+        """Ascribe what is sent from now on to a request."""
+        self._under_way.append(passage)
+        return _passing.set(passage)
+
+    def leave(self, passage: Passage, token: Token[Passage | None]) -> None:
+        """Do so no longer."""
+        try:
+            _passing.reset(token)
+        except ValueError:
+            pass  # the collector closes a coroutine that nobody waits for, in another context
+        finally:
+            self._under_way.remove(passage)
+
+    def opening(self) -> None:
+        """A connection is about to be opened in this context."""
+        if (own := self._own()) is not None:
+            own.opening()
+
+    def leaving(self, host: str, method: str, body: Body) -> None:
+        """A request is about to be written to a connection to a host."""
+        concerned = self._concerned(host) if method == PAID_METHOD else self._only_own()
+        for passage in concerned:
+            passage.opening()
+        if concerned and method == PAID_METHOD:
+            # Of several, any may have sent it. Each is taken to have sent one; what goes beyond
+            # that is one of them sent again.
+            min(concerned, key=lambda passage: passage.posts).leaving(body)
+
+    def writing(self, host: str, body: bytes) -> None:
+        """The body of a request is about to be written, where it goes by itself."""
+        for passage in self._concerned(host):
+            passage.writing(body)
+
+    def _own(self) -> Passage | None:
+        own = _passing.get()
+        return own if own in self._under_way else None
+
+    def _only_own(self) -> tuple[Passage, ...]:
+        own = self._own()
+        return () if own is None else (own,)
+
+    def _concerned(self, host: str) -> tuple[Passage, ...]:
+        """The requests for which a POST to a host may be.
+
+        A plain thread carries no context. What it posts to the host of a request that is under
+        way may be just this request, handed on by whoever stands in for the network.
+        """
+        return self._only_own() or tuple(
+            passage
+            for passage in self._under_way
+            if not passage.over and passage.host == host.lower()
+        )
+
+    def _wrap(self, module: ModuleType) -> None:
+        for point in POINTS:
+            if point.module != module.__name__:
+                continue
+            owner = genuine(module, point.owner)
+            original = vars(owner).get(point.method) if owner is not None else None
+            if original is None:
+                self.blind.add(point.library)
+            else:
+                self._patches.replace(owner, point.method, point.wrapper(self, original))
+
+
+def genuine(module: ModuleType, name: str) -> type | None:
+    """The class that a library has under a name, also while a stand-in goes by it there."""
+    library = module.__name__.partition(".")[0]
+
+    def is_it(cls: object) -> bool:
+        # Libraries show their classes under shorter names than those of their modules.
+        return (
+            isinstance(cls, type)
+            and cls.__qualname__ == name
+            and cls.__module__.partition(".")[0] == library
+        )
+
+    if is_it(found := getattr(module, name, None)):
+        return found
+    classes = list(object.__subclasses__())
+    while classes:
+        if is_it(cls := classes.pop()):
+            return cls
+        classes += type.__subclasses__(cls)
+    return None
+
+
+def _opens(traffic: Traffic, original: Any) -> Any:
+    """httpcore's and urllib3's way to a new connection."""
+
+    @functools.wraps(original)
+    def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
+        traffic.opening()
+        return original(self, *args, **kwargs)
+
+    return connect
+
+
+def _sends_httpcore(traffic: Traffic, original: Any) -> Any:
+    """The headers of a request on one of httpcore's connections; its async ones make a coroutine.
+
+    Not its ``handle_request``: a pool also asks connections that turn out to be taken, and goes on
+    to the next without having sent anything.
+    """
+
+    @functools.wraps(original)
+    def send_request_headers(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        host, method = request.url.host.decode("ascii"), request.method.decode("ascii")
+        traffic.leaving(host, method, lambda: _replayable(request.stream))
+        return original(self, request, *args, **kwargs)
+
+    return send_request_headers
+
+
+def _sends_http_client(traffic: Traffic, original: Any) -> Any:
+    """Bytes on a connection of ``http.client``, which is what urllib3's connections are."""
+
+    @functools.wraps(original)
+    def send(self: Any, data: Any) -> Any:
+        if self.sock is None and self.auto_open:
+            # What it would do first itself. A request whose connection fails was never sent.
+            traffic.opening()
+            self.connect()
+        if isinstance(data, (bytes, bytearray)) and (line := REQUEST_LINE.match(data)):
+            traffic.leaving(self.host, line[1].decode("ascii"), lambda: FOLLOWS)
+        elif isinstance(data, (bytes, bytearray)):
+            traffic.writing(self.host, bytes(data))
+        else:
+            traffic.opening()
+        return original(self, data)
+
+    return send
+
+
+def _sends_aiohttp(traffic: Traffic, original: Any) -> Any:
+    """aiohttp gets a connection, new or from its pool, and writes to it without delay."""
+
+    @functools.wraps(original)
+    async def connect(self: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+        host = req.url.host or ""
+        traffic.opening()
+        connection = await original(self, req, *args, **kwargs)
+        try:
+            traffic.leaving(host, req.method, lambda: None)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    return connect
+
+
+def _replayable(stream: Any) -> bytes | None:
+    """The body that httpx gives to its transport, where it is bytes that can be read twice."""
+    if type(stream).__name__ != "ByteStream":
+        return None
+    return b"".join(stream)
+
+
+def _httpcore(library: str, core: str) -> tuple[Point, ...]:
+    return tuple(
+        Point(library, f"{core}.{kind}.{module}", prefix + owner, method, wrapper)
+        for kind, prefix in (("_sync", ""), ("_async", "Async"))
+        for module, owner, method, wrapper in (
+            ("connection", "HTTPConnection", "_connect", _opens),
+            ("http11", "HTTP11Connection", "_send_request_headers", _sends_httpcore),
+            ("http2", "HTTP2Connection", "_send_request_headers", _sends_httpcore),
+        )
+    )
+
+
+POINTS = (
+    Point("requests", "http.client", "HTTPConnection", "send", _sends_http_client),
+    Point("requests", "urllib3.connection", "HTTPConnection", "_new_conn", _opens),
+    Point("aiohttp", "aiohttp.connector", "BaseConnector", "connect", _sends_aiohttp),
+    *_httpcore("httpx", "httpcore"),
+    *_httpcore("httpx2", "httpcore2"),
+)
+
+
+def noting_session(original: Any) -> Any:
+    """``AsyncInferenceClient._get_client_session``, with sessions that tell of their responses."""
+
+    @functools.wraps(original)
+    def _get_client_session(self: Any, *args: Any, **kwargs: Any) -> Any:
+        session = original(self, *args, **kwargs)
+        note, told = noting(), getattr(session, "trace_configs", None)
+        if note is not None and isinstance(told, list):  # a mock has something else
+            told.append(_trace(note))
+        return session
+
+    return _get_client_session
+
+
+def _trace(note: Note) -> Any:
+    trace = import_module("aiohttp").TraceConfig()  # imported already, by whoever made the session
+
+    async def answered(session: object, context: object, end: Any) -> None:
+        note(Headers(end.response))
+
+    trace.on_request_end.append(answered)
+    trace.freeze()
+    return trace

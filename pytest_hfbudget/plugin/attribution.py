@@ -1,0 +1,135 @@
+"""Who pays for the calls that are made now: a test, or what several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.money import usd_text
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.metering.budget_context import RunningTest
+    from pytest_hfbudget.plugin.run import Run
+
+
+class Charging:
+    """Tells the meter which test it is, from when there is a meter, and asks it what that cost.
+
+    Attributes:
+        called: whether the test itself is being called: what is reported meanwhile is a subtest.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._item: pytest.Item | None = None
+        self._where = "before the first test"
+        self._problem: HFBudgetError | None = None
+        self.called = False
+
+    def begin(self) -> None:
+        """There is a meter now, maybe in the middle of a test."""
+        self._charge(None)
+        if self._item is not None:
+            self._charge_to(self._item)
+
+    def enter(self, item: pytest.Item) -> None:
+        """From now on calls are charged to this test."""
+        self._item = item
+        if self._run.runtime is not None:
+            self._run.runtime.meter.payer.know_this_context()
+            self._charge_to(item)
+
+    def leave(self, item: pytest.Item) -> None:
+        """Nothing that the test has opened stays held."""
+        self._item, self._where = None, f"after {item.nodeid}"
+        if self._run.runtime is not None:
+            self._run.runtime.meter.settle_open(item.nodeid)
+            self._charge(None)
+
+    def check(self) -> None:
+        """Raise what is wrong with a marker of the running test, where that fails the test.
+
+        Raises:
+            ConfigError: one that came after the collection makes no sense.
+        """
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise problem
+
+    @contextmanager
+    def shared(self, where: str) -> Iterator[None]:
+        """Charge the session meanwhile: what several tests share belongs to none of them."""
+        item, before, test = self._item, self._where, self.test()
+        unowned = len(self._run.runtime.meter.payer.unowned) if self._run.runtime else 0
+        self._item, self._where = None, where
+        self._charge(None)
+        try:
+            yield
+        finally:
+            self._item, self._where = item, before
+            if test is None and item is not None and self._run.runtime is not None:
+                self._charge_to(item)  # the meter came about inside
+            else:
+                self._charge(test)
+            self._own_refusals(unowned)
+
+    def test(self) -> RunningTest | None:
+        """The test that is charged now, where there is a meter."""
+        return self._run.runtime.meter.payer.test if self._run.runtime else None
+
+    def note_cost(self, item: pytest.Item, *, last: bool = True) -> None:
+        """Put a test's cost into its properties, from where JUnit takes it."""
+        if self._run.runtime is None or (test := self.test()) is None:
+            return
+        meter = self._run.runtime.meter
+        meter.settle_open(item.nodeid) if last else meter.drain()
+        share = self._run.needs.share()
+        total = meter.ledger.total(test.scopes[-1].key)
+        if total.calls or total.refused or share:
+            # A rerun counts on, so what its predecessor said is replaced.
+            kept = [p for p in item.user_properties if not str(p[0]).startswith("hfbudget.")]
+            item.user_properties[:] = [
+                *kept,
+                ("hfbudget.usd", usd_text(total.spent - share)),
+                *([("hfbudget.uptime_usd", usd_text(share))] if share else []),
+                ("hfbudget.calls", total.calls),
+                ("hfbudget.refused", total.refused),
+            ]
+
+    def take_notices(self) -> list[str]:
+        """The warnings that its budgets have to raise."""
+        return self._run.runtime.meter.watcher.take() if self._run.runtime else []
+
+    def dearer(self, item: pytest.Item, report: pytest.TestReport) -> str | None:
+        """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
+        test = self.test()
+        if self._run.settings.max_increase is None or self._run.runtime is None or test is None:
+            return None
+        self._run.runtime.meter.drain()
+        ledger = self._run.runtime.meter.ledger
+        return self._run.recording.dearer(item, report, ledger, test.scopes[-1].key)
+
+    def _charge_to(self, item: pytest.Item) -> None:
+        from pytest_hfbudget.plugin.markers import running_test
+
+        try:
+            self._charge(running_test(item, self._run.settings))
+        except HFBudgetError as error:
+            self._problem = error  # a marker that came after collection; raised where a test can
+
+    def _own_refusals(self, since: int) -> None:
+        """Let a test answer for what was refused to a fixture that was set up for it."""
+        test = self.test()
+        if self._run.runtime is not None and test is not None:
+            unowned = self._run.runtime.meter.payer.unowned
+            test.refusals += unowned[since:]
+            del unowned[since:]
+
+    def _charge(self, test: RunningTest | None) -> None:
+        if self._run.runtime is not None:
+            payer = self._run.runtime.meter.payer
+            payer.test, payer.where = test, self._where

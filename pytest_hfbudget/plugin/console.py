@@ -1,0 +1,104 @@
+"""Lines to the terminal while the run goes on, whatever is captured at that moment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.money import parse_usd, show
+from pytest_hfbudget.text import printable
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.plugin.run import Run
+
+
+def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bool) -> None:
+    """Write a line of its own; a ``passing`` one is overwritten by the next, on a terminal.
+
+    Not a warning: under ``-W error`` a warning ends the run, and these end nothing.
+    """
+    text = printable(text, keep="\n")
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None:
+        sys.stderr.write(f"{text}\n")  # -p no:terminal asked for no report, not for silence
+        return
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        if passing and terminal.isatty:
+            terminal.rewrite(text, erase=True, **markup)
+        else:
+            terminal.ensure_newline()
+            terminal.write_line(text, **markup)
+
+
+def on_a_terminal(config: pytest.Config) -> bool:
+    """Whether somebody watches lines change."""
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+    return bool(terminal and terminal.isatty)
+
+
+def can_show(text: str, encoding: str | None) -> bool:
+    """Whether an output has these characters."""
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+Status = tuple[str, str, Any]
+
+
+class CostOnLine:
+    """Registered with ``-v``.
+
+    The word of a test is asked for again by the short summary, where tools read ``FAILED path``.
+    So the cost is added only while a report is being logged.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._logged: pytest.TestReport | None = None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Note the cost so far: the line is written before the teardown."""
+        if call.when != "teardown":
+            self.run.charging.note_cost(item, last=False)
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(
+        self, report: pytest.TestReport
+    ) -> Generator[None, object, object]:
+        """Know which report the terminal is writing."""
+        self._logged = report
+        try:
+            return (yield)
+        finally:
+            self._logged = None
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_report_teststatus(
+        self, report: pytest.TestReport
+    ) -> Generator[None, Status, Status]:
+        """Add the cost to the word of a test that has cost something."""
+        status = yield
+        if report is not self._logged or not (cost := _cost(report)):
+            return status
+        category, letter, word = status
+        if isinstance(word, str):
+            return category, letter, f"{word} {cost}" if word else word
+        text, *markup = word
+        return category, letter, (f"{text} {cost}", *markup)
+
+
+def _cost(report: pytest.TestReport) -> str:
+    usd = dict(report.user_properties).get("hfbudget.usd", "0")
+    return f"[{show(parse_usd(usd))}]" if usd != "0" else ""

@@ -1,0 +1,169 @@
+"""The endpoints that the running test needs, from its set-up to its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.errors import HFBudgetError, UnaffordableEndpointError
+from pytest_hfbudget.money import show
+
+if TYPE_CHECKING:
+    from huggingface_hub import InferenceEndpoint
+
+    from pytest_hfbudget.ledger import LedgerLike
+    from pytest_hfbudget.metering.budget_context import RunningTest
+    from pytest_hfbudget.plugin.role import Role
+    from pytest_hfbudget.plugin.run import Run
+
+
+class Occupancy:
+    """Tells the owner of the endpoints when a test begins to use one, and when it is over."""
+
+    def __init__(self) -> None:
+        self._test: RunningTest | None = None
+        self._names: set[str] = set()
+        self._said = False
+
+    def begin(self, role: Role, test: RunningTest | None, name: str) -> None:
+        """The test is on this endpoint from now on; what belongs to no test is idle time."""
+        if test is None or name in self._names:
+            return
+        self._test = test
+        self._names.add(name)
+        role.begin_use(test.id, name, test.scopes)
+
+    def end(self, role: Role) -> None:
+        """The test is over."""
+        if self._test is not None:
+            role.end_use(self._test.id)
+        self._test, self._said = None, False
+        self._names.clear()
+
+    def share(self, role: Role) -> int:
+        """Nano-USD that the test owes by now for its time on endpoints."""
+        return role.share(self._test.id) if self._test is not None else 0
+
+    def beyond(self, role: Role, ledger: LedgerLike) -> str | None:
+        """Which budget of the test its calls and its share are too much for; said once."""
+        if self._test is None or self._said or all(s.cap is None for s in self._test.scopes):
+            return None
+        share = self.share(role)
+        for scope in reversed(self._test.scopes):
+            spent = ledger.total(scope.key).spent
+            if share and scope.cap is not None and spent > scope.cap:
+                self._said = True
+                return (
+                    f"{scope.name}: {show(spent)} of {show(scope.cap)} is spent; of that "
+                    f"{show(share)} is this test's share of the uptime of "
+                    f"{', '.join(sorted(self._names))}. Raise the cap, or have the test be on the "
+                    "endpoint for a shorter time."
+                )
+        return None
+
+
+class Needs:
+    """Brings up what a test names, unless it turns out that all of its calls are replayed."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._occupancy = Occupancy()
+        self._undecided: pytest.Item | None = None
+        self._only_replayed: pytest.Item | None = None
+        self._blocked: list[HFBudgetError] = []
+
+    def bring_up(self, item: pytest.Item) -> None:
+        """Have the endpoints of a test running, before its own set-up begins.
+
+        Raises:
+            EndpointError: one can't be brought up.
+        """
+        from pytest_hfbudget.plugin.markers import endpoints
+        from pytest_hfbudget.plugin.replays import undecided
+
+        names = endpoints(item, self._run.settings)
+        if names and undecided(item):
+            self._undecided = item
+        else:
+            self._ensure(names)
+
+    def decide(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+        """Bring up what an undecided test needs, unless it turns out that it calls nobody.
+
+        Raises:
+            EndpointError: an endpoint can't be brought up.
+        """
+        if self._undecided is None:
+            return
+        from pytest_hfbudget.plugin import replays
+        from pytest_hfbudget.plugin.markers import endpoints
+
+        if not replays.decided(fixturedef):
+            return
+        item, self._undecided = self._undecided, None
+        if replays.only_replayed(request):
+            self._only_replayed = item
+            return
+        names = endpoints(item, self._run.settings)
+        self._run.role.declare(tuple(names), paid=True)
+        self._ensure(names)
+
+    def live(self, request: pytest.FixtureRequest) -> dict[str, InferenceEndpoint]:
+        """The endpoints of a test as huggingface_hub's objects."""
+        from pytest_hfbudget.plugin.markers import endpoints
+        from pytest_hfbudget.settings import full_name
+
+        settings = self._run.settings
+        names = endpoints(request.node, settings)
+        for name in settings.endpoints:
+            names.setdefault(full_name(name, settings.namespace), False)
+        if request.node is not self._only_replayed:
+            return {name: self._live(name, keep) for name, keep in names.items()}
+        from pytest_hfbudget.plugin.replays import recorded
+
+        return {name: recorded(name, request, settings) for name in names}
+
+    def begin_use(self, name: str) -> None:
+        """From now on the running test shares in what an endpoint costs."""
+        self._occupancy.begin(self._run.role, self._run.charging.test(), name)
+
+    def share(self) -> int:
+        """Nano-USD that the running test owes by now for its time on endpoints."""
+        return self._occupancy.share(self._run.role)
+
+    def beyond(self) -> str | None:
+        """Which budget the running test's share of an endpoint's uptime is too much for."""
+        runtime = self._run.runtime
+        if runtime is None:
+            return None
+        return self._occupancy.beyond(self._run.role, runtime.meter.ledger)
+
+    def take_blocked(self) -> list[HFBudgetError]:
+        """What kept a test's endpoints from being brought up for want of money."""
+        blocked, self._blocked = self._blocked, []
+        return blocked
+
+    def end(self) -> None:
+        """The test is over."""
+        self._undecided = self._only_replayed = None
+        self._occupancy.end(self._run.role)
+
+    def _ensure(self, names: dict[str, bool]) -> None:
+        try:
+            for name, keep_running in names.items():
+                self._run.role.ensure(name, keep_running=keep_running)
+                self.begin_use(name)
+        except UnaffordableEndpointError as error:
+            self._blocked.append(error)
+            raise
+
+    def _live(self, name: str, keep_running: bool) -> InferenceEndpoint:
+        from huggingface_hub import HfApi, InferenceEndpoint
+
+        raw = self._run.role.ensure(name, keep_running=keep_running)
+        namespace = name.partition("/")[0]
+        runtime = self._run.start()
+        self.begin_use(name)
+        runtime.meter.book.leased[str(raw["status"]["url"])] = name
+        return InferenceEndpoint.from_raw(raw, namespace=namespace, api=HfApi())

@@ -1,0 +1,409 @@
+"""The endpoints of a run, as pytest sees them: a line while one starts, lines for the report."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.sweep import Swept
+from pytest_hfbudget.endpoints.types import Endpoint, EndpointReceipt, EndpointSettings
+from pytest_hfbudget.endpoints.uptime import Shares
+from pytest_hfbudget.errors import (
+    BudgetExceededError,
+    EndpointError,
+    LedgerUnreachableError,
+    UnaffordableEndpointError,
+)
+from pytest_hfbudget.ledger import Ledger, Scope
+from pytest_hfbudget.ledger.locks import at_work
+from pytest_hfbudget.ledger.off_loop import off_loop
+from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.money import show
+from pytest_hfbudget.plugin import run_history
+from pytest_hfbudget.plugin.console import on_a_terminal, say
+from pytest_hfbudget.plugin.events import EndpointLog
+from pytest_hfbudget.plugin.uptime_sharing import HORIZON_S, Key, Running, Sharing, seconds_left
+from pytest_hfbudget.reporting import EndpointLine
+from pytest_hfbudget.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.plugin.rehearsal import Rehearsal
+
+SAY_EVERY_S = 15.0
+TEND_S = 1.0
+# A deadline that moved by less is not worth a message to the keeper.
+MOVED_S = 0.05
+
+
+class Fleet:
+    """Wraps a `Lifecycle`; its uptime is booked to the session as it accrues."""
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        settings: Settings,
+        run_id: str,
+        ledger: Ledger,
+        rehearsal: Rehearsal | None,
+    ) -> None:
+        self._config, self._settings, self._ledger = config, settings, ledger
+        self._rehearsal = rehearsal
+        self.log = EndpointLog()
+        self._receipts: tuple[EndpointReceipt, ...] | None = None
+        self._lock, self._booked = threading.RLock(), 0
+        self.sharing = Sharing(ledger, settings.billing_minute)
+        self._running: dict[str, tuple[Running, ...]] = {}
+        self._ended = 0  # nano-USD of spans that are over: a revived endpoint has begun another
+        self._armed_until = 0.0
+        self._ticker: run_history.Ticker | None = None
+        self._tender: run_history.Ticker | None = None
+        self._said: dict[str, tuple[str, float]] = {}
+        self._lifecycle = Lifecycle(
+            _terms(settings, run_id),
+            progress=self._progress,
+            afford=self._afford,
+            grow=self._grow,
+        )
+        ledger.share_with(self)
+
+    @at_work
+    def check(self, names: tuple[str, ...]) -> None:
+        """Look whether every endpoint is there, before anything is resumed.
+
+        Raises:
+            EndpointError: one is not, or the token is refused.
+        """
+        if self._rehearsal is not None:
+            self._rehearsal.provide(names)
+        self._lifecycle.check(names)
+        for swept in self._lifecycle.sweep(but=names):
+            self._tell(swept)
+
+    @at_work
+    def ensure(self, name: str, *, keep_running: bool = False) -> Endpoint:
+        """An endpoint, serving; resumed by the first who asks.
+
+        Raises:
+            EndpointError: it can't be brought up, or its first minute breaks the session's cap.
+        """
+        try:
+            endpoint = self._lifecycle.ensure(name, keep_running=keep_running)
+        except EndpointError as error:
+            self.log.started(name, self._lifecycle.live(), failure=str(error))
+            self._forget_unless_billed(name)
+            if self._settings.max_uptime is None and (paused := self.paused(name)):
+                raise UnaffordableEndpointError(str(paused)) from None
+            raise
+        self.log.started(name, self._lifecycle.live())
+        self.rearm()
+        return endpoint
+
+    @at_work
+    def tend(self) -> None:
+        """Look after the keeper, and book the minutes that have started since."""
+        self._lifecycle.tend()
+        self.accrue()
+        self.rearm()
+
+    def tend_alone(self) -> None:
+        """Tend every second in a thread; for a process in which no test runs, so none can fork."""
+        self._tender = run_history.Ticker(TEND_S, self.tend)
+
+    @at_work
+    @off_loop()
+    def accrue(self) -> None:
+        """Book every started minute of what runs."""
+        with self._lock:
+            if self._receipts is None and (self._running or self._booked):
+                self._end_what_was_paused()
+                started = self._ended + sum(map(self._cost, self._running))
+                if not self._reserve(started):
+                    over_runs = self._settings.capped_over_runs
+                    self._book(max(started, self._booked) if over_runs else started)
+                self.sharing.accrue(time.monotonic())
+
+    def _end_what_was_paused(self) -> None:
+        """What the keeper has paused before anybody asked begins no more minutes."""
+        early = self._lifecycle.paused_early()
+        for receipt in self._lifecycle.live() if early else ():
+            if receipt.name in early and receipt.paused_at is not None:
+                ago = max(time.time() - receipt.paused_at, 0.0)
+                self._ended += self._cost(receipt.name, time.monotonic() - ago)
+                self._running.pop(receipt.name, None)
+
+    def _forget_unless_billed(self, name: str) -> None:
+        """An endpoint whose resume was refused, or never sent, has no first minute."""
+        receipt = next((one for one in self._lifecycle.live() if one.name == name), None)
+        if receipt is None or not receipt.minutes:
+            with self._lock:
+                self._running.pop(name, None)
+            self.accrue()
+
+    def _reserve(self, started: int) -> bool:
+        """Have the next minute booked ahead where another run could take it; whether it is."""
+        if not self._settings.capped_over_runs:
+            return False
+        ahead = sum(running.nano_per_minute for running in self._all_running)
+        more = started + ahead - self._booked
+        try:
+            if more > 0:
+                self._ledger.book(SESSION, more, what="the next minute")
+                self._booked += more
+            else:
+                self._book(started + ahead)
+        except BudgetExceededError:
+            return False
+        return True
+
+    def _tick(self) -> None:
+        self.accrue()
+        self.rearm()
+        self._lifecycle.look()
+
+    @at_work
+    def begin_use(self, test: str, name: str, scopes: Sequence[Scope], worker: str) -> None:
+        """From now on a test shares in what an endpoint costs."""
+        self.sharing.begin(Key(name, test), scopes, time.monotonic(), worker)
+
+    @at_work
+    def end_use(self, test: str, worker: str | None = None) -> None:
+        """A test is over; without ``worker``, wherever it ran."""
+        self.sharing.end(test, time.monotonic(), worker)
+
+    @at_work
+    def share(self, test: str) -> int:
+        """Nano-USD that a test owes by now for its time on endpoints; its budgets have them."""
+        self.accrue()
+        return self.sharing.of(test)
+
+    @at_work
+    @off_loop()
+    def rearm(self) -> None:
+        """Tell the keeper when the next minute would break the session's cap, or is too late."""
+        if self._receipts is not None or not self._running or self._open_ended:
+            return
+        with self._lock:
+            seconds = self._seconds_left()
+            moved = abs(seconds + time.monotonic() - self._armed_until) > MOVED_S
+            if moved:
+                self._armed_until = seconds + time.monotonic()
+                self._lifecycle.pause_after(seconds)
+
+    def _seconds_left(self) -> float:
+        now, settings = time.monotonic(), self._settings
+        left = HORIZON_S
+        if settings.max_uptime is not None:
+            first = min(running.since for running in self._all_running)
+            left = max(first + settings.max_uptime - now, 0.0)
+        room = run_history.room(self._ledger, settings)
+        if room is not None:
+            budget = room + self._booked - self._ended
+            running, minute_s = self._all_running, settings.billing_minute
+            left = min(left, seconds_left(budget, running, now, minute_s))
+        return left
+
+    def _cost(self, name: str, until: float | None = None) -> int:
+        """Nano-USD of the minutes that it has begun by now, or by then on the steady clock."""
+        at, minute_s = time.monotonic() if until is None else until, self._settings.billing_minute
+        return sum(running.cost(at, minute_s) for running in self._running.get(name, ()))
+
+    @property
+    def _all_running(self) -> list[Running]:
+        return [running for of_one in self._running.values() for running in of_one]
+
+    @property
+    def _open_ended(self) -> bool:
+        settings = self._settings
+        return not run_history.caps(settings) and settings.max_uptime is None
+
+    @at_work
+    def revive(self, name: str) -> bool:
+        """Bring an endpoint back that somebody else has paused; whether it is back.
+
+        Raises:
+            BudgetExceededError: it was paused by this run, for the sake of its cap.
+        """
+        if paused := self.paused(name):
+            raise paused
+        try:
+            self._lifecycle.revive(name)
+        except ControlPlaneError:
+            return False  # what the call itself met with says more than that
+        finally:
+            self.rearm()
+        back = any(r.name == name and r.revived for r in self._lifecycle.live())
+        if back:
+            self.log.revived(name)
+        return back
+
+    @at_work
+    def paused(self, name: str) -> BudgetExceededError | None:
+        """What to say of an endpoint that was paused early for the sake of the cap, if it was."""
+        if name not in self._lifecycle.paused_early():
+            return None
+        cap, caps = self._settings.session_cap, run_history.caps(self._settings)
+        why = f"its next minute would have broken {caps}" if caps else "--hf-max-uptime is over"
+        return BudgetExceededError(
+            f"{name} was paused while it was needed: {why}.",
+            scope="session budget",
+            scope_key=SESSION,
+            cap=cap or 0,
+            spent=self._ledger.total(SESSION).spent,
+            model=name,
+        )
+
+    @at_work
+    def ask_pause(self) -> None:
+        """Have all paused, without waiting."""
+        self._lifecycle.ask_pause()
+
+    @at_work
+    def finish(self) -> bool:
+        """Wait for the pauses and book the uptime; whether every pause is verified."""
+        for ticker in filter(None, (self._ticker, self._tender)):
+            ticker.stop()
+        if self._receipts is None:
+            receipts = self._lifecycle.finish()
+            with self._lock:  # a tick may be booking what is only an upper bound
+                self._receipts = receipts
+                self._book(sum(receipt.nano_usd for receipt in receipts))
+            self.log.ended(self._receipts)
+            self.sharing.settle(self._receipts)
+        in_order = all(receipt.in_order for receipt in self._receipts)
+        return in_order and not self._lifecycle.keeper_lost
+
+    @at_work
+    def lines(self) -> tuple[EndpointLine, ...]:
+        """What the report says of them."""
+        receipts = self._receipts if self._receipts is not None else self._lifecycle.live()
+        shares = self.sharing.settle(receipts)
+        return tuple(_line(receipt, shares[receipt.name]) for receipt in receipts)
+
+    def _afford(self, endpoint: Endpoint, nano_per_minute: int | None) -> None:
+        name, caps = endpoint.full_name, run_history.caps(self._settings)
+        if nano_per_minute is None:
+            if caps:
+                raise EndpointError(
+                    f"{name}: nobody knows what a minute of it costs, so {caps} can't hold it. "
+                    "It was not resumed."
+                )
+            return
+        try:
+            with self._lock:
+                self._ledger.book(SESSION, nano_per_minute, what=name)
+                self._booked += nano_per_minute
+                self._ended += self._cost(name)
+                self._running[name] = (Running(time.monotonic(), nano_per_minute),)
+                self.sharing.price(name, nano_per_minute)
+                if caps and self._ticker is None:
+                    every_s = self._settings.billing_minute / run_history.Ticker.TICKS
+                    self._ticker = run_history.Ticker(every_s, self._tick)
+        except LedgerUnreachableError as error:
+            raise EndpointError(str(error)) from None
+        except BudgetExceededError as error:
+            own = error.scope_key == SESSION
+            raise UnaffordableEndpointError(
+                f"{error.scope}: {name}: its first minute costs {show(nano_per_minute)}, but only "
+                f"{show(max(error.cap_nano - error.spent_nano - error.held_nano, 0))} of the "
+                f"{error.scope} of {show(error.cap_nano)} is left. It was not resumed. "
+                f"Raise {'--hf-session-budget' if own else 'that cap'}."
+            ) from None
+
+    def _grow(self, endpoint: Endpoint, more: int, nano_per_minute: int, ahead: bool) -> None:
+        """More replicas may run than are paid for: hold a minute of each ahead from now on.
+
+        Those that are there already are booked whatever the cap says; the deadline pauses then.
+        """
+        name, what = endpoint.full_name, "" if not ahead else endpoint.full_name
+        with self._lock:
+            if self._receipts is not None:
+                return
+            try:
+                self._ledger.book(SESSION, nano_per_minute, what=what)
+            except LedgerUnreachableError as error:
+                raise EndpointError(str(error)) from None
+            except BudgetExceededError as error:
+                most, cap = endpoint.most_replicas, f"{error.scope} of {show(error.cap_nano)}"
+                raise UnaffordableEndpointError(
+                    f"{error.scope}: {name} may scale to {most} replicas. The first minute of "
+                    f"{more} more costs {show(nano_per_minute)}, and the {cap} has less left. "
+                    "Lower its maxReplica, or raise that cap."
+                ) from None
+            self._booked += nano_per_minute
+            added = Running(time.monotonic(), nano_per_minute)
+            self._running[name] = (*self._running.get(name, ()), added)
+        self.rearm()
+
+    def _book(self, total: int) -> None:
+        """Have the session charged with the uptime so far; at its end that may be less again."""
+        with self._lock:
+            if total != self._booked:
+                self._ledger.book(SESSION, total - self._booked)
+                self._booked = total
+
+    def _tell(self, swept: Swept) -> None:
+        about = f"endpoint {swept.name}, left by run {swept.run}"
+        if swept.verified:
+            say(self._config, f"{about}: paused")
+        elif swept.error:
+            say(self._config, f"{about}: {swept.error}", red=True)
+
+    def _progress(self, name: str, state: str, seconds: float) -> None:
+        self.rearm()  # what starts is billed, too
+        said, at = self._said.get(name, ("", 0.0))
+        if state == said and seconds - at < SAY_EVERY_S and not on_a_terminal(self._config):
+            return
+        self._said[name] = (state, seconds)
+        text = f"endpoint {name}: {state}, {seconds:.0f} s"
+        say(self._config, text, passing=state != "running")
+
+
+def _terms(settings: Settings, run_id: str) -> EndpointSettings:
+    from huggingface_hub import get_token
+
+    terms = EndpointSettings(
+        api=settings.endpoints_api,
+        token=get_token(),
+        run=run_id,
+        capped=bool(run_history.caps(settings)),
+        idle_timeout_min=settings.idle_timeout,
+        wait_timeout_s=settings.endpoint_wait,
+        looks_s=settings.endpoint_looks,
+        billing_minute_s=settings.billing_minute,
+    )
+    # A rehearsal's endpoints start in no time, and its control plane ends with it.
+    if settings.emulator:
+        return replace(terms, poll_s=0.05, keeper_deadline_s=10.0, looks_s=())
+    return terms
+
+
+def _line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
+    notes = [receipt.error or "", *receipt.warnings]
+    if receipt.found_running:
+        notes.insert(0, "was running before this run")
+    if receipt.revived:
+        notes.insert(0, f"paused by somebody else meanwhile, resumed {receipt.revived} x more")
+    return EndpointLine(
+        name=receipt.name,
+        state=receipt.state,
+        nano_usd=receipt.nano_usd,
+        minutes=receipt.minutes,
+        resumed=receipt.resumed,
+        paused=receipt.paused_at is not None,
+        verified=receipt.verified,
+        left_to=receipt.left_to,
+        note="; ".join(note for note in notes if note),
+        kept=receipt.kept,
+        resumed_at=receipt.resumed_at,
+        paused_at=receipt.paused_at,
+        shares=tuple(shares.tests.items()),
+        idle=shares.idle,
+        cold_start=shares.cold_start,
+    )

@@ -1,0 +1,71 @@
+"""Puts a meter together from the settings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.history.windows import windows
+from pytest_hfbudget.ledger import LedgerLike, Scope
+from pytest_hfbudget.ledger.off_loop import off_loop
+from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.metering.budget_context import Payer
+from pytest_hfbudget.metering.instrumentation.addresses import Addresses
+from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.runtime import Runtime
+from pytest_hfbudget.plugin import price_sources
+from pytest_hfbudget.plugin.console import say
+from pytest_hfbudget.pricing import Catalogue, PriceBook
+from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
+
+
+@off_loop()  # price files are read, also where a test imports huggingface_hub in its event loop
+def assemble(
+    config: pytest.Config,
+    settings: Settings,
+    ledger: LedgerLike,
+    leased: dict[str, str],
+    load_catalogue: Callable[[], Catalogue],
+    *,
+    worker: str = "",
+) -> Runtime:
+    """The meter of one process.
+
+    This happens while somebody imports huggingface_hub, which must not fail for a price that is
+    none: under a cap that has ended the run before, and without one it is merely not counted.
+    """
+    shared = tuple(window.scope() for window in windows(settings))
+    payer = Payer(session=session_scope(settings), over_runs=shared)
+    try:
+        book = price_sources.book(config, settings, leased, off_loop()(load_catalogue))
+    except ConfigError as error:
+        say(config, f"hfbudget: no prices are known: {error}", yellow=True)
+        book = PriceBook(leased=leased)
+    meter = Meter(
+        ledger,
+        book,
+        payer,
+        router=settings.router,
+        emulator=settings.emulator or "",
+        hold_wait=settings.hold_wait,
+    )
+    prefix = f"{worker}/" if worker else ""
+    return Runtime(meter, worker=prefix, addresses=addresses(settings))
+
+
+def session_scope(settings: Settings) -> Scope:
+    """The budget of the whole run."""
+    return Scope(SESSION, "session budget", settings.session_cap)
+
+
+def addresses(settings: Settings) -> Addresses:
+    """What huggingface_hub has to be told of other base URLs."""
+    api, router = settings.endpoints_api, settings.router
+    return Addresses(
+        router=router if router != ROUTER else None,
+        endpoints_api=api if api != ENDPOINTS_API else None,
+        hub=settings.hub,
+        emulator=settings.emulator,
+    )

@@ -1,0 +1,110 @@
+"""The price book of a run, and the reading of the catalogue before its first test."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.plugin.console import say
+from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, parse_price
+from pytest_hfbudget.pricing.book import project_book
+from pytest_hfbudget.pricing.catalogue import CatalogueFile
+from pytest_hfbudget.settings import Settings
+from pytest_hfbudget.text import public_url
+
+# A run without a cap only watches, so it does not wait for prices as one does that needs them.
+PATIENT_S, BRIEF_S = 10.0, 3.0
+
+
+def book(
+    config: pytest.Config,
+    settings: Settings,
+    leased: dict[str, str],
+    load_catalogue: Callable[[], Catalogue] = Catalogue,
+) -> PriceBook:
+    """Everything that is known about prices.
+
+    Raises:
+        ConfigError: a table, a variable or ``--hf-unpriced`` that makes no sense.
+    """
+    return project_book(
+        settings,
+        os.environ,
+        root=config.rootpath,
+        here=config.invocation_params.dir,
+        load_catalogue=load_catalogue,
+        hook=partial(_ask_hook, config),
+        leased=leased,
+    )
+
+
+def check(config: pytest.Config, settings: Settings) -> None:
+    """Find a wrong price before the first test, not in the middle of the run.
+
+    Raises:
+        ConfigError: as `book`.
+    """
+    book(config, settings, {})
+
+
+def refresh(config: pytest.Config, settings: Settings, *, needed: bool) -> Catalogue | None:
+    """Read the router's catalogue anew when the copy on disk is older than a day.
+
+    Without a network the old copy is used, and its age is said; what it does not know is refused
+    under a cap. Where the copy can't be written, what was read serves this run all the same.
+
+    Args:
+        needed: a cap may depend on it.
+    """
+    from pytest_hfbudget.endpoints.transport import read_document
+
+    file, now = CatalogueFile.of(settings.router), time.time()
+    kept = file.load(settings.router)
+    if kept and kept.is_fresh(now) and not settings.emulator:
+        return kept
+    if _offline() and not settings.emulator:
+        return kept  # huggingface_hub's calls fail then, so there is nothing to be priced
+    try:
+        within_s = PATIENT_S if needed else BRIEF_S
+        return file.refresh(settings.router, partial(read_document, within_s=within_s), now)
+    except (OSError, ValueError, RuntimeError) as error:  # the last is how suites block sockets
+        what = f"that of {kept.age(now)} is used" if kept else "there is none yet"
+        where = f"the prices of {public_url(settings.router)}"
+        say(config, f"hfbudget: could not read {where} ({error}); {what}", yellow=True)
+        return kept
+
+
+def _offline() -> bool:
+    # As huggingface_hub reads it.
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _ask_hook(config: pytest.Config, request: CallRequest) -> Price | None:
+    hook = config.hook.pytest_hfbudget_price
+    if not hook.get_hookimpls():
+        return None  # asking nobody takes longer than all the rest of a call
+    try:
+        answer: object = hook(request=request)
+    except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
+        if _of_a_timeout(error):
+            raise
+        plugins = ", ".join(each.plugin_name for each in hook.get_hookimpls())
+        raise HFBudgetError(
+            f"the hook pytest_hfbudget_price raised {type(error).__name__}: {error} "
+            f"({plugins}), so nobody knows what this call costs. Under a cap it is not sent."
+        ) from error
+    if answer is None or isinstance(answer, Price):
+        return answer
+    return parse_price(answer, "hook pytest_hfbudget_price")
+
+
+def _of_a_timeout(error: BaseException) -> bool:
+    """Whether it is no answer of a hook, but the end of its test: pytest-timeout's signal."""
+    steps = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "pytest_timeout" for frame, _ in steps)

@@ -1,0 +1,136 @@
+"""What a run knows of other runs: their share of its budgets, and the log that it adds to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_hfbudget.errors import HFBudgetError, HistoryError
+from pytest_hfbudget.history.windows import windows
+from pytest_hfbudget.ledger import Ledger
+from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.money import show
+from pytest_hfbudget.plugin.console import say
+from pytest_hfbudget.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.reporting import Report
+
+
+def ledger_of(config: pytest.Config, settings: Settings, run: str) -> Ledger:
+    """The ledger of a run; one that others fill too, if it has a budget over many runs.
+
+    Raises:
+        HistoryError: nobody knows what the others have spent.
+    """
+    shared = windows(settings)
+    if not shared:
+        return Ledger()
+    from pytest_hfbudget.endpoints.journal import default_state_dir
+    from pytest_hfbudget.history.shared_ledger import SharedLedger
+    from pytest_hfbudget.history.sqlite_store import FILE, OwnTab, Tabs
+
+    if settings.emulator:
+        return SharedLedger(OwnTab(), shared)
+    path = default_state_dir() / FILE
+    return SharedLedger(Tabs(path, project(config, settings), run), shared)
+
+
+def standing(ledger: Ledger, settings: Settings) -> tuple[str, ...]:
+    """What is left of each budget over many runs, for people."""
+    totals = ((window, ledger.total(window.key)) for window in windows(settings))
+    return tuple(
+        f"{window.label} {show(window.cap)} "
+        f"({show(max(window.cap - total.spent - total.held, 0))} left)"
+        for window, total in totals
+    )
+
+
+def room(ledger: Ledger, settings: Settings) -> int | None:
+    """Nano-USD that the run as a whole may still spend; None where nothing caps that."""
+    caps = [(SESSION, settings.session_cap), *((w.key, w.cap) for w in windows(settings))]
+    left = (
+        cap - total.spent - total.held
+        for key, cap in caps
+        if cap is not None
+        for total in (ledger.total(key),)
+    )
+    return min(left, default=None)
+
+
+def caps(settings: Settings) -> str:
+    """The budgets of the run as a whole, as messages call them; empty if there are none."""
+    named = [("session budget", settings.session_cap)]
+    named += ((window.label, window.cap) for window in windows(settings))
+    return " or ".join(f"the {name} of {show(cap)}" for name, cap in named if cap is not None)
+
+
+def add_to_log(
+    config: pytest.Config, settings: Settings, run: str, started: float, report: Report
+) -> None:
+    """Write down what a run was charged, unless that is nothing. Never fails a run."""
+    if report.empty or settings.emulator or not settings.log_days:
+        return
+    from pytest_hfbudget.endpoints.journal import default_state_dir
+    from pytest_hfbudget.history.usage_log import FILE, Log, LoggedRun, entries
+
+    logged = LoggedRun(run, project(config, settings), started, time.time())
+    try:
+        log = Log(default_state_dir() / FILE)
+        log.write(logged, entries(report, logged), keep_days=settings.log_days)
+    except HistoryError as error:
+        say(config, f"hfbudget: this run is not in the usage log: {error}", yellow=True)
+
+
+def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
+    """Let the other runs know that this one holds nothing any more."""
+    if not settings.capped_over_runs:
+        return
+    from pytest_hfbudget.history.shared_ledger import SharedLedger
+
+    try:
+        if isinstance(ledger, SharedLedger):
+            ledger.close()
+    except HistoryError as error:
+        say(config, f"hfbudget: what this run has on hold counts as spent: {error}", yellow=True)
+
+
+class Ticker:
+    """Looks at running endpoints every few seconds, whatever the tests do meanwhile.
+
+    Without it, a run would not notice that others take what its next minutes were to be paid from,
+    that someone lets an endpoint have more replicas, nor, in a controller of workers, that its
+    keeper was killed.
+
+    Args:
+        every_s: seconds between two looks.
+        tick: what to do each time.
+    """
+
+    TICKS = 4  # in a billed minute
+
+    def __init__(self, every_s: float, tick: Callable[[], None]) -> None:
+        self._every_s, self._tick = every_s, tick
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hfbudget-minutes", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No tick begins after this."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every_s):
+            # What goes wrong here goes wrong again where somebody can be told, at the next call.
+            with suppress(HFBudgetError, OSError):
+                self._tick()
+
+
+def project(config: pytest.Config, settings: Settings) -> str:
+    """What the runs belong to that share a budget: its name, or the folder of this checkout."""
+    return settings.project or str(config.rootpath.resolve())
