@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_hfbudget.history.shared_ledger import SharedLedger
-from pytest_hfbudget.history.sqlite_store import Tabs
-from pytest_hfbudget.history.usage_log import Log, LoggedRun, entries
-from pytest_hfbudget.history.usage_query import Answers, Question
-from pytest_hfbudget.history.windows import Window
+from pytest_hfbudget.history.sqlite_store import SqliteStore
+from pytest_hfbudget.history.usage_log import LoggedRun, UsageLog, entries
+from pytest_hfbudget.history.usage_query import QueryResult, UsageQuery
+from pytest_hfbudget.history.windows import BudgetWindow
 from pytest_hfbudget.ledger import Charge, Ledger, Scope
 from pytest_hfbudget.reporting import Report
 
@@ -45,8 +45,8 @@ def main(calls: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         plain, session = Ledger(), Scope("session", "session budget", 10**15)
-        windows = (Window("day", 10**15), Window("month", 10**15))
-        shared = SharedLedger(Tabs(folder / "budgets.sqlite3", "project", "run"), windows)
+        windows = (BudgetWindow("day", 10**15), BudgetWindow("month", 10**15))
+        shared = SharedLedger(SqliteStore(folder / "budgets.sqlite3", "project", "run"), windows)
         for name, ledger, keys in (
             ("a session budget", plain, ("session",)),
             ("and a daily and a monthly one", shared, ("window:day", "window:month", "session")),
@@ -56,12 +56,12 @@ def main(calls: int) -> None:
             print(f"hold + settle, {name}: {median:.0f} us, p99 {slow:.0f} us")
         now = time.time()
         report = Report(spent=0, cap=None, calls=calls, refused=0, charges=(CALL,) * calls)
-        run, log = LoggedRun("run", "project", now - 60, now), Log(folder / "log.sqlite3")
+        run, log = LoggedRun("run", "project", now - 60, now), UsageLog(folder / "log.sqlite3")
         seconds = timed(lambda: log.write(run, entries(report, run), keep_days=90))
         size = (folder / "log.sqlite3").stat().st_size
         print(f"{calls} calls logged in {seconds:.3f} s, {size / calls:.0f} bytes each")
-        answers = Answers(folder / "log.sqlite3")
-        seconds = timed(lambda: answers.totals(Question(), "model"))
+        answers = QueryResult(folder / "log.sqlite3")
+        seconds = timed(lambda: answers.totals(UsageQuery(), "model"))
         print(f"summed up by model in {seconds:.3f} s")
 
 

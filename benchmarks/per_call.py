@@ -41,7 +41,7 @@ from huggingface_hub import InferenceClient
 
 from pytest_hfbudget import budget
 from pytest_hfbudget.ledger import Charge, Ledger, Scope
-from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 try:
@@ -165,7 +165,7 @@ def draft() -> Charge:
 
 def hold_and_settle(path: str, barrier: Any, times: Any) -> None:
     """One worker: holds and settles as fast as it can, and tells how long each took."""
-    ledger, charge = RemoteLedger(Wire(path), ahead=True), draft()
+    ledger, charge = RemoteLedger(LedgerConnection(path), ahead=True), draft()
     settled = charge._replace(input_tokens=40, output_tokens=41, nano_usd=81, status="200")
     barrier.wait()
     took = []

@@ -220,7 +220,7 @@ class Settings:
         (30.0, 120.0),
         values.later,
         "HFBUDGET_ENDPOINT_LOOKS hf_endpoint_looks",
-        "seconds after a verified pause at which the keeper looks again (30 120); 0: never",
+        "seconds after a verified pause at which the reaper looks again (30 120); 0: never",
     )
     cold_start: float = _setting(
         180.0,

@@ -1,4 +1,4 @@
-"""The version, where the keeper can read it without the rest of the package."""
+"""The version, where the reaper can read it without the rest of the package."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setenv("HFBUDGET_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("HFBUDGET_CACHE_DIR", str(tmp_path / "cache"))
-    # Each keeper would stay for two minutes; the tests of its later looks have times of their own.
+    # Each reaper would stay for two minutes; the tests of its later looks have times of their own.
     monkeypatch.setenv("HFBUDGET_ENDPOINT_LOOKS", "0")
 
 

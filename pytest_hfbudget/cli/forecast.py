@@ -44,7 +44,7 @@ def _number(_: click.Context, option: click.Parameter, value: str | None) -> Fra
 
 
 @dataclass(frozen=True)
-class Asked:
+class ForecastRequest:
     """Replicas as they were given; None leaves them to the endpoint."""
 
     least: int | None
@@ -121,11 +121,11 @@ def command(
     if runs and hours_per_day is not None:
         raise output.BadInput("--hours-per-day and --runs-per-day: give one of the two.")
     hours = runs.hours if runs else (ALWAYS.hours if hours_per_day is None else hours_per_day)
-    asked = Asked(min_replicas, max_replicas)
+    asked = ForecastRequest(min_replicas, max_replicas)
     try:
         schedule = Schedule(hours, days_per_week, scale_up_hours)
         machines = (*_by_rate(rates, asked), *_by_name(endpoints, asked))
-        told = Told.of(machines, schedule, runs)
+        told = ForecastAnswer.of(machines, schedule, runs)
     except HFBudgetError as error:
         raise click.ClickException(str(error)) from None
     except ValueError as error:
@@ -137,7 +137,7 @@ def command(
 
 
 @dataclass(frozen=True)
-class Told:
+class ForecastAnswer:
     """A forecast, of each machine and of all, and the same without any pause."""
 
     schedule: Schedule
@@ -147,7 +147,9 @@ class Told:
     never_paused: Forecast
 
     @classmethod
-    def of(cls, machines: tuple[Machine, ...], schedule: Schedule, runs: Runs | None) -> Told:
+    def of(
+        cls, machines: tuple[Machine, ...], schedule: Schedule, runs: Runs | None
+    ) -> ForecastAnswer:
         """What some machines cost.
 
         Raises:
@@ -211,7 +213,7 @@ class Told:
         return output.table(*columns, rows=rows, styles=styles)
 
 
-def _by_rate(rates: tuple[str, ...], asked: Asked) -> Iterator[Machine]:
+def _by_rate(rates: tuple[str, ...], asked: ForecastRequest) -> Iterator[Machine]:
     for rate in rates:
         try:
             atto = parse_rate(rate)
@@ -222,7 +224,7 @@ def _by_rate(rates: tuple[str, ...], asked: Asked) -> Iterator[Machine]:
         yield asked.machine(f"--rate {rate}", atto)
 
 
-def _by_name(names: tuple[str, ...], asked: Asked) -> Iterator[Machine]:
+def _by_name(names: tuple[str, ...], asked: ForecastRequest) -> Iterator[Machine]:
     if not names:
         return
     from pytest_hfbudget.endpoints.hardware import price_per_hour

@@ -11,12 +11,12 @@ from pytest_hfbudget.endpoints import tags
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir
-from pytest_hfbudget.endpoints.lease_store import claims_dir, read_claims
-from pytest_hfbudget.endpoints.sweep import Stray, find_local
+from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
+from pytest_hfbudget.endpoints.sweep import StrayEndpoint, find_local
 
 
 @dataclass(frozen=True)
-class Holder:
+class EndpointUser:
     """A run that has an endpoint in use; ``who`` is a clause for people."""
 
     run: str
@@ -32,8 +32,8 @@ class Records:
         strays: by endpoint, what a dead run has left.
     """
 
-    users: dict[str, Holder]
-    strays: dict[str, Stray]
+    users: dict[str, EndpointUser]
+    strays: dict[str, StrayEndpoint]
 
     @classmethod
     def read(cls, api: str, state_dir: Path | None = None) -> Records:
@@ -41,14 +41,14 @@ class Records:
         folder = state_dir or default_state_dir()
         claims = [
             one
-            for one in read_claims(claims_dir(folder))
+            for one in read_held_leases(lease_store_dir(folder))
             if one.api.rstrip("/") == api and one.owned
         ]
-        users = {one.endpoint: Holder(one.run, f"process {one.owner_pid}") for one in claims}
+        users = {one.endpoint: EndpointUser(one.run, f"process {one.owner_pid}") for one in claims}
         strays = find_local(folder, api=api, kept=True)
         return cls(users, {stray.name: stray for stray in strays})
 
-    def user(self, plane: ControlPlane, name: str) -> Holder | None:
+    def user(self, plane: ControlPlane, name: str) -> EndpointUser | None:
         """The run that uses an endpoint, on this machine or, as far as tags tell, on another."""
         if name in self.users or name in self.strays:
             return self.users.get(name)
@@ -59,4 +59,4 @@ class Records:
         run, until = tags.run_of(marks), tags.until(marks)
         if run is None or until is None or until < time.time():
             return None
-        return Holder(run, f"not of this machine, until {output.clock_time(until)}")
+        return EndpointUser(run, f"not of this machine, until {output.clock_time(until)}")

@@ -17,7 +17,7 @@ from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
     from pytest_hfbudget.history.usage_log import Entry
-    from pytest_hfbudget.history.usage_query import Question, Total
+    from pytest_hfbudget.history.usage_query import Total, UsageQuery
 
 LIMIT = 50
 TEXTS = ("test", "model", "provider", "endpoint", "status", "kind", "run", "project")
@@ -61,12 +61,12 @@ def log(
 
     Exit codes: 0 shown, also when there is nothing; 1 the log can't be read; 2 wrong usage.
     """
-    from pytest_hfbudget.history.usage_query import Question
+    from pytest_hfbudget.history.usage_query import UsageQuery
 
     if as_json and as_csv:
         raise click.UsageError("Choose one of --json and --csv.")
     kept = access.settings().log_days
-    question = Question(
+    question = UsageQuery(
         tuple((key, text) for key, text in texts.items() if text is not None),
         since=_moment("--since", since),
         until=_moment("--until", until, whole_day=True),
@@ -90,14 +90,14 @@ def log(
 
 
 def _ask(
-    question: Question, group: str | None, limit: int
+    question: UsageQuery, group: str | None, limit: int
 ) -> tuple[tuple[str, ...], Iterator[dict[str, Any]], Total]:
     """The names of the columns, the rows as dicts, and what all of them add up to."""
     from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.history.usage_log import COLUMNS, FILE
-    from pytest_hfbudget.history.usage_query import Answers
+    from pytest_hfbudget.history.usage_query import QueryResult
 
-    answers = Answers(default_state_dir() / FILE)
+    answers = QueryResult(default_state_dir() / FILE)
     total = answers.total(question)
     if group is None:
         names = tuple("usd" if name == "nano_usd" else name for name in COLUMNS)

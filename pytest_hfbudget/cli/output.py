@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pytest_hfbudget.cli.bulk_pause import Outcome
-    from pytest_hfbudget.endpoints.sweep import Swept
+    from pytest_hfbudget.cli.bulk_pause import PauseOutcome
+    from pytest_hfbudget.endpoints.sweep import SweepOutcome
 
 SCHEMA = 1
 # A log of CI has no width of its own; names are worth more than 80 columns.
@@ -89,7 +89,7 @@ def _plain(text: str) -> Any:
     return Text(printable(text))
 
 
-def print_outcomes(outcomes: Iterable[Outcome | Swept]) -> None:
+def print_outcomes(outcomes: Iterable[PauseOutcome | SweepOutcome]) -> None:
     """How pauses ended, for people: what went wrong is for standard error."""
     for one in outcomes:
         if one.verified:

@@ -38,14 +38,14 @@ def pause(
     Exit codes: 0 every pause is verified, or there was nothing to pause; 1 at least one is not
     verified or was left alone, or the question was answered with no; 2 wrong usage.
     """
-    from pytest_hfbudget.cli.bulk_pause import Hand
+    from pytest_hfbudget.cli.bulk_pause import BulkPauser
     from pytest_hfbudget.cli.holders import Records
 
     records = Records.read(access.api())
     wanted = _wanted(names, leased, every, records)
     if every and wanted and not yes:
         _ask(wanted)
-    outcomes = Hand(access.plane(), records, force=force).pause(wanted) if wanted else ()
+    outcomes = BulkPauser(access.plane(), records, force=force).pause(wanted) if wanted else ()
     if as_json:
         output.print_json({"endpoints": [vars(outcome) for outcome in outcomes]})
     elif not outcomes:

@@ -17,7 +17,14 @@ from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import show, usd_text
 from pytest_hfbudget.pricing import CallRequest, Price, PriceBook, Usage
-from pytest_hfbudget.pricing.book import ENVIRONMENT, USED, Explanation, Word, explain, toml_hint
+from pytest_hfbudget.pricing.book import (
+    ENVIRONMENT,
+    USED,
+    Explanation,
+    SourceWord,
+    explain,
+    toml_hint,
+)
 from pytest_hfbudget.pricing.request import split_model
 from pytest_hfbudget.text import public_url
 
@@ -45,7 +52,7 @@ class Refreshed:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PriceAnswer:
     """The price of one model, and who says what of it."""
 
     book: PriceBook
@@ -54,7 +61,7 @@ class Answer:
     usage: Usage | None
 
     @classmethod
-    def of(cls, book: PriceBook, name: str, usage: Usage | None) -> Answer:
+    def of(cls, book: PriceBook, name: str, usage: Usage | None) -> PriceAnswer:
         """What a book says of ``model``, ``model:provider`` or a URL."""
         model, provider = split_model(name)
         url = model if "://" in model else ""
@@ -200,13 +207,13 @@ def catalogue_json(book: PriceBook) -> dict[str, Any] | None:
     }
 
 
-def _cells(word: Word) -> tuple[str, ...]:
+def _cells(word: SourceWord) -> tuple[str, ...]:
     price = "" if word.price is None else price_text(word.price)
     verdict = "" if word.price is None else word.verdict
     return word.provider or "any", price, verdict, word.where, word.why
 
 
-def _word_json(word: Word) -> dict[str, Any]:
+def _word_json(word: SourceWord) -> dict[str, Any]:
     return {
         "provider": word.provider,
         "price": None if word.price is None else word.price.as_row(),
@@ -260,21 +267,21 @@ def prices(
     Exit codes: 0 the price is known, or no MODEL was asked for; 1 nobody knows it, or the
     catalogue could not be read; 2 wrong usage, also a price file or a variable that can't be used.
     """
-    from pytest_hfbudget.cli.prices import Answer, Overview
+    from pytest_hfbudget.cli.prices import Overview, PriceAnswer
 
     usage = _usage(tokens, model)
     book = _book(file, unpriced)
     refreshed = _refresh() if refresh else None
-    told = Overview(book) if model is None else Answer.of(book, model, usage)
+    told = Overview(book) if model is None else PriceAnswer.of(book, model, usage)
     if as_json:
         output.print_json({**told.json(), "refreshed": refreshed and refreshed.json()})
     else:
         _show(told, refreshed)
     unread = refreshed is not None and refreshed.error is not None
-    sys.exit(int(unread or (isinstance(told, Answer) and not told.known)))
+    sys.exit(int(unread or (isinstance(told, PriceAnswer) and not told.known)))
 
 
-def _show(told: Answer | Overview, refreshed: Refreshed | None) -> None:
+def _show(told: PriceAnswer | Overview, refreshed: Refreshed | None) -> None:
     from rich.text import Text
 
     console = output.console()
@@ -326,7 +333,7 @@ def _book(file: Path | None, unpriced: str | None) -> PriceBook:
 
 def _refresh() -> Refreshed:
     from pytest_hfbudget.cli.prices import Refreshed
-    from pytest_hfbudget.endpoints.transport import read_document
+    from pytest_hfbudget.endpoints.transport import read_public_json
     from pytest_hfbudget.pricing.catalogue import CatalogueFile
 
     router, now = access.services().router, time.time()
@@ -334,7 +341,7 @@ def _refresh() -> Refreshed:
     kept = file.load(router)
     before = kept.read_at if kept else None
     try:
-        read = file.refresh(router, partial(read_document, within_s=FETCH_S), now)
+        read = file.refresh(router, partial(read_public_json, within_s=FETCH_S), now)
     except (OSError, ValueError) as error:
         used = f"that of {kept.age(now)} is used" if kept else "there is none yet"
         why = f"could not read the prices of {public_url(router)} ({error}); {used}"

@@ -16,8 +16,8 @@ from pytest_hfbudget.money import show, usd_text
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-    from pytest_hfbudget.endpoints.run_command import Outcome
-    from pytest_hfbudget.endpoints.types import EndpointReceipt
+    from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+    from pytest_hfbudget.endpoints.run_command import CommandOutcome
 
 _CTRL_C = 128 + signal.SIGINT
 
@@ -54,7 +54,7 @@ def run(
     """Run COMMAND with its endpoints up, and have them paused however it ends.
 
     The endpoints are resumed first. Signals are passed on to the command; should this process be
-    killed, its keeper pauses. Receipts go to standard error.
+    killed, its reaper pauses. Receipts go to standard error.
 
     Exit codes: that of the command, 128 + N if signal N ended it; 1 instead of 0 if a pause is
     not verified; 1 if an endpoint could not be brought up; 2 wrong usage; 127 no such command,
@@ -74,14 +74,18 @@ def run(
     sys.exit(outcome.exit_code if outcome.exit_code or outcome.in_order else 1)
 
 
-def _errand(names: tuple[str, ...], command: tuple[str, ...], most_s: float | None) -> Outcome:
-    from pytest_hfbudget.endpoints.run_command import Outcome, run_errand
+def _errand(
+    names: tuple[str, ...], command: tuple[str, ...], most_s: float | None
+) -> CommandOutcome:
+    from pytest_hfbudget.endpoints.run_command import CommandOutcome, run_command
 
     lifecycle = _lifecycle(most_s)
     try:
-        return run_errand(lifecycle, names, command, max_uptime_s=most_s)
+        return run_command(lifecycle, names, command, max_uptime_s=most_s)
     except KeyboardInterrupt:
-        return Outcome(_CTRL_C, lifecycle.finish(), "ended by Ctrl-C before the command was.")
+        return CommandOutcome(
+            _CTRL_C, lifecycle.finish(), "ended by Ctrl-C before the command was."
+        )
 
 
 def _names(given: tuple[str, ...]) -> tuple[str, ...]:
@@ -93,7 +97,7 @@ def _names(given: tuple[str, ...]) -> tuple[str, ...]:
 
 def _lifecycle(most_s: float | None) -> Lifecycle:
     from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-    from pytest_hfbudget.endpoints.types import EndpointSettings
+    from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 
     given = access.services()
     settings = EndpointSettings(
@@ -112,7 +116,7 @@ def _progress(name: str, state: str, seconds: float) -> None:
     click.echo(f"{name}: {state}, {seconds:.0f} s", err=True)
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: CommandOutcome) -> None:
     if outcome.error:
         click.echo(outcome.error, err=True)
     for receipt in outcome.receipts:

@@ -17,7 +17,7 @@ from pytest_hfbudget.money import show, usd_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pytest_hfbudget.endpoints.overview import Holder, Standing
+    from pytest_hfbudget.endpoints.overview import EndpointHolder, EndpointStanding
 
 EVERY_S = 5.0
 _LEAST_S = 0.1
@@ -29,7 +29,7 @@ class View:
     """One look at a namespace, for either kind of reader."""
 
     namespace: str
-    rows: tuple[Standing, ...]
+    rows: tuple[EndpointStanding, ...]
 
     def json(self) -> dict[str, Any]:
         """For programs."""
@@ -153,7 +153,7 @@ def _show_table(view: View) -> None:
     output.console().print(view.table())
 
 
-def _cells(row: Standing) -> tuple[str, ...]:
+def _cells(row: EndpointStanding) -> tuple[str, ...]:
     lease, *others = (one.run for one in row.holders) if row.holders else ("",)
     return (
         row.name,
@@ -166,7 +166,7 @@ def _cells(row: Standing) -> tuple[str, ...]:
     )
 
 
-def _owner(holder: Holder) -> str:
+def _owner(holder: EndpointHolder) -> str:
     if holder.pid is None:
         end = f", until {output.clock_time(holder.until)}" if holder.until else ""
         return f"elsewhere{end}"
@@ -175,7 +175,7 @@ def _owner(holder: Holder) -> str:
     return f"process {holder.pid}" if holder.alive else f"process {holder.pid}, gone"
 
 
-def _as_dict(row: Standing) -> dict[str, Any]:
+def _as_dict(row: EndpointStanding) -> dict[str, Any]:
     priced = row.since is not None and row.accrued_nano is not None
     return {
         "name": row.name,

@@ -12,7 +12,7 @@ from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HFBudgetError
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.endpoints.sweep import Stray, Swept
+    from pytest_hfbudget.endpoints.sweep import StrayEndpoint, SweepOutcome
 
 TOO_MANY = 3
 
@@ -51,13 +51,13 @@ def sweep(namespaces: tuple[str, ...], dry_run: bool, most: int | None, as_json:
     sys.exit(_exit_code(swept, dry_run) or int(bool(unread)))
 
 
-def _exit_code(swept: tuple[Swept, ...], dry_run: bool) -> int:
+def _exit_code(swept: tuple[SweepOutcome, ...], dry_run: bool) -> int:
     if any(one.beyond for one in swept):
         return TOO_MANY
     return int(not dry_run and not all(one.verified or one.skipped for one in swept))
 
 
-def _find(namespaces: tuple[str, ...]) -> tuple[tuple[Stray, ...], list[str]]:
+def _find(namespaces: tuple[str, ...]) -> tuple[tuple[StrayEndpoint, ...], list[str]]:
     """What there is to sweep, and which lists could not be read: that stops nothing else."""
     from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.endpoints.sweep import find_local, find_tagged
@@ -72,7 +72,9 @@ def _find(namespaces: tuple[str, ...]) -> tuple[tuple[Stray, ...], list[str]]:
     return tuple(found), unread
 
 
-def _sweep(strays: tuple[Stray, ...], dry_run: bool, most: int | None) -> tuple[Swept, ...]:
+def _sweep(
+    strays: tuple[StrayEndpoint, ...], dry_run: bool, most: int | None
+) -> tuple[SweepOutcome, ...]:
     from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.endpoints.sweep import sweep as sweep_up
 
@@ -80,7 +82,7 @@ def _sweep(strays: tuple[Stray, ...], dry_run: bool, most: int | None) -> tuple[
     return sweep_up(access.plane(), strays, state_dir=folder, most=most, dry_run=dry_run)
 
 
-def _show(swept: tuple[Swept, ...], dry_run: bool) -> None:
+def _show(swept: tuple[SweepOutcome, ...], dry_run: bool) -> None:
     if not swept:
         click.echo("nothing is left of dead runs")
     for one in swept:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from urllib.parse import quote, urlencode
 
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError, json_object, refusal
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock, Pace
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock, RetryPolicy
 from pytest_hfbudget.endpoints.transport import (
     NoAnswerError,
     Route,
@@ -52,7 +52,7 @@ class ControlPlane:
         base_url: str,
         token: str | None,
         *,
-        pace: Pace = Pace(),  # noqa: B008  # frozen
+        pace: RetryPolicy = RetryPolicy(),  # noqa: B008  # frozen
         route: Route | None = None,
         transport: Transport | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -68,7 +68,7 @@ class ControlPlane:
     def __repr__(self) -> str:
         return f"ControlPlane({public_url(self.base_url)!r})"
 
-    def with_pace(self, pace: Pace) -> ControlPlane:
+    def with_pace(self, pace: RetryPolicy) -> ControlPlane:
         """The same client, with the same connections, but more or less patient."""
         return ControlPlane(
             self.base_url,

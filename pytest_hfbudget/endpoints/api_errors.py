@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK
-from pytest_hfbudget.endpoints.transport import Answer
+from pytest_hfbudget.endpoints.transport import HttpAnswer
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.text import printable
 
@@ -49,7 +49,7 @@ class ControlPlaneError(EndpointError):
         return self.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
-def refusal(what: str, answer: Answer) -> ControlPlaneError:
+def refusal(what: str, answer: HttpAnswer) -> ControlPlaneError:
     """The error for an answer about ``what`` that is not a success."""
     return ControlPlaneError(
         _sentence(what, answer),
@@ -60,7 +60,7 @@ def refusal(what: str, answer: Answer) -> ControlPlaneError:
     )
 
 
-def _sentence(what: str, answer: Answer) -> str:
+def _sentence(what: str, answer: HttpAnswer) -> str:
     namespace = what.partition("/")[0]
     if answer.status == HTTPStatus.UNAUTHORIZED:
         return (
@@ -88,7 +88,7 @@ def json_object(body: bytes) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _message(answer: Answer) -> str:
+def _message(answer: HttpAnswer) -> str:
     said = json_object(answer.body)
     text = answer.body.decode("utf-8", "replace")
     if said is not None:

@@ -8,15 +8,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
 from pytest_hfbudget.endpoints.reaper_messages import Receipt
-from pytest_hfbudget.endpoints.types import ASLEEP, BROKEN, Endpoint, EndpointReceipt
-from pytest_hfbudget.endpoints.uptime import ReplicaKey, Stretch, Uptime, Window, started_minutes
+from pytest_hfbudget.endpoints.types import ASLEEP, BROKEN, Endpoint
+from pytest_hfbudget.endpoints.uptime import (
+    ReplicaKey,
+    Uptime,
+    UsageWindow,
+    UseStretch,
+    started_minutes,
+)
 from pytest_hfbudget.errors import EndpointError, HFBudgetError
 from pytest_hfbudget.money import nano
 
 
 @dataclass
-class Slot:
+class EndpointState:
     """Filled step by step by the one thread that brings the endpoint up.
 
     Attributes:
@@ -28,7 +35,7 @@ class Slot:
         earlier: see `uptime.earlier_replicas`; None where nobody could tell.
         replicas: how many may run now; the caps pay for a minute of each.
         most_replicas: how many may have been running at a time.
-        scaling: see `Watch`; kept for a later word to the keeper.
+        scaling: see `Watch`; kept for a later word to the reaper.
         until: unix seconds, the latest end that the endpoint's tags tell.
         renew_at: unix seconds, not to be renewed before; the last try has failed.
     """
@@ -46,7 +53,7 @@ class Slot:
     renew_at: float = 0.0
     resumed_at: float | None = None
     resumed_mono: float = 0.0
-    cold: tuple[Stretch, ...] = ()
+    cold: tuple[UseStretch, ...] = ()
     price_atto: int | None = None
     replicas: int = 1
     most_replicas: int = 1
@@ -99,17 +106,17 @@ class Slot:
         """Seconds from the request to resume, or the first look at it, until a moment."""
         return max(until - self.resumed_mono, 0.0)
 
-    def window(self, until: float, billing_minute_s: float) -> Window:
+    def window(self, until: float, billing_minute_s: float) -> UsageWindow:
         """The time that is paid for, up to a moment on the steady clock."""
         start, length = self.resumed_mono, self.window_s(until)
         paid = started_minutes(length, billing_minute_s) * billing_minute_s
-        return Window(start, start + length, self.cold, start + paid)
+        return UsageWindow(start, start + length, self.cold, start + paid)
 
     def receipt(
         self,
         pause: Receipt | None,
         up: Uptime,
-        window: Window,
+        window: UsageWindow,
         *,
         late: str | None,
         warnings: tuple[str, ...],

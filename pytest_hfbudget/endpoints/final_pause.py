@@ -1,4 +1,4 @@
-"""The end of a keeper's work: all is paused, its owner is told, and later it looks again."""
+"""The end of a reaper's work: all is paused, its owner is told, and later it looks again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.journal import Journal
-from pytest_hfbudget.endpoints.lease_store import Claim, Claims
+from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import (
     AWAKE,
     Arm,
@@ -22,7 +22,7 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Timings,
     Watch,
 )
-from pytest_hfbudget.endpoints.release import Leaver, Pauser, awake_again, entry
+from pytest_hfbudget.endpoints.release import Pauser, Releaser, awake_again, entry
 from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.errors import EndpointError
 
@@ -35,16 +35,16 @@ _READINGS = 2
 
 
 @dataclass
-class Held:
-    """One endpoint in the keeper's care."""
+class HeldEndpoint:
+    """One endpoint in the reaper's care."""
 
     watch: Watch
-    claim: Claim
+    claim: HeldLease
     settled: bool = False
 
 
-class Ending:
-    """Pauses all that a keeper holds, each in a thread of its own."""
+class FinalPause:
+    """Pauses all that a reaper holds, each in a thread of its own."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Ending:
         self._threads: list[threading.Thread] = []
         self._woke = False
 
-    def pause(self, every: Iterable[Held], reason: str) -> bool:
+    def pause(self, every: Iterable[HeldEndpoint], reason: str) -> bool:
         """Pause all; whether each pause was verified, or is left to another run.
 
         The owner is let go once it has a receipt for each. One with an error may be followed by
@@ -113,7 +113,7 @@ class Ending:
                 verified = verified and receipt.in_order
         return verified
 
-    def _begin(self, held: Held, reason: str) -> bool:
+    def _begin(self, held: HeldEndpoint, reason: str) -> bool:
         """Pause one without waiting; False where there is no thread to be had."""
         thread = threading.Thread(target=self._attend, args=(held, reason), daemon=True)
         try:
@@ -124,11 +124,11 @@ class Ending:
         self._threads.append(thread)
         return True
 
-    def _attend(self, held: Held, reason: str) -> None:
+    def _attend(self, held: HeldEndpoint, reason: str) -> None:
         if self._pause(held, reason).verified:
             self._look_later(held)
 
-    def _pause(self, held: Held, reason: str) -> Receipt:
+    def _pause(self, held: HeldEndpoint, reason: str) -> Receipt:
         name = held.watch.endpoint
         leaver = self._leaver(held, settled=held.settled)
 
@@ -145,20 +145,20 @@ class Ending:
             )
         except Exception as error:  # a bug here must be told, not be waited for
             self._log(f"{name}: {error!r}")
-            receipt = leaver.failed(f"{name}: the keeper failed: {error!r}")
+            receipt = leaver.failed(f"{name}: the reaper failed: {error!r}")
         self._told.put((receipt, True))
         return receipt
 
-    def _leaver(self, held: Held, *, settled: bool) -> Leaver:
+    def _leaver(self, held: HeldEndpoint, *, settled: bool) -> Releaser:
         arm, name = self._arm, held.watch.endpoint
         pauser = Pauser(self._plane, held.watch, arm.timings, settled=settled)
-        return Leaver(self._claims(name), held.claim, pauser)
+        return Releaser(self._claims(name), held.claim, pauser)
 
-    def _claims(self, name: str) -> Claims:
+    def _claims(self, name: str) -> LeaseStore:
         arm = self._arm
-        return Claims(Path(arm.claims), api=arm.api, endpoint=name, run=arm.run)
+        return LeaseStore(Path(arm.claims), api=arm.api, endpoint=name, run=arm.run)
 
-    def _look_later(self, held: Held) -> None:
+    def _look_later(self, held: HeldEndpoint) -> None:
         paused_at = self._clock.monotonic()
         for after_s in self._arm.timings.looks_s:
             self._clock.sleep(paused_at + after_s - self._clock.monotonic())
@@ -170,7 +170,7 @@ class Ending:
             if state:
                 self._pause_again(held, f'"{state}" {after_s:g} s after its pause was verified')
 
-    def _look(self, held: Held) -> str:
+    def _look(self, held: HeldEndpoint) -> str:
         timings, name = self._arm.timings, held.watch.endpoint
         plane = self._plane.with_pace(replace(timings.pace, total_s=_LOOK_S))
         for left in reversed(range(_READINGS)):
@@ -181,7 +181,7 @@ class Ending:
             self._clock.sleep(timings.poll_s)
         return state
 
-    def _pause_again(self, held: Held, what: str) -> None:
+    def _pause_again(self, held: HeldEndpoint, what: str) -> None:
         """In the journal first, so that a sweep finds it should this process end now."""
         self._woke = True
         name = held.watch.endpoint
@@ -193,7 +193,7 @@ class Ending:
         )
         self._log(f"{name}: {receipt.error or receipt.state}")
 
-    def _record(self, receipt: Receipt, claim: Claim) -> None:
+    def _record(self, receipt: Receipt, claim: HeldLease) -> None:
         try:
             self._journal.write(entry(receipt, claim, at=self._clock.time()))
         except EndpointError as error:  # a full disk; the pause itself is done

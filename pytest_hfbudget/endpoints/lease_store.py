@@ -33,7 +33,9 @@ _guard = threading.Lock()
 
 
 @contextlib.contextmanager
-def turn(path: Path, *, wait: Callable[[float], None], ready: Callable[[], bool]) -> Iterator[None]:
+def file_lock(
+    path: Path, *, wait: Callable[[float], None], ready: Callable[[], bool]
+) -> Iterator[None]:
     """Hold the only turn that there is at ``path``.
 
     Args:
@@ -82,19 +84,19 @@ def _try(fd: int) -> bool:
 HOLDING = "holding"  # in use, or about to be
 
 
-PAUSING = "pausing"  # its keeper is about to pause it, or does so
+PAUSING = "pausing"  # its reaper is about to pause it, or does so
 
 
 OVER = "over"  # left to another run, or given up; kept for the scaling that it remembers
 
 
 @dataclass(frozen=True)
-class Claim:
+class HeldLease:
     """One run's use of one endpoint.
 
     Attributes:
         owner_pid, owner_start: the process that uses it.
-        keeper_pid, keeper_start: the process that is to pause it.
+        reaper_pid, reaper_start: the process that is to pause it.
         at: unix seconds of the first word about it.
         scaling: ``compute.scaling`` from before the first of all runs that share it.
     """
@@ -104,8 +106,8 @@ class Claim:
     api: str
     owner_pid: int
     owner_start: str | None
-    keeper_pid: int
-    keeper_start: str | None
+    reaper_pid: int
+    reaper_start: str | None
     at: float
     phase: str = HOLDING
     scaling: Mapping[str, Any] | None = None
@@ -133,19 +135,19 @@ class Claim:
     def kept(self) -> bool:
         """Whether the process that is to pause it still runs, and is not stopped."""
         active = self.here and self.phase != OVER
-        return active and process.works(self.keeper_pid, self.keeper_start)
+        return active and process.works(self.reaper_pid, self.reaper_start)
 
-    def end_stopped_keeper(self) -> None:
-        """End a keeper without an owner that is stopped: continued, it would pause for a dead run.
+    def end_stopped_reaper(self) -> None:
+        """End a reaper without an owner that is stopped: continued, it would pause for a dead run.
 
         To be called before its endpoint is used or paused by another run.
         """
         orphan = self.here and self.phase != OVER and not self.owned
-        if orphan and process.stopped(self.keeper_pid, self.keeper_start):
-            process.end(self.keeper_pid, self.keeper_start)
+        if orphan and process.stopped(self.reaper_pid, self.reaper_start):
+            process.end(self.reaper_pid, self.reaper_start)
 
 
-_FIELDS = frozenset(item.name for item in fields(Claim))
+_FIELDS = frozenset(item.name for item in fields(HeldLease))
 
 
 _PLACE = ("boot_id", "pid_namespace")
@@ -157,12 +159,12 @@ _TEXTS = ("run", "endpoint", "api", "phase", "host", *_PLACE)
 _BELIEVED_S = 86400.0
 
 
-def claims_dir(state_dir: Path) -> Path:
+def lease_store_dir(state_dir: Path) -> Path:
     """The folder of the claims below a state folder."""
     return state_dir / "claims"
 
 
-class Claims:
+class LeaseStore:
     """The claims on one endpoint of one control plane, seen by one run."""
 
     def __init__(self, directory: Path, *, api: str, endpoint: str, run: str) -> None:
@@ -172,11 +174,11 @@ class Claims:
         self._path = directory / f"{self._stem}.{quote(run, safe='')}.json"
 
     @property
-    def turn(self) -> Path:
+    def lock_path(self) -> Path:
         """The file to lock while the endpoint is brought up."""
         return self._directory / f"{self._stem}.lock"
 
-    def put(self, claim: Claim) -> None:
+    def put(self, claim: HeldLease) -> None:
         """Write this run's claim; when this returns, all others see it.
 
         Raises:
@@ -192,30 +194,30 @@ class Claims:
                 "that is writable."
             ) from error
 
-    def own(self) -> Claim | None:
+    def own(self) -> HeldLease | None:
         """What this run has put."""
         return _read(self._path)
 
-    def others(self) -> tuple[Claim, ...]:
+    def others(self) -> tuple[HeldLease, ...]:
         """All other runs' claims, the oldest first, whether they still count or not."""
         found = (_read(path) for path in self._files() if path != self._path)
         return tuple(sorted((claim for claim in found if claim), key=lambda claim: claim.at))
 
-    def heir(self) -> Claim | None:
+    def heir(self) -> HeldLease | None:
         """A run that has use for the endpoint now; it will pause it when it leaves."""
         return next((claim for claim in self.others() if claim.owned), None)
 
-    def pauser(self) -> Claim | None:
-        """A run whose keeper is about to pause the endpoint."""
+    def pauser(self) -> HeldLease | None:
+        """A run whose reaper is about to pause the endpoint."""
         found = (claim for claim in self.others() if claim.phase == PAUSING)
         return next((claim for claim in found if claim.kept), None)
 
-    def end(self, claim: Claim, *, paused: bool) -> None:
+    def end(self, claim: HeldLease, *, paused: bool) -> None:
         """Give ``claim`` back. Once ``paused`` for certain, what dead runs left goes too."""
         with contextlib.suppress(OSError, EndpointError):
             mine = self.own()
-            if mine is not None and mine.keeper_pid != claim.keeper_pid:
-                return  # another keeper has taken over
+            if mine is not None and mine.reaper_pid != claim.reaper_pid:
+                return  # another reaper has taken over
             if not paused and claim.scaling is None:
                 self._path.unlink()
                 return
@@ -232,7 +234,7 @@ class Claims:
         return self._directory.glob(f"{self._stem}.*.json")
 
 
-def _counts(claim: Claim, *, at: float) -> bool:
+def _counts(claim: HeldLease, *, at: float) -> bool:
     """Whether a claim is a live run's; of one from elsewhere that is believed for a day."""
     recent = claim.elsewhere and claim.at > at - _BELIEVED_S
     return claim.owned or claim.kept or recent
@@ -252,13 +254,13 @@ def inherited(
     return next((scaling for scaling in placed if scaling is not None), None)
 
 
-def read_claims(directory: Path) -> tuple[Claim, ...]:
+def read_held_leases(directory: Path) -> tuple[HeldLease, ...]:
     """All claims of this machine."""
     found = (_read(path) for path in sorted(directory.glob("*.json")))
     return tuple(claim for claim in found if claim)
 
 
-def prune_claims(directory: Path, *, before: float) -> None:
+def prune_held_leases(directory: Path, *, before: float) -> None:
     """Remove what is older than unix ``before`` and counts no more."""
     for pattern in ("*.json", "*.draft"):
         for path in directory.glob(pattern):
@@ -269,11 +271,11 @@ def prune_claims(directory: Path, *, before: float) -> None:
                     path.unlink()
 
 
-def _read(path: Path) -> Claim | None:
+def _read(path: Path) -> HeldLease | None:
     try:
         data = parse_json(read_own(path))
         told = {key: value for key, value in data.items() if key in _FIELDS}
-        claim = Claim(**{**dict.fromkeys(_PLACE, ""), **told})
+        claim = HeldLease(**{**dict.fromkeys(_PLACE, ""), **told})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     good = all(isinstance(getattr(claim, name), str) for name in _TEXTS)

@@ -8,26 +8,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.endpoint_state import Slot
+from pytest_hfbudget.endpoints.endpoint_state import EndpointState
 from pytest_hfbudget.endpoints.journal import Journal, leases_dir, prune
-from pytest_hfbudget.endpoints.lease_store import prune_claims
-from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, KEEPER_LOST, Receipt
-from pytest_hfbudget.endpoints.resume import Waker
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.spawn import Spawn, spawn_keeper
-from pytest_hfbudget.endpoints.startup import Startup
-from pytest_hfbudget.endpoints.supervisor import Guard
-from pytest_hfbudget.endpoints.sweep import Swept, adopt, find_local, sweep
-from pytest_hfbudget.endpoints.types import (
+from pytest_hfbudget.endpoints.lease_store import prune_held_leases
+from pytest_hfbudget.endpoints.lifecycle_types import (
     Afford,
-    Endpoint,
     EndpointReceipt,
     EndpointSettings,
     Grow,
     Progress,
-    split_name,
 )
-from pytest_hfbudget.endpoints.uptime import Meter
+from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, REAPER_LOST, Receipt
+from pytest_hfbudget.endpoints.resume import Resumer
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.spawn import SpawnedProcess, spawn_reaper
+from pytest_hfbudget.endpoints.startup import Startup
+from pytest_hfbudget.endpoints.supervisor import Supervisor
+from pytest_hfbudget.endpoints.sweep import SweepOutcome, adopt, find_local, sweep
+from pytest_hfbudget.endpoints.types import Endpoint, split_name
+from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
 
 # Long enough to look up what a run did; then a finished run's journal is only clutter.
@@ -38,7 +37,7 @@ _SWEEP_S = 30.0
 
 _EARLY = {
     DEADLINE: "the time that this run may pay for is over, so what ran was paused.",
-    KEEPER_LOST: "the process that pauses endpoints was killed again, so what ran was paused.",
+    REAPER_LOST: "the process that pauses endpoints was killed again, so what ran was paused.",
 }
 
 
@@ -69,14 +68,14 @@ class Lifecycle:
         afford: Afford = _any_price,
         grow: Grow = _any_number,
         clock: Clock = SYSTEM_CLOCK,
-        spawn: Spawn = spawn_keeper,
+        spawn: SpawnedProcess = spawn_reaper,
     ) -> None:
         self._settings, self._clock, self._spawn = settings, clock, spawn
         self._owner = os.getpid()
         self._plane = ControlPlane(settings.api, settings.token, pace=settings.pace, clock=clock)
-        self._meter = Meter(self._plane, settings, clock)
+        self._meter = UptimeMeter(self._plane, settings, clock)
         self._progress = progress
-        waker = Waker(
+        waker = Resumer(
             self._plane, settings, clock=clock, progress=self._looked, stopping=self._refusal
         )
         self._startup = Startup(
@@ -92,20 +91,20 @@ class Lifecycle:
         )
         self._lock, self._finishing = threading.Lock(), threading.Lock()
         self._closing = False
-        self._slots: dict[str, Slot] = {}
+        self._slots: dict[str, EndpointState] = {}
         self._spared: set[str] = set()
-        self._guard: Guard | None = None
+        self._guard: Supervisor | None = None
         self._until: float | None = None
         self._finished: tuple[EndpointReceipt, ...] | None = None
 
     @property
-    def keeper_pid(self) -> int | None:
-        """The keeper's process id; None before the first endpoint is needed."""
-        return self._guard.keeper_pid if self._guard else None
+    def reaper_pid(self) -> int | None:
+        """The reaper's process id; None before the first endpoint is needed."""
+        return self._guard.reaper_pid if self._guard else None
 
     @property
-    def keeper_lost(self) -> bool:
-        """Whether the keeper was killed during the run, also where another one took over."""
+    def reaper_lost(self) -> bool:
+        """Whether the reaper was killed during the run, also where another one took over."""
         return self._guard is not None and bool(self._guard.warnings)
 
     def check(self, names: Iterable[str]) -> None:
@@ -120,7 +119,7 @@ class Lifecycle:
             self._need_token(name)
             self._plane.get(name)
 
-    def sweep(self, *, but: Iterable[str]) -> tuple[Swept, ...]:
+    def sweep(self, *, but: Iterable[str]) -> tuple[SweepOutcome, ...]:
         """Pause what dead runs have left running, as the journals of this machine tell.
 
         Args:
@@ -159,7 +158,7 @@ class Lifecycle:
             slot = self._slots.get(name)
             first = slot is None
             if slot is None:
-                slot = self._slots[name] = Slot(name)
+                slot = self._slots[name] = EndpointState(name)
         if first:
             with slot.opening():
                 self._need_token(name)
@@ -194,7 +193,7 @@ class Lifecycle:
         """The endpoints that were paused, or are being paused, though nobody here asked for it.
 
         By name, each with a sentence that says why: because of `pause_after`, or because the
-        keeper was killed. Cheap, and asks nothing of the server.
+        reaper was killed. Cheap, and asks nothing of the server.
         """
         early = self._guard.early() if self._guard and os.getpid() == self._owner else None
         if early is None:
@@ -203,7 +202,7 @@ class Lifecycle:
         return {name: f"{name} may not be used any more: {_EARLY[early]}" for name in leased}
 
     def tend(self) -> None:
-        """Look after the keeper: cheap, to be called between tests, or again and again.
+        """Look after the reaper: cheap, to be called between tests, or again and again.
 
         What was found and done is in the warnings of the receipts.
         """
@@ -220,10 +219,10 @@ class Lifecycle:
                 self._startup.look(slot)
 
     def pause_after(self, seconds: float | None) -> None:
-        """Have the keeper pause all by itself some time from now, whatever this process does.
+        """Have the reaper pause all by itself some time from now, whatever this process does.
 
         For a cap: each call sets the time anew, None takes it away. Said before there is a
-        keeper, it holds as soon as there is one.
+        reaper, it holds as soon as there is one.
         """
         if self._closing or os.getpid() != self._owner:
             return
@@ -263,7 +262,7 @@ class Lifecycle:
             return self._finished or ()
         return self._receipts(self._guard.receipts() if self._guard else {}, final=False)
 
-    def _adopt(self, slot: Slot) -> None:
+    def _adopt(self, slot: EndpointState) -> None:
         """It is this run that answers for it now, and no longer a dead one."""
         if slot.kept:
             return
@@ -272,14 +271,14 @@ class Lifecycle:
             if stray.name == slot.name:
                 adopt(stray, settings.run, settings.state_dir, at=self._clock.time())
 
-    def _arm(self) -> Guard:
+    def _arm(self) -> Supervisor:
         with self._lock:
             if self._guard is None:
                 directory = leases_dir(self._settings.state_dir)
                 before = self._clock.time() - _KEEP_JOURNALS_S
                 prune(directory, before=before)
-                prune_claims(self._settings.claims, before=before)
-                self._guard = Guard(
+                prune_held_leases(self._settings.claims, before=before)
+                self._guard = Supervisor(
                     self._settings,
                     self._plane,
                     Journal.of(self._settings.run, directory),
@@ -321,7 +320,7 @@ class Lifecycle:
     def _late(self, name: str) -> str:
         return (
             f"{name}: its pause was not verified within {self._settings.verify_deadline_s:g} s. "
-            f"Process {self.keeper_pid} goes on trying; look with "
+            f"Process {self.reaper_pid} goes on trying; look with "
             f"`hfbudget status {name.partition('/')[0]}`, or pause it: `hfbudget pause {name}`"
         )
 

@@ -14,17 +14,17 @@ from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.hardware import price_per_hour
 from pytest_hfbudget.endpoints.journal import leases_dir, unfinished
-from pytest_hfbudget.endpoints.lease_store import claims_dir, read_claims
-from pytest_hfbudget.endpoints.retry import Pace
+from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
+from pytest_hfbudget.endpoints.retry import RetryPolicy
 from pytest_hfbudget.endpoints.types import Endpoint, billed
 
 _AT_ONCE = 8
 # Prices and replicas: a list without them is better than none for a minute.
-_NICE_TO_KNOW = Pace(try_s=5.0, total_s=5.0)
+_NICE_TO_KNOW = RetryPolicy(try_s=5.0, total_s=5.0)
 
 
 @dataclass(frozen=True)
-class Holder:
+class EndpointHolder:
     """The run that has a lease on an endpoint.
 
     Attributes:
@@ -42,7 +42,7 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Standing:
+class EndpointStanding:
     """One endpoint, now.
 
     Attributes:
@@ -61,7 +61,7 @@ class Standing:
     replicas: int = 0
     since: float | None = None
     accrued_nano: int | None = None
-    holders: tuple[Holder, ...] = ()
+    holders: tuple[EndpointHolder, ...] = ()
 
 
 def overview(
@@ -71,7 +71,7 @@ def overview(
     state_dir: Path,
     hardware: Mapping[str, Any] | None = None,
     now: float | None = None,
-) -> tuple[Standing, ...]:
+) -> tuple[EndpointStanding, ...]:
     """Every endpoint of a namespace, from all pages of the list.
 
     Args:
@@ -88,7 +88,7 @@ def overview(
     held = _holders(plane.base_url, state_dir)
     at = time.time() if now is None else now
 
-    def one(endpoint: Endpoint) -> Standing:
+    def one(endpoint: Endpoint) -> EndpointStanding:
         known = _with_tag(endpoint, held.get(endpoint.full_name, ()))
         return _standing(plane, endpoint, price_per_hour(prices, endpoint), known, at)
 
@@ -100,14 +100,14 @@ def _standing(
     plane: ControlPlane,
     endpoint: Endpoint,
     atto_per_hour: int | None,
-    holders: tuple[Holder, ...],
+    holders: tuple[EndpointHolder, ...],
     now: float,
-) -> Standing:
+) -> EndpointStanding:
     starts = _starts(plane, endpoint, now) if billed(endpoint.state) else ()
     minutes = sum(uptime.started_minutes(max(now - start, 0.0)) for start in starts)
     priced = atto_per_hour is not None
     hour = uptime.cost(atto_per_hour or 0, uptime.MINUTES_PER_HOUR * max(len(starts), 1))
-    return Standing(
+    return EndpointStanding(
         endpoint.full_name,
         endpoint.state,
         nano_per_hour=hour if priced else None,
@@ -134,32 +134,34 @@ def _starts(plane: ControlPlane, endpoint: Endpoint, now: float) -> tuple[float,
     return (*found, *[min((fallback, *found))] * missing)
 
 
-def _holders(api: str, state_dir: Path) -> dict[str, tuple[Holder, ...]]:
+def _holders(api: str, state_dir: Path) -> dict[str, tuple[EndpointHolder, ...]]:
     """By endpoint, what this machine's records tell."""
-    found: dict[str, dict[str, Holder]] = {}
+    found: dict[str, dict[str, EndpointHolder]] = {}
     records = [(lease.intent, lease.intent.endpoint) for lease in unfinished(leases_dir(state_dir))]
     for record, name in records:
         if record.api.rstrip("/") == api:
             alive = process.alive(record.owner_pid, record.owner_start)
             known = alive if process.judgeable(record) else None
-            holder = Holder(record.run, record.owner_pid, record.host, known)
+            holder = EndpointHolder(record.run, record.owner_pid, record.host, known)
             found.setdefault(name, {})[record.run] = holder
-    for claim in read_claims(claims_dir(state_dir)):
+    for claim in read_held_leases(lease_store_dir(state_dir)):
         if claim.api.rstrip("/") == api and claim.owned:
-            holder = Holder(claim.run, claim.owner_pid, claim.host, True)
+            holder = EndpointHolder(claim.run, claim.owner_pid, claim.host, True)
             found.setdefault(claim.endpoint, {})[claim.run] = holder
     return {name: tuple(sorted(by.values(), key=_order)) for name, by in found.items()}
 
 
-def _order(holder: Holder) -> bool:
+def _order(holder: EndpointHolder) -> bool:
     return not holder.alive
 
 
-def _with_tag(endpoint: Endpoint, holders: tuple[Holder, ...]) -> tuple[Holder, ...]:
+def _with_tag(
+    endpoint: Endpoint, holders: tuple[EndpointHolder, ...]
+) -> tuple[EndpointHolder, ...]:
     tagged, until = tags.run_of(endpoint.tags), tags.until(endpoint.tags)
     if tagged is None or any(tags.of_run(one.run) == tags.RUN + tagged for one in holders):
         return holders
-    return (*holders, Holder(tagged, until=until))
+    return (*holders, EndpointHolder(tagged, until=until))
 
 
 def _status(replica: Mapping[str, Any]) -> Mapping[str, Any]:

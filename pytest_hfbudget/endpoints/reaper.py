@@ -1,4 +1,4 @@
-"""The keeper: a small process that pauses what its owner has leased, when asked or bereaved.
+"""The reaper: a small process that pauses what its owner has leased, when asked or bereaved.
 
 It is started by `spawn`, shares nothing with its owner but one socket, and ends after its last
 look at what it has paused. The run does not wait for that look.
@@ -22,9 +22,9 @@ from typing import Protocol, TypeVar
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
-from pytest_hfbudget.endpoints.final_pause import Ending, Held
+from pytest_hfbudget.endpoints.final_pause import FinalPause, HeldEndpoint
 from pytest_hfbudget.endpoints.journal import Journal
-from pytest_hfbudget.endpoints.lease_store import Claim, Claims
+from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import (
     ASKED,
     DEADLINE,
@@ -32,18 +32,18 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Arm,
     Decoder,
     Done,
-    Limit,
     Message,
     Pause,
     Ready,
     Settled,
+    UptimeLimit,
     Watch,
     Watching,
     encode,
 )
 from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.spawn import RESERVE, SECOND, spawn_standby
-from pytest_hfbudget.endpoints.standby import Second, Standby, with_reserve
+from pytest_hfbudget.endpoints.standby import Standby, StandbyHandle, with_reserve
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
 
@@ -54,8 +54,8 @@ _SPAWN_S = 5.0
 _STDERR = 2
 
 
-class Line:
-    """The keeper's end of the socket. An owner that is gone is no reason to fail."""
+class Channel:
+    """The reaper's end of the socket. An owner that is gone is no reason to fail."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._decoder, self._lock = sock, Decoder(), threading.Lock()
@@ -82,34 +82,34 @@ class Line:
             log(f"the owner can't be told of {type(message).__name__.lower()}: {error}")
 
 
-class Keeper:
+class Reaper:
     """Waits for a request to pause, the owner's death, the end of the line or of a time limit."""
 
     def __init__(
         self,
-        line: Line,
+        line: Channel,
         arm: Arm,
-        second: Second,
+        second: StandbyHandle,
         *,
         stands_in: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``stands_in`` for a keeper that was killed: endpoints are in its care already."""
+        """``stands_in`` for a reaper that was killed: endpoints are in its care already."""
         self._line, self._arm, self._second, self._clock = line, arm, second, clock
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, HeldEndpoint] = {}
         self._start = process.start_time(os.getpid())
         self._limit: float | None = None
         self._journal = Journal(Path(arm.journal), known=stands_in)
         route = Route(ca_file=arm.ca_file, proxy=arm.proxy)
         self._plane = ControlPlane(
-            arm.api, arm.token, pace=arm.timings.pace, route=route, agent="keeper"
+            arm.api, arm.token, pace=arm.timings.pace, route=route, agent="reaper"
         )
 
     def run(self, heard: Sequence[Message] = ()) -> bool:
         """Keep watch, then pause all; whether every pause was verified, and has held.
 
         Args:
-            heard: what the owner said to the keeper that this one stands in for.
+            heard: what the owner said to the reaper that this one stands in for.
         """
         death = process.watch(self._arm.owner_pid, self._arm.owner_start)
         reason = self._act(heard)
@@ -118,7 +118,7 @@ class Keeper:
         self._line.send(Ready(os.getpid()))
         reason = reason or self._wait(death)
         death.close()
-        ending = Ending(
+        ending = FinalPause(
             self._arm, self._plane, self._journal, tell=self._line.send, log=log, clock=self._clock
         )
         verified = ending.pause(self._held.values(), reason)
@@ -126,11 +126,11 @@ class Keeper:
         return ending.look_again() and verified
 
     def _standing(self) -> Iterator[Message]:
-        """All that another keeper has to know."""
+        """All that another reaper has to know."""
         yield self._arm
         for held in self._held.values():
             yield replace(held.watch, waking=not held.settled)
-        yield Limit(self._limit)
+        yield UptimeLimit(self._limit)
 
     def _wait(self, death: process.DeathWatch) -> str:
         while True:
@@ -172,7 +172,7 @@ class Keeper:
                 self._take(message)
             elif isinstance(message, Settled) and message.endpoint in self._held:
                 self._held[message.endpoint].settled = True
-            elif isinstance(message, Limit):
+            elif isinstance(message, UptimeLimit):
                 self._limit = message.at_mono
             elif isinstance(message, Pause):
                 return ASKED
@@ -182,7 +182,7 @@ class Keeper:
         name = watch.endpoint
         known = self._held.get(name)
         claim = self._claim(watch)
-        self._held[name] = Held(watch, claim, settled=not watch.waking)
+        self._held[name] = HeldEndpoint(watch, claim, settled=not watch.waking)
         try:
             self._claims(name).put(claim)
         except EndpointError as error:
@@ -197,20 +197,20 @@ class Keeper:
         except RuntimeError as error:  # others are in this process's care: it goes on
             self._line.send(Watching(name, str(error)))
 
-    def _claims(self, name: str) -> Claims:
+    def _claims(self, name: str) -> LeaseStore:
         arm = self._arm
-        return Claims(Path(arm.claims), api=arm.api, endpoint=name, run=arm.run)
+        return LeaseStore(Path(arm.claims), api=arm.api, endpoint=name, run=arm.run)
 
-    def _claim(self, watch: Watch) -> Claim:
+    def _claim(self, watch: Watch) -> HeldLease:
         known = self._held.get(watch.endpoint)
-        return Claim(
+        return HeldLease(
             run=self._arm.run,
             endpoint=watch.endpoint,
             api=self._arm.api,
             owner_pid=self._arm.owner_pid,
             owner_start=self._arm.owner_start,
-            keeper_pid=os.getpid(),
-            keeper_start=self._start,
+            reaper_pid=os.getpid(),
+            reaper_start=self._start,
             at=known.claim.at if known else self._clock.time(),
             scaling=watch.scaling,
         )
@@ -247,13 +247,13 @@ def _readable(things: Sequence[T], timeout_s: float | None) -> list[T]:
 
 
 def log(text: str) -> None:
-    """One line into the keeper's log, which is its standard error; lost where the disk is full."""
+    """One line into the reaper's log, which is its standard error; lost where the disk is full."""
     with suppress(OSError):
         os.write(_STDERR, f"{text}\n".encode(errors="replace"))
 
 
 def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
-    """The whole life of a keeper, its second or its reserve; called by the boot line of `spawn`.
+    """The whole life of a reaper, its second or its reserve; called by the boot line of `spawn`.
 
     Args:
         role: the name of the process.
@@ -266,7 +266,7 @@ def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
     os.umask(0o077)
     process.show_name(role)
     line, *others = (socket.socket(fileno=fd) for fd in fds)
-    ends = Line(line)
+    ends = Channel(line)
 
     def start(role: str, inherited: Sequence[socket.socket]) -> None:
         spawn_standby(role, (line, *inherited), run, Path(log_path), timeout_s=_SPAWN_S)
@@ -278,8 +278,8 @@ def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
     arm, *heard = (Standby(others).wait() if others else ends.receive()) or [Done()]
     if not isinstance(arm, Arm):
         return
-    second = Second(partial(start, SECOND), log, known=known)
-    if Keeper(ends, arm, second, stands_in=bool(others)).run(heard):
+    second = StandbyHandle(partial(start, SECOND), log, known=known)
+    if Reaper(ends, arm, second, stands_in=bool(others)).run(heard):
         with suppress(OSError):
             os.unlink(log_path)  # it only says that all went well, and the journal says so too
     # Not an ordinary exit: a thread that is stuck in a name look-up must not keep this alive.

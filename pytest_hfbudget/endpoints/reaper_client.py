@@ -1,4 +1,4 @@
-"""The owner's side of its keeper."""
+"""The owner's side of its reaper."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Arm,
     Decoder,
     Done,
-    Limit,
     Message,
     Pause,
     Pausing,
     Ready,
     Receipt,
     Settled,
+    UptimeLimit,
     Watch,
     Watching,
     encode,
 )
 from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.spawn import Spawn, spawn_keeper
+from pytest_hfbudget.endpoints.spawn import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.errors import EndpointError
 
 _SEND_S = 5.0
@@ -37,14 +37,14 @@ _SEND_S = 5.0
 _TURN_S = 0.05
 
 
-class KeeperLink:
-    """The line to one keeper. Safe to share between threads.
+class ReaperClient:
+    """The line to one reaper. Safe to share between threads.
 
     It has no thread of its own: in a process with threads every ``os.fork`` of a test would
     be warned about, and this runs inside other people's test suites.
 
     Attributes:
-        pid: of the keeper at the other end.
+        pid: of the reaper at the other end.
         successions: how often a standby has stepped in for one that was killed.
     """
 
@@ -70,10 +70,10 @@ class KeeperLink:
         *,
         log: Path,
         timeout_s: float = 10.0,
-        spawn: Spawn = spawn_keeper,
+        spawn: SpawnedProcess = spawn_reaper,
         clock: Clock = SYSTEM_CLOCK,
-    ) -> KeeperLink:
-        """Start a keeper and wait until it watches this process.
+    ) -> ReaperClient:
+        """Start a reaper and wait until it watches this process.
 
         Raises:
             EndpointError: not within ``timeout_s``; nothing may be resumed then.
@@ -90,10 +90,10 @@ class KeeperLink:
         return link
 
     def watch(self, watch: Watch, *, timeout_s: float) -> None:
-        """Put an endpoint into the keeper's care; returns once it has said that it will.
+        """Put an endpoint into the reaper's care; returns once it has said that it will.
 
         Raises:
-            EndpointError: the keeper is lost, silent, or can't reach the endpoint.
+            EndpointError: the reaper is lost, silent, or can't reach the endpoint.
         """
         self._watching.pop(watch.endpoint, None)
         self._send(watch)
@@ -113,10 +113,10 @@ class KeeperLink:
 
     def limit(self, at_mono: float | None) -> None:
         """Have all paused at this moment of the system's steady clock; None: at the end only."""
-        self._try_send(Limit(at_mono))
+        self._try_send(UptimeLimit(at_mono))
 
     def ask(self) -> bool:
-        """Tell the keeper to pause all now, without waiting; whether it could be told."""
+        """Tell the reaper to pause all now, without waiting; whether it could be told."""
         return self._try_send(Pause())
 
     def pause(self, timeout_s: float) -> tuple[Receipt, ...]:
@@ -132,23 +132,23 @@ class KeeperLink:
 
     @property
     def reason(self) -> str:
-        """Why the keeper pauses, from the moment that it began; empty before."""
+        """Why the reaper pauses, from the moment that it began; empty before."""
         self._pump(0.0)
         return self._reason
 
     @property
     def lost(self) -> bool:
-        """Whether the keeper and its standbys have gone without having done their work."""
+        """Whether the reaper and its standbys have gone without having done their work."""
         self._pump(0.0)
         return self._ended and not self._done
 
     def end_if_stopped(self) -> None:
-        """End a keeper that stays stopped, to be called again and again: its second steps in."""
+        """End a reaper that stays stopped, to be called again and again: its second steps in."""
         if self.pid is not None and not self._ended:
             self._stopped.end_if_stopped(self.pid, self._start)
 
     def close(self) -> None:
-        """Hang up; a keeper that still has work takes that as a request to do it."""
+        """Hang up; a reaper that still has work takes that as a request to do it."""
         self._ended = True
         if self._intact():
             self._sock.close()
@@ -167,7 +167,7 @@ class KeeperLink:
         return self._say(message)
 
     def _note(self, message: Message) -> None:
-        """Keep what stands, for a keeper that steps in: what was on its way may be lost."""
+        """Keep what stands, for a reaper that steps in: what was on its way may be lost."""
         name = getattr(message, "endpoint", "")
         if isinstance(message, Watch):
             self._standing.pop((Settled, name), None)
@@ -187,7 +187,7 @@ class KeeperLink:
             with self._sending:
                 self._sock.sendall(encode(message))
         except OSError:
-            # A keeper that has done its work hangs up; what it said before is still to be read.
+            # A reaper that has done its work hangs up; what it said before is still to be read.
             while self._pump(0.0):
                 pass
             self._ended = True

@@ -1,4 +1,4 @@
-"""What the owner of a lease and its keeper say to each other: one JSON object per line."""
+"""What the owner of a lease and its reaper say to each other: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import asdict, dataclass, field
 from json import dumps, loads  # by name: a test may replace those of the module
 from typing import Any, TypeAlias
 
-from pytest_hfbudget.endpoints.retry import Pace
+from pytest_hfbudget.endpoints.retry import RetryPolicy
 
 # Why endpoints are paused; `Receipt.reason` is one of these.
 ASKED = "asked"
 DEADLINE = "deadline"
 OWNER_GONE = "owner gone"
-KEEPER_LOST = "keeper lost"
+REAPER_LOST = "reaper lost"
 SWEPT = "swept"
 AWAKE = "awake again"
 
 
 @dataclass(frozen=True)
 class Timings:
-    """How the keeper pauses.
+    """How the reaper pauses.
 
     Attributes:
         try_s: seconds for one try of one request.
@@ -42,9 +42,11 @@ class Timings:
     looks_s: tuple[float, ...] = ()
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> RetryPolicy:
         """Waits between tries; tries are single, since pausing has a loop of its own."""
-        return Pace(try_s=self.try_s, total_s=0.0, most_wait_s=max(self.resend_s, self.poll_s))
+        return RetryPolicy(
+            try_s=self.try_s, total_s=0.0, most_wait_s=max(self.resend_s, self.poll_s)
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Limit:
+class UptimeLimit:
     """Owner: pause all at this moment of the system's steady clock; None: forget that."""
 
     at_mono: float | None
@@ -100,14 +102,14 @@ class Pause:
 
 @dataclass(frozen=True)
 class Ready:
-    """Keeper: the owner is being watched."""
+    """Reaper: the owner is being watched."""
 
     pid: int
 
 
 @dataclass(frozen=True)
 class Watching:
-    """Keeper: this endpoint will be paused; or why that can't be promised."""
+    """Reaper: this endpoint will be paused; or why that can't be promised."""
 
     endpoint: str
     error: str | None = None
@@ -115,14 +117,14 @@ class Watching:
 
 @dataclass(frozen=True)
 class Pausing:
-    """Keeper: it has begun, and why."""
+    """Reaper: it has begun, and why."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Keeper: how the pause of one endpoint ended.
+    """Reaper: how the pause of one endpoint ended.
 
     Attributes:
         state: the last that was seen, empty when none was.
@@ -156,11 +158,11 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Done:
-    """Keeper: nothing left to do, good-bye."""
+    """Reaper: nothing left to do, good-bye."""
 
 
 Message: TypeAlias = (
-    Arm | Watch | Settled | Limit | Pause | Ready | Watching | Pausing | Receipt | Done
+    Arm | Watch | Settled | UptimeLimit | Pause | Ready | Watching | Pausing | Receipt | Done
 )
 
 _KINDS: dict[str, Callable[..., Message]] = {
@@ -169,7 +171,7 @@ _KINDS: dict[str, Callable[..., Message]] = {
         Arm,
         Watch,
         Settled,
-        Limit,
+        UptimeLimit,
         Pause,
         Ready,
         Watching,

@@ -10,7 +10,7 @@ from pytest_hfbudget.endpoints import process, tags
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
-from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, Claim, Claims
+from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, HeldLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import Receipt, Timings, Watch
 from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.types import GONE, Endpoint, split_name
@@ -30,7 +30,7 @@ _LAST_TRY_S = 0.2
 class Pauser:
     """Pauses one endpoint until it is verified, or the deadline is over.
 
-    Shared by the keeper and, should that be lost, its owner.
+    Shared by the reaper and, should that be lost, its owner.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Pauser:
             return True
         if not self._told:
             self._told = True
-            self._doubted(self.failed(f"{self._unpaused()} The keeper goes on trying."))
+            self._doubted(self.failed(f"{self._unpaused()} The reaper goes on trying."))
         return False
 
     def _is_listed(self) -> bool:
@@ -227,19 +227,19 @@ class Pauser:
         return payload
 
 
-class Leaver:
-    """Ends one run's claim on one endpoint. Used by keepers, their owners and the sweep."""
+class Releaser:
+    """Ends one run's claim on one endpoint. Used by reapers, their owners and the sweep."""
 
     def __init__(
-        self, claims: Claims, claim: Claim, pauser: Pauser, *, clock: Clock = SYSTEM_CLOCK
+        self, claims: LeaseStore, claim: HeldLease, pauser: Pauser, *, clock: Clock = SYSTEM_CLOCK
     ) -> None:
         """``claim`` is what is put, should there be none so far."""
         self._claims, self._pauser, self._clock = claims, pauser, clock
         self._claim = replace(
             claims.own() or claim,
             phase=PAUSING,
-            keeper_pid=os.getpid(),
-            keeper_start=process.start_time(os.getpid()),
+            reaper_pid=os.getpid(),
+            reaper_start=process.start_time(os.getpid()),
         )
 
     @property
@@ -281,13 +281,13 @@ class Leaver:
             return (str(error),)
         return ()
 
-    def _heir(self) -> Claim | None:
+    def _heir(self) -> HeldLease | None:
         try:
             return self._claims.heir()
         except OSError:  # what can't be read is no reason to let it run
             return None
 
-    def _left(self, heir: Claim, reason: str) -> Receipt:
+    def _left(self, heir: HeldLease, reason: str) -> Receipt:
         return Receipt(
             endpoint=self.endpoint,
             state=f"left to run {heir.run}",
@@ -298,7 +298,7 @@ class Leaver:
         )
 
 
-def awake_again(plane: ControlPlane, claims: Claims, claim: Claim, *, at: float) -> str:
+def awake_again(plane: ControlPlane, claims: LeaseStore, claim: HeldLease, *, at: float) -> str:
     """The state of an endpoint that was paused and does not rest; empty where all is well.
 
     A resume that was lost may take effect late, a server may have told of an older state, and
@@ -324,7 +324,7 @@ def awake_again(plane: ControlPlane, claims: Claims, claim: Claim, *, at: float)
     return "" if others and (until or 0.0) >= at else found.state
 
 
-def entry(receipt: Receipt, claim: Claim, *, at: float) -> Record:
+def entry(receipt: Receipt, claim: HeldLease, *, at: float) -> Record:
     """The journal's line about how an endpoint was left."""
     return Record(
         kind=LEFT if receipt.left_to else PAUSED,

@@ -8,15 +8,9 @@ from dataclasses import replace
 from pytest_hfbudget.endpoints import tags
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, Progress
 from pytest_hfbudget.endpoints.retry import Clock
-from pytest_hfbudget.endpoints.types import (
-    ASLEEP,
-    BROKEN,
-    RUNNING,
-    Endpoint,
-    EndpointSettings,
-    Progress,
-)
+from pytest_hfbudget.endpoints.types import ASLEEP, BROKEN, RUNNING, Endpoint
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.text import printable
 
@@ -24,7 +18,7 @@ from pytest_hfbudget.text import printable
 _MOST_RESUMES = 3
 
 
-class Waker:
+class Resumer:
     """Resumes endpoints and waits for them. Safe to share between threads."""
 
     def __init__(
@@ -165,7 +159,7 @@ class Waker:
         ends, asleep = self._clock.monotonic() + self._settings.settle_s, False
         while self._clock.monotonic() < ends:
             if self._stopping():
-                return True  # not to be repeated; the keeper knows that it may come yet
+                return True  # not to be repeated; the reaper knows that it may come yet
             self._clock.sleep(min(self._settings.poll_s, self._settings.settle_s / 4))
             try:
                 asleep = self._plane.get(name).state in ASLEEP

@@ -42,7 +42,7 @@ SYSTEM_CLOCK = SystemClock()
 
 
 @dataclass(frozen=True)
-class Pace:
+class RetryPolicy:
     """How patient a client of the control plane is.
 
     Attributes:

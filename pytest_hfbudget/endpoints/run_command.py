@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.types import EndpointReceipt
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
 from pytest_hfbudget.errors import HFBudgetError
 
 NOT_FOUND = 127
@@ -33,7 +33,7 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandOutcome:
     """How an errand went.
 
     Attributes:
@@ -53,30 +53,32 @@ class Outcome:
         return all(receipt.in_order for receipt in self.receipts)
 
 
-def run_errand(
+def run_command(
     lifecycle: Lifecycle,
     names: Iterable[str],
     command: Sequence[str],
     *,
     max_uptime_s: float | None = None,
-) -> Outcome:
+) -> CommandOutcome:
     """Bring endpoints up, run a command in the foreground, pause them.
 
     Signals go on to the command, and the pause comes after its end. Should this process be
-    killed, its keeper pauses at once. To be called in the main thread.
+    killed, its reaper pauses at once. To be called in the main thread.
 
     Args:
         names: endpoints, ``namespace/name``.
         command: program and arguments.
-        max_uptime_s: seconds after which the keeper pauses, whatever the command does.
+        max_uptime_s: seconds after which the reaper pauses, whatever the command does.
 
     Raises:
         KeyboardInterrupt: Ctrl-C before the command was started, or after its end; by then the
-            keeper pauses, and `Lifecycle.finish` waits for it.
+            reaper pauses, and `Lifecycle.finish` waits for it.
     """
     if not command or shutil.which(command[0]) is None:
         missing = command[0] if command else "(nothing)"
-        return Outcome(NOT_FOUND, (), f"{missing}: there is no such command; nothing was resumed.")
+        return CommandOutcome(
+            NOT_FOUND, (), f"{missing}: there is no such command; nothing was resumed."
+        )
     error: str | None = None
     exit_code = FAILED
     try:
@@ -88,7 +90,7 @@ def run_errand(
     except BaseException:
         lifecycle.ask_pause()
         raise
-    return Outcome(exit_code, lifecycle.finish(), error)
+    return CommandOutcome(exit_code, lifecycle.finish(), error)
 
 
 def _bring_up(lifecycle: Lifecycle, names: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Starting the keeper so that nothing which ends a test run ends it too."""
+"""Starting the reaper so that nothing which ends a test run ends it too."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import IO, Protocol
 
 from pytest_hfbudget.errors import EndpointError
 
-_TO_IMPORT = "_HFBUDGET_TO_IMPORT"  # no setting: only a keeper is given it
-_KEEPER_MODULE = "pytest_hfbudget.endpoints.reaper"
+_TO_IMPORT = "_HFBUDGET_TO_IMPORT"  # no setting: only a reaper is given it
+_REAPER_MODULE = "pytest_hfbudget.endpoints.reaper"
 
-# Forks once more and lets the first child go: the keeper is then no child of the test run, is
+# Forks once more and lets the first child go: the reaper is then no child of the test run, is
 # in a session of its own without a terminal, and nobody has to collect it.
 # What to import, and from where, is in the environment and not on the command line: `pkill -f
 # pytest` is to end the test run and not what pauses after it.
@@ -31,8 +31,8 @@ importlib.import_module(module).main(role, run, json.loads(fds), log)
 """
 
 # The names of the processes.
-KEEPER = "hfbudget-keeper"
-SECOND = "hfbudget-keeper-second"
+REAPER = "hfbudget-reaper"
+SECOND = "hfbudget-reaper-second"
 RESERVE = "hfbudget-reserve"
 
 # What an interpreter and its TLS may need. All else stays behind, the token first of all.
@@ -49,32 +49,32 @@ _PASSED = (
 )
 
 
-class Spawn(Protocol):
+class SpawnedProcess(Protocol):
     """The edge to the operating system."""
 
     def __call__(self, end: socket.socket, run: str, log: Path, *, timeout_s: float) -> None:
-        """Start a keeper that talks over ``end`` and writes to ``log``.
+        """Start a reaper that talks over ``end`` and writes to ``log``.
 
         Raises:
             EndpointError: it can't be started.
         """
 
 
-def spawn_keeper(end: socket.socket, run: str, log: Path, *, timeout_s: float) -> None:
-    """Start a detached keeper; returns when it is no child of this process any more.
+def spawn_reaper(end: socket.socket, run: str, log: Path, *, timeout_s: float) -> None:
+    """Start a detached reaper; returns when it is no child of this process any more.
 
     Raises:
         EndpointError: no such system (it needs fork), no process to be had, no log to be written.
     """
     if not hasattr(os, "fork") or not sys.executable:
         raise EndpointError("endpoints can only be kept on Linux and macOS, from a Python program.")
-    _spawn(KEEPER, (end,), run, log, timeout_s)
+    _spawn(REAPER, (end,), run, log, timeout_s)
 
 
 def spawn_standby(
     role: str, ends: Sequence[socket.socket], run: str, log: Path, *, timeout_s: float
 ) -> None:
-    """Start a keeper's second or its reserve, which inherits ``ends``, the line to the owner first.
+    """Start a reaper's second or its reserve, which inherits ``ends``, the line to the owner first.
 
     Raises:
         EndpointError: it can't be started.
@@ -94,11 +94,11 @@ def _spawn(name: str, ends: Sequence[socket.socket], run: str, log: Path, timeou
 
 def _detach(name: str, fds: list[int], run: str, log: Path, timeout_s: float) -> None:
     argv = [name, run, json.dumps(fds), str(log)]
-    to_import = json.dumps([_KEEPER_MODULE, *_import_paths()])
+    to_import = json.dumps([_REAPER_MODULE, *_import_paths()])
     with _private(log) as output:
         starter = subprocess.Popen(
             # -I -S: neither PYTHONPATH, nor the working directory, nor site packages with their
-            # start-up files; what the keeper imports is named to it.
+            # start-up files; what the reaper imports is named to it.
             [sys.executable, "-I", "-S", "-c", _BOOT, *argv],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -138,5 +138,5 @@ def _import_paths() -> list[str]:
 
 def _parent(file: str | None) -> str:
     if file is None:
-        raise EndpointError("pytest_hfbudget must be imported from files to start its keeper.")
+        raise EndpointError("pytest_hfbudget must be imported from files to start its reaper.")
     return str(Path(file).absolute().parent.parent)

@@ -1,11 +1,11 @@
-"""The keeper's standbys: processes that step in at once when the keeper is killed or stopped.
+"""The reaper's standbys: processes that step in at once when the reaper is killed or stopped.
 
-There are two of them. The second steps in for the keeper; the reserve, which the second starts,
+There are two of them. The second steps in for the reaper; the reserve, which the second starts,
 steps in when both are gone. A run may be inside one long test, or be killed itself, before it
-could replace a keeper. Each standby has the keeper's end of the line too, but reads nothing from
-it while the keeper lives: what the keeper hears, it passes on before it acts. The death of a
+could replace a reaper. Each standby has the reaper's end of the line too, but reads nothing from
+it while the reaper lives: what the reaper hears, it passes on before it acts. The death of a
 process is the end of the sockets to it. A process that closed its socket but lives has let the
-standby go: there is to be no second keeper beside one that lives.
+standby go: there is to be no second reaper beside one that lives.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Arm,
     Decoder,
     Done,
-    Limit,
     Message,
     Ready,
+    UptimeLimit,
     encode,
 )
 from pytest_hfbudget.errors import EndpointError
@@ -39,8 +39,8 @@ _LOOK_S = 0.001
 Start = Callable[[Sequence[socket.socket]], None]
 
 
-class Second:
-    """The keeper's side. Without standbys the keeper goes on alone."""
+class StandbyHandle:
+    """The reaper's side. Without standbys the reaper goes on alone."""
 
     def __init__(
         self, start: Start, log: Callable[[str], None], *, known: Iterable[socket.socket] = ()
@@ -75,15 +75,15 @@ class Second:
         ours, theirs = pairs()
         self._socks = list(ours)
         for sock in ours:
-            sock.setblocking(False)  # a standby that is stopped must not stop the keeper
-        # Before they are there: should the keeper be killed now, they find all when they come.
+            sock.setblocking(False)  # a standby that is stopped must not stop the reaper
+        # Before they are there: should the reaper be killed now, they find all when they come.
         self.tell(Ready(os.getpid()))
         for message in standing:
             self.tell(message)
         try:
             self._start(theirs)
         except EndpointError as error:
-            self._log(f"the keeper goes on without a second: {error}")
+            self._log(f"the reaper goes on without a second: {error}")
             for sock in ours:
                 self._part(sock)
             self._socks = old
@@ -100,7 +100,7 @@ class Second:
             try:
                 sock.sendall(encode(message))
             except OSError as error:
-                self._log(f"the keeper lets a standby go: {error}")
+                self._log(f"the reaper lets a standby go: {error}")
                 self._part(sock)
 
     def dismiss(self) -> None:
@@ -116,7 +116,7 @@ class Second:
 
 
 def pairs() -> tuple[tuple[socket.socket, ...], tuple[socket.socket, ...]]:
-    """The keeper's ends, to its second and to its reserve; and what the second is started with.
+    """The reaper's ends, to its second and to its reserve; and what the second is started with.
 
     The latter: its own end, the reserve's, and both ends of the line between these two.
     """
@@ -127,21 +127,21 @@ def pairs() -> tuple[tuple[socket.socket, ...], tuple[socket.socket, ...]]:
 def with_reserve(
     ends: Sequence[socket.socket], start: Start, log: Callable[[str], None]
 ) -> tuple[socket.socket, socket.socket]:
-    """Start a second's own reserve; what stays with the second: its lines to keeper and reserve.
+    """Start a second's own reserve; what stays with the second: its lines to reaper and reserve.
 
     Args:
         ends: what the second was started with, see `pairs`.
     """
-    keeper, reserve, to_reserve, to_second = ends
+    reaper, reserve, to_reserve, to_second = ends
     to_reserve.sendall(encode(Ready(os.getpid())))
     try:
         start((reserve, to_second))
-    except EndpointError as error:  # the keeper notices, and starts others
+    except EndpointError as error:  # the reaper notices, and starts others
         log(f"the second has no reserve: {error}")
     reserve.close()
     to_second.close()
     to_reserve.setblocking(False)
-    return keeper, to_reserve
+    return reaper, to_reserve
 
 
 class _Ahead:
@@ -189,14 +189,14 @@ class Standby:
     """The standby's side: waits until it has to act, or is not needed any more."""
 
     def __init__(self, ahead: Iterable[socket.socket]) -> None:
-        """``ahead`` are the lines to the processes that come first, the keeper's before all."""
+        """``ahead`` are the lines to the processes that come first, the reaper's before all."""
         self._ahead = [_Ahead(sock) for sock in ahead]
         self._heard = list[Message]()
         self._owner: process.DeathWatch | None = None
         self._limit: float | None = None
 
     def wait(self) -> list[Message]:
-        """What the keeper had heard; nothing if it has done its work, or goes on."""
+        """What the reaper had heard; nothing if it has done its work, or goes on."""
         dead = set[_Ahead]()
         while True:
             for one in self._ahead:
@@ -219,8 +219,10 @@ class Standby:
         for message in messages:
             if isinstance(message, Arm) and self._owner is None:
                 self._owner = process.watch(message.owner_pid, message.owner_start)
-            if isinstance(message, Limit):  # moved with each call of a run; the last one counts
-                self._heard = [each for each in self._heard if not isinstance(each, Limit)]
+            if isinstance(
+                message, UptimeLimit
+            ):  # moved with each call of a run; the last one counts
+                self._heard = [each for each in self._heard if not isinstance(each, UptimeLimit)]
                 self._limit = message.at_mono
             self._heard.append(message)
 

@@ -7,23 +7,17 @@ from contextlib import AbstractContextManager
 
 from pytest_hfbudget.endpoints import tags
 from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.endpoint_state import Slot
+from pytest_hfbudget.endpoints.endpoint_state import EndpointState
 from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, REVIVED
-from pytest_hfbudget.endpoints.lease_store import Claims, inherited, turn
+from pytest_hfbudget.endpoints.lease_store import LeaseStore, file_lock, inherited
+from pytest_hfbudget.endpoints.lifecycle_types import Afford, EndpointSettings, Grow
 from pytest_hfbudget.endpoints.reaper_messages import Watch
-from pytest_hfbudget.endpoints.resume import Waker
+from pytest_hfbudget.endpoints.resume import Resumer
 from pytest_hfbudget.endpoints.retry import Clock
-from pytest_hfbudget.endpoints.supervisor import Guard
-from pytest_hfbudget.endpoints.types import (
-    ASLEEP,
-    BROKEN,
-    RUNNING,
-    Afford,
-    Endpoint,
-    EndpointSettings,
-    Grow,
-)
-from pytest_hfbudget.endpoints.uptime import Meter, Stretch, cost
+from pytest_hfbudget.endpoints.supervisor import Supervisor
+from pytest_hfbudget.endpoints.types import ASLEEP, BROKEN, RUNNING, Endpoint
+from pytest_hfbudget.endpoints.uptime import UseStretch, cost
+from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
 
 # A run that someone works against is better off failing than paying for a tug-of-war.
@@ -37,21 +31,21 @@ class Startup:
         self,
         settings: EndpointSettings,
         plane: ControlPlane,
-        waker: Waker,
-        meter: Meter,
+        waker: Resumer,
+        meter: UptimeMeter,
         *,
         clock: Clock,
         afford: Afford,
         grow: Grow,
-        arm: Callable[[], Guard],
+        arm: Callable[[], Supervisor],
         refusal: Callable[[], str],
     ) -> None:
-        """``arm`` has a keeper on watch; ``refusal`` says why nothing may be resumed, if so."""
+        """``arm`` has a reaper on watch; ``refusal`` says why nothing may be resumed, if so."""
         self._settings, self._plane, self._waker, self._meter = settings, plane, waker, meter
         self._clock, self._arm, self._refusal = clock, arm, refusal
         self._afford, self._grow = afford, grow
 
-    def bring_up(self, slot: Slot, *, keep_running: bool) -> Endpoint:
+    def bring_up(self, slot: EndpointState, *, keep_running: bool) -> Endpoint:
         """The endpoint, serving.
 
         Raises:
@@ -76,7 +70,7 @@ class Startup:
         up = slot.found.state == RUNNING
         return self._serving(slot, guard, None if up else slot.resumed_mono)
 
-    def revive(self, slot: Slot) -> Endpoint:
+    def revive(self, slot: EndpointState) -> Endpoint:
         """The endpoint, serving again after someone else had it paused or scaled to zero.
 
         Raises:
@@ -90,17 +84,17 @@ class Startup:
                 self._wake_again(slot, found, guard)
         return self._serving(slot, guard, since)
 
-    def _serving(self, slot: Slot, guard: Guard, since: float | None) -> Endpoint:
+    def _serving(self, slot: EndpointState, guard: Supervisor, since: float | None) -> Endpoint:
         """Wait for it; if it is not up yet, it has been coming up ``since`` then."""
         try:
             endpoint = self._waker.wait(slot.name)
         finally:
             if since is not None:
-                slot.cold = (*slot.cold, Stretch(since, self._clock.monotonic()))
+                slot.cold = (*slot.cold, UseStretch(since, self._clock.monotonic()))
         guard.settled(slot.name)
         return endpoint
 
-    def renew(self, slot: Slot) -> None:
+    def renew(self, slot: EndpointState) -> None:
         """Tag a later end when the one that is told comes near."""
         now = self._clock.time()
         near = now + self._settings.max_run_s / 10
@@ -115,7 +109,7 @@ class Startup:
             slot.until = self._waker.until
         slot.warn(warning)
 
-    def _begin(self, slot: Slot, guard: Guard) -> None:
+    def _begin(self, slot: EndpointState, guard: Supervisor) -> None:
         """By now nobody pauses it, and nobody else begins."""
         found = slot.found = self._plane.get(slot.name)
         self._meter.zero(slot)
@@ -136,7 +130,7 @@ class Startup:
             slot.joined = heir.run if heir else None
             slot.until = tags.until(found.tags)
 
-    def _spread_net(self, slot: Slot, found: Endpoint) -> None:
+    def _spread_net(self, slot: EndpointState, found: Endpoint) -> None:
         """Under a cap the endpoint may not scale beyond the replicas that are paid for ahead."""
         most = slot.replicas if self._settings.capped else None
         warning = self._waker.spread_net(found, most)
@@ -150,14 +144,16 @@ class Startup:
                 "run, because the budget pays for no more"
             )
 
-    def look(self, slot: Slot) -> None:
+    def look(self, slot: EndpointState) -> None:
         """See whether more replicas may run than are paid for: someone may have changed that."""
         if slot.leased and (slot.resumed or not slot.found_asleep):
             found = self._meter.look(slot)
             if found is not None and found.state not in ASLEEP:
                 self._count(slot, found, found.most_replicas, resumed=True)
 
-    def _count(self, slot: Slot, found: Endpoint, replicas: int, *, resumed: bool = False) -> None:
+    def _count(
+        self, slot: EndpointState, found: Endpoint, replicas: int, *, resumed: bool = False
+    ) -> None:
         """Have the caps pay for a minute of each replica that may run from now on."""
         with slot.counting:
             more = replicas - slot.replicas
@@ -167,7 +163,7 @@ class Startup:
                 self._grow(found, more, cost(slot.price_atto, more), not resumed)
             slot.count(replicas)
 
-    def _wake_again(self, slot: Slot, found: Endpoint, guard: Guard) -> None:
+    def _wake_again(self, slot: EndpointState, found: Endpoint, guard: Supervisor) -> None:
         if slot.revived >= _MOST_REVIVALS:
             raise EndpointError(
                 f'{slot.name} is "{found.state}" again: someone else, or the server, has put it '
@@ -186,7 +182,7 @@ class Startup:
             self._count(slot, found, found.most_replicas)
         self._resume(slot, found, guard)
 
-    def _resume(self, slot: Slot, found: Endpoint, guard: Guard) -> None:
+    def _resume(self, slot: EndpointState, found: Endpoint, guard: Supervisor) -> None:
         if not slot.resumed:
             slot.resumed_at = self._clock.time()
         if not slot.revived:
@@ -200,30 +196,30 @@ class Startup:
             guard.settled(slot.name)
             raise
         # Without an answer it is as good as resumed: waited for, paid for and paused. But it may
-        # still take effect after a pause, which the keeper has to watch out for.
+        # still take effect after a pause, which the reaper has to watch out for.
         if answered:
             guard.settled(slot.name)
         guard.write(RESUMED, found)
 
-    def _watch(self, guard: Guard, watch: Watch) -> None:
+    def _watch(self, guard: Supervisor, watch: Watch) -> None:
         try:
             guard.watch(watch)
         except EndpointError:
-            self._go_on(watch.endpoint)  # a keeper that has done its work is no mishap
+            self._go_on(watch.endpoint)  # a reaper that has done its work is no mishap
             raise
 
-    def _turn(self, slot: Slot) -> AbstractContextManager[None]:
+    def _turn(self, slot: EndpointState) -> AbstractContextManager[None]:
         """Alone among the runs of this machine, and with no pause under way."""
         claims = self._claims(slot)
 
         def ready() -> bool:
             for claim in claims.others():
-                claim.end_stopped_keeper()
+                claim.end_stopped_reaper()
             return claims.pauser() is None
 
-        return turn(claims.turn, wait=self._patience(slot), ready=ready)
+        return file_lock(claims.lock_path, wait=self._patience(slot), ready=ready)
 
-    def _patience(self, slot: Slot) -> Callable[[float], None]:
+    def _patience(self, slot: EndpointState) -> Callable[[float], None]:
         ends = self._clock.monotonic() + self._settings.wait_timeout_s
         looks = 0
 
@@ -241,9 +237,9 @@ class Startup:
 
         return wait
 
-    def _claims(self, slot: Slot) -> Claims:
+    def _claims(self, slot: EndpointState) -> LeaseStore:
         settings = self._settings
-        return Claims(settings.claims, api=settings.api, endpoint=slot.name, run=settings.run)
+        return LeaseStore(settings.claims, api=settings.api, endpoint=slot.name, run=settings.run)
 
     def _go_on(self, name: str) -> None:
         why = self._refusal()

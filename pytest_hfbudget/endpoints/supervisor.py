@@ -1,4 +1,4 @@
-"""A run's keeper; and the next one, should the first be killed."""
+"""A run's reaper; and the next one, should the first be killed."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from typing import Any
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import Journal, Record
-from pytest_hfbudget.endpoints.lease_store import Claim, Claims
-from pytest_hfbudget.endpoints.reaper_client import KeeperLink
+from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
+from pytest_hfbudget.endpoints.reaper_client import ReaperClient
 from pytest_hfbudget.endpoints.reaper_messages import (
     ASKED,
     DEADLINE,
-    KEEPER_LOST,
+    REAPER_LOST,
     Arm,
     Receipt,
     Watch,
 )
-from pytest_hfbudget.endpoints.release import Leaver, Pauser, entry
+from pytest_hfbudget.endpoints.release import Pauser, Releaser, entry
 from pytest_hfbudget.endpoints.retry import Clock
-from pytest_hfbudget.endpoints.spawn import Spawn
+from pytest_hfbudget.endpoints.spawn import SpawnedProcess
 from pytest_hfbudget.endpoints.transport import Route
-from pytest_hfbudget.endpoints.types import Endpoint, EndpointSettings
+from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.errors import EndpointError
 
 _KILLED = "the process that pauses endpoints was killed"
 
 
-class Guard:
-    """Has endpoints paused by a keeper, and by this process if there can't be one."""
+class Supervisor:
+    """Has endpoints paused by a reaper, and by this process if there can't be one."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class Guard:
         journal: Journal,
         *,
         clock: Clock,
-        spawn: Spawn,
+        spawn: SpawnedProcess,
     ) -> None:
         self._settings, self._plane, self._journal = settings, plane, journal
         self._clock, self._spawn = clock, spawn
@@ -56,8 +57,8 @@ class Guard:
         self._link = self._start()
 
     @property
-    def keeper_pid(self) -> int | None:
-        """Of the keeper that is on watch now."""
+    def reaper_pid(self) -> int | None:
+        """Of the reaper that is on watch now."""
         return self._link.pid
 
     def watch(self, watch: Watch) -> None:
@@ -99,7 +100,7 @@ class Guard:
     def early(self) -> str | None:
         """Why the endpoints were paused before anybody here asked for it; None if they weren't."""
         if self._own:
-            return KEEPER_LOST
+            return REAPER_LOST
         return DEADLINE if self._link.reason == DEADLINE else None
 
     def write(
@@ -129,7 +130,7 @@ class Guard:
         self._link.ask()
 
     def tend(self) -> None:
-        """Look after the keeper: a lost one is replaced once, else all is paused from here."""
+        """Look after the reaper: a lost one is replaced once, else all is paused from here."""
         with self._lock:
             self._link.end_if_stopped()
             self._notice()
@@ -140,12 +141,12 @@ class Guard:
 
     def pause(self, timeout_s: float) -> dict[str, Receipt]:
         """Have all paused and wait for it; by name, without those that took too long."""
-        with self._lock:  # another thread may be having the keeper replaced
+        with self._lock:  # another thread may be having the reaper replaced
             link = self._link
         receipts = {receipt.endpoint: receipt for receipt in link.pause(timeout_s)}
         receipts.update(self._own)
         self._notice()
-        if self._link.lost:  # by now there is no time for another keeper
+        if self._link.lost:  # by now there is no time for another reaper
             missing = [name for name in self._watches if not _in_order(receipts.get(name))]
             if missing:
                 self._warn(_KILLED)
@@ -158,10 +159,10 @@ class Guard:
         return {**known, **self._own}
 
     def close(self) -> None:
-        """Let the keeper go; it finishes what it still has to do."""
+        """Let the reaper go; it finishes what it still has to do."""
         self._link.close()
 
-    def _start(self) -> KeeperLink:
+    def _start(self) -> ReaperClient:
         self._starts += 1
         self._noticed = 0
         log = self._journal.path.with_suffix(f".{self._starts}.log")
@@ -179,12 +180,12 @@ class Guard:
             proxy=route.proxy,
         )
         timeout_s = self._settings.arm_timeout_s
-        return KeeperLink.start(
+        return ReaperClient.start(
             arm, log=log, timeout_s=timeout_s, spawn=self._spawn, clock=self._clock
         )
 
     def _notice(self) -> None:
-        """A keeper whose standby stepped in is missed by nobody, but somebody kills processes."""
+        """A reaper whose standby stepped in is missed by nobody, but somebody kills processes."""
         if self._link.successions > self._noticed:
             self._noticed = self._link.successions
             self._warn(f"{_KILLED}; another one has stepped in")
@@ -196,7 +197,7 @@ class Guard:
         except EndpointError as error:
             self._warn(f"endpoints were paused before the run's end: {error}")
             timeout_s = self._settings.retry_s
-            self._own.update(self._pause_here(list(self._watches), timeout_s, KEEPER_LOST))
+            self._own.update(self._pause_here(list(self._watches), timeout_s, REAPER_LOST))
 
     def _hand_over(self) -> None:
         if self._starts > 1:
@@ -218,30 +219,30 @@ class Guard:
 
         def leave(name: str) -> Receipt:
             claim, watch = self._claim(name), self._watches[name]
-            claims = Claims(self._settings.claims, api=claim.api, endpoint=name, run=claim.run)
+            claims = LeaseStore(self._settings.claims, api=claim.api, endpoint=name, run=claim.run)
             settled = name not in self._unsettled
             pauser = Pauser(self._plane, watch, timings, settled=settled, clock=self._clock)
-            leaver = Leaver(claims, claim, pauser, clock=self._clock)
+            leaver = Releaser(claims, claim, pauser, clock=self._clock)
             return leaver.run(lambda told: self._record(told, claim), reason=reason)
 
         with ThreadPoolExecutor(len(names), "hfbudget-pause") as pool:
             return dict(zip(names, pool.map(leave, names), strict=True))
 
-    def _claim(self, name: str) -> Claim:
+    def _claim(self, name: str) -> HeldLease:
         pid, start = os.getpid(), process.start_time(os.getpid())
-        return Claim(
+        return HeldLease(
             run=self._settings.run,
             endpoint=name,
             api=self._settings.api,
             owner_pid=pid,
             owner_start=start,
-            keeper_pid=pid,
-            keeper_start=start,
+            reaper_pid=pid,
+            reaper_start=start,
             at=self._clock.time(),
             scaling=self._watches[name].scaling,
         )
 
-    def _record(self, receipt: Receipt, claim: Claim) -> None:
+    def _record(self, receipt: Receipt, claim: HeldLease) -> None:
         try:
             self._journal.write(entry(receipt, claim, at=self._clock.time()))
         except EndpointError as error:  # a full disk is no reason to stop pausing

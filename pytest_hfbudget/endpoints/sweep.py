@@ -1,4 +1,4 @@
-"""Pausing what runs have left running when neither they nor their keepers could.
+"""Pausing what runs have left running when neither they nor their reapers could.
 
 Two trails lead there: the journals of this machine, and the tags on the server, which any
 machine can follow. Neither is believed over a run that lives.
@@ -27,9 +27,9 @@ from pytest_hfbudget.endpoints.journal import (
     leases_dir,
     unfinished,
 )
-from pytest_hfbudget.endpoints.lease_store import Claim, Claims, claims_dir, inherited
+from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore, inherited, lease_store_dir
 from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Timings, Watch
-from pytest_hfbudget.endpoints.release import Leaver, Pauser
+from pytest_hfbudget.endpoints.release import Pauser, Releaser
 from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.types import GONE, Endpoint
 from pytest_hfbudget.endpoints.types import PAUSED as RESTING
@@ -47,7 +47,7 @@ _FORGET_S = 86400.0
 
 
 @dataclass(frozen=True)
-class Stray:
+class StrayEndpoint:
     """An endpoint that a run may have left running.
 
     Attributes:
@@ -67,7 +67,7 @@ class Stray:
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepOutcome:
     """What has become of a stray.
 
     Attributes:
@@ -92,17 +92,17 @@ class Swept:
 
 def find_local(
     state_dir: Path, *, api: str | None = None, kept: bool = False, elsewhere: bool = False
-) -> tuple[Stray, ...]:
-    """What dead runs of this machine have leased, and no keeper will pause any more.
+) -> tuple[StrayEndpoint, ...]:
+    """What dead runs of this machine have leased, and no reaper will pause any more.
 
     Args:
         api: base URL of the only control plane to look for.
-        kept: also what a keeper is still at, which has not succeeded so far.
+        kept: also what a reaper is still at, which has not succeeded so far.
         elsewhere: also what was leased in other containers, or on other machines that use the
             same folder. Whether these runs live can't be told from here, so `sweep` leaves it
             alone until the endpoint's tag has expired.
     """
-    found: dict[tuple[str, str, str], Stray] = {}
+    found: dict[tuple[str, str, str], StrayEndpoint] = {}
     for lease in unfinished(leases_dir(state_dir)):
         intent, server = lease.intent, lease.intent.api.rstrip("/")
         if api is not None and api.rstrip("/") != server:
@@ -115,12 +115,12 @@ def find_local(
         if why is None or (where == ELSEWHERE and not elsewhere):
             continue
         key = (server, intent.endpoint, where)
-        known = found.get(key) or Stray(intent.endpoint, server, intent.run, why, where)
+        known = found.get(key) or StrayEndpoint(intent.endpoint, server, intent.run, why, where)
         found[key] = replace(known, leases=(*known.leases, lease))
     return tuple(found.values())
 
 
-def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[Stray, ...]:
+def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[StrayEndpoint, ...]:
     """What carries the tag of a run, of any machine, whose latest end is over.
 
     Args:
@@ -130,7 +130,7 @@ def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[Stray,
         ControlPlaneError: the namespace can't be listed.
     """
     return tuple(
-        Stray(one.full_name, plane.base_url, tags.run_of(one.tags) or "", _over(one), TAG)
+        StrayEndpoint(one.full_name, plane.base_url, tags.run_of(one.tags) or "", _over(one), TAG)
         for one in plane.list(namespace)
         if one.state != RESTING and _is_over(one, now)
     )
@@ -138,32 +138,32 @@ def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[Stray,
 
 def sweep(
     plane: ControlPlane,
-    strays: Iterable[Stray],
+    strays: Iterable[StrayEndpoint],
     *,
     state_dir: Path,
     most: int | None = None,
     dry_run: bool = False,
     timings: Timings = Timings(deadline_s=_DEADLINE_S),  # noqa: B008  # frozen
     clock: Clock = SYSTEM_CLOCK,
-) -> tuple[Swept, ...]:
+) -> tuple[SweepOutcome, ...]:
     """Pause strays and verify it; what any run of this machine uses is never touched.
 
     Args:
         most: how many may be paused at the most; the rest is skipped.
         dry_run: look at each, and touch none.
     """
-    chosen: dict[tuple[str, str], Stray] = {}
+    chosen: dict[tuple[str, str], StrayEndpoint] = {}
     # The journal knows more than a tag does.
     for stray in sorted(strays, key=lambda one: (JOURNAL, ELSEWHERE, TAG).index(one.where)):
         chosen.setdefault((stray.api, stray.name), stray)
-    broom = _Broom(plane, state_dir, timings, clock)
+    broom = _Sweeper(plane, state_dir, timings, clock)
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-sweep") as pool:
         looks = list(pool.map(broom.look, chosen.values()))
         looks = _limited(looks, most)
         return tuple(looks if dry_run else pool.map(broom.pause, chosen.values(), looks))
 
 
-class _Broom:
+class _Sweeper:
     """Works on one stray at a time, in several threads."""
 
     def __init__(
@@ -173,9 +173,9 @@ class _Broom:
         self._timings, self._clock = timings, clock
         self._run = f"sweep-{uuid.uuid4().hex[:12]}"
 
-    def look(self, stray: Stray) -> Swept:
+    def look(self, stray: StrayEndpoint) -> SweepOutcome:
         """Whether it may be paused, as things are now."""
-        plain = Swept(stray.name, stray.run, stray.why, stray.where)
+        plain = SweepOutcome(stray.name, stray.run, stray.why, stray.where)
         if stray.api != self._plane.base_url:
             return replace(
                 plain, skipped=f"it belongs to another control plane, {public_url(stray.api)}"
@@ -194,16 +194,16 @@ class _Broom:
             return replace(plain, state=found.state, skipped="its lease was renewed")
         return replace(plain, state=found.state, skipped=self._doubt(stray, found))
 
-    def pause(self, stray: Stray, look: Swept) -> Swept:
+    def pause(self, stray: StrayEndpoint, look: SweepOutcome) -> SweepOutcome:
         """Pause it, unless ``look`` has found a reason not to, and close what was left open."""
         if look.skipped:
             return look
         claims = self._claims(stray)
         for claim in claims.others():
-            claim.end_stopped_keeper()
+            claim.end_stopped_reaper()
         watch = Watch(stray.name, self._scaling(stray, claims), untag=True)
         pauser = Pauser(self._plane, watch, self._timings, settled=True, clock=self._clock)
-        leaver = Leaver(claims, self._claim(stray), pauser, clock=self._clock)
+        leaver = Releaser(claims, self._claim(stray), pauser, clock=self._clock)
         receipt = leaver.run(lambda told: self._record(stray, told), reason=SWEPT)
         if receipt.left_to:
             return replace(look, skipped=f"run {receipt.left_to} has come to use it")
@@ -215,10 +215,12 @@ class _Broom:
             warnings=receipt.warnings,
         )
 
-    def _doubt(self, stray: Stray, found: Endpoint) -> str | None:
+    def _doubt(self, stray: StrayEndpoint, found: Endpoint) -> str | None:
         """Why it is not touched although no run that lives here uses it."""
         now = self._clock.time()
-        users: list[Claim | Record] = [one for one in self._claims(stray).others() if one.elsewhere]
+        users: list[HeldLease | Record] = [
+            one for one in self._claims(stray).others() if one.elsewhere
+        ]
         if stray.where == ELSEWHERE:
             users += [lease.intent for lease in stray.leases]
         if not users or _is_over(found, now):
@@ -235,15 +237,15 @@ class _Broom:
             f"hfbudget pause --force {stray.name}"
         )
 
-    def _in_use(self, stray: Stray) -> str | None:
+    def _in_use(self, stray: StrayEndpoint) -> str | None:
         for claim in self._claims(stray).others():
             if claim.owned:
                 return f"run {claim.run} (process {claim.owner_pid}) uses it"
             if claim.kept and claim.run not in {lease.intent.run for lease in stray.leases}:
-                return f"process {claim.keeper_pid} is about to pause it"
+                return f"process {claim.reaper_pid} is about to pause it"
         return None
 
-    def _scaling(self, stray: Stray, claims: Claims) -> dict[str, object] | None:
+    def _scaling(self, stray: StrayEndpoint, claims: LeaseStore) -> dict[str, object] | None:
         known = [(claim.run, claim.scaling) for claim in claims.others()]
         known += [(lease.intent.run, lease.intent.scaling) for lease in stray.leases]
         try:
@@ -252,16 +254,16 @@ class _Broom:
             return None  # pausing comes first, and will say what is wrong
         return None if scaling is None else dict(scaling)
 
-    def _claims(self, stray: Stray) -> Claims:
-        folder = claims_dir(self._state_dir)
-        return Claims(folder, api=stray.api, endpoint=stray.name, run=self._run)
+    def _claims(self, stray: StrayEndpoint) -> LeaseStore:
+        folder = lease_store_dir(self._state_dir)
+        return LeaseStore(folder, api=stray.api, endpoint=stray.name, run=self._run)
 
-    def _claim(self, stray: Stray) -> Claim:
+    def _claim(self, stray: StrayEndpoint) -> HeldLease:
         pid, start = os.getpid(), process.start_time(os.getpid())
         at = self._clock.time()
-        return Claim(self._run, stray.name, stray.api, pid, start, pid, start, at)
+        return HeldLease(self._run, stray.name, stray.api, pid, start, pid, start, at)
 
-    def _record(self, stray: Stray, receipt: Receipt) -> None:
+    def _record(self, stray: StrayEndpoint, receipt: Receipt) -> None:
         for lease in () if receipt.left_to else stray.leases:
             line = replace(
                 lease.intent,
@@ -279,7 +281,7 @@ class _Broom:
                 return  # it is paused all the same; the next sweep will find that out
 
 
-def adopt(stray: Stray, run: str, state_dir: Path, *, at: float) -> None:
+def adopt(stray: StrayEndpoint, run: str, state_dir: Path, *, at: float) -> None:
     """Close the account of dead runs whose endpoint a live one has come to use, and will pause."""
     for lease in stray.leases:
         line = replace(lease.intent, kind=LEFT, at=at, left_to=run, scaling=None)
@@ -287,7 +289,7 @@ def adopt(stray: Stray, run: str, state_dir: Path, *, at: float) -> None:
             Journal.of(line.run, leases_dir(state_dir)).write(line)
 
 
-def _limited(looks: Sequence[Swept], most: int | None) -> list[Swept]:
+def _limited(looks: Sequence[SweepOutcome], most: int | None) -> list[SweepOutcome]:
     limited, taken = [], 0
     for look in looks:
         beyond = most is not None and not look.skipped and taken >= most
@@ -300,23 +302,25 @@ def _limited(looks: Sequence[Swept], most: int | None) -> list[Swept]:
 def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
     """Why a lease is nobody's any more, as a clause; None where somebody lives who sees to it."""
     intent = lease.intent
-    own = Claims(claims_dir(state_dir), api=intent.api, endpoint=intent.endpoint, run=intent.run)
+    own = LeaseStore(
+        lease_store_dir(state_dir), api=intent.api, endpoint=intent.endpoint, run=intent.run
+    )
     claim = own.own()
-    keeper = claim.keeper_pid if claim is not None and claim.kept else None
-    if keeper and not kept:
+    reaper = claim.reaper_pid if claim is not None and claim.kept else None
+    if reaper and not kept:
         return None
     # A pause that failed for good has ended the lease, even if its owner lives on.
-    if lease.paused is not None and not keeper:
+    if lease.paused is not None and not reaper:
         return f"its pause failed: {lease.paused.error or lease.paused.state}"
     if process.alive(intent.owner_pid, intent.owner_start):
         return None
     dead = f"its run died (process {intent.owner_pid})"
-    if claim is not None and claim.here and process.stopped(claim.keeper_pid, claim.keeper_start):
-        return f"{dead}, and its keeper (process {claim.keeper_pid}) is stopped"
+    if claim is not None and claim.here and process.stopped(claim.reaper_pid, claim.reaper_start):
+        return f"{dead}, and its reaper (process {claim.reaper_pid}) is stopped"
     return (
-        f"{dead}, and its keeper (process {keeper}) is still at it"
-        if keeper
-        else f"{dead}, and its keeper too"
+        f"{dead}, and its reaper (process {reaper}) is still at it"
+        if reaper
+        else f"{dead}, and its reaper too"
     )
 
 

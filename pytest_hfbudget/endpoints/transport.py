@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class _Received(io.RawIOBase):
+class _Deadline(io.RawIOBase):
     """What a socket receives within the time that it is given for one read."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -55,7 +55,7 @@ class _Source:
         self._sock = sock
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Received(self._sock))
+        return io.BufferedReader(_Deadline(self._sock))
 
 
 class _Response(HTTPResponse):
@@ -94,7 +94,7 @@ _MOST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """What came back; header names are in lower case."""
 
     status: int
@@ -120,7 +120,7 @@ class Transport(Protocol):
 
     def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Send once, follow nothing.
 
         Args:
@@ -133,7 +133,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """How this machine reaches the internet; found once by the owner, handed to the keeper.
+    """How this machine reaches the internet; found once by the owner, handed to the reaper.
 
     Attributes:
         ca_file: a bundle of certificate authorities; None is the system's.
@@ -191,7 +191,7 @@ class Urllib3Transport:
 
     def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
-    ) -> Answer:
+    ) -> HttpAnswer:
         """See `Transport.send`."""
         if self._clock.monotonic() - self._used > STALE_S:
             self._pool.clear()
@@ -209,7 +209,7 @@ class Urllib3Transport:
 
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
-    ) -> Answer:
+    ) -> HttpAnswer:
         response = self._pool.request(
             method,
             url,
@@ -226,7 +226,7 @@ class Urllib3Transport:
             raise
         response.release_conn()
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status, content, headers)
+        return HttpAnswer(response.status, content, headers)
 
 
 def _read(response: urllib3.BaseHTTPResponse) -> bytes:
@@ -259,7 +259,7 @@ _OK = 200
 _TRIES = 2
 
 
-def read_document(url: str, *, within_s: float) -> bytes:
+def read_public_json(url: str, *, within_s: float) -> bytes:
     """What a URL answers with, after a second try where the first had no answer.
 
     Args:

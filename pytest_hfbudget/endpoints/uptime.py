@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeAlias
 
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
-from pytest_hfbudget.endpoints.endpoint_state import Slot
-from pytest_hfbudget.endpoints.hardware import HardwareFile, HardwareList, price_per_hour
-from pytest_hfbudget.endpoints.reaper_messages import Receipt
-from pytest_hfbudget.endpoints.retry import Clock, Pace
-from pytest_hfbudget.endpoints.types import Endpoint, EndpointSettings
 from pytest_hfbudget.money import ATTO_PER_NANO
 
 MINUTES_PER_HOUR = 60
@@ -143,100 +135,10 @@ def _micros(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-# What a report would like to know may not keep a run from ending.
-_NICE_TO_KNOW_S = 5.0
-
-
-_TRIES = 2
-
-
-class Meter:
-    """Prices before, uptime after. Safe to share between threads."""
-
-    def __init__(self, plane: ControlPlane, settings: EndpointSettings, clock: Clock) -> None:
-        self._plane, self._settings, self._clock = plane, settings, clock
-        try_s = min(settings.try_s, _NICE_TO_KNOW_S)
-        self._quick = plane.with_pace(Pace(try_s=try_s, total_s=0.0))
-        self._lock = threading.Lock()
-        self._file = HardwareFile.of(settings.api)
-        self._hardware: HardwareList | None = None
-
-    def price(self, slot: Slot, found: Endpoint) -> int | None:
-        """Fill in the price of a replica; nano-USD for a minute of what will run at first."""
-        listed = self._listed(slot)
-        slot.price_atto = None if listed is None else price_per_hour(listed.vendors, found)
-        slot.count(found.first_replicas)
-        return None if slot.price_atto is None else cost(slot.price_atto, slot.replicas)
-
-    def _listed(self, slot: Slot) -> HardwareList | None:
-        with self._lock:
-            if self._hardware is None:
-                # Where there is a copy, nobody waits long for news.
-                plane = self._quick if self._file.load() else self._plane
-                try:
-                    self._hardware = self._file.read(plane.hardware, self._clock.time())
-                except ControlPlaneError as error:
-                    slot.warn(f"{slot.name}: its price is unknown: {error}")
-                    return None
-            listed = self._hardware
-        if listed.problem:
-            slot.warn(f"{slot.name}: its price is that of {listed.day}: {listed.problem}")
-        return listed
-
-    def look(self, slot: Slot) -> Endpoint | None:
-        """The endpoint as it is now; None where the server does not say so soon."""
-        try:
-            return self._quick.get(slot.name)
-        except ControlPlaneError:
-            return None  # what was counted before still counts
-
-    def zero(self, slot: Slot) -> None:
-        """Remember the replicas that were there before; None where nobody could tell."""
-        for _ in range(_TRIES):
-            replicas = self._replicas(slot.name)
-            slot.earlier = None if replicas is None else earlier_replicas(replicas)
-            if replicas is not None:
-                return
-
-    def uptime(self, slot: Slot, pause: Receipt | None, *, final: bool) -> Uptime:
-        """What one endpoint has cost: by the server's times when ``final``, else at most."""
-        if not slot.leased or (slot.found_asleep and not slot.resumed):
-            return NOTHING
-        window_s = slot.window_s(self._until(pause))
-        price, minute_s = slot.price_atto, self._settings.billing_minute_s
-        exact = slot.earlier is not None and from_replicas(
-            (self._replicas(slot.name) or ()) if final else (),
-            window_s=window_s,
-            earlier=slot.earlier,
-            atto_per_hour=price,
-            billing_minute_s=minute_s,
-        )
-        return exact or at_most(
-            window_s=window_s,
-            replicas=slot.most_replicas,
-            atto_per_hour=price,
-            billing_minute_s=minute_s,
-        )
-
-    def window(self, slot: Slot, pause: Receipt | None) -> Window:
-        """The time that one endpoint's cost is for."""
-        return slot.window(self._until(pause), self._settings.billing_minute_s)
-
-    def _until(self, pause: Receipt | None) -> float:
-        until = pause.paused_mono if pause else None
-        return self._clock.monotonic() if until is None else until
-
-    def _replicas(self, name: str) -> tuple[Mapping[str, Any], ...] | None:
-        try:
-            return self._quick.replicas(name)
-        except ControlPlaneError:
-            return None  # the bill is then bounded by our own clock, and marked as estimated
-
-
 _NANOS = 10**9
 
 
-class Use(NamedTuple):
+class EndpointUse(NamedTuple):
     """A stretch of time that a test was on an endpoint; ``stop`` is None while it lasts."""
 
     test: str
@@ -244,14 +146,14 @@ class Use(NamedTuple):
     stop: float | None = None
 
 
-class Stretch(NamedTuple):
+class UseStretch(NamedTuple):
     """From when until when."""
 
     start: float
     stop: float
 
 
-class Window(NamedTuple):
+class UsageWindow(NamedTuple):
     """The time that was paid for.
 
     Attributes:
@@ -262,11 +164,11 @@ class Window(NamedTuple):
 
     start: float
     stop: float
-    cold: tuple[Stretch, ...] = ()
+    cold: tuple[UseStretch, ...] = ()
     paid_until: float = 0.0
 
 
-NO_TIME = Window(0.0, 0.0)
+NO_TIME = UsageWindow(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -284,7 +186,7 @@ class Shares:
     cold_start: int = 0
 
 
-def share_out(nano_usd: int, window: Window, uses: Iterable[Use]) -> Shares:
+def share_out(nano_usd: int, window: UsageWindow, uses: Iterable[EndpointUse]) -> Shares:
     """Share an endpoint's cost out; what comes back adds up to ``nano_usd`` exactly.
 
     Every second of the window costs the same. Tests that are on the endpoint at one time split
@@ -324,7 +226,9 @@ def apportion(whole: int, weights: Sequence[Fraction]) -> list[int]:
     return parts
 
 
-def _pieces(window: Window, uses: list[Use]) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
+def _pieces(
+    window: UsageWindow, uses: list[EndpointUse]
+) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
     """The window in pieces in which nothing changes: nanoseconds, cold or not, who was there."""
     start, stop = _nanos(window.start), _nanos(window.stop)
     changes: list[tuple[int, int, str | None]] = []

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
-from pytest_hfbudget.history.sqlite_store import Store
-from pytest_hfbudget.history.windows import Window
-from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, Waiting
+from pytest_hfbudget.history.sqlite_store import BudgetStore
+from pytest_hfbudget.history.windows import BudgetWindow
+from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, WaitingHold
 from pytest_hfbudget.ledger.locks import alone, is_owned, own_lock
 from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
@@ -24,7 +24,7 @@ from pytest_hfbudget.ledger.scope import SESSION
 _BEFORE_ALL_DAYS = 0
 
 
-class Account(Protocol):
+class WindowAccount(Protocol):
     """What the booth changes in the ledger's accounts."""
 
     scope: Scope
@@ -32,7 +32,7 @@ class Account(Protocol):
     held: int
 
 
-class Booth:
+class StoreLock:
     """The lock of a ledger: whoever is inside has the store to himself.
 
     A store that fails does not keep a call that was sent from being settled: tabs are written as
@@ -44,7 +44,10 @@ class Booth:
     """
 
     def __init__(
-        self, store: Store, windows: Sequence[Window], accounts: Mapping[str, Account]
+        self,
+        store: BudgetStore,
+        windows: Sequence[BudgetWindow],
+        accounts: Mapping[str, WindowAccount],
     ) -> None:
         self.problem = ""
         self._store, self._windows, self._accounts = store, windows, accounts
@@ -58,7 +61,7 @@ class Booth:
         _watch_forks(self)
 
     @off_loop()
-    def __enter__(self) -> Booth:
+    def __enter__(self) -> StoreLock:
         alone(self._lock).__enter__()
         try:
             self._begin()
@@ -105,7 +108,7 @@ class Booth:
             self._taken[window.key] = taken[window.key] - self._stale(window, day)
             account.spent = self._taken[window.key] + self._own
 
-    def _stale(self, window: Window, day: int) -> int:
+    def _stale(self, window: BudgetWindow, day: int) -> int:
         """What the file has on this run's earlier days beyond what was spent: holds of then."""
         first = window.first_day(day)
         days = self._earlier.items()
@@ -157,12 +160,12 @@ class SharedLedger(Ledger):
         HistoryError: the store can't be read or written; under a cap that ends the run.
     """
 
-    def __init__(self, store: Store, windows: Sequence[Window]) -> None:
+    def __init__(self, store: BudgetStore, windows: Sequence[BudgetWindow]) -> None:
         super().__init__()
         self._windows = tuple(window.key for window in windows)
         for window in windows:
             self.open(window.scope())
-        self._lock = self._booth = Booth(store, windows, self._accounts)
+        self._lock = self._booth = StoreLock(store, windows, self._accounts)
         with self._booth:
             pass
         if self._booth.problem:
@@ -189,7 +192,7 @@ class SharedLedger(Ledger):
         draft: Charge,
         caller: Caller | None = None,
         owner: object = None,
-    ) -> Hold | Waiting:
+    ) -> Hold | WaitingHold:
         """As `Ledger.ask`, and as `hold`."""
         with self._kept(draft.model):
             answer = super().ask(keys, least, most, draft, caller, owner)
@@ -242,7 +245,7 @@ class SharedLedger(Ledger):
         )
 
 
-def _watch_forks(booth: Booth) -> None:
+def _watch_forks(booth: StoreLock) -> None:
     # Weakly: what is registered for forks stays registered, and a process may see many runs.
     def call(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:
         def now() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pytest_hfbudget.history.database import Schema, connect, explained, transaction
-from pytest_hfbudget.history.windows import Window, day_of, oldest_day
+from pytest_hfbudget.history.windows import BudgetWindow, day_of, oldest_day
 
 FILE = "budgets.sqlite3"
 
@@ -61,17 +61,17 @@ _TAKEN = (
 )
 
 
-class Standing(NamedTuple):
+class Snapshot(NamedTuple):
     """What there is beside this run's own tab of today: by window, in nano-USD."""
 
     day: int
     taken: Mapping[str, int]
 
 
-class Store(Protocol):
+class BudgetStore(Protocol):
     """Where runs share what they may spend. Used under a lock; a run may be forked."""
 
-    def begin(self, windows: Sequence[Window], not_before: int) -> Standing:
+    def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
         """From here to `end` no other run changes anything.
 
         Raises:
@@ -95,12 +95,12 @@ class Store(Protocol):
         """The run is over and holds nothing: what is on its tab is spent."""
 
 
-class OwnTab:
+class MemoryStore:
     """The store of a rehearsal: there is nobody else, and nothing is remembered."""
 
-    def begin(self, windows: Sequence[Window], not_before: int) -> Standing:
+    def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
         today = max(day_of(time.time()), not_before)
-        return Standing(today, dict.fromkeys((window.key for window in windows), 0))
+        return Snapshot(today, dict.fromkeys((window.key for window in windows), 0))
 
     def end(self, tabs: Mapping[int, int]) -> None:
         """Nothing is written."""
@@ -115,7 +115,7 @@ class OwnTab:
         """Nothing is left."""
 
 
-class Tabs:
+class SqliteStore:
     """The tab of one run in the file of all projects.
 
     Args:
@@ -129,13 +129,13 @@ class Tabs:
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
 
-    def begin(self, windows: Sequence[Window], not_before: int) -> Standing:
+    def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
         with explained(self.path, SCHEMA):
             connection = self._open()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 day = max(day_of(self._now(connection)), not_before)
-                return Standing(day, {w.key: self._taken(connection, w, day) for w in windows})
+                return Snapshot(day, {w.key: self._taken(connection, w, day) for w in windows})
             except BaseException:
                 connection.execute("ROLLBACK")
                 raise
@@ -181,7 +181,7 @@ class Tabs:
             return self._clock()
         return float(connection.execute("SELECT strftime('%s', 'now')").fetchone()[0])
 
-    def _taken(self, connection: sqlite3.Connection, window: Window, day: int) -> int:
+    def _taken(self, connection: sqlite3.Connection, window: BudgetWindow, day: int) -> int:
         since = window.first_day(day)
         row = connection.execute(_TAKEN, (self.project, since, day, self.run)).fetchone()
         return int(row[0])

@@ -119,7 +119,7 @@ def entries(report: Report, run: LoggedRun) -> Iterator[Entry]:
     yield from (_endpoint(line, run) for line in report.endpoints)
 
 
-class Log:
+class UsageLog:
     """The log of this user.
 
     Args:

@@ -48,7 +48,7 @@ _SUMS = (
 
 
 @dataclass(frozen=True)
-class Question:
+class UsageQuery:
     """Which entries are meant: those to which everything applies that is said.
 
     Attributes:
@@ -100,7 +100,7 @@ class Total(NamedTuple):
 NOTHING = (0,) * (len(Total._fields) - 1)
 
 
-class Answers:
+class QueryResult:
     """Reads a log; one that is not there yet is empty.
 
     Every method raises `HistoryError` when it can't be read.
@@ -109,11 +109,11 @@ class Answers:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def entries(self, question: Question, limit: int = 0) -> tuple[Entry, ...]:
+    def entries(self, question: UsageQuery, limit: int = 0) -> tuple[Entry, ...]:
         """The latest entries, oldest first; all of them with a limit of 0."""
         return tuple(self.each(question, limit))
 
-    def each(self, question: Question, limit: int = 0) -> Iterator[Entry]:
+    def each(self, question: UsageQuery, limit: int = 0) -> Iterator[Entry]:
         """As `entries`, but a page at a time: a log may be larger than the memory.
 
         Between two pages nothing is locked, so a reader that takes its time keeps no run waiting.
@@ -133,7 +133,7 @@ class Answers:
             if limit and left <= 0:
                 return
 
-    def _before(self, question: Question, limit: int) -> tuple[float, int]:
+    def _before(self, question: UsageQuery, limit: int) -> tuple[float, int]:
         """Where the latest entries begin: the time and the number of the one before them."""
         where, values = question.where()
         found = limit and self._ask(
@@ -143,13 +143,13 @@ class Answers:
         )
         return found[0] if found else (-math.inf, 0)
 
-    def total(self, question: Question) -> Total:
+    def total(self, question: UsageQuery) -> Total:
         """What all of them add up to."""
         where, values = question.where()
         rows = self._ask(f"SELECT {_SUMS} {_FROM} WHERE {where}", values)
         return Total("", *(rows[0] if rows else NOTHING))
 
-    def totals(self, question: Question, group: str) -> tuple[Total, ...]:
+    def totals(self, question: UsageQuery, group: str) -> tuple[Total, ...]:
         """The sums by one of `GROUPS`: days in their order, all others the dearest first."""
         where, values = question.where()
         order = "1" if group == "day" else "sum(nano_usd) DESC, 1"

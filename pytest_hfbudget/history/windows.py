@@ -19,7 +19,7 @@ LENGTHS = ("day", "week", "month")
 _MONDAY = 4  # 1970-01-05
 
 
-class Window(NamedTuple):
+class BudgetWindow(NamedTuple):
     """One budget over many runs.
 
     Attributes:
@@ -63,11 +63,11 @@ class Window(NamedTuple):
         return Scope(self.key, f"{self.label} (the next one begins {again})", self.cap)
 
 
-def windows(settings: Settings) -> tuple[Window, ...]:
+def windows(settings: Settings) -> tuple[BudgetWindow, ...]:
     """The budgets that a run shares with others, the shortest first."""
     caps = (settings.daily_cap, settings.weekly_cap, settings.monthly_cap)
     each = zip(LENGTHS, caps, strict=True)
-    return tuple(Window(length, cap) for length, cap in each if cap is not None)
+    return tuple(BudgetWindow(length, cap) for length, cap in each if cap is not None)
 
 
 def oldest_day(day: int) -> int:
@@ -75,7 +75,7 @@ def oldest_day(day: int) -> int:
 
     A clock that is put forward into the next window, and back, forgets nothing by that.
     """
-    each = (Window(length, 0) for length in LENGTHS)
+    each = (BudgetWindow(length, 0) for length in LENGTHS)
     return min(window.first_day(window.first_day(day) - 1) for window in each)
 
 

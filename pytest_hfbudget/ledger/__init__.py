@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_hfbudget.ledger.charge import Charge, Refusal
-from pytest_hfbudget.ledger.interface import Caller, Hold, LedgerLike, Waiting
+from pytest_hfbudget.ledger.interface import Caller, Hold, LedgerLike, WaitingHold
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.scope import Scope, Totals
 
@@ -16,5 +16,5 @@ __all__ = [
     "Refusal",
     "Scope",
     "Totals",
-    "Waiting",
+    "WaitingHold",
 ]

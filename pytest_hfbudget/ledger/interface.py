@@ -41,7 +41,7 @@ class Caller(NamedTuple):
         return self[:2], self[:3]
 
 
-class Waiting(NamedTuple):
+class WaitingHold(NamedTuple):
     """A place in the queue: its answer becomes the hold of the same id, or the refusal."""
 
     id: int
@@ -66,7 +66,7 @@ class LedgerLike(Protocol):
 
     def ask(
         self, keys: Sequence[str], least: int, most: int | None, draft: Charge, caller: Caller
-    ) -> Hold | Waiting:
+    ) -> Hold | WaitingHold:
         """As `hold`, or a place in line where only calls in flight are in the way."""
 
     def give_up(self, place: int, seconds: float) -> Hold | None:
@@ -97,7 +97,7 @@ class LedgerLike(Protocol):
         """Every settled call of one scope."""
 
 
-class Uptime(Protocol):
+class UptimeSource(Protocol):
     """What costs by the minute beside the calls, under the same cap."""
 
     def accrue(self) -> None:

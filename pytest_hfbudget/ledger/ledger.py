@@ -11,10 +11,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pytest_hfbudget.errors import SMALLER, LedgerUnreachableError, too_late
-from pytest_hfbudget.ledger.charge import Charge, Charges, Refusal
-from pytest_hfbudget.ledger.interface import Caller, Hold, Uptime, Waiting, unanswered
+from pytest_hfbudget.ledger.charge import Charge, Refusal
+from pytest_hfbudget.ledger.charge_list import Charges
+from pytest_hfbudget.ledger.interface import Caller, Hold, UptimeSource, WaitingHold, unanswered
 from pytest_hfbudget.ledger.locks import Lock, alone, own_lock
-from pytest_hfbudget.ledger.queue import NOBODY, Bid, Held, Place, decide, grant, sent_away
+from pytest_hfbudget.ledger.queue import (
+    NO_QUEUE,
+    HoldRequest,
+    OpenHold,
+    Waiter,
+    decide,
+    grant,
+    sent_away,
+)
 from pytest_hfbudget.ledger.scope import Account, Scope, Totals
 
 
@@ -30,10 +39,10 @@ class Ledger:
     def __init__(self) -> None:
         self._lock: Lock = own_lock()
         self._accounts: dict[str, Account] = {}
-        self._holds: dict[int, Held] = {}
-        self._queue: list[Place] = []
+        self._holds: dict[int, OpenHold] = {}
+        self._queue: list[Waiter] = []
         self._next = 0
-        self._uptime: Uptime | None = None
+        self._uptime: UptimeSource | None = None
         self._charges = Charges()
         self._refusals: list[Refusal] = []
         self._unmetered: Counter[str] = Counter()
@@ -57,7 +66,7 @@ class Ledger:
             self._uptime.accrue()
         with alone(self._lock):
             answer = self._ask(self._bid(keys, least, most, draft, None, owner))
-            if isinstance(answer, Place):
+            if isinstance(answer, Waiter):
                 refusal = sent_away(answer, self._queue, SMALLER)
                 self._queue.remove(answer)
                 raise refusal
@@ -73,7 +82,7 @@ class Ledger:
         draft: Charge,
         caller: Caller | None = None,
         owner: object = None,
-    ) -> Hold | Waiting:
+    ) -> Hold | WaitingHold:
         """As `hold`, but where only calls in flight are in the way, a place in the queue for it.
 
         Raises:
@@ -86,7 +95,7 @@ class Ledger:
             answer = self._ask(self._bid(keys, least, most, draft, caller, owner))
         if self._uptime is not None:
             self._uptime.rearm()
-        return Waiting(answer.bid.id, answer.answer) if isinstance(answer, Place) else answer
+        return WaitingHold(answer.bid.id, answer.answer) if isinstance(answer, Waiter) else answer
 
     def give_up(self, place: int, seconds: float) -> Hold | None:
         """The end of patience: the hold, if it has come; None if there is another answer.
@@ -183,7 +192,7 @@ class Ledger:
             account.spent += nano_usd
             self._answer_line()
 
-    def share_with(self, uptime: Uptime) -> None:
+    def share_with(self, uptime: UptimeSource) -> None:
         """Let something that costs by the minute spend from this ledger, too."""
         self._uptime = uptime
 
@@ -237,29 +246,29 @@ class Ledger:
         draft: Charge,
         caller: Caller | None,
         owner: object,
-    ) -> Bid:
+    ) -> HoldRequest:
         accounts = tuple(map(self._accounts.__getitem__, dict.fromkeys(keys)))
         self._next += 1
-        return Bid(self._next, accounts, least, most, draft, owner, caller)
+        return HoldRequest(self._next, accounts, least, most, draft, owner, caller)
 
-    def _ask(self, bid: Bid) -> Hold | Place:
+    def _ask(self, bid: HoldRequest) -> Hold | Waiter:
         if not self._queue:
-            amount = grant(bid, NOBODY)
+            amount = grant(bid, NO_QUEUE)
             if amount is not None:
                 return self._grant(bid, amount)
-        place = Place(bid, unanswered())
+        place = Waiter(bid, unanswered())
         self._queue.append(place)
         self._answer_line()
         return place.answer.result() if place.answer.done() else place
 
-    def _grant(self, bid: Bid, amount: int) -> Hold:
+    def _grant(self, bid: HoldRequest, amount: int) -> Hold:
         for account in bid.accounts:
             account.held += amount
             account.in_flight += 1
-        self._holds[bid.id] = Held(bid, amount)
+        self._holds[bid.id] = OpenHold(bid, amount)
         return Hold(bid.id, amount)
 
-    def _resolve(self, hold: int) -> Bid:
+    def _resolve(self, hold: int) -> HoldRequest:
         bid, amount = self._holds.pop(hold)
         for account in bid.accounts:
             account.held -= amount
@@ -275,11 +284,11 @@ class Ledger:
             else:
                 self._send_away(place, verdict)
 
-    def _send_away(self, place: Place, why: Exception) -> None:
+    def _send_away(self, place: Waiter, why: Exception) -> None:
         self._queue.remove(place)
         place.answer.set_exception(why)
 
-    def _in_line(self, place: int) -> Place | None:
+    def _in_line(self, place: int) -> Waiter | None:
         return next((each for each in self._queue if each.bid.id == place), None)
 
     # --- around the lock

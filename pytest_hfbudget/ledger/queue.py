@@ -19,7 +19,7 @@ from pytest_hfbudget.ledger.interface import Caller, Hold
 from pytest_hfbudget.ledger.scope import Account
 
 
-class Bid(NamedTuple):
+class HoldRequest(NamedTuple):
     """What a call asks for: from ``least`` to ``most`` nano-USD in all its accounts at once."""
 
     id: int
@@ -31,38 +31,38 @@ class Bid(NamedTuple):
     caller: Caller | None
 
 
-class Held(NamedTuple):
+class OpenHold(NamedTuple):
     """A bid that was granted."""
 
-    bid: Bid
+    bid: HoldRequest
     amount: int
 
 
-class Place(NamedTuple):
+class Waiter(NamedTuple):
     """A bid that waits, and where its answer is put: the hold, or the refusal."""
 
-    bid: Bid
+    bid: HoldRequest
     answer: Future[Hold]
 
 
-class Ahead:
+class QueueAhead:
     """What those ahead in line need, in each account: to those behind it is as good as held."""
 
     def __init__(self) -> None:
         self.nano_usd: dict[Account, int] = {}
         self.calls: dict[Account, int] = {}
 
-    def add(self, bid: Bid) -> None:
+    def add(self, bid: HoldRequest) -> None:
         """Let one more stand there."""
         for account in bid.accounts:
             self.nano_usd[account] = self.nano_usd.get(account, 0) + bid.least
             self.calls[account] = self.calls.get(account, 0) + 1
 
 
-NOBODY = Ahead()
+NO_QUEUE = QueueAhead()
 
 
-def grant(bid: Bid, ahead: Ahead) -> int | None:
+def grant(bid: HoldRequest, ahead: QueueAhead) -> int | None:
     """The amount that a bid gets now; None where it has to wait for others.
 
     Raises:
@@ -86,15 +86,15 @@ def grant(bid: Bid, ahead: Ahead) -> int | None:
 
 
 def decide(
-    queue: Sequence[Place], holds: Collection[Held]
-) -> tuple[Place, int | BudgetExceededError] | None:
+    queue: Sequence[Waiter], holds: Collection[OpenHold]
+) -> tuple[Waiter, int | BudgetExceededError] | None:
     """Who of those in line need wait no longer, and why: an amount, or a refusal."""
     holders = _holders(queue, holds)
-    ahead = Ahead()
+    ahead = QueueAhead()
     for place in queue:
         # Whoever holds something stands behind nobody, since they may be waiting for it.
         try:
-            amount = grant(place.bid, NOBODY if place.bid.id in holders else ahead)
+            amount = grant(place.bid, NO_QUEUE if place.bid.id in holders else ahead)
         except BudgetExceededError as refusal:
             return place, refusal
         if amount is not None:
@@ -103,9 +103,9 @@ def decide(
     return _deadlock(queue, holds, holders) if holders else None
 
 
-def sent_away(place: Place, queue: Sequence[Place], advice: str) -> BudgetExceededError:
+def sent_away(place: Waiter, queue: Sequence[Waiter], advice: str) -> BudgetExceededError:
     """The refusal of somebody in line who is not to wait any longer."""
-    ahead = Ahead()
+    ahead = QueueAhead()
     for other in queue[: queue.index(place)]:
         ahead.add(other.bid)
     bid = place.bid
@@ -121,15 +121,15 @@ def sent_away(place: Place, queue: Sequence[Place], advice: str) -> BudgetExceed
     return next(full).out_of_calls(bid.draft.model)
 
 
-def _holders(queue: Iterable[Place], holds: Iterable[Held]) -> set[int]:
+def _holders(queue: Iterable[Waiter], holds: Iterable[OpenHold]) -> set[int]:
     """The bids of those in line who have other calls in flight."""
     within = {part for held in holds if held.bid.caller for part in held.bid.caller.within}
     return {p.bid.id for p in queue if p.bid.caller and p.bid.caller.stops in within}
 
 
 def _deadlock(
-    queue: Sequence[Place], holds: Collection[Held], holders: set[int]
-) -> tuple[Place, BudgetExceededError] | None:
+    queue: Sequence[Waiter], holds: Collection[OpenHold], holders: set[int]
+) -> tuple[Waiter, BudgetExceededError] | None:
     """The last of those who wait for each other, if some do: who comes last closed the circle.
 
     Calls of those who don't wait will be settled, for nothing at best. Whoever fits then goes on
@@ -146,7 +146,7 @@ def _deadlock(
     return None
 
 
-def _frozen(waiting: Iterable[Place], holds: Iterable[Held]) -> Counter[Account]:
+def _frozen(waiting: Iterable[Waiter], holds: Iterable[OpenHold]) -> Counter[Account]:
     """What nobody settles while these wait, in each account."""
     still = {place.bid.caller.stops for place in waiting if place.bid.caller}
     frozen: Counter[Account] = Counter()
@@ -157,7 +157,7 @@ def _frozen(waiting: Iterable[Place], holds: Iterable[Held]) -> Counter[Account]
     return frozen
 
 
-def _short(bid: Bid, frozen: Counter[Account]) -> Account | None:
+def _short(bid: HoldRequest, frozen: Counter[Account]) -> Account | None:
     """The first account that could not take a bid, though all but the frozen were given back."""
     for account in bid.accounts:
         room = account.room()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError, HFBudgetWarning
 from pytest_hfbudget.ledger.scope import Scope
-from pytest_hfbudget.metering.budget_args import terms, thresholds
+from pytest_hfbudget.metering.budget_args import budget_args, thresholds
 from pytest_hfbudget.money import show, to_usd
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class budget:
     """
 
     def __init__(self, max_usd: object = None, **arguments: Any) -> None:
-        self._terms = terms(max_usd, **arguments)
+        self._terms = budget_args(max_usd, **arguments)
         number = next(_numbers)
         self.name = self._terms.name or f"budget {number}"
         self.scope = Scope("", self.name, self._terms.cap, self._terms.max_calls)
@@ -243,7 +243,7 @@ def with_budget(max_usd: object = None, **arguments: Any) -> Callable[[F], F]:
     budget(max_usd, **arguments)
 
     def decorate(function: F) -> F:
-        name = terms(max_usd, **arguments).name or function.__qualname__
+        name = budget_args(max_usd, **arguments).name or function.__qualname__
 
         def block() -> budget:
             return budget(max_usd, **{**arguments, "name": name})

@@ -27,7 +27,7 @@ class Fallback:
 
 
 @dataclass(frozen=True)
-class Terms:
+class BudgetArgs:
     """The arguments of a marker or a block, checked; money in nano-USD."""
 
     cap: int | None
@@ -40,7 +40,7 @@ class Terms:
     fallback: Fallback | None = None
 
 
-def terms(
+def budget_args(
     max_usd: object = None,
     *,
     name: str | None = None,
@@ -51,7 +51,7 @@ def terms(
     fallback: Mapping[str, Any] | None = None,
     on_exceed: str | None = None,
     scope: str = "test",
-) -> Terms:
+) -> BudgetArgs:
     """Check the arguments that marker and block share.
 
     Raises:
@@ -64,7 +64,7 @@ def terms(
         raise ConfigError(f"budget(scope={scope!r}): write one of {', '.join(SCOPES)}")
     if max_calls is not None and (isinstance(max_calls, bool) or not _whole(max_calls)):
         raise ConfigError(f"budget(max_calls={max_calls!r}): write a whole number, 0 or more")
-    return Terms(
+    return BudgetArgs(
         cap=_cap(max_usd),
         name=name,
         max_calls=max_calls,

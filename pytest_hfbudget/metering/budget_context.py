@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.pricing import Quote
 
 
-class Enclosed(NamedTuple):
+class ContextBlocks(NamedTuple):
     """Which blocks a context is inside of.
 
     Attributes:
@@ -33,7 +33,7 @@ class Enclosed(NamedTuple):
     blocks: tuple[budget, ...] = ()
 
 
-class Opened(NamedTuple):
+class OpenBlock(NamedTuple):
     """A block that is open.
 
     Attributes:
@@ -58,7 +58,7 @@ class Opened(NamedTuple):
         return not older or (self.task is not None and self.task() is task)
 
 
-class Around(NamedTuple):
+class ActiveBudgets(NamedTuple):
     """Everything that a call made here and now has to fit into.
 
     Attributes:
@@ -80,24 +80,24 @@ class Around(NamedTuple):
     test: RunningTest | None
 
 
-class Outer(NamedTuple):
+class InheritedBudgets(NamedTuple):
     """What encloses a whole process, beside its test: blocks of the one that has started it."""
 
     scopes: tuple[Scope, ...] = ()
     explicit: Quote | None = None
 
 
-class Inside(NamedTuple):
+class BudgetKey(NamedTuple):
     """What a call is made inside of: all that decides which budgets it has to fit into."""
 
     over_runs: tuple[Scope, ...]
     session: Scope
     test: RunningTest | None
-    outer: Outer
+    outer: InheritedBudgets
     blocks: tuple[budget, ...]
 
 
-_enclosed: ContextVar[Enclosed] = ContextVar("hfbudget_enclosed")
+_enclosed: ContextVar[ContextBlocks] = ContextVar("hfbudget_enclosed")
 
 
 @dataclass(eq=False)  # a test may run twice: each time it is another one
@@ -126,7 +126,7 @@ class RunningTest:
 
 
 @dataclass
-class Payer:
+class BudgetContext:
     """The scopes that a call made here and now is charged to.
 
     Threads and executors of a test are its own, whether or not they carry its context, so the
@@ -146,11 +146,11 @@ class Payer:
     test: RunningTest | None = None
     where: str = ""
     unowned: list[BudgetExceededError] = field(default_factory=list)
-    outer: Outer = field(default_factory=Outer)
-    _opened: list[Opened] = field(default_factory=list)
+    outer: InheritedBudgets = field(default_factory=InheritedBudgets)
+    _opened: list[OpenBlock] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=itertools.count)
     _seen: WeakKeyDictionary[asyncio.Task[Any], int] = field(default_factory=WeakKeyDictionary)
-    _last: tuple[Inside, Around] | None = None
+    _last: tuple[BudgetKey, ActiveBudgets] | None = None
 
     def open_blocks(self) -> tuple[budget, ...]:
         """The blocks around the running code, outermost first."""
@@ -169,7 +169,7 @@ class Payer:
             self._see_tasks(at)
         here, task = threading.get_ident(), _task()
         by = None if task is None else ref(task)
-        self._opened.append(Opened(block, enclosed.certain, here, by, at))
+        self._opened.append(OpenBlock(block, enclosed.certain, here, by, at))
 
     def leave(self, block: budget) -> None:
         """Close a block in this context; one that was entered twice is still open once."""
@@ -193,24 +193,24 @@ class Payer:
 
         A forked child has one thread, which counts as the main one whatever it was before.
         """
-        _enclosed.set(Enclosed(certain=True, blocks=blocks))
+        _enclosed.set(ContextBlocks(certain=True, blocks=blocks))
         here = threading.get_ident()
-        self._opened = [Opened(block, True, here, None, next(self._order)) for block in blocks]
+        self._opened = [OpenBlock(block, True, here, None, next(self._order)) for block in blocks]
 
-    def _here(self) -> Enclosed:
+    def _here(self) -> ContextBlocks:
         """What this context is inside of; of an empty one, all that it may be inside of."""
         enclosed = _enclosed.get(None)
         if enclosed is not None:
             return enclosed
         certain = threading.current_thread() is threading.main_thread()
         if not self._opened:
-            return Enclosed(certain)
+            return ContextBlocks(certain)
         here, task = threading.get_ident(), _task()
         seen = None if task is None else self._seen.get(task)
         around = (
             opened.block for opened in tuple(self._opened) if opened.may_enclose(here, task, seen)
         )
-        return Enclosed(certain, tuple(around))
+        return ContextBlocks(certain, tuple(around))
 
     def _see_tasks(self, before: int) -> None:
         """Note that the tasks of this thread's loop are older than what is opened now."""
@@ -218,10 +218,10 @@ class Payer:
             for task in asyncio.all_tasks():
                 self._seen.setdefault(task, before - 1)
 
-    def around(self) -> Around:
+    def around(self) -> ActiveBudgets:
         """All that a call needs to know of these scopes; made anew only when they change."""
         # Each is read once: another thread may begin a test, or enter a block, at any time.
-        inside = Inside(self.over_runs, self.session, self.test, self.outer, self.open_blocks())
+        inside = BudgetKey(self.over_runs, self.session, self.test, self.outer, self.open_blocks())
         last = self._last
         if last is not None and last[0] == inside:
             return last[1]
@@ -247,13 +247,13 @@ class Payer:
         (answers.refusals if answers else self.unowned).append(error)
 
 
-def _around(inside: Inside) -> Around:
+def _around(inside: BudgetKey) -> ActiveBudgets:
     over_runs, session, test, outer, blocks = inside
     of_test, of_blocks = test.scopes if test else (), (block.scope for block in blocks)
     scopes = (*over_runs, session, *of_test, *outer.scopes, *of_blocks)
     paid = any(scope.cap is not None for scope in scopes)
     stated = (block.explicit for block in reversed(blocks) if block.explicit)
-    return Around(
+    return ActiveBudgets(
         scopes,
         tuple(scope.key for scope in scopes),
         paid or any(scope.max_calls is not None for scope in scopes),

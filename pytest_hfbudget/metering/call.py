@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_hfbudget.errors import BudgetExceededError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
-from pytest_hfbudget.metering.limits import Limit, Manner, put
-from pytest_hfbudget.metering.request import Sending, changed, fits
+from pytest_hfbudget.metering.limits import OutputLimit, RequestVariant, put
+from pytest_hfbudget.metering.request import OutgoingCall, changed, fits
 from pytest_hfbudget.metering.settlement import charge_of, never_sent, status_of, word_for
 from pytest_hfbudget.metering.usage import (
     compute_time,
@@ -66,12 +66,12 @@ class Call:
     def __init__(
         self,
         meter: Meter,
-        sending: Sending,
+        sending: OutgoingCall,
         request: CallRequest,
         quote: Quote | None,
         draft: Charge,
         hold: Hold,
-        limit: Limit | None,
+        limit: OutputLimit | None,
     ) -> None:
         around = sending.around
         self.meter, self.parameters, self.way = meter, sending.parameters, sending.way
@@ -247,7 +247,7 @@ class Call:
             return not self.way.replayed
         return not self.capped and not self.way.passage.posts and never_sent(error)
 
-    def another_manner(self, error: BaseException) -> Manner | None:
+    def another_manner(self, error: BaseException) -> RequestVariant | None:
         """How to send it where a server refused something that only the plugin had asked for."""
         if status_of(error) not in (BAD_REQUEST, UNPROCESSABLE):
             return None

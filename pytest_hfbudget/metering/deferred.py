@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_hfbudget.ledger.locks import inside
-from pytest_hfbudget.metering.request import Sending
+from pytest_hfbudget.metering.request import OutgoingCall
 from pytest_hfbudget.metering.usage import has_usage
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ MOST_NOTES = 1024
 SMALL_BYTES = 16_384
 
 # Makes the call of a sending, held and ready to be settled; None if nobody understands it.
-Begin = Callable[[Sending], "Call | None"]
+Begin = Callable[[OutgoingCall], "Call | None"]
 
 UNANSWERED = object()
 
 NONSENSE = "hfbudget could not make sense of an answer"
 
 
-class Note:
+class DeferredCall:
     """One call, from when it is sent: entered while it is posted.
 
     Attributes:
@@ -48,7 +48,7 @@ class Note:
 
     __slots__ = ("_body", "_call", "_headers", "_notes", "_sent", "error", "seconds", "sending")
 
-    def __init__(self, notes: Notes, sending: Sending) -> None:
+    def __init__(self, notes: DeferredCalls, sending: OutgoingCall) -> None:
         self.sending = sending
         self.seconds: float | None = None
         self.error: BaseException | None = None
@@ -126,7 +126,7 @@ class Note:
         self._headers = headers
 
 
-class Notes:
+class DeferredCalls:
     """The calls of a process that are under way or wait to be accounted for.
 
     Args:
@@ -140,16 +140,16 @@ class Notes:
 
     def __init__(self, begin: Begin, clock: Callable[[], float]) -> None:
         self._begin, self._clock = begin, clock
-        self._open: dict[int, Note] = {}
-        self._over: deque[Note] = deque()
+        self._open: dict[int, DeferredCall] = {}
+        self._over: deque[DeferredCall] = deque()
         self.lock = threading.RLock()
         self._at_it = False
 
-    def open(self, note: Note) -> None:
+    def open(self, note: DeferredCall) -> None:
         """One is being sent."""
         self._open[id(note)] = note
 
-    def close(self, note: Note) -> None:
+    def close(self, note: DeferredCall) -> None:
         """One is answered, or has failed."""
         note.seconds = self._clock() - note.sending.started
         if id(note) not in self._open:
@@ -191,7 +191,7 @@ class Notes:
         self._open, self._over = {}, deque()
         self.lock, self._at_it = threading.RLock(), False
 
-    def _enter(self, note: Note) -> None:
+    def _enter(self, note: DeferredCall) -> None:
         try:
             note.account(self._begin)
         except Exception:  # not what interrupts: the note stays first in line

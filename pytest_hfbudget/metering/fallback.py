@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_hfbudget.metering.request import Named, Parameters, describe, shown
+from pytest_hfbudget.metering.request import AskedModel, Parameters, describe, shown
 from pytest_hfbudget.pricing.request import split_model
 from pytest_hfbudget.pricing.table import is_below
 
@@ -25,7 +25,7 @@ class UnfitError(ValueError):
 
 def prepared(
     meter: Meter, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any]
-) -> tuple[Parameters, Named]:
+) -> tuple[Parameters, AskedModel]:
     """What is to be posted: with the model that was asked for, or with the one that is due.
 
     Args:
@@ -44,15 +44,15 @@ def prepared(
                 f"{due.scope.name}: a call to {shown(asked)} could not be sent with {due.model} "
                 f"instead, so it was sent as it is: {error}",
             )
-    return prepare(**arguments), Named(arguments.get("model"), provider)
+    return prepare(**arguments), AskedModel(arguments.get("model"), provider)
 
 
 def _swapped(
     meter: Meter, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any], model: str
-) -> tuple[Parameters, Named]:
+) -> tuple[Parameters, AskedModel]:
     other = _arguments(meter, provider, arguments, model)
     parameters = prepare(**other)
-    named = Named(other.get("model"), provider, instead_of=shown(_asked(arguments)))
+    named = AskedModel(other.get("model"), provider, instead_of=shown(_asked(arguments)))
     request = describe(
         parameters,
         routers=meter.routers,

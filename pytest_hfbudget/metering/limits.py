@@ -26,14 +26,14 @@ NAMES = ("max_tokens", "max_completion_tokens")
 TOO_HIGH = ("context", "too large", "too long", "exceed", "must be <=", "less than or equal")
 
 
-class Limit(NamedTuple):
+class OutputLimit(NamedTuple):
     """``tokens`` of output for each answer; ``by_cap`` if it is a cap that pays for no more."""
 
     tokens: int
     by_cap: bool
 
 
-class Manner(NamedTuple):
+class RequestVariant(NamedTuple):
     """How a call is sent, as far as a server may ask for another way.
 
     Attributes:
@@ -46,7 +46,7 @@ class Manner(NamedTuple):
     limit_name: str | None = NAMES[0]
     at_most: int | None = None
 
-    def after(self, refused: str, limit: int) -> Manner | None:
+    def after(self, refused: str, limit: int) -> RequestVariant | None:
         """The manner to try when a server refused ``limit`` in these words; None: no other."""
         words = refused.lower()
         if any(sign in words for sign in TOO_HIGH):
@@ -58,7 +58,7 @@ class Manner(NamedTuple):
         return self._replace(limit_name=NAMES[1] if other else None)
 
 
-AS_USUAL = Manner()
+AS_USUAL = RequestVariant()
 
 
 def most(request: CallRequest, quote: Quote, contexts: Catalogue) -> int:
@@ -70,8 +70,8 @@ def most(request: CallRequest, quote: Quote, contexts: Catalogue) -> int:
 
 
 def of_cap(
-    request: CallRequest, quote: Quote, held: int, contexts: Catalogue, manner: Manner
-) -> Limit | None:
+    request: CallRequest, quote: Quote, held: int, contexts: Catalogue, manner: RequestVariant
+) -> OutputLimit | None:
     """The limit with which a call costs no more than ``held``; None where it needs none."""
     if request.max_output is not None or not request.generates or quote.free:
         return None
@@ -84,7 +84,7 @@ def of_cap(
     highest = ceiling(request, contexts)
     if manner.at_most is not None:
         highest = min(highest, manner.at_most)
-    return Limit(min(paid, highest), by_cap=paid < highest)
+    return OutputLimit(min(paid, highest), by_cap=paid < highest)
 
 
 def ceiling(request: CallRequest, contexts: Catalogue) -> int:
@@ -96,7 +96,7 @@ def ceiling(request: CallRequest, contexts: Catalogue) -> int:
     return max(shortest - request.input_bound // 2, shortest // 8)
 
 
-def put(payload: dict[str, Any], limit: int, manner: Manner) -> None:
+def put(payload: dict[str, Any], limit: int, manner: RequestVariant) -> None:
     """Write a limit into a payload, where and as its server looks for it."""
     if "inputs" in payload:
         payload["parameters"] = {**(payload.get("parameters") or {}), "max_new_tokens": limit}
@@ -107,7 +107,7 @@ def put(payload: dict[str, Any], limit: int, manner: Manner) -> None:
 
 
 def bounds(
-    request: CallRequest, quote: Quote, manner: Manner, catalogue: Catalogue
+    request: CallRequest, quote: Quote, manner: RequestVariant, catalogue: Catalogue
 ) -> tuple[int, int]:
     """The least and the most nano-USD that a call may hold.
 

@@ -18,14 +18,21 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import Charge, Hold, Ledger, LedgerLike, Refusal, Scope
 from pytest_hfbudget.ledger.locks import inside
-from pytest_hfbudget.metering.budget_context import Around, Payer, RunningTest
+from pytest_hfbudget.metering.budget_context import ActiveBudgets, BudgetContext, RunningTest
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.deferred import Note, Notes
+from pytest_hfbudget.metering.deferred import DeferredCall, DeferredCalls
 from pytest_hfbudget.metering.limits import bounds, check_share, of_cap, unpriced
-from pytest_hfbudget.metering.replay import Way
-from pytest_hfbudget.metering.request import P, Sending, allowances, changed, describe, taken_once
-from pytest_hfbudget.metering.thresholds import Watcher
-from pytest_hfbudget.metering.waiting import Callers, Steps, Wait, blocking
+from pytest_hfbudget.metering.replay import SendWatch
+from pytest_hfbudget.metering.request import (
+    OutgoingCall,
+    P,
+    allowances,
+    changed,
+    describe,
+    taken_once,
+)
+from pytest_hfbudget.metering.thresholds import ThresholdWatcher
+from pytest_hfbudget.metering.waiting import CallerIds, HoldWait, Steps, blocking
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.settings import HOLD_WAIT_S
@@ -63,7 +70,7 @@ class Meter:
 
     ledger: LedgerLike
     book: PriceBook
-    payer: Payer
+    payer: BudgetContext
     router: str = DEFAULT_ROUTER
     emulator: str = ""
     revive: Callable[[str], bool] = _nobody
@@ -73,16 +80,16 @@ class Meter:
     stops_with_ledger: bool = True
     dropped: deque[Call] = field(default_factory=deque)
     deferred: deque[Callable[[], None]] = field(default_factory=deque)
-    watcher: Watcher = field(default_factory=Watcher)
+    watcher: ThresholdWatcher = field(default_factory=ThresholdWatcher)
     _open: dict[int, Call] = field(default_factory=dict)
     _known: set[Scope] = field(default_factory=set)
-    _callers: Callers = field(default_factory=Callers)
+    _callers: CallerIds = field(default_factory=CallerIds)
     _missed: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._notes = Notes(self._accounted, self.clock)
+        self._notes = DeferredCalls(self._accounted, self.clock)
 
-    def note(self, sending: Sending) -> Note | None:
+    def note(self, sending: OutgoingCall) -> DeferredCall | None:
         """What accounts for a call afterwards, where nothing depends on it; else None.
 
         It does where a budget has a limit or an endpoint is paid for by the minute, and in a
@@ -91,9 +98,9 @@ class Meter:
         plain = isinstance(self.ledger, Ledger) and not self.book.leased
         if not plain or sending.stream or sending.around.capped:
             return None
-        return Note(self._notes, sending)
+        return DeferredCall(self._notes, sending)
 
-    def begin(self, sending: Sending, *, blocks: bool = True) -> Steps[Call | None]:
+    def begin(self, sending: OutgoingCall, *, blocks: bool = True) -> Steps[Call | None]:
         """Hold what a call may cost, in every scope that encloses it; a wait is one of the steps.
 
         A call that no cap would hold goes on where it can be stopped on its way out, after
@@ -121,7 +128,7 @@ class Meter:
             call.watch()
         return call
 
-    def _not_now(self, sending: Sending) -> None:
+    def _not_now(self, sending: OutgoingCall) -> None:
         """Deal with a call of a signal handler that has interrupted the ledger.
 
         Raises:
@@ -137,7 +144,7 @@ class Meter:
         self._refuse(sending.around.keys, draft, error, sending.around.test)
         raise error
 
-    def _begin(self, sending: Sending, blocks: bool) -> Steps[Call | None]:
+    def _begin(self, sending: OutgoingCall, blocks: bool) -> Steps[Call | None]:
         capped = sending.around.capped
         try:
             if sending.around.paid:
@@ -183,10 +190,10 @@ class Meter:
                 self.ledger.miss(why, self._missed[why])
                 del self._missed[why]
 
-    def _accounted(self, sending: Sending) -> Call | None:
+    def _accounted(self, sending: OutgoingCall) -> Call | None:
         return blocking(self._begin(sending, blocks=True))
 
-    def _request(self, sending: Sending) -> CallRequest:
+    def _request(self, sending: OutgoingCall) -> CallRequest:
         request = describe(
             sending.parameters,
             routers=self.routers,
@@ -319,7 +326,7 @@ class Meter:
         self._refuse(call.draft.scopes, call.draft, error, call.test)
         return error
 
-    def _hold(self, sending: Sending, request: CallRequest, blocks: bool) -> Steps[Call]:
+    def _hold(self, sending: OutgoingCall, request: CallRequest, blocks: bool) -> Steps[Call]:
         around, manner = sending.around, sending.manner
         leased = self.book.leased_name(request.url)
         draft = self._draft(sending, request, leased)
@@ -333,9 +340,9 @@ class Meter:
             if quote and around.paid:
                 least, highest = bounds(request, quote, manner, self.book.catalogue)
             answer = self._ask(around.keys, least, highest, draft, blocks)
-            if isinstance(answer, Wait):
+            if isinstance(answer, HoldWait):
                 yield answer
-            hold = answer.hold() if isinstance(answer, Wait) else answer
+            hold = answer.hold() if isinstance(answer, HoldWait) else answer
             if leased and around.paid:
                 check_share(self.ledger, around.test, hold, leased)
         except BudgetExceededError as error:
@@ -353,7 +360,7 @@ class Meter:
             raise
         return call
 
-    def _quote(self, request: CallRequest, around: Around) -> Quote | None:
+    def _quote(self, request: CallRequest, around: ActiveBudgets) -> Quote | None:
         """The price; None where nobody knows it, and no cap has to."""
         try:
             quote = self.book.quote(request, around.explicit)
@@ -368,16 +375,18 @@ class Meter:
 
     def _ask(
         self, keys: tuple[str, ...], least: int, most: int | None, draft: Charge, blocks: bool
-    ) -> Hold | Wait:
+    ) -> Hold | HoldWait:
         caller = self._callers.here(blocks=blocks) if self.hold_wait else None
         if caller is None:
             return self.ledger.hold(keys, least, most, draft)
         answer = self.ledger.ask(keys, least, most, draft, caller)
         if isinstance(answer, Hold):
             return answer
-        return Wait(self.ledger, answer, self.hold_wait, self.drain)
+        return HoldWait(self.ledger, answer, self.hold_wait, self.drain)
 
-    def _unpaid(self, way: Way, around: Around, draft: Charge, error: BudgetExceededError) -> Hold:
+    def _unpaid(
+        self, way: SendWatch, around: ActiveBudgets, draft: Charge, error: BudgetExceededError
+    ) -> Hold:
         """A hold of nothing, for a call that can be stopped later, right before it is sent.
 
         Raises:
@@ -391,7 +400,7 @@ class Meter:
             self._refuse(around.keys, draft, final, around.test)
             raise
 
-    def _draft(self, sending: Sending, request: CallRequest, leased: str | None) -> Charge:
+    def _draft(self, sending: OutgoingCall, request: CallRequest, leased: str | None) -> Charge:
         test = sending.around.test
         return Charge(
             test=test.id if test else None,

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, LedgerUnreachableError
-from pytest_hfbudget.ledger import Caller, Charge, Hold, Refusal, Scope, Waiting
+from pytest_hfbudget.ledger import Caller, Charge, Hold, Refusal, Scope, WaitingHold
 from pytest_hfbudget.ledger.rpc import codec
-from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
-from pytest_hfbudget.ledger.rpc.server import Counter, Operation, answer
-from pytest_hfbudget.metering.budget_context import Outer, Payer
+from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
+from pytest_hfbudget.ledger.rpc.server import Listener, Operation, answer
+from pytest_hfbudget.metering.budget_context import BudgetContext, InheritedBudgets
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.serialization import (
-    Place,
+    ParentPlace,
     pack_quote,
     pack_request,
     unpack_quote,
@@ -56,10 +56,10 @@ def joined(path: str) -> Runtime:
     """
     from pytest_hfbudget.metering.runtime import Runtime
 
-    wire = Wire(path)
-    place = Place.unpacked(wire.ask("join"))
-    payer = Payer(place.session, test=place.test, where=place.where)
-    payer.outer = Outer(place.around, place.explicit)
+    wire = LedgerConnection(path)
+    place = ParentPlace.unpacked(wire.ask("join"))
+    payer = BudgetContext(place.session, test=place.test, where=place.where)
+    payer.outer = InheritedBudgets(place.around, place.explicit)
     emulator = place.addresses.emulator or ""
     meter = Meter(
         RemoteLedger(wire), RemoteBook(wire=wire), payer, router=place.router, emulator=emulator
@@ -70,7 +70,7 @@ def joined(path: str) -> Runtime:
 
 def _connect(meter: Meter, path: str) -> None:
     # Two connections: a hold must never wait behind an endpoint that takes minutes to start.
-    ledger, slow = Wire(path), Wire(path)
+    ledger, slow = LedgerConnection(path), LedgerConnection(path)
     meter.ledger = RemoteLedger(ledger)
     meter.revive = lambda name: bool(slow.ask("revive", name))
     # It may be a server that nobody has capped, and that lives longer than the tests.
@@ -86,7 +86,7 @@ def _prefix(worker: str) -> str:
 class RemoteBook(PriceBook):
     """Prices as the process knows them that was joined: its tables, its hook, its catalogue."""
 
-    wire: Wire = field(kw_only=True)
+    wire: LedgerConnection = field(kw_only=True)
 
     def __post_init__(self) -> None:
         self.load_catalogue = self._catalogue
@@ -121,16 +121,16 @@ LISTEN_S = 0.2
 NOWHERE = "/"
 
 
-class Children:
+class ChildProcesses:
     """Lets the children of this process spend from the ledger that it spends from itself."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime: Runtime = weakref.proxy(runtime)  # it has this: no circle
         self._lock = threading.Lock()
-        self._counter: Counter | None = None
+        self._counter: Listener | None = None
         self._closed = self._exported = False
         self._before: str | None = None
-        self._places: dict[int, Waiting] = {}
+        self._places: dict[int, WaitingHold] = {}
         self.blocks: tuple[budget, ...] = ()
 
     def export(self) -> None:
@@ -178,7 +178,7 @@ class Children:
         """Answer children again, unless this is one itself: it spends where they can."""
         self._closed = bool(self._runtime.path)
 
-    def detach(self) -> Counter | None:
+    def detach(self) -> Listener | None:
         """Answer no child any more; closing the counter books in full what they hold."""
         with self._lock:
             self._closed = True
@@ -196,17 +196,17 @@ class Children:
         if (counter := self.detach()) is not None:
             counter.close()
 
-    def _open(self) -> Counter | None:
+    def _open(self) -> Listener | None:
         with self._lock:
             if self._counter is None and not self._closed:
-                self._counter = Counter(lambda: _Child(self._runtime, self._places))
+                self._counter = Listener(lambda: _Child(self._runtime, self._places))
             return self._counter
 
 
 class _Child:
     """One connection of one child; its open holds are booked in full when it is gone."""
 
-    def __init__(self, runtime: Runtime, places: dict[int, Waiting]) -> None:
+    def __init__(self, runtime: Runtime, places: dict[int, WaitingHold]) -> None:
         """``places`` in line are all children's: each is asked for by a second connection."""
         self._runtime, self._places = runtime, places
         self._held: dict[int, Charge] = {}
@@ -345,7 +345,7 @@ class _Child:
         meter = self._runtime.meter
         payer = meter.payer
         blocks = tuple(block.scope for block in payer.open_blocks())
-        return Place(
+        return ParentPlace(
             session=payer.session,
             test=payer.test,
             around=(*payer.over_runs, *blocks),

@@ -7,68 +7,15 @@ anything unseen. So what a session is made of has to be known; whatever is not i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextvars import Token
 from operator import attrgetter
 from types import ModuleType, NoneType, TracebackType
 from typing import Any
 
+from pytest_hfbudget.metering.mocks import is_mock
 from pytest_hfbudget.metering.settlement import status_of
-from pytest_hfbudget.metering.transport_probe import Passage, Traffic, genuine
-
-# Those that a call's cost depends on.
-HEADERS = (
-    "x-inference-provider",
-    "x-prompt-tokens",
-    "x-generated-tokens",
-    "x-compute-tokens",
-    "x-compute-time",
-)
-
-
-def is_mock(value: object) -> bool:
-    """Whether `unittest.mock` has made it."""
-    mock = sys.modules.get("unittest.mock")
-    return mock is not None and isinstance(value, mock.NonCallableMock)
-
-
-def result_of(make: Any) -> Any:
-    """What a function returns; of a mock what it would return, since tests count its calls.
-
-    Raises:
-        LookupError: a mock decides that only when it is called.
-    """
-    if not is_mock(make):
-        return make()
-    if make.side_effect is not None or make._mock_wraps is not None:
-        raise LookupError(make)
-    return make.return_value
-
-
-class Headers(Mapping[str, str]):
-    """The headers of an answer, of which those are absent that are no strings."""
-
-    def __init__(self, answer: object) -> None:
-        try:
-            self._headers: Any = getattr(answer, "headers", None)
-        except Exception:  # a property of somebody else's
-            self._headers = None
-
-    def __getitem__(self, name: str) -> str:
-        try:
-            value = self._headers.get(name)
-        except Exception:
-            value = None
-        if not isinstance(value, str):
-            raise KeyError(name)
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in HEADERS if name in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
+from pytest_hfbudget.metering.transport_probe import ProbedRequest, TransportProbe, genuine
 
 # What httpx itself offers: two that end at its watched connections, and some without a network.
 own_transports = attrgetter(
@@ -76,7 +23,7 @@ own_transports = attrgetter(
 )
 
 
-class Way:
+class SendWatch:
     """How one call goes out, and what is known of it afterwards: entered while it is posted.
 
     Attributes:
@@ -87,14 +34,14 @@ class Way:
     __slots__ = ("_client", "_session", "_token", "_traffic", "passage", "replayed", "unsent")
 
     def __init__(
-        self, traffic: Traffic, session: Callable[[Any], Any], client: Any, url: str
+        self, traffic: TransportProbe, session: Callable[[Any], Any], client: Any, url: str
     ) -> None:
-        self.passage = Passage(url)
+        self.passage = ProbedRequest(url)
         self.replayed = self.unsent = False
         self._traffic, self._session, self._client = traffic, session, client
 
     def __enter__(self) -> None:
-        self._token: Token[Passage | None] = self._traffic.enter(self.passage)
+        self._token: Token[ProbedRequest | None] = self._traffic.enter(self.passage)
 
     def __exit__(
         self,
@@ -139,7 +86,7 @@ def _has_hooks(session: Any) -> bool:
     return not own or session.auth is not None
 
 
-def sees(traffic: Traffic, session: Any) -> bool:
+def sees(traffic: TransportProbe, session: Any) -> bool:
     """Whether all that a session can send goes by where traffic is watched."""
     if is_mock(session):
         return True  # sends nothing itself

@@ -10,9 +10,10 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from pytest_hfbudget.metering.budget_context import Around
-from pytest_hfbudget.metering.limits import AS_USUAL, Manner
-from pytest_hfbudget.metering.replay import Way, is_mock
+from pytest_hfbudget.metering.budget_context import ActiveBudgets
+from pytest_hfbudget.metering.limits import AS_USUAL, RequestVariant
+from pytest_hfbudget.metering.mocks import is_mock
+from pytest_hfbudget.metering.replay import SendWatch
 from pytest_hfbudget.pricing.request import CallRequest, split_model
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.text import parse_json, printable, public_url
@@ -330,7 +331,7 @@ def _provider_in_path(url: str, router: str | None) -> str | None:
     return first if first not in ("v1", "") else None
 
 
-class Named(NamedTuple):
+class AskedModel(NamedTuple):
     """What the parameters of a call no longer tell.
 
     Attributes:
@@ -344,10 +345,10 @@ class Named(NamedTuple):
     instead_of: str = ""
 
 
-NAMELESS = Named()
+NAMELESS = AskedModel()
 
 
-class Sending(NamedTuple):
+class OutgoingCall(NamedTuple):
     """Everything about a call that is known when it is made.
 
     Attributes:
@@ -359,12 +360,12 @@ class Sending(NamedTuple):
     """
 
     parameters: Parameters
-    way: Way
-    named: Named
+    way: SendWatch
+    named: AskedModel
     stream: bool
     timeout: object
-    around: Around
+    around: ActiveBudgets
     where: str
     at: float
     started: float
-    manner: Manner = AS_USUAL
+    manner: RequestVariant = AS_USUAL

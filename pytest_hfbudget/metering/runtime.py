@@ -12,11 +12,11 @@ from functools import partial
 
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.off_loop import off_loop
-from pytest_hfbudget.metering.budget_context import Payer
+from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.addresses import Addresses, Redirect
-from pytest_hfbudget.metering.instrumentation.hub import Tap
+from pytest_hfbudget.metering.instrumentation.hub import HubInstrumentation
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.processes import Children, adopt, joined
+from pytest_hfbudget.metering.processes import ChildProcesses, adopt, joined
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
@@ -42,7 +42,7 @@ class Runtime:
     _redirect: Redirect | None = None
 
     def __post_init__(self) -> None:
-        self.children = Children(self)
+        self.children = ChildProcesses(self)
 
     @property
     def active(self) -> bool:
@@ -122,7 +122,7 @@ def standalone() -> Runtime:
         load_catalogue=off_loop()(partial(kept_catalogue, router)),
         environment=price_from_environment(os.environ),
     )
-    return Runtime(Meter(Ledger(), book, Payer(), router=router, hold_wait=hold_wait))
+    return Runtime(Meter(Ledger(), book, BudgetContext(), router=router, hold_wait=hold_wait))
 
 
 def join(path: str) -> None:
@@ -176,7 +176,7 @@ def _current() -> Meter | None:
 # A test run may start another one inside its process, hence a stack; the innermost rules.
 _lock = threading.RLock()
 _stack: list[Runtime] = []
-_tap = Tap(_current)
+_tap = HubInstrumentation(_current)
 os.register_at_fork(
     before=_before_fork,
     after_in_parent=_after_fork_in_parent,

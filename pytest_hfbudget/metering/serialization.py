@@ -11,7 +11,7 @@ from pytest_hfbudget.metering.instrumentation.addresses import Addresses
 from pytest_hfbudget.pricing import CallRequest, Price, Quote
 
 
-class Place(NamedTuple):
+class ParentPlace(NamedTuple):
     """Where a process stands that has just joined a run: who pays for it, and what it talks to.
 
     Attributes:
@@ -43,7 +43,7 @@ class Place(NamedTuple):
         }
 
     @classmethod
-    def unpacked(cls, fields: dict[str, Any]) -> Place:
+    def unpacked(cls, fields: dict[str, Any]) -> ParentPlace:
         """What was packed."""
         test = fields["test"] and RunningTest(
             **{**fields["test"], "scopes": _scopes(fields["test"]["scopes"]), "thresholds": ()}

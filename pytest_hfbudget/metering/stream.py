@@ -20,7 +20,7 @@ from pytest_hfbudget.text import parse_json
 logger = logging.getLogger("pytest_hfbudget")
 
 
-class Lines:
+class StreamAccounting:
     """The accounting of one stream: reads usage from every chunk, the last one wins.
 
     Attributes:
@@ -124,7 +124,7 @@ class MeteredStream(Iterator[Any]):
     """The lines of a sync stream."""
 
     def __init__(self, call: Call, lines: Any) -> None:
-        self._lines = Lines(call)
+        self._lines = StreamAccounting(call)
         self._iterator = iter(lines)
 
     def __next__(self) -> Any:
@@ -160,7 +160,7 @@ class MeteredAsyncStream(AsyncIterator[Any]):
     """The lines of an async stream."""
 
     def __init__(self, call: Call, lines: Any) -> None:
-        self._lines = Lines(call)
+        self._lines = StreamAccounting(call)
         self._iterator = lines.__aiter__()
 
     async def __anext__(self) -> Any:

@@ -46,7 +46,7 @@ class Notice(NamedTuple):
     text: str
 
 
-class Once:
+class WarnedOnce:
     """Tells each key's first asker, and nobody else, that it is the first."""
 
     def __init__(self) -> None:
@@ -61,14 +61,14 @@ class Once:
 
 
 @dataclass
-class Watcher:
+class ThresholdWatcher:
     """Looks at thresholds after every settlement, and keeps what it has to say.
 
     Attributes:
         first: whether nobody in the whole run has said this before; workers ask their controller.
     """
 
-    first: Callable[[str], bool] = field(default_factory=Once)
+    first: Callable[[str], bool] = field(default_factory=WarnedOnce)
     _notices: list[Notice] = field(default_factory=list)
 
     def settled(self, thresholds: Sequence[Threshold], ledger: LedgerLike) -> None:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
-from pytest_hfbudget.metering.replay import Headers
+from pytest_hfbudget.metering.mocks import Headers
 
 
-class Passage:
+class ProbedRequest:
     """One request between its sender and whoever answers it.
 
     Attributes:
@@ -97,14 +97,14 @@ FOLLOWS = b""
 
 
 # The request that is being answered in this context. Whatever is sent meanwhile is sent for it.
-_passing: ContextVar[Passage | None] = ContextVar("hfbudget_passing", default=None)
+_passing: ContextVar[ProbedRequest | None] = ContextVar("hfbudget_passing", default=None)
 
 
 # What ``http.client`` writes first of each request; the body follows by itself.
 REQUEST_LINE = re.compile(rb"([A-Z]+) [^\r\n]* HTTP/1\.[01]\r\n")
 
 
-Wrapper = Callable[["Traffic", Any], Any]
+Wrapper = Callable[["TransportProbe", Any], Any]
 
 
 Note = Callable[[Mapping[str, str]], None]
@@ -116,7 +116,7 @@ def noting() -> Note | None:
     return passage.heard if passage is not None else None
 
 
-class Point(NamedTuple):
+class ProbePoint(NamedTuple):
     """A method that every request of an HTTP library comes by."""
 
     library: str
@@ -127,7 +127,7 @@ class Point(NamedTuple):
 
 
 @dataclass
-class Traffic:
+class TransportProbe:
     """Watches the points while it is installed.
 
     Attributes:
@@ -136,7 +136,7 @@ class Traffic:
 
     blind: set[str] = field(default_factory=set)
     _patches: Patches = field(default_factory=Patches)
-    _under_way: list[Passage] = field(default_factory=list)
+    _under_way: list[ProbedRequest] = field(default_factory=list)
     _watch: PostImport | None = None
 
     def install(self) -> None:
@@ -153,12 +153,12 @@ class Traffic:
         self._patches.restore()
         self.blind.clear()
 
-    def enter(self, passage: Passage) -> Token[Passage | None]:
+    def enter(self, passage: ProbedRequest) -> Token[ProbedRequest | None]:
         """Ascribe what is sent from now on to a request."""
         self._under_way.append(passage)
         return _passing.set(passage)
 
-    def leave(self, passage: Passage, token: Token[Passage | None]) -> None:
+    def leave(self, passage: ProbedRequest, token: Token[ProbedRequest | None]) -> None:
         """Do so no longer."""
         try:
             _passing.reset(token)
@@ -187,15 +187,15 @@ class Traffic:
         for passage in self._concerned(host):
             passage.writing(body)
 
-    def _own(self) -> Passage | None:
+    def _own(self) -> ProbedRequest | None:
         own = _passing.get()
         return own if own in self._under_way else None
 
-    def _only_own(self) -> tuple[Passage, ...]:
+    def _only_own(self) -> tuple[ProbedRequest, ...]:
         own = self._own()
         return () if own is None else (own,)
 
-    def _concerned(self, host: str) -> tuple[Passage, ...]:
+    def _concerned(self, host: str) -> tuple[ProbedRequest, ...]:
         """The requests for which a POST to a host may be.
 
         A plain thread carries no context. What it posts to the host of a request that is under
@@ -241,7 +241,7 @@ def genuine(module: ModuleType, name: str) -> type | None:
     return None
 
 
-def _opens(traffic: Traffic, original: Any) -> Any:
+def _opens(traffic: TransportProbe, original: Any) -> Any:
     """httpcore's and urllib3's way to a new connection."""
 
     @functools.wraps(original)
@@ -252,7 +252,7 @@ def _opens(traffic: Traffic, original: Any) -> Any:
     return connect
 
 
-def _sends_httpcore(traffic: Traffic, original: Any) -> Any:
+def _sends_httpcore(traffic: TransportProbe, original: Any) -> Any:
     """The headers of a request on one of httpcore's connections; its async ones make a coroutine.
 
     Not its ``handle_request``: a pool also asks connections that turn out to be taken, and goes on
@@ -268,7 +268,7 @@ def _sends_httpcore(traffic: Traffic, original: Any) -> Any:
     return send_request_headers
 
 
-def _sends_http_client(traffic: Traffic, original: Any) -> Any:
+def _sends_http_client(traffic: TransportProbe, original: Any) -> Any:
     """Bytes on a connection of ``http.client``, which is what urllib3's connections are."""
 
     @functools.wraps(original)
@@ -288,7 +288,7 @@ def _sends_http_client(traffic: Traffic, original: Any) -> Any:
     return send
 
 
-def _sends_aiohttp(traffic: Traffic, original: Any) -> Any:
+def _sends_aiohttp(traffic: TransportProbe, original: Any) -> Any:
     """aiohttp gets a connection, new or from its pool, and writes to it without delay."""
 
     @functools.wraps(original)
@@ -313,9 +313,9 @@ def _replayable(stream: Any) -> bytes | None:
     return b"".join(stream)
 
 
-def _httpcore(library: str, core: str) -> tuple[Point, ...]:
+def _httpcore(library: str, core: str) -> tuple[ProbePoint, ...]:
     return tuple(
-        Point(library, f"{core}.{kind}.{module}", prefix + owner, method, wrapper)
+        ProbePoint(library, f"{core}.{kind}.{module}", prefix + owner, method, wrapper)
         for kind, prefix in (("_sync", ""), ("_async", "Async"))
         for module, owner, method, wrapper in (
             ("connection", "HTTPConnection", "_connect", _opens),
@@ -326,9 +326,9 @@ def _httpcore(library: str, core: str) -> tuple[Point, ...]:
 
 
 POINTS = (
-    Point("requests", "http.client", "HTTPConnection", "send", _sends_http_client),
-    Point("requests", "urllib3.connection", "HTTPConnection", "_new_conn", _opens),
-    Point("aiohttp", "aiohttp.connector", "BaseConnector", "connect", _sends_aiohttp),
+    ProbePoint("requests", "http.client", "HTTPConnection", "send", _sends_http_client),
+    ProbePoint("requests", "urllib3.connection", "HTTPConnection", "_new_conn", _opens),
+    ProbePoint("aiohttp", "aiohttp.connector", "BaseConnector", "connect", _sends_aiohttp),
     *_httpcore("httpx", "httpcore"),
     *_httpcore("httpx2", "httpcore2"),
 )

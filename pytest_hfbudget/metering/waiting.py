@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.ledger import Caller, Hold, LedgerLike, Waiting
+from pytest_hfbudget.ledger import Caller, Hold, LedgerLike, WaitingHold
 from pytest_hfbudget.ledger.off_loop import off_loop
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ ANSWER_S = 5.0
 
 
 @dataclass
-class Callers:
+class CallerIds:
     """Tells those who call apart, by numbers that are not given twice: those of tasks are ours."""
 
     _tasks: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
@@ -43,7 +43,7 @@ class Callers:
         return Caller(os.getpid(), threading.get_native_id(), number, blocks)
 
 
-class Wait:
+class HoldWait:
     """A place in the ledger's queue, for so many seconds.
 
     Whoever is interrupted or cancelled leaves it, and gives back what was granted meanwhile.
@@ -53,7 +53,7 @@ class Wait:
     """
 
     def __init__(
-        self, ledger: LedgerLike, waiting: Waiting, seconds: float, look: Callable[[], None]
+        self, ledger: LedgerLike, waiting: WaitingHold, seconds: float, look: Callable[[], None]
     ) -> None:
         self._ledger, self._waiting, self._seconds = ledger, waiting, seconds
         self._until, self._look = time.monotonic() + seconds, look
@@ -147,7 +147,7 @@ async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
 
 
 # Something that may have to wait in its midst, written once for threads and for tasks.
-Steps = Generator[Wait, None, T]
+Steps = Generator[HoldWait, None, T]
 
 
 def blocking(steps: Steps[T]) -> T:

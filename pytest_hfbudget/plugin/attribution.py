@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.run import Run
 
 
-class Charging:
+class Attribution:
     """Tells the meter which test it is, from when there is a meter, and asks it what that cost.
 
     Attributes:

@@ -23,15 +23,15 @@ from pytest_hfbudget.settings import Settings, full_name
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
     from pytest_hfbudget.metering.runtime import Runtime
-    from pytest_hfbudget.metering.thresholds import Once
-    from pytest_hfbudget.plugin.endpoints import Fleet
+    from pytest_hfbudget.metering.thresholds import WarnedOnce
+    from pytest_hfbudget.plugin.endpoints import RunEndpoints
     from pytest_hfbudget.plugin.recording import Recording
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
     from pytest_hfbudget.pricing import Catalogue
     from pytest_hfbudget.reporting import Report
 
 
-class Desk:
+class ControllerServer:
     """The ledger of a run, and its owner, behind a socket.
 
     Attributes:
@@ -39,7 +39,7 @@ class Desk:
         problem: the first thing that a worker found wrong with what it was asked to run.
     """
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Controller) -> None:
         self._owner = owner
         self.problem: HFBudgetError | None = None
         self._server = LedgerServer(owner.ledger, self._questions())
@@ -87,7 +87,7 @@ class Desk:
         self.problem = self.problem or HFBudgetError(message)
 
 
-class Owner:
+class Controller:
     """A run in one process, or the controller of one with workers."""
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
@@ -96,13 +96,13 @@ class Owner:
         self.leased: dict[str, str] = {}
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
-        self._fleet: Fleet | None = None
-        self._desk: Desk | None = None
+        self._fleet: RunEndpoints | None = None
+        self._desk: ControllerServer | None = None
         self._rehearsal: Rehearsal | None = None
         self._prices_ready = self._foreseen = False
         self._read: Catalogue | None = None
         self._blamed: list[str] = []
-        self._once: Once | None = None
+        self._once: WarnedOnce | None = None
         self._used_up = False
         self._announcer = Announcer(config)
         self._done = False
@@ -130,9 +130,9 @@ class Owner:
         return run_history.standing(self.ledger, self.settings)
 
     def make_runtime(self) -> Runtime:
-        from pytest_hfbudget.plugin.factory import assemble
+        from pytest_hfbudget.plugin.factory import make_meter
 
-        return assemble(self.config, self.settings, self.ledger, self.leased, self._catalogue)
+        return make_meter(self.config, self.settings, self.ledger, self.leased, self._catalogue)
 
     @property
     def ledger(self) -> Ledger:
@@ -193,13 +193,13 @@ class Owner:
     # --- endpoints
 
     @property
-    def fleet(self) -> Fleet:
+    def fleet(self) -> RunEndpoints:
         """The endpoints of the run, known since the first one was declared."""
         with self._lock:
             if self._fleet is None:
-                from pytest_hfbudget.plugin.endpoints import Fleet
+                from pytest_hfbudget.plugin.endpoints import RunEndpoints
 
-                self._fleet = Fleet(
+                self._fleet = RunEndpoints(
                     self.config, self.settings, self.run_id, self.ledger, self._rehearsal
                 )
                 if self._desk is not None:
@@ -241,9 +241,9 @@ class Owner:
     def first(self, key: str) -> bool:
         with self._lock:
             if self._once is None:
-                from pytest_hfbudget.metering.thresholds import Once
+                from pytest_hfbudget.metering.thresholds import WarnedOnce
 
-                self._once = Once()
+                self._once = WarnedOnce()
         return self._once(key)
 
     def use_up(self) -> None:
@@ -337,9 +337,9 @@ class Owner:
 
     def serve(self) -> dict[str, Any]:
         if self._desk is None:
-            from pytest_hfbudget.plugin.controller import Desk
+            from pytest_hfbudget.plugin.controller import ControllerServer
 
-            self._desk = Desk(self)
+            self._desk = ControllerServer(self)
         return {
             "socket": self._desk.path,
             "router": self.settings.router,

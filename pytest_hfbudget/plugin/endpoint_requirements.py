@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.run import Run
 
 
-class Occupancy:
+class EndpointUsage:
     """Tells the owner of the endpoints when a test begins to use one, and when it is over."""
 
     def __init__(self) -> None:
@@ -63,12 +63,12 @@ class Occupancy:
         return None
 
 
-class Needs:
+class EndpointRequirements:
     """Brings up what a test names, unless it turns out that all of its calls are replayed."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._occupancy = Occupancy()
+        self._occupancy = EndpointUsage()
         self._undecided: pytest.Item | None = None
         self._only_replayed: pytest.Item | None = None
         self._blocked: list[HFBudgetError] = []

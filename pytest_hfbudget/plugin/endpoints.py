@@ -12,8 +12,9 @@ import pytest
 
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.sweep import Swept
-from pytest_hfbudget.endpoints.types import Endpoint, EndpointReceipt, EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointSettings
+from pytest_hfbudget.endpoints.sweep import SweepOutcome
+from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime import Shares
 from pytest_hfbudget.errors import (
     BudgetExceededError,
@@ -29,7 +30,13 @@ from pytest_hfbudget.money import show
 from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.plugin.console import on_a_terminal, say
 from pytest_hfbudget.plugin.events import EndpointLog
-from pytest_hfbudget.plugin.uptime_sharing import HORIZON_S, Key, Running, Sharing, seconds_left
+from pytest_hfbudget.plugin.uptime_sharing import (
+    HORIZON_S,
+    Key,
+    RunningEndpoint,
+    UptimeSharing,
+    seconds_left,
+)
 from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.settings import Settings
 
@@ -38,11 +45,11 @@ if TYPE_CHECKING:
 
 SAY_EVERY_S = 15.0
 TEND_S = 1.0
-# A deadline that moved by less is not worth a message to the keeper.
+# A deadline that moved by less is not worth a message to the reaper.
 MOVED_S = 0.05
 
 
-class Fleet:
+class RunEndpoints:
     """Wraps a `Lifecycle`; its uptime is booked to the session as it accrues."""
 
     def __init__(
@@ -58,8 +65,8 @@ class Fleet:
         self.log = EndpointLog()
         self._receipts: tuple[EndpointReceipt, ...] | None = None
         self._lock, self._booked = threading.RLock(), 0
-        self.sharing = Sharing(ledger, settings.billing_minute)
-        self._running: dict[str, tuple[Running, ...]] = {}
+        self.sharing = UptimeSharing(ledger, settings.billing_minute)
+        self._running: dict[str, tuple[RunningEndpoint, ...]] = {}
         self._ended = 0  # nano-USD of spans that are over: a revived endpoint has begun another
         self._armed_until = 0.0
         self._ticker: run_history.Ticker | None = None
@@ -107,7 +114,7 @@ class Fleet:
 
     @at_work
     def tend(self) -> None:
-        """Look after the keeper, and book the minutes that have started since."""
+        """Look after the reaper, and book the minutes that have started since."""
         self._lifecycle.tend()
         self.accrue()
         self.rearm()
@@ -130,7 +137,7 @@ class Fleet:
                 self.sharing.accrue(time.monotonic())
 
     def _end_what_was_paused(self) -> None:
-        """What the keeper has paused before anybody asked begins no more minutes."""
+        """What the reaper has paused before anybody asked begins no more minutes."""
         early = self._lifecycle.paused_early()
         for receipt in self._lifecycle.live() if early else ():
             if receipt.name in early and receipt.paused_at is not None:
@@ -186,7 +193,7 @@ class Fleet:
     @at_work
     @off_loop()
     def rearm(self) -> None:
-        """Tell the keeper when the next minute would break the session's cap, or is too late."""
+        """Tell the reaper when the next minute would break the session's cap, or is too late."""
         if self._receipts is not None or not self._running or self._open_ended:
             return
         with self._lock:
@@ -215,7 +222,7 @@ class Fleet:
         return sum(running.cost(at, minute_s) for running in self._running.get(name, ()))
 
     @property
-    def _all_running(self) -> list[Running]:
+    def _all_running(self) -> list[RunningEndpoint]:
         return [running for of_one in self._running.values() for running in of_one]
 
     @property
@@ -277,7 +284,7 @@ class Fleet:
             self.log.ended(self._receipts)
             self.sharing.settle(self._receipts)
         in_order = all(receipt.in_order for receipt in self._receipts)
-        return in_order and not self._lifecycle.keeper_lost
+        return in_order and not self._lifecycle.reaper_lost
 
     @at_work
     def lines(self) -> tuple[EndpointLine, ...]:
@@ -300,7 +307,7 @@ class Fleet:
                 self._ledger.book(SESSION, nano_per_minute, what=name)
                 self._booked += nano_per_minute
                 self._ended += self._cost(name)
-                self._running[name] = (Running(time.monotonic(), nano_per_minute),)
+                self._running[name] = (RunningEndpoint(time.monotonic(), nano_per_minute),)
                 self.sharing.price(name, nano_per_minute)
                 if caps and self._ticker is None:
                     every_s = self._settings.billing_minute / run_history.Ticker.TICKS
@@ -337,7 +344,7 @@ class Fleet:
                     "Lower its maxReplica, or raise that cap."
                 ) from None
             self._booked += nano_per_minute
-            added = Running(time.monotonic(), nano_per_minute)
+            added = RunningEndpoint(time.monotonic(), nano_per_minute)
             self._running[name] = (*self._running.get(name, ()), added)
         self.rearm()
 
@@ -348,7 +355,7 @@ class Fleet:
                 self._ledger.book(SESSION, total - self._booked)
                 self._booked = total
 
-    def _tell(self, swept: Swept) -> None:
+    def _tell(self, swept: SweepOutcome) -> None:
         about = f"endpoint {swept.name}, left by run {swept.run}"
         if swept.verified:
             say(self._config, f"{about}: paused")
@@ -380,7 +387,7 @@ def _terms(settings: Settings, run_id: str) -> EndpointSettings:
     )
     # A rehearsal's endpoints start in no time, and its control plane ends with it.
     if settings.emulator:
-        return replace(terms, poll_s=0.05, keeper_deadline_s=10.0, looks_s=())
+        return replace(terms, poll_s=0.05, reaper_deadline_s=10.0, looks_s=())
     return terms
 
 

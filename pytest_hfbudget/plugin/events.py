@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pytest_hfbudget.endpoints.types import EndpointReceipt
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
 from pytest_hfbudget.ledger.locks import own_lock
 from pytest_hfbudget.plugin.console import say
 

@@ -11,7 +11,7 @@ from pytest_hfbudget.history.windows import windows
 from pytest_hfbudget.ledger import LedgerLike, Scope
 from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.metering.budget_context import Payer
+from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.addresses import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.runtime import Runtime
@@ -22,7 +22,7 @@ from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
 
 
 @off_loop()  # price files are read, also where a test imports huggingface_hub in its event loop
-def assemble(
+def make_meter(
     config: pytest.Config,
     settings: Settings,
     ledger: LedgerLike,
@@ -37,7 +37,7 @@ def assemble(
     none: under a cap that has ended the run before, and without one it is merely not counted.
     """
     shared = tuple(window.scope() for window in windows(settings))
-    payer = Payer(session=session_scope(settings), over_runs=shared)
+    payer = BudgetContext(session=session_scope(settings), over_runs=shared)
     try:
         book = price_sources.book(config, settings, leased, off_loop()(load_catalogue))
     except ConfigError as error:

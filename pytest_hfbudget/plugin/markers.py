@@ -9,7 +9,7 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger.scope import Scope
-from pytest_hfbudget.metering.budget_args import Terms, terms, thresholds
+from pytest_hfbudget.metering.budget_args import BudgetArgs, budget_args, thresholds
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.metering.thresholds import Threshold
 from pytest_hfbudget.plugin.replays import undecided
@@ -28,7 +28,7 @@ LEVELS: dict[str, type[pytest.Collector]] = {
 class Marked(NamedTuple):
     """One budget marker, checked, and the node that it stands on."""
 
-    terms: Terms
+    terms: BudgetArgs
     node: Node
 
 
@@ -110,13 +110,13 @@ def endpoints(item: pytest.Item, settings: Settings) -> dict[str, bool]:
 def _budgets(item: pytest.Item) -> Iterator[Marked]:
     for node, mark in item.iter_markers_with_node("budget"):
         try:
-            yield Marked(terms(*mark.args, **mark.kwargs), node)
+            yield Marked(budget_args(*mark.args, **mark.kwargs), node)
         except (ConfigError, TypeError) as error:
             text = str(error).replace("terms()", "budget()")
             raise ConfigError(f"{item.nodeid}: @pytest.mark.{_call(mark)}: {text}") from None
 
 
-def _thresholds(item: pytest.Item, scope: Scope, said: list[Terms]) -> tuple[Threshold, ...]:
+def _thresholds(item: pytest.Item, scope: Scope, said: list[BudgetArgs]) -> tuple[Threshold, ...]:
     warn_at = next((terms.warn_at for terms in said if terms.warn_at is not None), None)
     fallback = next((terms.fallback for terms in said if terms.fallback is not None), None)
     try:

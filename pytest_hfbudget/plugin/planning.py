@@ -137,13 +137,13 @@ def _look(
 
     from pytest_hfbudget.endpoints.api import ControlPlane
     from pytest_hfbudget.endpoints.hardware import price_per_hour
-    from pytest_hfbudget.endpoints.retry import Pace
+    from pytest_hfbudget.endpoints.retry import RetryPolicy
 
     found: dict[str, tuple[Endpoint | None, int | None]] = {}
     token = get_token()
     if not token:
         return found
-    plane = ControlPlane(settings.endpoints_api, token, pace=Pace(try_s=ASK_S, total_s=0.0))
+    plane = ControlPlane(settings.endpoints_api, token, pace=RetryPolicy(try_s=ASK_S, total_s=0.0))
     try:
         hardware = plane.hardware()
         for name in names:

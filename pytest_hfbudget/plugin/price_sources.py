@@ -62,7 +62,7 @@ def refresh(config: pytest.Config, settings: Settings, *, needed: bool) -> Catal
     Args:
         needed: a cap may depend on it.
     """
-    from pytest_hfbudget.endpoints.transport import read_document
+    from pytest_hfbudget.endpoints.transport import read_public_json
 
     file, now = CatalogueFile.of(settings.router), time.time()
     kept = file.load(settings.router)
@@ -72,7 +72,7 @@ def refresh(config: pytest.Config, settings: Settings, *, needed: bool) -> Catal
         return kept  # huggingface_hub's calls fail then, so there is nothing to be priced
     try:
         within_s = PATIENT_S if needed else BRIEF_S
-        return file.refresh(settings.router, partial(read_document, within_s=within_s), now)
+        return file.refresh(settings.router, partial(read_public_json, within_s=within_s), now)
     except (OSError, ValueError, RuntimeError) as error:  # the last is how suites block sockets
         what = f"that of {kept.age(now)} is used" if kept else "there is none yet"
         where = f"the prices of {public_url(settings.router)}"

@@ -16,9 +16,9 @@ from pytest_hfbudget.reporting import Report, summary
 from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.plugin.controller import Owner
+    from pytest_hfbudget.plugin.controller import Controller
     from pytest_hfbudget.plugin.run import Run
-    from pytest_hfbudget.reporting.github import Place
+    from pytest_hfbudget.reporting.github import RefusalPlace
     from pytest_hfbudget.reporting.saved import SavedReport
 
 
@@ -65,32 +65,32 @@ ACTIONS = "GITHUB_ACTIONS"
 class GitHub:
     """Registered by the owner of a run, where one of the two variables is set."""
 
-    def __init__(self, run: Run, owner: Owner) -> None:
+    def __init__(self, run: Run, owner: Controller) -> None:
         self.run, self.owner, self.config = run, owner, run.config
         self._summary = os.environ.get(SUMMARY, "")
         self._annotates = os.environ.get(ACTIONS) == "true"
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, RefusalPlace] = {}
 
     @classmethod
     def of(cls, run: Run) -> GitHub | None:
         """For the process that speaks for the run, inside of a job; otherwise None."""
         if not os.environ.get(SUMMARY) and os.environ.get(ACTIONS) != "true":
             return None
-        from pytest_hfbudget.plugin.controller import Owner
+        from pytest_hfbudget.plugin.controller import Controller
 
-        return cls(run, run.role) if isinstance(run.role, Owner) else None
+        return cls(run, run.role) if isinstance(run.role, Controller) else None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember where a test is that was refused a call."""
         if dict(report.user_properties).get("hfbudget.refused"):
             self._places[report.nodeid] = self._place(*report.location[:2])
 
-    def _place(self, file: str, line: int | None) -> Place:
-        from pytest_hfbudget.reporting.github import Place
+    def _place(self, file: str, line: int | None) -> RefusalPlace:
+        from pytest_hfbudget.reporting.github import RefusalPlace
 
         workspace = os.environ.get("GITHUB_WORKSPACE") or self.config.invocation_params.dir
         path = os.path.relpath(self.config.rootpath / file, workspace)
-        return Place(Path(path).as_posix(), (line or 0) + 1)
+        return RefusalPlace(Path(path).as_posix(), (line or 0) + 1)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Write an error for each refusal: GitHub shows it at the line of the test."""

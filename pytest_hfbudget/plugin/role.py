@@ -85,7 +85,7 @@ class Role(Protocol):
         """Tell other plugins what is new."""
 
     def between(self) -> None:
-        """Look after the keeper, between two tests."""
+        """Look after the reaper, between two tests."""
 
     def ask_pause(self) -> None:
         """Have everything paused, without waiting."""
@@ -116,12 +116,12 @@ def role_of(config: pytest.Config, settings: Settings) -> Role:
         from pytest_hfbudget.plugin.worker import Worker
 
         return Worker(config, settings, given)
-    from pytest_hfbudget.plugin.controller import Owner
+    from pytest_hfbudget.plugin.controller import Controller
 
-    return Owner(config, settings)
+    return Controller(config, settings)
 
 
-class Follower:
+class NonOwner:
     """The part of `Role` that is the same for all of them: nothing."""
 
     def open(self) -> None:
@@ -140,7 +140,7 @@ class Follower:
         """Hooks are told by the owner."""
 
     def between(self) -> None:
-        """The owner looks after the keeper."""
+        """The owner looks after the reaper."""
 
     def ask_pause(self) -> None:
         """Others may still need what is running."""

@@ -11,8 +11,8 @@ import pytest
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.instrumentation.patching import PostImport
 from pytest_hfbudget.plugin import options, tracebacks, verdicts
-from pytest_hfbudget.plugin.attribution import Charging
-from pytest_hfbudget.plugin.endpoint_requirements import Needs
+from pytest_hfbudget.plugin.attribution import Attribution
+from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
 from pytest_hfbudget.plugin.recording import Recording
 from pytest_hfbudget.plugin.verdicts import Outcomes
 
@@ -38,8 +38,8 @@ class Run:
         self.runtime: Runtime | None = None
         self.outcomes = Outcomes(each=config.getoption("dist", None) == "each")
         self.recording = Recording(config, self.settings, self.outcomes)
-        self.needs = Needs(self)
-        self.charging = Charging(self)
+        self.needs = EndpointRequirements(self)
+        self.charging = Attribution(self)
         self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
 
     @property
@@ -47,9 +47,9 @@ class Run:
         """What this process is. A child that a test has forked may run into pytest's end, too."""
         if os.getpid() == self._pid:
             return self._role
-        from pytest_hfbudget.plugin.worker import Bystander
+        from pytest_hfbudget.plugin.worker import ForkedChild
 
-        return Bystander(self.settings)
+        return ForkedChild(self.settings)
 
     @classmethod
     def of(cls, config: pytest.Config) -> Run:

@@ -33,12 +33,12 @@ def ledger_of(config: pytest.Config, settings: Settings, run: str) -> Ledger:
         return Ledger()
     from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.history.shared_ledger import SharedLedger
-    from pytest_hfbudget.history.sqlite_store import FILE, OwnTab, Tabs
+    from pytest_hfbudget.history.sqlite_store import FILE, MemoryStore, SqliteStore
 
     if settings.emulator:
-        return SharedLedger(OwnTab(), shared)
+        return SharedLedger(MemoryStore(), shared)
     path = default_state_dir() / FILE
-    return SharedLedger(Tabs(path, project(config, settings), run), shared)
+    return SharedLedger(SqliteStore(path, project(config, settings), run), shared)
 
 
 def standing(ledger: Ledger, settings: Settings) -> tuple[str, ...]:
@@ -77,11 +77,11 @@ def add_to_log(
     if report.empty or settings.emulator or not settings.log_days:
         return
     from pytest_hfbudget.endpoints.journal import default_state_dir
-    from pytest_hfbudget.history.usage_log import FILE, Log, LoggedRun, entries
+    from pytest_hfbudget.history.usage_log import FILE, LoggedRun, UsageLog, entries
 
     logged = LoggedRun(run, project(config, settings), started, time.time())
     try:
-        log = Log(default_state_dir() / FILE)
+        log = UsageLog(default_state_dir() / FILE)
         log.write(logged, entries(report, logged), keep_days=settings.log_days)
     except HistoryError as error:
         say(config, f"hfbudget: this run is not in the usage log: {error}", yellow=True)
@@ -105,7 +105,7 @@ class Ticker:
 
     Without it, a run would not notice that others take what its next minutes were to be paid from,
     that someone lets an endpoint have more replicas, nor, in a controller of workers, that its
-    keeper was killed.
+    reaper was killed.
 
     Args:
         every_s: seconds between two looks.

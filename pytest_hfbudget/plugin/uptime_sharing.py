@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from pytest_hfbudget.endpoints.types import EndpointReceipt
-from pytest_hfbudget.endpoints.uptime import Shares, Use, share_out
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+from pytest_hfbudget.endpoints.uptime import EndpointUse, Shares, share_out
 from pytest_hfbudget.ledger import Ledger, Scope
 
 HORIZON_S = 86_400.0
@@ -22,7 +22,7 @@ HORIZON_S = 86_400.0
 MARGIN = 0.03
 
 
-class Running(NamedTuple):
+class RunningEndpoint(NamedTuple):
     """An endpoint since its resume, or its further replicas since they may run.
 
     Every started minute costs as much as the first.
@@ -40,7 +40,9 @@ class Running(NamedTuple):
         return (int(max(until - self.since, 0.0) / minute_s) + 1) * self.nano_per_minute
 
 
-def seconds_left(budget: int, running: Iterable[Running], now: float, minute_s: float) -> float:
+def seconds_left(
+    budget: int, running: Iterable[RunningEndpoint], now: float, minute_s: float
+) -> float:
     """Seconds until the first minute starts that ``budget`` nano-USD does not pay any more.
 
     0 where it is over already; never more than a day, after which it is to be asked again.
@@ -74,7 +76,7 @@ class Key(NamedTuple):
 
 
 @dataclass
-class Stay:
+class EndpointStay:
     """One test that is on an endpoint now, in one of the run's processes."""
 
     key: Key
@@ -82,7 +84,7 @@ class Stay:
     start: float
 
 
-class Sharing:
+class UptimeSharing:
     """Books to each test's budgets what its time on an endpoint costs. Safe between threads.
 
     While a test runs it owes its part of every second, at the price of a minute of what was
@@ -97,8 +99,8 @@ class Sharing:
         self._ledger, self._minute = ledger, round(minute_s * _NANOS)
         self._lock = threading.RLock()
         self._prices: dict[str, int] = {}
-        self._stays: list[Stay] = []
-        self._uses: dict[str, list[Use]] = {}
+        self._stays: list[EndpointStay] = []
+        self._uses: dict[str, list[EndpointUse]] = {}
         self._scopes: dict[str, tuple[str, ...]] = {}
         self._owed: dict[Key, Fraction] = {}
         self._booked: dict[Key, int] = {}
@@ -117,7 +119,7 @@ class Sharing:
             for scope in scopes:
                 self._ledger.open(scope)
             self._scopes[key.test] = tuple(scope.key for scope in scopes)
-            self._stays.append(Stay(key, worker, now))
+            self._stays.append(EndpointStay(key, worker, now))
 
     def end(self, test: str, now: float, worker: str | None = None) -> None:
         """A test is on no endpoint any more; without ``worker``, wherever it ran."""
@@ -126,7 +128,7 @@ class Sharing:
             ended = [s for s in self._stays if s.key.test == test and worker in (None, s.worker)]
             for stay in ended:
                 self._stays.remove(stay)
-                use = Use(test, stay.start, now)
+                use = EndpointUse(test, stay.start, now)
                 self._uses.setdefault(stay.key.endpoint, []).append(use)
 
     def of(self, test: str) -> int:
@@ -164,7 +166,7 @@ class Sharing:
 
     def _share_out(self, receipt: EndpointReceipt) -> Shares:
         here = (stay for stay in self._stays if stay.key.endpoint == receipt.name)
-        open_uses = [Use(stay.key.test, stay.start) for stay in here]
+        open_uses = [EndpointUse(stay.key.test, stay.start) for stay in here]
         uses = [*self._uses.get(receipt.name, ()), *open_uses]
         return share_out(receipt.nano_usd, receipt.window, uses)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import EndpointError, HFBudgetError, LedgerUnreachableError
-from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.plugin.controller import with_addresses
-from pytest_hfbudget.plugin.role import Follower
+from pytest_hfbudget.plugin.role import NonOwner
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.pricing import Catalogue
 
 
-class Bystander(Follower):
+class ForkedChild(NonOwner):
     """Ends nothing and reports nothing, even where pytest itself is run to its end in a child."""
 
     def __init__(self, settings: Settings) -> None:
@@ -82,7 +82,7 @@ class Bystander(Follower):
         """Everything belongs to the parent."""
 
 
-class Worker(Follower):
+class Worker(NonOwner):
     """Two connections: a hold must never wait behind an endpoint that takes minutes to start."""
 
     def __init__(
@@ -94,13 +94,16 @@ class Worker(Follower):
         self.leased: dict[str, str] = {}
         self._met = False
         self._name = str(workerinput["workerid"])
-        self._wire, self._slow_wire = Wire(given["socket"]), Wire(given["socket"])
+        self._wire, self._slow_wire = (
+            LedgerConnection(given["socket"]),
+            LedgerConnection(given["socket"]),
+        )
 
     def make_runtime(self) -> Runtime:
-        from pytest_hfbudget.plugin.factory import assemble
+        from pytest_hfbudget.plugin.factory import make_meter
 
         ledger = RemoteLedger(self._wire, ahead=True)
-        return assemble(
+        return make_meter(
             self.config, self.settings, ledger, self.leased, self._catalogue, worker=self._name
         )
 

@@ -11,7 +11,7 @@ from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
 from pytest_hfbudget.pricing.catalogue import Catalogue, Offer
 from pytest_hfbudget.pricing.price import FREE, Price
-from pytest_hfbudget.pricing.quote import Quote, Unpriced
+from pytest_hfbudget.pricing.quote import Quote, UnpricedPolicy
 from pytest_hfbudget.pricing.request import READS, CallRequest
 from pytest_hfbudget.pricing.table import PriceTable, is_below
 from pytest_hfbudget.pricing.toml_file import TomlFile
@@ -37,7 +37,7 @@ class PriceBook:
     table: PriceTable = field(default_factory=PriceTable)
     load_catalogue: Callable[[], Catalogue] = Catalogue
     environment: Price | None = None
-    unpriced: Unpriced = field(default_factory=Unpriced)
+    unpriced: UnpricedPolicy = field(default_factory=UnpricedPolicy)
     hook: PriceHook | None = None
     leased: dict[str, str] = field(default_factory=dict)
     _read: Catalogue | None = None
@@ -187,7 +187,7 @@ def project_book(
         table=project_table(settings.prices, root=root, here=here),
         load_catalogue=load_catalogue,
         environment=environment,
-        unpriced=Unpriced.parse(settings.unpriced),
+        unpriced=UnpricedPolicy.parse(settings.unpriced),
         hook=hook,
         leased={} if leased is None else leased,
     )
@@ -225,7 +225,7 @@ USED, OVERRIDDEN, SILENT = "used", "overridden", "silent"
 
 
 @dataclass(frozen=True)
-class Word:
+class SourceWord:
     """What one source says of one provider.
 
     Attributes:
@@ -247,10 +247,10 @@ class Explanation:
     """The prices that count, and all that was said on the way there."""
 
     quote: Quote | None
-    words: tuple[Word, ...]
+    words: tuple[SourceWord, ...]
 
     @property
-    def used(self) -> tuple[Word, ...]:
+    def used(self) -> tuple[SourceWord, ...]:
         """What counts: several prices where the router is free to choose."""
         return tuple(word for word in self.words if word.verdict == USED)
 
@@ -258,7 +258,7 @@ class Explanation:
 def explain(book: PriceBook, request: CallRequest) -> Explanation:
     """Ask every source, also those that come after the first with a price."""
     hook = _judged(_hook(book, request), settled=False)
-    lists: list[Word] = []
+    lists: list[SourceWord] = []
     for provider in book.routes(request):
         listed = [*_table(book, request, provider), *_catalogue(book, request, provider)]
         lists += _judged(listed, settled=_decided(hook))
@@ -267,9 +267,9 @@ def explain(book: PriceBook, request: CallRequest) -> Explanation:
     return Explanation(book.quote(request), (*hook, *lists, *rest))
 
 
-def _judged(said: Iterable[Word], *, settled: bool) -> list[Word]:
+def _judged(said: Iterable[SourceWord], *, settled: bool) -> list[SourceWord]:
     """The first with a price counts, unless it is settled that somebody before them does."""
-    judged: list[Word] = []
+    judged: list[SourceWord] = []
     for word in said:
         if word.price is None or word.verdict != SILENT:
             judged.append(word)
@@ -279,30 +279,32 @@ def _judged(said: Iterable[Word], *, settled: bool) -> list[Word]:
     return judged
 
 
-def _decided(words: Iterable[Word]) -> bool:
+def _decided(words: Iterable[SourceWord]) -> bool:
     return any(word.verdict == USED for word in words)
 
 
-def _hook(book: PriceBook, request: CallRequest) -> Iterator[Word]:
+def _hook(book: PriceBook, request: CallRequest) -> Iterator[SourceWord]:
     if book.hook and (price := book.hook(request)):
-        yield Word(request.provider, price, "hook pytest_hfbudget_price", "asked before all lists")
+        yield SourceWord(
+            request.provider, price, "hook pytest_hfbudget_price", "asked before all lists"
+        )
 
 
-def _table(book: PriceBook, request: CallRequest, provider: str | None) -> Iterator[Word]:
+def _table(book: PriceBook, request: CallRequest, provider: str | None) -> Iterator[SourceWord]:
     for row in book.table.matches(request.model, provider):
-        yield Word(provider, row.price, row.where, row.rule)
+        yield SourceWord(provider, row.price, row.where, row.rule)
 
 
-def _catalogue(book: PriceBook, request: CallRequest, provider: str | None) -> Iterator[Word]:
+def _catalogue(book: PriceBook, request: CallRequest, provider: str | None) -> Iterator[SourceWord]:
     for offer in book.catalogue.of(request.model):
         if offer.provider == provider:
             place = book.catalogue_place(request.model, offer)
             why = "listed for this provider" if offer.price else "lists it without a price"
             free = offer.price is not None and offer.price.free
-            yield Word(provider, offer.price, place, "a free promotion" if free else why)
+            yield SourceWord(provider, offer.price, place, "a free promotion" if free else why)
 
 
-def _unlisted(book: PriceBook, request: CallRequest) -> Iterator[Word]:
+def _unlisted(book: PriceBook, request: CallRequest) -> Iterator[SourceWord]:
     """What the catalogue knows and can't use, or why it knows nothing."""
     if request.is_url:
         return
@@ -312,26 +314,26 @@ def _unlisted(book: PriceBook, request: CallRequest) -> Iterator[Word]:
     if not wanted:
         where = catalogue.source if catalogue.origin else "router catalogue"
         why = _absent(request, bool(offers)) if catalogue.origin else "has never been read"
-        yield Word(request.provider, None, where, why)
+        yield SourceWord(request.provider, None, where, why)
     for offer in wanted:
         if not offer.live:
             place = book.catalogue_place(request.model, offer)
             why = f"{offer.status or 'down'}, not live, so its price does not count"
             verdict = OVERRIDDEN if offer.price else SILENT
-            yield Word(offer.provider, offer.price, place, why, verdict)
+            yield SourceWord(offer.provider, offer.price, place, why, verdict)
 
 
 def _absent(request: CallRequest, listed: bool) -> str:
     return f"does not list {request.provider} for it" if listed else "does not list this model"
 
 
-def _fallbacks(book: PriceBook, request: CallRequest) -> Iterator[Word]:
+def _fallbacks(book: PriceBook, request: CallRequest) -> Iterator[SourceWord]:
     if request.is_url:
         why = "not for servers that are addressed by URL"
-        yield Word(None, None, ENVIRONMENT, why)
+        yield SourceWord(None, None, ENVIRONMENT, why)
     else:
         why = "any model without a price" if book.environment else "not set"
-        yield Word(None, book.environment, ENVIRONMENT, why)
+        yield SourceWord(None, book.environment, ENVIRONMENT, why)
     policy = book.unpriced
     why = "the last resort" if policy.price else "refuses a call without a price under a cap"
-    yield Word(None, policy.price, policy.source or "--hf-unpriced=refuse", why)
+    yield SourceWord(None, policy.price, policy.source or "--hf-unpriced=refuse", why)

@@ -14,14 +14,14 @@ from pytest_hfbudget.values import assumed_rates
 
 
 @dataclass(frozen=True)
-class Unpriced:
+class UnpricedPolicy:
     """The policy behind ``--hf-unpriced``: no price means refuse."""
 
     price: Price | None = None
     source: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Unpriced:
+    def parse(cls, text: str) -> UnpricedPolicy:
         """``refuse``, ``free``, or ``assume:IN/OUT`` in USD per 1M tokens.
 
         Raises:

@@ -20,7 +20,7 @@ ANNOTATIONS = 10
 LINE_ENDS = "\r\n"
 
 
-class Place(NamedTuple):
+class RefusalPlace(NamedTuple):
     """Where a test is: its file from the root of the repository, and its line, counted from 1."""
 
     file: str
@@ -32,7 +32,7 @@ def step_summary(report: SavedReport) -> str:
     return "\n".join([*_head(report), *_tables(report)]) + "\n"
 
 
-def errors(report: SavedReport, places: dict[str, Place]) -> Iterator[str]:
+def errors(report: SavedReport, places: dict[str, RefusalPlace]) -> Iterator[str]:
     """A workflow command for each of the first refusals, at the test that was refused."""
     for refusal in report.refusals[:ANNOTATIONS]:
         properties = ["title=hfbudget refused a call"]

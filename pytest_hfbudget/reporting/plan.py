@@ -9,7 +9,7 @@ from pytest_hfbudget.endpoints.uptime import cost, started_minutes
 from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.costs import Cost
-from pytest_hfbudget.reporting.terminal import NAME, Line, bar
+from pytest_hfbudget.reporting.terminal import NAME, TerminalLine, bar
 
 # As many of the dearest tests are shown one by one.
 MOST = 20
@@ -107,7 +107,7 @@ class Plan:
         return sum(caps.values())
 
 
-def lines(plan: Plan, *, blocks: bool = True) -> Iterator[Line]:
+def lines(plan: Plan, *, blocks: bool = True) -> Iterator[TerminalLine]:
     """The plan as a table; without ``blocks`` its bar is drawn in ASCII."""
     yield _total(plan, ("█", "░") if blocks else ("#", "."))
     yield from map(_endpoint, plan.endpoints)
@@ -116,7 +116,7 @@ def lines(plan: Plan, *, blocks: bool = True) -> Iterator[Line]:
     for test in told[:MOST]:
         yield _test(test, width)
     if len(told) > MOST:
-        yield Line(f"  … and {_tests(len(told) - MOST)} more")
+        yield TerminalLine(f"  … and {_tests(len(told) - MOST)} more")
     yield from _remarks(plan)
 
 
@@ -140,18 +140,22 @@ def _dearest_first(test: PlannedTest) -> tuple[int, str]:
     return -(known or 0), test.id
 
 
-def _total(plan: Plan, drawn: tuple[str, str]) -> Line:
+def _total(plan: Plan, drawn: tuple[str, str]) -> TerminalLine:
     known = f"{len(plan.recorded)} of {_tests(len(plan.tests))} recorded"
     if plan.cap is None:
-        return Line(f"expected {show(plan.expected)} ({known}; no session budget)")
+        return TerminalLine(f"expected {show(plan.expected)} ({known}; no session budget)")
     used = bar(plan.expected, plan.cap, drawn)
     colour = "red" if plan.expected > plan.cap else "green"
-    return Line(f"expected {show(plan.expected)} of {show(plan.cap)} {used} ({known})", colour)
+    return TerminalLine(
+        f"expected {show(plan.expected)} of {show(plan.cap)} {used} ({known})", colour
+    )
 
 
-def _endpoint(endpoint: PlannedEndpoint) -> Line:
+def _endpoint(endpoint: PlannedEndpoint) -> TerminalLine:
     if endpoint.kept:
-        return Line(f"  {endpoint.name}: kept running, as it was found; this run pays nothing")
+        return TerminalLine(
+            f"  {endpoint.name}: kept running, as it was found; this run pays nothing"
+        )
     nano_usd = endpoint.nano_usd
     price = "its price is unknown" if nano_usd is None else show(nano_usd)
     start = (
@@ -164,12 +168,12 @@ def _endpoint(endpoint: PlannedEndpoint) -> Line:
         tests += f", {_tests(endpoint.unrecorded)} unrecorded"
     least = "at least " if endpoint.unrecorded else ""
     text = f"  {endpoint.name}: {least}{endpoint.minutes} min, {price} ({start}; {tests})"
-    return Line(text, "yellow" if nano_usd is None else "")
+    return TerminalLine(text, "yellow" if nano_usd is None else "")
 
 
-def _test(test: PlannedTest, width: int) -> Line:
+def _test(test: PlannedTest, width: int) -> TerminalLine:
     name = test.id if len(test.id) <= width else "…" + test.id[-(width - 1) :]
-    return Line(f"  {name:<{width}}  {_expected(test)}")
+    return TerminalLine(f"  {name:<{width}}  {_expected(test)}")
 
 
 def _expected(test: PlannedTest) -> str:
@@ -186,23 +190,23 @@ def _expected(test: PlannedTest) -> str:
     return f"{show(known.spent)} ({', '.join(parts)})"
 
 
-def _remarks(plan: Plan) -> Iterator[Line]:
+def _remarks(plan: Plan) -> Iterator[TerminalLine]:
     if quiet := sum(test.quiet for test in plan.tests):
-        yield Line(f"  {_tests(quiet)} without calls")
+        yield TerminalLine(f"  {_tests(quiet)} without calls")
     if bounded := len(plan.bounded):
-        yield Line(
+        yield TerminalLine(
             f"  {_tests(bounded)} without a record: at most {show(plan.more)} more, by caps; "
             "not in the sum",
             "yellow",
         )
     if plan.unknown:
-        yield Line(
+        yield TerminalLine(
             f"  {_tests(plan.unknown)} without a record or a cap: unknown, not in the sum; "
             "pytest --hf-store-costs records them",
             "yellow",
         )
     if unpriced := [each.name for each in plan.endpoints if each.nano_usd is None]:
-        yield Line(f"  uptime of {', '.join(unpriced)}: unknown, not in the sum", "yellow")
+        yield TerminalLine(f"  uptime of {', '.join(unpriced)}: unknown, not in the sum", "yellow")
 
 
 def _tests(count: int) -> str:

@@ -16,7 +16,7 @@ DEAREST = 5
 NAME = 56
 
 
-class Line(NamedTuple):
+class TerminalLine(NamedTuple):
     """One line and how it is to be coloured: ``green``, ``yellow``, ``red`` or nothing."""
 
     text: str
@@ -38,7 +38,7 @@ def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
     return f"hfbudget: {'; '.join(parts)}" if parts else None
 
 
-def summary(report: Report, *, blocks: bool = True) -> Iterator[Line]:
+def summary(report: Report, *, blocks: bool = True) -> Iterator[TerminalLine]:
     """The section at the end of a run; without ``blocks`` its bar is drawn in ASCII."""
     yield _session(report, ("█", "░") if blocks else ("#", "."))
     yield from map(_endpoint, report.endpoints)
@@ -47,7 +47,7 @@ def summary(report: Report, *, blocks: bool = True) -> Iterator[Line]:
     for test in dearest:
         yield _test(test, width)
     if left := len(report.tests) - len(dearest):
-        yield Line(f"  … and {left} more tests with calls")
+        yield TerminalLine(f"  … and {left} more tests with calls")
     yield from _remarks(report)
 
 
@@ -62,20 +62,20 @@ def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: i
     return used * filled + free * (width - filled)
 
 
-def _session(report: Report, drawn: tuple[str, str]) -> Line:
+def _session(report: Report, drawn: tuple[str, str]) -> TerminalLine:
     calls = _calls(report.calls)
     calls += f", {report.replayed} replayed" if report.replayed else ""
     refused = f", {report.refused} refused" if report.refused else ""
     if report.cap is None:
-        return Line(f"spent {show(report.spent)} ({calls}{refused}; no session budget)")
+        return TerminalLine(f"spent {show(report.spent)} ({calls}{refused}; no session budget)")
     colour = "red" if report.refused or report.spent > report.cap else "green"
     used = bar(report.spent, report.cap, drawn)
-    return Line(
+    return TerminalLine(
         f"spent {show(report.spent)} of {show(report.cap)} {used} ({calls}{refused})", colour
     )
 
 
-def _test(test: TestLine, width: int) -> Line:
+def _test(test: TestLine, width: int) -> TerminalLine:
     name = test.id if len(test.id) <= width else "…" + test.id[-(width - 1) :]
     cap = f" of {show(test.cap)}" if test.cap is not None else ""
     replayed = f", {test.replayed} replayed" if test.replayed else ""
@@ -83,10 +83,10 @@ def _test(test: TestLine, width: int) -> Line:
     uptime = f", uptime {show(test.uptime)}" if test.uptime else ""
     calls = f"{_calls(test.calls)}{replayed}{refused}"
     text = f"  {name:<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
-    return Line(text, "red" if test.refused else "")
+    return TerminalLine(text, "red" if test.refused else "")
 
 
-def _endpoint(endpoint: EndpointLine) -> Line:
+def _endpoint(endpoint: EndpointLine) -> TerminalLine:
     times = _times(endpoint)
     cost = f"{times}{endpoint.minutes} min, {show(endpoint.nano_usd)}{_unused(endpoint)}"
     if endpoint.verified:
@@ -99,7 +99,7 @@ def _endpoint(endpoint: EndpointLine) -> Line:
         verdict, colour = f"NOT VERIFIED AS PAUSED ({endpoint.state})", "red"
     note = f"; {endpoint.note}" if endpoint.note else ""
     hint = "" if endpoint.in_order else f"; run: hfbudget pause {endpoint.name}"
-    return Line(f"  {endpoint.name}: {verdict}; {cost}{note}{hint}", colour)
+    return TerminalLine(f"  {endpoint.name}: {verdict}; {cost}{note}{hint}", colour)
 
 
 def _unused(endpoint: EndpointLine) -> str:
@@ -128,25 +128,27 @@ def _too_little(report: Report) -> str:
     return f"the session budget of {cap} has too little left. Raise --hf-session-budget."
 
 
-def _remarks(report: Report) -> Iterator[Line]:
+def _remarks(report: Report) -> Iterator[TerminalLine]:
     if report.not_run:
         tests = "1 test" if report.not_run == 1 else f"{report.not_run} tests"
-        yield Line(f"  {tests} not run: {_too_little(report)}", "red")
+        yield TerminalLine(f"  {tests} not run: {_too_little(report)}", "red")
     if swapped := report.swapped:
         total = sum(charge.nano_usd or 0 for charge in swapped)
         models = ", ".join(sorted({f"{c.model} instead of {c.instead_of}" for c in swapped}))
-        yield Line(f"  {_calls(len(swapped))} with a fallback, {show(total)}: {models}")
+        yield TerminalLine(f"  {_calls(len(swapped))} with a fallback, {show(total)}: {models}")
     if report.unpriced:
-        yield Line(f"  {_calls(report.unpriced)} without a known price, not in the sum", "yellow")
+        yield TerminalLine(
+            f"  {_calls(report.unpriced)} without a known price, not in the sum", "yellow"
+        )
     if report.estimated:
-        yield Line(
+        yield TerminalLine(
             f"  {_calls(report.estimated)} without usage, charged at an upper bound", "yellow"
         )
     for why, calls in report.unmetered:
-        yield Line(f"  {_calls(calls)} could not be metered: {why}", "yellow")
+        yield TerminalLine(f"  {_calls(calls)} could not be metered: {why}", "yellow")
     if over := report.over:
         total = sum(charge.over for charge in over)
-        yield Line(
+        yield TerminalLine(
             f"  {_calls(len(over))} cost {show(total)} more than was held for it: "
             "see over_hold_usd in the JSON report; give max_seconds in its price, or a timeout",
             "red",
@@ -154,7 +156,7 @@ def _remarks(report: Report) -> Iterator[Line]:
     if outside := report.outside:
         total = sum(charge.nano_usd or 0 for charge in outside)
         places = ", ".join(sorted({charge.where or "outside of a test" for charge in outside}))
-        yield Line(f"  {_calls(len(outside))} of no test, {show(total)}: {places}")
+        yield TerminalLine(f"  {_calls(len(outside))} of no test, {show(total)}: {places}")
 
 
 def _calls(count: int) -> str:

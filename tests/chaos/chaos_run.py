@@ -21,7 +21,7 @@ from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.metering.budget_context import Payer, RunningTest
+from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.instrumentation.addresses import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.runtime import Runtime
@@ -70,7 +70,7 @@ def _metered(plan: Plan, emulator: Emulator) -> Iterator[Run]:
         catalogue = Catalogue.parse(json.load(answer), read_at=0.0, origin=emulator.router)
     rows = {name: dict(row) for name, row in plan.prices if not _in_catalogue(plan, name)}
     book = PriceBook(PriceTable.parse(rows, "prices.toml"), load_catalogue=lambda: catalogue)
-    payer = Payer(Scope(SESSION, "session budget", plan.cap))
+    payer = BudgetContext(Scope(SESSION, "session budget", plan.cap))
     meter = Meter(Ledger(), book, payer, router=emulator.router, hold_wait=plan.hold_wait)
     addresses = Addresses(emulator.router, emulator.endpoints_api, emulator.hub)
     runtime = Runtime(meter, addresses=addresses)

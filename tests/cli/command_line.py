@@ -18,7 +18,7 @@ import pytest
 
 from pytest_hfbudget.emulator import Emulator, EmulatorClient
 from pytest_hfbudget.endpoints.journal import Journal, Record, leases_dir
-from pytest_hfbudget.endpoints.lease_store import PAUSING, Claim, Claims, claims_dir
+from pytest_hfbudget.endpoints.lease_store import PAUSING, HeldLease, LeaseStore, lease_store_dir
 from pytest_hfbudget.endpoints.process import start_time
 
 COMMAND = (sys.executable, "-m", "pytest_hfbudget")
@@ -100,19 +100,21 @@ class Shell:
         Journal.of(run, leases_dir(self.state_dir)).write(record)
 
     def kept_lease(self, endpoint: str, *, run: str = "deadrun") -> None:
-        """Have this very process be the keeper of a run that has died, and not done yet."""
+        """Have this very process be the reaper of a run that has died, and not done yet."""
         self.dead_lease(endpoint, run=run)
         pid, start = os.getpid(), start_time(os.getpid())
-        claim = Claim(run, endpoint, self.api, 2**22, "1", pid, start, time.time(), phase=PAUSING)
-        folder = claims_dir(self.state_dir)
-        Claims(folder, api=self.api, endpoint=endpoint, run=run).put(claim)
+        claim = HeldLease(
+            run, endpoint, self.api, 2**22, "1", pid, start, time.time(), phase=PAUSING
+        )
+        folder = lease_store_dir(self.state_dir)
+        LeaseStore(folder, api=self.api, endpoint=endpoint, run=run).put(claim)
 
     def live_lease(self, endpoint: str, *, run: str = "liverun") -> None:
         """Have this very process use an endpoint."""
         pid, start = os.getpid(), start_time(os.getpid())
-        claim = Claim(run, endpoint, self.api, pid, start, pid, start, time.time())
-        folder = claims_dir(self.state_dir)
-        Claims(folder, api=self.api, endpoint=endpoint, run=run).put(claim)
+        claim = HeldLease(run, endpoint, self.api, pid, start, pid, start, time.time())
+        folder = lease_store_dir(self.state_dir)
+        LeaseStore(folder, api=self.api, endpoint=endpoint, run=run).put(claim)
 
     def state(self, endpoint: str) -> str:
         """What the emulator says of it."""

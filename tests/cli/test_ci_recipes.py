@@ -148,13 +148,13 @@ def test_without_exec_the_suite_hears_nothing_and_outlives_its_step(job: Job) ->
     # The run lives, so the last step has nothing to pause.
     assert job.run(_step("Pause what is left")).returncode == 0
     assert job.shell.state(ENDPOINT) == "running"
-    # Only the end of the job ends it, and the keeper pauses then.
+    # Only the end of the job ends it, and the reaper pauses then.
     _, since = _now(job)
     assert job.sweep_orphans()
     _paused_within(job, SECOND, after, since)
 
 
-def test_the_keeper_outlives_the_sweep_of_orphans(job: Job) -> None:
+def test_the_reaper_outlives_the_sweep_of_orphans(job: Job) -> None:
     job.shell.hub.change_endpoint(ENDPOINT, pause_lag_s=0.5)
     job.shell.hub.add_fault("pause", delay=0.5)
     _suite(job)
@@ -164,11 +164,11 @@ def test_the_keeper_outlives_the_sweep_of_orphans(job: Job) -> None:
     _paused_within(job, SECOND, after, since)
 
 
-def test_the_last_step_finds_what_a_killed_keeper_has_left(job: Job) -> None:
+def test_the_last_step_finds_what_a_killed_reaper_has_left(job: Job) -> None:
     _suite(job)
     process = _under_way(job, _step("Test"))
-    for keeper in _keepers(job):
-        os.kill(keeper, signal.SIGKILL)
+    for reaper in _reapers(job):
+        os.kill(reaper, signal.SIGKILL)
     process.kill()
     process.wait(10)
     assert job.shell.state(ENDPOINT) == "running"
@@ -176,7 +176,7 @@ def test_the_last_step_finds_what_a_killed_keeper_has_left(job: Job) -> None:
     assert (swept.returncode, job.shell.state(ENDPOINT)) == (0, "paused")
 
 
-def _keepers(job: Job) -> list[int]:
+def _reapers(job: Job) -> list[int]:
     """Processes that write their log beside this job's journals."""
     from pathlib import Path
 
@@ -186,7 +186,7 @@ def _keepers(job: Job) -> list[int]:
             line = path.read_bytes()
         except OSError:
             continue
-        if b"hfbudget-keeper" in line and mark in line:
+        if b"hfbudget-reaper" in line and mark in line:
             found.append(int(path.parent.name))
     assert found
     return found
@@ -227,8 +227,8 @@ def test_gitlab_after_script_pauses_what_a_killed_job_has_left(job: Job) -> None
     work = recipe("gitlab-ci.yml")["paid-tests"]
     process = _under_way(job, "\n".join(work["script"]))
     after = job.shell.hub.last()
-    for keeper in _keepers(job):  # as with the container's first process
-        os.kill(keeper, signal.SIGKILL)
+    for reaper in _reapers(job):  # as with the container's first process
+        os.kill(reaper, signal.SIGKILL)
     kill_tree(process.pid)
     process.wait(10)
     assert job.run("\n".join(work["after_script"])).returncode == 0

@@ -10,7 +10,7 @@ import time
 import pytest
 from command_line import Shell
 
-from pytest_hfbudget.history.usage_log import FILE, Log, LoggedRun, entries
+from pytest_hfbudget.history.usage_log import FILE, LoggedRun, UsageLog, entries
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.reporting import EndpointLine, Report
 
@@ -42,7 +42,7 @@ def logged(hfbudget: Shell) -> Shell:
         endpoints=(EndpointLine("acme/llm", "paused", 550_000, 3, True, True, True),),
     )
     run = LoggedRun("0123456789ab", "/src/project", now - 60, now)
-    Log(hfbudget.state_dir / FILE).write(run, entries(report, run), keep_days=90)
+    UsageLog(hfbudget.state_dir / FILE).write(run, entries(report, run), keep_days=90)
     return hfbudget
 
 
@@ -90,7 +90,7 @@ def evil(hfbudget: Shell) -> Shell:
     )
     report = Report(spent=0, cap=None, calls=5, refused=0, charges=calls)
     run = LoggedRun("0123456789ab", "=project", now - 60, now)
-    Log(hfbudget.state_dir / FILE).write(run, entries(report, run), keep_days=90)
+    UsageLog(hfbudget.state_dir / FILE).write(run, entries(report, run), keep_days=90)
     return hfbudget
 
 

@@ -93,7 +93,7 @@ def test_leased_pauses_what_a_dead_run_has_left_and_closes_its_lease(hfbudget: S
     assert hfbudget("pause", "--leased").stdout == "nothing to pause\n"
 
 
-def test_leased_pauses_what_a_keeper_is_still_at(hfbudget: Shell) -> None:
+def test_leased_pauses_what_a_reaper_is_still_at(hfbudget: Shell) -> None:
     hfbudget.hub.add_endpoint("acme/llm", state="running")
     hfbudget.kept_lease("acme/llm")
     done = hfbudget("pause", "--leased")

@@ -83,7 +83,7 @@ def test_a_signal_reaches_the_command_and_its_answer_comes_back(
     assert llm.state("acme/llm") == "paused"
 
 
-def test_a_kill_is_answered_by_the_keeper(llm: Shell) -> None:
+def test_a_kill_is_answered_by_the_reaper(llm: Shell) -> None:
     process = llm.start(*_python(HANGS))
     assert process.stdout
     assert process.stdout.readline() == "here\n"

@@ -42,16 +42,16 @@ def test_a_live_lease_is_left_alone(hfbudget: Shell) -> None:
     assert hfbudget.state("acme/llm") == "running"
 
 
-def test_what_a_keeper_is_still_at_is_paused_too(hfbudget: Shell) -> None:
+def test_what_a_reaper_is_still_at_is_paused_too(hfbudget: Shell) -> None:
     hfbudget.hub.add_endpoint("acme/llm", state="running")
     hfbudget.kept_lease("acme/llm")
     look = hfbudget("sweep", "--dry-run")
-    assert f"its keeper (process {os.getpid()}) is still at it" in look.stdout
+    assert f"its reaper (process {os.getpid()}) is still at it" in look.stdout
     assert hfbudget("sweep").returncode == 0
     assert hfbudget.state("acme/llm") == "paused"
 
 
-def test_what_a_keeper_does_not_get_paused_makes_it_fail(hfbudget: Shell) -> None:
+def test_what_a_reaper_does_not_get_paused_makes_it_fail(hfbudget: Shell) -> None:
     hfbudget.hub.add_endpoint("acme/llm", state="running")
     hfbudget.kept_lease("acme/llm")
     hfbudget.hub.add_fault("pause", endpoint="acme/llm", times=None, status=403)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike
-from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 PATIENCE_S = 10.0
@@ -75,8 +75,8 @@ def serving(ledger: Ledger, **more: Callable[..., object]) -> Iterator[LedgerSer
 
 
 @contextmanager
-def connected(server: LedgerServer) -> Iterator[Wire]:
-    wire = Wire(server.path)
+def connected(server: LedgerServer) -> Iterator[LedgerConnection]:
+    wire = LedgerConnection(server.path)
     try:
         yield wire
     finally:

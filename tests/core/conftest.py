@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from bookkeeping import WatchedLedger, connected, serving
 
-from pytest_hfbudget.ledger.rpc.client import Wire
+from pytest_hfbudget.ledger.rpc.client import LedgerConnection
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 
@@ -18,6 +18,6 @@ def server(ledger: WatchedLedger) -> Iterator[LedgerServer]:
 
 
 @pytest.fixture
-def wire(server: LedgerServer) -> Iterator[Wire]:
+def wire(server: LedgerServer) -> Iterator[LedgerConnection]:
     with connected(server) as opened:
         yield opened

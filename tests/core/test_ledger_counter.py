@@ -16,7 +16,12 @@ from pathlib import Path
 import pytest
 from bookkeeping import PATIENCE_S, Child
 
-from pytest_hfbudget.ledger.rpc.server import STEP_ASIDE_S, Counter, _Desk, _Door
+from pytest_hfbudget.ledger.rpc.server import (
+    STEP_ASIDE_S,
+    Listener,
+    _ClientSocket,
+    _ListeningSocket,
+)
 
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
@@ -44,8 +49,8 @@ def echo() -> Echo:
 
 
 @pytest.fixture
-def counter(echo: Echo) -> Iterator[Counter]:
-    made = Counter(lambda: echo)
+def counter(echo: Echo) -> Iterator[Listener]:
+    made = Listener(lambda: echo)
     made.come_back()
     yield made
     echo.over.set()
@@ -53,7 +58,7 @@ def counter(echo: Echo) -> Iterator[Counter]:
 
 
 @contextmanager
-def caller(counter: Counter) -> Iterator[socket.socket]:
+def caller(counter: Listener) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE_S)
         connection.connect(counter.path)
@@ -77,13 +82,13 @@ def threads() -> Callable[[], int]:
     return count
 
 
-def test_only_its_owner_can_enter_the_directory_of_the_socket(counter: Counter) -> None:
+def test_only_its_owner_can_enter_the_directory_of_the_socket(counter: Listener) -> None:
     directory = Path(counter.path).parent.stat()
     assert (stat.S_IMODE(directory.st_mode), directory.st_uid) == (0o700, os.getuid())
 
 
 def test_there_are_no_threads_while_it_steps_aside(
-    threads: Callable[[], int], counter: Counter
+    threads: Callable[[], int], counter: Listener
 ) -> None:
     with caller(counter) as one, caller(counter) as other:
         assert ask(one, b"1\n") == b"1\n"
@@ -97,7 +102,7 @@ def test_there_are_no_threads_while_it_steps_aside(
         assert ask(other, b"4\n") == b"4\n"
 
 
-def test_what_is_asked_meanwhile_is_answered_afterwards(counter: Counter) -> None:
+def test_what_is_asked_meanwhile_is_answered_afterwards(counter: Listener) -> None:
     with caller(counter) as known:
         assert ask(known, b"1\n") == b"1\n"
         known.sendall(b"half")
@@ -110,7 +115,7 @@ def test_what_is_asked_meanwhile_is_answered_afterwards(counter: Counter) -> Non
             assert new.recv(100) == b"hello\n"
 
 
-def test_an_answer_that_takes_long_holds_up_no_fork_for_long(counter: Counter, echo: Echo) -> None:
+def test_an_answer_that_takes_long_holds_up_no_fork_for_long(counter: Listener, echo: Echo) -> None:
     with caller(counter) as slow, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, slow, b"wait\n")
         assert echo.asked.wait(PATIENCE_S)
@@ -122,7 +127,7 @@ def test_an_answer_that_takes_long_holds_up_no_fork_for_long(counter: Counter, e
 
 
 def test_an_answer_that_comes_while_it_is_away_is_given_and_the_next_one_too(
-    counter: Counter, echo: Echo
+    counter: Listener, echo: Echo
 ) -> None:
     with caller(counter) as slow, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, slow, b"wait\n")
@@ -135,7 +140,7 @@ def test_an_answer_that_comes_while_it_is_away_is_given_and_the_next_one_too(
 
 
 @forks
-def test_a_child_that_forgets_it_does_not_keep_its_connections_open(counter: Counter) -> None:
+def test_a_child_that_forgets_it_does_not_keep_its_connections_open(counter: Listener) -> None:
     with caller(counter) as connection:
         assert ask(connection, b"1\n") == b"1\n"
         counter.step_aside()
@@ -155,14 +160,14 @@ def test_a_child_that_forgets_it_does_not_keep_its_connections_open(counter: Cou
         child.answer()
 
 
-def test_a_client_that_leaves_is_gone(counter: Counter, echo: Echo) -> None:
+def test_a_client_that_leaves_is_gone(counter: Listener, echo: Echo) -> None:
     with caller(counter) as connection:
         ask(connection, b"1\n")
     assert echo.ends.acquire(timeout=PATIENCE_S)
 
 
 def test_closing_hangs_up_and_leaves_nothing_behind(
-    threads: Callable[[], int], counter: Counter, echo: Echo
+    threads: Callable[[], int], counter: Listener, echo: Echo
 ) -> None:
     with caller(counter) as connection:
         ask(connection, b"1\n")
@@ -176,7 +181,7 @@ def test_closing_hangs_up_and_leaves_nothing_behind(
             pass
 
 
-def test_coming_back_twice_changes_nothing(threads: Callable[[], int], counter: Counter) -> None:
+def test_coming_back_twice_changes_nothing(threads: Callable[[], int], counter: Listener) -> None:
     counter.come_back()
     with caller(counter) as connection:
         assert ask(connection, b"1\n") == b"1\n"
@@ -185,13 +190,13 @@ def test_coming_back_twice_changes_nothing(threads: Callable[[], int], counter: 
         assert threads() == 2
 
 
-def test_nobody_comes_back_after_the_end(threads: Callable[[], int], counter: Counter) -> None:
+def test_nobody_comes_back_after_the_end(threads: Callable[[], int], counter: Listener) -> None:
     counter.close()
     counter.come_back()
     assert threads() == 0
 
 
-def test_stepping_aside_twice_changes_nothing(counter: Counter) -> None:
+def test_stepping_aside_twice_changes_nothing(counter: Listener) -> None:
     with caller(counter) as connection:
         counter.step_aside()
         counter.step_aside()
@@ -199,7 +204,7 @@ def test_stepping_aside_twice_changes_nothing(counter: Counter) -> None:
         assert ask(connection, b"1\n") == b"1\n"
 
 
-def test_it_uses_no_time_while_nobody_asks(counter: Counter) -> None:
+def test_it_uses_no_time_while_nobody_asks(counter: Listener) -> None:
     with caller(counter) as connection:
         counter.step_aside()
         counter.come_back()
@@ -214,7 +219,7 @@ def test_every_line_is_answered_by_itself_an_empty_one_too() -> None:
         def answer(self, line: bytes) -> bytes:
             return b"<" + line.strip() + b">\n"
 
-    counter = Counter(Brackets)
+    counter = Listener(Brackets)
     counter.come_back()
     try:
         with caller(counter) as connection:
@@ -227,7 +232,7 @@ def test_every_line_is_answered_by_itself_an_empty_one_too() -> None:
         counter.close()
 
 
-def test_it_does_not_keep_its_process_from_ending(counter: Counter) -> None:
+def test_it_does_not_keep_its_process_from_ending(counter: Listener) -> None:
     with caller(counter) as connection:
         assert ask(connection, b"1\n") == b"1\n"
         ours = [thread for thread in threading.enumerate() if thread.name == "hfbudget-children"]
@@ -236,7 +241,7 @@ def test_it_does_not_keep_its_process_from_ending(counter: Counter) -> None:
 
 
 def test_two_answers_that_take_long_hold_up_no_fork_for_longer_than_one(
-    counter: Counter, echo: Echo
+    counter: Listener, echo: Echo
 ) -> None:
     with caller(counter) as one, caller(counter) as other:
         for slow in (one, other):
@@ -250,7 +255,7 @@ def test_two_answers_that_take_long_hold_up_no_fork_for_longer_than_one(
 
 def test_closing_leaves_no_file_open(echo: Echo) -> None:
     before = os.listdir("/dev/fd")
-    counter = Counter(lambda: echo)
+    counter = Listener(lambda: echo)
     counter.come_back()
     with caller(counter) as connection:
         ask(connection, b"1\n")
@@ -260,7 +265,7 @@ def test_closing_leaves_no_file_open(echo: Echo) -> None:
         counter.close()
 
 
-def test_nothing_is_kept_of_a_client_that_left(counter: Counter, echo: Echo) -> None:
+def test_nothing_is_kept_of_a_client_that_left(counter: Listener, echo: Echo) -> None:
     with caller(counter) as connection:
         ask(connection, b"1\n")
         assert len(counter._posts) == 2
@@ -269,7 +274,7 @@ def test_nothing_is_kept_of_a_client_that_left(counter: Counter, echo: Echo) -> 
 
 
 @forks
-def test_a_child_may_close_what_it_has_forgotten(counter: Counter) -> None:
+def test_a_child_may_close_what_it_has_forgotten(counter: Listener) -> None:
     def forget_and_close() -> str:
         counter.forget()
         counter.close()
@@ -279,11 +284,11 @@ def test_a_child_may_close_what_it_has_forgotten(counter: Counter) -> None:
     assert Child(forget_and_close).answer() == "closed"
 
 
-def test_nobody_leaves_for_a_fork_that_is_over(counter: Counter, echo: Echo) -> None:
+def test_nobody_leaves_for_a_fork_that_is_over(counter: Listener, echo: Echo) -> None:
     """The bell may have rung, and a thread have heard it, before everybody was called back."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        desk = _Desk(ours, echo)
+        desk = _ClientSocket(ours, echo)
         assert not counter._leaves(desk, select.POLLIN)
         assert counter._leaves(desk, select.POLLHUP)  # the bell itself is gone
         counter.step_aside()
@@ -291,7 +296,7 @@ def test_nobody_leaves_for_a_fork_that_is_over(counter: Counter, echo: Echo) -> 
 
 
 def test_a_thread_that_heard_the_bell_too_late_stays(
-    threads: Callable[[], int], counter: Counter
+    threads: Callable[[], int], counter: Listener
 ) -> None:
     with caller(counter) as connection:
         for _ in range(5):
@@ -308,14 +313,14 @@ def test_a_thread_that_heard_the_bell_too_late_stays(
 def test_a_post_may_end_twice(echo: Echo) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        door = _Door(ours, lambda connection: None)
+        door = _ListeningSocket(ours, lambda connection: None)
         door.end()
         door.end()
 
 
 def test_a_door_at_which_nobody_can_be_let_in_is_left() -> None:
     with socket.socket(socket.AF_UNIX) as deaf:
-        assert not _Door(deaf, lambda connection: None).serve()
+        assert not _ListeningSocket(deaf, lambda connection: None).serve()
 
 
 def test_a_desk_whose_client_hung_up_is_left(echo: Echo) -> None:
@@ -323,4 +328,4 @@ def test_a_desk_whose_client_hung_up_is_left(echo: Echo) -> None:
     with ours:
         theirs.sendall(b"1\n")
         theirs.close()
-        assert not _Desk(ours, echo).serve()  # there is nobody to give the answer to
+        assert not _ClientSocket(ours, echo).serve()  # there is nobody to give the answer to

@@ -14,7 +14,7 @@ import pytest
 from bookkeeping import charge, draft
 
 from pytest_hfbudget.errors import BudgetExceededError
-from pytest_hfbudget.ledger import Caller, Hold, Ledger, Scope, Waiting
+from pytest_hfbudget.ledger import Caller, Hold, Ledger, Scope, WaitingHold
 
 CAP = 10
 SCOPES = {"all": CAP, "one": 6, "two": 6}
@@ -103,7 +103,7 @@ class World:
     scripts: tuple[Script, ...]
     ledger: Ledger = field(default_factory=Ledger)
     at: list[int] = field(default_factory=list)
-    waiting: dict[int, Waiting] = field(default_factory=dict)
+    waiting: dict[int, WaitingHold] = field(default_factory=dict)
     held: dict[str, Hold] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
 
@@ -139,7 +139,7 @@ class World:
             answer = self.ledger.ask(step.keys, step.least, step.most, draft(), Caller(1, caller))
         except BudgetExceededError:
             answer = None
-        if isinstance(answer, Waiting):
+        if isinstance(answer, WaitingHold):
             self.waiting[caller] = answer
         else:
             self.answered(caller, step, answer)
@@ -199,7 +199,7 @@ class World:
         assert sum(c.nano_usd or 0 for c in self.ledger.charges()) == self.ledger.total("all").spent
 
 
-def _granted(place: Waiting) -> bool:
+def _granted(place: WaitingHold) -> bool:
     return place.answer.done() and place.answer.exception() is None
 
 

@@ -24,7 +24,7 @@ from pytest_hfbudget.ledger import (
     Refusal,
     Scope,
     Totals,
-    Waiting,
+    WaitingHold,
 )
 
 KEYS = ("session", "class", "test", "block")
@@ -171,7 +171,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.stack = ExitStack()
         self.books: Books = self.stack.enter_context(books(self.kind))
         self.plain = PlainLedger()
-        self.places: dict[int, Waiting] = {}
+        self.places: dict[int, WaitingHold] = {}
 
     def teardown(self) -> None:
         self.stack.close()
@@ -213,7 +213,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (waits, amount) == (False, None)
         else:
             assert answer.id not in self.plain.held
-            if isinstance(answer, Waiting):
+            if isinstance(answer, WaitingHold):
                 assert waits
                 self.places[answer.id] = answer
                 self.plain.line[answer.id] = self.plain.line.pop(newest)

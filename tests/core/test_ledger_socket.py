@@ -37,7 +37,7 @@ from pytest_hfbudget.errors import (
     UnpricedCallError,
 )
 from pytest_hfbudget.ledger import Scope, Totals, client
-from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 CAP = 1000
@@ -66,11 +66,11 @@ def raw(server: LedgerServer) -> Iterator[socket.socket]:
         yield connection
 
 
-def hold(wire: Wire, amount: int) -> int:
+def hold(wire: LedgerConnection, amount: int) -> int:
     return RemoteLedger(wire).hold(["all"], amount, amount, draft("all")).id
 
 
-def spend(wire: Wire, calls: int, amount: int) -> int:
+def spend(wire: LedgerConnection, calls: int, amount: int) -> int:
     """Make calls as long as there is something left: how many there were."""
     ledger = RemoteLedger(wire)
     for made in range(calls):
@@ -150,7 +150,7 @@ def test_what_a_client_told_before_it_hung_up_is_done(
 
 
 def test_what_another_client_holds_is_not_touched(
-    server: LedgerServer, ledger: WatchedLedger, wire: Wire
+    server: LedgerServer, ledger: WatchedLedger, wire: LedgerConnection
 ) -> None:
     kept = hold(wire, 5)
     with connected(server) as gone:
@@ -166,7 +166,7 @@ def test_what_a_killed_process_held_is_booked_in_full(
     server: LedgerServer, ledger: WatchedLedger
 ) -> None:
     def die() -> None:
-        hold(Wire(server.path), 30)
+        hold(LedgerConnection(server.path), 30)
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert Child(die).answer() == ""
@@ -177,7 +177,7 @@ def test_what_a_killed_process_held_is_booked_in_full(
 def test_a_fork_knows_nothing_of_connections_that_are_gone(server: LedgerServer) -> None:
     before = len(client._wires)
     for _ in range(100):
-        Wire(server.path).another()
+        LedgerConnection(server.path).another()
     gc.collect()
     assert len(client._wires) <= before
 
@@ -209,7 +209,7 @@ def test_nothing_is_kept_of_a_client_that_is_gone(
 
 
 def test_a_client_that_closed_its_connection_may_come_back(
-    ledger: WatchedLedger, wire: Wire
+    ledger: WatchedLedger, wire: LedgerConnection
 ) -> None:
     hold(wire, 30)
     wire.close()
@@ -221,7 +221,7 @@ def test_a_client_that_closed_its_connection_may_come_back(
 
 
 def test_a_client_of_a_stopped_server_is_refused_within_a_second(
-    server: LedgerServer, wire: Wire
+    server: LedgerServer, wire: LedgerConnection
 ) -> None:
     hold(wire, 1)
     server.stop()
@@ -233,7 +233,7 @@ def test_a_client_of_a_stopped_server_is_refused_within_a_second(
 
 
 def test_a_client_that_never_asked_before_is_refused_as_well(
-    server: LedgerServer, wire: Wire
+    server: LedgerServer, wire: LedgerConnection
 ) -> None:
     server.stop()
     with pytest.raises(LedgerUnreachableError) as caught:
@@ -292,7 +292,7 @@ def test_a_client_that_waits_for_an_answer_is_refused_within_a_second(
 
 
 def test_nothing_is_held_any_more_once_the_server_is_stopped(
-    server: LedgerServer, ledger: WatchedLedger, wire: Wire
+    server: LedgerServer, ledger: WatchedLedger, wire: LedgerConnection
 ) -> None:
     hold(wire, 30)
     server.stop()
@@ -300,7 +300,9 @@ def test_nothing_is_held_any_more_once_the_server_is_stopped(
     assert ledger.total("all") == Totals(spent=30, calls=1)
 
 
-def test_a_refused_client_leaves_no_socket_behind(server: LedgerServer, wire: Wire) -> None:
+def test_a_refused_client_leaves_no_socket_behind(
+    server: LedgerServer, wire: LedgerConnection
+) -> None:
     hold(wire, 1)
     opened = len(os.listdir("/dev/fd"))
     server.stop()
@@ -347,7 +349,7 @@ def test_a_line_that_makes_no_sense_is_answered_with_an_error(
 
 
 def test_a_line_that_makes_no_sense_kills_neither_connection_nor_server(
-    raw: socket.socket, wire: Wire
+    raw: socket.socket, wire: LedgerConnection
 ) -> None:
     for _ in range(3):
         raw.sendall(b"garbage\n")
@@ -371,7 +373,7 @@ def test_an_answer_that_can_not_be_told_is_an_error(ledger: WatchedLedger) -> No
         assert wire.ask("total", "all") == [0, 0, 0, 0]
 
 
-def test_a_question_that_can_not_be_put_is_not_sent(wire: Wire) -> None:
+def test_a_question_that_can_not_be_put_is_not_sent(wire: LedgerConnection) -> None:
     with pytest.raises(TypeError):
         wire.ask("total", object())
     assert wire.ask("total", "all") == [0, 0, 0, 0]
@@ -463,7 +465,9 @@ def test_an_interrupted_question_does_not_leave_its_answer_to_the_next(
 
 
 @forks
-def test_a_forked_child_has_a_connection_of_its_own(ledger: WatchedLedger, wire: Wire) -> None:
+def test_a_forked_child_has_a_connection_of_its_own(
+    ledger: WatchedLedger, wire: LedgerConnection
+) -> None:
     ours = hold(wire, 30)
     child = Child(lambda: hold(wire, 12))
     assert int(child.answer()) != ours
@@ -500,7 +504,7 @@ def test_the_end_of_a_process_is_noticed_though_its_child_lives_on(
     kept_open, until_then = os.pipe()
 
     def leave_a_child() -> None:
-        wire = Wire(server.path)
+        wire = LedgerConnection(server.path)
         hold(wire, 30)
         if os.fork() == 0:
             os.close(until_then)
@@ -520,7 +524,9 @@ def test_the_end_of_a_process_is_noticed_though_its_child_lives_on(
 # --- one cap for all
 
 
-def test_many_threads_of_one_client_stay_under_one_cap(ledger: WatchedLedger, wire: Wire) -> None:
+def test_many_threads_of_one_client_stay_under_one_cap(
+    ledger: WatchedLedger, wire: LedgerConnection
+) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = sum(pool.map(lambda _: spend(wire, 100, 7), range(8)))
     assert made == CAP // 7
@@ -540,7 +546,7 @@ def test_many_clients_stay_under_one_cap(server: LedgerServer, ledger: WatchedLe
 
 @forks
 def test_many_processes_stay_under_one_cap(server: LedgerServer, ledger: WatchedLedger) -> None:
-    children = [Child(lambda: spend(Wire(server.path), 100, 7)) for _ in range(4)]
+    children = [Child(lambda: spend(LedgerConnection(server.path), 100, 7)) for _ in range(4)]
     made = sum(int(child.answer()) for child in children)
     assert made == CAP // 7
     assert ledger.total("all") == Totals(spent=made * 7, calls=made)
@@ -550,14 +556,18 @@ def test_many_processes_stay_under_one_cap(server: LedgerServer, ledger: Watched
 # --- what is told, and not waited for
 
 
-def test_what_is_told_is_done_before_what_is_asked(server: LedgerServer, wire: Wire) -> None:
+def test_what_is_told_is_done_before_what_is_asked(
+    server: LedgerServer, wire: LedgerConnection
+) -> None:
     ahead = RemoteLedger(wire, ahead=True)
     for _ in range(100):
         ahead.settle(hold(wire, 10), charge(10, "all"))
     assert ahead.total("all").spent == 1000
 
 
-def test_after_a_flush_all_that_was_told_is_done(ledger: WatchedLedger, wire: Wire) -> None:
+def test_after_a_flush_all_that_was_told_is_done(
+    ledger: WatchedLedger, wire: LedgerConnection
+) -> None:
     ahead = RemoteLedger(wire, ahead=True)
     for _ in range(100):
         ahead.settle(hold(wire, 10), charge(10, "all"))
@@ -565,13 +575,15 @@ def test_after_a_flush_all_that_was_told_is_done(ledger: WatchedLedger, wire: Wi
     assert ledger.total("all").spent == 1000
 
 
-def test_a_told_error_does_not_answer_the_next_question(wire: Wire) -> None:
+def test_a_told_error_does_not_answer_the_next_question(wire: LedgerConnection) -> None:
     ahead = RemoteLedger(wire, ahead=True)
     ahead.settle(12345, charge(1, "all"))  # nobody holds that
     assert ahead.total("all").spent == 0
 
 
-def test_nothing_can_be_told_to_a_server_that_is_gone(server: LedgerServer, wire: Wire) -> None:
+def test_nothing_can_be_told_to_a_server_that_is_gone(
+    server: LedgerServer, wire: LedgerConnection
+) -> None:
     ahead = RemoteLedger(wire, ahead=True)
     held = hold(wire, 10)
     server.stop()
@@ -581,8 +593,8 @@ def test_nothing_can_be_told_to_a_server_that_is_gone(server: LedgerServer, wire
             ahead.flush()
 
 
-def test_a_flush_of_nothing_asks_nobody(server: LedgerServer, wire: Wire) -> None:
-    Wire("nowhere").flush()
+def test_a_flush_of_nothing_asks_nobody(server: LedgerServer, wire: LedgerConnection) -> None:
+    LedgerConnection("nowhere").flush()
     ahead = RemoteLedger(wire, ahead=True)
     ahead.settle(hold(wire, 10), charge(10, "all"))
     ahead.total("all")
@@ -591,7 +603,7 @@ def test_a_flush_of_nothing_asks_nobody(server: LedgerServer, wire: Wire) -> Non
 
 
 def test_what_was_told_over_a_closed_connection_is_not_waited_for(
-    server: LedgerServer, wire: Wire
+    server: LedgerServer, wire: LedgerConnection
 ) -> None:
     RemoteLedger(wire, ahead=True).settle(hold(wire, 10), charge(10, "all"))
     wire.close()

@@ -20,8 +20,8 @@ from bookkeeping import (
 )
 
 from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
-from pytest_hfbudget.ledger import Caller, Hold, Scope, Totals, Waiting
-from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger import Caller, Hold, Scope, Totals, WaitingHold
+from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 A, B, C = Caller(1, 1), Caller(1, 2), Caller(2, 1)
@@ -36,7 +36,7 @@ def ledger() -> WatchedLedger:
 
 
 @pytest.fixture
-def remote(wire: Wire) -> RemoteLedger:
+def remote(wire: LedgerConnection) -> RemoteLedger:
     return RemoteLedger(wire)
 
 
@@ -46,9 +46,9 @@ def take(ledger: RemoteLedger, amount: int, caller: Caller = A) -> Hold:
     return hold
 
 
-def stand(ledger: RemoteLedger, amount: int, caller: Caller = B) -> Waiting:
+def stand(ledger: RemoteLedger, amount: int, caller: Caller = B) -> WaitingHold:
     place = ledger.ask(["all"], amount, amount, draft("all"), caller)
-    assert isinstance(place, Waiting)
+    assert isinstance(place, WaitingHold)
     return place
 
 
@@ -129,7 +129,7 @@ def test_a_killed_worker_waits_no_more(
     held = take(remote, 60)
 
     def die() -> None:
-        stand(RemoteLedger(Wire(server.path)), 60, C)
+        stand(RemoteLedger(LedgerConnection(server.path)), 60, C)
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert Child(die).answer() == ""
@@ -188,7 +188,9 @@ def test_who_is_told_of_no_answer_yet_asks_again(ledger: WatchedLedger) -> None:
         server.stop()
 
 
-def test_an_answer_is_kept_until_it_is_asked_for(ledger: WatchedLedger, wire: Wire) -> None:
+def test_an_answer_is_kept_until_it_is_asked_for(
+    ledger: WatchedLedger, wire: LedgerConnection
+) -> None:
     place, amount = wire.ask("ask", ["all"], 60, 60, draft("all"), A)
     assert amount == 60
     waits, nothing = wire.ask("ask", ["all"], 60, 60, draft("all"), B)
@@ -198,7 +200,7 @@ def test_an_answer_is_kept_until_it_is_asked_for(ledger: WatchedLedger, wire: Wi
 
 
 def test_no_answer_is_kept_for_a_worker_that_is_lost(
-    server: LedgerServer, ledger: WatchedLedger, wire: Wire
+    server: LedgerServer, ledger: WatchedLedger, wire: LedgerConnection
 ) -> None:
     take(RemoteLedger(wire), 60)
     with connected(server) as gone:
@@ -210,7 +212,7 @@ def test_no_answer_is_kept_for_a_worker_that_is_lost(
 
 
 def test_an_answer_outlives_the_loss_of_somebody_else(
-    server: LedgerServer, ledger: WatchedLedger, wire: Wire
+    server: LedgerServer, ledger: WatchedLedger, wire: LedgerConnection
 ) -> None:
     held = take(RemoteLedger(wire), 60)
     place, _ = wire.ask("ask", ["all"], 60, 60, draft("all"), B)
@@ -248,7 +250,7 @@ def test_another_user_of_the_machine_can_not_call_at_the_counter(server: LedgerS
         os.setgid(65_534)
         os.setuid(65_534)
         try:
-            Wire(server.path).ask("total", "all")
+            LedgerConnection(server.path).ask("total", "all")
         except LedgerUnreachableError as error:
             return str(error)
         return "came in"

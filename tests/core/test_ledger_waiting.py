@@ -9,7 +9,7 @@ import pytest
 from bookkeeping import PATIENCE_S, Books, books, charge, draft
 
 from pytest_hfbudget.errors import BudgetExceededError
-from pytest_hfbudget.ledger import Caller, Hold, Ledger, LedgerLike, Scope, Totals, Waiting
+from pytest_hfbudget.ledger import Caller, Hold, Ledger, LedgerLike, Scope, Totals, WaitingHold
 
 CAP = 100
 A, B, C = Caller(1, 1), Caller(1, 2), Caller(2, 1)
@@ -33,7 +33,7 @@ def ledger(both: Books) -> LedgerLike:
 
 def ask(
     ledger: LedgerLike, amount: int, *keys: str, caller: Caller = A, most: int | None = -1
-) -> Hold | Waiting:
+) -> Hold | WaitingHold:
     return ledger.ask(keys or ("all",), amount, amount if most == -1 else most, draft(), caller)
 
 
@@ -46,18 +46,18 @@ def take(ledger: LedgerLike, amount: int, *keys: str, caller: Caller = A) -> Hol
 
 def stand(
     ledger: LedgerLike, amount: int, *keys: str, caller: Caller = B, most: int | None = -1
-) -> Waiting:
+) -> WaitingHold:
     """A call that has to wait."""
     place = ask(ledger, amount, *keys, caller=caller, most=most)
-    assert isinstance(place, Waiting)
+    assert isinstance(place, WaitingHold)
     return place
 
 
-def granted(place: Waiting) -> Hold:
+def granted(place: WaitingHold) -> Hold:
     return place.answer.result(PATIENCE_S)
 
 
-def refusal(place: Waiting) -> str:
+def refusal(place: WaitingHold) -> str:
     error = place.answer.exception(PATIENCE_S)
     assert isinstance(error, BudgetExceededError)
     return str(error)
@@ -101,7 +101,7 @@ def test_what_is_spent_refuses_at_once(ledger: LedgerLike) -> None:
         BudgetExceededError, match=r"org/model may .* in flight.*smaller max_tokens"
     ):
         ask(ledger, 60, caller=B)
-    assert isinstance(ask(ledger, 59, caller=B), Waiting)
+    assert isinstance(ask(ledger, 59, caller=B), WaitingHold)
 
 
 def test_a_call_that_no_cap_could_ever_hold_is_refused_at_once(ledger: LedgerLike) -> None:
@@ -500,7 +500,9 @@ def test_an_owner_that_died_stands_in_line_no_more(both: Books) -> None:
     assert isinstance(place, Hold)
     assert ledger.abandon(gone) == 2
     assert ledger.waiting() == 0
-    assert [refusal(w) for w in waits if isinstance(w, Waiting)] == ["the connection was lost"] * 2
+    assert [refusal(w) for w in waits if isinstance(w, WaitingHold)] == [
+        "the connection was lost"
+    ] * 2
     assert "only $0.00000001 of" in refusal(other)
 
 

@@ -18,7 +18,7 @@ from pytest_hfbudget.pricing import (
     PriceBook,
     PriceTable,
     Quote,
-    Unpriced,
+    UnpricedPolicy,
     Usage,
     parse_price,
 )
@@ -86,7 +86,7 @@ def test_the_first_place_that_has_a_price_wins(
         table=rows(**{MODEL: 3}) if missing < 3 else PriceTable(),
         load_catalogue=lambda: listing(Offer("p", tokens(4) if missing < 4 else None)),
         environment=tokens(5) if missing < 5 else None,
-        unpriced=Unpriced.parse("assume:6/6" if missing < 6 else "refuse"),
+        unpriced=UnpricedPolicy.parse("assume:6/6" if missing < 6 else "refuse"),
     )
     quote = known.quote(request(provider), EXPLICIT if missing < 1 else None)
     assert sources(quote) == [expected] * bool(expected)
@@ -125,7 +125,7 @@ def test_the_catalogue_is_loaded_once_and_only_when_it_is_asked() -> None:
 
 
 def test_the_policy_of_free_is_named_as_the_source() -> None:
-    quote = book(unpriced=Unpriced.parse("free")).quote(request())
+    quote = book(unpriced=UnpricedPolicy.parse("free")).quote(request())
     assert sources(quote) == ["--hf-unpriced=free"]
     assert quote is not None
     assert quote.free
@@ -134,7 +134,7 @@ def test_the_policy_of_free_is_named_as_the_source() -> None:
 @pytest.mark.parametrize("text", ["", "Free", "assume", "assume:1", "assume:1/2/3", "assume:a/b"])
 def test_a_policy_that_nobody_knows_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=f"^--hf-unpriced={text}: "):
-        Unpriced.parse(text)
+        UnpricedPolicy.parse(text)
 
 
 # --- servers and endpoints

@@ -14,7 +14,7 @@ from pytest_hfbudget.pricing import (
     Price,
     PriceBook,
     PriceTable,
-    Unpriced,
+    UnpricedPolicy,
     Usage,
     parse_price,
 )
@@ -51,7 +51,7 @@ def test_every_source_speaks_and_the_first_counts() -> None:
         Offer("p", usd(3)),
         provider="p",
         environment=usd(4),
-        unpriced=Unpriced.parse("assume:5/5"),
+        unpriced=UnpricedPolicy.parse("assume:5/5"),
     )
     assert verdicts(told) == [
         ('t: ["org/model:p"]', "used"),
@@ -167,7 +167,7 @@ def test_names_are_tried_from_the_exact_one_to_the_default(
 
 
 def test_without_a_row_the_variables_count_and_then_the_estimate() -> None:
-    policy = Unpriced.parse("assume:1/1")
+    policy = UnpricedPolicy.parse("assume:1/1")
     environment = price_from_environment(VARIABLES)
     assert [w.where for w in said({}, environment=environment, unpriced=policy).used] == [
         "environment: HUGGINGFACE_*_TOKEN_COST"

@@ -21,8 +21,8 @@ import pytest
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.retry import Pace
-from pytest_hfbudget.endpoints.types import EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
+from pytest_hfbudget.endpoints.retry import RetryPolicy
 
 TOKEN = "hf_the_secret_of_this_test"
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,13 +42,13 @@ def gone(pid: int, timeout_s: float = 10.0) -> bool:
 
 
 def seconds_of(state_dir: Path, run: str) -> list[int]:
-    """Processes that stand by for the keeper of a run."""
-    words = {b"hfbudget-keeper-second", run.encode()}
+    """Processes that stand by for the reaper of a run."""
+    words = {b"hfbudget-reaper-second", run.encode()}
     return [pid for pid, said in _processes(state_dir) if words <= set(said)]
 
 
 def reserves_of(state_dir: Path, run: str) -> list[int]:
-    """Processes that stand by for the keeper of a run and for its second."""
+    """Processes that stand by for the reaper of a run and for its second."""
     words = {b"hfbudget-reserve", run.encode()}
     found = [pid for pid, said in _processes(state_dir) if words <= set(said)]
     # One that is still being started has the name of its interpreter, and forks once more.
@@ -62,10 +62,10 @@ def comm_of(pid: int) -> str:
     return ""
 
 
-def keepers_of(state_dir: Path) -> list[int]:
-    """All keepers, and those that stand by for one, whatever their run."""
+def reapers_of(state_dir: Path) -> list[int]:
+    """All reapers, and those that stand by for one, whatever their run."""
     of_it = _processes(state_dir)
-    names = (b"hfbudget-keeper", b"hfbudget-reserve")
+    names = (b"hfbudget-reaper", b"hfbudget-reserve")
     return [p for p, said in of_it if any(w.startswith(names) for w in said)]
 
 
@@ -85,16 +85,16 @@ def kill(pid: int | None) -> None:
 
 
 def kill_all(run: Lifecycle, settings: EndpointSettings) -> None:
-    """Kill the keeper and its standbys so that none can stand in for another."""
-    assert run.keeper_pid is not None
+    """Kill the reaper and its standbys so that none can stand in for another."""
+    assert run.reaper_pid is not None
     folder, name = settings.state_dir, settings.run
     assert until(lambda: reserves_of(folder, name))
-    os.kill(run.keeper_pid, signal.SIGSTOP)
+    os.kill(run.reaper_pid, signal.SIGSTOP)
     for pid in (*seconds_of(folder, name), *reserves_of(folder, name)):
         os.kill(pid, signal.SIGSTOP)
     for pid in (*seconds_of(folder, name), *reserves_of(folder, name)):
         kill(pid)
-    kill(run.keeper_pid)
+    kill(run.reaper_pid)
 
 
 def until(true: Callable[[], Any], timeout_s: float = 10.0) -> Any:
@@ -151,7 +151,7 @@ def settings(hub: EmulatorClient, tmp_path: Path) -> Iterator[EndpointSettings]:
         poll_s=0.02,
         verify_poll_s=0.02,
         verify_deadline_s=10,
-        keeper_deadline_s=10,
+        reaper_deadline_s=10,
         arm_timeout_s=10,
         try_s=0.5,
         retry_s=3,
@@ -162,13 +162,15 @@ def settings(hub: EmulatorClient, tmp_path: Path) -> Iterator[EndpointSettings]:
     )
     yield made
     # Also one that has stepped in: it would go on with the endpoint of the next test.
-    assert until(lambda: not keepers_of(made.state_dir)), "a keeper is still there"
+    assert until(lambda: not reapers_of(made.state_dir)), "a reaper is still there"
 
 
 @pytest.fixture
 def plane(settings: EndpointSettings) -> ControlPlane:
     """A client of the emulator's control plane."""
-    return ControlPlane(settings.api, TOKEN, pace=Pace(try_s=0.5, total_s=5, first_wait_s=0.01))
+    return ControlPlane(
+        settings.api, TOKEN, pace=RetryPolicy(try_s=0.5, total_s=5, first_wait_s=0.01)
+    )
 
 
 @pytest.fixture
@@ -185,7 +187,7 @@ def lifecycle(settings: EndpointSettings) -> Iterator[Callable[..., Lifecycle]]:
     yield make
     for each in made:
         each.finish()
-        assert each.keeper_pid is None or gone(each.keeper_pid)
+        assert each.reaper_pid is None or gone(each.reaper_pid)
 
 
 @dataclass
@@ -195,7 +197,7 @@ class Owner:
     process: subprocess.Popen[str]
     run: str
     state_dir: Path
-    keeper: int = 0
+    reaper: int = 0
 
     def tell(self, command: str) -> str:
         """Have it do something; returns what it says then."""
@@ -220,8 +222,8 @@ class Owner:
         return at
 
     def vanish(self) -> None:
-        """Kill it and its keeper, as a power cut would: neither can do anything any more."""
-        os.kill(self.keeper, signal.SIGSTOP)
+        """Kill it and its reaper, as a power cut would: neither can do anything any more."""
+        os.kill(self.reaper, signal.SIGSTOP)
         assert until(lambda: reserves_of(self.state_dir, self.run))
         standbys = (*seconds_of(self.state_dir, self.run), *reserves_of(self.state_dir, self.run))
         for number in (signal.SIGSTOP, signal.SIGKILL):
@@ -230,8 +232,8 @@ class Owner:
         assert all(map(gone, standbys))
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        os.kill(self.keeper, signal.SIGKILL)
-        assert gone(self.keeper)
+        os.kill(self.reaper, signal.SIGKILL)
+        assert gone(self.reaper)
 
 
 @pytest.fixture
@@ -256,11 +258,11 @@ def owner(settings: EndpointSettings) -> Iterator[Callable[..., Owner]]:
         if wait:
             word, _, pid = one.hear().partition(" ")
             assert word == "up"
-            one.keeper = int(pid)
+            one.reaper = int(pid)
         return one
 
     yield start
     for one in started:
         one.process.kill()
         one.process.communicate()
-        assert one.keeper == 0 or gone(one.keeper), "the keeper is still there"
+        assert one.reaper == 0 or gone(one.reaper), "the reaper is still there"

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.run_command import run_errand
-from pytest_hfbudget.endpoints.types import EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
+from pytest_hfbudget.endpoints.run_command import run_command
 
 
 def fork() -> str:
@@ -35,7 +35,7 @@ def wreck() -> str:
 def errand(lifecycle: Lifecycle) -> str:
     """Run a command that ends with its standard input."""
     command = [sys.executable, "-c", "import sys; print('ran', flush=True); sys.stdin.read()"]
-    return str(run_errand(lifecycle, sys.argv[1:], command).exit_code)
+    return str(run_command(lifecycle, sys.argv[1:], command).exit_code)
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     print("begun", flush=True)
     for name in sys.argv[1:]:
         lifecycle.ensure(name)
-    print("up", lifecycle.keeper_pid, flush=True)
+    print("up", lifecycle.reaper_pid, flush=True)
     deeds = {
         "exit": lambda: os._exit(3),
         "segfault": lambda: ctypes.string_at(0),

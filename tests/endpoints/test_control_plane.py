@@ -13,7 +13,7 @@ import pytest
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
-from pytest_hfbudget.endpoints.retry import Pace
+from pytest_hfbudget.endpoints.retry import RetryPolicy
 from pytest_hfbudget.endpoints.transport import NoAnswerError, Route, Urllib3Transport
 from pytest_hfbudget.errors import ConfigError
 
@@ -43,7 +43,9 @@ def clock() -> FastClock:
 
 @pytest.fixture
 def fast(hub: EmulatorClient, clock: FastClock) -> ControlPlane:
-    return ControlPlane(f"{hub.url}/v2", TOKEN, pace=Pace(try_s=0.3, total_s=30), clock=clock)
+    return ControlPlane(
+        f"{hub.url}/v2", TOKEN, pace=RetryPolicy(try_s=0.3, total_s=30), clock=clock
+    )
 
 
 def tries(hub: EmulatorClient, op: str) -> int:
@@ -259,7 +261,7 @@ def test_a_resume_that_was_turned_away_is_repeated(
 
 
 def test_nobody_at_the_address_is_an_error_that_says_so():
-    plane = ControlPlane("http://127.0.0.1:9/v2", TOKEN, pace=Pace(try_s=0.2, total_s=0))
+    plane = ControlPlane("http://127.0.0.1:9/v2", TOKEN, pace=RetryPolicy(try_s=0.2, total_s=0))
     with pytest.raises(
         ControlPlaneError, match=r"127\.0\.0\.1:9.* did not answer .*refused"
     ) as caught:

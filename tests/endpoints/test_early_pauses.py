@@ -14,7 +14,7 @@ from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import leases_dir, read_all
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.types import EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 
 from .conftest import Owner, gone, kill_all, until
@@ -61,7 +61,7 @@ def test_a_deadline_is_kept_while_the_run_hangs(hub: EmulatorClient, owner: Star
     run.process.stdin.write("hang\n")  # type: ignore[union-attr]
     run.process.stdin.flush()  # type: ignore[union-attr]
     hub.wait_for(kind="state", state="paused")
-    assert gone(run.keeper)
+    assert gone(run.reaper)
     assert run.process.poll() is None
 
 
@@ -72,7 +72,7 @@ def test_a_deadline_is_kept_while_the_run_is_stopped(
     run.tell("limit")
     run.end(signal.SIGSTOP)
     hub.wait_for(kind="state", state="paused")
-    assert gone(run.keeper)
+    assert gone(run.reaper)
     os.kill(run.process.pid, signal.SIGCONT)
     receipt = run.receipts()["acme/llm"]
     assert (receipt["reason"], receipt["verified"]) == ("deadline", True)
@@ -100,12 +100,12 @@ def test_the_receipt_tells_why_it_was_paused(
     assert run.finish()[0].reason == "asked"
     killed = owner(run="killed")
     killed.end()
-    assert gone(killed.keeper)
+    assert gone(killed.reaper)
     reasons = {each.run: each.reason for each in read_all(leases_dir(settings.state_dir))}
     assert reasons == {"asked": "asked", "killed": "owner gone"}
 
 
-def test_a_keeper_that_is_lost_twice_is_told_of_too(lifecycle: Make, settings: EndpointSettings):
+def test_a_reaper_that_is_lost_twice_is_told_of_too(lifecycle: Make, settings: EndpointSettings):
     run = lifecycle()
     run.ensure("acme/llm")
     for _ in range(2):
@@ -114,7 +114,7 @@ def test_a_keeper_that_is_lost_twice_is_told_of_too(lifecycle: Make, settings: E
     assert "was killed again" in run.paused_early()["acme/llm"]
     with pytest.raises(EndpointError, match="was killed again"):
         run.ensure("acme/llm")
-    assert run.finish()[0].reason == "keeper lost"
+    assert run.finish()[0].reason == "reaper lost"
 
 
 # -- by someone else

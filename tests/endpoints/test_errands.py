@@ -10,8 +10,8 @@ import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.run_command import FAILED, NOT_FOUND, run_errand
-from pytest_hfbudget.endpoints.types import EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
+from pytest_hfbudget.endpoints.run_command import FAILED, NOT_FOUND, run_command
 
 from .conftest import Owner, gone
 
@@ -44,7 +44,7 @@ def test_a_command_has_its_endpoints_while_it_runs(
 ):
     hub.add_endpoint("acme/other")
     look = LOOK.format(api=settings.api, token=settings.token, wanted="running")
-    outcome = run_errand(lifecycle(), ["acme/llm", "acme/other"], python(look))
+    outcome = run_command(lifecycle(), ["acme/llm", "acme/other"], python(look))
     assert (outcome.exit_code, outcome.error, outcome.in_order) == (0, None, True)
     assert [each.verified for each in outcome.receipts] == [True, True]
     assert len(asked(hub, "resume")) == len(asked(hub, "pause")) == 2
@@ -58,14 +58,14 @@ def test_a_command_has_its_endpoints_while_it_runs(
     ],
 )
 def test_the_exit_code_is_the_commands(lifecycle: Make, code: str, status: int):
-    outcome = run_errand(lifecycle(), ["acme/llm"], python(code))
+    outcome = run_command(lifecycle(), ["acme/llm"], python(code))
     assert (outcome.exit_code, outcome.in_order) == (status, True)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
 def test_signals_go_on_to_the_command(hub: EmulatorClient, lifecycle: Make, name: str):
     before = signal.getsignal(signal.SIGTERM)
-    outcome = run_errand(lifecycle(), ["acme/llm"], python(TELL_PARENT.format(name=name)))
+    outcome = run_command(lifecycle(), ["acme/llm"], python(TELL_PARENT.format(name=name)))
     assert outcome.exit_code == 7
     assert outcome.in_order
     assert signal.getsignal(signal.SIGTERM) is before
@@ -75,13 +75,13 @@ def test_what_is_ignored_stays_ignored(lifecycle: Make):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         ignored = "import signal; raise SystemExit(signal.getsignal(1) is signal.SIG_IGN)"
-        assert run_errand(lifecycle(), ["acme/llm"], python(ignored)).exit_code == 1
+        assert run_command(lifecycle(), ["acme/llm"], python(ignored)).exit_code == 1
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_without_such_a_command_nothing_is_resumed(hub: EmulatorClient, lifecycle: Make):
-    outcome = run_errand(lifecycle(), ["acme/llm"], ["no-such-command-here"])
+    outcome = run_command(lifecycle(), ["acme/llm"], ["no-such-command-here"])
     assert (outcome.exit_code, outcome.receipts) == (NOT_FOUND, ())
     assert outcome.error is not None
     assert "no such command" in outcome.error
@@ -91,7 +91,7 @@ def test_without_such_a_command_nothing_is_resumed(hub: EmulatorClient, lifecycl
 def test_an_endpoint_that_is_not_there_is_found_before_any_is_resumed(
     hub: EmulatorClient, lifecycle: Make
 ):
-    outcome = run_errand(lifecycle(), ["acme/llm", "acme/nope"], python(""))
+    outcome = run_command(lifecycle(), ["acme/llm", "acme/nope"], python(""))
     assert outcome.exit_code == FAILED
     assert outcome.error is not None
     assert "acme/nope" in outcome.error
@@ -102,7 +102,7 @@ def test_an_endpoint_that_does_not_come_up_ends_it_with_all_paused(
     hub: EmulatorClient, lifecycle: Make
 ):
     hub.add_endpoint("acme/broken", resume_to="failed")
-    outcome = run_errand(lifecycle(), ["acme/llm", "acme/broken"], python("raise SystemExit(9)"))
+    outcome = run_command(lifecycle(), ["acme/llm", "acme/broken"], python("raise SystemExit(9)"))
     assert outcome.exit_code == FAILED
     assert all(each.verified for each in outcome.receipts)
 
@@ -112,7 +112,7 @@ def test_a_killed_errand_is_paused(hub: EmulatorClient, owner: Callable[..., Own
     assert run.tell("errand") == "ran"
     run.end()
     hub.wait_for(kind="state", state="paused")
-    assert gone(run.keeper)
+    assert gone(run.reaper)
 
 
 def test_the_deadline_is_kept_whatever_the_command_does(
@@ -125,7 +125,7 @@ def test_the_deadline_is_kept_whatever_the_command_does(
             run.pause_after(0.05)
 
     run = lifecycle(progress)
-    outcome = run_errand(run, ["acme/llm"], python(wait))
+    outcome = run_command(run, ["acme/llm"], python(wait))
     assert outcome.exit_code == 0
     assert [each.reason for each in outcome.receipts] == ["deadline"]
     assert len(asked(hub, "pause")) == 1
@@ -133,7 +133,7 @@ def test_the_deadline_is_kept_whatever_the_command_does(
 
 def test_a_deadline_that_is_over_before_the_first_endpoint_says_so(lifecycle: Make):
     run = lifecycle()
-    outcome = run_errand(run, ["acme/llm"], python(""), max_uptime_s=0)
+    outcome = run_command(run, ["acme/llm"], python(""), max_uptime_s=0)
     assert outcome.exit_code == FAILED
     assert outcome.error is not None
     assert "may pay for is over" in outcome.error

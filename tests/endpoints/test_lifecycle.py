@@ -12,7 +12,7 @@ import pytest
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.journal import leases, leases_dir, unfinished
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.types import EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 
 from .conftest import TOKEN
@@ -55,16 +55,16 @@ def test_an_endpoint_is_resumed_used_and_paused(hub: EmulatorClient, lifecycle: 
     assert states(hub)[-1] == "paused"
 
 
-def test_the_order_is_keeper_net_resume_pause_restore(hub: EmulatorClient, lifecycle: Make):
+def test_the_order_is_reaper_net_resume_pause_restore(hub: EmulatorClient, lifecycle: Make):
     run = lifecycle()
     run.ensure("acme/llm")
     run.finish()
     assert changes(hub) == ["update", "resume", "pause", "update"]
-    assert changes(hub, "keeper") == ["pause", "update"]
+    assert changes(hub, "reaper") == ["pause", "update"]
     asked = hub.log(kind="request", phase="arrived")
-    reached = next(each["seq"] for each in asked if "(keeper)" in each["agent"])
+    reached = next(each["seq"] for each in asked if "(reaper)" in each["agent"])
     net = next(each["seq"] for each in asked if each["op"] == "update")
-    assert reached < net, "the keeper had not shown that it can reach the endpoint"
+    assert reached < net, "the reaper had not shown that it can reach the endpoint"
 
 
 def test_the_intent_is_on_disk_before_the_server_is_told(
@@ -148,7 +148,7 @@ def test_eight_threads_resume_once(hub: EmulatorClient, lifecycle: Make):
     assert changes(hub).count("resume") == 1
 
 
-def test_several_endpoints_share_a_keeper(hub: EmulatorClient, lifecycle: Make):
+def test_several_endpoints_share_a_reaper(hub: EmulatorClient, lifecycle: Make):
     hub.add_endpoint("acme/other")
     run = lifecycle()
     with ThreadPoolExecutor(2) as pool:
@@ -187,7 +187,7 @@ def test_a_run_that_needs_no_endpoint_starts_nothing(
 ):
     run = lifecycle()
     assert run.live() == run.finish() == ()
-    assert run.keeper_pid is None
+    assert run.reaper_pid is None
     assert not settings.state_dir.exists()
 
 
@@ -476,7 +476,7 @@ def test_a_revoked_token_is_told_with_the_command_to_type(
     assert lease.paused is not None
 
 
-def test_a_pause_that_is_late_leaves_the_keeper_at_work(
+def test_a_pause_that_is_late_leaves_the_reaper_at_work(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle(verify_deadline_s=0.2)
@@ -485,14 +485,14 @@ def test_a_pause_that_is_late_leaves_the_keeper_at_work(
     (receipt,) = run.finish()
     assert not receipt.verified
     assert receipt.error is not None
-    assert f"Process {run.keeper_pid} goes on" in receipt.error
+    assert f"Process {run.reaper_pid} goes on" in receipt.error
     assert "`hfbudget pause acme/llm`" in receipt.error
     hub.clear_faults()
     hub.wait_for(kind="state", state="paused")
 
 
-def test_a_keeper_gives_up_after_its_deadline(hub: EmulatorClient, lifecycle: Make):
-    run = lifecycle(keeper_deadline_s=0.4)
+def test_a_reaper_gives_up_after_its_deadline(hub: EmulatorClient, lifecycle: Make):
+    run = lifecycle(reaper_deadline_s=0.4)
     run.ensure("acme/llm")
     hub.add_fault("pause", times=None, status=503)
     (receipt,) = run.finish()
@@ -501,7 +501,7 @@ def test_a_keeper_gives_up_after_its_deadline(hub: EmulatorClient, lifecycle: Ma
     assert "HTTP 503" in receipt.error
 
 
-def test_a_time_limit_is_kept_by_the_keeper_alone(hub: EmulatorClient, lifecycle: Make):
+def test_a_time_limit_is_kept_by_the_reaper_alone(hub: EmulatorClient, lifecycle: Make):
     run = lifecycle()
     run.ensure("acme/llm")
     run.pause_after(60)

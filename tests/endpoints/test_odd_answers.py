@@ -15,9 +15,10 @@ from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.hardware import price_per_hour
 from pytest_hfbudget.endpoints.journal import leases, leases_dir, read_all
-from pytest_hfbudget.endpoints.lease_store import claims_dir, read_claims
+from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.types import Endpoint, EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
+from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.errors import EndpointError
 
 from .conftest import gone, kill, seconds_of, until
@@ -130,7 +131,7 @@ def test_a_renewal_that_failed_is_tried_again(hub: EmulatorClient, lifecycle: Ma
     assert "a sweep from elsewhere may pause it" in " ".join(receipt.warnings)
 
 
-def test_a_second_that_fell_behind_is_no_second_keeper(
+def test_a_second_that_fell_behind_is_no_second_reaper(
     hub: EmulatorClient, run: Lifecycle, settings: EndpointSettings
 ) -> None:
     """It has heard of a limit that is long past, and not of what became of it."""
@@ -142,7 +143,7 @@ def test_a_second_that_fell_behind_is_no_second_keeper(
     os.kill(second, signal.SIGCONT)
     assert until(lambda: second not in seconds_of(settings.state_dir, settings.run))
     assert run.paused_early() == {}
-    assert not run.keeper_lost
+    assert not run.reaper_lost
     assert state(hub) == "running"
     (receipt,) = run.finish()
     assert (receipt.verified, receipt.warnings) == (True, ())
@@ -169,7 +170,7 @@ def test_nothing_is_remembered_of_what_was_put_back(
     run: Lifecycle, settings: EndpointSettings
 ) -> None:
     run.finish()
-    assert read_claims(claims_dir(settings.state_dir)) == ()
+    assert read_held_leases(lease_store_dir(settings.state_dir)) == ()
 
 
 # -- answers that would end the pause, from a server or a gateway in trouble
@@ -212,7 +213,7 @@ def test_a_burst_of_answers_that_would_end_the_pause_ends_nothing(
         seen = hub.wait_for(op=BURSTS[burst][0][0], after=seen)["seq"]
     hub.clear_faults()
     hub.wait_for(kind="state", state="paused")
-    assert gone(run.keeper)
+    assert gone(run.reaper)
     (lease,) = leases(leases_dir(settings.state_dir))
     assert lease.paused is not None
     assert (lease.paused.verified, lease.paused.state) == (True, "paused")
@@ -234,7 +235,7 @@ def test_an_endpoint_that_was_deleted_is_gone_for_certain(
 
 
 def test_404_for_what_its_namespace_lists_is_not_gone(hub: EmulatorClient, lifecycle: Make) -> None:
-    run = lifecycle(doubt_s=0.2, keeper_deadline_s=1.5)
+    run = lifecycle(doubt_s=0.2, reaper_deadline_s=1.5)
     run.ensure("acme/llm")
     hub.add_fault("get", times=None, status=404)
     (receipt,) = run.finish()
@@ -255,7 +256,7 @@ def test_one_view_of_two_that_says_paused_does_not_verify_it(
     assert len(hub.log(op="pause", phase="arrived")) == 2
 
 
-def test_a_refused_token_lets_the_run_end_and_not_the_keeper(
+def test_a_refused_token_lets_the_run_end_and_not_the_reaper(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ) -> None:
     run = lifecycle(doubt_s=0.5)
@@ -267,20 +268,20 @@ def test_a_refused_token_lets_the_run_end_and_not_the_keeper(
     assert "goes on trying" in (receipt.error or "")
     hub.configure(bad_tokens=[])
     hub.wait_for(kind="state", state="paused")
-    assert run.keeper_pid
-    assert gone(run.keeper_pid)
+    assert run.reaper_pid
+    assert gone(run.reaper_pid)
     (lease,) = leases(leases_dir(settings.state_dir))
     assert lease.finished
 
 
-def test_a_keeper_that_is_killed_while_its_token_is_refused_is_stood_in_for(
+def test_a_reaper_that_is_killed_while_its_token_is_refused_is_stood_in_for(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ) -> None:
     run = lifecycle(doubt_s=0.2)
     run.ensure("acme/llm")
     hub.configure(bad_tokens=[settings.token])
     run.finish()
-    kill(run.keeper_pid)
+    kill(run.reaper_pid)
     hub.configure(bad_tokens=[])
     hub.wait_for(kind="state", state="paused")
 
@@ -337,7 +338,7 @@ def test_something_else_than_a_list_is_not_an_empty_list(
 
 @pytest.fixture
 def looking(lifecycle: Make) -> Lifecycle:
-    """Has brought acme/llm up; its keeper looks again after 0.5 and 1.5 s."""
+    """Has brought acme/llm up; its reaper looks again after 0.5 and 1.5 s."""
     made = lifecycle(looks_s=(0.5, 1.5))
     made.ensure("acme/llm")
     return made
@@ -351,8 +352,8 @@ def test_what_runs_again_after_its_pause_is_paused_once_more(
     hub.change_endpoint("acme/llm", state="running")
     seen = hub.last()
     hub.wait_for(kind="state", state="paused", after=seen)
-    assert looking.keeper_pid
-    assert gone(looking.keeper_pid)
+    assert looking.reaper_pid
+    assert gone(looking.reaper_pid)
     lines = [line for line in read_all(leases_dir(settings.state_dir)) if line.kind == "paused"]
     assert [(line.reason, line.verified) for line in lines] == [
         ("asked", True),
@@ -386,8 +387,8 @@ def test_settings_that_wake_it_when_they_are_put_back_are_noticed_later(
     assert run.finish()[0].verified
     assert state(hub) == "running"
     hub.wait_for(kind="state", state="paused", after=hub.last())
-    assert run.keeper_pid
-    assert gone(run.keeper_pid)
+    assert run.reaper_pid
+    assert gone(run.reaper_pid)
     assert state(hub) == "paused"
 
 
@@ -398,8 +399,8 @@ def test_a_later_look_leaves_the_next_run_alone(
     following = lifecycle(run="run-2", looks_s=())
     following.ensure("acme/llm")
     seen = hub.last()
-    assert looking.keeper_pid
-    assert gone(looking.keeper_pid)
+    assert looking.reaper_pid
+    assert gone(looking.reaper_pid)
     assert hub.log(op="pause", phase="arrived", after=seen) == []
     assert following.finish()[0].verified
 
@@ -411,8 +412,8 @@ def test_a_later_look_leaves_a_run_of_another_machine_alone(
     tags = ["hfbudget-run-elsewhere", f"hfbudget-until-{int(time.time()) + 600}"]
     hub.change_endpoint("acme/llm", state="running", tags=tags)
     seen = hub.last()
-    assert looking.keeper_pid
-    assert gone(looking.keeper_pid)
+    assert looking.reaper_pid
+    assert gone(looking.reaper_pid)
     assert hub.log(op="pause", phase="arrived", after=seen) == []
     assert len(hub.log(op="get", phase="arrived", after=seen)) >= 2
 

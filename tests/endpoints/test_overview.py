@@ -11,18 +11,20 @@ import pytest
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.overview import Holder, Standing, overview
-from pytest_hfbudget.endpoints.types import EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
+from pytest_hfbudget.endpoints.overview import EndpointHolder, EndpointStanding, overview
 from pytest_hfbudget.endpoints.uptime import parse_time
 
 from .conftest import Owner
 
 
 @pytest.fixture
-def show(plane: ControlPlane, settings: EndpointSettings) -> Callable[..., dict[str, Standing]]:
+def show(
+    plane: ControlPlane, settings: EndpointSettings
+) -> Callable[..., dict[str, EndpointStanding]]:
     """The overview of "acme", by name."""
 
-    def run(now: float | None = None) -> dict[str, Standing]:
+    def run(now: float | None = None) -> dict[str, EndpointStanding]:
         found = overview(plane, "acme", state_dir=settings.state_dir, now=now)
         return {one.name: one for one in found}
 
@@ -41,7 +43,7 @@ def test_all_pages_are_shown(hub: EmulatorClient, show):
     hub.add_endpoint("others/x")
     found = show()
     assert len(found) == 11
-    assert found["acme/e9"] == Standing(
+    assert found["acme/e9"] == EndpointStanding(
         "acme/e9", "paused", nano_per_hour=33_000_000, accrued_nano=0
     )
 
@@ -85,14 +87,14 @@ def test_the_runs_that_use_it_are_named(
     lifecycle(run="a").ensure("acme/llm")
     host = os.uname().nodename
     holders = show()["acme/llm"].holders
-    mine = Holder("a", os.getpid(), host, True)
-    assert set(holders) == {mine, Holder("b", other.process.pid, host, True)}
+    mine = EndpointHolder("a", os.getpid(), host, True)
+    assert set(holders) == {mine, EndpointHolder("b", other.process.pid, host, True)}
     other.vanish()
-    assert show()["acme/llm"].holders == (mine, Holder("b", other.process.pid, host, False))
+    assert show()["acme/llm"].holders == (mine, EndpointHolder("b", other.process.pid, host, False))
 
 
 def test_a_run_of_another_machine_is_known_by_its_tag(
     plane: ControlPlane, show, settings: EndpointSettings, tmp_path: Path
 ):
     plane.update("acme/llm", {"tags": ["x", "hfbudget-run-far", "hfbudget-until-12"]})
-    assert show()["acme/llm"].holders == (Holder("far", until=12.0),)
+    assert show()["acme/llm"].holders == (EndpointHolder("far", until=12.0),)

@@ -19,15 +19,15 @@ from pytest_hfbudget.endpoints.journal import leases, leases_dir, unfinished
 from pytest_hfbudget.endpoints.lease_store import (
     OVER,
     PAUSING,
-    Claim,
-    Claims,
-    prune_claims,
-    read_claims,
-    turn,
+    HeldLease,
+    LeaseStore,
+    file_lock,
+    prune_held_leases,
+    read_held_leases,
 )
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.process import start_time
-from pytest_hfbudget.endpoints.types import EndpointSettings
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.version import __version__
 
@@ -57,18 +57,18 @@ def test_the_second_run_joins_and_the_last_one_out_pauses(
     left = first.receipts()["acme/llm"]
     assert (left["state"], left["left_to"], left["verified"]) == ("left to run b", "b", False)
     assert (left["error"], left["reason"], left["minutes"]) == (None, "asked", 1)
-    assert gone(first.keeper)
+    assert gone(first.reaper)
     assert asked(hub, "pause") == 0
     last = second.receipts()["acme/llm"]
     assert (last["state"], last["joined"], last["verified"]) == ("paused", "a", True)
     assert not last["resumed"]
     assert last["minutes"] > 0, "each run pays for its own span"
-    assert gone(second.keeper)
+    assert gone(second.reaper)
     assert asked(hub, "resume") == asked(hub, "pause") == 1
     assert as_before(plane)
     ends = [lease.paused for lease in leases(leases_dir(settings.state_dir))]
     assert {end.run: end.kind for end in ends if end} == {"a": "left", "b": "paused"}
-    assert read_claims(settings.claims) == ()
+    assert read_held_leases(settings.claims) == ()
 
 
 def test_runs_that_begin_at_the_same_time_resume_once(hub: EmulatorClient, owner: Start):
@@ -76,7 +76,7 @@ def test_runs_that_begin_at_the_same_time_resume_once(hub: EmulatorClient, owner
     hub.add_fault("update", delay=0.2)
     runs = [owner(run=name, wait=False) for name in "abc"]
     for run in runs:
-        run.keeper = int(run.hear().split()[1])
+        run.reaper = int(run.hear().split()[1])
     assert asked(hub, "resume") == asked(hub, "update") == 1
     receipts = [run.receipts()["acme/llm"] for run in runs]
     assert [receipt["verified"] for receipt in receipts] == [False, False, True]
@@ -90,7 +90,7 @@ def test_a_killed_run_leaves_the_endpoint_to_the_other(
     second = lifecycle(run="b")
     second.ensure("acme/llm")
     first.end()
-    assert gone(first.keeper)
+    assert gone(first.reaper)
     assert asked(hub, "pause") == 0
     (receipt,) = second.finish()
     assert receipt.verified
@@ -104,7 +104,7 @@ def test_a_joined_run_that_is_killed_does_not_pause_under_the_first(
     first.ensure("acme/llm")
     second = owner(run="b")
     second.end()
-    assert gone(second.keeper)
+    assert gone(second.reaper)
     assert asked(hub, "pause") == 0
     assert first.finish()[0].verified
     assert as_before(plane)
@@ -117,14 +117,14 @@ def test_when_all_runs_are_killed_it_is_paused(
     for run in runs:
         run.end()
     for run in runs:
-        assert gone(run.keeper)
+        assert gone(run.reaper)
     assert hub.log(kind="state", endpoint="acme/llm")[-1]["state"] == "paused"
     assert as_before(plane)
     assert unfinished(leases_dir(settings.state_dir)) == ()
-    assert read_claims(settings.claims) == ()
+    assert read_held_leases(settings.claims) == ()
 
 
-def test_a_run_that_vanished_with_its_keeper_is_cleaned_up_after_by_the_last(
+def test_a_run_that_vanished_with_its_reaper_is_cleaned_up_after_by_the_last(
     hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
 ):
     first = owner(run="a")
@@ -199,7 +199,7 @@ def test_a_kill_in_the_middle_of_a_resume_lets_the_next_run_go_on(
     second = lifecycle(run="b")
     with ThreadPoolExecutor() as pool:
         coming = pool.submit(second.ensure, "acme/llm")
-        agent = f"pytest-hfbudget/{__version__} (keeper)"
+        agent = f"pytest-hfbudget/{__version__} (reaper)"
         hub.wait_for(op="get", agent=agent, after=sent["seq"])  # its claim is put by now
         first.end()
         assert coming.result().state == "running"
@@ -248,14 +248,14 @@ def test_what_only_the_first_run_resumed_is_tagged_until_the_last_has_left(
 # -- the claims themselves
 
 
-def claim(claims_of: EndpointSettings, run: str, **changes: object) -> Claim:
+def claim(claims_of: EndpointSettings, run: str, **changes: object) -> HeldLease:
     pid, start = os.getpid(), start_time(os.getpid())
-    plain = Claim(run, "acme/llm", claims_of.api, pid, start, pid, start, at=1.0)
+    plain = HeldLease(run, "acme/llm", claims_of.api, pid, start, pid, start, at=1.0)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def book(settings: EndpointSettings, run: str, *, api: str | None = None) -> Claims:
-    return Claims(settings.claims, api=api or settings.api, endpoint="acme/llm", run=run)
+def book(settings: EndpointSettings, run: str, *, api: str | None = None) -> LeaseStore:
+    return LeaseStore(settings.claims, api=api or settings.api, endpoint="acme/llm", run=run)
 
 
 def test_a_claim_counts_while_its_owner_lives(settings: EndpointSettings):
@@ -283,19 +283,19 @@ def test_a_pause_is_only_waited_for_while_somebody_does_it(settings: EndpointSet
     mine = book(settings, "mine")
     book(settings, "a").put(claim(settings, "a", phase=PAUSING))
     assert mine.pauser() is not None
-    book(settings, "a").put(claim(settings, "a", phase=PAUSING, keeper_start="1"))
+    book(settings, "a").put(claim(settings, "a", phase=PAUSING, reaper_start="1"))
     assert mine.pauser() is None
 
 
 def test_a_verified_pause_takes_what_the_dead_left_with_it(settings: EndpointSettings):
-    book(settings, "dead").put(claim(settings, "dead", owner_start="1", keeper_start="1"))
+    book(settings, "dead").put(claim(settings, "dead", owner_start="1", reaper_start="1"))
     book(settings, "over").put(claim(settings, "over", phase=OVER))
     mine = claim(settings, "mine", owner_start="1", phase=PAUSING, scaling={"minReplica": 1})
     book(settings, "mine").put(mine)
     book(settings, "mine").end(mine, paused=False)
-    assert len(read_claims(settings.claims)) == 3
+    assert len(read_held_leases(settings.claims)) == 3
     book(settings, "mine").end(mine, paused=True)
-    assert read_claims(settings.claims) == ()
+    assert read_held_leases(settings.claims) == ()
 
 
 def test_garbage_among_the_claims_is_passed_over(settings: EndpointSettings):
@@ -310,7 +310,7 @@ def test_a_lost_turn_of_a_thread_is_not_a_second_one(tmp_path: Path):
     inside, most = [0], [0]
 
     def go() -> None:
-        with turn(tmp_path / "x.lock", wait=threading.Event().wait, ready=lambda: True):
+        with file_lock(tmp_path / "x.lock", wait=threading.Event().wait, ready=lambda: True):
             inside[0] += 1
             most[0] = max(most[0], inside[0])
             threading.Event().wait(0.01)
@@ -326,21 +326,21 @@ def test_a_turn_that_does_not_come_can_be_given_up(tmp_path: Path):
     def enough(seconds: float) -> None:
         raise EndpointError("enough")
 
-    with turn(tmp_path / "x.lock", wait=enough, ready=lambda: True):
+    with file_lock(tmp_path / "x.lock", wait=enough, ready=lambda: True):
         with pytest.raises(EndpointError, match="enough"):
-            with turn(tmp_path / "x.lock", wait=enough, ready=lambda: True):
+            with file_lock(tmp_path / "x.lock", wait=enough, ready=lambda: True):
                 pass
     with pytest.raises(EndpointError, match="enough"):
-        with turn(tmp_path / "x.lock", wait=enough, ready=lambda: False):
+        with file_lock(tmp_path / "x.lock", wait=enough, ready=lambda: False):
             pass
 
 
 def test_only_old_claims_that_count_no_more_are_removed(settings: EndpointSettings):
     book(settings, "live").put(claim(settings, "live"))
-    book(settings, "dead").put(claim(settings, "dead", owner_start="1", keeper_start="1"))
+    book(settings, "dead").put(claim(settings, "dead", owner_start="1", reaper_start="1"))
     (settings.claims / "torn.draft").write_text("{")
-    prune_claims(settings.claims, before=0)
+    prune_held_leases(settings.claims, before=0)
     assert len(list(settings.claims.iterdir())) == 3
-    prune_claims(settings.claims, before=time.time() + 60)
-    assert [each.run for each in read_claims(settings.claims)] == ["live"]
+    prune_held_leases(settings.claims, before=time.time() + 60)
+    assert [each.run for each in read_held_leases(settings.claims)] == ["live"]
     assert len(list(settings.claims.iterdir())) == 1

@@ -13,11 +13,17 @@ import pytest
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import Journal, leases, leases_dir, unfinished
-from pytest_hfbudget.endpoints.lease_store import read_claims
+from pytest_hfbudget.endpoints.lease_store import read_held_leases
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.reaper_messages import Timings
-from pytest_hfbudget.endpoints.sweep import Stray, Swept, find_local, find_tagged, sweep
-from pytest_hfbudget.endpoints.types import EndpointSettings
+from pytest_hfbudget.endpoints.sweep import (
+    StrayEndpoint,
+    SweepOutcome,
+    find_local,
+    find_tagged,
+    sweep,
+)
 
 from .conftest import Owner
 
@@ -27,11 +33,13 @@ QUICK = Timings(try_s=0.5, poll_s=0.02, resend_s=0.2, settle_s=0.1, deadline_s=1
 
 
 @pytest.fixture
-def clean(plane: ControlPlane, settings: EndpointSettings) -> Callable[..., tuple[Swept, ...]]:
+def clean(
+    plane: ControlPlane, settings: EndpointSettings
+) -> Callable[..., tuple[SweepOutcome, ...]]:
     """Finds what is there and sweeps it."""
 
-    def run(namespace: str = "", **options: object) -> tuple[Swept, ...]:
-        strays: tuple[Stray, ...] = find_local(settings.state_dir, api=settings.api)
+    def run(namespace: str = "", **options: object) -> tuple[SweepOutcome, ...]:
+        strays: tuple[StrayEndpoint, ...] = find_local(settings.state_dir, api=settings.api)
         if namespace:
             strays += find_tagged(plane, namespace, time.time())
         return sweep(plane, strays, state_dir=settings.state_dir, timings=QUICK, **options)  # type: ignore[arg-type]
@@ -47,7 +55,7 @@ def tag(plane: ControlPlane, name: str, until: float) -> None:
     plane.update(name, {"tags": ["team-x", "hfbudget-run-far", f"hfbudget-until-{int(until)}"]})
 
 
-def test_what_a_dead_run_and_its_dead_keeper_left_is_paused_and_put_back(
+def test_what_a_dead_run_and_its_dead_reaper_left_is_paused_and_put_back(
     hub: EmulatorClient, owner: Start, plane: ControlPlane, settings: EndpointSettings, clean
 ):
     before = plane.get("acme/llm").raw_scaling
@@ -62,7 +70,7 @@ def test_what_a_dead_run_and_its_dead_keeper_left_is_paused_and_put_back(
     assert lease.finished
     assert lease.paused is not None
     assert lease.paused.reason == "swept"
-    assert read_claims(settings.claims) == ()
+    assert read_held_leases(settings.claims) == ()
     assert clean() == ()
 
 
@@ -104,7 +112,7 @@ def test_what_a_dead_run_left_and_a_live_one_uses_is_that_ones_affair(
     assert run.finish()[0].verified
 
 
-def test_a_keeper_at_work_is_left_to_it(hub: EmulatorClient, owner: Start, clean):
+def test_a_reaper_at_work_is_left_to_it(hub: EmulatorClient, owner: Start, clean):
     run = owner(run="a")
     hub.add_fault("pause", times=None, status=503)
     run.end()
@@ -115,10 +123,10 @@ def test_a_keeper_at_work_is_left_to_it(hub: EmulatorClient, owner: Start, clean
     hub.wait_for(kind="state", state="paused")
 
 
-def test_what_a_keeper_has_given_up_is_found_while_its_run_lives(
+def test_what_a_reaper_has_given_up_is_found_while_its_run_lives(
     hub: EmulatorClient, lifecycle: Make, clean
 ):
-    run = lifecycle(keeper_deadline_s=0.2)
+    run = lifecycle(reaper_deadline_s=0.2)
     run.ensure("acme/llm")
     hub.add_fault("pause", times=None, status=503)
     assert not run.finish()[0].verified

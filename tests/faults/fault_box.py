@@ -29,7 +29,7 @@ from pytest_hfbudget.version import __version__
 
 TOKEN = "hf_secret_of_the_fault_tests"
 NAME = "acme/llm"
-KEEPER = f"pytest-hfbudget/{__version__} (keeper)"
+REAPER = f"pytest-hfbudget/{__version__} (reaper)"
 RUN = f"pytest-hfbudget/{__version__} (run)"
 HERE = Path(__file__).parent
 ROOT = Path(pytest_hfbudget.__file__).parents[1]
@@ -144,7 +144,7 @@ class Box:
     leaks: set[str] = field(default_factory=set)
     seen: list[dict[str, Any]] = field(default_factory=list)
     impatience: dict[str, float] = field(default_factory=dict)
-    looks: str = "0.3"  # a keeper is gone in time for the verdict, and has looked again before
+    looks: str = "0.3"  # a reaper is gone in time for the verdict, and has looked again before
 
     @property
     def state(self) -> Path:
@@ -192,7 +192,7 @@ class Box:
 
     def pytest(self, *options: str) -> list[str]:
         """The command line of a run."""
-        plugins = ("-p", "no:cacheprovider", "-p", "lonely_keeper", *self._hurry)
+        plugins = ("-p", "no:cacheprovider", "-p", "lonely_reaper", *self._hurry)
         return [sys.executable, "-m", "pytest", *plugins, *options]
 
     def on_a_disk_of_its_own(self, options: str = "size=64k", then: str = "") -> list[str]:
@@ -296,14 +296,14 @@ class Box:
                 continue
 
     def noticed(self, killed: Moment, *, within: float = 3.0) -> dict[str, Any]:
-        """Wait until keepers that were killed have a successor, or the run pauses by itself.
+        """Wait until reapers that were killed have a successor, or the run pauses by itself.
 
-        What the next keeper does first is to reach for the endpoint.
+        What the next reaper does first is to reach for the endpoint.
         """
 
         def looks_after(entry: dict[str, Any]) -> bool:
             agent = entry.get("agent")
-            return agent == KEEPER or (agent == RUN and entry["op"] == "pause")
+            return agent == REAPER or (agent == RUN and entry["op"] == "pause")
 
         return self.first(killed.seq, looks_after, timeout=within)
 
@@ -325,16 +325,16 @@ class Box:
     # -- processes
 
     def processes(self) -> list[int]:
-        """Everything that was started here and still runs, the keeper too."""
+        """Everything that was started here and still runs, the reaper too."""
         return [pid for pid in _pids() if self._ours(pid)]
 
-    def keepers(self) -> list[int]:
-        """Keepers of runs in this box."""
-        return self._named(b"hfbudget-keeper")
+    def reapers(self) -> list[int]:
+        """Reapers of runs in this box."""
+        return self._named(b"hfbudget-reaper")
 
     def seconds(self) -> list[int]:
-        """Processes that stand by for a keeper, or that have stepped in for one."""
-        return self._named(b"hfbudget-keeper-second")
+        """Processes that stand by for a reaper, or that have stepped in for one."""
+        return self._named(b"hfbudget-reaper-second")
 
     def reserves(self) -> list[int]:
         """Processes that stand by for both, or that have stepped in."""
@@ -342,17 +342,17 @@ class Box:
         found = self._named(b"hfbudget-reserve")
         return [pid for pid in found if _read(pid, "comm").startswith(b"hfbudget-")]
 
-    def kill_keepers(self, *, but_reserves: bool = False) -> None:
-        """Kill all of them so that none can stand in for another; or a keeper and its second."""
+    def kill_reapers(self, *, but_reserves: bool = False) -> None:
+        """Kill all of them so that none can stand in for another; or a reaper and its second."""
         self.complete()
-        pids = [*self.keepers(), *self.seconds(), *([] if but_reserves else self.reserves())]
+        pids = [*self.reapers(), *self.seconds(), *([] if but_reserves else self.reserves())]
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:
                 kill(pid, number)
         assert all(gone(pid) for pid in pids)
 
     def complete(self) -> None:
-        """Wait until the keeper has its standbys; what starts as the run goes on."""
+        """Wait until the reaper has its standbys; what starts as the run goes on."""
         ends = time.monotonic() + 10
         while not (self.seconds() and self.reserves()) and time.monotonic() < ends:
             select.select([], [], [], 0.01)
@@ -363,7 +363,7 @@ class Box:
     def _ours(self, pid: int) -> bool:
         if pid == os.getpid():
             return False
-        # A keeper has next to no environment, but its log's path is among its arguments.
+        # A reaper has next to no environment, but its log's path is among its arguments.
         tagged = f"FAULTS_TAG={self.tag}".encode() in _read(pid, "environ").split(b"\0")
         return tagged or str(self.path).encode() + b"/" in _read(pid, "cmdline")
 

@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any
 
-from pytest_hfbudget.endpoints.types import EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 
 GIVEN = json.loads(os.environ["FAULTS_IMPATIENCE"])
 _init = EndpointSettings.__init__

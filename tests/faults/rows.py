@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HOOKS, KEEPER, SECOND = "hooks", "keeper", "its standbys"
+HOOKS, REAPER, SECOND = "hooks", "reaper", "its standbys"
 RUN, SWEEP, SERVER, NOTHING = "the run itself", "sweep", "the server", "nothing to pause"
 
 
@@ -28,56 +28,56 @@ ROWS = {
     1: Row("all pass, some fail, nothing is collected", HOOKS),
     2: Row("Ctrl-C in a test", HOOKS),
     3: Row("Ctrl-C while the endpoint comes up", HOOKS),
-    4: Row("killed between the journal's intent and the resume", KEEPER),
-    5: Row("the answer to the resume is lost, or takes effect after the run has died", KEEPER),
-    6: Row("Ctrl-C twice, three times, eight times, while the pause takes long", KEEPER),
-    7: Row("SIGTERM, SIGHUP, SIGQUIT", KEEPER),
-    8: Row("SIGKILL", KEEPER),
-    9: Row("SIGKILL of the process group, of the session", KEEPER),
-    10: Row("SIGKILL of the whole process tree", KEEPER),
-    11: Row("a cancelled GitHub job: SIGINT, SIGTERM, then the tree is killed", KEEPER),
-    12: Row("GitHub's sweep of orphans by RUNNER_TRACKING_ID", KEEPER),
-    13: Row("os._exit, abort or a segfault in a test", KEEPER),
-    14: Row("pytest-timeout, by thread and by signal", f"{HOOKS}, {KEEPER}"),
-    15: Row("out of memory: MemoryError, or the kernel's killer", f"{HOOKS}, {KEEPER}"),
-    16: Row("the stack overflows", f"{HOOKS}, {KEEPER}"),
-    17: Row("another plugin raises in sessionfinish or unconfigure", f"{HOOKS}, {KEEPER}"),
+    4: Row("killed between the journal's intent and the resume", REAPER),
+    5: Row("the answer to the resume is lost, or takes effect after the run has died", REAPER),
+    6: Row("Ctrl-C twice, three times, eight times, while the pause takes long", REAPER),
+    7: Row("SIGTERM, SIGHUP, SIGQUIT", REAPER),
+    8: Row("SIGKILL", REAPER),
+    9: Row("SIGKILL of the process group, of the session", REAPER),
+    10: Row("SIGKILL of the whole process tree", REAPER),
+    11: Row("a cancelled GitHub job: SIGINT, SIGTERM, then the tree is killed", REAPER),
+    12: Row("GitHub's sweep of orphans by RUNNER_TRACKING_ID", REAPER),
+    13: Row("os._exit, abort or a segfault in a test", REAPER),
+    14: Row("pytest-timeout, by thread and by signal", f"{HOOKS}, {REAPER}"),
+    15: Row("out of memory: MemoryError, or the kernel's killer", f"{HOOKS}, {REAPER}"),
+    16: Row("the stack overflows", f"{HOOKS}, {REAPER}"),
+    17: Row("another plugin raises in sessionfinish or unconfigure", f"{HOOKS}, {REAPER}"),
     18: Row("an internal error of pytest", HOOKS),
     19: Row("pytest.exit, UsageError, -x, --maxfail", HOOKS),
-    20: Row("a test ignores signals, or swallows KeyboardInterrupt", f"{HOOKS}, {KEEPER}"),
-    21: Row("a test removes its directory, closes descriptors, empties the environment", KEEPER),
-    22: Row("a test replaces sleep, sockets, threads, clocks; the network is blocked", KEEPER),
-    23: Row("a forked child outlives the run, with every descriptor", KEEPER),
+    20: Row("a test ignores signals, or swallows KeyboardInterrupt", f"{HOOKS}, {REAPER}"),
+    21: Row("a test removes its directory, closes descriptors, empties the environment", REAPER),
+    22: Row("a test replaces sleep, sockets, threads, clocks; the network is blocked", REAPER),
+    23: Row("a forked child outlives the run, with every descriptor", REAPER),
     24: Row("an xdist worker dies", HOOKS),
     25: Row("all xdist workers die", HOOKS),
-    26: Row("the xdist controller is killed while workers run", KEEPER),
+    26: Row("the xdist controller is killed while workers run", REAPER),
     27: Row("Ctrl-C to the xdist controller, once and twice", HOOKS),
     28: Row("each --dist mode; without xdist", HOOKS),
-    29: Row("the keeper is killed; with its standbys; then the run too", f"{SECOND}, {RUN}"),
-    30: Row("no process, descriptor, disk or system call for a keeper", NOTHING),
-    31: Row("the keeper hangs before it is ready", NOTHING),
+    29: Row("the reaper is killed; with its standbys; then the run too", f"{SECOND}, {RUN}"),
+    30: Row("no process, descriptor, disk or system call for a reaper", NOTHING),
+    31: Row("the reaper hangs before it is ready", NOTHING),
     32: Row(
         "the API answers 5xx or 429, resets, stalls, drips headers, does not resolve",
-        KEEPER,
+        REAPER,
     ),
     33: Row("the token is revoked before the pause", "told, with the command to type"),
-    34: Row("a pause is accepted and does not happen, or is undone", KEEPER),
-    35: Row("the endpoint is updating, pending, failed, scaled to zero at the pause", KEEPER),
-    36: Row("somebody else has deleted or paused it", KEEPER),
+    34: Row("a pause is accepted and does not happen, or is undone", REAPER),
+    35: Row("the endpoint is updating, pending, failed, scaled to zero at the pause", REAPER),
+    36: Row("somebody else has deleted or paused it", REAPER),
     37: Row("it was running before; it is kept so; nobody declared it", HOOKS),
     38: Row("two runs on one machine share it", "the last one out"),
-    39: Row("the run or the keeper is stopped, and killed or continued", f"{KEEPER}, {SECOND}"),
-    40: Row("the clock jumps", KEEPER),
+    39: Row("the run or the reaper is stopped, and killed or continued", f"{REAPER}, {SECOND}"),
+    40: Row("the clock jumps", REAPER),
     41: Row("--collect-only, --help, --markers, --fixtures, --setup-plan", NOTHING),
     42: Row("pytest.main() twice in one process, pytester runs inside", HOOKS),
     43: Row("the interpreter ends while a thread is in a paid call", HOOKS),
-    44: Row("the kernel gives a dead run's number to another process", KEEPER),
+    44: Row("the kernel gives a dead run's number to another process", REAPER),
     45: Row("the container's PID 1 dies, the machine is gone", f"{SWEEP}, {SERVER}"),
     46: Row("a sweep runs beside a live run", "left alone"),
-    47: Row("the journal is torn or full of garbage; a full disk, then a kill", KEEPER),
+    47: Row("the journal is torn or full of garbage; a full disk, then a kill", REAPER),
     48: Row("a power cut: only the journal is left", f"{SWEEP}, the next run"),
-    49: Row("404, 401, 403, a page, an empty list or another endpoint for seconds", KEEPER),
-    50: Row("it runs again after its pause was verified", KEEPER),
+    49: Row("404, 401, 403, a page, an empty list or another endpoint for seconds", REAPER),
+    50: Row("it runs again after its pause was verified", REAPER),
     51: Row("containers that share a folder of state", f"left alone; {SWEEP} after its time"),
 }
 NEMESIS = "test_nemesis"
@@ -94,15 +94,15 @@ cores.
 "paused", the longest of the row's tests; where a server in trouble or a second run is part of the
 test, it contains the trouble.
 
-What the keeper only tells (a line in its log or journal, the file of its lease, a word to pytest)
+What the reaper only tells (a line in its log or journal, the file of its lease, a word to pytest)
 stands in no pause's way. A 404 counts as "deleted" only after 15 seconds with no other answer, and
 if the list of the namespace does not have the endpoint either. A 401 or 403 ends no retries: pytest
-says after 15 seconds that the pause is not verified, and the keeper goes on for its ten minutes. 30
+says after 15 seconds that the pause is not verified, and the reaper goes on for its ten minutes. 30
 and 120 seconds after a verified pause it looks again (`hf_endpoint_looks`) and pauses what runs
 again, unless another run has come to use it.
 
 What remains: these later looks need the machine to live that long, which a discarded CI machine or
-container does not. They do not happen where both keepers were killed and pytest had to pause by
+container does not. They do not happen where both reapers were killed and pytest had to pause by
 itself. What they find is in the journal, not in the report, which has been written by then. A
 state folder on a file system that hangs, instead of failing, delays a pause, because the other
 runs that share the endpoint are looked up there first.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_box import KEEPER, NAME, TOKEN, Box, gone
+from fault_box import NAME, REAPER, TOKEN, Box, gone
 
 TRY_S, RESEND_S = 1.5, 1.0
 
@@ -51,7 +51,7 @@ def test_a_run_that_ends_after_the_answer_to_its_resume_was_lost_is_paused(
 
 
 def test_a_resume_that_takes_effect_after_its_run_has_died_is_paused(box: Box) -> None:
-    """Row 5: two seconds late; the keeper has to wait for it."""
+    """Row 5: two seconds late; the reaper has to wait for it."""
     box.hurry(settle_s=4)
     box.hub.add_fault("resume", hang=2)
     box.suite()
@@ -136,7 +136,7 @@ def test_a_look_that_fails_does_not_count_as_paused(box: Box) -> None:
 )
 def test_a_server_that_fails_for_ever_is_given_up_loudly(box: Box, fault: dict[str, Any]) -> None:
     """Row 32: red, with the command to type; and the journal keeps the open lease."""
-    box.hurry(keeper_deadline_s=3, verify_deadline_s=8, try_s=TRY_S, resend_s=0.5)
+    box.hurry(reaper_deadline_s=3, verify_deadline_s=8, try_s=TRY_S, resend_s=0.5)
     box.suite()
     run = box.start()
     run.reached()
@@ -153,8 +153,8 @@ def test_a_server_that_fails_for_ever_is_given_up_loudly(box: Box, fault: dict[s
 
 @pytest.mark.parametrize("status", [401, pytest.param(403, marks=pytest.mark.quick)])
 def test_a_token_that_is_refused_at_the_pause_says_what_to_type(box: Box, status: int) -> None:
-    """Row 33: the run ends, and its keeper goes on trying for its time."""
-    box.hurry(doubt_s=1, keeper_deadline_s=4)
+    """Row 33: the run ends, and its reaper goes on trying for its time."""
+    box.hurry(doubt_s=1, reaper_deadline_s=4)
     box.suite()
     run = box.start()
     run.reached()
@@ -170,7 +170,7 @@ def test_a_token_that_is_refused_at_the_pause_says_what_to_type(box: Box, status
 
 def test_a_token_that_is_revoked_in_the_run_is_said_loudly(box: Box) -> None:
     """Row 33: it is refused everywhere then."""
-    box.hurry(doubt_s=1, keeper_deadline_s=4)
+    box.hurry(doubt_s=1, reaper_deadline_s=4)
     box.suite()
     run = box.start()
     run.reached()
@@ -315,7 +315,7 @@ def test_what_somebody_wakes_after_its_pause_is_paused_by_a_later_look(box: Box)
     box.judge(box.now(), within=3)
 
 
-def test_the_next_run_is_not_disturbed_by_the_keeper_of_the_one_before(box: Box) -> None:
+def test_the_next_run_is_not_disturbed_by_the_reaper_of_the_one_before(box: Box) -> None:
     """Rows 38, 50: a live lease is worth more than a later look."""
     box.looks = "3 5"
     box.suite()
@@ -324,12 +324,12 @@ def test_the_next_run_is_not_disturbed_by_the_keeper_of_the_one_before(box: Box)
     end = first.send(signal.SIGKILL)
     first.wait()
     box.hub.wait_for(kind="state", state="paused", after=end.seq)
-    (keeper,) = box.keepers()
+    (reaper,) = box.reapers()
     (box.path / "test").unlink()
     run = box.start()
     up = run.reached(after=end.seq)
-    assert gone(keeper)
-    assert box.requests("get", after=up.seq, agent=KEEPER), "it did not look again"
+    assert gone(reaper)
+    assert box.requests("get", after=up.seq, agent=REAPER), "it did not look again"
     assert box.requests("pause", after=up.seq) == []
     box.open_gate("test")
     assert run.wait() == 0
@@ -538,7 +538,7 @@ def test_a_name_that_can_not_be_resolved_at_the_pause_is_outlasted(box: Box, wir
     wire.cut(stall=False)
     end = run.send(signal.SIGKILL)
     run.wait()
-    assert box.keepers()
-    assert box.requests("pause", agent=KEEPER) == []
+    assert box.reapers()
+    assert box.requests("pause", agent=REAPER) == []
     hosts.write_text(known)
     box.judge(end, within=12)

@@ -306,7 +306,7 @@ def test_a_forked_child_that_outlives_the_run_delays_nothing(box: Box) -> None:
     run.reached("child")
     run.reached()
     box.complete()
-    ours = (run.pid, *box.keepers(), *box.seconds(), *box.reserves())
+    ours = (run.pid, *box.reapers(), *box.seconds(), *box.reserves())
     (child,) = (pid for pid in box.processes() if pid not in ours)
     end = run.send(signal.SIGKILL)
     run.wait()
@@ -335,7 +335,7 @@ def test_looking_resumes_nothing(box: Box, option: str) -> None:
     assert not list(box.state.glob("leases/*"))
 
 
-def test_two_runs_in_one_process_have_a_keeper_each(box: Box) -> None:
+def test_two_runs_in_one_process_have_a_reaper_each(box: Box) -> None:
     """Row 42: pytest.main() twice; the second resumes anew, since the first has paused."""
     box.suite(ONE.format(body='reached("test")'))
     (box.path / "main.py").write_text(

@@ -1,4 +1,4 @@
-"""Other runs, other people, and what is left when even the keeper is dead."""
+"""Other runs, other people, and what is left when even the reaper is dead."""
 
 from __future__ import annotations
 
@@ -105,16 +105,16 @@ def test_a_killed_run_leaves_the_endpoint_to_the_other(box: Box, killed: str) ->
     for name in ("first", "second"):
         runs[name] = start(box, name)
         runs[name].reached(name)
-    keepers = len(box.keepers())
-    assert keepers == 2
+    reapers = len(box.reapers())
+    assert reapers == 2
     runs[killed].send(signal.SIGKILL)
     runs[killed].wait()
     (other,) = set(runs) - {killed}
-    # The keeper of the killed one has done its work when it is gone.
+    # The reaper of the killed one has done its work when it is gone.
     ends = time.monotonic() + 5
-    while len(box.keepers()) > 1 and time.monotonic() < ends:
-        gone(box.keepers()[0], 0.1)
-        gone(box.keepers()[-1], 0.1)
+    while len(box.reapers()) > 1 and time.monotonic() < ends:
+        gone(box.reapers()[0], 0.1)
+        gone(box.reapers()[-1], 0.1)
     assert box.state_of() == "running"
     assert box.requests("pause") == []
     end = runs[other].send(signal.SIGKILL)
@@ -123,7 +123,7 @@ def test_a_killed_run_leaves_the_endpoint_to_the_other(box: Box, killed: str) ->
 
 
 def test_two_runs_that_are_killed_together_leave_nothing(box: Box) -> None:
-    """Row 38: each keeper sees the claim of the other."""
+    """Row 38: each reaper sees the claim of the other."""
     box.suite(SHARED)
     runs = [start(box, name) for name in ("first", "second")]
     for run, name in zip(runs, ("first", "second"), strict=True):
@@ -187,7 +187,7 @@ def test_a_sweep_does_not_touch_what_a_live_run_has_leased(box: Box) -> None:
 
 
 def lose_everything(box: Box, run: Run) -> Moment:
-    """Kill a run and its keeper in one instant, so that neither can do a thing."""
+    """Kill a run and its reaper in one instant, so that neither can do a thing."""
     for pid in box.processes():
         kill(pid, signal.SIGSTOP)
     end = box.now()
@@ -202,7 +202,7 @@ def lose_everything(box: Box, run: Run) -> Moment:
     return end
 
 
-def test_a_sweep_pauses_what_is_left_when_the_keeper_is_dead_too(box: Box) -> None:
+def test_a_sweep_pauses_what_is_left_when_the_reaper_is_dead_too(box: Box) -> None:
     """Row 48: a stand-in for a power cut; only the journal remains."""
     box.suite()
     run = box.start()
@@ -253,7 +253,7 @@ def test_the_next_run_that_needs_the_endpoint_takes_it_over(box: Box) -> None:
 
 
 def test_a_container_that_is_killed_is_left_to_the_sweep_and_to_the_server(box: Box) -> None:
-    """Row 45: the death of PID 1 takes the keeper along."""
+    """Row 45: the death of PID 1 takes the reaper along."""
     kill_the_container(box, in_a_container(box))
     assert box.requests("pause") == []
     assert box.state_of() == "running"
@@ -283,11 +283,11 @@ def kill_the_container(box: Box, run: Run) -> None:
     """Kill its PID 1, and with it all that is in there.
 
     The kernel closes the dead one's end of the line a moment before it kills the others, and
-    about every other keeper makes use of that moment. Here they have none.
+    about every other reaper makes use of that moment. Here they have none.
     """
     pid_one = descendants(run.pid)[1]
     box.complete()
-    for pid in (*box.keepers(), *box.seconds(), *box.reserves()):
+    for pid in (*box.reapers(), *box.seconds(), *box.reserves()):
         kill(pid, signal.SIGSTOP)
     kill(pid_one)
     run.wait()
@@ -307,7 +307,7 @@ def kill_the_container(box: Box, run: Run) -> None:
     ],
 )
 def test_a_test_that_hangs_costs_no_more_than_the_cap(box: Box, limit: str) -> None:
-    """The keeper pauses by itself, and the test that is left without an endpoint fails."""
+    """The reaper pauses by itself, and the test that is left without an endpoint fails."""
     box.hub.configure(billing_minute_s=1.0)
     box.suite("""
         @pytest.mark.hf_endpoint("acme/llm")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from fault_box import KEEPER, NAME, Box, Moment, Run, T
+from fault_box import NAME, REAPER, Box, Moment, Run, T
 
 # A request that nobody answers any more, and that has no effect.
 NEVER: dict[str, Any] = {"hang": 60, "then": "close"}
@@ -83,7 +83,7 @@ STEPS = (
     Step("configure", resumes=0),
     Step("check-the-endpoint", "get", NEVER, resumes=0),
     Step("look-before-the-lease", "get", {**NEVER, "skip": 1}, resumes=0),
-    Step("arm-the-keeper", "get", {**NEVER, "skip": 2}, {"agent": KEEPER}, resumes=0),
+    Step("arm-the-reaper", "get", {**NEVER, "skip": 2}, {"agent": REAPER}, resumes=0),
     Step("spread-the-net", "update", NEVER, resumes=0),
     Step("resume-never-arrives", "resume", NEVER),
     Step("resume-takes-effect-late", "resume", {"hang": 0.5}, late=1.5),
@@ -94,7 +94,7 @@ STEPS = (
     Step("teardown-test_one"),
     Step("sessionfinish"),
     Step("ask-for-the-pause", "pause", {"hang": 0.5}, late=0.5),
-    Step("verify-the-pause", "get", {"hang": 0.5}, {"agent": KEEPER}),
+    Step("verify-the-pause", "get", {"hang": 0.5}, {"agent": REAPER}),
     Step("unconfigure"),
 )
 
@@ -155,7 +155,7 @@ def test_a_run_that_is_killed_at_a_step_in_a_burst_leaves_nothing_running(
     assert run.wait() == CODES["KILL"]
     if step.name not in ASKED_BEFORE:
         for _ in range(6):
-            seen = run.sees(op="pause", after=seen, agent=KEEPER).seq
+            seen = run.sees(op="pause", after=seen, agent=REAPER).seq
     box.hub.clear_faults()
     box.judge(box.now(), within=T + step.late, resumes=step.resumes)
 
@@ -176,7 +176,7 @@ def _begin(box: Box, step: Step, **how: Any) -> Run:
 def _reach(box: Box, run: Run, step: Step) -> None:
     if step.name == "verify-the-pause":
         run.reached("two")
-        # The keeper has looked at the endpoint once before, to prove that it can.
+        # The reaper has looked at the endpoint once before, to prove that it can.
         box.hub.add_fault("get", **step.fault)
         paused = run.sees(op="pause")
         run.sees(op="get", after=paused.seq, **step.seen)

@@ -91,7 +91,7 @@ def test_a_killed_run_is_paused(box: Box, number: signal.Signals) -> None:
 
 
 @pytest.mark.quick
-def test_a_killed_process_group_leaves_the_keeper(box: Box) -> None:
+def test_a_killed_process_group_leaves_the_reaper(box: Box) -> None:
     """Row 9."""
     box.suite()
     run = box.start()
@@ -101,7 +101,7 @@ def test_a_killed_process_group_leaves_the_keeper(box: Box) -> None:
     box.judge(end)
 
 
-def test_a_killed_session_leaves_the_keeper(box: Box) -> None:
+def test_a_killed_session_leaves_the_reaper(box: Box) -> None:
     """Row 9: with every process of the session, whatever its group."""
     box.suite("""
         import subprocess
@@ -122,7 +122,7 @@ def test_a_killed_session_leaves_the_keeper(box: Box) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("-n2",)], ids=["alone", "workers"])
-def test_a_killed_process_tree_leaves_the_keeper(box: Box, options: tuple[str, ...]) -> None:
+def test_a_killed_process_tree_leaves_the_reaper(box: Box, options: tuple[str, ...]) -> None:
     """Row 10: walked by parents, from the shell that started pytest."""
     box.suite()
     command = shlex.join(box.pytest(*options))
@@ -165,7 +165,7 @@ def test_a_cancelled_step_that_execs_pytest_is_paused_by_its_first_signal(box: B
     box.judge(end)
 
 
-def test_the_sweep_of_orphans_by_the_runner_leaves_the_keeper(box: Box) -> None:
+def test_the_sweep_of_orphans_by_the_runner_leaves_the_reaper(box: Box) -> None:
     """Row 12."""
     tracking = {"RUNNER_TRACKING_ID": f"github_{box.tag}"}
     box.suite()

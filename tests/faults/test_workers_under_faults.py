@@ -129,7 +129,7 @@ STAYS = """
 
 @pytest.mark.quick
 @pytest.mark.parametrize("suite", [SHORT, STAYS], ids=["short-tests", "long-tests"])
-def test_keepers_that_are_killed_under_workers_are_replaced_before_the_controller_is(
+def test_reapers_that_are_killed_under_workers_are_replaced_before_the_controller_is(
     box: Box, suite: str
 ) -> None:
     """Rows 26, 29: with all their standbys, in one instant."""
@@ -137,7 +137,7 @@ def test_keepers_that_are_killed_under_workers_are_replaced_before_the_controlle
     run = box.start("-n2")
     run.reached("short")
     killed = box.now()
-    box.kill_keepers()
+    box.kill_reapers()
     box.noticed(killed)
     end = run.send(signal.SIGKILL)
     run.wait()

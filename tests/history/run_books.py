@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pytest_hfbudget.history.shared_ledger import SharedLedger
-from pytest_hfbudget.history.sqlite_store import FILE, Tabs
-from pytest_hfbudget.history.windows import Window
+from pytest_hfbudget.history.sqlite_store import FILE, SqliteStore
+from pytest_hfbudget.history.windows import BudgetWindow
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.ledger.scope import SESSION
 
@@ -40,7 +40,7 @@ def charge(nano_usd: int | None = None, **more: object) -> Charge:
 class Run:
     """One run: what it calls is in every window, and in its session."""
 
-    def __init__(self, tabs: Tabs, windows: tuple[Window, ...]) -> None:
+    def __init__(self, tabs: SqliteStore, windows: tuple[BudgetWindow, ...]) -> None:
         self.tabs, self.ledger = tabs, SharedLedger(tabs, windows)
         self.ledger.open(Scope(SESSION, "session budget"))
         self.keys = (*(window.key for window in windows), SESSION)
@@ -66,7 +66,7 @@ class Project:
     folder: Path
     name: str = "project"
     now: float = float(NOON)
-    windows: tuple[Window, ...] = (Window("day", 100),)
+    windows: tuple[BudgetWindow, ...] = (BudgetWindow("day", 100),)
     runs: list[Run] = field(default_factory=list)
 
     @property
@@ -75,7 +75,7 @@ class Project:
 
     def run(self) -> Run:
         """Another run of it, in this process."""
-        tabs = Tabs(self.path, self.name, f"run{len(self.runs)}", clock=lambda: self.now)
+        tabs = SqliteStore(self.path, self.name, f"run{len(self.runs)}", clock=lambda: self.now)
         run = Run(tabs, self.windows)
         self.runs.append(run)
         return run

@@ -13,8 +13,8 @@ import pytest
 from run_books import DAY_S, NOON, Project, Run
 
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
-from pytest_hfbudget.history.sqlite_store import OwnTab, Tabs
-from pytest_hfbudget.history.windows import Window, day_of
+from pytest_hfbudget.history.sqlite_store import MemoryStore, SqliteStore
+from pytest_hfbudget.history.windows import BudgetWindow, day_of
 from pytest_hfbudget.ledger.scope import SESSION
 
 MIDNIGHT = NOON + DAY_S // 2
@@ -61,7 +61,7 @@ def test_a_run_that_is_over_has_spent_what_it_has_spent(project: Project) -> Non
 def test_a_clock_that_goes_into_the_next_window_and_back_forgets_nothing(
     project: Project, length: str
 ) -> None:
-    project.windows = (Window(length, 100),)
+    project.windows = (BudgetWindow(length, 100),)
     project.run().spend(30)
     window, today = project.windows[0], day_of(NOON)
     project.now = float(window.next_day(today) * DAY_S)
@@ -125,7 +125,7 @@ def test_at_midnight_the_next_budget_begins(project: Project) -> None:
 def test_a_call_in_flight_at_midnight_is_charged_once_to_the_day_it_ends_on(
     project: Project,
 ) -> None:
-    project.windows = (Window("day", 100), Window("month", 1000))
+    project.windows = (BudgetWindow("day", 100), BudgetWindow("month", 1000))
     run, other = project.run(), project.run()
     run.spend(20)
     hold = run.hold(70)
@@ -136,7 +136,7 @@ def test_a_call_in_flight_at_midnight_is_charged_once_to_the_day_it_ends_on(
 
 
 def test_what_is_held_at_midnight_is_held_once(project: Project) -> None:
-    project.windows = (Window("month", 100),)
+    project.windows = (BudgetWindow("month", 100),)
     run = project.run()
     run.spend(50)
     run.hold(40)
@@ -167,13 +167,17 @@ def test_windows_are_those_of_the_calendar(length: str, first: str, after: str) 
     def number(text: str) -> int:
         return day_of(datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp())
 
-    window, leap_day = Window(length, 1), number("2024-02-29")
+    window, leap_day = BudgetWindow(length, 1), number("2024-02-29")
     assert (window.first_day(leap_day), window.next_day(leap_day)) == (number(first), number(after))
     assert window.next_day(number(after) - 1) == number(after)
 
 
 def test_every_window_has_to_hold_a_call(project: Project) -> None:
-    project.windows = (Window("day", 100), Window("week", 150), Window("month", 160))
+    project.windows = (
+        BudgetWindow("day", 100),
+        BudgetWindow("week", 150),
+        BudgetWindow("month", 160),
+    )
     run = project.run()
     run.spend(100)
     project.now += DAY_S  # a Saturday
@@ -255,7 +259,9 @@ def test_runs_that_begin_at_once_make_one_store(project: Project) -> None:
     start = threading.Barrier(8)
 
     def begin(number: int) -> Run:
-        tabs = Tabs(project.path, project.name, f"at once {number}", clock=lambda: project.now)
+        tabs = SqliteStore(
+            project.path, project.name, f"at once {number}", clock=lambda: project.now
+        )
         start.wait()
         return Run(tabs, project.windows)
 
@@ -336,7 +342,7 @@ def break_it(project: Project) -> None:
     file.close()
 
 
-class NoStore(OwnTab):
+class NoStore(MemoryStore):
     """One that is out of reach."""
 
     def begin(self, *_: object) -> None:  # type: ignore[override]
@@ -353,11 +359,11 @@ def test_the_clock_is_that_of_the_file_and_can_not_be_frozen(
 ) -> None:
     import time
 
-    from pytest_hfbudget.history.sqlite_store import Tabs
+    from pytest_hfbudget.history.sqlite_store import SqliteStore
 
     today = day_of(time.time())
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    run = Run(Tabs(project.path, "p", "r"), project.windows)
+    run = Run(SqliteStore(project.path, "p", "r"), project.windows)
     run.spend(1)
     run.ledger.close()
     with sqlite3.connect(project.path) as file:

@@ -15,7 +15,7 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient
 from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.metering.budget_context import Payer, RunningTest
+from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.instrumentation.addresses import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.runtime import Runtime
@@ -52,7 +52,7 @@ class Bench:
         return self.books
 
     @property
-    def payer(self) -> Payer:
+    def payer(self) -> BudgetContext:
         return self.runtime.meter.payer
 
     @property
@@ -119,7 +119,7 @@ def bench(one_emulator: Emulator) -> Iterator[Bench]:
     ledger = Ledger()
     book = PriceBook(load_catalogue=lambda: catalogue)
     addresses = Addresses(one_emulator.router, one_emulator.endpoints_api, one_emulator.hub)
-    meter = Meter(ledger, book, Payer(), router=one_emulator.router)
+    meter = Meter(ledger, book, BudgetContext(), router=one_emulator.router)
     runtime = Runtime(meter, addresses=addresses)
     runtime.acquire()
     yield Bench(one_emulator, runtime, ledger)

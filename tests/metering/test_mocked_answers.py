@@ -16,7 +16,7 @@ import pytest
 from metering_bench import Bench, say
 from replaying import ANSWER, QUESTION, USAGE
 
-from pytest_hfbudget.history.usage_log import Log, LoggedRun, entries
+from pytest_hfbudget.history.usage_log import LoggedRun, UsageLog, entries
 from pytest_hfbudget.ledger.rpc import codec
 from pytest_hfbudget.reporting import Report
 from pytest_hfbudget.reporting.json_report import as_json
@@ -82,7 +82,7 @@ def assert_on_record(bench: Bench, tmp_path: Path) -> None:
     for charge in charges:
         assert codec.charge(codec.decode(codec.encode(charge))) == charge
     run = LoggedRun("run", "project", 0.0, 1.0)
-    Log(tmp_path / "log.sqlite3").write(run, entries(report, run), keep_days=9)
+    UsageLog(tmp_path / "log.sqlite3").write(run, entries(report, run), keep_days=9)
 
 
 @pytest.mark.parametrize("cap", [None, 1])

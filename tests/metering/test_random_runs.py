@@ -14,7 +14,7 @@ from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.metering.budget_context import RunningTest
-from pytest_hfbudget.plugin.endpoints import Fleet
+from pytest_hfbudget.plugin.endpoints import RunEndpoints
 from pytest_hfbudget.settings import Settings
 
 MODELS = [
@@ -40,7 +40,7 @@ STEPS = 14
 class RandomRun:
     """One run of steps that a random generator chooses; its time is the emulator's."""
 
-    def __init__(self, bench: Bench, fleet: Fleet, random: Random) -> None:
+    def __init__(self, bench: Bench, fleet: RunEndpoints, random: Random) -> None:
         self.bench, self.fleet, self.random = bench, fleet, random
         self.control = bench.emulator.client
         self.up: dict[str, str] = {}
@@ -132,12 +132,12 @@ class RandomRun:
 
 
 @pytest.fixture
-def fleet(bench: Bench, pytester: pytest.Pytester) -> Iterator[Fleet]:
+def fleet(bench: Bench, pytester: pytest.Pytester) -> Iterator[RunEndpoints]:
     bench.cap(10_000)
     bench.ledger.open(bench.payer.session)
     settings = Settings(emulator=bench.emulator.url, endpoints_api=bench.emulator.endpoints_api)
     config = pytester.parseconfig("-p", "no:terminal", "-s")
-    fleet = Fleet(config, settings, "random-run", bench.ledger, None)
+    fleet = RunEndpoints(config, settings, "random-run", bench.ledger, None)
     bench.runtime.meter.revive = fleet.revive
     yield fleet
     fleet.finish()
@@ -151,7 +151,7 @@ SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, RUNS)]
 @routed
 @pytest.mark.parametrize("seed", [*range(4), *SLOW])
 def test_the_ledger_is_the_invoice_to_the_nano_dollar(
-    bench: Bench, fleet: Fleet, seed: int
+    bench: Bench, fleet: RunEndpoints, seed: int
 ) -> None:
     RandomRun(bench, fleet, Random(seed)).go()
     assert fleet.finish()

@@ -16,10 +16,10 @@ from metering_bench import Bench, say
 import pytest_hfbudget
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.history.shared_ledger import SharedLedger
-from pytest_hfbudget.history.sqlite_store import Tabs
-from pytest_hfbudget.history.windows import Window, windows
+from pytest_hfbudget.history.sqlite_store import SqliteStore
+from pytest_hfbudget.history.windows import BudgetWindow, windows
 from pytest_hfbudget.ledger import Ledger
-from pytest_hfbudget.ledger.rpc.client import RemoteLedger, Wire
+from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 from pytest_hfbudget.money import parse_usd
 from pytest_hfbudget.settings import Settings
@@ -91,8 +91,10 @@ def own_ledger(bench: Bench, path: Path) -> Iterator[None]:
 
 def ledger_of_many_runs(bench: Bench, path: Path) -> Iterator[None]:
     shared = windows(Settings(daily_cap=parse_usd(1)))
-    bench.runtime.meter.ledger = bench.books = SharedLedger(Tabs(path / "tabs", "p", "r"), shared)
-    bench.payer.over_runs = tuple(map(Window.scope, shared))
+    bench.runtime.meter.ledger = bench.books = SharedLedger(
+        SqliteStore(path / "tabs", "p", "r"), shared
+    )
+    bench.payer.over_runs = tuple(map(BudgetWindow.scope, shared))
     yield
     bench.books.close()
 
@@ -100,7 +102,7 @@ def ledger_of_many_runs(bench: Bench, path: Path) -> Iterator[None]:
 def ledger_of_a_controller(bench: Bench, path: Path) -> Iterator[None]:
     server = LedgerServer(bench.books)
     server.start()
-    wire = Wire(server.path)
+    wire = LedgerConnection(server.path)
     bench.runtime.meter.ledger = RemoteLedger(wire, ahead=True)
     yield
     wire.close()

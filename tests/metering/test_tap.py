@@ -14,11 +14,11 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient
 from metering_bench import Bench, say
 
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.deferred import Note
+from pytest_hfbudget.metering.deferred import DeferredCall
 from pytest_hfbudget.metering.instrumentation.hub_contract import bypassing
-from pytest_hfbudget.metering.replay import Way
-from pytest_hfbudget.metering.request import Sending
-from pytest_hfbudget.metering.transport_probe import Passage
+from pytest_hfbudget.metering.replay import SendWatch
+from pytest_hfbudget.metering.request import OutgoingCall
+from pytest_hfbudget.metering.transport_probe import ProbedRequest
 
 
 def run(code: str, tmp_path: Path) -> str:
@@ -248,4 +248,7 @@ def test_a_call_leaves_nothing_to_the_garbage_collector(bench: Bench, cap: int |
 
 
 def _ours() -> int:
-    return sum(type(each) in (Call, Note, Passage, Sending, Way) for each in gc.get_objects())
+    return sum(
+        type(each) in (Call, DeferredCall, ProbedRequest, OutgoingCall, SendWatch)
+        for each in gc.get_objects()
+    )

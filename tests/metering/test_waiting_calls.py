@@ -15,8 +15,8 @@ import pytest
 from metering_bench import Bench, say
 
 from pytest_hfbudget import BudgetExceededError
-from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Waiting
-from pytest_hfbudget.metering.waiting import Callers
+from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, WaitingHold
+from pytest_hfbudget.metering.waiting import CallerIds
 
 PATIENCE_S = 20
 # A call may cost 20 tokens, and costs one: the cap holds one at a time, and pays for many.
@@ -40,9 +40,9 @@ class WatchedLedger(Ledger):
         draft: Charge,
         caller: Caller | None = None,
         owner: object = None,
-    ) -> Hold | Waiting:
+    ) -> Hold | WaitingHold:
         answer = super().ask(keys, least, most, draft, caller, owner)
-        if isinstance(answer, Waiting):
+        if isinstance(answer, WaitingHold):
             self.joined.release()
         return answer
 
@@ -335,7 +335,7 @@ def test_a_task_that_is_refused_while_waiting_leaves_nothing_for_asyncio_to_log(
 
 
 def test_the_same_task_is_the_same_caller_and_another_one_is_another() -> None:
-    callers = Callers()
+    callers = CallerIds()
 
     async def who() -> tuple[Caller | None, Caller | None]:
         return callers.here(blocks=False), callers.here(blocks=False)
@@ -350,7 +350,7 @@ def test_the_same_task_is_the_same_caller_and_another_one_is_another() -> None:
 
 def test_a_coroutine_without_asyncio_is_nobody_who_could_wait() -> None:
     async def who() -> Caller | None:
-        return Callers().here(blocks=False)
+        return CallerIds().here(blocks=False)
 
     with pytest.raises(StopIteration) as ended:
         who().send(None)

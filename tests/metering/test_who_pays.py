@@ -14,7 +14,7 @@ from metering_bench import MODEL, Bench, say
 
 from pytest_hfbudget import BudgetExceededError, ConfigError, budget
 from pytest_hfbudget.ledger import Scope
-from pytest_hfbudget.metering.budget_context import Payer, RunningTest
+from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 
 EIGHT = range(8)
 
@@ -407,7 +407,7 @@ def test_a_refusal_behind_another_error_is_handed_to_the_test(bench: Bench) -> N
     assert len(test.refusals) == 1
 
 
-class Flickering(Payer):
+class Flickering(BudgetContext):
     """A payer whose test begins and ends while it is looked at, as another thread may have it."""
 
     @property
@@ -431,7 +431,7 @@ def test_what_is_around_a_call_is_of_one_moment() -> None:
 
 
 def test_a_test_that_runs_twice_is_another_one_each_time() -> None:
-    payer = Payer()
+    payer = BudgetContext()
     for _ in range(2):
         payer.test = RunningTest("test_it")
         assert payer.around().test is payer.test

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_hfbudget.endpoints.types import EndpointReceipt
-from pytest_hfbudget.endpoints.uptime import Window
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+from pytest_hfbudget.endpoints.uptime import UsageWindow
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.plugin.uptime_sharing import Key, Sharing
+from pytest_hfbudget.plugin.uptime_sharing import Key, UptimeSharing
 
 A, B = Scope("test:a", "a", 100), Scope("test:b", "b")
 CLASS = Scope("class:T", "T")
@@ -22,21 +22,21 @@ def ledger() -> Ledger:
 
 
 @pytest.fixture
-def sharing(ledger: Ledger) -> Sharing:
+def sharing(ledger: Ledger) -> UptimeSharing:
     """A second on ns/llm costs 10 nano-USD, one on ns/other 1."""
-    sharing = Sharing(ledger, minute_s=60.0)
+    sharing = UptimeSharing(ledger, minute_s=60.0)
     sharing.price("ns/llm", 600)
     sharing.price("ns/other", 60)
     return sharing
 
 
-def receipt(nano_usd: int, window: Window, name: str = "ns/llm") -> EndpointReceipt:
+def receipt(nano_usd: int, window: UsageWindow, name: str = "ns/llm") -> EndpointReceipt:
     return EndpointReceipt(
         name, "paused", True, 0.0, 0.0, True, 1, nano_usd, None, None, False, window=window
     )
 
 
-def test_a_test_owes_each_second_that_it_is_on_an_endpoint(sharing: Sharing, ledger: Ledger):
+def test_a_test_owes_each_second_that_it_is_on_an_endpoint(sharing: UptimeSharing, ledger: Ledger):
     sharing.begin(Key("ns/llm", "a"), [A], now=5.0)
     sharing.accrue(now=8.0)
     assert ledger.total("test:a").spent == 30
@@ -47,7 +47,7 @@ def test_a_test_owes_each_second_that_it_is_on_an_endpoint(sharing: Sharing, led
     assert sharing.of("a") == ledger.total("test:a").spent == 40
 
 
-def test_tests_that_are_there_at_one_time_split_each_second(sharing: Sharing):
+def test_tests_that_are_there_at_one_time_split_each_second(sharing: UptimeSharing):
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0, worker="gw0")
     sharing.begin(Key("ns/llm", "b"), [B], now=2.0, worker="gw1")
     sharing.end("a", now=6.0, worker="gw0")
@@ -55,7 +55,7 @@ def test_tests_that_are_there_at_one_time_split_each_second(sharing: Sharing):
     assert (sharing.of("a"), sharing.of("b")) == (20 + 20, 20 + 10)
 
 
-def test_endpoints_are_owed_each_by_itself(sharing: Sharing):
+def test_endpoints_are_owed_each_by_itself(sharing: UptimeSharing):
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0)
     sharing.begin(Key("ns/other", "a"), [A], now=0.0)
     sharing.accrue(now=3.0)
@@ -63,7 +63,7 @@ def test_endpoints_are_owed_each_by_itself(sharing: Sharing):
 
 
 def test_a_share_is_booked_to_all_budgets_of_the_test_but_not_to_the_session_again(
-    sharing: Sharing, ledger: Ledger
+    sharing: UptimeSharing, ledger: Ledger
 ):
     sharing.begin(Key("ns/llm", "a"), [CLASS, A], now=0.0)
     sharing.end("a", now=1.0)
@@ -74,21 +74,21 @@ def test_a_share_is_booked_to_all_budgets_of_the_test_but_not_to_the_session_aga
 
 
 @pytest.mark.parametrize("nano_usd", [30, 90])
-def test_the_end_corrects_what_was_booked(sharing: Sharing, ledger: Ledger, nano_usd: int):
+def test_the_end_corrects_what_was_booked(sharing: UptimeSharing, ledger: Ledger, nano_usd: int):
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0)
     sharing.end("a", now=4.0)
-    shares = sharing.settle([receipt(nano_usd, Window(0.0, 6.0))])["ns/llm"]
+    shares = sharing.settle([receipt(nano_usd, UsageWindow(0.0, 6.0))])["ns/llm"]
     assert (shares.tests, shares.idle) == ({"a": nano_usd * 4 // 6}, nano_usd * 2 // 6)
     assert ledger.total("test:a").spent == sharing.of("a") == shares.tests["a"]
 
 
-def test_a_test_that_is_still_there_at_the_end_has_its_share(sharing: Sharing):
+def test_a_test_that_is_still_there_at_the_end_has_its_share(sharing: UptimeSharing):
     sharing.begin(Key("ns/llm", "a"), [A], now=2.0)
-    shares = sharing.settle([receipt(60, Window(0.0, 6.0))])["ns/llm"]
+    shares = sharing.settle([receipt(60, UsageWindow(0.0, 6.0))])["ns/llm"]
     assert (shares.tests, shares.idle) == ({"a": 40}, 20)
 
 
-def test_a_worker_ends_only_its_own_runs_of_a_test(sharing: Sharing):
+def test_a_worker_ends_only_its_own_runs_of_a_test(sharing: UptimeSharing):
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0, worker="gw0")
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0, worker="gw1")
     sharing.end("a", now=1.0, worker="gw0")
@@ -99,7 +99,7 @@ def test_a_worker_ends_only_its_own_runs_of_a_test(sharing: Sharing):
     assert sharing.of("a") == 30
 
 
-def test_without_a_known_price_nothing_is_owed(sharing: Sharing, ledger: Ledger):
+def test_without_a_known_price_nothing_is_owed(sharing: UptimeSharing, ledger: Ledger):
     sharing.begin(Key("ns/unpriced", "a"), [A], now=0.0)
     sharing.end("a", now=9.0)
     assert ledger.total("test:a").spent == 0

@@ -1,36 +1,39 @@
-"""A hung test costs no more than the cap: the keeper pauses before a minute that breaks it."""
+"""A hung test costs no more than the cap: the reaper pauses before a minute that breaks it."""
 
 from __future__ import annotations
 
 import pytest
 from plugin_suite import Suite
 
-from pytest_hfbudget.plugin.uptime_sharing import HORIZON_S, MARGIN, Running, seconds_left
+from pytest_hfbudget.plugin.uptime_sharing import HORIZON_S, MARGIN, RunningEndpoint, seconds_left
 
 MINUTE = 60.0
 EARLY = MARGIN * MINUTE
 
 
 def test_a_budget_of_three_minutes_lasts_until_the_fourth() -> None:
-    running = [Running(since=0.0, nano_per_minute=10)]
+    running = [RunningEndpoint(since=0.0, nano_per_minute=10)]
     assert seconds_left(30, running, now=0.0, minute_s=MINUTE) == 180 - EARLY
     assert seconds_left(39, running, now=30.0, minute_s=MINUTE) == 150 - EARLY
 
 
 def test_a_budget_that_is_used_up_leaves_nothing() -> None:
-    assert seconds_left(9, [Running(0.0, 10)], now=0.0, minute_s=MINUTE) == 0.0
-    assert seconds_left(20, [Running(0.0, 10)], now=120.0, minute_s=MINUTE) == 0.0
+    assert seconds_left(9, [RunningEndpoint(0.0, 10)], now=0.0, minute_s=MINUTE) == 0.0
+    assert seconds_left(20, [RunningEndpoint(0.0, 10)], now=120.0, minute_s=MINUTE) == 0.0
 
 
 def test_the_minutes_of_several_endpoints_start_at_their_own_times() -> None:
-    running = [Running(since=0.0, nano_per_minute=10), Running(since=30.0, nano_per_minute=1)]
+    running = [
+        RunningEndpoint(since=0.0, nano_per_minute=10),
+        RunningEndpoint(since=30.0, nano_per_minute=1),
+    ]
     # One minute of each has started: 11. At 60 s comes 10, at 90 s 1, at 120 s 10.
     assert seconds_left(21, running, now=40.0, minute_s=MINUTE) == 50 - EARLY
     assert seconds_left(22, running, now=40.0, minute_s=MINUTE) == 80 - EARLY
 
 
 def test_what_costs_nothing_may_run_for_a_day() -> None:
-    assert seconds_left(0, [Running(0.0, 0)], now=0.0, minute_s=MINUTE) == HORIZON_S
+    assert seconds_left(0, [RunningEndpoint(0.0, 0)], now=0.0, minute_s=MINUTE) == HORIZON_S
     assert seconds_left(0, [], now=0.0, minute_s=MINUTE) == HORIZON_S
 
 

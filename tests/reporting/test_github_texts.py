@@ -6,7 +6,13 @@ import re
 
 from written_report import full, saved
 
-from pytest_hfbudget.reporting.github import ANNOTATIONS, MOST_BYTES, Place, errors, step_summary
+from pytest_hfbudget.reporting.github import (
+    ANNOTATIONS,
+    MOST_BYTES,
+    RefusalPlace,
+    errors,
+    step_summary,
+)
 
 
 def test_the_summary_has_all_that_matters() -> None:
@@ -37,7 +43,7 @@ def test_a_summary_of_ten_thousand_long_names_stays_within_what_github_takes() -
 
 
 def test_an_error_names_file_and_line_and_stays_one_line() -> None:
-    (line,) = errors(saved(full()), {"test_a.py::test_a": Place("a,b:c%.py", 7)})
+    (line,) = errors(saved(full()), {"test_a.py::test_a": RefusalPlace("a,b:c%.py", 7)})
     assert line == (
         "::error file=a%2Cb%3Ac%25.py,line=7,title=hfbudget refused a call"
         "::org/model may cost up to 100%25,%0Abut only $0.01 is left"

@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_hfbudget.errors import LedgerUnreachableError
 from pytest_hfbudget.ledger.charge import Charge, Refusal
-from pytest_hfbudget.ledger.interface import Caller, Hold, Waiting, unanswered
+from pytest_hfbudget.ledger.interface import Caller, Hold, WaitingHold, unanswered
 from pytest_hfbudget.ledger.locks import alone, own_lock
 from pytest_hfbudget.ledger.rpc import codec
 from pytest_hfbudget.ledger.scope import Scope, Totals
@@ -22,7 +22,7 @@ from pytest_hfbudget.ledger.scope import Scope, Totals
 CHUNK = 65_536
 
 
-class Socket(BareSocket):
+class PlainSocket(BareSocket):
     """A Unix socket of the plugin's own, which no tool of a test gets hold of.
 
     Tools that keep tests from the network, or from blocking calls, replace `socket.socket` or its
@@ -33,13 +33,13 @@ class Socket(BareSocket):
         super().__init__(AF_UNIX, SOCK_STREAM, fileno=fileno)
         self.settimeout(None)
 
-    def accept(self) -> tuple[Socket, object]:
+    def accept(self) -> tuple[PlainSocket, object]:
         """The next connection; `socket.socket` would make it of what stands in its own place."""
         number, address = self._accept()  # type: ignore[attr-defined] # typeshed leaves it out
-        return Socket(number), address
+        return PlainSocket(number), address
 
 
-class Wire:
+class LedgerConnection:
     """One connection to a ledger's counter; reopened in a forked child, which must not share it.
 
     Args:
@@ -49,13 +49,13 @@ class Wire:
     def __init__(self, path: str) -> None:
         self._path = path
         self._lock = own_lock()
-        self._socket: Socket | None = None
+        self._socket: PlainSocket | None = None
         self._told = False
         _wires.add(self)
 
-    def another(self) -> Wire:
+    def another(self) -> LedgerConnection:
         """A second connection to the same place."""
-        return Wire(self._path)
+        return LedgerConnection(self._path)
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """The answer of an operation.
@@ -109,9 +109,9 @@ class Wire:
                 self._hang_up()
                 raise
 
-    def _send(self, line: bytes) -> Socket:
+    def _send(self, line: bytes) -> PlainSocket:
         if self._socket is None:
-            self._socket = Socket()
+            self._socket = PlainSocket()
             self._socket.connect(self._path)
         self._socket.sendall(line)
         return self._socket
@@ -135,7 +135,7 @@ class Wire:
         self._hang_up()
 
 
-def _received(connection: Socket) -> bytes:
+def _received(connection: PlainSocket) -> bytes:
     # One answer follows one question. No buffered file: its lock would not survive a fork.
     answer = bytearray()
     while not answer.endswith(b"\n"):
@@ -152,19 +152,19 @@ def _after_fork_in_child() -> None:
 
 
 # What is registered can't be taken back, so it is done once, for all that there are by then.
-_wires: weakref.WeakSet[Wire] = weakref.WeakSet()
+_wires: weakref.WeakSet[LedgerConnection] = weakref.WeakSet()
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class RemoteLedger:
-    """The ledger of the controller, over a `Wire`; every method raises as `Wire.ask` does.
+    """The ledger of the controller, over a connection; every method raises as its `ask` does.
 
     Args:
         ahead: whether a call may go on before its settlement is booked. Its process has to `flush`
             before anybody else looks.
     """
 
-    def __init__(self, wire: Wire, *, ahead: bool = False) -> None:
+    def __init__(self, wire: LedgerConnection, *, ahead: bool = False) -> None:
         self._wire = wire
         self._settle = wire.tell if ahead else wire.ask
 
@@ -176,12 +176,12 @@ class RemoteLedger:
 
     def ask(
         self, keys: Sequence[str], least: int, most: int | None, draft: Charge, caller: Caller
-    ) -> Hold | Waiting:
+    ) -> Hold | WaitingHold:
         place, amount = self._wire.ask("ask", keys, least, most, draft, caller)
         if amount is not None:
             return Hold(place, amount)
         try:
-            return Waiting(place, self._answer_to(place))
+            return WaitingHold(place, self._answer_to(place))
         except BaseException:
             self.leave(place)
             raise

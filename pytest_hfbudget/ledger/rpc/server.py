@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 from pytest_hfbudget.errors import HFBudgetError, LedgerUnreachableError
 from pytest_hfbudget.ledger.charge import Refusal
-from pytest_hfbudget.ledger.interface import Caller, Hold, Waiting
+from pytest_hfbudget.ledger.interface import Caller, Hold, WaitingHold
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.rpc import codec
-from pytest_hfbudget.ledger.rpc.client import Socket
+from pytest_hfbudget.ledger.rpc.client import PlainSocket
 from pytest_hfbudget.ledger.scope import Scope
 
 CHUNK = 65_536
@@ -31,7 +31,7 @@ CHUNK = 65_536
 STEP_ASIDE_S = 0.5
 
 
-class Client(Protocol):
+class ConnectionHandler(Protocol):
     """Whoever is behind one connection."""
 
     def answer(self, line: bytes) -> bytes:
@@ -41,14 +41,14 @@ class Client(Protocol):
         """The connection is over; may be told twice."""
 
 
-class Counter:
+class Listener:
     """Answers at a socket in a directory of its own, a thread for each connection.
 
     Args:
         welcome: makes the client of a new connection.
     """
 
-    def __init__(self, welcome: Callable[[], Client]) -> None:
+    def __init__(self, welcome: Callable[[], ConnectionHandler]) -> None:
         self._welcome = welcome
         self._lock = threading.Lock()
         self._resting, self._closed = True, False
@@ -56,10 +56,10 @@ class Counter:
         self._bell, self._ring = os.pipe()
         self._directory = private_directory()
         self.path = str(self._directory / "ledger")
-        door = Socket()
+        door = PlainSocket()
         door.bind(self.path)
         door.listen(64)
-        self._posts: set[_Post] = {_Door(door, self._admit)}
+        self._posts: set[_Watched] = {_ListeningSocket(door, self._admit)}
         os.write(self._ring, b"x")
 
     def come_back(self) -> None:
@@ -111,20 +111,20 @@ class Counter:
             if end >= 0:
                 os.close(end)
 
-    def _admit(self, connection: Socket) -> None:
-        post = _Desk(connection, self._welcome())
+    def _admit(self, connection: PlainSocket) -> None:
+        post = _ClientSocket(connection, self._welcome())
         with self._lock:
             self._posts.add(post)
             if not self._resting:
                 self._man(post)
 
-    def _man(self, post: _Post) -> None:
+    def _man(self, post: _Watched) -> None:
         post.thread = threading.Thread(
             target=self._serve, args=(post,), name="hfbudget-children", daemon=True
         )
         post.thread.start()
 
-    def _serve(self, post: _Post) -> None:
+    def _serve(self, post: _Watched) -> None:
         bell = self._bell
         poll = select.poll()
         poll.register(bell, select.POLLIN)
@@ -139,7 +139,7 @@ class Counter:
             self._posts.discard(post)
         post.end()
 
-    def _leaves(self, post: _Post, event: int) -> bool:
+    def _leaves(self, post: _Watched, event: int) -> bool:
         # Under the lock, so that nobody leaves for a fork that is over, and is not manned again.
         with self._lock:
             if not self._resting and event == select.POLLIN:
@@ -148,10 +148,10 @@ class Counter:
             return True
 
 
-class _Post:
+class _Watched:
     """A socket, and the thread that serves it while there is one."""
 
-    def __init__(self, sock: Socket) -> None:
+    def __init__(self, sock: PlainSocket) -> None:
         self.sock = sock
         self.thread: threading.Thread | None = None
 
@@ -166,10 +166,10 @@ class _Post:
         self.sock.close()
 
 
-class _Door(_Post):
+class _ListeningSocket(_Watched):
     """Lets clients in."""
 
-    def __init__(self, sock: Socket, admit: Callable[[Socket], None]) -> None:
+    def __init__(self, sock: PlainSocket, admit: Callable[[PlainSocket], None]) -> None:
         super().__init__(sock)
         self._admit = admit
 
@@ -182,10 +182,10 @@ class _Door(_Post):
         return True
 
 
-class _Desk(_Post):
+class _ClientSocket(_Watched):
     """Answers one client."""
 
-    def __init__(self, sock: Socket, client: Client) -> None:
+    def __init__(self, sock: PlainSocket, client: ConnectionHandler) -> None:
         super().__init__(sock)
         self._client = client
         self._unread = bytearray()
@@ -277,7 +277,7 @@ class LedgerServer:
             **self.more,
         }
 
-    def _place(self, answer: Hold | Waiting, owner: object) -> tuple[int, int | None]:
+    def _place(self, answer: Hold | WaitingHold, owner: object) -> tuple[int, int | None]:
         """A hold, or a place in line without an amount, for which "answer" is to be asked."""
         if isinstance(answer, Hold):
             return answer

@@ -33,12 +33,13 @@ from pytest_hfbudget.metering.instrumentation.hub_contract import (
     problem,
 )
 from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
-from pytest_hfbudget.metering.limits import AS_USUAL, Manner
+from pytest_hfbudget.metering.limits import AS_USUAL, RequestVariant
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.replay import Headers, Way, is_mock, result_of
-from pytest_hfbudget.metering.request import NAMELESS, Named, Sending
+from pytest_hfbudget.metering.mocks import Headers, is_mock, result_of
+from pytest_hfbudget.metering.replay import SendWatch
+from pytest_hfbudget.metering.request import NAMELESS, AskedModel, OutgoingCall
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
-from pytest_hfbudget.metering.transport_probe import Traffic, noting, noting_session
+from pytest_hfbudget.metering.transport_probe import TransportProbe, noting, noting_session
 from pytest_hfbudget.metering.waiting import blocking, in_thread, suspending
 
 logger = logging.getLogger("pytest_hfbudget")
@@ -52,7 +53,7 @@ Current = Callable[[], "Meter | None"]
 
 
 @dataclass
-class Tap:
+class HubInstrumentation:
     """Wraps ``_inner_post`` of both clients while it is installed.
 
     Attributes:
@@ -62,7 +63,7 @@ class Tap:
 
     current: Current
     problem: str = ""
-    _traffic: Traffic = field(default_factory=Traffic)
+    _traffic: TransportProbe = field(default_factory=TransportProbe)
     _patches: Patches = field(default_factory=Patches)
     _watch: PostImport | None = None
     _wrapped: list[type] = field(default_factory=list)
@@ -126,7 +127,7 @@ class Tap:
         self,
         module: ModuleType,
         name: str,
-        wrapper: Callable[[Any, Ways], Any],
+        wrapper: Callable[[Any, ClientRoute], Any],
         session: Callable[[Any], Any],
     ) -> None:
         client = getattr(module, name, None)
@@ -137,7 +138,7 @@ class Tap:
         for method, original in bypassing(client).items():
             guard = guarded(original, bypassed(name, method), self._is_capped, self._missed)
             self._patches.replace(client, method, guard)
-        ways = Ways(self.current, self._traffic, session)
+        ways = ClientRoute(self.current, self._traffic, session)
         self._patches.replace(client, CHOKE_POINT, wrapper(getattr(client, CHOKE_POINT), ways))
         make_session = getattr(client, "_get_client_session", None)
         if make_session is not None:  # aiohttp, before 1.0
@@ -169,16 +170,16 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class Ways:
+class ClientRoute:
     """How the calls of one kind of client go out: through which meter, by which session."""
 
     current: Current
-    traffic: Traffic
+    traffic: TransportProbe
     session: Callable[[Any], Any]
 
     def sending(
-        self, client: Any, parameters: Any, stream: bool, manner: Manner
-    ) -> tuple[Meter, Sending] | None:
+        self, client: Any, parameters: Any, stream: bool, manner: RequestVariant
+    ) -> tuple[Meter, OutgoingCall] | None:
         """What is known of a call that is about to be sent; None where nobody meters it."""
         meter = self.current()
         if meter is None:
@@ -190,10 +191,10 @@ class Ways:
         except (TypeError, AttributeError) as error:
             meter.unknown(error, capped=payer.capped())
             return None
-        return meter, Sending(
+        return meter, OutgoingCall(
             parameters,
-            Way(self.traffic, self.session, client, parameters.url),
-            named if isinstance(named, Named) else NAMELESS,
+            SendWatch(self.traffic, self.session, client, parameters.url),
+            named if isinstance(named, AskedModel) else NAMELESS,
             stream,
             getattr(client, "timeout", None),
             payer.around(),
@@ -217,10 +218,10 @@ def _capped(meter: Meter | None) -> bool:
 
 
 @dataclass
-class Attempts:
+class RetryState:
     """When a call that failed is sent once more: in another manner, or to what has come back."""
 
-    manner: Manner = AS_USUAL
+    manner: RequestVariant = AS_USUAL
     revived: bool = False
 
     def again(self, call: Call, error: BaseException) -> bool:
@@ -243,13 +244,13 @@ class Attempts:
         return self.revived
 
 
-def metered(original: Any, ways: Ways) -> Any:
+def metered(original: Any, ways: ClientRoute) -> Any:
     """``InferenceClient._inner_post``, with every call held before and settled after."""
 
     @functools.wraps(original)
     def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
         __tracebackhide__ = True
-        attempts = Attempts()
+        attempts = RetryState()
         while True:
             found = ways.sending(self, request_parameters, stream, attempts.manner)
             if found is None:
@@ -276,13 +277,13 @@ def metered(original: Any, ways: Ways) -> Any:
     return _inner_post
 
 
-def metered_async(original: Any, ways: Ways) -> Any:
+def metered_async(original: Any, ways: ClientRoute) -> Any:
     """``AsyncInferenceClient._inner_post``, with every call held before and settled after."""
 
     @functools.wraps(original)
     async def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
         __tracebackhide__ = True
-        attempts = Attempts()
+        attempts = RetryState()
         make = getattr(self, "_get_async_client", None)
         if make is not None and not is_mock(make):
             await make()  # as the original does first: it is looked at
@@ -316,7 +317,7 @@ def metered_async(original: Any, ways: Ways) -> Any:
     return _inner_post
 
 
-async def _again(attempts: Attempts, call: Call, error: BaseException) -> bool:
+async def _again(attempts: RetryState, call: Call, error: BaseException) -> bool:
     if call.leased is None:
         return attempts.again(call, error)
     # An endpoint may take minutes to come back: other tasks go on meanwhile.
@@ -372,7 +373,7 @@ def noting_names(original: Any, current: Current) -> Any:
             parameters, named = prepared(meter, prepare, provider, kwargs)
         else:
             parameters = original(self, **kwargs)
-            named = Named(kwargs.get("model"), provider)
+            named = AskedModel(kwargs.get("model"), provider)
         with suppress(TypeError):  # what somebody has put in its place may hold nothing
             vars(parameters)["hfbudget_named"] = named
         return parameters

@@ -78,11 +78,11 @@ class PostImport(MetaPathFinder):
         finally:
             self._searching.discard(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Calling(spec.loader, self._hooks[fullname])
+            spec.loader = _CallingLoader(spec.loader, self._hooks[fullname])
         return spec
 
 
-class _Calling(Loader):
+class _CallingLoader(Loader):
     """A loader that hands everything to the real one, then calls the hook."""
 
     def __init__(self, loader: Loader, hook: Hook) -> None:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_box import KEEPER, NAME, Box, T, gone, kill, unshare
+from fault_box import NAME, REAPER, Box, T, gone, kill, unshare
 
 from pytest_hfbudget.endpoints import process
 
@@ -49,30 +49,30 @@ def test_a_kill_before_the_resume_is_sent_resumes_nothing(box: Box) -> None:
     box.judge(end, resumes=0)
 
 
-def test_a_kill_while_the_keeper_proves_that_it_can_pause_resumes_nothing(box: Box) -> None:
+def test_a_kill_while_the_reaper_proves_that_it_can_pause_resumes_nothing(box: Box) -> None:
     """Row 4."""
     box.hub.add_fault("get", skip=2, hang=60, then="close")
     box.suite()
     run = box.start()
-    run.sees(op="get", agent=KEEPER)
+    run.sees(op="get", agent=REAPER)
     end = run.send(signal.SIGKILL)
     run.wait()
     box.judge(end, resumes=0)
 
 
-# -- a keeper that is killed
+# -- a reaper that is killed
 
 
 @pytest.mark.quick
-def test_a_keeper_that_is_killed_in_a_test_is_replaced_or_pauses(box: Box) -> None:
+def test_a_reaper_that_is_killed_in_a_test_is_replaced_or_pauses(box: Box) -> None:
     """Row 29: noticed within a second although the test goes on, and the run is red."""
     box.suite(TWO)
     run = box.start()
     run.reached("one")
-    (keeper,) = box.keepers()
+    (reaper,) = box.reapers()
     end = box.now()
-    kill(keeper)
-    assert gone(keeper)
+    kill(reaper)
+    assert gone(reaper)
     try:
         noticed = box.noticed(end, within=2)
     except TimeoutError:
@@ -86,16 +86,16 @@ def test_a_keeper_that_is_killed_in_a_test_is_replaced_or_pauses(box: Box) -> No
     assert code == 1
 
 
-def test_a_keeper_and_then_its_run_are_killed(box: Box) -> None:
+def test_a_reaper_and_then_its_run_are_killed(box: Box) -> None:
     """Row 29: a second between the two is enough."""
     box.suite()
     run = box.start()
     run.reached()
-    (keeper,) = box.keepers()
+    (reaper,) = box.reapers()
     end = box.now()
-    kill(keeper)
-    assert gone(keeper)
-    # What the next keeper does first is to reach for the endpoint; without one, wait a second.
+    kill(reaper)
+    assert gone(reaper)
+    # What the next reaper does first is to reach for the endpoint; without one, wait a second.
     with contextlib.suppress(TimeoutError):
         box.noticed(end, within=T)
     end = run.send(signal.SIGKILL)
@@ -103,13 +103,13 @@ def test_a_keeper_and_then_its_run_are_killed(box: Box) -> None:
     box.judge(end)
 
 
-def test_keepers_that_are_killed_with_their_seconds_mean_a_pause_and_a_red_run(box: Box) -> None:
+def test_reapers_that_are_killed_with_their_seconds_mean_a_pause_and_a_red_run(box: Box) -> None:
     """Row 29: the run itself has one started anew between tests, and then pauses."""
     box.suite(TWO)
     run = box.start()
     for test in ("one", "two"):
         run.reached(test)
-        box.kill_keepers()
+        box.kill_reapers()
         box.open_gate(test)
     code = run.wait()
     box.judge(None)
@@ -117,20 +117,20 @@ def test_keepers_that_are_killed_with_their_seconds_mean_a_pause_and_a_red_run(b
 
 
 @pytest.mark.quick
-def test_a_keeper_and_its_second_that_are_killed_at_once_and_then_the_run(box: Box) -> None:
+def test_a_reaper_and_its_second_that_are_killed_at_once_and_then_the_run(box: Box) -> None:
     """Row 29: in one long test that does nothing."""
     box.suite()
     run = box.start()
     run.reached()
     killed = box.now()
-    box.kill_keepers(but_reserves=True)
+    box.kill_reapers(but_reserves=True)
     box.noticed(killed)
     end = run.send(signal.SIGKILL)
     run.wait()
     box.judge(end)
 
 
-def test_a_command_whose_keeper_and_standbys_are_killed_at_once_has_others_started(
+def test_a_command_whose_reaper_and_standbys_are_killed_at_once_has_others_started(
     box: Box,
 ) -> None:
     """Row 29: `hfbudget run`, which is killed too, some time later."""
@@ -141,7 +141,7 @@ def test_a_command_whose_keeper_and_standbys_are_killed_at_once_has_others_start
     theirs.close()
     run.sees(op="health", phase="answered")
     killed = box.now()
-    box.kill_keepers()
+    box.kill_reapers()
     box.noticed(killed)
     end = run.send(signal.SIGKILL)
     run.wait()
@@ -150,32 +150,32 @@ def test_a_command_whose_keeper_and_standbys_are_killed_at_once_has_others_start
 
 
 @pytest.mark.quick
-def test_a_keeper_that_is_stopped_is_stood_in_for_when_its_run_is_killed(box: Box) -> None:
+def test_a_reaper_that_is_stopped_is_stood_in_for_when_its_run_is_killed(box: Box) -> None:
     """Row 39: while it stays stopped."""
     box.suite()
     run = box.start()
     run.reached()
-    (keeper,) = box.keepers()
-    kill(keeper, signal.SIGSTOP)
+    (reaper,) = box.reapers()
+    kill(reaper, signal.SIGSTOP)
     end = run.send(signal.SIGKILL)
     run.wait()
     box.judge(end, within=T + STOPPED_S)
 
 
-def test_a_keeper_and_its_second_that_are_stopped_are_stood_in_for(box: Box) -> None:
+def test_a_reaper_and_its_second_that_are_stopped_are_stood_in_for(box: Box) -> None:
     """Row 39."""
     box.suite()
     run = box.start()
     run.reached()
     box.complete()
-    for pid in (*box.keepers(), *box.seconds()):
+    for pid in (*box.reapers(), *box.seconds()):
         kill(pid, signal.SIGSTOP)
     end = run.send(signal.SIGKILL)
     run.wait()
     box.judge(end, within=T + STOPPED_S)
 
 
-def test_a_second_that_is_stopped_is_stood_in_for_when_the_keeper_and_the_run_are_killed(
+def test_a_second_that_is_stopped_is_stood_in_for_when_the_reaper_and_the_run_are_killed(
     box: Box,
 ) -> None:
     """Rows 29, 39."""
@@ -185,29 +185,29 @@ def test_a_second_that_is_stopped_is_stood_in_for_when_the_keeper_and_the_run_ar
     box.complete()
     for pid in box.seconds():
         kill(pid, signal.SIGSTOP)
-    for pid in box.keepers():
+    for pid in box.reapers():
         kill(pid)
     end = run.send(signal.SIGKILL)
     run.wait()
     box.judge(end, within=T + STOPPED_S)
 
 
-def test_a_keeper_that_is_stopped_in_its_pause_is_stood_in_for(box: Box) -> None:
+def test_a_reaper_that_is_stopped_in_its_pause_is_stood_in_for(box: Box) -> None:
     """Row 39: the run waits for it meanwhile."""
     box.hub.add_fault("pause", lie=True)
     box.suite()
     run = box.start()
     run.reached()
-    (keeper,) = box.keepers()
+    (reaper,) = box.reapers()
     box.open_gate("test")
     run.sees(op="pause")
-    kill(keeper, signal.SIGSTOP)
+    kill(reaper, signal.SIGSTOP)
     assert run.wait() == 1
     box.judge(None)
 
 
 @pytest.mark.parametrize("by", ["sweep", "the next run"])
-def test_what_only_a_stopped_keeper_is_left_to_pause_is_paused_by_another(
+def test_what_only_a_stopped_reaper_is_left_to_pause_is_paused_by_another(
     box: Box, by: str
 ) -> None:
     """Row 39: its standbys and its run are dead."""
@@ -215,14 +215,14 @@ def test_what_only_a_stopped_keeper_is_left_to_pause_is_paused_by_another(
     run = box.start()
     run.reached()
     box.complete()
-    (keeper,) = box.keepers()
-    kill(keeper, signal.SIGSTOP)
+    (reaper,) = box.reapers()
+    kill(reaper, signal.SIGSTOP)
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in (*box.seconds(), *box.reserves()):
             kill(pid, number)
     end = run.send(signal.SIGKILL)
     run.wait()
-    assert not gone(keeper, 0.5)
+    assert not gone(reaper, 0.5)
     resumes = len(box.requests("resume"))
     if by == "sweep":
         assert box.command("sweep").process.returncode == 0
@@ -237,45 +237,45 @@ def test_what_only_a_stopped_keeper_is_left_to_pause_is_paused_by_another(
     assert box.state_of() == "paused"
     assert len(box.requests("resume", endpoint=NAME)) == resumes
     paused = len(box.requests("pause", endpoint=NAME))
-    kill(keeper, signal.SIGCONT)
-    assert gone(keeper)
+    kill(reaper, signal.SIGCONT)
+    assert gone(reaper)
     assert len(box.requests("pause", endpoint=NAME)) == paused
     box.judge(end, within=60)
 
 
-def test_a_keeper_that_is_killed_before_the_end_is_stood_in_for(box: Box) -> None:
+def test_a_reaper_that_is_killed_before_the_end_is_stood_in_for(box: Box) -> None:
     """Row 29: while it pauses."""
     box.suite()
     run = box.start()
     run.reached()
-    (keeper,) = box.keepers()
+    (reaper,) = box.reapers()
     box.hub.add_fault("pause", hang=60, then="close")
     box.open_gate("test")
     run.sees(op="pause")
     end = box.now()
-    kill(keeper)
+    kill(reaper)
     code = run.wait()
     box.judge(end)
     assert code == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals_do_not_end_the_keeper(box: Box, number: signal.Signals) -> None:
-    """Row 29: a shutdown tells every process, and the keeper still has work."""
+def test_signals_do_not_end_the_reaper(box: Box, number: signal.Signals) -> None:
+    """Row 29: a shutdown tells every process, and the reaper still has work."""
     box.suite()
     run = box.start()
     run.reached()
-    (keeper,) = box.keepers()
-    kill(keeper, number)
+    (reaper,) = box.reapers()
+    kill(reaper, number)
     end = run.send(signal.SIGKILL)
     run.wait()
     box.judge(end)
 
 
-# -- a keeper that is not to be had
+# -- a reaper that is not to be had
 
 
-NO_KEEPER = {
+NO_REAPER = {
     "no-interpreter": "sys.executable = '/nonexistent/python'",
     "no-descriptors": """
         import resource
@@ -288,12 +288,12 @@ NO_KEEPER = {
 }
 
 
-@pytest.mark.parametrize("lack", NO_KEEPER)
-def test_without_a_keeper_nothing_is_resumed(box: Box, lack: str) -> None:
+@pytest.mark.parametrize("lack", NO_REAPER)
+def test_without_a_reaper_nothing_is_resumed(box: Box, lack: str) -> None:
     """Row 30."""
     box.conftest(f"""
         def pytest_collection_finish():
-            {NO_KEEPER[lack].strip()}
+            {NO_REAPER[lack].strip()}
     """)
     box.suite()
     assert box.start("-s", "--tb=short").wait() != 0
@@ -350,7 +350,7 @@ def test_a_user_who_may_start_no_process_resumes_nothing(box: Box) -> None:
 
 
 @pytest.mark.parametrize("when", ["before-it-is-detached", "before-it-is-ready"])
-def test_a_keeper_that_hangs_before_it_is_ready_resumes_nothing(box: Box, when: str) -> None:
+def test_a_reaper_that_hangs_before_it_is_ready_resumes_nothing(box: Box, when: str) -> None:
     """Row 31."""
     box.hurry(arm_timeout_s=1)
     sleeper = box.path / "sleeper"
@@ -400,33 +400,33 @@ def test_a_stopped_run_keeps_its_endpoint_until_it_is_killed(box: Box) -> None:
     box.suite()
     run = box.start()
     run.reached()
-    (keeper,) = box.keepers()
+    (reaper,) = box.reapers()
     stopped = run.send(signal.SIGSTOP)
-    kill(keeper, signal.SIGSTOP)
-    assert not gone(keeper, 2)
-    kill(keeper, signal.SIGCONT)
+    kill(reaper, signal.SIGSTOP)
+    assert not gone(reaper, 2)
+    kill(reaper, signal.SIGCONT)
     assert box.hub.log(op="pause", after=stopped.seq) == []
     end = run.send(signal.SIGKILL)
     run.wait()
     box.judge(end)
 
 
-def test_a_stopped_keeper_pauses_when_it_goes_on(box: Box) -> None:
+def test_a_stopped_reaper_pauses_when_it_goes_on(box: Box) -> None:
     """Row 39: the run dies meanwhile."""
     box.suite()
     run = box.start()
     run.reached()
-    (keeper,) = box.keepers()
-    kill(keeper, signal.SIGSTOP)
+    (reaper,) = box.reapers()
+    kill(reaper, signal.SIGSTOP)
     run.send(signal.SIGKILL)
     run.wait()
-    assert not gone(keeper, 0.5)
+    assert not gone(reaper, 0.5)
     end = box.now()
-    kill(keeper, signal.SIGCONT)
+    kill(reaper, signal.SIGCONT)
     box.judge(end)
 
 
-def test_a_keeper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path) -> None:
+def test_a_reaper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path) -> None:
     """Row 40: an hour ahead and back with each look; the deadline is on the steady clock."""
     from pytest_hfbudget.endpoints.api import ControlPlane
     from pytest_hfbudget.endpoints.reaper_messages import Timings, Watch
@@ -532,7 +532,7 @@ def test_a_journal_that_is_cut_in_the_middle_of_a_line_loses_only_that_line(box:
 
 
 def test_several_writers_do_not_mix_their_lines(box: Box) -> None:
-    """Row 47: a keeper that writes about many endpoints at a time."""
+    """Row 47: a reaper that writes about many endpoints at a time."""
     names = [f"acme/e{number}" for number in range(6)]
     for name in names:
         box.hub.add_endpoint(name)
@@ -580,7 +580,7 @@ def test_a_kill_on_a_full_disk_is_paused(box: Box, number: signal.Signals) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_keepers_that_may_write_no_file_pause_all_the_same(
+def test_reapers_that_may_write_no_file_pause_all_the_same(
     box: Box, number: signal.Signals
 ) -> None:
     """Row 47: no space is left for them alone."""
@@ -588,7 +588,7 @@ def test_keepers_that_may_write_no_file_pause_all_the_same(
     run = box.start()
     run.reached()
     box.complete()
-    for pid in (*box.keepers(), *box.seconds(), *box.reserves()):
+    for pid in (*box.reapers(), *box.seconds(), *box.reserves()):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))
     end = run.send(number)
     run.wait()
@@ -602,15 +602,15 @@ def test_a_second_that_steps_in_without_a_folder_for_the_journal_pauses(box: Box
     run.reached()
     shutil.rmtree(box.state / "leases")
     (box.state / "leases").write_text("in the way")
-    (keeper,) = box.keepers()
-    kill(keeper)
-    assert gone(keeper)
+    (reaper,) = box.reapers()
+    kill(reaper)
+    assert gone(reaper)
     end = run.send(signal.SIGKILL)
     run.wait()
     box.judge(end)
 
 
-def test_keepers_that_get_no_thread_pause_one_endpoint_after_the_other(box: Box) -> None:
+def test_reapers_that_get_no_thread_pause_one_endpoint_after_the_other(box: Box) -> None:
     """Row 30: no memory is left for one when the run dies."""
     box.hub.add_endpoint("acme/other")
     box.suite("""
@@ -621,7 +621,7 @@ def test_keepers_that_get_no_thread_pause_one_endpoint_after_the_other(box: Box)
     run = box.start()
     run.reached()
     box.complete()
-    for pid in (*box.keepers(), *box.seconds(), *box.reserves()):
+    for pid in (*box.reapers(), *box.seconds(), *box.reserves()):
         size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
         resource.prlimit(pid, resource.RLIMIT_AS, (size + 2**20, size + 2**20))
     end = run.send(signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""A keeper whose interpreter can import this package and its HTTP client, and nothing else.
+"""A reaper whose interpreter can import this package and its HTTP client, and nothing else.
 
-Given with ``-p lonely_keeper``: what a run hands to its keeper is a folder with two links.
+Given with ``-p lonely_reaper``: what a run hands to its reaper is a folder with two links.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure() -> None:
-    """Put it up for the process that starts keepers; the imports come late on purpose."""
+    """Put it up for the process that starts reapers; the imports come late on purpose."""
     import urllib3
 
     import pytest_hfbudget

@@ -1,4 +1,4 @@
-"""The keeper: what ends a run ends neither the keeper nor the promise."""
+"""The reaper: what ends a run ends neither the reaper nor the promise."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.journal import leases, leases_dir, unfinished
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.process import start_time
-from pytest_hfbudget.endpoints.reaper_client import KeeperLink
+from pytest_hfbudget.endpoints.reaper_client import ReaperClient
 from pytest_hfbudget.endpoints.reaper_messages import Arm
-from pytest_hfbudget.endpoints.types import EndpointSettings
 from pytest_hfbudget.errors import EndpointError
 
 from .conftest import (
@@ -26,9 +26,9 @@ from .conftest import (
     Owner,
     comm_of,
     gone,
-    keepers_of,
     kill,
     kill_all,
+    reapers_of,
     reserves_of,
     seconds_of,
     until,
@@ -51,7 +51,7 @@ def test_a_killed_run_is_paused_at_once(
     run = owner()
     delay = paused_within(hub, run.end(signal.SIGKILL))
     assert delay < 0.5
-    assert gone(run.keeper)
+    assert gone(run.reaper)
     (lease,) = leases(leases_dir(settings.state_dir))
     assert lease.finished
     assert sorted(path.name for path in leases_dir(settings.state_dir).iterdir()) == ["run-1.jsonl"]
@@ -67,7 +67,7 @@ def test_a_run_that_just_ends_is_paused(hub: EmulatorClient, owner: Start, deed:
     run = owner()
     run.tell(deed)
     hub.wait_for(kind="state", state="paused")
-    assert gone(run.keeper)
+    assert gone(run.reaper)
 
 
 def test_a_forked_child_that_holds_every_descriptor_delays_nothing(
@@ -77,29 +77,29 @@ def test_a_forked_child_that_holds_every_descriptor_delays_nothing(
     child = int(run.tell("fork"))
     try:
         assert paused_within(hub, run.end()) < 0.5
-        assert gone(run.keeper)
+        assert gone(run.reaper)
     finally:
         os.kill(child, signal.SIGKILL)
 
 
-def test_killing_the_process_group_does_not_reach_the_keeper(hub: EmulatorClient, owner: Start):
+def test_killing_the_process_group_does_not_reach_the_reaper(hub: EmulatorClient, owner: Start):
     run = owner()
-    assert os.getpgid(run.keeper) != os.getpgid(run.process.pid)
-    assert os.getsid(run.keeper) != os.getsid(run.process.pid)
+    assert os.getpgid(run.reaper) != os.getpgid(run.process.pid)
+    assert os.getsid(run.reaper) != os.getsid(run.process.pid)
     os.killpg(run.process.pid, signal.SIGKILL)
     hub.wait_for(kind="state", state="paused")
 
 
-def test_the_keeper_is_not_in_the_runs_process_tree(owner: Start):
+def test_the_reaper_is_not_in_the_runs_process_tree(owner: Start):
     run = owner()
-    parents = Path(f"/proc/{run.keeper}/stat").read_text().rpartition(")")[2].split()
+    parents = Path(f"/proc/{run.reaper}/stat").read_text().rpartition(")")[2].split()
     assert int(parents[1]) not in (run.process.pid, os.getpid())
 
 
-def test_signals_do_not_end_the_keeper(hub: EmulatorClient, owner: Start):
+def test_signals_do_not_end_the_reaper(hub: EmulatorClient, owner: Start):
     run = owner()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        os.kill(run.keeper, number)
+        os.kill(run.reaper, number)
     run.end()
     hub.wait_for(kind="state", state="paused")
 
@@ -108,7 +108,7 @@ def test_a_process_that_closes_all_descriptors_is_paused_at_once(hub: EmulatorCl
     run = owner()
     assert run.tell("wreck") == "wrecked"
     hub.wait_for(kind="state", state="paused")
-    assert gone(run.keeper)
+    assert gone(run.reaper)
     assert run.tell("finish") == "[true]"
 
 
@@ -141,7 +141,7 @@ def test_all_endpoints_are_asked_before_any_is_verified(hub: EmulatorClient, own
     hub.add_fault("pause", times=None, delay=0.1)
     before = hub.last()
     run.end()
-    assert gone(run.keeper)
+    assert gone(run.reaper)
     ops = [each["op"] for each in hub.log(after=before, kind="request", phase="arrived")]
     assert ops[:4] == ["pause"] * 4
 
@@ -149,9 +149,9 @@ def test_all_endpoints_are_asked_before_any_is_verified(hub: EmulatorClient, own
 def test_a_killed_run_gives_the_endpoint_its_settings_back(hub: EmulatorClient, owner: Start):
     run = owner()
     run.end()
-    assert gone(run.keeper)
+    assert gone(run.reaper)
     (shown,) = hub.log(kind="request", op="update", phase="answered")[-1:]
-    assert "(keeper)" in shown["agent"]
+    assert "(reaper)" in shown["agent"]
     assert shown["status"] == 200
 
 
@@ -162,14 +162,14 @@ def test_faults_at_the_moment_of_the_kill_are_outlasted(hub: EmulatorClient, own
     hub.add_fault("pause", lie=True)
     run.end()
     hub.wait_for(kind="state", state="paused")
-    assert gone(run.keeper)
+    assert gone(run.reaper)
 
 
 def test_the_token_is_nowhere_to_be_found(
     hub: EmulatorClient, owner: Start, settings: EndpointSettings
 ):
     run = owner(HF_TOKEN=TOKEN, SECRET_OF_THE_JOB="x", RUNNER_TRACKING_ID="github_1")
-    proc = Path(f"/proc/{run.keeper}")
+    proc = Path(f"/proc/{run.reaper}")
     assert TOKEN.encode() not in (proc / "cmdline").read_bytes()
     environ = (proc / "environ").read_bytes()
     assert TOKEN.encode() not in environ
@@ -178,15 +178,15 @@ def test_the_token_is_nowhere_to_be_found(
     hub.add_fault("pause", status=503)  # so that something goes wrong that might be logged
     files = [path.read_bytes() for path in settings.state_dir.rglob("*") if path.is_file()]
     run.end()
-    assert gone(run.keeper)
+    assert gone(run.reaper)
     files += [path.read_bytes() for path in settings.state_dir.rglob("*") if path.is_file()]
     assert len(files) >= 3
     assert not any(TOKEN.encode() in content for content in files)
 
 
-def test_the_keeper_needs_nothing_of_its_owners_surroundings(owner: Start):
+def test_the_reaper_needs_nothing_of_its_owners_surroundings(owner: Start):
     run = owner()
-    proc = Path(f"/proc/{run.keeper}")
+    proc = Path(f"/proc/{run.reaper}")
     assert os.readlink(proc / "cwd") == "/"
     open_files = {os.readlink(fd) for fd in (proc / "fd").iterdir()}
     assert not [name for name in open_files if "pipe" in name], "it holds a pipe of the owner's"
@@ -195,43 +195,43 @@ def test_the_keeper_needs_nothing_of_its_owners_surroundings(owner: Start):
 def test_a_stopped_owner_is_not_a_dead_one(hub: EmulatorClient, owner: Start):
     run = owner()
     run.end(signal.SIGSTOP)
-    os.kill(run.keeper, signal.SIGSTOP)
-    os.kill(run.keeper, signal.SIGCONT)
+    os.kill(run.reaper, signal.SIGSTOP)
+    os.kill(run.reaper, signal.SIGCONT)
     assert hub.log(op="pause") == []
     run.end(signal.SIGKILL)
     hub.wait_for(kind="state", state="paused")
 
 
-# -- a keeper that is lost
+# -- a reaper that is lost
 
 
-def test_a_killed_keeper_is_replaced_although_the_run_does_nothing(
+def test_a_killed_reaper_is_replaced_although_the_run_does_nothing(
     hub: EmulatorClient, lifecycle: Make
 ):
     run = lifecycle()
     run.ensure("acme/llm")
-    first, seen = run.keeper_pid, hub.last()
+    first, seen = run.reaper_pid, hub.last()
     kill(first)
     reached = hub.wait_for(op="get", phase="arrived", after=seen)
-    assert "(keeper)" in reached["agent"]
+    assert "(reaper)" in reached["agent"]
     assert hub.log(op="pause") == []
     (receipt,) = run.finish()
-    assert run.keeper_pid != first
+    assert run.reaper_pid != first
     assert receipt.verified
     assert "another one has stepped in" in receipt.warnings[0]
     (pause,) = hub.log(op="pause", phase="arrived")
-    assert "(keeper)" in pause["agent"]
+    assert "(reaper)" in pause["agent"]
 
 
-def test_keepers_that_are_killed_one_after_the_other_are_all_replaced(
+def test_reapers_that_are_killed_one_after_the_other_are_all_replaced(
     hub: EmulatorClient, lifecycle: Make
 ):
     run = lifecycle()
     run.ensure("acme/llm")
     for _ in range(3):
-        known = run.keeper_pid
+        known = run.reaper_pid
         kill(known)
-        assert until(lambda known=known: run.tend() or run.keeper_pid != known)
+        assert until(lambda known=known: run.tend() or run.reaper_pid != known)
     assert hub.log(op="pause") == []
     (receipt,) = run.finish()
     assert receipt.verified
@@ -245,28 +245,28 @@ def test_a_second_that_is_killed_is_replaced(
     (second,) = seconds_of(settings.state_dir, settings.run)
     kill(second)
     seen = hub.last()
-    run.pause_after(3600)  # goes by the keeper, which looks after its second in the same turn
+    run.pause_after(3600)  # goes by the reaper, which looks after its second in the same turn
     assert until(lambda: any(pid != second for pid in seconds_of(settings.state_dir, settings.run)))
-    kill(run.keeper_pid)
+    kill(run.reaper_pid)
     hub.wait_for(op="get", phase="arrived", after=seen)
     (receipt,) = run.finish()
     assert receipt.verified
 
 
-def test_a_keeper_that_is_killed_while_it_pauses_is_stood_in_for(hub: EmulatorClient, owner: Start):
+def test_a_reaper_that_is_killed_while_it_pauses_is_stood_in_for(hub: EmulatorClient, owner: Start):
     run = owner()
     hub.add_fault("pause", hang=60, then="close")
     run.end(signal.SIGKILL)
     hub.wait_for(op="pause", phase="arrived")
-    kill(run.keeper)
+    kill(run.reaper)
     hub.wait_for(kind="state", state="paused")
 
 
-def test_a_limit_outlives_the_keeper_that_was_told_it(hub: EmulatorClient, lifecycle: Make):
+def test_a_limit_outlives_the_reaper_that_was_told_it(hub: EmulatorClient, lifecycle: Make):
     run = lifecycle()
     run.ensure("acme/llm")
     run.pause_after(1.5)
-    kill(run.keeper_pid)
+    kill(run.reaper_pid)
     hub.wait_for(kind="state", state="paused", timeout=5)
     assert "time that this run may pay for is over" in run.paused_early()["acme/llm"]
 
@@ -281,22 +281,22 @@ def test_no_standby_stays_behind(lifecycle: Make, settings: EndpointSettings):
     assert gone(reserve)
 
 
-def test_a_keeper_and_its_second_that_are_killed_at_once_are_stood_in_for(
+def test_a_reaper_and_its_second_that_are_killed_at_once_are_stood_in_for(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle()
     run.ensure("acme/llm")
-    pair = (run.keeper_pid, *seconds_of(settings.state_dir, settings.run))
+    pair = (run.reaper_pid, *seconds_of(settings.state_dir, settings.run))
     assert until(lambda: reserves_of(settings.state_dir, settings.run))
     seen = hub.last()
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pair:
             os.kill(pid, number)
     reached = hub.wait_for(op="get", phase="arrived", after=seen)
-    assert "(keeper)" in reached["agent"]
+    assert "(reaper)" in reached["agent"]
     assert hub.log(op="pause") == []
     (receipt,) = run.finish()
-    assert run.keeper_pid not in pair
+    assert run.reaper_pid not in pair
     assert receipt.verified
     assert "another one has stepped in" in receipt.warnings[0]
 
@@ -314,37 +314,37 @@ def test_a_reserve_that_is_killed_is_replaced(
     assert len(hub.log(op="pause", phase="arrived")) == 1
 
 
-def test_a_keeper_that_is_stopped_is_stood_in_for_at_the_end(
+def test_a_reaper_that_is_stopped_is_stood_in_for_at_the_end(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle()
     run.ensure("acme/llm")
-    stopped = run.keeper_pid
+    stopped = run.reaper_pid
     os.kill(stopped, signal.SIGSTOP)
     (receipt,) = run.finish()
     assert receipt.verified
     assert gone(stopped)
-    assert run.keeper_pid != stopped
+    assert run.reaper_pid != stopped
 
 
-def test_a_keeper_that_is_stopped_does_not_outlast_the_limit(
+def test_a_reaper_that_is_stopped_does_not_outlast_the_limit(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle()
     run.pause_after(2)
     run.ensure("acme/llm")
-    os.kill(run.keeper_pid, signal.SIGSTOP)
+    os.kill(run.reaper_pid, signal.SIGSTOP)
     hub.wait_for(kind="state", state="paused", timeout=10)
 
 
-def test_what_finds_pytest_by_its_name_does_not_find_a_keeper(
+def test_what_finds_pytest_by_its_name_does_not_find_a_reaper(
     lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle()
     run.ensure("acme/llm")
     assert until(lambda: reserves_of(settings.state_dir, settings.run))
     paths = (str(settings.state_dir).encode(), sys.executable.encode())
-    for pid in keepers_of(settings.state_dir):
+    for pid in reapers_of(settings.state_dir):
         said = Path(f"/proc/{pid}/cmdline").read_bytes()
         for path in paths:  # a user's own
             said = said.replace(path, b"")
@@ -352,24 +352,24 @@ def test_what_finds_pytest_by_its_name_does_not_find_a_keeper(
         assert comm_of(pid).startswith("hfbudget-")
 
 
-def test_a_keeper_whose_standbys_died_with_it_is_replaced_between_tests(
+def test_a_reaper_whose_standbys_died_with_it_is_replaced_between_tests(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle()
     run.ensure("acme/llm")
-    first = run.keeper_pid
+    first = run.reaper_pid
     kill_all(run, settings)
     run.tend()
-    assert run.keeper_pid != first
+    assert run.reaper_pid != first
     assert hub.log(op="pause") == []
     (receipt,) = run.finish()
     assert receipt.verified
     assert "was killed" in receipt.warnings[0]
     (pause,) = hub.log(op="pause", phase="arrived")
-    assert "(keeper)" in pause["agent"]
+    assert "(reaper)" in pause["agent"]
 
 
-def test_a_keeper_that_is_killed_again_means_a_pause_at_once(
+def test_a_reaper_that_is_killed_again_means_a_pause_at_once(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle()
@@ -384,7 +384,7 @@ def test_a_keeper_that_is_killed_again_means_a_pause_at_once(
     assert unfinished(leases_dir(settings.state_dir)) == ()
 
 
-def test_a_keeper_that_is_found_dead_at_the_end_is_stood_in_for(
+def test_a_reaper_that_is_found_dead_at_the_end_is_stood_in_for(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle()
@@ -396,7 +396,7 @@ def test_a_keeper_that_is_found_dead_at_the_end_is_stood_in_for(
     assert unfinished(leases_dir(settings.state_dir)) == ()
 
 
-# -- a keeper that can't be had
+# -- a reaper that can't be had
 
 
 def arm(settings: EndpointSettings, **changes: object) -> Arm:
@@ -412,7 +412,7 @@ def arm(settings: EndpointSettings, **changes: object) -> Arm:
     return Arm(**{**known, **changes})  # type: ignore[arg-type]
 
 
-def test_a_keeper_that_hangs_before_it_is_ready_is_not_waited_for(
+def test_a_reaper_that_hangs_before_it_is_ready_is_not_waited_for(
     settings: EndpointSettings, tmp_path: Path
 ):
     held: list[socket.socket] = []
@@ -423,11 +423,11 @@ def test_a_keeper_that_hangs_before_it_is_ready_is_not_waited_for(
     with pytest.raises(
         EndpointError, match=r"has not answered within 0\.1 s, so nothing is resumed"
     ):
-        KeeperLink.start(arm(settings), log=tmp_path / "log", timeout_s=0.1, spawn=silent)
+        ReaperClient.start(arm(settings), log=tmp_path / "log", timeout_s=0.1, spawn=silent)
     held[0].close()
 
 
-def test_a_keeper_that_dies_at_once_leaves_its_last_words(
+def test_a_reaper_that_dies_at_once_leaves_its_last_words(
     settings: EndpointSettings, tmp_path: Path
 ):
     in_the_way = tmp_path / "file"
@@ -436,7 +436,7 @@ def test_a_keeper_that_dies_at_once_leaves_its_last_words(
     with pytest.raises(
         EndpointError, match=r"has ended, so nothing is resumed\. .*journal of leases"
     ):
-        KeeperLink.start(broken, log=tmp_path / "log", timeout_s=10)
+        ReaperClient.start(broken, log=tmp_path / "log", timeout_s=10)
 
 
 def test_without_an_interpreter_nothing_is_resumed(
@@ -448,7 +448,7 @@ def test_without_an_interpreter_nothing_is_resumed(
     assert hub.log(op="resume") == []
 
 
-def test_a_keeper_that_cannot_reach_the_server_means_no_resume(
+def test_a_reaper_that_cannot_reach_the_server_means_no_resume(
     hub: EmulatorClient, lifecycle: Make
 ):
     hub.add_fault("get", skip=1, times=None, status=503)
@@ -463,7 +463,7 @@ def test_an_owner_that_is_dead_already_is_noticed(settings: EndpointSettings, tm
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     dead = arm(settings, owner_pid=child.pid, owner_start="1")
-    link = KeeperLink.start(dead, log=tmp_path / "log", timeout_s=10)
+    link = ReaperClient.start(dead, log=tmp_path / "log", timeout_s=10)
     assert link.pid is not None
     assert gone(link.pid)
     link.close()
