@@ -36,7 +36,8 @@ from pytest_hfbudget.errors import (
     LedgerUnreachableError,
     UnpricedCallError,
 )
-from pytest_hfbudget.ledger import Scope, Totals, client
+from pytest_hfbudget.ledger import Scope, Totals
+from pytest_hfbudget.ledger.rpc import client
 from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
