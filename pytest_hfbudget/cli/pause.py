@@ -38,7 +38,7 @@ def pause(
     Exit codes: 0 every pause is verified, or there was nothing to pause; 1 at least one is not
     verified or was left alone, or the question was answered with no; 2 wrong usage.
     """
-    from pytest_hfbudget.cli.bulk_pause import BulkPauser
+    from pytest_hfbudget.cli.bulk_pause import BulkPauser, print_outcomes
     from pytest_hfbudget.cli.holders import Records
 
     records = Records.read(access.api())
@@ -51,7 +51,7 @@ def pause(
     elif not outcomes:
         click.echo("nothing to pause")
     else:
-        output.print_outcomes(outcomes)
+        print_outcomes(outcomes)
     sys.exit(0 if all(outcome.verified for outcome in outcomes) else 1)
 
 

@@ -83,6 +83,8 @@ def _sweep(
 
 
 def _show(swept: tuple[SweepOutcome, ...], dry_run: bool) -> None:
+    from pytest_hfbudget.cli.bulk_pause import print_outcomes
+
     if not swept:
         click.echo("nothing is left of dead runs")
     for one in swept:
@@ -91,4 +93,4 @@ def _show(swept: tuple[SweepOutcome, ...], dry_run: bool) -> None:
         elif dry_run:
             click.echo(f"{one.name}: would be paused, {one.why} (run {one.run})")
         else:
-            output.print_outcomes([one])
+            print_outcomes([one])

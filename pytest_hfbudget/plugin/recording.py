@@ -13,7 +13,7 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.plugin.console import say
-from pytest_hfbudget.plugin.verdicts import is_part
+from pytest_hfbudget.plugin.outcomes import is_part
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Recording:
 
     # --- an increase
 
-    def dearer(
+    def costlier(
         self, item: pytest.Item, report: pytest.TestReport, ledger: LedgerLike, key: str
     ) -> str | None:
         """Why a test fails for what it costs, once; None if it does not.
