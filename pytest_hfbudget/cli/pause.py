@@ -79,7 +79,9 @@ def _awake(namespace: str) -> Iterable[str]:
 
 def _ask(wanted: tuple[str, ...]) -> None:
     if not sys.stdin.isatty():
-        raise click.UsageError("--all asks before it pauses, and nobody is there: add --yes.")
+        raise click.UsageError(
+            "--all asks before it pauses, and there is no terminal to ask on: add --yes."
+        )
     for name in wanted:
         click.echo(f"  {name}", err=True)
     click.confirm(f"Pause these {len(wanted)}?", abort=True, err=True)

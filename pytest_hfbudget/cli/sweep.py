@@ -25,7 +25,7 @@ TOO_MANY = 3
     "most",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Pause at most N; what is above it is left for somebody to look at.",
+    help="Pause at most N; what is above it is left as it is, for a person to look at.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 def sweep(namespaces: tuple[str, ...], dry_run: bool, most: int | None, as_json: bool) -> None:

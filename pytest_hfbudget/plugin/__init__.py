@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the settings, and wait for somebody to import huggingface_hub."""
+    """Read the settings, and wait until huggingface_hub is imported."""
     options.register_markers(config)
     if config.getoption("help", False) or config.getoption("version", False):
         return  # nothing runs, and a wrong setting must not stand in the way of its explanation

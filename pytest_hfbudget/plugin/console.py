@@ -33,7 +33,7 @@ def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bo
 
 
 def on_a_terminal(config: pytest.Config) -> bool:
-    """Whether somebody watches lines change."""
+    """Whether the output is a terminal, where a line can be overwritten."""
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     return bool(terminal and terminal.isatty)
 

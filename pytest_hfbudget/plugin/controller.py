@@ -51,7 +51,7 @@ class ControllerServer:
         return self._server.path
 
     def close(self) -> None:
-        """Serve nobody any more."""
+        """Stop serving workers."""
         self._server.stop()
 
     def _questions(self) -> dict[str, Callable[..., Any]]:

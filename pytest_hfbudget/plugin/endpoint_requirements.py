@@ -88,7 +88,7 @@ class EndpointRequirements:
             self._ensure(names)
 
     def decide(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
-        """Bring up what an undecided test needs, unless it turns out that it calls nobody.
+        """Bring up what an undecided test needs, unless it turns out that it makes no calls.
 
         Raises:
             EndpointError: an endpoint can't be brought up.

@@ -137,7 +137,7 @@ class RunEndpoints:
                 self.sharing.accrue(time.monotonic())
 
     def _end_what_was_paused(self) -> None:
-        """What the reaper has paused before anybody asked begins no more minutes."""
+        """What the reaper has paused by itself begins no more minutes."""
         early = self._lifecycle.paused_early()
         for receipt in self._lifecycle.live() if early else ():
             if receipt.name in early and receipt.paused_at is not None:
@@ -232,7 +232,7 @@ class RunEndpoints:
 
     @at_work
     def revive(self, name: str) -> bool:
-        """Bring an endpoint back that somebody else has paused; whether it is back.
+        """Bring back an endpoint that another process has paused; returns whether it is back.
 
         Raises:
             BudgetExceededError: it was paused by this run, for the sake of its cap.
@@ -298,7 +298,7 @@ class RunEndpoints:
         if nano_per_minute is None:
             if caps:
                 raise EndpointError(
-                    f"{name}: nobody knows what a minute of it costs, so {caps} can't hold it. "
+                    f"{name}: a minute of it has no known price, so {caps} can't hold it. "
                     "It was not resumed."
                 )
             return
@@ -396,7 +396,7 @@ def _line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
     if receipt.found_running:
         notes.insert(0, "was running before this run")
     if receipt.revived:
-        notes.insert(0, f"paused by somebody else meanwhile, resumed {receipt.revived} x more")
+        notes.insert(0, f"paused by another process meanwhile, resumed {receipt.revived} x more")
     return EndpointLine(
         name=receipt.name,
         state=receipt.state,

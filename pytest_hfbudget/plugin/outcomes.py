@@ -33,7 +33,7 @@ def mark(report: pytest.TestReport, item: pytest.Item, why: object) -> None:
     path, line, _ = item.reportinfo()
     report.outcome = "skipped"
     report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {NOT_RUN}: {why}")
-    vars(report).pop("wasxfail", None)  # it did not fail as expected: nobody knows
+    vars(report).pop("wasxfail", None)  # whether it would have failed as expected is unknown
     setattr(report, _MARK, True)
 
 

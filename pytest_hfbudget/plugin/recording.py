@@ -36,7 +36,7 @@ class Recording:
     ) -> None:
         self._config, self._settings, self._outcomes = config, settings, outcomes
         self.path = _path(config, settings)
-        self.narrowed = False  # whether somebody has deselected tests
+        self.narrowed = False  # whether tests were deselected
         self._costs: Costs | None = None
         self._stored = ""
         self._seconds: dict[str, float] = defaultdict(float)
@@ -149,7 +149,7 @@ class Recording:
     def _existing(self, session: pytest.Session) -> frozenset[str] | None:
         """Every test that there is; None where this run can't tell, as it had only a part of them.
 
-        With workers it never can: what these deselect, nobody else hears of.
+        With workers it never can: they don't tell what they deselect.
         """
         config = session.config
         narrowing = ("lf", "ignore", "ignore_glob", "continue_on_collection_errors")

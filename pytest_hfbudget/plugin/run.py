@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RUN = pytest.StashKey["Run"]()
 
-# Whoever imports one of these is about to spend, or to ask what was spent.
+# A test that imports one of these is about to spend, or to ask what was spent.
 DOORBELLS = ("huggingface_hub", "pytest_hfbudget.metering.budget")
 
 
@@ -108,7 +108,7 @@ class Run:
             self.role.problem(error)
             return
         marked = [item for item in items if _is_marked(item)]
-        # A suite that imports budget() has caps that nobody sees before they are entered, and
+        # A suite that imports budget() has caps that can't be seen before they are entered, and
         # prices are to be read before the first test, not in the middle of one.
         paid = (
             bool(marked) or self.settings.capped or "pytest_hfbudget.metering.budget" in sys.modules
@@ -261,7 +261,7 @@ class Run:
         self.role.announce()
 
     def _settle_all(self) -> None:
-        """Nothing is settled after this, so what is open is; refusals of nobody fail the run."""
+        """Settle what is open: nothing is settled later. Refusals outside tests fail the run."""
         if self.runtime is None:
             return
         self.runtime.children.close()

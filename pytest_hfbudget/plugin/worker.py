@@ -122,7 +122,7 @@ class Worker(Role):
     def used_up(self) -> bool:
         with suppress(LedgerUnreachableError):
             return bool(self._wire.ask("used_up"))
-        return True  # nobody pays any more
+        return True  # without its controller a worker spends nothing more
 
     def close(self) -> None:
         self._wire.close()
