@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(ROOT.glob("pytest_hfbudget/**/*.py"))
-TEXTS = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", *MODULES]
+PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md")
+TEXTS = [*sorted(ROOT.glob("docs/**/*.md")), *PAGES, *MODULES]
 QUOTED = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 DOTTED = re.compile(r"(?<![\w./-])([A-Za-z_]\w*)\.(\w+)(?![\w-])")
 FILES = {"py", "md", "json", "toml", "html", "yml", "sqlite3"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -161,3 +162,18 @@ def test_no_function_takes_too_many_parameters() -> None:
         if len(parameters(function)) > MOST_PARAMETERS and name not in WIDE
     }
     assert wide == {}
+
+
+PATHS = re.compile(r"`((?:\w+/)+\w*(?:\.py)?)`")
+
+
+def test_the_architecture_names_places_that_exist() -> None:
+    text = (FOLDER.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(PATHS.findall(text))
+    assert len(named) > 30
+    gone = {
+        name
+        for name in named
+        if not (FOLDER / name).exists() and not (FOLDER.parent / name).exists()
+    }
+    assert gone == set()
