@@ -64,7 +64,7 @@ ROWS = {
     34: Row("a pause is accepted and does not happen, or is undone", REAPER),
     35: Row("the endpoint is updating, pending, failed, scaled to zero at the pause", REAPER),
     36: Row("another user has deleted or paused it", REAPER),
-    37: Row("it was running before; it is kept so; no test names it", HOOKS),
+    37: Row("it was running before; it is kept so; the run does not name it", HOOKS),
     38: Row("two runs on one machine share it", "the last one out"),
     39: Row("the run or the reaper is stopped, and killed or continued", f"{REAPER}, {SECOND}"),
     40: Row("the clock jumps", REAPER),
