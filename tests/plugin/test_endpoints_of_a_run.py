@@ -185,6 +185,7 @@ def test_an_endpoint_that_fails_to_start_is_an_error_of_its_tests_and_is_paused(
     assert _counts(suite) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_pause_that_can_not_be_verified_fails_the_run(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
