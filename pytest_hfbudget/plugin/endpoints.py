@@ -60,7 +60,7 @@ class RunEndpoints:
         self.sharing = UptimeSharing(ledger, settings.billing_minute)
         self._armed_until = 0.0
         self._ticker: run_history.Ticker | None = None
-        self._tender: run_history.Ticker | None = None
+        self._tending: run_history.Ticker | None = None
         self._said: dict[str, tuple[str, float]] = {}
         self._lifecycle = Lifecycle(
             _terms(settings, run_id),
@@ -111,7 +111,7 @@ class RunEndpoints:
 
     def tend_alone(self) -> None:
         """Tend every second in a thread; for a process in which no test runs, so none can fork."""
-        self._tender = run_history.Ticker(TEND_S, self.tend)
+        self._tending = run_history.Ticker(TEND_S, self.tend)
 
     @at_work
     @off_loop()
@@ -214,7 +214,7 @@ class RunEndpoints:
     @at_work
     def finish(self) -> bool:
         """Wait for the pauses and book the uptime; whether every pause is verified."""
-        for ticker in filter(None, (self._ticker, self._tender)):
+        for ticker in filter(None, (self._ticker, self._tending)):
             ticker.stop()
         if self._receipts is None:
             receipts = self._lifecycle.finish()
