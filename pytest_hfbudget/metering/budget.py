@@ -13,12 +13,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError, HFBudgetWarning
+from pytest_hfbudget.ledger import Charge, Totals
 from pytest_hfbudget.ledger.scope import Scope
 from pytest_hfbudget.metering.budget_args import budget_args, thresholds
+from pytest_hfbudget.metering.summary import (
+    spent_before_switch,
+    spent_on_fallback,
+    summary_data,
+    summary_text,
+)
 from pytest_hfbudget.money import show, to_usd
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.ledger import Charge, Totals
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.metering.thresholds import Threshold
 
@@ -168,29 +174,20 @@ class budget:
     @property
     def switched_at_usd(self) -> Decimal | None:
         """USD spent before the first of those calls, None without one."""
-        spent = 0
-        for charge in self.calls:
-            if charge.instead_of:
-                return to_usd(spent)
-            spent += charge.nano_usd or 0
-        return None
+        return spent_before_switch(self.calls)
 
     @property
     def fallback_spent(self) -> Decimal:
         """USD charged for those calls."""
-        return to_usd(sum(c.nano_usd or 0 for c in self.calls if c.instead_of))
+        return spent_on_fallback(self.calls)
 
     def summary(self) -> str:
         """What was spent, in lines for people: the budget, then each model."""
-        from pytest_hfbudget.metering.summary import text
-
-        return text(self)
+        return summary_text(self.name, self.calls, cap=self._terms.cap)
 
     def summary_data(self) -> dict[str, Any]:
         """The same as plain data; money in USD, as `Decimal`."""
-        from pytest_hfbudget.metering.summary import data
-
-        return data(self)
+        return summary_data(self.calls, cap=self._terms.cap, spent=self._totals().spent)
 
     @property
     def calls(self) -> tuple[Charge, ...]:
@@ -201,8 +198,6 @@ class budget:
         return (*self._elsewhere, *self._runtime.meter.ledger.charges_in(self.scope.key))
 
     def _totals(self) -> Totals:
-        from pytest_hfbudget.ledger import Totals
-
         if self._runtime is None:
             return Totals()
         self._runtime.meter.drain()

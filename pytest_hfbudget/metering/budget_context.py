@@ -8,16 +8,30 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from pytest_hfbudget.ledger.scope import SESSION, Scope
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import BudgetExceededError
-    from pytest_hfbudget.metering.budget import budget
     from pytest_hfbudget.metering.thresholds import Threshold
     from pytest_hfbudget.pricing import Quote
+
+
+class OpenBudget(Protocol):
+    """A budget around a block of code, as far as the calls inside of it are concerned.
+
+    Attributes:
+        explicit: the price that it states.
+        thresholds: what is to happen from a part of it on.
+        refusals: the refusals that it answers for when it ends.
+    """
+
+    scope: Scope
+    explicit: Quote | None
+    thresholds: tuple[Threshold, ...]
+    refusals: list[BudgetExceededError]
 
 
 class ContextBlocks(NamedTuple):
@@ -30,7 +44,7 @@ class ContextBlocks(NamedTuple):
     """
 
     certain: bool
-    blocks: tuple[budget, ...] = ()
+    blocks: tuple[OpenBudget, ...] = ()
 
 
 class OpenBlock(NamedTuple):
@@ -44,7 +58,7 @@ class OpenBlock(NamedTuple):
         at: its place in the order of things: other tasks that were seen before it lie outside.
     """
 
-    block: budget
+    block: OpenBudget
     everywhere: bool
     thread: int
     task: ref[asyncio.Task[Any]] | None
@@ -94,7 +108,7 @@ class BudgetKey(NamedTuple):
     session: Scope
     test: RunningTest | None
     outer: InheritedBudgets
-    blocks: tuple[budget, ...]
+    blocks: tuple[OpenBudget, ...]
 
 
 _enclosed: ContextVar[ContextBlocks] = ContextVar("hfbudget_enclosed")
@@ -152,7 +166,7 @@ class BudgetContext:
     _seen: WeakKeyDictionary[asyncio.Task[Any], int] = field(default_factory=WeakKeyDictionary)
     _last: tuple[BudgetKey, ActiveBudgets] | None = None
 
-    def open_blocks(self) -> tuple[budget, ...]:
+    def open_blocks(self) -> tuple[OpenBudget, ...]:
         """The blocks around the running code, outermost first."""
         enclosed = self._here()
         if enclosed.certain:
@@ -160,7 +174,7 @@ class BudgetContext:
         shared = [opened.block for opened in tuple(self._opened) if opened.everywhere]
         return (*shared, *(block for block in enclosed.blocks if block not in shared))
 
-    def enter(self, block: budget) -> None:
+    def enter(self, block: OpenBudget) -> None:
         """Open a block in this context."""
         enclosed = self._here()
         _enclosed.set(enclosed._replace(blocks=(*enclosed.blocks, block)))
@@ -171,7 +185,7 @@ class BudgetContext:
         by = None if task is None else ref(task)
         self._opened.append(OpenBlock(block, enclosed.certain, here, by, at))
 
-    def leave(self, block: budget) -> None:
+    def leave(self, block: OpenBudget) -> None:
         """Close a block in this context; one that was entered twice is still open once."""
         if (enclosed := _enclosed.get(None)) is not None:
             _enclosed.set(enclosed._replace(blocks=_without_last(enclosed.blocks, block)))
@@ -188,7 +202,7 @@ class BudgetContext:
         if threading.current_thread() is threading.main_thread():
             _enclosed.set(self._here()._replace(certain=True))
 
-    def stay_inside(self, blocks: tuple[budget, ...]) -> None:
+    def stay_inside(self, blocks: tuple[OpenBudget, ...]) -> None:
         """Be inside of just these blocks, here and in every thread that is started from here.
 
         A forked child has one thread, which counts as the main one whatever it was before.
@@ -269,7 +283,7 @@ def _task() -> asyncio.Task[Any] | None:
     return asyncio.current_task() if asyncio._get_running_loop() else None
 
 
-def _without_last(blocks: tuple[budget, ...], block: budget) -> tuple[budget, ...]:
+def _without_last(blocks: tuple[OpenBudget, ...], block: OpenBudget) -> tuple[OpenBudget, ...]:
     for index in range(len(blocks) - 1, -1, -1):
         if blocks[index] is block:
             return blocks[:index] + blocks[index + 1 :]

@@ -16,7 +16,12 @@ from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.addresses import Addresses, Redirect
 from pytest_hfbudget.metering.instrumentation.hub import HubInstrumentation
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.processes import ChildProcesses, adopt, joined
+from pytest_hfbudget.metering.processes import (
+    ChildProcesses,
+    adopt,
+    child_prefix,
+    connected_meter,
+)
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
@@ -93,7 +98,8 @@ class Runtime:
     def become_child(self) -> None:
         """Spend where the parent does, whose copy this is since a fork."""
         self.path = self.path or self.children.forget()
-        adopt(self, self.path, self.children.blocks)
+        adopt(self.meter, self.path, self.children.blocks)
+        self.worker = child_prefix(self.worker)
 
 
 def runtime(known: Runtime | None = None) -> Runtime:
@@ -132,9 +138,10 @@ def join(path: str) -> None:
         LedgerUnreachableError: that run is over.
     """
     if not _stack:
-        entered = joined(path)
-        entered.acquire()
-        atexit.register(entered.meter.settle_all)
+        meter, place = connected_meter(path)
+        worker = child_prefix(place.worker)
+        Runtime(meter, worker=worker, addresses=place.addresses, path=path).acquire()
+        atexit.register(meter.settle_all)
 
 
 def _before_fork() -> None:
