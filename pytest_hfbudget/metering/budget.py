@@ -81,7 +81,7 @@ class budget:
             except ConfigError:
                 used.release()
                 raise
-        used.meter.payer.enter(self)
+        used.meter.budgets.enter(self)
         return self
 
     def _belong_to(self, found: Runtime) -> None:
@@ -116,7 +116,7 @@ class budget:
         try:
             self._runtime.meter.drain()
         finally:  # a Ctrl-C does not leave the block open
-            self._runtime.meter.payer.leave(self)
+            self._runtime.meter.budgets.leave(self)
             self._runtime.release()
         refusals, self.refusals = self.refusals, []
         noted = self._runtime.meter.watcher.take(self.scope.key)

@@ -55,7 +55,7 @@ def adopt(meter: Meter, path: str, blocks: tuple[OpenBudget, ...]) -> None:
     """
     _connect(meter, path)
     meter.disown()
-    meter.payer.stay_inside(blocks)
+    meter.budgets.stay_inside(blocks)
 
 
 def connected_meter(path: str) -> tuple[Meter, ParentPlace]:
@@ -66,11 +66,11 @@ def connected_meter(path: str) -> tuple[Meter, ParentPlace]:
     """
     wire = LedgerConnection(path)
     place = ParentPlace.unpacked(wire.ask("join"))
-    payer = BudgetContext(place.session, test=place.test, where=place.where)
-    payer.outer = InheritedBudgets(place.around, place.explicit)
+    budgets = BudgetContext(place.session, test=place.test, where=place.where)
+    budgets.inherited = InheritedBudgets(place.around, place.explicit)
     emulator = place.addresses.emulator or ""
     meter = Meter(
-        RemoteLedger(wire), RemoteBook(wire=wire), payer, router=place.router, emulator=emulator
+        RemoteLedger(wire), RemoteBook(wire=wire), budgets, router=place.router, emulator=emulator
     )
     _connect(meter, path)
     return meter, place
@@ -80,7 +80,7 @@ def _connect(meter: Meter, path: str) -> None:
     # Two connections: a hold must never wait behind an endpoint that takes minutes to start.
     ledger, slow = LedgerConnection(path), LedgerConnection(path)
     meter.ledger = RemoteLedger(ledger)
-    meter.revive = lambda name: bool(slow.ask("revive", name))
+    meter.endpoints.revive = lambda name: bool(slow.ask("revive", name))
     # It may be a server that nobody has capped, and that lives longer than the tests.
     meter.stops_with_ledger = False
 
@@ -169,7 +169,7 @@ class ChildProcesses:
     def before_fork(self) -> None:
         """Be ready for one child more, with no thread of ours in the way of the fork."""
         # Here, in the thread that forks: in the child it counts as the main one.
-        self.blocks = self._runtime.meter.payer.open_blocks()
+        self.blocks = self._runtime.meter.budgets.open_blocks()
         if not self._runtime.path and (counter := self._open()) is not None:
             counter.step_aside()
 
@@ -274,7 +274,7 @@ class _Child:
             "stated": lambda request: pack_quote(book.stated(unpack_request(request))),
             "leased": book.leased_name,
             "catalogue": self._catalogue,
-            "revive": self._runtime.meter.revive,
+            "revive": self._runtime.meter.endpoints.revive,
         }
 
     def _hold(self, keys: list[str], least: int, most: int | None, draft: list[Any]) -> Hold:
@@ -347,23 +347,23 @@ class _Child:
                 scope_key=refusal.scope_key,
                 model=refusal.model,
             )
-            payer = self._runtime.meter.payer
-            running = payer.test if payer.test and payer.test.id == refusal.test else None
-            payer.blame(error, running)
+            budgets = self._runtime.meter.budgets
+            running = budgets.test if budgets.test and budgets.test.id == refusal.test else None
+            budgets.record_refusal(error, running)
 
     def _catalogue(self) -> dict[str, Any]:
         return self._runtime.meter.book.catalogue.as_read()
 
     def _join(self) -> dict[str, Any]:
         meter = self._runtime.meter
-        payer = meter.payer
-        blocks = tuple(block.scope for block in payer.open_blocks())
+        budgets = meter.budgets
+        blocks = tuple(block.scope for block in budgets.open_blocks())
         return ParentPlace(
-            session=payer.session,
-            test=payer.test,
-            around=(*payer.over_runs, *blocks),
-            explicit=payer.around().explicit,
-            where=payer.where,
+            session=budgets.session,
+            test=budgets.test,
+            around=(*budgets.over_runs, *blocks),
+            explicit=budgets.active().explicit,
+            where=budgets.where,
             worker=self._runtime.worker,
             router=meter.router,
             addresses=self._runtime.addresses,

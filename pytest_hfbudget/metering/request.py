@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pytest_hfbudget.metering.budget_context import ActiveBudgets
-from pytest_hfbudget.metering.limits import AS_USUAL, RequestVariant
+from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
 from pytest_hfbudget.metering.mocks import is_mock
 from pytest_hfbudget.metering.replay import SendWatch
 from pytest_hfbudget.pricing.request import CallRequest, split_model
@@ -75,6 +75,23 @@ class UnreadableLimitError(ValueError):
     """A limit or a number of answers is something that no number can be made of."""
 
 
+class AskedModel(NamedTuple):
+    """What the parameters of a call no longer tell.
+
+    Attributes:
+        model: by its Hub id; what is posted carries the provider's own.
+        provider: who is asked, ``auto`` where the router chooses.
+        instead_of: what the caller had asked for, where it is sent with another model.
+    """
+
+    model: str | None = None
+    provider: str | None = None
+    instead_of: str = ""
+
+
+UNKNOWN_MODEL = AskedModel()
+
+
 class Parameters(Protocol):
     """huggingface_hub's RequestParameters, as far as they matter here."""
 
@@ -99,7 +116,7 @@ def changed(parameters: P, **values: Any) -> P:
     return other
 
 
-def taken_once(parameters: P) -> P:
+def with_own_payload(parameters: P) -> P:
     """The same parameters with a payload of their own, which another thread can't change."""
     return changed(parameters, json=_copy(parameters.json))
 
@@ -116,8 +133,7 @@ def describe(
     parameters: Parameters,
     *,
     routers: tuple[str, ...],
-    hub_model: str | None,
-    provider: str | None,
+    asked: AskedModel,
     stream: bool,
     timeout: object = None,
 ) -> CallRequest:
@@ -125,15 +141,19 @@ def describe(
 
     Args:
         routers: base URLs of the Hugging Face router.
-        hub_model: the model as the caller named it; a named provider's payload carries that
+        asked: the model as the caller named it; a named provider's payload carries that
             provider's own id instead.
-        provider: who the caller named, None or ``auto`` where the router chooses.
-        timeout: the client's own, in seconds; anything else is none.
+        timeout: the client's own, in seconds; anything else counts as no time-out.
     """
     payload = parameters.json if isinstance(parameters.json, dict) else _in_data(parameters.data)
-    named, task = _text(payload.get("model")), _text(parameters.task)
-    asked = _text(hub_model) or _text(parameters.model)
-    model, provider = _addressed(parameters.url, routers, asked, named, _text(provider) or None)
+    task, provider = _text(parameters.task), _text(asked.provider) or None
+    model, provider = _addressed(
+        parameters.url,
+        routers,
+        _text(asked.model) or _text(parameters.model),
+        _text(payload.get("model")),
+        provider,
+    )
     unreadable = ""
     try:
         limit, several = output_limit(payload), answers(payload, task)
@@ -331,41 +351,27 @@ def _provider_in_path(url: str, router: str | None) -> str | None:
     return first if first not in ("v1", "") else None
 
 
-class AskedModel(NamedTuple):
-    """What the parameters of a call no longer tell.
-
-    Attributes:
-        model: by its Hub id; what is posted carries the provider's own.
-        provider: who is asked, ``auto`` where the router chooses.
-        instead_of: what the caller had asked for, where it is sent with another model.
-    """
-
-    model: str | None = None
-    provider: str | None = None
-    instead_of: str = ""
-
-
-NAMELESS = AskedModel()
-
-
 class OutgoingCall(NamedTuple):
     """Everything about a call that is known when it is made.
 
     Attributes:
-        timeout: the client's own, whatever that is.
-        around: the budgets around the code that calls.
-        where: what runs outside of any test.
+        watch: sees whether it leaves this process.
+        asked: the model as the caller named it.
+        timeout: the client's own, which may be of any type.
+        budgets: those around the code that calls.
+        where: what runs, where no test does.
         at: when it was made, in unix seconds.
-        started: the same by the meter's clock.
+        started: the same by the meter's clock, in seconds.
+        variant: how it is sent, as far as the plugin has a say in that.
     """
 
     parameters: Parameters
-    way: SendWatch
-    named: AskedModel
+    watch: SendWatch
+    asked: AskedModel
     stream: bool
     timeout: object
-    around: ActiveBudgets
+    budgets: ActiveBudgets
     where: str
     at: float
     started: float
-    manner: RequestVariant = AS_USUAL
+    variant: RequestVariant = DEFAULT_VARIANT

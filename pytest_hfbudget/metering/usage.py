@@ -12,6 +12,8 @@ from pytest_hfbudget.pricing import CallRequest, Usage
 from pytest_hfbudget.pricing.price import MICROSECONDS
 from pytest_hfbudget.text import parse_json
 
+UNREADABLE_ANSWER = "hfbudget could not make sense of an answer"
+
 # Longer than any call: what is beyond it is no time.
 LONGEST = 86_400 * MICROSECONDS
 

@@ -78,10 +78,10 @@ class Run:
         """Put the meter in place, once."""
         if self.runtime is None:
             self.runtime = self.role.make_runtime()
-            self.runtime.meter.revive = self.role.revive
-            self.runtime.meter.using = self.needs.begin_use
+            self.runtime.meter.endpoints.revive = self.role.revive
+            self.runtime.meter.endpoints.using = self.needs.begin_use
             self.runtime.meter.watcher.first = self.role.first
-            self.runtime.meter.payer.know_this_context()
+            self.runtime.meter.budgets.know_this_context()
             self.runtime.acquire()
             self.charging.begin()
             if self.settings.capped:
@@ -189,8 +189,8 @@ class Run:
         """The keys of the budgets that are the run's own, and no test's."""
         if self.runtime is None:
             return ()
-        payer = self.runtime.meter.payer
-        return (payer.session.key, *(scope.key for scope in payer.over_runs))
+        budgets = self.runtime.meter.budgets
+        return (budgets.session.key, *(scope.key for scope in budgets.over_runs))
 
     def paused(self, item: pytest.Item) -> str | None:
         """Why an endpoint of a test is not running any more, if that is so."""
@@ -223,7 +223,7 @@ class Run:
             EndpointError: an endpoint can't be brought up.
         """
         self.charging.check()
-        if self.runtime is not None and self.runtime.meter.payer.capped():
+        if self.runtime is not None and self.runtime.meter.budgets.capped():
             self.runtime.require_tap()
         if self.settings.endpoints and not self._only_looking():
             self.role.meet()
@@ -258,7 +258,7 @@ class Run:
             return
         self.runtime.children.close()
         self.runtime.meter.settle_all()
-        unowned = self.runtime.meter.payer.unowned
+        unowned = self.runtime.meter.budgets.unowned
         if unowned:
             self.role.blame(tuple(map(str, unowned)))
             unowned.clear()
