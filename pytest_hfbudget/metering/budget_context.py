@@ -38,8 +38,8 @@ class ContextBlocks(NamedTuple):
     """Which blocks a context is inside of.
 
     Attributes:
-        certain: whether that is all of them. A plain thread starts with an empty context, so what
-            encloses whoever has started it can only be guessed.
+        certain: whether that is all of them. A plain thread starts with an empty context, so which
+            blocks enclose it can only be guessed.
         blocks: those that were entered in this context, or in the one it is a copy of.
     """
 
@@ -55,7 +55,7 @@ class OpenBlock(NamedTuple):
             be known; otherwise only contexts of the same thread can lie inside of it.
         thread: where it was entered.
         task: what entered it, where that was a task.
-        at: its place in the order of things: other tasks that were seen before it lie outside.
+        at: its number in the order of events: other tasks that were seen before it lie outside.
     """
 
     block: OpenBudget
@@ -227,7 +227,7 @@ class BudgetContext:
         return ContextBlocks(certain, tuple(blocks))
 
     def _see_tasks(self, before: int) -> None:
-        """Note that the tasks of this thread's loop are older than what is opened now."""
+        """Record that the tasks of this thread's loop are older than what is opened now."""
         if asyncio._get_running_loop() is not None:
             for task in asyncio.all_tasks():
                 self._seen.setdefault(task, before - 1)

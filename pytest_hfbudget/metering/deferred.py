@@ -1,6 +1,6 @@
 """Calls without a cap: recorded while they are made, accounted for after they have ended.
 
-Nothing depends on what such a call has cost before somebody looks, so its caller does not wait
+Nothing depends on what such a call has cost before it is read, so its caller does not wait
 for that. Its price, its usage and its entry in the ledger are worked out at the end of the test,
 and before anything is read. That also makes these calls exact where a signal handler or a Ctrl-C
 interrupts the accounting: it is done again.

@@ -38,7 +38,7 @@ def prepared(
         try:
             return _swapped(meter, prepare, provider, arguments, due.model)
         except Exception as error:  # whatever is wrong with it, the call itself is fine
-            meter.watcher.note(
+            meter.watcher.warn(
                 due.scope,
                 "fallback",
                 f"{due.scope.name}: a call to {shown(name)} could not be sent with {due.model} "

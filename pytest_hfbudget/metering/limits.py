@@ -11,7 +11,7 @@ from pytest_hfbudget.money import show
 from pytest_hfbudget.pricing import CallRequest, Catalogue, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 
-# Tokens of prompt and answer that any model in use can take, where nobody says how many it can.
+# Tokens of prompt and answer that any model in use can take, where its context is not known.
 UNKNOWN_CONTEXT = 8192
 
 
@@ -34,7 +34,7 @@ class OutputLimit(NamedTuple):
 
 
 class RequestVariant(NamedTuple):
-    """How a call is sent, as far as a server may ask for another way.
+    """How a call is sent, as far as a server may ask for a change.
 
     Attributes:
         ask_usage: whether a stream is asked for its usage.
@@ -47,7 +47,7 @@ class RequestVariant(NamedTuple):
     at_most: int | None = None
 
     def after(self, refused: str, limit: int) -> RequestVariant | None:
-        """The variant to try when a server refused ``limit`` in these words; None: no other."""
+        """The variant to try after a server refused ``limit`` in these words, if there is one."""
         words = refused.lower()
         if any(sign in words for sign in TOO_HIGH):
             smaller = limit // 4
@@ -144,19 +144,19 @@ def _without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> 
     if catalogue.contexts(request.model, request.provider).longest:
         return highest, highest
     raise BudgetExceededError(
-        f"{request.model} takes no limit on its output, and nobody says how long its context "
-        "is, so no cap can hold the call. It was refused by the server and not sent again. "
-        "Give the limit in the way that this server knows, or a price by the call.",
+        f"{request.model} takes no limit on its output, and the length of its context is not "
+        "known, so no cap can hold the call. It was refused by the server and not sent again. "
+        "Give the limit by the name that this server uses, or a price by the call.",
         model=request.model,
     )
 
 
 def unpriced(request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:
-    """The refusal of a call under a cap of which nobody knows the price."""
+    """The refusal of a call under a cap that has no known price."""
     capped = next(scope for scope in reversed(scopes) if scope.cap is not None)
     via = f" by {request.provider}" if request.provider else ""
     return UnpricedCallError(
-        f"{capped.name}: nobody knows what {request.model}{via} costs for a "
+        f"{capped.name}: {request.model}{via} has no known price for a "
         f"{request.task} call, so no cap can hold it. The call was not sent. "
         "Give its price as budget(price=…), in [tool.hfbudget.prices] of pyproject.toml, or "
         f"in the file of --hf-prices:\n\n{toml_hint(request)}\n{_endpoint_hint(request)}",

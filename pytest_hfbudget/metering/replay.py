@@ -1,7 +1,7 @@
 """Whether an answer was replayed: whether the network can have been asked at all.
 
 That nothing was seen leaving proves something only of a session which could not have sent
-anything unseen. So what a session is made of has to be known; whatever is not is taken for real.
+anything unseen. So what a session is made of has to be known; an unknown one is taken for real.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pytest_hfbudget.metering.mocks import is_mock
 from pytest_hfbudget.metering.settlement import status_of
 from pytest_hfbudget.metering.transport_probe import ProbedRequest, TransportProbe, genuine
 
-# What httpx itself offers: two that end at its watched connections, and some without a network.
+# httpx's own transports: two that end at connections which the probe watches, and three without
+# a network.
 own_transports = attrgetter(
     "HTTPTransport", "AsyncHTTPTransport", "MockTransport", "WSGITransport", "ASGITransport"
 )

@@ -72,7 +72,7 @@ BATCHES = ("batch_size",)
 
 
 class UnreadableLimitError(ValueError):
-    """A limit or a number of answers is something that no number can be made of."""
+    """A limit or a number of answers is not a number."""
 
 
 class AskedModel(NamedTuple):
@@ -93,7 +93,7 @@ UNKNOWN_MODEL = AskedModel()
 
 
 class Parameters(Protocol):
-    """huggingface_hub's RequestParameters, as far as they matter here."""
+    """huggingface_hub's RequestParameters, as far as they are used here."""
 
     url: str
     task: str
@@ -175,25 +175,25 @@ def describe(
 
 @lru_cache(maxsize=256)  # a suite calls a handful of models, each of them again and again
 def _addressed(
-    url: str, routers: tuple[str, ...], asked: str | None, named: str, provider: str | None
+    url: str, routers: tuple[str, ...], asked: str | None, posted: str, provider: str | None
 ) -> tuple[str, str | None]:
     """The model and the provider, from what the caller asked for and what the payload names.
 
-    The model is fit to be shown: what it is called in is read in logs, reports and terminals.
+    The model is fit for logs, reports and terminals.
     """
-    model, provider = _named_as(url, routers, asked, named, provider)
+    model, provider = _model_and_provider(url, routers, asked, posted, provider)
     return shown(model), provider
 
 
-def _named_as(
-    url: str, routers: tuple[str, ...], asked: str | None, named: str, provider: str | None
+def _model_and_provider(
+    url: str, routers: tuple[str, ...], asked: str | None, posted: str, provider: str | None
 ) -> tuple[str, str | None]:
     routed = next((base for base in routers if is_below(url, base)), None)
-    name = asked or named or url
+    name = asked or posted or url
     if routed is None and (provider in (None, "hf-inference") or _is_url(name)):
         return url, None
     if _is_url(name):  # the router's own URL was given as base_url
-        name, provider = named or name, None
+        name, provider = posted or name, None
     model, pinned = split_model(name)
     chosen = provider if provider != "auto" else None
     return model, pinned or chosen or _provider_in_path(url, routed)
@@ -216,11 +216,11 @@ def text_bytes(value: object) -> int:
     if isinstance(value, (list, tuple)):
         return sum(map(text_bytes, value)) + STRUCTURE_TOKENS * len(value)
     if isinstance(value, dict):
-        return _named_bytes(value)
+        return _mapping_bytes(value)
     if value is None or isinstance(value, (bool, int, float)):
         return 8  # as text in a prompt, a number is a handful of tokens
     if isinstance(value, Mapping):  # last, since it is slow to ask for
-        return _named_bytes(value)
+        return _mapping_bytes(value)
     # Typed inputs of huggingface_hub are dataclasses that become JSON later.
     own = None if is_mock(value) else getattr(value, "__dict__", None)
     return text_bytes(own) if own else len(str(value).encode())
@@ -244,7 +244,7 @@ def _allowance(values: Mapping[str, Any]) -> int:
     return 0 if IMAGES.isdisjoint(kinds) else IMAGE_TOKENS
 
 
-def _named_bytes(values: Mapping[str, Any]) -> int:
+def _mapping_bytes(values: Mapping[str, Any]) -> int:
     if allowance := _allowance(values):
         return allowance + text_bytes(values.get("text", ""))
     total = 0
@@ -259,7 +259,7 @@ def _named_bytes(values: Mapping[str, Any]) -> int:
 def output_limit(payload: Mapping[str, Any]) -> int | None:
     """The caller's own limit on the output tokens of one answer: the highest, if it sets several.
 
-    Which of several a server goes by is its own affair.
+    Servers differ in which of several they follow.
     """
     given = _numbers(payload, LIMITS)
     # Servers read 0 and -1 as no limit at all.
@@ -292,14 +292,14 @@ def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
     """The numbers by these names, rounded up, wherever servers look for them.
 
     Raises:
-        UnreadableLimitError: one of them is something that no number can be made of.
+        UnreadableLimitError: one of them is not a number.
     """
     return [
         _rounded_up(name, value)
-        for place in (payload, payload.get("parameters"), payload.get("input"))
-        if place and isinstance(place, (dict, Mapping))
+        for part in (payload, payload.get("parameters"), payload.get("input"))
+        if part and isinstance(part, (dict, Mapping))
         for name in names
-        if (value := place.get(name)) is not None
+        if (value := part.get(name)) is not None
     ]
 
 
@@ -324,7 +324,7 @@ def _in_data(data: object) -> Mapping[str, Any]:
 
 
 def _text(value: object) -> str:
-    """A name; what is no string is none, as it may be where a mock stands."""
+    """A name; empty for anything but a string, such as a mock."""
     return value if isinstance(value, str) else ""
 
 
@@ -335,7 +335,7 @@ def _seconds(timeout: object) -> float | None:
 
 
 def shown(model: str) -> str:
-    """A model's name, or the URL that stands for it, without credentials and control characters."""
+    """A model's name or URL, without credentials and control characters."""
     return printable(public_url(model) if _is_url(model) else model)
 
 

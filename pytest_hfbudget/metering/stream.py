@@ -1,7 +1,7 @@
 """A stream as the user expects it, which is settled once: at its end, on error, when dropped.
 
 Objects, not generators: a generator that was never started runs no ``finally`` when it is
-collected, and a stream that nobody reads has been sent and will be billed all the same.
+collected, and a stream that is never read has been sent and will be billed all the same.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class TransportProbe:
         try:
             _current.reset(token)
         except ValueError:
-            pass  # the collector closes a coroutine that nobody waits for, in another context
+            pass  # the collector closes a coroutine that is not awaited, in another context
         finally:
             self._in_flight.remove(request)
 
@@ -237,7 +237,7 @@ def genuine(module: ModuleType, name: str) -> type | None:
 
 
 def _opens(probe: TransportProbe, original: Any) -> Any:
-    """httpcore's and urllib3's way to a new connection."""
+    """httpcore's and urllib3's method that opens a connection."""
 
     @functools.wraps(original)
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -85,7 +85,7 @@ class Run:
             self.runtime.acquire()
             self.charging.begin()
             if self.settings.capped:
-                self.runtime.require_tap()
+                self.runtime.require_hub()
         return self.runtime
 
     def header(self) -> str | None:
@@ -104,7 +104,7 @@ class Run:
         """
         try:
             if self.runtime is not None and self.settings.capped:
-                self.runtime.require_tap()
+                self.runtime.require_hub()
         except HFBudgetError as error:
             self.role.problem(error)
             return
@@ -224,7 +224,7 @@ class Run:
         """
         self.charging.check()
         if self.runtime is not None and self.runtime.meter.budgets.capped():
-            self.runtime.require_tap()
+            self.runtime.require_hub()
         if self.settings.endpoints and not self._only_looking():
             self.role.meet()
         if not _is_marked(item) or self._only_looking():
