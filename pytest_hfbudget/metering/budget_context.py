@@ -235,9 +235,9 @@ class BudgetContext:
     def active(self) -> ActiveBudgets:
         """All that a call needs to know of these scopes; made anew only when they change."""
         # Each is read once: another thread may begin a test, or enter a block, at any time.
-        inside = BudgetKey(
-            self.over_runs, self.session, self.test, self.inherited, self.open_blocks()
-        )
+        entered = _entered.get(None)
+        blocks = entered.blocks if entered and entered.certain else self.open_blocks()
+        inside = BudgetKey(self.over_runs, self.session, self.test, self.inherited, blocks)
         last = self._last
         if last is not None and last[0] == inside:
             return last[1]

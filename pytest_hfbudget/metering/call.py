@@ -327,7 +327,7 @@ class Call:
         if self.outgoing.watch.replayed:
             charge = _replayed(charge)
         self._final = charge
-        if not self._first():
+        if not self._once.acquire(blocking=False):
             return
         self.meter.write(partial(how, self.held.id, charge))
         self._closed()

@@ -18,7 +18,7 @@ from pytest_hfbudget.ledger.locks import inside
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
 from pytest_hfbudget.metering.limits import bounds, check_share, limit_of, put, unpriced
-from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
 from pytest_hfbudget.metering.request import (
     OutgoingCall,
     allowances,
@@ -63,7 +63,8 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
     if inside():
         _interrupting(meter, outgoing)
         return None
-    meter.drain()
+    if meter.later or meter.deferred.ended:
+        meter.drain()
     try:
         call = _held(meter, outgoing, blocks)
     except Exception as error:
@@ -165,7 +166,7 @@ def _take(call: Call) -> None:
 def _described(meter: Meter, outgoing: OutgoingCall) -> CallRequest:
     request = describe(
         outgoing.parameters,
-        routers=meter.routers,
+        routers=(meter.router, DEFAULT_ROUTER),
         asked=outgoing.asked,
         stream=outgoing.stream,
         timeout=outgoing.timeout,
@@ -239,7 +240,7 @@ def _ask(call: Call, blocks: bool) -> Hold | HoldWait:
     meter, keys, least, most = call.meter, call.draft.scopes, 0, 0
     call.quote = _price(call)
     if call.quote is not None and call.outgoing.budgets.paid:
-        least, most = bounds(call.request, call.quote, call.outgoing.variant, meter.book.catalogue)
+        least, most = bounds(call.request, call.quote, call.outgoing.variant, meter.book)
     caller = current_caller(blocks=blocks) if meter.hold_wait else None
     if caller is None:
         return meter.ledger.hold(keys, least, most, call.draft)

@@ -8,7 +8,7 @@ from pytest_hfbudget.errors import BudgetExceededError, UnpricedCallError
 from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.money import show
-from pytest_hfbudget.pricing import CallRequest, Catalogue, Quote, UnboundedCallError
+from pytest_hfbudget.pricing import CallRequest, Catalogue, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 
 # Tokens of prompt and answer that any model in use can take, where its context is not known.
@@ -107,7 +107,7 @@ def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
 
 
 def bounds(
-    request: CallRequest, quote: Quote, variant: RequestVariant, catalogue: Catalogue
+    request: CallRequest, quote: Quote, variant: RequestVariant, book: PriceBook
 ) -> tuple[int, int]:
     """The least and the most nano-USD that a call may hold.
 
@@ -127,6 +127,7 @@ def bounds(
         if request.max_output is not None or not request.generates:
             fixed = quote.most(request, request.max_output or 0)
             return fixed, fixed
+        catalogue = book.catalogue
         least, highest = quote.most(request, 1), most(request, quote, catalogue)
         if variant.limit_name is None:
             return _without_limit(request, highest, catalogue)

@@ -91,8 +91,6 @@ def _has_hooks(session: Any) -> bool:
 
 def sees(probe: TransportProbe, session: Any) -> bool:
     """Whether all that a session can send passes the probe."""
-    if is_mock(session):
-        return True  # sends nothing itself
     for library, check in (("httpx", _httpx), ("httpx2", _httpx), ("requests", _requests)):
         module = sys.modules.get(library)
         if module is not None and check(module, session):
@@ -101,13 +99,13 @@ def sees(probe: TransportProbe, session: Any) -> bool:
     aiohttp = sys.modules.get("aiohttp.client")
     if aiohttp is not None and session is genuine(aiohttp, "ClientSession"):
         return "aiohttp" not in probe.blind
-    return False
+    return is_mock(session)  # sends nothing itself
 
 
 def _httpx(httpx: ModuleType, session: Any) -> bool:
     kinds = httpx.Client, httpx.AsyncClient
     sends = httpx.Client.send, httpx.AsyncClient.send
-    if not isinstance(session, kinds) or type(session).send not in sends:
+    if not isinstance(session, kinds) or getattr(type(session), "send", None) not in sends:
         return False
     # Asked of the client itself, not of the method that finds one of these for a URL: that is
     # where a mock may stand, in front of them.
@@ -117,7 +115,10 @@ def _httpx(httpx: ModuleType, session: Any) -> bool:
 
 def _requests(requests: ModuleType, session: Any) -> bool:
     session_class, adapter_class = requests.Session, requests.adapters.HTTPAdapter
-    if not isinstance(session, session_class) or type(session).send is not session_class.send:
+    if (
+        not isinstance(session, session_class)
+        or getattr(type(session), "send", None) is not session_class.send
+    ):
         return False
     # huggingface_hub's own adapters add a header, or refuse.
     return all(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -46,6 +46,17 @@ MEDIA = frozenset(
 )
 
 
+# What a message may have that shows something; some servers need no type.
+SHOWN = IMAGES | MEDIA | {"type"}
+
+
+# As text in a prompt, a number is a handful of tokens.
+NUMBER_BYTES = 8
+
+
+NUMBERS = (bool, int, float)
+
+
 # What a template that shows JSON writes around each item of a list: brackets, a comma, white space.
 STRUCTURE_TOKENS = 4
 
@@ -69,6 +80,9 @@ PICTURES = (
 
 
 BATCHES = ("batch_size",)
+
+
+CONTAINERS = (dict, list, tuple)
 
 
 class UnreadableLimitError(ValueError):
@@ -108,25 +122,31 @@ P = TypeVar("P", bound=Parameters)
 
 def changed(parameters: P, **values: Any) -> P:
     """A copy of huggingface_hub's RequestParameters with some fields replaced."""
-    if is_dataclass(parameters) and not isinstance(parameters, type):
-        own = {field.name for field in fields(parameters)}
-        return replace(parameters, **{k: v for k, v in values.items() if k in own})
-    other = copy(parameters)  # what a test has put in their place
-    vars(other).update(values)
+    if not is_dataclass(parameters):
+        other = copy(parameters)  # a stand-in of a test
+        vars(other).update(values)
+        return other
+    other = object.__new__(type(parameters))  # as `replace`, without its look at every field
+    own = vars(parameters)
+    vars(other).update(own)
+    vars(other).update((name, value) for name, value in values.items() if name in own)
     return other
 
 
 def with_own_payload(parameters: P) -> P:
     """The same parameters with a payload of their own, which another thread can't change."""
-    return changed(parameters, json=_copy(parameters.json))
+    payload = parameters.json
+    return changed(parameters, json=_copy(payload) if isinstance(payload, CONTAINERS) else payload)
 
 
 def _copy(value: Any) -> Any:
+    """A copy of a dictionary, list or tuple and of all that are in it."""
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_copy(item) for item in value]
-    return value
+        return {
+            key: _copy(item) if isinstance(item, CONTAINERS) else item
+            for key, item in value.items()
+        }
+    return [_copy(item) if isinstance(item, CONTAINERS) else item for item in value]
 
 
 def describe(
@@ -217,8 +237,8 @@ def text_bytes(value: object) -> int:
         return sum(map(text_bytes, value)) + STRUCTURE_TOKENS * len(value)
     if isinstance(value, dict):
         return _mapping_bytes(value)
-    if value is None or isinstance(value, (bool, int, float)):
-        return 8  # as text in a prompt, a number is a handful of tokens
+    if value is None or isinstance(value, NUMBERS):
+        return NUMBER_BYTES
     if isinstance(value, Mapping):  # last, since it is slow to ask for
         return _mapping_bytes(value)
     # Typed inputs of huggingface_hub are dataclasses that become JSON later.
@@ -245,14 +265,16 @@ def _allowance(values: Mapping[str, Any]) -> int:
 
 
 def _mapping_bytes(values: Mapping[str, Any]) -> int:
-    if allowance := _allowance(values):
+    if not SHOWN.isdisjoint(values) and (allowance := _allowance(values)):
         return allowance + text_bytes(values.get("text", ""))
     total = 0
     for key, item in values.items():
         total += len(str(key))
-        # Most of what is sent is plain text: it is counted without another call.
-        plain = isinstance(item, str) and item.isascii()
-        total += len(item) if plain else text_bytes(item)
+        # Most of what is sent is plain text and numbers, which are counted without another call.
+        if isinstance(item, str) and item.isascii():
+            total += len(item)
+        else:
+            total += NUMBER_BYTES if isinstance(item, NUMBERS) else text_bytes(item)
     return total
 
 
@@ -261,9 +283,8 @@ def output_limit(payload: Mapping[str, Any]) -> int | None:
 
     Servers differ in which of several they follow.
     """
-    given = _numbers(payload, LIMITS)
     # Servers read 0 and -1 as no limit at all.
-    return max((value for value in given if value > 0), default=None)
+    return max([value for value in _numbers(payload, LIMITS) if value > 0], default=None)
 
 
 def answers(payload: Mapping[str, Any], task: str) -> int:
@@ -295,7 +316,7 @@ def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
         UnreadableLimitError: one of them is not a number.
     """
     return [
-        _rounded_up(name, value)
+        value if type(value) is int else _rounded_up(name, value)
         for part in (payload, payload.get("parameters"), payload.get("input"))
         if part and isinstance(part, (dict, Mapping))
         for name in names
@@ -304,8 +325,6 @@ def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
 
 
 def _rounded_up(name: str, value: object) -> int:
-    if type(value) is int:
-        return value
     try:
         return math.ceil(Decimal(value) if isinstance(value, str) else value)  # type: ignore[call-overload, no-any-return] # whatever it is, it may not be a number
     except (ArithmeticError, TypeError, ValueError):

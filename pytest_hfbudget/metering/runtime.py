@@ -63,6 +63,7 @@ class Runtime:
             if not _stack:
                 _hub.install()
             _stack.append(self)
+            _hub.meter = self.meter
             self.children.reopen()
             self._redirect = Redirect(self.addresses)
             self._redirect.install()
@@ -89,6 +90,7 @@ class Runtime:
             if self._redirect is not None:
                 self._redirect.uninstall()
             _stack.remove(self)
+            _hub.meter = _stack[-1].meter if _stack else None
             if not _stack:
                 _hub.uninstall()
             listener = self.children.detach()  # another thread may enter it from here on
@@ -171,19 +173,11 @@ def _safely(step: Callable[[], None]) -> None:
         logger.exception("hfbudget could not prepare a forked process")
 
 
-def _current() -> Meter | None:
-    # Read without the lock: a call must not wait for one, and a list's end is read at once.
-    try:
-        return _stack[-1].meter
-    except IndexError:
-        return None
-
-
 # The exception to "no module state": the patched classes belong to the process, so does this.
 # A test run may start another one inside its process, hence a stack; the innermost rules.
 _lock = threading.RLock()
 _stack: list[Runtime] = []
-_hub = HubInstrumentation(_current)
+_hub = HubInstrumentation()
 os.register_at_fork(
     before=_before_fork,
     after_in_parent=_after_fork_in_parent,

@@ -67,19 +67,17 @@ EMULATED_TASK = "x-emulator-task"
 ASKED = "hfbudget_asked"
 NO_ATTRIBUTES: dict[str, Any] = {}
 
-Current = Callable[[], "Meter | None"]
-
 
 @dataclass
 class HubInstrumentation:
     """Wraps ``_inner_post`` of both clients while it is installed.
 
     Attributes:
-        current: returns the meter that calls go through now; None lets them pass.
+        meter: what calls go through now; None lets them pass.
         problem: why calls can't be seen, where this huggingface_hub is not known.
     """
 
-    current: Current
+    meter: Meter | None = None
     problem: str = ""
     probe: TransportProbe = field(default_factory=TransportProbe)
     _patches: Patches = field(default_factory=Patches)
@@ -117,7 +115,7 @@ class HubInstrumentation:
 
     def _look(self, package: ModuleType) -> None:
         """Under a cap all has to be in place as soon as huggingface_hub is imported."""
-        if _capped(self.current()):
+        if _capped(self.meter):
             self.require()
         elif part := absent(package, NEEDED):
             self._unknown(part)
@@ -168,10 +166,10 @@ class HubInstrumentation:
             )
 
     def _is_capped(self) -> bool:
-        return _capped(self.current())
+        return _capped(self.meter)
 
     def _missed(self, why: str) -> None:
-        if (meter := self.current()) is not None:
+        if (meter := self.meter) is not None:
             meter.missed(why)
 
     def _wrap_helpers(self, module: ModuleType) -> None:
@@ -180,12 +178,12 @@ class HubInstrumentation:
         if prepare is None:
             self._unknown("TaskProviderHelper.prepare_request")
         else:
-            recording = recording_asked_model(prepare, self.current)
+            recording = recording_asked_model(prepare, self)
             self._patches.replace(helper, "prepare_request", recording)
 
     def _unknown(self, part: str) -> None:
         self.problem = problem(part)
-        if _capped(self.current()):
+        if _capped(self.meter):
             raise ConfigError(self.problem)
         logger.warning("%s Nothing is counted.", self.problem)
 
@@ -201,7 +199,7 @@ class ClientRoute:
         self, client: Any, parameters: Any, stream: bool, variant: RequestVariant
     ) -> tuple[Meter, OutgoingCall] | None:
         """What is known of a call that is about to be sent; None where it is not metered."""
-        meter = self.hub.current()
+        meter = self.hub.meter
         if meter is None:
             return None
         budgets, at = meter.budgets, time.time()
@@ -413,7 +411,7 @@ def reporting_headers(original: Any) -> Any:
     return hf_raise_for_status
 
 
-def recording_asked_model(original: Any, current: Current) -> Any:
+def recording_asked_model(original: Any, hub: HubInstrumentation) -> Any:
     """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
 
     What it makes carries the provider's own id of the model, and no provider; huggingface_hub
@@ -425,7 +423,7 @@ def recording_asked_model(original: Any, current: Current) -> Any:
     def prepare_request(self: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         provider = getattr(self, "provider", None)
-        meter = current()
+        meter = hub.meter
         if meter is not None and meter.budgets.active().thresholds:
             prepare = functools.partial(original, self)
             parameters, asked = prepared(meter, prepare, provider, kwargs)
