@@ -17,7 +17,7 @@ from pytest_hfbudget.metering.limits import (
     cut_off,
 )
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.request import OutgoingCall, fits
+from pytest_hfbudget.metering.request import OutgoingCall, fits, input_bound
 from pytest_hfbudget.metering.settlement import (
     Outcome,
     charge_of,
@@ -134,17 +134,25 @@ class Call:
         Raises:
             BudgetExceededError: it may cost more than what is held for it.
         """
-        limit = self.limit.tokens if self.limit else self.request.max_output
         # Asked only now: some clients import their HTTP library when they first send.
         if not self.outgoing.watch.may_change():
             return
-        if body is not None and fits(body, self.request._replace(max_output=limit)):
+        if body is not None and fits(body, self._as_sent()):
             return
         if self.refusal is None:
             self.refusal = self.refuse(
                 changed_after_hold(self.request.model, self.held.amount, self._tightest())
             )
         raise self.refusal
+
+    def _as_sent(self) -> CallRequest:
+        """What was held for, with what the plugin itself has put into it since."""
+        return self.request._replace(
+            max_output=self.limit.tokens if self.limit else self.request.max_output,
+            input_bound=max(
+                self.request.input_bound, input_bound(self.parameters.json, self.parameters.data)
+            ),
+        )
 
     # --- after it was sent
 
