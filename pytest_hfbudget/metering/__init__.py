@@ -1,1 +1,1 @@
-"""The tap on InferenceClient: request, bound, hold, send, usage, settle."""
+"""Metering of InferenceClient calls: request, bound, hold, send, usage, settle."""

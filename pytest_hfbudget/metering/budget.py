@@ -13,12 +13,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError, HFBudgetWarning
+from pytest_hfbudget.ledger import Charge, Totals
 from pytest_hfbudget.ledger.scope import Scope
 from pytest_hfbudget.metering.budget_args import budget_args, thresholds
+from pytest_hfbudget.metering.summary import (
+    spent_before_switch,
+    spent_on_fallback,
+    summary_data,
+    summary_text,
+)
 from pytest_hfbudget.money import show, to_usd
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.ledger import Charge, Totals
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.metering.thresholds import Threshold
 
@@ -52,11 +58,11 @@ class budget:
     """
 
     def __init__(self, max_usd: object = None, **arguments: Any) -> None:
-        self._terms = budget_args(max_usd, **arguments)
+        self._args = budget_args(max_usd, **arguments)
         number = next(_numbers)
-        self.name = self._terms.name or f"budget {number}"
-        self.scope = Scope("", self.name, self._terms.cap, self._terms.max_calls)
-        self.explicit = self._terms.explicit
+        self.name = self._args.name or f"budget {number}"
+        self.scope = Scope("", self.name, self._args.cap, self._args.max_calls)
+        self.explicit = self._args.explicit
         self.thresholds = self._thresholds()
         self.refusals: list[BudgetExceededError] = []
         self._number = number
@@ -67,24 +73,24 @@ class budget:
         from pytest_hfbudget.metering.runtime import runtime
 
         used = runtime(self._runtime)
-        self._belong_to(used)
+        self._move_to(used)
         used.acquire()
         if self.scope.cap is not None or self.scope.max_calls is not None:
             try:
-                used.require_tap()
+                used.require_hub()
             except ConfigError:
                 used.release()
                 raise
-        used.meter.payer.enter(self)
+        used.meter.budgets.enter(self)
         return self
 
-    def _belong_to(self, found: Runtime) -> None:
-        """Be counted there; what it was charged elsewhere is taken off its limits."""
+    def _move_to(self, found: Runtime) -> None:
+        """Use this runtime; what the block was charged in another one is taken off its limits."""
         if found is self._runtime:
             return
-        with suppress(HFBudgetError):  # a run that is over tells nobody anything
+        with suppress(HFBudgetError):  # a run that is over answers no more
             self._elsewhere = self.calls
-        cap, most = self._terms.cap, self._terms.max_calls
+        cap, most = self._args.cap, self._args.max_calls
         self.scope = self.scope._replace(
             key=f"{found.worker}block:{self._number}",
             cap=None if cap is None else max(cap - self._spent_elsewhere, 0),
@@ -97,7 +103,7 @@ class budget:
         return sum(charge.nano_usd or 0 for charge in self._elsewhere)
 
     def _thresholds(self) -> tuple[Threshold, ...]:
-        return thresholds(self.scope, self._terms.warn_at, self._terms.fallback)
+        return thresholds(self.scope, self._args.warn_at, self._args.fallback)
 
     def __exit__(
         self,
@@ -110,16 +116,16 @@ class budget:
         try:
             self._runtime.meter.drain()
         finally:  # a Ctrl-C does not leave the block open
-            self._runtime.meter.payer.leave(self)
+            self._runtime.meter.budgets.leave(self)
             self._runtime.release()
         refusals, self.refusals = self.refusals, []
-        noted = self._runtime.meter.watcher.take(self.scope.key)
-        if refusals and self._terms.on_exceed != "raise":
+        notices = self._runtime.meter.watcher.take(self.scope.key)
+        if refusals and self._args.on_exceed != "raise":
             if error is None:
-                _warn(noted, suppress(HFBudgetWarning))
+                _warn(notices, suppress(HFBudgetWarning))
                 raise refusals[0]
             self._runtime.meter.pass_on(refusals, error)
-        _warn(noted, nullcontext() if error is None else suppress(HFBudgetWarning))
+        _warn(notices, nullcontext() if error is None else suppress(HFBudgetWarning))
 
     async def __aenter__(self) -> budget:
         return self.__enter__()
@@ -140,13 +146,13 @@ class budget:
     @property
     def limit(self) -> Decimal | None:
         """The cap in USD, None without one."""
-        return None if self._terms.cap is None else to_usd(self._terms.cap)
+        return None if self._args.cap is None else to_usd(self._args.cap)
 
     @property
     def remaining(self) -> Decimal | None:
         """USD that is neither spent nor held, None without a cap."""
         totals = self._totals()
-        cap = self._terms.cap
+        cap = self._args.cap
         return None if cap is None else to_usd(max(cap - totals.spent - totals.held, 0))
 
     @property
@@ -157,7 +163,7 @@ class budget:
     @property
     def calls_remaining(self) -> int | None:
         """Calls that ``max_calls`` leaves, None without it."""
-        most = self._terms.max_calls
+        most = self._args.max_calls
         return None if most is None else max(most - self._totals().calls, 0)
 
     @property
@@ -168,29 +174,20 @@ class budget:
     @property
     def switched_at_usd(self) -> Decimal | None:
         """USD spent before the first of those calls, None without one."""
-        spent = 0
-        for charge in self.calls:
-            if charge.instead_of:
-                return to_usd(spent)
-            spent += charge.nano_usd or 0
-        return None
+        return spent_before_switch(self.calls)
 
     @property
     def fallback_spent(self) -> Decimal:
         """USD charged for those calls."""
-        return to_usd(sum(c.nano_usd or 0 for c in self.calls if c.instead_of))
+        return spent_on_fallback(self.calls)
 
     def summary(self) -> str:
         """What was spent, in lines for people: the budget, then each model."""
-        from pytest_hfbudget.metering.summary import text
-
-        return text(self)
+        return summary_text(self.name, self.calls, cap=self._args.cap)
 
     def summary_data(self) -> dict[str, Any]:
         """The same as plain data; money in USD, as `Decimal`."""
-        from pytest_hfbudget.metering.summary import data
-
-        return data(self)
+        return summary_data(self.calls, cap=self._args.cap, spent=self._totals().spent)
 
     @property
     def calls(self) -> tuple[Charge, ...]:
@@ -201,8 +198,6 @@ class budget:
         return (*self._elsewhere, *self._runtime.meter.ledger.charges_in(self.scope.key))
 
     def _totals(self) -> Totals:
-        from pytest_hfbudget.ledger import Totals
-
         if self._runtime is None:
             return Totals()
         self._runtime.meter.drain()
@@ -213,15 +208,15 @@ class budget:
 
     def __repr__(self) -> str:
         totals = self._totals()
-        cap = "no cap" if self._terms.cap is None else show(self._terms.cap)
+        cap = "no cap" if self._args.cap is None else show(self._args.cap)
         calls = "1 call" if totals.calls == 1 else f"{totals.calls} calls"
         return f"<budget {self.name!r}: {show(totals.spent)} of {cap}, {calls}>"
 
 
-def _warn(noted: list[str], guarded: AbstractContextManager[None]) -> None:
-    """Raise what was noted; guarded where another error is on its way, which says more."""
+def _warn(notices: list[str], guarded: AbstractContextManager[None]) -> None:
+    """Raise the warnings; ``guarded`` suppresses them while another error is raised."""
     with guarded:
-        for text in noted:
+        for text in notices:
             warnings.warn(text, HFBudgetWarning, stacklevel=3)
 
 

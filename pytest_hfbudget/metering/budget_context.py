@@ -8,29 +8,43 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from pytest_hfbudget.ledger.scope import SESSION, Scope
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import BudgetExceededError
-    from pytest_hfbudget.metering.budget import budget
     from pytest_hfbudget.metering.thresholds import Threshold
     from pytest_hfbudget.pricing import Quote
+
+
+class OpenBudget(Protocol):
+    """A budget around a block of code, as far as the calls inside of it are concerned.
+
+    Attributes:
+        explicit: the price that it states.
+        thresholds: what is to happen from a part of it on.
+        refusals: the refusals that it answers for when it ends.
+    """
+
+    scope: Scope
+    explicit: Quote | None
+    thresholds: tuple[Threshold, ...]
+    refusals: list[BudgetExceededError]
 
 
 class ContextBlocks(NamedTuple):
     """Which blocks a context is inside of.
 
     Attributes:
-        certain: whether that is all of them. A plain thread starts with an empty context, so what
-            encloses whoever has started it can only be guessed.
+        certain: whether that is all of them. A plain thread starts with an empty context, so which
+            blocks enclose it can only be guessed.
         blocks: those that were entered in this context, or in the one it is a copy of.
     """
 
     certain: bool
-    blocks: tuple[budget, ...] = ()
+    blocks: tuple[OpenBudget, ...] = ()
 
 
 class OpenBlock(NamedTuple):
@@ -41,10 +55,10 @@ class OpenBlock(NamedTuple):
             be known; otherwise only contexts of the same thread can lie inside of it.
         thread: where it was entered.
         task: what entered it, where that was a task.
-        at: its place in the order of things: other tasks that were seen before it lie outside.
+        at: its number in the order of events: other tasks that were seen before it lie outside.
     """
 
-    block: budget
+    block: OpenBudget
     everywhere: bool
     thread: int
     task: ref[asyncio.Task[Any]] | None
@@ -93,11 +107,11 @@ class BudgetKey(NamedTuple):
     over_runs: tuple[Scope, ...]
     session: Scope
     test: RunningTest | None
-    outer: InheritedBudgets
-    blocks: tuple[budget, ...]
+    inherited: InheritedBudgets
+    blocks: tuple[OpenBudget, ...]
 
 
-_enclosed: ContextVar[ContextBlocks] = ContextVar("hfbudget_enclosed")
+_entered: ContextVar[ContextBlocks] = ContextVar("hfbudget_entered")
 
 
 @dataclass(eq=False)  # a test may run twice: each time it is another one
@@ -146,35 +160,35 @@ class BudgetContext:
     test: RunningTest | None = None
     where: str = ""
     unowned: list[BudgetExceededError] = field(default_factory=list)
-    outer: InheritedBudgets = field(default_factory=InheritedBudgets)
+    inherited: InheritedBudgets = field(default_factory=InheritedBudgets)
     _opened: list[OpenBlock] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=itertools.count)
     _seen: WeakKeyDictionary[asyncio.Task[Any], int] = field(default_factory=WeakKeyDictionary)
     _last: tuple[BudgetKey, ActiveBudgets] | None = None
 
-    def open_blocks(self) -> tuple[budget, ...]:
+    def open_blocks(self) -> tuple[OpenBudget, ...]:
         """The blocks around the running code, outermost first."""
-        enclosed = self._here()
-        if enclosed.certain:
-            return enclosed.blocks
+        enclosing = self._here()
+        if enclosing.certain:
+            return enclosing.blocks
         shared = [opened.block for opened in tuple(self._opened) if opened.everywhere]
-        return (*shared, *(block for block in enclosed.blocks if block not in shared))
+        return (*shared, *(block for block in enclosing.blocks if block not in shared))
 
-    def enter(self, block: budget) -> None:
+    def enter(self, block: OpenBudget) -> None:
         """Open a block in this context."""
-        enclosed = self._here()
-        _enclosed.set(enclosed._replace(blocks=(*enclosed.blocks, block)))
+        enclosing = self._here()
+        _entered.set(enclosing._replace(blocks=(*enclosing.blocks, block)))
         at = next(self._order)
-        if not enclosed.certain or threading.current_thread() is threading.main_thread():
+        if not enclosing.certain or threading.current_thread() is threading.main_thread():
             self._see_tasks(at)
         here, task = threading.get_ident(), _task()
         by = None if task is None else ref(task)
-        self._opened.append(OpenBlock(block, enclosed.certain, here, by, at))
+        self._opened.append(OpenBlock(block, enclosing.certain, here, by, at))
 
-    def leave(self, block: budget) -> None:
+    def leave(self, block: OpenBudget) -> None:
         """Close a block in this context; one that was entered twice is still open once."""
-        if (enclosed := _enclosed.get(None)) is not None:
-            _enclosed.set(enclosed._replace(blocks=_without_last(enclosed.blocks, block)))
+        if (enclosing := _entered.get(None)) is not None:
+            _entered.set(enclosing._replace(blocks=_without_last(enclosing.blocks, block)))
         for opened in reversed(tuple(self._opened)):
             if opened.block is block:
                 self._opened.remove(opened)
@@ -186,55 +200,57 @@ class BudgetContext:
         Not in a plain thread: one of a pool may be inside of blocks that are opened later.
         """
         if threading.current_thread() is threading.main_thread():
-            _enclosed.set(self._here()._replace(certain=True))
+            _entered.set(self._here()._replace(certain=True))
 
-    def stay_inside(self, blocks: tuple[budget, ...]) -> None:
+    def stay_inside(self, blocks: tuple[OpenBudget, ...]) -> None:
         """Be inside of just these blocks, here and in every thread that is started from here.
 
         A forked child has one thread, which counts as the main one whatever it was before.
         """
-        _enclosed.set(ContextBlocks(certain=True, blocks=blocks))
+        _entered.set(ContextBlocks(certain=True, blocks=blocks))
         here = threading.get_ident()
         self._opened = [OpenBlock(block, True, here, None, next(self._order)) for block in blocks]
 
     def _here(self) -> ContextBlocks:
         """What this context is inside of; of an empty one, all that it may be inside of."""
-        enclosed = _enclosed.get(None)
-        if enclosed is not None:
-            return enclosed
+        enclosing = _entered.get(None)
+        if enclosing is not None:
+            return enclosing
         certain = threading.current_thread() is threading.main_thread()
         if not self._opened:
             return ContextBlocks(certain)
         here, task = threading.get_ident(), _task()
         seen = None if task is None else self._seen.get(task)
-        around = (
+        blocks = (
             opened.block for opened in tuple(self._opened) if opened.may_enclose(here, task, seen)
         )
-        return ContextBlocks(certain, tuple(around))
+        return ContextBlocks(certain, tuple(blocks))
 
     def _see_tasks(self, before: int) -> None:
-        """Note that the tasks of this thread's loop are older than what is opened now."""
+        """Record that the tasks of this thread's loop are older than what is opened now."""
         if asyncio._get_running_loop() is not None:
             for task in asyncio.all_tasks():
                 self._seen.setdefault(task, before - 1)
 
-    def around(self) -> ActiveBudgets:
+    def active(self) -> ActiveBudgets:
         """All that a call needs to know of these scopes; made anew only when they change."""
         # Each is read once: another thread may begin a test, or enter a block, at any time.
-        inside = BudgetKey(self.over_runs, self.session, self.test, self.outer, self.open_blocks())
+        entered = _entered.get(None)
+        blocks = entered.blocks if entered and entered.certain else self.open_blocks()
+        inside = BudgetKey(self.over_runs, self.session, self.test, self.inherited, blocks)
         last = self._last
         if last is not None and last[0] == inside:
             return last[1]
-        around = _around(inside)
-        self._last = inside, around
-        return around
+        active = _active(inside)
+        self._last = inside, active
+        return active
 
     def capped(self) -> bool:
         """Whether any budget that encloses the running code has a limit."""
-        return self.around().capped
+        return self.active().capped
 
-    def blame(self, error: BudgetExceededError, test: RunningTest | None) -> None:
-        """Note a refusal where it can't be swallowed: at the block that refused, else the test.
+    def record_refusal(self, error: BudgetExceededError, test: RunningTest | None) -> None:
+        """Record a refusal where it can't be swallowed: at the block that refused, else the test.
 
         Args:
             test: the one that made the call; if it is over, it answers for nothing.
@@ -247,10 +263,10 @@ class BudgetContext:
         (answers.refusals if answers else self.unowned).append(error)
 
 
-def _around(inside: BudgetKey) -> ActiveBudgets:
-    over_runs, session, test, outer, blocks = inside
+def _active(inside: BudgetKey) -> ActiveBudgets:
+    over_runs, session, test, inherited, blocks = inside
     of_test, of_blocks = test.scopes if test else (), (block.scope for block in blocks)
-    scopes = (*over_runs, session, *of_test, *outer.scopes, *of_blocks)
+    scopes = (*over_runs, session, *of_test, *inherited.scopes, *of_blocks)
     paid = any(scope.cap is not None for scope in scopes)
     stated = (block.explicit for block in reversed(blocks) if block.explicit)
     return ActiveBudgets(
@@ -258,7 +274,7 @@ def _around(inside: BudgetKey) -> ActiveBudgets:
         tuple(scope.key for scope in scopes),
         paid or any(scope.max_calls is not None for scope in scopes),
         paid,
-        next(stated, outer.explicit or (test.explicit if test else None)),
+        next(stated, inherited.explicit or (test.explicit if test else None)),
         (*(test.thresholds if test else ()), *(t for block in blocks for t in block.thresholds)),
         test,
     )
@@ -269,7 +285,7 @@ def _task() -> asyncio.Task[Any] | None:
     return asyncio.current_task() if asyncio._get_running_loop() else None
 
 
-def _without_last(blocks: tuple[budget, ...], block: budget) -> tuple[budget, ...]:
+def _without_last(blocks: tuple[OpenBudget, ...], block: OpenBudget) -> tuple[OpenBudget, ...]:
     for index in range(len(blocks) - 1, -1, -1):
         if blocks[index] is block:
             return blocks[:index] + blocks[index + 1 :]

@@ -32,16 +32,16 @@ def prepared(
         prepare: huggingface_hub's ``prepare_request`` for this provider and task.
         arguments: what it is called with.
     """
-    asked = _asked(arguments)
-    due = meter.watcher.due(meter.payer.around().thresholds, meter.ledger)
-    if due and split_model(asked)[0] != split_model(due.model)[0]:
+    name = _asked_name(arguments)
+    due = meter.watcher.due(meter.budgets.active().thresholds, meter.ledger)
+    if due and split_model(name)[0] != split_model(due.model)[0]:
         try:
             return _swapped(meter, prepare, provider, arguments, due.model)
         except Exception as error:  # whatever is wrong with it, the call itself is fine
-            meter.watcher.note(
+            meter.watcher.warn(
                 due.scope,
                 "fallback",
-                f"{due.scope.name}: a call to {shown(asked)} could not be sent with {due.model} "
+                f"{due.scope.name}: a call to {shown(name)} could not be sent with {due.model} "
                 f"instead, so it was sent as it is: {error}",
             )
     return prepare(**arguments), AskedModel(arguments.get("model"), provider)
@@ -52,17 +52,16 @@ def _swapped(
 ) -> tuple[Parameters, AskedModel]:
     other = _arguments(meter, provider, arguments, model)
     parameters = prepare(**other)
-    named = AskedModel(other.get("model"), provider, instead_of=shown(_asked(arguments)))
+    asked = AskedModel(other.get("model"), provider, instead_of=shown(_asked_name(arguments)))
     request = describe(
         parameters,
         routers=meter.routers,
-        hub_model=named.model,
-        provider=provider,
+        asked=asked,
         stream=False,
     )
-    if meter.book.quote(request, meter.payer.around().explicit) is None:
-        raise UnfitError(f"nobody knows what {request.model} costs")
-    return parameters, named
+    if meter.book.quote(request, meter.budgets.active().explicit) is None:
+        raise UnfitError(f"{request.model} has no known price")
+    return parameters, asked
 
 
 def _arguments(
@@ -73,19 +72,19 @@ def _arguments(
     parameters = dict(arguments.get("parameters") or {})
     if url.startswith(("http://", "https://")):
         if not any(is_below(url, router) for router in meter.routers):
-            raise UnfitError(f"{shown(url)} serves what it serves")
+            raise UnfitError(f"the server at {shown(url)} chooses the model itself")
         # The router's own URL was given as base_url: the payload alone names the model.
         return {**arguments, "parameters": {**parameters, "model": model}}
     if provider != "auto":
         model, pinned = split_model(model)
         if pinned not in (None, provider):
-            raise UnfitError(f"it is asked of {provider}, not of {pinned}")
+            raise UnfitError(f"the call goes to {provider}, not to {pinned}")
     if "model" in parameters:
         parameters["model"] = model
     return {**arguments, "model": model, "parameters": parameters}
 
 
-def _asked(arguments: Mapping[str, Any]) -> str:
+def _asked_name(arguments: Mapping[str, Any]) -> str:
     """The model as the caller named it."""
     parameters = arguments.get("parameters") or {}
     return str(parameters.get("model") or arguments.get("model") or "")

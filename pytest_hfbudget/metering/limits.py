@@ -8,10 +8,10 @@ from pytest_hfbudget.errors import BudgetExceededError, UnpricedCallError
 from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.money import show
-from pytest_hfbudget.pricing import CallRequest, Catalogue, Quote, UnboundedCallError
+from pytest_hfbudget.pricing import CallRequest, Catalogue, PriceBook, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 
-# Tokens of prompt and answer that any model in use can take, where nobody says how many it can.
+# Tokens of prompt and answer that any model in use can take, where its context is not known.
 UNKNOWN_CONTEXT = 8192
 
 
@@ -34,7 +34,7 @@ class OutputLimit(NamedTuple):
 
 
 class RequestVariant(NamedTuple):
-    """How a call is sent, as far as a server may ask for another way.
+    """How a call is sent, as far as a server may ask for a change.
 
     Attributes:
         ask_usage: whether a stream is asked for its usage.
@@ -47,7 +47,7 @@ class RequestVariant(NamedTuple):
     at_most: int | None = None
 
     def after(self, refused: str, limit: int) -> RequestVariant | None:
-        """The manner to try when a server refused ``limit`` in these words; None: no other."""
+        """The variant to try after a server refused ``limit`` in these words, if there is one."""
         words = refused.lower()
         if any(sign in words for sign in TOO_HIGH):
             smaller = limit // 4
@@ -58,56 +58,56 @@ class RequestVariant(NamedTuple):
         return self._replace(limit_name=NAMES[1] if other else None)
 
 
-AS_USUAL = RequestVariant()
+DEFAULT_VARIANT = RequestVariant()
 
 
-def most(request: CallRequest, quote: Quote, contexts: Catalogue) -> int:
+def most(request: CallRequest, quote: Quote, catalogue: Catalogue) -> int:
     """Nano-USD that a call without a limit of its own can cost, whatever the model writes."""
-    longest = contexts.contexts(request.model, request.provider).longest
+    longest = catalogue.contexts(request.model, request.provider).longest
     if longest:
         return quote.most_within(request, longest)
-    return quote.most(request, ceiling(request, contexts))
+    return quote.most(request, ceiling(request, catalogue))
 
 
-def of_cap(
-    request: CallRequest, quote: Quote, held: int, contexts: Catalogue, manner: RequestVariant
+def limit_of(
+    request: CallRequest, quote: Quote, held: int, catalogue: Catalogue, variant: RequestVariant
 ) -> OutputLimit | None:
     """The limit with which a call costs no more than ``held``; None where it needs none."""
     if request.max_output is not None or not request.generates or quote.free:
         return None
-    longest = contexts.contexts(request.model, request.provider).longest
-    if longest and held >= most(request, quote, contexts):
+    longest = catalogue.contexts(request.model, request.provider).longest
+    if longest and held >= most(request, quote, catalogue):
         return None
     paid = quote.affordable_output(request, held)
     if paid is None:
         return None
-    highest = ceiling(request, contexts)
-    if manner.at_most is not None:
-        highest = min(highest, manner.at_most)
+    highest = ceiling(request, catalogue)
+    if variant.at_most is not None:
+        highest = min(highest, variant.at_most)
     return OutputLimit(min(paid, highest), by_cap=paid < highest)
 
 
-def ceiling(request: CallRequest, contexts: Catalogue) -> int:
+def ceiling(request: CallRequest, catalogue: Catalogue) -> int:
     """The highest limit with which prompt and answer should still fit into the context.
 
     The bound on the prompt counts a token for each byte; two bytes are closer, and safe for most.
     """
-    shortest = contexts.contexts(request.model, request.provider).shortest or UNKNOWN_CONTEXT
+    shortest = catalogue.contexts(request.model, request.provider).shortest or UNKNOWN_CONTEXT
     return max(shortest - request.input_bound // 2, shortest // 8)
 
 
-def put(payload: dict[str, Any], limit: int, manner: RequestVariant) -> None:
+def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
     """Write a limit into a payload, where and as its server looks for it."""
     if "inputs" in payload:
         payload["parameters"] = {**(payload.get("parameters") or {}), "max_new_tokens": limit}
         return
     for name in NAMES:  # one of 0 or less, which servers read as no limit
         payload.pop(name, None)
-    payload[manner.limit_name or NAMES[0]] = limit
+    payload[variant.limit_name or NAMES[0]] = limit
 
 
 def bounds(
-    request: CallRequest, quote: Quote, manner: RequestVariant, catalogue: Catalogue
+    request: CallRequest, quote: Quote, variant: RequestVariant, book: PriceBook
 ) -> tuple[int, int]:
     """The least and the most nano-USD that a call may hold.
 
@@ -127,8 +127,9 @@ def bounds(
         if request.max_output is not None or not request.generates:
             fixed = quote.most(request, request.max_output or 0)
             return fixed, fixed
+        catalogue = book.catalogue
         least, highest = quote.most(request, 1), most(request, quote, catalogue)
-        if manner.limit_name is None:
+        if variant.limit_name is None:
             return _without_limit(request, highest, catalogue)
         return least, max(least, highest)
     except UnboundedCallError as error:
@@ -144,19 +145,19 @@ def _without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> 
     if catalogue.contexts(request.model, request.provider).longest:
         return highest, highest
     raise BudgetExceededError(
-        f"{request.model} takes no limit on its output, and nobody says how long its context "
-        "is, so no cap can hold the call. It was refused by the server and not sent again. "
-        "Give the limit in the way that this server knows, or a price by the call.",
+        f"{request.model} takes no limit on its output, and the length of its context is not "
+        "known, so no cap can hold the call. It was refused by the server and not sent again. "
+        "Give the limit by the name that this server uses, or a price by the call.",
         model=request.model,
     )
 
 
 def unpriced(request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:
-    """The refusal of a call under a cap of which nobody knows the price."""
+    """The refusal of a call under a cap that has no known price."""
     capped = next(scope for scope in reversed(scopes) if scope.cap is not None)
     via = f" by {request.provider}" if request.provider else ""
     return UnpricedCallError(
-        f"{capped.name}: nobody knows what {request.model}{via} costs for a "
+        f"{capped.name}: {request.model}{via} has no known price for a "
         f"{request.task} call, so no cap can hold it. The call was not sent. "
         "Give its price as budget(price=…), in [tool.hfbudget.prices] of pyproject.toml, or "
         f"in the file of --hf-prices:\n\n{toml_hint(request)}\n{_endpoint_hint(request)}",
@@ -174,6 +175,52 @@ def _endpoint_hint(request: CallRequest) -> str:
         "\nIt is a dedicated endpoint. With @pytest.mark.hf_endpoint("
         '"namespace/name") its price is its uptime, and it is paused at the end.\n'
     )
+
+
+def changed_after_hold(model: str, held: int, tightest: Scope) -> BudgetExceededError:
+    """The refusal of a request that was changed after its amount was held.
+
+    Args:
+        held: in nano-USD.
+        tightest: the scope with the least room.
+    """
+    return BudgetExceededError(
+        f"{tightest.name}: a hook or a transport of the HTTP client has changed the request to "
+        f"{model} after {show(held)} were held for it, and it may cost more now. The request was "
+        "not sent. Change the request before the call instead.",
+        scope=tightest.name,
+        scope_key=tightest.key,
+        cap=tightest.cap or 0,
+        held=held,
+        model=model,
+    )
+
+
+def cut_off(model: str, limit: OutputLimit, held: int, tightest: Scope) -> BudgetExceededError:
+    """The refusal of an answer that ran into the output limit which the plugin had set.
+
+    Args:
+        held: in nano-USD.
+        tightest: the scope with the least room.
+    """
+    why = (
+        f"which is what the {show(held)} that were left pay for. "
+        "Raise the cap, or set max_tokens to what the answer needs."
+        if limit.by_cap
+        else "the most that is asked of a model whose longest answer is not known. "
+        "Set max_tokens to what the answer needs."
+    )
+    error = BudgetExceededError(
+        f"{tightest.name}: {model} was stopped after {limit.tokens} tokens, {why}",
+        scope=tightest.name,
+        scope_key=tightest.key,
+        cap=tightest.cap or 0,
+        held=held,
+        needed=held,
+        model=model,
+    )
+    error.used_up = limit.by_cap
+    return error
 
 
 def check_share(ledger: LedgerLike, test: RunningTest | None, hold: Hold, name: str) -> None:

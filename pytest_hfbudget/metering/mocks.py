@@ -1,4 +1,4 @@
-"""What stands in for huggingface_hub's sessions and answers: taken for what it is, or ignored."""
+"""Mocks of huggingface_hub's sessions and answers: recognised, and never called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADERS = (
 
 
 def is_mock(value: object) -> bool:
-    """Whether `unittest.mock` has made it."""
+    """Whether `unittest.mock` made it."""
     mock = sys.modules.get("unittest.mock")
     return mock is not None and isinstance(value, mock.NonCallableMock)
 
@@ -36,12 +36,12 @@ def result_of(make: Any) -> Any:
 
 
 class Headers(Mapping[str, str]):
-    """The headers of an answer, of which those are absent that are no strings."""
+    """The headers of an answer, without those that are not strings."""
 
     def __init__(self, answer: object) -> None:
         try:
             self._headers: Any = getattr(answer, "headers", None)
-        except Exception:  # a property of somebody else's
+        except Exception:  # a property of another library
             self._headers = None
 
     def __getitem__(self, name: str) -> str:

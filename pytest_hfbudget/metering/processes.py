@@ -11,14 +11,15 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, LedgerUnreachableError
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Refusal, Scope, WaitingHold
 from pytest_hfbudget.ledger.rpc import codec
 from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import Listener, Operation, answer
-from pytest_hfbudget.metering.budget_context import BudgetContext, InheritedBudgets
+from pytest_hfbudget.metering.budget_context import BudgetContext, InheritedBudgets, OpenBudget
+from pytest_hfbudget.metering.instrumentation.addresses import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.serialization import (
     ParentPlace,
@@ -30,54 +31,66 @@ from pytest_hfbudget.metering.serialization import (
 from pytest_hfbudget.pricing import CallRequest, Catalogue, PriceBook, Quote
 from pytest_hfbudget.settings import LEDGER
 
-if TYPE_CHECKING:
-    from pytest_hfbudget.metering.budget import budget
-    from pytest_hfbudget.metering.runtime import Runtime
+
+class ParentProcess(Protocol):
+    """A process whose children spend from its ledger.
+
+    Attributes:
+        worker: begins the keys of its blocks, which makes them unique in a run.
+        path: the socket of the ledger that it spends from itself; empty where it has its own.
+    """
+
+    meter: Meter
+    worker: str
+    path: str
+    addresses: Addresses
 
 
-def adopt(runtime: Runtime, path: str, blocks: tuple[budget, ...]) -> None:
+def adopt(meter: Meter, path: str, blocks: tuple[OpenBudget, ...]) -> None:
     """Make the meter that a forked child has inherited one of the child's own.
 
     Args:
-        path: the address of the parent's counter.
+        path: the address of the parent's listener.
         blocks: those that were open where the parent forked.
     """
-    _connect(runtime.meter, path)
-    runtime.meter.disown()
-    runtime.meter.payer.stay_inside(blocks)
-    runtime.worker = _prefix(runtime.worker)
+    _connect(meter, path)
+    meter.disown()
+    meter.budgets.stay_inside(blocks)
 
 
-def joined(path: str) -> Runtime:
-    """The runtime of an interpreter that was started by a process with a counter.
+def connected_meter(path: str) -> tuple[Meter, ParentPlace]:
+    """A meter that spends from the ledger of a parent process, and what the parent has told.
 
     Raises:
         LedgerUnreachableError: that process is gone, or its run is over.
     """
-    from pytest_hfbudget.metering.runtime import Runtime
-
     wire = LedgerConnection(path)
     place = ParentPlace.unpacked(wire.ask("join"))
-    payer = BudgetContext(place.session, test=place.test, where=place.where)
-    payer.outer = InheritedBudgets(place.around, place.explicit)
+    budgets = BudgetContext(place.session, test=place.test, where=place.where)
+    budgets.inherited = InheritedBudgets(place.around, place.explicit)
     emulator = place.addresses.emulator or ""
     meter = Meter(
-        RemoteLedger(wire), RemoteBook(wire=wire), payer, router=place.router, emulator=emulator
+        RemoteLedger(wire), RemoteBook(wire=wire), budgets, router=place.router, emulator=emulator
     )
     _connect(meter, path)
-    return Runtime(meter, worker=_prefix(place.worker), addresses=place.addresses, path=path)
+    return meter, place
 
 
 def _connect(meter: Meter, path: str) -> None:
     # Two connections: a hold must never wait behind an endpoint that takes minutes to start.
     ledger, slow = LedgerConnection(path), LedgerConnection(path)
     meter.ledger = RemoteLedger(ledger)
-    meter.revive = lambda name: bool(slow.ask("revive", name))
+    meter.endpoints.revive = lambda name: bool(slow.ask("revive", name))
     # It may be a server that nobody has capped, and that lives longer than the tests.
     meter.stops_with_ledger = False
 
 
-def _prefix(worker: str) -> str:
+def child_prefix(worker: str) -> str:
+    """What begins the keys of a child's blocks.
+
+    Args:
+        worker: what begins those of its parent.
+    """
     # Block numbers start where the parent's stood, and a process id may come again.
     return f"{worker}child-{secrets.token_hex(6)}/"
 
@@ -124,14 +137,14 @@ NOWHERE = "/"
 class ChildProcesses:
     """Lets the children of this process spend from the ledger that it spends from itself."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime: Runtime = weakref.proxy(runtime)  # it has this: no circle
+    def __init__(self, runtime: ParentProcess) -> None:
+        self._runtime: ParentProcess = weakref.proxy(runtime)  # it has this: no circle
         self._lock = threading.Lock()
         self._counter: Listener | None = None
         self._closed = self._exported = False
         self._before: str | None = None
         self._places: dict[int, WaitingHold] = {}
-        self.blocks: tuple[budget, ...] = ()
+        self.blocks: tuple[OpenBudget, ...] = ()
 
     def export(self) -> None:
         """Let processes join that are started from now on.
@@ -156,7 +169,7 @@ class ChildProcesses:
     def before_fork(self) -> None:
         """Be ready for one child more, with no thread of ours in the way of the fork."""
         # Here, in the thread that forks: in the child it counts as the main one.
-        self.blocks = self._runtime.meter.payer.open_blocks()
+        self.blocks = self._runtime.meter.budgets.open_blocks()
         if not self._runtime.path and (counter := self._open()) is not None:
             counter.step_aside()
 
@@ -206,7 +219,7 @@ class ChildProcesses:
 class _Child:
     """One connection of one child; its open holds are booked in full when it is gone."""
 
-    def __init__(self, runtime: Runtime, places: dict[int, WaitingHold]) -> None:
+    def __init__(self, runtime: ParentProcess, places: dict[int, WaitingHold]) -> None:
         """``places`` in line are all children's: each is asked for by a second connection."""
         self._runtime, self._places = runtime, places
         self._held: dict[int, Charge] = {}
@@ -261,7 +274,7 @@ class _Child:
             "stated": lambda request: pack_quote(book.stated(unpack_request(request))),
             "leased": book.leased_name,
             "catalogue": self._catalogue,
-            "revive": self._runtime.meter.revive,
+            "revive": self._runtime.meter.endpoints.revive,
         }
 
     def _hold(self, keys: list[str], least: int, most: int | None, draft: list[Any]) -> Hold:
@@ -334,23 +347,23 @@ class _Child:
                 scope_key=refusal.scope_key,
                 model=refusal.model,
             )
-            payer = self._runtime.meter.payer
-            running = payer.test if payer.test and payer.test.id == refusal.test else None
-            payer.blame(error, running)
+            budgets = self._runtime.meter.budgets
+            running = budgets.test if budgets.test and budgets.test.id == refusal.test else None
+            budgets.record_refusal(error, running)
 
     def _catalogue(self) -> dict[str, Any]:
         return self._runtime.meter.book.catalogue.as_read()
 
     def _join(self) -> dict[str, Any]:
         meter = self._runtime.meter
-        payer = meter.payer
-        blocks = tuple(block.scope for block in payer.open_blocks())
+        budgets = meter.budgets
+        blocks = tuple(block.scope for block in budgets.open_blocks())
         return ParentPlace(
-            session=payer.session,
-            test=payer.test,
-            around=(*payer.over_runs, *blocks),
-            explicit=payer.around().explicit,
-            where=payer.where,
+            session=budgets.session,
+            test=budgets.test,
+            around=(*budgets.over_runs, *blocks),
+            explicit=budgets.active().explicit,
+            where=budgets.where,
             worker=self._runtime.worker,
             router=meter.router,
             addresses=self._runtime.addresses,

@@ -1,14 +1,13 @@
 """Whether an answer was replayed: whether the network can have been asked at all.
 
 That nothing was seen leaving proves something only of a session which could not have sent
-anything unseen. So what a session is made of has to be known; whatever is not is taken for real.
+anything unseen. So what a session is made of has to be known; an unknown one is taken for real.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextvars import Token
 from operator import attrgetter
 from types import ModuleType, NoneType, TracebackType
 from typing import Any
@@ -17,31 +16,35 @@ from pytest_hfbudget.metering.mocks import is_mock
 from pytest_hfbudget.metering.settlement import status_of
 from pytest_hfbudget.metering.transport_probe import ProbedRequest, TransportProbe, genuine
 
-# What httpx itself offers: two that end at its watched connections, and some without a network.
+# httpx's own transports: two that end at connections which the probe watches, and three without
+# a network.
 own_transports = attrgetter(
     "HTTPTransport", "AsyncHTTPTransport", "MockTransport", "WSGITransport", "ASGITransport"
 )
 
 
-class SendWatch:
-    """How one call goes out, and what is known of it afterwards: entered while it is posted.
+class SendWatch(ProbedRequest):
+    """Sees how one call goes out; entered while it is posted.
+
+    Args:
+        session: makes or finds the HTTP session of a client.
 
     Attributes:
-        replayed: whether it was answered without anybody having asked for a connection.
+        replayed: whether it was answered although no connection was asked for.
         unsent: whether it is certain that nothing of it was sent, answered or not.
     """
 
-    __slots__ = ("_client", "_session", "_token", "_traffic", "passage", "replayed", "unsent")
+    replayed = False
+    unsent = False
 
     def __init__(
-        self, traffic: TransportProbe, session: Callable[[Any], Any], client: Any, url: str
+        self, probe: TransportProbe, session: Callable[[Any], Any], client: Any, url: str
     ) -> None:
-        self.passage = ProbedRequest(url)
-        self.replayed = self.unsent = False
-        self._traffic, self._session, self._client = traffic, session, client
+        self._url = url
+        self._probe, self._session, self._client = probe, session, client
 
     def __enter__(self) -> None:
-        self._token: Token[ProbedRequest | None] = self._traffic.enter(self.passage)
+        self._token = self._probe.enter(self)
 
     def __exit__(
         self,
@@ -49,27 +52,27 @@ class SendWatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._traffic.leave(self.passage, self._token)
-        # Or each call would be a circle, left to the garbage collector.
-        self.passage.heard = self.passage.again = self.passage.check = None
+        self._probe.leave(self, self._token)
+        # Without this each call would be a circle, left to the garbage collector.
+        self.on_headers = self.on_resend = self.check_body = None
+        # A connection that was asked for where the probe sees it would have been used there.
+        self.unsent = not self.posts and (self.tried or self.watched())
         # An error status is an answer, too.
         answered = error is None or status_of(error) is not None
-        # A connection that was asked for where traffic is watched would have been used there.
-        self.unsent = not self.passage.posts and (self.passage.tried or self.watched())
-        self.replayed = self.unsent and answered and not self.passage.tried
+        self.replayed = self.unsent and answered and not self.tried
 
     def watched(self) -> bool:
         """Whether nothing of this call can leave unseen."""
         try:
-            return sees(self._traffic, self._session(self._client))
+            return sees(self._probe, self._session(self._client))
         except Exception:
-            return False  # a session of a kind that nobody has thought of
+            return False  # a session of an unknown kind
 
     def may_change(self) -> bool:
         """Whether something of the user's may change the request after it was held."""
         try:
             session = self._session(self._client)
-            return not sees(self._traffic, session) or _has_hooks(session)
+            return not sees(self._probe, session) or _has_hooks(session)
         except Exception:
             return True  # a session of an unknown kind
 
@@ -86,25 +89,23 @@ def _has_hooks(session: Any) -> bool:
     return not own or session.auth is not None
 
 
-def sees(traffic: TransportProbe, session: Any) -> bool:
-    """Whether all that a session can send goes by where traffic is watched."""
-    if is_mock(session):
-        return True  # sends nothing itself
+def sees(probe: TransportProbe, session: Any) -> bool:
+    """Whether all that a session can send passes the probe."""
     for library, check in (("httpx", _httpx), ("httpx2", _httpx), ("requests", _requests)):
         module = sys.modules.get(library)
         if module is not None and check(module, session):
-            return library not in traffic.blind
+            return library not in probe.blind
     # The one that is made anew for each call, hence its class.
     aiohttp = sys.modules.get("aiohttp.client")
     if aiohttp is not None and session is genuine(aiohttp, "ClientSession"):
-        return "aiohttp" not in traffic.blind
-    return False
+        return "aiohttp" not in probe.blind
+    return is_mock(session)  # sends nothing itself
 
 
 def _httpx(httpx: ModuleType, session: Any) -> bool:
     kinds = httpx.Client, httpx.AsyncClient
     sends = httpx.Client.send, httpx.AsyncClient.send
-    if not isinstance(session, kinds) or type(session).send not in sends:
+    if not isinstance(session, kinds) or getattr(type(session), "send", None) not in sends:
         return False
     # Asked of the client itself, not of the method that finds one of these for a URL: that is
     # where a mock may stand, in front of them.
@@ -114,7 +115,10 @@ def _httpx(httpx: ModuleType, session: Any) -> bool:
 
 def _requests(requests: ModuleType, session: Any) -> bool:
     session_class, adapter_class = requests.Session, requests.adapters.HTTPAdapter
-    if not isinstance(session, session_class) or type(session).send is not session_class.send:
+    if (
+        not isinstance(session, session_class)
+        or getattr(type(session), "send", None) is not session_class.send
+    ):
         return False
     # huggingface_hub's own adapters add a header, or refuse.
     return all(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pytest_hfbudget.metering.budget_context import ActiveBudgets
-from pytest_hfbudget.metering.limits import AS_USUAL, RequestVariant
+from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
 from pytest_hfbudget.metering.mocks import is_mock
 from pytest_hfbudget.metering.replay import SendWatch
 from pytest_hfbudget.pricing.request import CallRequest, split_model
@@ -46,6 +46,17 @@ MEDIA = frozenset(
 )
 
 
+# What a message may have that shows something; some servers need no type.
+SHOWN = IMAGES | MEDIA | {"type"}
+
+
+# As text in a prompt, a number is a handful of tokens.
+NUMBER_BYTES = 8
+
+
+NUMBERS = (bool, int, float)
+
+
 # What a template that shows JSON writes around each item of a list: brackets, a comma, white space.
 STRUCTURE_TOKENS = 4
 
@@ -71,12 +82,32 @@ PICTURES = (
 BATCHES = ("batch_size",)
 
 
+CONTAINERS = (dict, list, tuple)
+
+
 class UnreadableLimitError(ValueError):
-    """A limit or a number of answers is something that no number can be made of."""
+    """A limit or a number of answers is not a number."""
+
+
+class AskedModel(NamedTuple):
+    """What the parameters of a call no longer tell.
+
+    Attributes:
+        model: by its Hub id; what is posted carries the provider's own.
+        provider: who is asked, ``auto`` where the router chooses.
+        instead_of: what the caller had asked for, where it is sent with another model.
+    """
+
+    model: str | None = None
+    provider: str | None = None
+    instead_of: str = ""
+
+
+UNKNOWN_MODEL = AskedModel()
 
 
 class Parameters(Protocol):
-    """huggingface_hub's RequestParameters, as far as they matter here."""
+    """huggingface_hub's RequestParameters, as far as they are used here."""
 
     url: str
     task: str
@@ -91,33 +122,38 @@ P = TypeVar("P", bound=Parameters)
 
 def changed(parameters: P, **values: Any) -> P:
     """A copy of huggingface_hub's RequestParameters with some fields replaced."""
-    if is_dataclass(parameters) and not isinstance(parameters, type):
-        own = {field.name for field in fields(parameters)}
-        return replace(parameters, **{k: v for k, v in values.items() if k in own})
-    other = copy(parameters)  # what a test has put in their place
-    vars(other).update(values)
+    if not is_dataclass(parameters):
+        other = copy(parameters)  # a stand-in of a test
+        vars(other).update(values)
+        return other
+    other = object.__new__(type(parameters))  # as `replace`, without its look at every field
+    own = vars(parameters)
+    vars(other).update(own)
+    vars(other).update((name, value) for name, value in values.items() if name in own)
     return other
 
 
-def taken_once(parameters: P) -> P:
+def with_own_payload(parameters: P) -> P:
     """The same parameters with a payload of their own, which another thread can't change."""
-    return changed(parameters, json=_copy(parameters.json))
+    payload = parameters.json
+    return changed(parameters, json=_copy(payload) if isinstance(payload, CONTAINERS) else payload)
 
 
 def _copy(value: Any) -> Any:
+    """A copy of a dictionary, list or tuple and of all that are in it."""
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_copy(item) for item in value]
-    return value
+        return {
+            key: _copy(item) if isinstance(item, CONTAINERS) else item
+            for key, item in value.items()
+        }
+    return [_copy(item) if isinstance(item, CONTAINERS) else item for item in value]
 
 
 def describe(
     parameters: Parameters,
     *,
     routers: tuple[str, ...],
-    hub_model: str | None,
-    provider: str | None,
+    asked: AskedModel,
     stream: bool,
     timeout: object = None,
 ) -> CallRequest:
@@ -125,15 +161,19 @@ def describe(
 
     Args:
         routers: base URLs of the Hugging Face router.
-        hub_model: the model as the caller named it; a named provider's payload carries that
+        asked: the model as the caller named it; a named provider's payload carries that
             provider's own id instead.
-        provider: who the caller named, None or ``auto`` where the router chooses.
-        timeout: the client's own, in seconds; anything else is none.
+        timeout: the client's own, in seconds; anything else counts as no time-out.
     """
     payload = parameters.json if isinstance(parameters.json, dict) else _in_data(parameters.data)
-    named, task = _text(payload.get("model")), _text(parameters.task)
-    asked = _text(hub_model) or _text(parameters.model)
-    model, provider = _addressed(parameters.url, routers, asked, named, _text(provider) or None)
+    task, provider = _text(parameters.task), _text(asked.provider) or None
+    model, provider = _addressed(
+        parameters.url,
+        routers,
+        _text(asked.model) or _text(parameters.model),
+        _text(payload.get("model")),
+        provider,
+    )
     unreadable = ""
     try:
         limit, several = output_limit(payload), answers(payload, task)
@@ -155,25 +195,25 @@ def describe(
 
 @lru_cache(maxsize=256)  # a suite calls a handful of models, each of them again and again
 def _addressed(
-    url: str, routers: tuple[str, ...], asked: str | None, named: str, provider: str | None
+    url: str, routers: tuple[str, ...], asked: str | None, posted: str, provider: str | None
 ) -> tuple[str, str | None]:
     """The model and the provider, from what the caller asked for and what the payload names.
 
-    The model is fit to be shown: what it is called in is read in logs, reports and terminals.
+    The model is fit for logs, reports and terminals.
     """
-    model, provider = _named_as(url, routers, asked, named, provider)
+    model, provider = _model_and_provider(url, routers, asked, posted, provider)
     return shown(model), provider
 
 
-def _named_as(
-    url: str, routers: tuple[str, ...], asked: str | None, named: str, provider: str | None
+def _model_and_provider(
+    url: str, routers: tuple[str, ...], asked: str | None, posted: str, provider: str | None
 ) -> tuple[str, str | None]:
     routed = next((base for base in routers if is_below(url, base)), None)
-    name = asked or named or url
+    name = asked or posted or url
     if routed is None and (provider in (None, "hf-inference") or _is_url(name)):
         return url, None
     if _is_url(name):  # the router's own URL was given as base_url
-        name, provider = named or name, None
+        name, provider = posted or name, None
     model, pinned = split_model(name)
     chosen = provider if provider != "auto" else None
     return model, pinned or chosen or _provider_in_path(url, routed)
@@ -196,11 +236,11 @@ def text_bytes(value: object) -> int:
     if isinstance(value, (list, tuple)):
         return sum(map(text_bytes, value)) + STRUCTURE_TOKENS * len(value)
     if isinstance(value, dict):
-        return _named_bytes(value)
-    if value is None or isinstance(value, (bool, int, float)):
-        return 8  # as text in a prompt, a number is a handful of tokens
+        return _mapping_bytes(value)
+    if value is None or isinstance(value, NUMBERS):
+        return NUMBER_BYTES
     if isinstance(value, Mapping):  # last, since it is slow to ask for
-        return _named_bytes(value)
+        return _mapping_bytes(value)
     # Typed inputs of huggingface_hub are dataclasses that become JSON later.
     own = None if is_mock(value) else getattr(value, "__dict__", None)
     return text_bytes(own) if own else len(str(value).encode())
@@ -224,26 +264,27 @@ def _allowance(values: Mapping[str, Any]) -> int:
     return 0 if IMAGES.isdisjoint(kinds) else IMAGE_TOKENS
 
 
-def _named_bytes(values: Mapping[str, Any]) -> int:
-    if allowance := _allowance(values):
+def _mapping_bytes(values: Mapping[str, Any]) -> int:
+    if not SHOWN.isdisjoint(values) and (allowance := _allowance(values)):
         return allowance + text_bytes(values.get("text", ""))
     total = 0
     for key, item in values.items():
         total += len(str(key))
-        # Most of what is sent is plain text: it is counted without another call.
-        plain = isinstance(item, str) and item.isascii()
-        total += len(item) if plain else text_bytes(item)
+        # Most of what is sent is plain text and numbers, which are counted without another call.
+        if isinstance(item, str) and item.isascii():
+            total += len(item)
+        else:
+            total += NUMBER_BYTES if isinstance(item, NUMBERS) else text_bytes(item)
     return total
 
 
 def output_limit(payload: Mapping[str, Any]) -> int | None:
     """The caller's own limit on the output tokens of one answer: the highest, if it sets several.
 
-    Which of several a server goes by is its own affair.
+    Servers differ in which of several they follow.
     """
-    given = _numbers(payload, LIMITS)
     # Servers read 0 and -1 as no limit at all.
-    return max((value for value in given if value > 0), default=None)
+    return max([value for value in _numbers(payload, LIMITS) if value > 0], default=None)
 
 
 def answers(payload: Mapping[str, Any], task: str) -> int:
@@ -272,20 +313,18 @@ def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
     """The numbers by these names, rounded up, wherever servers look for them.
 
     Raises:
-        UnreadableLimitError: one of them is something that no number can be made of.
+        UnreadableLimitError: one of them is not a number.
     """
     return [
-        _rounded_up(name, value)
-        for place in (payload, payload.get("parameters"), payload.get("input"))
-        if place and isinstance(place, (dict, Mapping))
+        value if type(value) is int else _rounded_up(name, value)
+        for part in (payload, payload.get("parameters"), payload.get("input"))
+        if part and isinstance(part, (dict, Mapping))
         for name in names
-        if (value := place.get(name)) is not None
+        if (value := part.get(name)) is not None
     ]
 
 
 def _rounded_up(name: str, value: object) -> int:
-    if type(value) is int:
-        return value
     try:
         return math.ceil(Decimal(value) if isinstance(value, str) else value)  # type: ignore[call-overload, no-any-return] # whatever it is, it may not be a number
     except (ArithmeticError, TypeError, ValueError):
@@ -304,7 +343,7 @@ def _in_data(data: object) -> Mapping[str, Any]:
 
 
 def _text(value: object) -> str:
-    """A name; what is no string is none, as it may be where a mock stands."""
+    """A name; empty for anything but a string, such as a mock."""
     return value if isinstance(value, str) else ""
 
 
@@ -315,7 +354,7 @@ def _seconds(timeout: object) -> float | None:
 
 
 def shown(model: str) -> str:
-    """A model's name, or the URL that stands for it, without credentials and control characters."""
+    """A model's name or URL, without credentials and control characters."""
     return printable(public_url(model) if _is_url(model) else model)
 
 
@@ -331,41 +370,27 @@ def _provider_in_path(url: str, router: str | None) -> str | None:
     return first if first not in ("v1", "") else None
 
 
-class AskedModel(NamedTuple):
-    """What the parameters of a call no longer tell.
-
-    Attributes:
-        model: by its Hub id; what is posted carries the provider's own.
-        provider: who is asked, ``auto`` where the router chooses.
-        instead_of: what the caller had asked for, where it is sent with another model.
-    """
-
-    model: str | None = None
-    provider: str | None = None
-    instead_of: str = ""
-
-
-NAMELESS = AskedModel()
-
-
 class OutgoingCall(NamedTuple):
     """Everything about a call that is known when it is made.
 
     Attributes:
-        timeout: the client's own, whatever that is.
-        around: the budgets around the code that calls.
-        where: what runs outside of any test.
+        watch: sees whether it leaves this process.
+        asked: the model as the caller named it.
+        timeout: the client's own, which may be of any type.
+        budgets: those around the code that calls.
+        where: what runs, where no test does.
         at: when it was made, in unix seconds.
-        started: the same by the meter's clock.
+        started: the same by the meter's clock, in seconds.
+        variant: how it is sent, as far as the plugin has a say in that.
     """
 
     parameters: Parameters
-    way: SendWatch
-    named: AskedModel
+    watch: SendWatch
+    asked: AskedModel
     stream: bool
     timeout: object
-    around: ActiveBudgets
+    budgets: ActiveBudgets
     where: str
     at: float
     started: float
-    manner: RequestVariant = AS_USUAL
+    variant: RequestVariant = DEFAULT_VARIANT

@@ -1,4 +1,4 @@
-"""The one meter of this process: the tap is on a class, so its owner belongs to the process."""
+"""The one meter of this process: the patched class belongs to the process, so does its meter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.addresses import Addresses, Redirect
 from pytest_hfbudget.metering.instrumentation.hub import HubInstrumentation
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.processes import ChildProcesses, adopt, joined
+from pytest_hfbudget.metering.processes import (
+    ChildProcesses,
+    adopt,
+    child_prefix,
+    connected_meter,
+)
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
@@ -27,11 +32,11 @@ logger = logging.getLogger("pytest_hfbudget")
 
 @dataclass
 class Runtime:
-    """A meter that calls go through, as long as somebody needs it.
+    """A meter that calls go through, as long as it has users.
 
     Attributes:
         worker: makes the keys of this process's blocks unique among the processes of a run.
-        path: the counter where a child process spends; empty where the ledger is.
+        path: the socket of the ledger where a child process spends; empty where it has its own.
     """
 
     meter: Meter
@@ -56,24 +61,25 @@ class Runtime:
             if self._users > 1:
                 return
             if not _stack:
-                _tap.install()
+                _hub.install()
             _stack.append(self)
+            _hub.meter = self.meter
             self.children.reopen()
             self._redirect = Redirect(self.addresses)
             self._redirect.install()
 
     @property
     def calls_foreseen(self) -> bool:
-        """Whether somebody has imported one of the clients, and so is going to call."""
-        return _tap.in_place
+        """Whether one of the clients was imported, so that calls are to be expected."""
+        return _hub.in_place
 
-    def require_tap(self) -> None:
+    def require_hub(self) -> None:
         """Make sure that calls can be seen: a cap that sees nothing would hold nothing.
 
         Raises:
             ConfigError: this huggingface_hub sends its calls in a way that is not known.
         """
-        _tap.require()
+        _hub.require()
 
     def release(self) -> None:
         """Stop doing so when the last user is done."""
@@ -84,26 +90,28 @@ class Runtime:
             if self._redirect is not None:
                 self._redirect.uninstall()
             _stack.remove(self)
+            _hub.meter = _stack[-1].meter if _stack else None
             if not _stack:
-                _tap.uninstall()
-            counter = self.children.detach()  # somebody else may enter it from here on
-        if counter is not None:
-            counter.close()
+                _hub.uninstall()
+            listener = self.children.detach()  # another thread may enter it from here on
+        if listener is not None:
+            listener.close()
 
     def become_child(self) -> None:
         """Spend where the parent does, whose copy this is since a fork."""
         self.path = self.path or self.children.forget()
-        adopt(self, self.path, self.children.blocks)
+        adopt(self.meter, self.path, self.children.blocks)
+        self.worker = child_prefix(self.worker)
 
 
 def runtime(known: Runtime | None = None) -> Runtime:
     """The runtime of the innermost test run, or one for a plain script.
 
     Args:
-        known: what whoever asks has used before: in a script it goes on with that.
+        known: what the caller has used before: in a script it goes on with that.
 
     Raises:
-        ValueError: a price or a time in the environment that is none.
+        ValueError: an invalid price or time in the environment.
     """
     with _lock:
         if known is not None and known.active:
@@ -126,19 +134,20 @@ def standalone() -> Runtime:
 
 
 def join(path: str) -> None:
-    """Spend from the ledger of a run, to the end of this process, which is none of pytest's.
+    """Spend from the ledger of a run, to the end of this process, in which pytest does not run.
 
     Raises:
         LedgerUnreachableError: that run is over.
     """
     if not _stack:
-        entered = joined(path)
-        entered.acquire()
-        atexit.register(entered.meter.settle_all)
+        meter, place = connected_meter(path)
+        worker = child_prefix(place.worker)
+        Runtime(meter, worker=worker, addresses=place.addresses, path=path).acquire()
+        atexit.register(meter.settle_all)
 
 
 def _before_fork() -> None:
-    # Whatever another thread holds is held in the child for ever.
+    # A lock that another thread holds is held in the child for ever.
     _lock.acquire()
     for each in _stack:
         _safely(each.children.before_fork)
@@ -157,26 +166,18 @@ def _after_fork_in_child() -> None:
 
 
 def _safely(step: Callable[[], None]) -> None:
-    # Whoever forks may never have heard of budgets. Without a counter a capped child is refused.
+    # The forking code may know nothing of budgets. Without a listener a capped child is refused.
     try:
         step()
     except Exception:
         logger.exception("hfbudget could not prepare a forked process")
 
 
-def _current() -> Meter | None:
-    # Read without the lock: a call must not wait for one, and a list's end is read at once.
-    try:
-        return _stack[-1].meter
-    except IndexError:
-        return None
-
-
 # The exception to "no module state": the patched classes belong to the process, so does this.
 # A test run may start another one inside its process, hence a stack; the innermost rules.
 _lock = threading.RLock()
 _stack: list[Runtime] = []
-_tap = HubInstrumentation(_current)
+_hub = HubInstrumentation()
 os.register_at_fork(
     before=_before_fork,
     after_in_parent=_after_fork_in_parent,

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.pricing import Quote, Usage
+from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, Usage
 from pytest_hfbudget.pricing.price import MICROSECONDS
 
-if TYPE_CHECKING:
-    from pytest_hfbudget.metering.call import Call
-
-
-# No connection came about, so no request can have reached anybody.
+# No connection came about, so no request can have reached a server.
 NEVER_CONNECTED = frozenset(
     {
         "ClientConnectorDNSError",
@@ -76,7 +72,7 @@ def word_for(error: BaseException) -> str:
 def _attribute(value: object, name: str) -> object:
     try:
         return getattr(value, name, None)
-    except Exception:  # a property of somebody else's
+    except Exception:  # a property of another library
         return None
 
 
@@ -96,57 +92,98 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         queue += [reason for reason in reasons if isinstance(reason, BaseException)]
 
 
-def charge_of(call: Call, usage: Usage | None, status: str) -> Charge:
-    """What is booked for a call that was answered, or of which nothing is known but a status.
+@dataclass
+class Outcome:
+    """What came back from a call so far.
 
-    Raises:
-        Exception: what a price hook of somebody else's raises.
+    Attributes:
+        provider: who answered, as ``x-inference-provider`` says; until then who was asked.
+        compute_time: in microseconds.
+        images: how many images the answer lists.
+        queued: whether the answer says that the work is still to be done.
+        written: bytes of what the model wrote, or its tokens where the server counts them.
+        complete: whether the server said that it writes nothing more, so that the usage is final
+            also when the caller leaves before the end.
     """
-    quote, certain = _final_quote(call)
-    seconds = call.took()
-    if usage is not None and quote is not None:
-        usage = _completed(call, usage, quote, seconds)
-    cost, source = quote.cost(usage or Usage()) if quote else (None, "unpriced")
-    return call.draft._replace(
-        provider=call.provider,
+
+    provider: str | None
+    usage: Usage | None = None
+    compute_time: int | None = None
+    images: int | None = None
+    queued: bool = False
+    written: int = 0
+    complete: bool = False
+
+
+def charge_of(
+    draft: Charge,
+    request: CallRequest,
+    price: tuple[Quote | None, bool],
+    outcome: Outcome,
+    usage: Usage | None,
+    status: str,
+    seconds: float,
+) -> Charge:
+    """What is booked for a call that was answered, or that failed with a status.
+
+    Args:
+        price: as `price_of` returns it.
+    """
+    quote, certain = price
+    cost: int | None = None
+    source, estimated = "unpriced", usage is not None and usage.estimated
+    if quote is not None:
+        if usage is not None and (estimated or request.draws or quote.by_second):
+            usage = _completed(usage, request, quote, outcome, seconds)
+            estimated = usage.estimated
+        cost, source = quote.cost(usage or Usage())
+    return draft._replace(
+        provider=outcome.provider,
         input_tokens=usage.input_tokens if usage else 0,
         output_tokens=usage.output_tokens if usage else 0,
         nano_usd=cost,
         price_source=source,
         status=status,
-        estimated=not certain or bool(usage and usage.estimated),
+        estimated=estimated or not certain,
         seconds=round(seconds, 6),
-        over=max((cost or 0) - call.hold.amount, 0) if call.capped else 0,
     )
 
 
-def _completed(call: Call, usage: Usage, quote: Quote, seconds: float) -> Usage:
+def price_of(
+    book: PriceBook, request: CallRequest, quote: Quote | None, provider: str | None
+) -> tuple[Quote | None, bool]:
+    """The price of the provider that answered, and whether it is certain.
+
+    Args:
+        quote: what the call was quoted before it was sent.
+        provider: who answered a call that left the choice to the router; None if unknown.
+
+    Raises:
+        Exception: what a price hook raises.
+    """
+    if not provider or request.is_url:
+        return quote, quote is None or quote.certain
+    stated = book.stated(request._replace(provider=provider))
+    return stated or quote, bool(stated) or not book.stated(request)
+
+
+def _completed(
+    usage: Usage, request: CallRequest, quote: Quote, outcome: Outcome, seconds: float
+) -> Usage:
     """A usage of tokens with what else may be billed: images, and time."""
-    if not (usage.estimated or call.request.draws or quote.by_second):
-        return usage
-    images = (call.images or call.request.n) if call.request.draws else 0
-    usage = usage._replace(images=images, microseconds=_time(call, quote, seconds))
+    images = (outcome.images or request.n) if request.draws else 0
+    usage = usage._replace(images=images, microseconds=_time(request, quote, outcome, seconds))
     if usage.estimated and not quote.by_token:
-        # Counted by the call or by the image, which is exact; nothing is known of tokens.
+        # Counted by the call or by the image, which is exact; no price is by the token.
         usage = usage._replace(input_tokens=0, output_tokens=0, estimated=False)
     # The clock of this machine has the network in it.
-    timed = quote.by_second and call.compute_time is None
+    timed = quote.by_second and outcome.compute_time is None
     return usage._replace(estimated=usage.estimated or timed)
 
 
-def _time(call: Call, quote: Quote, seconds: float) -> int:
-    if call.compute_time is not None:
-        return call.compute_time
+def _time(request: CallRequest, quote: Quote, outcome: Outcome, seconds: float) -> int:
+    if outcome.compute_time is not None:
+        return outcome.compute_time
     taken = math.ceil(seconds * MICROSECONDS)
-    # What is only queued is computed after this call, and fetched where nobody sees it.
-    return max(taken, quote.longest(call.request)) if call.queued else taken
-
-
-def _final_quote(call: Call) -> tuple[Quote | None, bool]:
-    """The price of whoever answered; False where nobody knows who that is, or their price."""
-    chosen = call.provider if call.request.provider is None else None
-    if not chosen or call.request.is_url or call.explicit:
-        return call.quote, call.quote is None or call.quote.certain
-    book = call.meter.book
-    stated = book.stated(call.request._replace(provider=chosen))
-    return stated or call.quote, bool(stated) or not book.stated(call.request)
+    # What is only queued is computed after this call, and fetched by another one.
+    return max(taken, quote.longest(request)) if outcome.queued else taken

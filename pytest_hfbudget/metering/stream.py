@@ -1,7 +1,7 @@
 """A stream as the user expects it, which is settled once: at its end, on error, when dropped.
 
 Objects, not generators: a generator that was never started runs no ``finally`` when it is
-collected, and a stream that nobody reads has been sent and will be billed all the same.
+collected, and a stream that is never read has been sent and will be billed all the same.
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ from typing import Any
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.deferred import NONSENSE
-from pytest_hfbudget.metering.usage import finished, finished_by_length, usage_of, written_bytes
+from pytest_hfbudget.metering.usage import (
+    UNREADABLE_ANSWER,
+    finished,
+    finished_by_length,
+    usage_of,
+    written_bytes,
+)
 from pytest_hfbudget.text import parse_json
 
 logger = logging.getLogger("pytest_hfbudget")
@@ -52,7 +57,7 @@ class StreamAccounting:
         except HFBudgetError:
             raise
         except Exception:
-            logger.exception(NONSENSE)
+            logger.exception(UNREADABLE_ANSWER)
             return True
 
     def finish(self) -> None:
@@ -73,7 +78,7 @@ class StreamAccounting:
         Raises:
             BudgetExceededError: as `finish`.
         """
-        if self._done or self.call.complete:
+        if self._done or self.call.outcome.complete:
             self.finish()
         else:
             self._done = True
@@ -88,7 +93,7 @@ class StreamAccounting:
         """Leave settling to a moment when no lock of ours can be held."""
         if not self._done:
             self._done = True
-            self.call.meter.dropped.append(self.call)
+            self.call.meter.later.append(self.call.close)
 
     def _chunk(self, chunk: dict[str, Any]) -> bool:
         if chunk.get("error") is not None:
@@ -96,14 +101,16 @@ class StreamAccounting:
             self.call.lost("error")
             return True
         usage = usage_of(chunk, self.call.request)
-        self.call.usage = usage or self.call.usage
+        self.call.outcome.usage = usage or self.call.outcome.usage
         details = chunk.get("details")
         if isinstance(details, dict) and details.get("generated_tokens"):
-            self.call.written = written_bytes(chunk)  # the server's own count of all of them
+            self.call.outcome.written = written_bytes(
+                chunk
+            )  # the server's own count of all of them
         else:
-            self.call.written += written_bytes(chunk)
+            self.call.outcome.written += written_bytes(chunk)
         self._ended |= finished(chunk)
-        self.call.complete = len(self._ended) >= self.call.request.n
+        self.call.outcome.complete = len(self._ended) >= self.call.request.n
         self._cut = self._cut or (bool(self.call.limit) and finished_by_length(chunk))
         if self._cut and usage:
             self.finish()

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from itertools import takewhile
+from typing import Any
 
-from pytest_hfbudget.money import parse_usd, show, to_usd
-
-if TYPE_CHECKING:
-    from pytest_hfbudget.ledger import Charge
-    from pytest_hfbudget.metering.budget import budget
+from pytest_hfbudget.ledger import Charge
+from pytest_hfbudget.money import show, to_usd
 
 
-def data(block: budget) -> dict[str, Any]:
-    """Totals, every call, and totals of each model. Money is USD, as `Decimal`."""
-    calls = block.calls
+def spent_before_switch(calls: Iterable[Charge]) -> Decimal | None:
+    """USD spent before the first call with the model of a fallback, None without one."""
+    calls = tuple(calls)
+    before = tuple(takewhile(lambda charge: not charge.instead_of, calls))
+    return None if len(before) == len(calls) else to_usd(_cost(before))
+
+
+def spent_on_fallback(calls: Iterable[Charge]) -> Decimal:
+    """USD charged for calls with the model of a fallback."""
+    return to_usd(_cost(charge for charge in calls if charge.instead_of))
+
+
+def summary_data(calls: Sequence[Charge], *, cap: int | None, spent: int) -> dict[str, Any]:
+    """Totals, every call, and totals of each model. Money is USD, as `Decimal`.
+
+    Args:
+        cap, spent: in nano-USD.
+    """
     switched = [charge for charge in calls if charge.instead_of]
     return {
-        "total_spent": block.spent,
-        "limit": block.limit,
+        "total_spent": to_usd(spent),
+        "limit": None if cap is None else to_usd(cap),
         "model_switched": bool(switched),
-        "switched_at_usd": block.switched_at_usd,
+        "switched_at_usd": spent_before_switch(calls),
         "fallback_model": switched[0].model if switched else None,
-        "fallback_spent": block.fallback_spent,
+        "fallback_spent": spent_on_fallback(calls),
         "total_calls": len(calls),
         "calls": [_call(charge) for charge in calls],
         "by_model": {
@@ -37,11 +51,14 @@ def data(block: budget) -> dict[str, Any]:
     }
 
 
-def text(block: budget) -> str:
-    """The budget in a line, then a line for each model."""
-    calls = block.calls
-    cap = "no cap" if block.limit is None else show(parse_usd(block.limit))
-    lines = [f"{block.name}: {show(_cost(calls))} of {cap}, {_calls(len(calls))}"]
+def summary_text(name: str, calls: Sequence[Charge], *, cap: int | None) -> str:
+    """The budget in a line, then a line for each model.
+
+    Args:
+        cap: in nano-USD.
+    """
+    limit = "no cap" if cap is None else show(cap)
+    lines = [f"{name}: {show(_cost(calls))} of {limit}, {_calls(len(calls))}"]
     models = _by_model(calls)
     width = max(map(len, models), default=0)
     for model, charges in models.items():

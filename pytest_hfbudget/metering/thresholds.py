@@ -47,39 +47,39 @@ class Notice(NamedTuple):
 
 
 class WarnedOnce:
-    """Tells each key's first asker, and nobody else, that it is the first."""
+    """Returns True for each key the first time, and False from then on."""
 
     def __init__(self) -> None:
         self._lock = own_lock()
-        self._asked: set[str] = set()
+        self._keys: set[str] = set()
 
     def __call__(self, key: str) -> bool:
         with self._lock:
-            fresh = key not in self._asked
-            self._asked.add(key)
+            fresh = key not in self._keys
+            self._keys.add(key)
             return fresh
 
 
 @dataclass
 class ThresholdWatcher:
-    """Looks at thresholds after every settlement, and keeps what it has to say.
+    """Checks thresholds after every settlement, and keeps the warnings.
 
     Attributes:
-        first: whether nobody in the whole run has said this before; workers ask their controller.
+        first: returns whether a key is new in the whole run; workers ask their controller.
     """
 
     first: Callable[[str], bool] = field(default_factory=WarnedOnce)
     _notices: list[Notice] = field(default_factory=list)
 
     def settled(self, thresholds: Sequence[Threshold], ledger: LedgerLike) -> None:
-        """Note a warning for each budget that has crossed its part."""
+        """Add a warning for each budget that has crossed its part."""
         for threshold in thresholds:
             # A ledger that is gone refuses the next call, which says so better than a warning.
             with suppress(HFBudgetError):
                 if not threshold.model:
                     totals = ledger.total(threshold.scope.key)
                     if threshold.reached(totals):
-                        self.note(threshold.scope, "warn_at", threshold.text(totals))
+                        self.warn(threshold.scope, "warn_at", threshold.text(totals))
 
     def due(self, thresholds: Sequence[Threshold], ledger: LedgerLike) -> Threshold | None:
         """The innermost fallback that is due, if any is."""
@@ -88,17 +88,17 @@ class ThresholdWatcher:
                 return threshold
         return None
 
-    def note(self, scope: Scope, matter: str, text: str) -> None:
-        """Keep a warning, unless this budget has been warned of the matter before."""
+    def warn(self, scope: Scope, matter: str, text: str) -> None:
+        """Add a warning, unless this budget has been warned of the matter before."""
         if self.first(f"{matter}:{scope.key}"):
             self._notices.append(Notice(scope.key, text))
 
     def take(self, scope_key: str | None = None) -> list[str]:
-        """The warnings of one budget, or of all, for whoever can raise them now."""
+        """Remove the warnings of one budget, or of all, and return them."""
         taken = []
         for notice in tuple(self._notices):
             if scope_key in (None, notice.scope_key):
-                with suppress(ValueError):  # another thread was quicker
+                with suppress(ValueError):  # another thread has taken it
                     self._notices.remove(notice)
                     taken.append(notice.text)
         return taken

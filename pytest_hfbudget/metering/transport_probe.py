@@ -1,7 +1,4 @@
-"""The headers of answers that come through aiohttp: huggingface_hub's async client before 1.0.
-
-It shows a response to nobody else on its way, so the session itself is asked to tell.
-"""
+"""What HTTP libraries send for a call: whether, how often and what left this process."""
 
 from __future__ import annotations
 
@@ -20,68 +17,66 @@ from pytest_hfbudget.metering.mocks import Headers
 
 
 class ProbedRequest:
-    """One request between its sender and whoever answers it.
+    """One request on its way out of this process.
 
     Attributes:
+        host: where it is meant to go.
         tried: whether a connection was asked for.
         posts: how many POST requests were written to one. A redirect that keeps the method sends
             another, and so does a transport that retries by itself.
-        over: whether its call is settled. What a plain thread sends after that is not for it.
-        heard: told the headers of every response to it.
-        again: called before each POST after the first; raises to keep it from leaving.
-        check: called with the body of each POST before it leaves, None where that can't be read;
-            raises to keep it from leaving.
+        settled: whether its call is settled. What a plain thread sends after that is not for it.
+        on_headers: receives the headers of every response to it.
+        on_resend: called before each POST after the first; raises to keep it from leaving.
+        check_body: called with the body of each POST before it leaves, None where that can't be
+            read; raises to keep it from leaving.
+        stop: makes the error that keeps all of it from leaving; None lets it out.
     """
 
-    __slots__ = ("_stop", "_url", "again", "check", "heard", "over", "posts", "tried")
+    tried = False
+    posts = 0
+    settled = False
+    on_headers: Callable[[Mapping[str, str]], None] | None = None
+    on_resend: Callable[[], None] | None = None
+    check_body: Callable[[bytes | None], None] | None = None
+    stop: Callable[[], BaseException] | None = None
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.tried, self.posts, self.over = False, 0, False
-        self.heard: Callable[[Mapping[str, str]], None] | None = None
-        self.again: Callable[[], None] | None = None
-        self.check: Callable[[bytes | None], None] | None = None
-        self._stop: Callable[[], BaseException] | None = None
 
     @property
     def host(self) -> str:
-        """Where it is meant to go."""
         return urlsplit(self._url).hostname or ""
 
-    def only_replayed(self, stop: Callable[[], BaseException]) -> None:
-        """Let nothing of it out: ``stop`` makes what is raised instead."""
-        self._stop = stop
-
-    def opening(self) -> None:
-        """A connection is about to be opened for it.
+    def connecting(self) -> None:
+        """Take note that a connection is about to be opened for it.
 
         Raises:
             BaseException: it is not to leave.
         """
         self.tried = True
-        if self._stop is not None:
-            raise self._stop()
+        if self.stop is not None:
+            raise self.stop()
 
     def leaving(self, body: Body) -> None:
-        """A POST for it is about to be written to a connection, new or kept alive.
+        """Take note that a POST for it is about to be written to a connection, new or kept alive.
 
         Raises:
             BaseException: it is not to leave.
         """
-        if self.check is not None and (content := body()) != FOLLOWS:
-            self.check(content)
-        if self.posts and self.again is not None:
-            self.again()
+        if self.check_body is not None and (content := body()) != FOLLOWS:
+            self.check_body(content)
+        if self.posts and self.on_resend is not None:
+            self.on_resend()
         self.posts += 1
 
     def writing(self, body: bytes) -> None:
-        """The body of such a POST is about to be written.
+        """Take note that the body of such a POST is about to be written.
 
         Raises:
             BaseException: it is not to leave.
         """
-        if self.check is not None and self.posts:
-            self.check(body)
+        if self.check_body is not None and self.posts:
+            self.check_body(body)
 
 
 # Only these are billed: a redirect may turn one into a GET, and a proxy is asked by CONNECT first.
@@ -96,8 +91,8 @@ Body = Callable[[], "bytes | None"]
 FOLLOWS = b""
 
 
-# The request that is being answered in this context. Whatever is sent meanwhile is sent for it.
-_passing: ContextVar[ProbedRequest | None] = ContextVar("hfbudget_passing", default=None)
+# The request that is in flight in this context: all that is sent meanwhile is sent for it.
+_current: ContextVar[ProbedRequest | None] = ContextVar("hfbudget_request", default=None)
 
 
 # What ``http.client`` writes first of each request; the body follows by itself.
@@ -107,13 +102,13 @@ REQUEST_LINE = re.compile(rb"([A-Z]+) [^\r\n]* HTTP/1\.[01]\r\n")
 Wrapper = Callable[["TransportProbe", Any], Any]
 
 
-Note = Callable[[Mapping[str, str]], None]
+HeadersListener = Callable[[Mapping[str, str]], None]
 
 
-def noting() -> Note | None:
-    """Whom to tell the headers of the response that is in hand in this context."""
-    passage = _passing.get()
-    return passage.heard if passage is not None else None
+def headers_listener() -> HeadersListener | None:
+    """What receives the headers of the responses in this context."""
+    request = _current.get()
+    return request.on_headers if request is not None else None
 
 
 class ProbePoint(NamedTuple):
@@ -136,7 +131,7 @@ class TransportProbe:
 
     blind: set[str] = field(default_factory=set)
     _patches: Patches = field(default_factory=Patches)
-    _under_way: list[ProbedRequest] = field(default_factory=list)
+    _in_flight: list[ProbedRequest] = field(default_factory=list)
     _watch: PostImport | None = None
 
     def install(self) -> None:
@@ -153,58 +148,58 @@ class TransportProbe:
         self._patches.restore()
         self.blind.clear()
 
-    def enter(self, passage: ProbedRequest) -> Token[ProbedRequest | None]:
+    def enter(self, request: ProbedRequest) -> Token[ProbedRequest | None]:
         """Ascribe what is sent from now on to a request."""
-        self._under_way.append(passage)
-        return _passing.set(passage)
+        self._in_flight.append(request)
+        return _current.set(request)
 
-    def leave(self, passage: ProbedRequest, token: Token[ProbedRequest | None]) -> None:
+    def leave(self, request: ProbedRequest, token: Token[ProbedRequest | None]) -> None:
         """Do so no longer."""
         try:
-            _passing.reset(token)
+            _current.reset(token)
         except ValueError:
-            pass  # the collector closes a coroutine that nobody waits for, in another context
+            pass  # the collector closes a coroutine that is not awaited, in another context
         finally:
-            self._under_way.remove(passage)
+            self._in_flight.remove(request)
 
-    def opening(self) -> None:
-        """A connection is about to be opened in this context."""
+    def connecting(self) -> None:
+        """Take note that a connection is about to be opened in this context."""
         if (own := self._own()) is not None:
-            own.opening()
+            own.connecting()
 
     def leaving(self, host: str, method: str, body: Body) -> None:
-        """A request is about to be written to a connection to a host."""
-        concerned = self._concerned(host) if method == PAID_METHOD else self._only_own()
-        for passage in concerned:
-            passage.opening()
-        if concerned and method == PAID_METHOD:
+        """Take note that a request is about to be written to a connection to a host."""
+        requests = self._requests_to(host) if method == PAID_METHOD else self._only_own()
+        for request in requests:
+            request.connecting()
+        if requests and method == PAID_METHOD:
             # Of several, any may have sent it. Each is taken to have sent one; what goes beyond
             # that is one of them sent again.
-            min(concerned, key=lambda passage: passage.posts).leaving(body)
+            min(requests, key=lambda request: request.posts).leaving(body)
 
     def writing(self, host: str, body: bytes) -> None:
-        """The body of a request is about to be written, where it goes by itself."""
-        for passage in self._concerned(host):
-            passage.writing(body)
+        """Take note that the body of a request is about to be written, where it goes by itself."""
+        for request in self._requests_to(host):
+            request.writing(body)
 
     def _own(self) -> ProbedRequest | None:
-        own = _passing.get()
-        return own if own in self._under_way else None
+        own = _current.get()
+        return own if own in self._in_flight else None
 
     def _only_own(self) -> tuple[ProbedRequest, ...]:
         own = self._own()
         return () if own is None else (own,)
 
-    def _concerned(self, host: str) -> tuple[ProbedRequest, ...]:
+    def _requests_to(self, host: str) -> tuple[ProbedRequest, ...]:
         """The requests for which a POST to a host may be.
 
         A plain thread carries no context. What it posts to the host of a request that is under
-        way may be just this request, handed on by whoever stands in for the network.
+        way may be just this request, handed on by a stand-in for the network.
         """
         return self._only_own() or tuple(
-            passage
-            for passage in self._under_way
-            if not passage.over and passage.host == host.lower()
+            request
+            for request in self._in_flight
+            if not request.settled and request.host == host.lower()
         )
 
     def _wrap(self, module: ModuleType) -> None:
@@ -241,18 +236,18 @@ def genuine(module: ModuleType, name: str) -> type | None:
     return None
 
 
-def _opens(traffic: TransportProbe, original: Any) -> Any:
-    """httpcore's and urllib3's way to a new connection."""
+def _opens(probe: TransportProbe, original: Any) -> Any:
+    """httpcore's and urllib3's method that opens a connection."""
 
     @functools.wraps(original)
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
-        traffic.opening()
+        probe.connecting()
         return original(self, *args, **kwargs)
 
     return connect
 
 
-def _sends_httpcore(traffic: TransportProbe, original: Any) -> Any:
+def _sends_httpcore(probe: TransportProbe, original: Any) -> Any:
     """The headers of a request on one of httpcore's connections; its async ones make a coroutine.
 
     Not its ``handle_request``: a pool also asks connections that turn out to be taken, and goes on
@@ -262,42 +257,42 @@ def _sends_httpcore(traffic: TransportProbe, original: Any) -> Any:
     @functools.wraps(original)
     def send_request_headers(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         host, method = request.url.host.decode("ascii"), request.method.decode("ascii")
-        traffic.leaving(host, method, lambda: _replayable(request.stream))
+        probe.leaving(host, method, lambda: _replayable(request.stream))
         return original(self, request, *args, **kwargs)
 
     return send_request_headers
 
 
-def _sends_http_client(traffic: TransportProbe, original: Any) -> Any:
+def _sends_http_client(probe: TransportProbe, original: Any) -> Any:
     """Bytes on a connection of ``http.client``, which is what urllib3's connections are."""
 
     @functools.wraps(original)
     def send(self: Any, data: Any) -> Any:
         if self.sock is None and self.auto_open:
             # What it would do first itself. A request whose connection fails was never sent.
-            traffic.opening()
+            probe.connecting()
             self.connect()
         if isinstance(data, (bytes, bytearray)) and (line := REQUEST_LINE.match(data)):
-            traffic.leaving(self.host, line[1].decode("ascii"), lambda: FOLLOWS)
+            probe.leaving(self.host, line[1].decode("ascii"), lambda: FOLLOWS)
         elif isinstance(data, (bytes, bytearray)):
-            traffic.writing(self.host, bytes(data))
+            probe.writing(self.host, bytes(data))
         else:
-            traffic.opening()
+            probe.connecting()
         return original(self, data)
 
     return send
 
 
-def _sends_aiohttp(traffic: TransportProbe, original: Any) -> Any:
+def _sends_aiohttp(probe: TransportProbe, original: Any) -> Any:
     """aiohttp gets a connection, new or from its pool, and writes to it without delay."""
 
     @functools.wraps(original)
     async def connect(self: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
         host = req.url.host or ""
-        traffic.opening()
+        probe.connecting()
         connection = await original(self, req, *args, **kwargs)
         try:
-            traffic.leaving(host, req.method, lambda: None)
+            probe.leaving(host, req.method, lambda: None)
         except BaseException:
             connection.close()
             raise
@@ -334,25 +329,25 @@ POINTS = (
 )
 
 
-def noting_session(original: Any) -> Any:
-    """``AsyncInferenceClient._get_client_session``, with sessions that tell of their responses."""
+def traced_session(original: Any) -> Any:
+    """``AsyncInferenceClient._get_client_session``, with sessions that report their responses."""
 
     @functools.wraps(original)
     def _get_client_session(self: Any, *args: Any, **kwargs: Any) -> Any:
         session = original(self, *args, **kwargs)
-        note, told = noting(), getattr(session, "trace_configs", None)
-        if note is not None and isinstance(told, list):  # a mock has something else
-            told.append(_trace(note))
+        listener, traces = headers_listener(), getattr(session, "trace_configs", None)
+        if listener is not None and isinstance(traces, list):  # a mock has something else
+            traces.append(_trace(listener))
         return session
 
     return _get_client_session
 
 
-def _trace(note: Note) -> Any:
-    trace = import_module("aiohttp").TraceConfig()  # imported already, by whoever made the session
+def _trace(listener: HeadersListener) -> Any:
+    trace = import_module("aiohttp").TraceConfig()  # imported already: the session is made of it
 
     async def answered(session: object, context: object, end: Any) -> None:
-        note(Headers(end.response))
+        listener(Headers(end.response))
 
     trace.on_request_end.append(answered)
     trace.freeze()

@@ -12,6 +12,8 @@ from pytest_hfbudget.pricing import CallRequest, Usage
 from pytest_hfbudget.pricing.price import MICROSECONDS
 from pytest_hfbudget.text import parse_json
 
+UNREADABLE_ANSWER = "hfbudget could not make sense of an answer"
+
 # Longer than any call: what is beyond it is no time.
 LONGEST = 86_400 * MICROSECONDS
 
@@ -19,6 +21,7 @@ LONGEST = 86_400 * MICROSECONDS
 MOST_TOKENS = 10**12
 LONGEST_COUNT = 12  # digits
 
+COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 USAGE, BACKSLASH = b'"usage":', ord("\\")
 DECODER = json.JSONDecoder()
 
@@ -93,21 +96,21 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
     usage = message.get("usage")
     if not isinstance(usage, dict):
         return _tgi_usage(message)
-    tokens_in, tokens_out = (
-        _number(usage.get("prompt_tokens")),
-        _number(usage.get("completion_tokens")),
+    tokens_in, tokens_out, total = (
+        value if type(value) is int and 0 <= value < MOST_TOKENS else None
+        for value in map(usage.get, COUNTS)
     )
     if not (tokens_in or tokens_out) or (request.generates and None in (tokens_in, tokens_out)):
         return None
-    total, beside = _number(usage.get("total_tokens")), 0
+    beside = 0
     if request.generates:
         beside = 0 if total else _reasoning(usage)
         tokens_out = max(tokens_out or 0, (total or 0) - (tokens_in or 0)) + beside
-    details = usage.get("prompt_tokens_details")
-    nested = details.get("cached_tokens") if isinstance(details, dict) else None
-    cached = _number(nested) or _number(usage.get("cached_tokens")) or 0
-    cached = min(cached, tokens_in or 0)
-    return Usage(tokens_in or 0, tokens_out or 0, cached, estimated=bool(beside))
+    cached, details = usage.get("cached_tokens"), usage.get("prompt_tokens_details")
+    if cached is not None or details is not None:
+        nested = details.get("cached_tokens") if isinstance(details, dict) else None
+        cached = min(_number(nested) or _number(cached) or 0, tokens_in or 0)
+    return Usage(tokens_in or 0, tokens_out or 0, cached or 0, estimated=bool(beside))
 
 
 def _reasoning(usage: Mapping[str, Any]) -> int:

@@ -8,10 +8,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,35 +20,39 @@ from pytest_hfbudget.ledger.off_loop import off_loop
 
 T = TypeVar("T")
 
-# Nobody can tell us of a stream that is garbage-collected, so who waits looks at times.
+# Nothing reports a stream that is garbage-collected, so a caller that waits looks for one.
 LOOK_EVERY_S = 0.1
 # The ledger has answered already; its answer has only to come through.
 ANSWER_S = 5.0
 
 
-@dataclass
-class CallerIds:
-    """Tells those who call apart, by numbers that are not given twice: those of tasks are ours."""
+# The numbers of tasks: like tasks they belong to the process, and none is given twice.
+_task_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_numbers = itertools.count(1)
 
-    _tasks: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
-    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def here(self, *, blocks: bool) -> Caller | None:
-        """Who runs this; None for a coroutine of something else than asyncio and trio."""
+def current_caller(*, blocks: bool) -> Caller | None:
+    """The thread and task that runs this; None in a coroutine that is not of asyncio or trio.
+
+    Args:
+        blocks: whether the thread stands still while the caller waits.
+    """
+    task = None
+    if asyncio._get_running_loop() is not None or "trio" in sys.modules:
         task = _asyncio_task() or _trio_task()
-        if task is None and not blocks:
-            return None
-        number = 0 if task is None else self._tasks.setdefault(task, next(self._numbers))
-        return Caller(os.getpid(), threading.get_native_id(), number, blocks)
+    if task is None:
+        return Caller(os.getpid(), threading.get_native_id(), 0, blocks) if blocks else None
+    number = _task_numbers.setdefault(task, next(_numbers))
+    return Caller(os.getpid(), threading.get_native_id(), number, blocks)
 
 
 class HoldWait:
-    """A place in the ledger's queue, for so many seconds.
+    """A call's place in the ledger's queue, for so many seconds.
 
-    Whoever is interrupted or cancelled leaves it, and gives back what was granted meanwhile.
+    A caller that is interrupted or cancelled leaves it, and gives back what was granted meanwhile.
 
     Args:
-        look: what to do every now and then, since it may end the wait.
+        look: called every `LOOK_EVERY_S`, because it may end the wait.
     """
 
     def __init__(
@@ -61,13 +64,13 @@ class HoldWait:
     @off_loop()
     def block(self) -> None:
         """Wait, and this thread with it."""
-        with self._in_line():
+        with self._in_queue():
             while self._goes_on():
                 futures.wait([self._waiting.answer], self._slice())
 
     async def suspend(self) -> None:
         """Wait, while other tasks go on."""
-        with self._in_line():
+        with self._in_queue():
             await (self._suspend_trio() if _trio_task() else self._suspend_asyncio())
 
     async def _suspend_asyncio(self) -> None:
@@ -76,7 +79,7 @@ class HoldWait:
             while self._goes_on():
                 await asyncio.wait([answer], timeout=self._slice())
         finally:
-            answer.cancel() or answer.exception()  # or asyncio logs one that nobody looked at
+            answer.cancel() or answer.exception()  # or asyncio logs an error that was never read
 
     async def _suspend_trio(self) -> None:
         trio = sys.modules["trio"]
@@ -93,12 +96,12 @@ class HoldWait:
 
     @off_loop()
     def hold(self) -> Hold:
-        """What came of it.
+        """The hold that came of it.
 
         Raises:
             BudgetExceededError: something was spent meanwhile, or it took too long.
         """
-        with self._in_line():
+        with self._in_queue():
             answer = self._waiting.answer
             came = None if answer.done() else self._ledger.give_up(self._waiting.id, self._seconds)
             return came or answer.result(ANSWER_S)
@@ -111,11 +114,11 @@ class HoldWait:
         return max(min(LOOK_EVERY_S, self._until - time.monotonic()), 0.0)
 
     @contextmanager
-    def _in_line(self) -> Iterator[None]:
+    def _in_queue(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            with suppress(HFBudgetError):  # a ledger that is gone keeps no line
+            with suppress(HFBudgetError):  # a ledger that is gone keeps no queue
                 self._ledger.leave(self._waiting.id)
             raise
 
@@ -132,7 +135,7 @@ def _trio_task() -> object:
         return None
     try:
         return trio.lowlevel.current_task()
-    except (RuntimeError, AttributeError):  # the latter while somebody imports it
+    except (RuntimeError, AttributeError):  # the latter while it is being imported
         return None
 
 
@@ -144,29 +147,3 @@ async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
     if asyncio._get_running_loop() is not None:
         return await asyncio.to_thread(work, *arguments)
     return work(*arguments)
-
-
-# Something that may have to wait in its midst, written once for threads and for tasks.
-Steps = Generator[HoldWait, None, T]
-
-
-def blocking(steps: Steps[T]) -> T:
-    """The result of steps, in a thread that may stand still."""
-    __tracebackhide__ = True
-    try:
-        while True:
-            next(steps).block()
-    except StopIteration as done:
-        result: T = done.value
-        return result
-
-
-async def suspending(steps: Steps[T]) -> T:
-    """The result of steps, in a task."""
-    __tracebackhide__ = True
-    try:
-        while True:
-            await next(steps).suspend()
-    except StopIteration as done:
-        result: T = done.value
-        return result

@@ -41,7 +41,7 @@ class Attribution:
         """From now on calls are charged to this test."""
         self._item = item
         if self._run.runtime is not None:
-            self._run.runtime.meter.payer.know_this_context()
+            self._run.runtime.meter.budgets.know_this_context()
             self._charge_to(item)
 
     def leave(self, item: pytest.Item) -> None:
@@ -65,7 +65,7 @@ class Attribution:
     def shared(self, where: str) -> Iterator[None]:
         """Charge the session meanwhile: what several tests share belongs to none of them."""
         item, before, test = self._item, self._where, self.test()
-        unowned = len(self._run.runtime.meter.payer.unowned) if self._run.runtime else 0
+        unowned = len(self._run.runtime.meter.budgets.unowned) if self._run.runtime else 0
         self._item, self._where = None, where
         self._charge(None)
         try:
@@ -80,7 +80,7 @@ class Attribution:
 
     def test(self) -> RunningTest | None:
         """The test that is charged now, where there is a meter."""
-        return self._run.runtime.meter.payer.test if self._run.runtime else None
+        return self._run.runtime.meter.budgets.test if self._run.runtime else None
 
     def note_cost(self, item: pytest.Item, *, last: bool = True) -> None:
         """Put a test's cost into its properties, from where JUnit takes it."""
@@ -117,11 +117,11 @@ class Attribution:
         """Let a test answer for what was refused to a fixture that was set up for it."""
         test = self.test()
         if self._run.runtime is not None and test is not None:
-            unowned = self._run.runtime.meter.payer.unowned
+            unowned = self._run.runtime.meter.budgets.unowned
             test.refusals += unowned[since:]
             del unowned[since:]
 
     def _charge(self, test: RunningTest | None) -> None:
         if self._run.runtime is not None:
-            payer = self._run.runtime.meter.payer
-            payer.test, payer.where = test, self._where
+            budgets = self._run.runtime.meter.budgets
+            budgets.test, budgets.where = test, self._where

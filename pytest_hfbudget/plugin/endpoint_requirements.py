@@ -126,7 +126,7 @@ class EndpointRequirements:
     def begin_use(self, name: str) -> None:
         """From now on the running test shares in what an endpoint costs."""
         runtime = self._run.runtime
-        test = runtime.meter.payer.test if runtime is not None else None
+        test = runtime.meter.budgets.test if runtime is not None else None
         self._usage.begin(self._run.role, test, name)
 
     def share(self) -> int:

@@ -37,7 +37,7 @@ def make_meter(
     none: under a cap that has ended the run before, and without one it is merely not counted.
     """
     shared = tuple(window.scope() for window in windows(settings))
-    payer = BudgetContext(session=session_scope(settings), over_runs=shared)
+    budgets = BudgetContext(session=session_scope(settings), over_runs=shared)
     try:
         book = price_sources.book(config, settings, leased, off_loop()(load_catalogue))
     except ConfigError as error:
@@ -46,7 +46,7 @@ def make_meter(
     meter = Meter(
         ledger,
         book,
-        payer,
+        budgets,
         router=settings.router,
         emulator=settings.emulator or "",
         hold_wait=settings.hold_wait,

@@ -77,14 +77,14 @@ class Run:
         """Put the meter in place, once."""
         if self.runtime is None:
             self.runtime = self.role.make_runtime()
-            self.runtime.meter.revive = self.role.revive
-            self.runtime.meter.using = self.requirements.begin_use
+            self.runtime.meter.endpoints.revive = self.role.revive
+            self.runtime.meter.endpoints.using = self.requirements.begin_use
             self.runtime.meter.watcher.first = self.role.first
-            self.runtime.meter.payer.know_this_context()
+            self.runtime.meter.budgets.know_this_context()
             self.runtime.acquire()
             self.attribution.begin()
             if self.settings.capped:
-                self.runtime.require_tap()
+                self.runtime.require_hub()
         return self.runtime
 
     def header(self) -> str | None:
@@ -103,7 +103,7 @@ class Run:
         """
         try:
             if self.runtime is not None and self.settings.capped:
-                self.runtime.require_tap()
+                self.runtime.require_hub()
         except HFBudgetError as error:
             self.role.problem(error)
             return
@@ -188,8 +188,8 @@ class Run:
         """The keys of the budgets that are the run's own, and no test's."""
         if self.runtime is None:
             return ()
-        payer = self.runtime.meter.payer
-        return (payer.session.key, *(scope.key for scope in payer.over_runs))
+        budgets = self.runtime.meter.budgets
+        return (budgets.session.key, *(scope.key for scope in budgets.over_runs))
 
     def costlier(self, item: pytest.Item, report: pytest.TestReport) -> str | None:
         """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
@@ -231,8 +231,8 @@ class Run:
             EndpointError: an endpoint can't be brought up.
         """
         self.attribution.check()
-        if self.runtime is not None and self.runtime.meter.payer.capped():
-            self.runtime.require_tap()
+        if self.runtime is not None and self.runtime.meter.budgets.capped():
+            self.runtime.require_hub()
         if self.settings.endpoints and not self._only_looking():
             self.role.meet()
         if not _is_marked(item) or self._only_looking():
@@ -266,7 +266,7 @@ class Run:
             return
         self.runtime.children.close()
         self.runtime.meter.settle_all()
-        unowned = self.runtime.meter.payer.unowned
+        unowned = self.runtime.meter.budgets.unowned
         if unowned:
             self.role.blame(tuple(map(str, unowned)))
             unowned.clear()

@@ -73,8 +73,8 @@ def _metered(plan: Plan, emulator: Emulator) -> Iterator[Run]:
         catalogue = Catalogue.parse(json.load(answer), read_at=0.0, origin=emulator.router)
     rows = {name: dict(row) for name, row in plan.prices if not _in_catalogue(plan, name)}
     book = PriceBook(PriceTable.parse(rows, "prices.toml"), load_catalogue=lambda: catalogue)
-    payer = BudgetContext(Scope(SESSION, "session budget", plan.cap))
-    meter = Meter(Ledger(), book, payer, router=emulator.router, hold_wait=plan.hold_wait)
+    budgets = BudgetContext(Scope(SESSION, "session budget", plan.cap))
+    meter = Meter(Ledger(), book, budgets, router=emulator.router, hold_wait=plan.hold_wait)
     addresses = Addresses(emulator.router, emulator.endpoints_api, emulator.hub)
     runtime = Runtime(meter, addresses=addresses)
     runtime.acquire()
@@ -88,14 +88,14 @@ def _try(run: Run, trial: Trial) -> None:
     """One test, from its start to the moment when what it has left open is settled."""
     meter = run.runtime.meter
     scopes = (Scope(f"test:{trial.name}", trial.name, trial.cap),)
-    meter.payer.test = RunningTest(trial.name, scopes)
+    meter.budgets.test = RunningTest(trial.name, scopes)
     with ExitStack() as stack:
         if trial.around is not None:
             stack.enter_context(_budget(trial.around))
         _at_once([*_threads(run, trial), *_loops(run, trial)])
     gc.collect()
     meter.settle_open(trial.name)
-    meter.payer.test = None
+    meter.budgets.test = None
 
 
 def _threads(run: Run, trial: Trial) -> Iterator[Callable[[], None]]:

@@ -52,8 +52,8 @@ class Bench:
         return self.books
 
     @property
-    def payer(self) -> BudgetContext:
-        return self.runtime.meter.payer
+    def budgets(self) -> BudgetContext:
+        return self.runtime.meter.budgets
 
     @property
     def book(self) -> PriceBook:
@@ -71,13 +71,13 @@ class Bench:
 
     def cap(self, usd: object) -> None:
         """Give the session a cap, before its first call."""
-        self.payer.session = Scope(SESSION, "session budget", parse_usd(usd))
+        self.budgets.session = Scope(SESSION, "session budget", parse_usd(usd))
 
     def running(self, usd: object = None, **options: Any) -> RunningTest:
         """Let a test run, with a cap of its own if one is given."""
         cap = None if usd is None else parse_usd(usd)
-        self.payer.test = RunningTest("test_it", (Scope("test:test_it", "test_it", cap),))
-        return self.payer.test
+        self.budgets.test = RunningTest("test_it", (Scope("test:test_it", "test_it", cap),))
+        return self.budgets.test
 
     def prices(self, **rows: Any) -> None:
         """Rows of a price table; in names ``__`` stands for a slash."""

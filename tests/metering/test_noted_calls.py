@@ -14,7 +14,7 @@ from metering_bench import MODEL, Bench, say
 
 from pytest_hfbudget import budget
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.metering.deferred import MOST_NOTES, SMALL_BYTES
+from pytest_hfbudget.metering.deferred import MOST_DEFERRED, SMALL_BYTES
 from pytest_hfbudget.pricing import Price
 from pytest_hfbudget.pricing.price import FREE
 
@@ -50,15 +50,14 @@ def test_a_call_is_in_the_ledger_when_its_test_is_over(bench: Bench) -> None:
 def test_a_call_belongs_to_the_test_that_made_it_whoever_runs_by_then(bench: Bench) -> None:
     bench.running()
     ask(bench)
-    bench.payer.test = None
-    bench.payer.where = "after test_it"
+    bench.budgets.test = None
+    bench.budgets.where = "after test_it"
     assert [(charge.test, charge.where) for charge in bench.ledger.charges()] == [("test_it", "")]
 
 
 def test_its_time_is_that_of_the_call(bench: Bench) -> None:
     clock = [100.0]
     bench.runtime.meter.clock = lambda: clock[0]
-    bench.runtime.meter.__post_init__()
     ask(bench)
     clock[0] = 200.0
     (charge,) = bench.ledger.charges()
@@ -120,11 +119,11 @@ def test_what_is_large_is_not_kept(bench: Bench) -> None:
 
 
 def test_no_more_than_so_many_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_hfbudget.metering.deferred.MOST_NOTES", 3)
+    monkeypatch.setattr("pytest_hfbudget.metering.deferred.MOST_DEFERRED", 3)
     for expected in (0, 0, 3, 3):
         ask(bench)
         assert len(booked(bench)) == expected
-    assert MOST_NOTES <= 1024
+    assert MOST_DEFERRED <= 1024
 
 
 def test_a_price_hook_may_look_at_what_is_spent(bench: Bench) -> None:
@@ -240,7 +239,7 @@ def test_a_fork_leaves_them_to_the_parent(bench: Bench, tmp_path: Path) -> None:
     said = tmp_path / "said"
     if not (child := os.fork()):
         try:
-            said.write_text(str(len(bench.runtime.meter._notes._over)))
+            said.write_text(str(len(bench.runtime.meter.deferred.ended)))
         finally:
             os._exit(0)
     os.waitpid(child, 0)

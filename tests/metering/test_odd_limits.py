@@ -8,7 +8,7 @@ import pytest
 from metering_bench import Bench, say
 
 from pytest_hfbudget import BudgetExceededError
-from pytest_hfbudget.metering.request import describe, input_bound
+from pytest_hfbudget.metering.request import AskedModel, describe, input_bound
 from pytest_hfbudget.pricing import Catalogue
 
 PRICE = {"emulator__chat": {"input": 1, "output": 2}}
@@ -23,9 +23,7 @@ class Parameters:
 
 
 def described(task: str, **payload: Any) -> Any:
-    return describe(
-        Parameters(task, payload), routers=(), hub_model="m", provider=None, stream=False
-    )
+    return describe(Parameters(task, payload), routers=(), asked=AskedModel("m"), stream=False)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ class RandomRun:
         if not self.up:
             return
         name = self.random.choice(list(self.up))
-        if (test := self.bench.payer.test) is not None:
+        if (test := self.bench.budgets.test) is not None:
             self.endpoints.begin_use(test.id, name, test.scopes, "")
         before = self.state(name)
         try:
@@ -120,11 +120,11 @@ class RandomRun:
             self.control.change_endpoint(name, state="paused")
 
     def another_test(self) -> None:
-        if (test := self.bench.payer.test) is not None:
+        if (test := self.bench.budgets.test) is not None:
             self.endpoints.end_use(test.id)
         name = self.random.choice([*TESTS, None])
         scopes = (Scope(f"test:{name}", f"{name}"),)
-        self.bench.payer.test = RunningTest(name, scopes) if name else None
+        self.bench.budgets.test = RunningTest(name, scopes) if name else None
 
     def state(self, name: str) -> str:
         states = {each["name"]: each["state"] for each in self.control.state()["endpoints"]}
@@ -134,11 +134,11 @@ class RandomRun:
 @pytest.fixture
 def endpoints(bench: Bench, pytester: pytest.Pytester) -> Iterator[RunEndpoints]:
     bench.cap(10_000)
-    bench.ledger.open(bench.payer.session)
+    bench.ledger.open(bench.budgets.session)
     settings = Settings(emulator=bench.emulator.url, endpoints_api=bench.emulator.endpoints_api)
     config = pytester.parseconfig("-p", "no:terminal", "-s")
     endpoints = RunEndpoints(config, settings, "random-run", bench.ledger, None)
-    bench.runtime.meter.revive = endpoints.revive
+    bench.runtime.meter.endpoints.revive = endpoints.revive
     yield endpoints
     endpoints.finish()
 

@@ -94,7 +94,7 @@ def ledger_of_many_runs(bench: Bench, path: Path) -> Iterator[None]:
     bench.runtime.meter.ledger = bench.books = SharedLedger(
         SqliteStore(path / "tabs", "p", "r"), shared
     )
-    bench.payer.over_runs = tuple(map(BudgetWindow.scope, shared))
+    bench.budgets.over_runs = tuple(map(BudgetWindow.scope, shared))
     yield
     bench.books.close()
 

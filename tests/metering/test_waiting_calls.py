@@ -16,7 +16,7 @@ from metering_bench import Bench, say
 
 from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, WaitingHold
-from pytest_hfbudget.metering.waiting import CallerIds
+from pytest_hfbudget.metering.waiting import current_caller
 
 PATIENCE_S = 20
 # A call may cost 20 tokens, and costs one: the cap holds one at a time, and pays for many.
@@ -178,7 +178,7 @@ def test_a_refusal_that_came_too_late_for_its_test_is_not_blamed_on_the_next(
     bench.runtime.meter.settle_open("test_it")
     assert isinstance(waiting.exception(PATIENCE_S), BudgetExceededError)
     assert (first.refusals, second.refusals) == ([], [])
-    assert len(bench.payer.unowned) == 1
+    assert len(bench.budgets.unowned) == 1
     stream.read()
 
 
@@ -335,10 +335,8 @@ def test_a_task_that_is_refused_while_waiting_leaves_nothing_for_asyncio_to_log(
 
 
 def test_the_same_task_is_the_same_caller_and_another_one_is_another() -> None:
-    callers = CallerIds()
-
     async def who() -> tuple[Caller | None, Caller | None]:
-        return callers.here(blocks=False), callers.here(blocks=False)
+        return current_caller(blocks=False), current_caller(blocks=False)
 
     async def main() -> set[Caller | None]:
         both = [await asyncio.ensure_future(who()) for _ in range(3)]
@@ -350,7 +348,7 @@ def test_the_same_task_is_the_same_caller_and_another_one_is_another() -> None:
 
 def test_a_coroutine_without_asyncio_is_nobody_who_could_wait() -> None:
     async def who() -> Caller | None:
-        return CallerIds().here(blocks=False)
+        return current_caller(blocks=False)
 
     with pytest.raises(StopIteration) as ended:
         who().send(None)

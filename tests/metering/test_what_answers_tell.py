@@ -11,7 +11,13 @@ from metering_bench import MODEL, Bench, say
 
 from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.metering.request import IMAGE_TOKENS, MEDIA_TOKENS, TEMPLATE_TOKENS, describe
+from pytest_hfbudget.metering.request import (
+    IMAGE_TOKENS,
+    MEDIA_TOKENS,
+    TEMPLATE_TOKENS,
+    AskedModel,
+    describe,
+)
 from pytest_hfbudget.pricing.request import CALL_SECONDS
 from pytest_hfbudget.reporting.json_report import as_json
 from pytest_hfbudget.reporting.model import Report
@@ -173,7 +179,7 @@ def test_what_a_message_shows_is_bound_by_its_kind_and_not_by_its_url(
         json={"messages": [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}]},
         data=None,
     )
-    request = describe(shown, routers=(), hub_model="m", provider=None, stream=False)
+    request = describe(shown, routers=(), asked=AskedModel("m"), stream=False)
     allowance = IMAGE_TOKENS if tokens == 1 else MEDIA_TOKENS
     assert allowance == tokens * IMAGE_TOKENS
     assert allowance < request.input_bound < allowance + 2 * TEMPLATE_TOKENS

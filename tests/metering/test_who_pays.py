@@ -360,7 +360,7 @@ def test_an_empty_context_that_opens_a_block_leaves_it_again(bench: Bench) -> No
         assert _call(bench)
 
     Context().run(work)
-    assert bench.payer.open_blocks() == ()
+    assert bench.budgets.open_blocks() == ()
 
 
 def test_sibling_tasks_in_a_plain_thread_are_not_charged_to_each_others_blocks(
@@ -385,7 +385,7 @@ def test_sibling_tasks_in_a_plain_thread_are_not_charged_to_each_others_blocks(
 
 
 def test_a_thread_of_a_context_that_is_in_no_block_is_not_charged_to_one(bench: Bench) -> None:
-    bench.payer.know_this_context()
+    bench.budgets.know_this_context()
 
     async def main() -> budget:
         opened, leave = asyncio.Event(), asyncio.Event()
@@ -408,7 +408,7 @@ def test_a_refusal_behind_another_error_is_handed_to_the_test(bench: Bench) -> N
 
 
 class Flickering(BudgetContext):
-    """A payer whose test begins and ends while it is looked at, as another thread may have it."""
+    """A context whose test begins and ends while it is looked at, as another thread may have it."""
 
     @property
     def test(self) -> RunningTest | None:  # type: ignore[override]
@@ -424,17 +424,17 @@ TEST = RunningTest("test_it", (Scope("test:test_it", "test_it", 1),))
 
 
 def test_what_is_around_a_call_is_of_one_moment() -> None:
-    payer = Flickering()
+    budgets = Flickering()
     for _ in range(8):
-        around = payer.around()
-        assert (around.test is TEST) == around.capped == ("test:test_it" in around.keys)
+        active = budgets.active()
+        assert (active.test is TEST) == active.capped == ("test:test_it" in active.keys)
 
 
 def test_a_test_that_runs_twice_is_another_one_each_time() -> None:
-    payer = BudgetContext()
+    budgets = BudgetContext()
     for _ in range(2):
-        payer.test = RunningTest("test_it")
-        assert payer.around().test is payer.test
+        budgets.test = RunningTest("test_it")
+        assert budgets.active().test is budgets.test
 
 
 def test_a_block_whose_end_is_interrupted_is_left(bench: Bench) -> None:
@@ -446,5 +446,5 @@ def test_a_block_whose_end_is_interrupted_is_left(bench: Bench) -> None:
     bench.book.hook = interrupted
     with pytest.raises(KeyboardInterrupt), budget("0.00001"):
         pass
-    assert bench.payer.open_blocks() == ()
+    assert bench.budgets.open_blocks() == ()
     assert _call(bench)

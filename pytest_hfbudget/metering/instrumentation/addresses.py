@@ -23,12 +23,12 @@ class Addresses:
 
     def constants(self) -> dict[str, str]:
         """The constants of huggingface_hub that hold them; none of these is an env variable."""
-        named = {
+        values = {
             "INFERENCE_PROXY_TEMPLATE": f"{self.router}/{{provider}}" if self.router else None,
             "INFERENCE_ENDPOINTS_ENDPOINT": self.endpoints_api,
             "ENDPOINT": self.hub,
         }
-        return {name: value for name, value in named.items() if value}
+        return {name: value for name, value in values.items() if value}
 
 
 @dataclass

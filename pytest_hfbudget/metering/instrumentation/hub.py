@@ -1,8 +1,8 @@
-"""The tap: the one place that knows how huggingface_hub sends a paid call.
+"""The one place that knows how huggingface_hub sends a paid call.
 
 Every task of both clients passes through ``_inner_post``, in every release since 0.28, while the
 HTTP library below it changed twice (requests, httpx, httpx2). This file alone names those
-modules, and it imports none of them: it waits until somebody else does.
+modules, and it imports none of them: it waits until another module does.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.deferred import NONSENSE
 from pytest_hfbudget.metering.fallback import prepared
+from pytest_hfbudget.metering.hold import begin, deferred, resume
 from pytest_hfbudget.metering.instrumentation.hub_contract import (
     CHOKE_POINT,
     PACKAGE,
@@ -33,14 +33,26 @@ from pytest_hfbudget.metering.instrumentation.hub_contract import (
     problem,
 )
 from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
-from pytest_hfbudget.metering.limits import AS_USUAL, RequestVariant
-from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
+from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
 from pytest_hfbudget.metering.mocks import Headers, is_mock, result_of
 from pytest_hfbudget.metering.replay import SendWatch
-from pytest_hfbudget.metering.request import NAMELESS, AskedModel, OutgoingCall
+from pytest_hfbudget.metering.request import (
+    UNKNOWN_MODEL,
+    AskedModel,
+    OutgoingCall,
+    P,
+    changed,
+)
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
-from pytest_hfbudget.metering.transport_probe import TransportProbe, noting, noting_session
-from pytest_hfbudget.metering.waiting import blocking, in_thread, suspending
+from pytest_hfbudget.metering.transport_probe import (
+    TransportProbe,
+    headers_listener,
+    traced_session,
+)
+from pytest_hfbudget.metering.usage import UNREADABLE_ANSWER
+from pytest_hfbudget.metering.waiting import in_thread
+from pytest_hfbudget.pricing.table import is_below
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -49,7 +61,11 @@ ASYNC = "huggingface_hub.inference._generated._async_client"
 HELPERS = "huggingface_hub.inference._providers._common"
 NEEDED = (SYNC, ASYNC, HELPERS)
 
-Current = Callable[[], "Meter | None"]
+EMULATED_TASK = "x-emulator-task"
+
+# Where the parameters of a request keep its `AskedModel`.
+ASKED = "hfbudget_asked"
+NO_ATTRIBUTES: dict[str, Any] = {}
 
 
 @dataclass
@@ -57,13 +73,13 @@ class HubInstrumentation:
     """Wraps ``_inner_post`` of both clients while it is installed.
 
     Attributes:
-        current: the meter that calls go through now; None lets them pass.
-        problem: why calls can't be seen, where huggingface_hub is one that is not known.
+        meter: what calls go through now; None lets them pass.
+        problem: why calls can't be seen, where this huggingface_hub is not known.
     """
 
-    current: Current
+    meter: Meter | None = None
     problem: str = ""
-    _traffic: TransportProbe = field(default_factory=TransportProbe)
+    probe: TransportProbe = field(default_factory=TransportProbe)
     _patches: Patches = field(default_factory=Patches)
     _watch: PostImport | None = None
     _wrapped: list[type] = field(default_factory=list)
@@ -75,7 +91,7 @@ class HubInstrumentation:
 
     def install(self) -> None:
         """Wrap what is imported already, and the rest as soon as it is."""
-        self._traffic.install()
+        self.probe.install()
         self._watch = PostImport(
             {
                 SYNC: self._wrap_sync,
@@ -99,18 +115,18 @@ class HubInstrumentation:
 
     def _look(self, package: ModuleType) -> None:
         """Under a cap all has to be in place as soon as huggingface_hub is imported."""
-        if _capped(self.current()):
+        if _capped(self.meter):
             self.require()
         elif part := absent(package, NEEDED):
             self._unknown(part)
 
     def uninstall(self) -> None:
-        """Put back what was there, unless somebody has wrapped it since."""
+        """Put back what was there, unless it was wrapped again since."""
         if self._watch is not None:
             self._watch.uninstall()
             self._watch = None
         self._patches.restore()
-        self._traffic.uninstall()
+        self.probe.uninstall()
         self._wrapped.clear()
         self.problem = ""
 
@@ -138,20 +154,22 @@ class HubInstrumentation:
         for method, original in bypassing(client).items():
             guard = guarded(original, bypassed(name, method), self._is_capped, self._missed)
             self._patches.replace(client, method, guard)
-        ways = ClientRoute(self.current, self._traffic, session)
-        self._patches.replace(client, CHOKE_POINT, wrapper(getattr(client, CHOKE_POINT), ways))
+        route = ClientRoute(self, session)
+        self._patches.replace(client, CHOKE_POINT, wrapper(getattr(client, CHOKE_POINT), route))
         make_session = getattr(client, "_get_client_session", None)
         if make_session is not None:  # aiohttp, before 1.0
-            self._patches.replace(client, "_get_client_session", noting_session(make_session))
+            self._patches.replace(client, "_get_client_session", traced_session(make_session))
         raise_for_status = getattr(module, "hf_raise_for_status", None)
         if raise_for_status is not None:
-            self._patches.replace(module, "hf_raise_for_status", noting_headers(raise_for_status))
+            self._patches.replace(
+                module, "hf_raise_for_status", reporting_headers(raise_for_status)
+            )
 
     def _is_capped(self) -> bool:
-        return _capped(self.current())
+        return _capped(self.meter)
 
     def _missed(self, why: str) -> None:
-        if (meter := self.current()) is not None:
+        if (meter := self.meter) is not None:
             meter.missed(why)
 
     def _wrap_helpers(self, module: ModuleType) -> None:
@@ -160,11 +178,12 @@ class HubInstrumentation:
         if prepare is None:
             self._unknown("TaskProviderHelper.prepare_request")
         else:
-            self._patches.replace(helper, "prepare_request", noting_names(prepare, self.current))
+            recording = recording_asked_model(prepare, self)
+            self._patches.replace(helper, "prepare_request", recording)
 
     def _unknown(self, part: str) -> None:
         self.problem = problem(part)
-        if _capped(self.current()):
+        if _capped(self.meter):
             raise ConfigError(self.problem)
         logger.warning("%s Nothing is counted.", self.problem)
 
@@ -173,36 +192,52 @@ class HubInstrumentation:
 class ClientRoute:
     """How the calls of one kind of client go out: through which meter, by which session."""
 
-    current: Current
-    traffic: TransportProbe
+    hub: HubInstrumentation
     session: Callable[[Any], Any]
 
-    def sending(
-        self, client: Any, parameters: Any, stream: bool, manner: RequestVariant
+    def outgoing(
+        self, client: Any, parameters: Any, stream: bool, variant: RequestVariant
     ) -> tuple[Meter, OutgoingCall] | None:
-        """What is known of a call that is about to be sent; None where nobody meters it."""
-        meter = self.current()
+        """What is known of a call that is about to be sent; None where it is not metered."""
+        meter = self.hub.meter
         if meter is None:
             return None
-        payer, at = meter.payer, time.time()
-        named = getattr(parameters, "__dict__", {}).get("hfbudget_named")
+        budgets, at = meter.budgets, time.time()
+        asked = getattr(parameters, "__dict__", NO_ATTRIBUTES).get(ASKED)
         try:
-            parameters = meter.routed(parameters)
+            url = str.__str__(parameters.url)  # raises for anything else, such as a mock
+            if meter.router != DEFAULT_ROUTER or meter.emulator:
+                parameters = routed(meter, parameters)
+                url = parameters.url
         except (TypeError, AttributeError) as error:
-            meter.unknown(error, capped=payer.capped())
+            meter.unknown(error, capped=budgets.capped())
             return None
         return meter, OutgoingCall(
             parameters,
-            SendWatch(self.traffic, self.session, client, parameters.url),
-            named if isinstance(named, AskedModel) else NAMELESS,
+            SendWatch(self.hub.probe, self.session, client, url),
+            asked if isinstance(asked, AskedModel) else UNKNOWN_MODEL,
             stream,
             getattr(client, "timeout", None),
-            payer.around(),
-            payer.where,
+            budgets.active(),
+            budgets.where,
             at if isinstance(at, float) else 0.0,  # a test may have put a mock there
             meter.clock(),
-            manner,
+            variant,
         )
+
+
+def routed(meter: Meter, parameters: P) -> P:
+    """What is to be posted, with this run's router in place of the public one.
+
+    Also for calls that can't be metered: a rehearsal must not reach the real service. The
+    emulator receives the task, which an endpoint that plays them all can't see otherwise.
+    """
+    if meter.router != DEFAULT_ROUTER and parameters.url.startswith(f"{DEFAULT_ROUTER}/"):
+        parameters = changed(parameters, url=meter.router + parameters.url[len(DEFAULT_ROUTER) :])
+    if meter.emulator and is_below(parameters.url, meter.emulator):
+        headers = {**parameters.headers, EMULATED_TASK: parameters.task}
+        parameters = changed(parameters, headers=headers)
+    return parameters
 
 
 def _async_session(client: Any) -> Any:
@@ -214,26 +249,26 @@ def _async_session(client: Any) -> Any:
 
 
 def _capped(meter: Meter | None) -> bool:
-    return meter is not None and meter.payer.capped()
+    return meter is not None and meter.budgets.capped()
 
 
 @dataclass
 class RetryState:
-    """When a call that failed is sent once more: in another manner, or to what has come back."""
+    """When a call that failed is sent once more: as a variant, or to a revived endpoint."""
 
-    manner: RequestVariant = AS_USUAL
+    variant: RequestVariant = DEFAULT_VARIANT
     revived: bool = False
 
     def again(self, call: Call, error: BaseException) -> bool:
-        """Whether to try again, after having done away with what was in the way.
+        """Whether to try again, after having removed what was in the way.
 
         Raises:
             BudgetExceededError: the endpoint that was called is paused for the sake of a cap.
         """
         if not isinstance(error, Exception):
             return False  # a Ctrl-C, a cancelled task
-        if manner := call.another_manner(error):
-            self.manner = manner
+        if variant := call.another_variant(error):
+            self.variant = variant
             return True
         try:
             self.revived = not self.revived and call.revive(error)
@@ -244,138 +279,159 @@ class RetryState:
         return self.revived
 
 
-def metered(original: Any, ways: ClientRoute) -> Any:
+# The two shells differ by an ``await``; all that they do is in `hold`, `call` and `deferred`.
+
+
+def metered(original: Any, route: ClientRoute) -> Any:
     """``InferenceClient._inner_post``, with every call held before and settled after."""
 
     @functools.wraps(original)
     def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
         __tracebackhide__ = True
-        attempts = RetryState()
+        retry = RetryState()
         while True:
-            found = ways.sending(self, request_parameters, stream, attempts.manner)
+            found = route.outgoing(self, request_parameters, stream, retry.variant)
             if found is None:
                 return original(self, request_parameters, stream=stream)
-            meter, sending = found
-            if (note := meter.note(sending)) is not None:
-                with note:
-                    return note.answered(original(self, sending.parameters, stream=False))
-            call = blocking(meter.begin(sending, blocks=True))
+            meter, outgoing = found
+            if (later := deferred(meter, outgoing)) is not None:
+                with later:
+                    return later.answered(original(self, outgoing.parameters, stream=False))
+            call = begin(meter, outgoing, blocks=True)
+            if call is not None and call.wait is not None:
+                call.wait.block()
+                call = resume(call)
             if call is None:
-                return original(self, sending.parameters, stream=stream)
+                return original(self, outgoing.parameters, stream=stream)
             try:
-                with call.way:
+                with outgoing.watch:
                     answer = original(self, call.parameters, stream=stream)
             except BaseException as error:
-                call.failed(error)
-                if call.refusal is not None:
-                    raise call.refusal.with_traceback(None) from None
-                if not attempts.again(call, error):
+                _failed(call, error)
+                if not retry.again(call, error):
                     raise
                 continue
-            return _streamed(MeteredStream, call, answer) if stream else _whole(call, answer)
+            return _answer(call, answer, MeteredStream if stream else None)
 
     return _inner_post
 
 
-def metered_async(original: Any, ways: ClientRoute) -> Any:
+def metered_async(original: Any, route: ClientRoute) -> Any:
     """``AsyncInferenceClient._inner_post``, with every call held before and settled after."""
 
     @functools.wraps(original)
     async def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
         __tracebackhide__ = True
-        attempts = RetryState()
+        retry = RetryState()
         make = getattr(self, "_get_async_client", None)
         if make is not None and not is_mock(make):
-            await make()  # as the original does first: it is looked at
+            await make()  # as the original does first, because the probe looks at it
         while True:
-            found = ways.sending(self, request_parameters, stream, attempts.manner)
+            found = route.outgoing(self, request_parameters, stream, retry.variant)
             if found is None:
                 return await original(self, request_parameters, stream=stream)
-            meter, sending = found
-            if (note := meter.note(sending)) is not None:
-                with note:
-                    return note.answered(await original(self, sending.parameters, stream=False))
-            call = await suspending(meter.begin(sending, blocks=False))
+            meter, outgoing = found
+            if (later := deferred(meter, outgoing)) is not None:
+                with later:
+                    return later.answered(await original(self, outgoing.parameters, stream=False))
+            call = begin(meter, outgoing, blocks=False)
+            if call is not None and call.wait is not None:
+                await call.wait.suspend()
+                call = resume(call)
             if call is None:
-                return await original(self, sending.parameters, stream=stream)
+                return await original(self, outgoing.parameters, stream=stream)
             try:
-                with call.way:
+                with outgoing.watch:
                     answer = await original(self, call.parameters, stream=stream)
             except GeneratorExit:
-                # The collector may be at work, inside of any of our own locks: not now.
-                meter.dropped.append(call)
+                # The garbage collector may run while a lock of the plugin is held.
+                meter.later.append(call.close)
                 raise
             except BaseException as error:
-                call.failed(error)
-                if call.refusal is not None:
-                    raise call.refusal.with_traceback(None) from None
-                if not await _again(attempts, call, error):
+                _failed(call, error)
+                if not await _again(retry, call, error):
                     raise
                 continue
-            return _streamed(MeteredAsyncStream, call, answer) if stream else _whole(call, answer)
+            return _answer(call, answer, MeteredAsyncStream if stream else None)
 
     return _inner_post
 
 
-async def _again(attempts: RetryState, call: Call, error: BaseException) -> bool:
-    if call.leased is None:
-        return attempts.again(call, error)
+async def _again(retry: RetryState, call: Call, error: BaseException) -> bool:
+    if call.draft.endpoint is None:
+        return retry.again(call, error)
     # An endpoint may take minutes to come back: other tasks go on meanwhile.
-    return await in_thread(attempts.again, call, error)
+    return await in_thread(retry.again, call, error)
 
 
-def _whole(call: Call, body: Any) -> Any:
+def _failed(call: Call, error: BaseException) -> None:
+    """Settle a call that raised.
+
+    Raises:
+        BudgetExceededError: it was refused on its way out.
+    """
+    __tracebackhide__ = True
+    call.failed(error)
+    if call.refusal is not None:
+        raise call.refusal.with_traceback(None) from None
+
+
+def _answer(call: Call, answer: Any, stream: Callable[[Call, Any], Any] | None) -> Any:
+    """What the caller gets: the answer, which is settled now, or the stream that settles itself.
+
+    Raises:
+        BudgetExceededError: the answer was cut off by the limit that a cap had set.
+    """
+    if stream is not None:
+        try:
+            return stream(call, answer)
+        except (TypeError, AttributeError):  # it is no iterator
+            call.close()
+            return answer
     try:
-        call.answered(body)
+        call.answered(answer)
     except HFBudgetError:
         raise
     except Exception:
-        logger.exception(NONSENSE)
+        logger.exception(UNREADABLE_ANSWER)
         call.lost("200")
-    return body
+    return answer
 
 
-def _streamed(metered: Callable[[Call, Any], Any], call: Call, lines: Any) -> Any:
-    try:
-        return metered(call, lines)
-    except (TypeError, AttributeError):  # nobody can iterate over it
-        call.close()
-        return lines
-
-
-def noting_headers(original: Any) -> Any:
+def reporting_headers(original: Any) -> Any:
     """``hf_raise_for_status``, where a response is in hand: its headers say who answered."""
 
     @functools.wraps(original)
     def hf_raise_for_status(response: Any, *args: Any, **kwargs: Any) -> Any:
-        note = noting()
-        if note is not None:
-            note(Headers(response))
+        listener = headers_listener()
+        if listener is not None:
+            listener(Headers(response))
         return original(response, *args, **kwargs)
 
     return hf_raise_for_status
 
 
-def noting_names(original: Any, current: Current) -> Any:
+def recording_asked_model(original: Any, hub: HubInstrumentation) -> Any:
     """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
 
-    What it makes carries the provider's own id of the model, and no provider. It is also where
-    another model can be put in the caller's place.
+    What it makes carries the provider's own id of the model, and no provider; huggingface_hub
+    hands on nothing else, so that is where the Hub id is kept. It is also where another model can
+    be put in the caller's place.
     """
 
     @functools.wraps(original)
     def prepare_request(self: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         provider = getattr(self, "provider", None)
-        meter = current()
-        if meter is not None and meter.payer.around().thresholds:
+        meter = hub.meter
+        if meter is not None and meter.budgets.active().thresholds:
             prepare = functools.partial(original, self)
-            parameters, named = prepared(meter, prepare, provider, kwargs)
+            parameters, asked = prepared(meter, prepare, provider, kwargs)
         else:
             parameters = original(self, **kwargs)
-            named = AskedModel(kwargs.get("model"), provider)
-        with suppress(TypeError):  # what somebody has put in its place may hold nothing
-            vars(parameters)["hfbudget_named"] = named
+            asked = AskedModel(kwargs.get("model"), provider)
+        with suppress(TypeError):  # a stand-in of a test may have no attributes
+            vars(parameters)[ASKED] = asked
         return parameters
 
     return prepare_request

@@ -35,8 +35,8 @@ def has_choke_point(client: Any) -> bool:
 def bypassing(client: type) -> dict[str, Callable[..., Any]]:
     """The public methods of a client that may send something without passing through there.
 
-    A method passes through if its code names the choke point, or another method that does. What
-    somebody else has put in its place is left alone: it will call what it stands for.
+    A method passes through if its code names the choke point, or another method that does. A
+    wrapper of another library is left alone: it will call what it wraps.
     """
     methods = {
         name: method
@@ -89,7 +89,7 @@ def absent(package: ModuleType, modules: Sequence[str]) -> str | None:
 def gap(modules: Sequence[str], wrapped: Collection[type]) -> str | None:
     """What of huggingface_hub, once it is imported, calls could be sent by and is not wrapped.
 
-    It imports the modules, which has the tap wrap the clients in them. Then the clients that
+    It imports the modules, which has their clients wrapped. Then the clients that
     everybody gets have to be those.
     """
     package = sys.modules.get(PACKAGE)

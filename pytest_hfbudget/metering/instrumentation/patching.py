@@ -1,4 +1,4 @@
-"""Wraps attributes of modules of others, as soon as these are imported."""
+"""Wraps attributes of other libraries, as soon as these are imported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Patches:
         setattr(owner, name, wrapper)
 
     def restore(self) -> None:
-        """Put back what was there, unless somebody has wrapped it since."""
+        """Put back what was there, unless it was wrapped again since."""
         while self._originals:
             owner, name, original = self._originals.pop()
             installed = vars(owner).get(name)
@@ -57,7 +57,7 @@ class PostImport(MetaPathFinder):
         for name, hook in self._hooks.items():
             module = sys.modules.get(name)
             spec = getattr(module, "__spec__", None)
-            # A module whose import is under way is caught by nobody else: its loader is set.
+            # A module whose import is under way is caught here only: its loader is set.
             if module is not None and not getattr(spec, "_initializing", False):
                 hook(module)
 

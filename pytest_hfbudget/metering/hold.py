@@ -1,0 +1,315 @@
+"""Before a call is sent: describe it, price it, hold what it may cost in every budget around it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from pytest_hfbudget.errors import (
+    BudgetExceededError,
+    HFBudgetError,
+    LedgerUnreachableError,
+    interrupted,
+)
+from pytest_hfbudget.ledger import Charge, Hold, Ledger
+from pytest_hfbudget.ledger.locks import inside
+from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.deferred import DeferredCall
+from pytest_hfbudget.metering.limits import bounds, check_share, limit_of, put, unpriced
+from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
+from pytest_hfbudget.metering.request import (
+    OutgoingCall,
+    allowances,
+    changed,
+    describe,
+    with_own_payload,
+)
+from pytest_hfbudget.metering.waiting import HoldWait, current_caller
+from pytest_hfbudget.pricing import CallRequest, Quote
+
+logger = logging.getLogger("pytest_hfbudget")
+
+
+def deferred(meter: Meter, outgoing: OutgoingCall) -> DeferredCall | None:
+    """What accounts for a call after its end; None where it has to be held before it is sent.
+
+    It has to where a budget has a limit or an endpoint is paid for by the minute, and in a
+    process that spends from the ledger of another one, which may be gone by then.
+    """
+    plain = isinstance(meter.ledger, Ledger) and not meter.book.leased
+    if not plain or outgoing.stream or outgoing.budgets.capped:
+        return None
+    return DeferredCall(
+        meter.deferred, outgoing, partial(_begin_ended, meter, outgoing), meter.clock
+    )
+
+
+def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
+    """The call, ready to be sent; or with its ``wait`` set, which has to end before `resume`.
+
+    Args:
+        blocks: whether the thread stands still while the call waits.
+
+    Returns:
+        None where there is no cap and the call can't be metered: without a cap this only watches.
+
+    Raises:
+        BudgetExceededError: a cap would not hold the call, or the run that this process works
+            for is gone; nothing is to be sent.
+    """
+    __tracebackhide__ = True
+    if inside():
+        _interrupting(meter, outgoing)
+        return None
+    if meter.later or meter.deferred.ended:
+        meter.drain()
+    try:
+        call = _held(meter, outgoing, blocks)
+    except Exception as error:
+        _not_held(meter, outgoing, error)
+        return None
+    if call.wait is None:
+        meter.open_calls[id(call)] = call
+        call.listen()
+    return call
+
+
+def resume(call: Call) -> Call | None:
+    """The call, ready to be sent after its wait has ended; None as `begin`.
+
+    Raises:
+        BudgetExceededError: as `begin`.
+    """
+    __tracebackhide__ = True
+    meter = call.meter
+    try:
+        _take(call)
+    except Exception as error:
+        _not_held(meter, call.outgoing, error)
+        return None
+    meter.open_calls[id(call)] = call
+    call.listen()
+    return call
+
+
+def _begin_ended(meter: Meter, outgoing: OutgoingCall) -> Call | None:
+    """The call to be settled at once, because it has ended already."""
+    try:
+        call = _held(meter, outgoing, blocks=True)
+        if call.wait is not None:
+            call.wait.block()
+            _take(call)
+    except Exception as error:
+        _not_held(meter, outgoing, error)
+        return None
+    return call
+
+
+def _interrupting(meter: Meter, outgoing: OutgoingCall) -> None:
+    """Deal with a call of a signal handler that has interrupted the ledger.
+
+    Raises:
+        LedgerBusyError: a cap would have to hold it.
+    """
+    __tracebackhide__ = True
+    if not outgoing.budgets.capped:
+        meter.missed("a signal handler called while the ledger was changing", tell=False)
+        return
+    draft = _draft(outgoing, _described(meter, outgoing), None)
+    error = interrupted(draft.model)
+    meter.refuse(draft, error, outgoing.budgets.test)
+    raise error
+
+
+def _not_held(meter: Meter, outgoing: OutgoingCall, error: Exception) -> None:
+    """Let a call without a cap go on without being metered.
+
+    Raises:
+        BudgetExceededError, HFBudgetError: it is not to be sent.
+    """
+    __tracebackhide__ = True
+    capped = outgoing.budgets.capped
+    if isinstance(error, BudgetExceededError):
+        # Also in a worker whose run is gone: its answers would reach no report.
+        gone = isinstance(error, LedgerUnreachableError)
+        if gone and not capped and not meter.stops_with_ledger:
+            return
+        # The frames of this package tell a user nothing; those of the calling code do.
+        raise error.with_traceback(None) from None
+    if capped and isinstance(error, HFBudgetError):
+        raise error
+    meter.unknown(error, capped=capped)
+
+
+def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
+    if outgoing.budgets.paid:
+        outgoing = outgoing._replace(parameters=with_own_payload(outgoing.parameters))
+    request = _described(meter, outgoing)
+    endpoint = meter.book.leased_name(request.url)
+    draft = _draft(outgoing, request, endpoint)
+    meter.open_scopes(outgoing.budgets.scopes)
+    if endpoint is not None:
+        meter.endpoints.using(endpoint)
+    call = Call(meter, outgoing, request, draft)
+    _hold(call, partial(_ask, call, blocks))
+    return call
+
+
+def _take(call: Call) -> None:
+    if call.wait is not None:
+        wait, call.wait = call.wait, None
+        _hold(call, wait.hold)
+
+
+def _described(meter: Meter, outgoing: OutgoingCall) -> CallRequest:
+    request = describe(
+        outgoing.parameters,
+        routers=(meter.router, DEFAULT_ROUTER),
+        asked=outgoing.asked,
+        stream=outgoing.stream,
+        timeout=outgoing.timeout,
+    )
+    # Images and sounds make no more tokens than a server would take. Text is bounded by its own
+    # bytes, whatever the catalogue says of the context.
+    longest = meter.book.catalogue.contexts(request.model, request.provider).longest
+    if longest is None or request.input_bound < longest:
+        return request
+    text = request.input_bound - allowances(outgoing.parameters.json)
+    return request._replace(input_bound=max(text, min(longest - 1, request.input_bound)))
+
+
+def _draft(outgoing: OutgoingCall, request: CallRequest, endpoint: str | None) -> Charge:
+    test = outgoing.budgets.test
+    return Charge(
+        test=test.id if test else None,
+        task=request.task,
+        model=request.model,
+        provider=request.provider,
+        input_tokens=0,
+        output_tokens=0,
+        nano_usd=None,
+        price_source="",
+        status="",
+        estimated=False,
+        seconds=0.0,
+        where="" if test else outgoing.where,
+        scopes=outgoing.budgets.keys,
+        instead_of=outgoing.asked.instead_of,
+        at=outgoing.at,
+        endpoint=endpoint,
+    )
+
+
+def _hold(call: Call, ask: Callable[[], Hold | HoldWait]) -> None:
+    """Hold what a call may cost in every scope around it, or set its ``wait``.
+
+    A call that no cap would hold goes on where it can be stopped on its way out, because a
+    stand-in may answer it instead of the network.
+
+    Raises:
+        BudgetExceededError: a cap would not hold it, and it is not to be sent.
+    """
+    paid, refusal = call.outgoing.budgets.paid, None
+    try:
+        answer = ask()
+        if isinstance(answer, HoldWait):
+            call.wait = answer
+            return
+        call.held = answer
+        if paid and call.draft.endpoint:
+            check_share(call.meter.ledger, call.outgoing.budgets.test, answer, call.draft.endpoint)
+    except BudgetExceededError as error:
+        refusal = error
+        call.held = _hold_nothing(call, error)
+    try:
+        if refusal is not None:
+            _only_replayed(call, refusal)
+        elif paid and call.quote is not None and call.request.max_output is None:
+            catalogue, variant = call.meter.book.catalogue, call.outgoing.variant
+            call.limit = limit_of(call.request, call.quote, call.held.amount, catalogue, variant)
+        if call.limit is not None or call.request.stream:
+            _prepare(call)
+    except BaseException:
+        call.meter.ledger.release(call.held.id)  # nothing was sent for it
+        raise
+
+
+def _ask(call: Call, blocks: bool) -> Hold | HoldWait:
+    meter, keys, least, most = call.meter, call.draft.scopes, 0, 0
+    call.quote = _price(call)
+    if call.quote is not None and call.outgoing.budgets.paid:
+        least, most = bounds(call.request, call.quote, call.outgoing.variant, meter.book)
+    caller = current_caller(blocks=blocks) if meter.hold_wait else None
+    if caller is None:
+        return meter.ledger.hold(keys, least, most, call.draft)
+    answer = meter.ledger.ask(keys, least, most, call.draft, caller)
+    if isinstance(answer, Hold):
+        return answer
+    return HoldWait(meter.ledger, answer, meter.hold_wait, meter.drain)
+
+
+def _price(call: Call) -> Quote | None:
+    """The price of a call; None where it has no known price and needs none."""
+    budgets, request = call.outgoing.budgets, call.request
+    if budgets.explicit is not None and call.draft.endpoint is None:
+        return budgets.explicit
+    try:
+        quote = call.meter.book.quote(request, budgets.explicit)
+    except Exception:  # a price hook raised
+        if budgets.capped:
+            raise
+        logger.exception("the price of a call could not be worked out; it counts without one")
+        return None
+    if quote is None and budgets.paid:
+        raise unpriced(request, budgets.scopes)
+    return quote
+
+
+def _hold_nothing(call: Call, error: BudgetExceededError) -> Hold:
+    """A hold of nothing, for a call that can be stopped later, right before it is sent.
+
+    Raises:
+        BudgetExceededError: it could leave unseen, or not even a replay is allowed.
+    """
+    try:
+        if not call.outgoing.watch.watched():
+            raise error
+        return call.meter.ledger.hold(call.draft.scopes, 0, 0, call.draft)
+    except BudgetExceededError as final:
+        call.refuse(final)
+        raise
+
+
+def _only_replayed(call: Call, refusal: BudgetExceededError) -> None:
+    """Let only a stand-in answer, which needs no network: before anything is sent, refuse it."""
+
+    def stop() -> BudgetExceededError:
+        if call.refusal is None:
+            call.refusal = call.refuse(refusal)
+        return refusal
+
+    call.outgoing.watch.stop = stop
+
+
+def _prepare(call: Call) -> None:
+    """Put the output limit and the wish for usage into a copy, where there is need for one."""
+    payload = call.parameters.json
+    if isinstance(payload, dict):
+        prepared = _prepared(call, dict(payload))
+        if prepared != payload:
+            call.parameters = changed(call.parameters, json=prepared)
+
+
+def _prepared(call: Call, payload: dict[str, Any]) -> dict[str, Any]:
+    variant = call.outgoing.variant
+    if call.limit is not None:
+        put(payload, call.limit.tokens, variant)
+    options = payload.get("stream_options") or {}
+    # Without a cap nothing is changed; with one, a stream has to say what it cost.
+    silent = call.request.stream and "messages" in payload and not options.get("include_usage")
+    if silent and call.outgoing.budgets.paid and variant.ask_usage:
+        payload["stream_options"] = {**options, "include_usage": True}
+        call.swallow_usage = True
+    return payload
