@@ -42,7 +42,7 @@ class Records:
         claims = [
             one
             for one in read_held_leases(lease_store_dir(folder))
-            if one.api.rstrip("/") == api and one.owned
+            if one.api.rstrip("/") == api and one.in_use
         ]
         users = {one.endpoint: EndpointUser(one.run, f"process {one.owner_pid}") for one in claims}
         strays = find_local(folder, api=api, kept=True)

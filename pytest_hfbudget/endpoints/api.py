@@ -43,7 +43,7 @@ def _is_list(page: Mapping[str, Any]) -> bool:
 class ControlPlane:
     """A client of one control plane with one token. Safe to share between threads.
 
-    Each operation is retried within ``pace.total_s`` where a second request can do no harm.
+    Each operation is retried within ``retry.total_s`` where a second request can do no harm.
     All raise `ControlPlaneError`; none ever shows the token.
     """
 
@@ -52,7 +52,7 @@ class ControlPlane:
         base_url: str,
         token: str | None,
         *,
-        pace: RetryPolicy = RetryPolicy(),  # noqa: B008  # frozen
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008  # frozen
         route: Route | None = None,
         transport: Transport | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -60,7 +60,7 @@ class ControlPlane:
     ) -> None:
         """``agent`` tells the server's log which of our processes is asking."""
         self.base_url = base_url.rstrip("/")
-        self._token, self._pace, self._clock, self._agent = token, pace, clock, agent
+        self._token, self._retry, self._clock, self._agent = token, retry, clock, agent
         self._transport = transport or Urllib3Transport(
             route or Route.find(self.base_url), clock=clock
         )
@@ -68,12 +68,12 @@ class ControlPlane:
     def __repr__(self) -> str:
         return f"ControlPlane({public_url(self.base_url)!r})"
 
-    def with_pace(self, pace: RetryPolicy) -> ControlPlane:
+    def with_retry(self, retry: RetryPolicy) -> ControlPlane:
         """The same client, with the same connections, but more or less patient."""
         return ControlPlane(
             self.base_url,
             self._token,
-            pace=pace,
+            retry=retry,
             transport=self._transport,
             clock=self._clock,
             agent=self._agent,
@@ -127,7 +127,7 @@ class ControlPlane:
     def healthy(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint's health route answers 200; one try.
 
-        Only ask one that is running: any request wakes an endpoint that is scaled to zero,
+        Only ask one that is running: any request resumes an endpoint that is scaled to zero,
         and its bill with it.
 
         Raises:
@@ -137,7 +137,7 @@ class ControlPlane:
             return False
         url = endpoint.url.rstrip("/") + "/" + endpoint.health_route.lstrip("/")
         try:
-            answer = self._transport.send("GET", url, self._headers(), None, self._pace.try_s)
+            answer = self._transport.send("GET", url, self._headers(), None, self._retry.try_s)
         except NoAnswerError:
             return False
         if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -193,7 +193,7 @@ class ControlPlane:
         usable: _Usable | None = None,
     ) -> Mapping[str, Any]:
         """``usable`` tells an answer from something else; None: what was to be done is done."""
-        ends = self._clock.monotonic() + self._pace.total_s
+        ends = self._clock.monotonic() + self._retry.total_s
         tries = 0
         while True:
             tries += 1
@@ -203,7 +203,7 @@ class ControlPlane:
                 again = error.status is None or error.status in _BUSY
                 if not again or error.lasting or (error.maybe_done and not repeatable):
                     raise
-                wait = self._pace.wait(tries, error.retry_after)
+                wait = self._retry.wait(tries, error.retry_after)
                 if self._clock.monotonic() + wait >= ends:
                     raise
                 self._clock.sleep(wait)
@@ -221,7 +221,7 @@ class ControlPlane:
         url, headers = self.base_url + path, self._headers(public=public)
         body = None if payload is None else dumps(payload).encode()
         try:
-            answer = self._transport.send(method, url, headers, body, self._pace.try_s)
+            answer = self._transport.send(method, url, headers, body, self._retry.try_s)
         except NoAnswerError as error:
             raise ControlPlaneError(
                 f"{what}: {public_url(self.base_url)} did not answer ({error}).",

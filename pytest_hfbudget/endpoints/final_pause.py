@@ -39,7 +39,7 @@ class HeldEndpoint:
     """One endpoint in the reaper's care."""
 
     watch: Watch
-    claim: HeldLease
+    lease: HeldLease
     settled: bool = False
 
 
@@ -130,33 +130,33 @@ class FinalPause:
 
     def _pause(self, held: HeldEndpoint, reason: str) -> Receipt:
         name = held.watch.endpoint
-        leaver = self._leaver(held, settled=held.settled)
+        releaser = self._releaser(held, settled=held.settled)
 
         def doubted(receipt: Receipt) -> None:
             told = replace(receipt, reason=reason)
-            self._record(told, held.claim)
+            self._record(told, held.lease)
             self._told.put((told, False))
 
         try:
-            receipt = leaver.run(
-                lambda told: self._record(told, held.claim),
+            receipt = releaser.run(
+                lambda told: self._record(told, held.lease),
                 reason=reason,
                 doubted=doubted,
             )
         except Exception as error:  # a bug here must be told, not be waited for
             self._log(f"{name}: {error!r}")
-            receipt = leaver.failed(f"{name}: the reaper failed: {error!r}")
+            receipt = releaser.failed(f"{name}: the reaper failed: {error!r}")
         self._told.put((receipt, True))
         return receipt
 
-    def _leaver(self, held: HeldEndpoint, *, settled: bool) -> Releaser:
+    def _releaser(self, held: HeldEndpoint, *, settled: bool) -> Releaser:
         arm, name = self._arm, held.watch.endpoint
         pauser = Pauser(self._plane, held.watch, arm.timings, settled=settled)
-        return Releaser(self._claims(name), held.claim, pauser)
+        return Releaser(self._lease_store(name), held.lease, pauser)
 
-    def _claims(self, name: str) -> LeaseStore:
+    def _lease_store(self, name: str) -> LeaseStore:
         arm = self._arm
-        return LeaseStore(Path(arm.claims), api=arm.api, endpoint=name, run=arm.run)
+        return LeaseStore(Path(arm.lease_dir), api=arm.api, endpoint=name, run=arm.run)
 
     def _look_later(self, held: HeldEndpoint) -> None:
         paused_at = self._clock.monotonic()
@@ -172,10 +172,10 @@ class FinalPause:
 
     def _look(self, held: HeldEndpoint) -> str:
         timings, name = self._arm.timings, held.watch.endpoint
-        plane = self._plane.with_pace(replace(timings.pace, total_s=_LOOK_S))
+        plane = self._plane.with_retry(replace(timings.retry, total_s=_LOOK_S))
         for left in reversed(range(_READINGS)):
             at = self._clock.time()
-            state = awake_again(plane, self._claims(name), held.claim, at=at)
+            state = awake_again(plane, self._lease_store(name), held.lease, at=at)
             if state or not left:
                 break
             self._clock.sleep(timings.poll_s)
@@ -187,15 +187,15 @@ class FinalPause:
         name = held.watch.endpoint
         self._log(f"{name}: {what}")
         awake = Receipt(name, state="", verified=False, error=f"it was {what}", reason=AWAKE)
-        self._record(awake, held.claim)
-        receipt = self._leaver(held, settled=True).run(
-            lambda told: self._record(told, held.claim), reason=AWAKE
+        self._record(awake, held.lease)
+        receipt = self._releaser(held, settled=True).run(
+            lambda told: self._record(told, held.lease), reason=AWAKE
         )
         self._log(f"{name}: {receipt.error or receipt.state}")
 
-    def _record(self, receipt: Receipt, claim: HeldLease) -> None:
+    def _record(self, receipt: Receipt, lease: HeldLease) -> None:
         try:
-            self._journal.write(entry(receipt, claim, at=self._clock.time()))
+            self._journal.write(entry(receipt, lease, at=self._clock.time()))
         except EndpointError as error:  # a full disk; the pause itself is done
             self._log(str(error))
 

@@ -29,7 +29,7 @@ _POLL_S = 0.05
 _here: dict[Path, threading.Lock] = {}
 
 
-_guard = threading.Lock()
+_supervisor = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def file_lock(
         wait: called with seconds while it is someone else's turn; raises to give up.
         ready: asked once it is ours; nothing begins before it says yes.
     """
-    with _guard:
+    with _supervisor:
         ours = _here.setdefault(path.absolute(), threading.Lock())
     while not ours.acquire(blocking=False):
         wait(_POLL_S)
@@ -126,13 +126,13 @@ class HeldLease:
         return self.phase != OVER and not self.here
 
     @property
-    def owned(self) -> bool:
+    def in_use(self) -> bool:
         """Whether its run lives and uses the endpoint: then no other run may pause it."""
         holding = self.here and self.phase == HOLDING
         return holding and process.alive(self.owner_pid, self.owner_start)
 
     @property
-    def kept(self) -> bool:
+    def reaper_works(self) -> bool:
         """Whether the process that is to pause it still runs, and is not stopped."""
         active = self.here and self.phase != OVER
         return active and process.works(self.reaper_pid, self.reaper_start)
@@ -142,7 +142,7 @@ class HeldLease:
 
         To be called before its endpoint is used or paused by another run.
         """
-        orphan = self.here and self.phase != OVER and not self.owned
+        orphan = self.here and self.phase != OVER and not self.in_use
         if orphan and process.stopped(self.reaper_pid, self.reaper_start):
             process.end(self.reaper_pid, self.reaper_start)
 
@@ -160,12 +160,12 @@ _BELIEVED_S = 86400.0
 
 
 def lease_store_dir(state_dir: Path) -> Path:
-    """The folder of the claims below a state folder."""
-    return state_dir / "claims"
+    """The folder of the held leases below a state folder."""
+    return state_dir / "claims"  # the name that earlier versions know
 
 
 class LeaseStore:
-    """The claims on one endpoint of one control plane, seen by one run."""
+    """The lease_store on one endpoint of one control plane, seen by one run."""
 
     def __init__(self, directory: Path, *, api: str, endpoint: str, run: str) -> None:
         self._directory, self._run = directory, run
@@ -178,15 +178,15 @@ class LeaseStore:
         """The file to lock while the endpoint is brought up."""
         return self._directory / f"{self._stem}.lock"
 
-    def put(self, claim: HeldLease) -> None:
-        """Write this run's claim; when this returns, all others see it.
+    def put(self, lease: HeldLease) -> None:
+        """Write this run's lease; when this returns, all others see it.
 
         Raises:
             EndpointError: it can't be written.
         """
         try:
             own_folder(self._directory)
-            replace_file(self._path, json.dumps(asdict(claim)))
+            replace_file(self._path, json.dumps(asdict(lease)))
         except OSError as error:
             raise EndpointError(
                 f"what this run uses can't be written down ({self._path}: "
@@ -199,34 +199,34 @@ class LeaseStore:
         return _read(self._path)
 
     def others(self) -> tuple[HeldLease, ...]:
-        """All other runs' claims, the oldest first, whether they still count or not."""
+        """All other runs' lease_store, the oldest first, whether they still count or not."""
         found = (_read(path) for path in self._files() if path != self._path)
-        return tuple(sorted((claim for claim in found if claim), key=lambda claim: claim.at))
+        return tuple(sorted((lease for lease in found if lease), key=lambda lease: lease.at))
 
-    def heir(self) -> HeldLease | None:
+    def successor(self) -> HeldLease | None:
         """A run that has use for the endpoint now; it will pause it when it leaves."""
-        return next((claim for claim in self.others() if claim.owned), None)
+        return next((lease for lease in self.others() if lease.in_use), None)
 
     def pauser(self) -> HeldLease | None:
         """A run whose reaper is about to pause the endpoint."""
-        found = (claim for claim in self.others() if claim.phase == PAUSING)
-        return next((claim for claim in found if claim.kept), None)
+        found = (lease for lease in self.others() if lease.phase == PAUSING)
+        return next((lease for lease in found if lease.reaper_works), None)
 
-    def end(self, claim: HeldLease, *, paused: bool) -> None:
-        """Give ``claim`` back. Once ``paused`` for certain, what dead runs left goes too."""
+    def end(self, lease: HeldLease, *, paused: bool) -> None:
+        """Give ``lease`` back. Once ``paused`` for certain, what dead runs left goes too."""
         with contextlib.suppress(OSError, EndpointError):
             mine = self.own()
-            if mine is not None and mine.reaper_pid != claim.reaper_pid:
+            if mine is not None and mine.reaper_pid != lease.reaper_pid:
                 return  # another reaper has taken over
-            if not paused and claim.scaling is None:
+            if not paused and lease.scaling is None:
                 self._path.unlink()
                 return
             if not paused:
-                self.put(replace(claim, phase=OVER))
+                self.put(replace(lease, phase=OVER))
                 return
             for path in self._files():
                 known = _read(path)
-                if path == self._path or known is None or not _counts(known, at=claim.at):
+                if path == self._path or known is None or not _counts(known, at=lease.at):
                     path.unlink()
 
     def _files(self) -> Iterator[Path]:
@@ -234,10 +234,10 @@ class LeaseStore:
         return self._directory.glob(f"{self._stem}.*.json")
 
 
-def _counts(claim: HeldLease, *, at: float) -> bool:
-    """Whether a claim is a live run's; of one from elsewhere that is believed for a day."""
-    recent = claim.elsewhere and claim.at > at - _BELIEVED_S
-    return claim.owned or claim.kept or recent
+def _counts(lease: HeldLease, *, at: float) -> bool:
+    """Whether a lease is a live run's; of one from elsewhere that is believed for a day."""
+    recent = lease.elsewhere and lease.at > at - _BELIEVED_S
+    return lease.in_use or lease.reaper_works or recent
 
 
 def inherited(
@@ -255,9 +255,9 @@ def inherited(
 
 
 def read_held_leases(directory: Path) -> tuple[HeldLease, ...]:
-    """All claims of this machine."""
+    """All lease_store of this machine."""
     found = (_read(path) for path in sorted(directory.glob("*.json")))
-    return tuple(claim for claim in found if claim)
+    return tuple(lease for lease in found if lease)
 
 
 def prune_held_leases(directory: Path, *, before: float) -> None:
@@ -265,8 +265,8 @@ def prune_held_leases(directory: Path, *, before: float) -> None:
     for pattern in ("*.json", "*.draft"):
         for path in directory.glob(pattern):
             with contextlib.suppress(OSError):
-                claim = _read(path)
-                counts = claim is not None and (claim.owned or claim.kept)
+                lease = _read(path)
+                counts = lease is not None and (lease.in_use or lease.reaper_works)
                 if path.stat().st_mtime < before and not counts:
                     path.unlink()
 
@@ -275,8 +275,8 @@ def _read(path: Path) -> HeldLease | None:
     try:
         data = parse_json(read_own(path))
         told = {key: value for key, value in data.items() if key in _FIELDS}
-        claim = HeldLease(**{**dict.fromkeys(_PLACE, ""), **told})
+        lease = HeldLease(**{**dict.fromkeys(_PLACE, ""), **told})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-    good = all(isinstance(getattr(claim, name), str) for name in _TEXTS)
-    return claim if good and isinstance(claim.owner_pid, int) else None
+    good = all(isinstance(getattr(lease, name), str) for name in _TEXTS)
+    return lease if good and isinstance(lease.owner_pid, int) else None

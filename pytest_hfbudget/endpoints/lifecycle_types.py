@@ -84,7 +84,7 @@ class EndpointSettings:
     looks_s: tuple[float, ...] = (30.0, 120.0)
 
     @property
-    def pace(self) -> RetryPolicy:
+    def retry(self) -> RetryPolicy:
         """For the owner's own requests."""
         return RetryPolicy(try_s=self.try_s, total_s=self.retry_s)
 
@@ -107,7 +107,7 @@ class EndpointSettings:
         return tags.of_run(self.run)
 
     @property
-    def claims(self) -> Path:
+    def lease_dir(self) -> Path:
         """The folder of what runs of this machine have in use."""
         return lease_store_dir(self.state_dir)
 

@@ -83,7 +83,7 @@ def overview(
         ControlPlaneError: the list can't be read. Unknown prices or replicas are no error.
     """
     endpoints = plane.list(namespace)
-    plane = plane.with_pace(_NICE_TO_KNOW)
+    plane = plane.with_retry(_NICE_TO_KNOW)
     prices = _hardware(plane) if hardware is None else hardware
     held = _holders(plane.base_url, state_dir)
     at = time.time() if now is None else now
@@ -144,10 +144,10 @@ def _holders(api: str, state_dir: Path) -> dict[str, tuple[EndpointHolder, ...]]
             known = alive if process.judgeable(record) else None
             holder = EndpointHolder(record.run, record.owner_pid, record.host, known)
             found.setdefault(name, {})[record.run] = holder
-    for claim in read_held_leases(lease_store_dir(state_dir)):
-        if claim.api.rstrip("/") == api and claim.owned:
-            holder = EndpointHolder(claim.run, claim.owner_pid, claim.host, True)
-            found.setdefault(claim.endpoint, {})[claim.run] = holder
+    for held_lease in read_held_leases(lease_store_dir(state_dir)):
+        if held_lease.api.rstrip("/") == api and held_lease.in_use:
+            holder = EndpointHolder(held_lease.run, held_lease.owner_pid, held_lease.host, True)
+            found.setdefault(held_lease.endpoint, {})[held_lease.run] = holder
     return {name: tuple(sorted(by.values(), key=_order)) for name, by in found.items()}
 
 

@@ -245,7 +245,7 @@ if sys.platform == "darwin":
 else:
 
     class PidfdWatch:
-        """Linux 5.3 and later: wakes within milliseconds, and a forked child can't delay it."""
+        """Linux 5.3 and later: resumes within milliseconds, and a forked child can't delay it."""
 
         period_s = None
 

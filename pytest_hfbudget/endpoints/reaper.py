@@ -27,8 +27,8 @@ from pytest_hfbudget.endpoints.journal import Journal
 from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import (
     ASKED,
+    CLIENT_GONE,
     DEADLINE,
-    OWNER_GONE,
     Arm,
     Decoder,
     Done,
@@ -95,14 +95,14 @@ class Reaper:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """``stands_in`` for a reaper that was killed: endpoints are in its care already."""
-        self._line, self._arm, self._second, self._clock = line, arm, second, clock
+        self._channel, self._arm, self._standbys, self._clock = line, arm, second, clock
         self._held: dict[str, HeldEndpoint] = {}
         self._start = process.start_time(os.getpid())
         self._limit: float | None = None
         self._journal = Journal(Path(arm.journal), known=stands_in)
         route = Route(ca_file=arm.ca_file, proxy=arm.proxy)
         self._plane = ControlPlane(
-            arm.api, arm.token, pace=arm.timings.pace, route=route, agent="reaper"
+            arm.api, arm.token, retry=arm.timings.retry, route=route, agent="reaper"
         )
 
     def run(self, heard: Sequence[Message] = ()) -> bool:
@@ -111,44 +111,49 @@ class Reaper:
         Args:
             heard: what the owner said to the reaper that this one stands in for.
         """
-        death = process.watch(self._arm.owner_pid, self._arm.owner_start)
+        death = process.watch(self._arm.client_pid, self._arm.client_start)
         reason = self._act(heard)
         if reason is None:
-            self._second.engage(self._standing())
-        self._line.send(Ready(os.getpid()))
+            self._standbys.engage(self._standing())
+        self._channel.send(Ready(os.getpid()))
         reason = reason or self._wait(death)
         death.close()
         ending = FinalPause(
-            self._arm, self._plane, self._journal, tell=self._line.send, log=log, clock=self._clock
+            self._arm,
+            self._plane,
+            self._journal,
+            tell=self._channel.send,
+            log=log,
+            clock=self._clock,
         )
         verified = ending.pause(self._held.values(), reason)
-        self._second.dismiss()
+        self._standbys.dismiss()
         return ending.look_again() and verified
 
     def _standing(self) -> Iterator[Message]:
         """All that another reaper has to know."""
         yield self._arm
         for held in self._held.values():
-            yield replace(held.watch, waking=not held.settled)
+            yield replace(held.watch, resuming=not held.settled)
         yield UptimeLimit(self._limit)
 
     def _wait(self, death: process.DeathWatch) -> str:
         while True:
-            watched: tuple[_Pollable, ...] = (self._line, death, *self._second.ends)
+            watched: tuple[_Pollable, ...] = (self._channel, death, *self._standbys.ends)
             ready = _readable(watched, self._patience(death.period_s))
             # The death is looked at first: a child that the owner forked may hold the
             # socket open, and what it says there is not the owner's word.
             if death.dead():
-                return OWNER_GONE
-            if self._line in ready:
+                return CLIENT_GONE
+            if self._channel in ready:
                 reason = self._read()
                 if reason:
                     return reason
             if self._limit is not None and self._clock.monotonic() >= self._limit:
                 return DEADLINE
-            if self._second.thinned():
+            if self._standbys.thinned():
                 log("a standby was killed")
-                self._second.engage(self._standing())
+                self._standbys.engage(self._standing())
 
     def _patience(self, period_s: float | None) -> float | None:
         if self._limit is None:
@@ -159,15 +164,15 @@ class Reaper:
     def _read(self) -> str | None:
         """Act on what the owner said; a reason to pause, if there is one."""
         try:
-            messages = self._line.receive()
+            messages = self._channel.receive()
         except (ValueError, KeyError, TypeError) as error:
             log(f"the channel is garbled: {error!r}")  # an endpoint may be running all the same
-            return OWNER_GONE
-        return OWNER_GONE if messages is None else self._act(messages)
+            return CLIENT_GONE
+        return CLIENT_GONE if messages is None else self._act(messages)
 
     def _act(self, messages: Iterable[Message]) -> str | None:
         for message in messages:
-            self._second.tell(message)
+            self._standbys.tell(message)
             if isinstance(message, Watch):
                 self._take(message)
             elif isinstance(message, Settled) and message.endpoint in self._held:
@@ -181,37 +186,37 @@ class Reaper:
     def _take(self, watch: Watch) -> None:
         name = watch.endpoint
         known = self._held.get(name)
-        claim = self._claim(watch)
-        self._held[name] = HeldEndpoint(watch, claim, settled=not watch.waking)
+        lease = self._new_lease(watch)
+        self._held[name] = HeldEndpoint(watch, lease, settled=not watch.resuming)
         try:
-            self._claims(name).put(claim)
+            self._lease_store(name).put(lease)
         except EndpointError as error:
-            self._line.send(Watching(name, str(error)))
+            self._channel.send(Watching(name, str(error)))
             return
         # A later word about the same endpoint brings its settings; it was reached before.
         if known:
-            self._line.send(Watching(name))
+            self._channel.send(Watching(name))
             return
         try:
             threading.Thread(target=self._reach, args=(name,), daemon=True).start()
         except RuntimeError as error:  # others are in this process's care: it goes on
-            self._line.send(Watching(name, str(error)))
+            self._channel.send(Watching(name, str(error)))
 
-    def _claims(self, name: str) -> LeaseStore:
+    def _lease_store(self, name: str) -> LeaseStore:
         arm = self._arm
-        return LeaseStore(Path(arm.claims), api=arm.api, endpoint=name, run=arm.run)
+        return LeaseStore(Path(arm.lease_dir), api=arm.api, endpoint=name, run=arm.run)
 
-    def _claim(self, watch: Watch) -> HeldLease:
+    def _new_lease(self, watch: Watch) -> HeldLease:
         known = self._held.get(watch.endpoint)
         return HeldLease(
             run=self._arm.run,
             endpoint=watch.endpoint,
             api=self._arm.api,
-            owner_pid=self._arm.owner_pid,
-            owner_start=self._arm.owner_start,
+            owner_pid=self._arm.client_pid,
+            owner_start=self._arm.client_start,
             reaper_pid=os.getpid(),
             reaper_start=self._start,
-            at=known.claim.at if known else self._clock.time(),
+            at=known.lease.at if known else self._clock.time(),
             scaling=watch.scaling,
         )
 
@@ -220,13 +225,13 @@ class Reaper:
 
         It also loads, resolves and connects all that the pause will need in a hurry.
         """
-        pace = replace(self._arm.timings.pace, total_s=self._arm.timings.try_s)
+        retry = replace(self._arm.timings.retry, total_s=self._arm.timings.try_s)
         try:
-            self._plane.with_pace(pace).get(name)
+            self._plane.with_retry(retry).get(name)
         except ControlPlaneError as error:
-            self._line.send(Watching(name, str(error)))
+            self._channel.send(Watching(name, str(error)))
         else:
-            self._line.send(Watching(name))
+            self._channel.send(Watching(name))
 
 
 class _Pollable(Protocol):

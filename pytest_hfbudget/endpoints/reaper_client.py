@@ -79,15 +79,15 @@ class ReaperClient:
             EndpointError: not within ``timeout_s``; nothing may be resumed then.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        link = cls(ours, log, clock=clock)
+        client = cls(ours, log, clock=clock)
         try:
             with theirs:
                 spawn(theirs, arm.run, log, timeout_s=timeout_s)
-            link._arm(arm, timeout_s)
+            client._arm(arm, timeout_s)
         except BaseException:
-            link.close()
+            client.close()
             raise
-        return link
+        return client
 
     def watch(self, watch: Watch, *, timeout_s: float) -> None:
         """Put an endpoint into the reaper's care; returns once it has said that it will.

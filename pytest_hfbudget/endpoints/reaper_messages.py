@@ -12,7 +12,7 @@ from pytest_hfbudget.endpoints.retry import RetryPolicy
 # Why endpoints are paused; `Receipt.reason` is one of these.
 ASKED = "asked"
 DEADLINE = "deadline"
-OWNER_GONE = "owner gone"
+CLIENT_GONE = "owner gone"
 REAPER_LOST = "reaper lost"
 SWEPT = "swept"
 AWAKE = "awake again"
@@ -42,7 +42,7 @@ class Timings:
     looks_s: tuple[float, ...] = ()
 
     @property
-    def pace(self) -> RetryPolicy:
+    def retry(self) -> RetryPolicy:
         """Waits between tries; tries are single, since pausing has a loop of its own."""
         return RetryPolicy(
             try_s=self.try_s, total_s=0.0, most_wait_s=max(self.resend_s, self.poll_s)
@@ -55,11 +55,11 @@ class Arm:
 
     token: str | None = field(repr=False)
     api: str
-    owner_pid: int
-    owner_start: str | None
+    client_pid: int
+    client_start: str | None
     run: str
     journal: str
-    claims: str
+    lease_dir: str
     timings: Timings = field(default_factory=Timings)
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
@@ -72,13 +72,13 @@ class Watch:
     Attributes:
         scaling: ``compute.scaling`` to put back after the pause; None to leave it alone.
         untag: take tags of runs off again.
-        waking: a resume is being sent, of which nothing is known until `Settled`.
+        resuming: a resume is being sent, of which nothing is known until `Settled`.
     """
 
     endpoint: str
     scaling: Mapping[str, Any] | None = None
     untag: bool = False
-    waking: bool = False
+    resuming: bool = False
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Pauser:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """``settled`` is False while a resume may be under way whose answer was lost."""
-        self._plane, self._watch, self._timings = plane.with_pace(timings.pace), watch, timings
+        self._plane, self._watch, self._timings = plane.with_retry(timings.retry), watch, timings
         self._clock = clock
         self._began = clock.monotonic()
         self._ends = self._began + timings.deadline_s
@@ -124,10 +124,10 @@ class Pauser:
                 if self._is_last_word(error):
                     return self._state == GONE
                 retry_after = min(error.retry_after or 0.0, _MOST_RETRY_AFTER_S)
-                wait = self._timings.pace.wait(failures, retry_after)
+                wait = self._timings.retry.wait(failures, retry_after)
             except Exception as error:  # an unforeseen answer is no reason to let it run
                 failures, self._error = failures + 1, f"{self.endpoint}: {error!r}"
-                wait = self._timings.pace.wait(failures, 0.0)
+                wait = self._timings.retry.wait(failures, 0.0)
             left = self._ends - self._clock.monotonic()
             if left <= _LAST_TRY_S:
                 return False
@@ -203,7 +203,7 @@ class Pauser:
         watch = self._watch
         if watch.scaling is None and not watch.untag:
             return (), False
-        plane = self._plane.with_pace(replace(self._timings.pace, total_s=_RESTORE_S))
+        plane = self._plane.with_retry(replace(self._timings.retry, total_s=_RESTORE_S))
         try:
             payload = self._changes(plane.get(watch.endpoint))
             if payload:
@@ -228,15 +228,20 @@ class Pauser:
 
 
 class Releaser:
-    """Ends one run's claim on one endpoint. Used by reapers, their owners and the sweep."""
+    """Ends one run's lease on one endpoint. Used by reapers, their owners and the sweep."""
 
     def __init__(
-        self, claims: LeaseStore, claim: HeldLease, pauser: Pauser, *, clock: Clock = SYSTEM_CLOCK
+        self,
+        lease_store: LeaseStore,
+        lease: HeldLease,
+        pauser: Pauser,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``claim`` is what is put, should there be none so far."""
-        self._claims, self._pauser, self._clock = claims, pauser, clock
-        self._claim = replace(
-            claims.own() or claim,
+        """``lease`` is what is put, should there be none so far."""
+        self._lease_store, self._pauser, self._clock = lease_store, pauser, clock
+        self._lease = replace(
+            lease_store.own() or lease,
             phase=PAUSING,
             reaper_pid=os.getpid(),
             reaper_start=process.start_time(os.getpid()),
@@ -245,7 +250,7 @@ class Releaser:
     @property
     def endpoint(self) -> str:
         """Full name of what is left."""
-        return self._claim.endpoint
+        return self._lease.endpoint
 
     def run(
         self,
@@ -256,49 +261,51 @@ class Releaser:
     ) -> Receipt:
         """Leave it, ``record`` how, and tell; see `Pauser.run`."""
         trouble = self._announce()
-        heir = self._heir()
-        if heir is not None:
-            receipt = self._left(heir, reason)
+        successor = self._successor()
+        if successor is not None:
+            receipt = self._left(successor, reason)
             record(receipt)
-            self._claims.end(self._claim, paused=False)
+            self._lease_store.end(self._lease, paused=False)
             return receipt
         receipt = self._pauser.run(
             lambda told: record(replace(told, reason=reason)), doubted=doubted
         )
         # What could not be put back is remembered, for the next run that pauses it.
-        self._claims.end(self._claim, paused=receipt.verified and receipt.restored)
+        self._lease_store.end(self._lease, paused=receipt.verified and receipt.restored)
         return replace(receipt, reason=reason, warnings=(*receipt.warnings, *trouble))
 
     def failed(self, error: str) -> Receipt:
         """The receipt of a pause that can't be verified."""
-        self._claims.end(replace(self._claim, phase=OVER), paused=False)
+        self._lease_store.end(replace(self._lease, phase=OVER), paused=False)
         return self._pauser.failed(error)
 
     def _announce(self) -> tuple[str, ...]:
         try:
-            self._claims.put(self._claim)
+            self._lease_store.put(self._lease)
         except EndpointError as error:  # a full disk is no reason to let it run
             return (str(error),)
         return ()
 
-    def _heir(self) -> HeldLease | None:
+    def _successor(self) -> HeldLease | None:
         try:
-            return self._claims.heir()
+            return self._lease_store.successor()
         except OSError:  # what can't be read is no reason to let it run
             return None
 
-    def _left(self, heir: HeldLease, reason: str) -> Receipt:
+    def _left(self, successor: HeldLease, reason: str) -> Receipt:
         return Receipt(
             endpoint=self.endpoint,
-            state=f"left to run {heir.run}",
+            state=f"left to run {successor.run}",
             verified=False,
             paused_mono=self._clock.monotonic(),
-            left_to=heir.run,
+            left_to=successor.run,
             reason=reason,
         )
 
 
-def awake_again(plane: ControlPlane, claims: LeaseStore, claim: HeldLease, *, at: float) -> str:
+def awake_again(
+    plane: ControlPlane, lease_store: LeaseStore, lease: HeldLease, *, at: float
+) -> str:
     """The state of an endpoint that was paused and does not rest; empty where all is well.
 
     A resume that was lost may take effect late, a server may have told of an older state, and
@@ -311,29 +318,29 @@ def awake_again(plane: ControlPlane, claims: LeaseStore, claim: HeldLease, *, at
         ControlPlaneError: its state can't be read.
     """
     try:
-        found = plane.get(claim.endpoint)
+        found = plane.get(lease.endpoint)
     except ControlPlaneError as error:
         if error.gone:
             return ""
         raise
-    # Read before the claims are: a run that resumes it has written a lease first.
-    if found.state == RESTING or claims.heir() or claims.pauser():
+    # Read before the lease_store are: a run that resumes it has written a lease first.
+    if found.state == RESTING or lease_store.successor() or lease_store.pauser():
         return ""
     run, until = tags.run_of(found.tags), tags.until(found.tags)
-    others = run is not None and tags.RUN + run != tags.of_run(claim.run)
+    others = run is not None and tags.RUN + run != tags.of_run(lease.run)
     return "" if others and (until or 0.0) >= at else found.state
 
 
-def entry(receipt: Receipt, claim: HeldLease, *, at: float) -> Record:
+def entry(receipt: Receipt, lease: HeldLease, *, at: float) -> Record:
     """The journal's line about how an endpoint was left."""
     return Record(
         kind=LEFT if receipt.left_to else PAUSED,
-        run=claim.run,
+        run=lease.run,
         endpoint=receipt.endpoint,
-        api=claim.api,
+        api=lease.api,
         at=at,
-        owner_pid=claim.owner_pid,
-        owner_start=claim.owner_start,
+        owner_pid=lease.owner_pid,
+        owner_start=lease.owner_start,
         state=receipt.state,
         verified=receipt.verified,
         error=receipt.error,

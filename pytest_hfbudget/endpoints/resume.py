@@ -64,7 +64,7 @@ class Resumer:
     def renew(self, name: str) -> str | None:
         """Tag a later end; a warning if that could not be had."""
         try:
-            plane = self._plane.with_pace(replace(self._settings.pace, total_s=0.0))
+            plane = self._plane.with_retry(replace(self._settings.retry, total_s=0.0))
             plane.update(name, {"tags": self._tags(plane.get(name))})
         except ControlPlaneError as error:
             return f"{name}: a sweep from elsewhere may pause it, since its tags are old: {error}"

@@ -192,7 +192,7 @@ class Standby:
         """``ahead`` are the lines to the processes that come first, the reaper's before all."""
         self._ahead = [_Ahead(sock) for sock in ahead]
         self._heard = list[Message]()
-        self._owner: process.DeathWatch | None = None
+        self._client: process.DeathWatch | None = None
         self._limit: float | None = None
 
     def wait(self) -> list[Message]:
@@ -217,8 +217,8 @@ class Standby:
 
     def _take(self, messages: Iterable[Message]) -> None:
         for message in messages:
-            if isinstance(message, Arm) and self._owner is None:
-                self._owner = process.watch(message.owner_pid, message.owner_start)
+            if isinstance(message, Arm) and self._client is None:
+                self._client = process.watch(message.client_pid, message.client_start)
             if isinstance(
                 message, UptimeLimit
             ):  # moved with each call of a run; the last one counts
@@ -227,7 +227,7 @@ class Standby:
             self._heard.append(message)
 
     def _orphaned(self) -> bool:
-        return self._owner is not None and self._owner.dead()
+        return self._client is not None and self._client.dead()
 
     def _too_late(self) -> bool:
         return self._limit is not None and self._limit <= time.monotonic()
@@ -238,11 +238,11 @@ class Standby:
             if not one.ended:
                 poll.register(one.sock, select.POLLIN)
         waits = [process.StoppedWatch.LOOK_S] if needed else []
-        if self._owner is not None and not needed:
-            if self._owner.fileno() >= 0:
-                poll.register(self._owner.fileno(), select.POLLIN)
-            if self._owner.period_s is not None:
-                waits.append(self._owner.period_s)
+        if self._client is not None and not needed:
+            if self._client.fileno() >= 0:
+                poll.register(self._client.fileno(), select.POLLIN)
+            if self._client.period_s is not None:
+                waits.append(self._client.period_s)
         if self._limit is not None and not needed:
             waits.append(max(self._limit - time.monotonic(), 0.0))
         poll.poll(math.ceil(min(waits) * 1000) if waits else None)

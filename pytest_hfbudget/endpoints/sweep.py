@@ -156,11 +156,11 @@ def sweep(
     # The journal knows more than a tag does.
     for stray in sorted(strays, key=lambda one: (JOURNAL, ELSEWHERE, TAG).index(one.where)):
         chosen.setdefault((stray.api, stray.name), stray)
-    broom = _Sweeper(plane, state_dir, timings, clock)
+    sweeper = _Sweeper(plane, state_dir, timings, clock)
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-sweep") as pool:
-        looks = list(pool.map(broom.look, chosen.values()))
+        looks = list(pool.map(sweeper.look, chosen.values()))
         looks = _limited(looks, most)
-        return tuple(looks if dry_run else pool.map(broom.pause, chosen.values(), looks))
+        return tuple(looks if dry_run else pool.map(sweeper.pause, chosen.values(), looks))
 
 
 class _Sweeper:
@@ -198,13 +198,13 @@ class _Sweeper:
         """Pause it, unless ``look`` has found a reason not to, and close what was left open."""
         if look.skipped:
             return look
-        claims = self._claims(stray)
-        for claim in claims.others():
-            claim.end_stopped_reaper()
-        watch = Watch(stray.name, self._scaling(stray, claims), untag=True)
+        lease_store = self._lease_store(stray)
+        for held_lease in lease_store.others():
+            held_lease.end_stopped_reaper()
+        watch = Watch(stray.name, self._scaling(stray, lease_store), untag=True)
         pauser = Pauser(self._plane, watch, self._timings, settled=True, clock=self._clock)
-        leaver = Releaser(claims, self._claim(stray), pauser, clock=self._clock)
-        receipt = leaver.run(lambda told: self._record(stray, told), reason=SWEPT)
+        releaser = Releaser(lease_store, self._new_lease(stray), pauser, clock=self._clock)
+        receipt = releaser.run(lambda told: self._record(stray, told), reason=SWEPT)
         if receipt.left_to:
             return replace(look, skipped=f"run {receipt.left_to} has come to use it")
         return replace(
@@ -219,7 +219,7 @@ class _Sweeper:
         """Why it is not touched although no run that lives here uses it."""
         now = self._clock.time()
         users: list[HeldLease | Record] = [
-            one for one in self._claims(stray).others() if one.elsewhere
+            one for one in self._lease_store(stray).others() if one.elsewhere
         ]
         if stray.where == ELSEWHERE:
             users += [lease.intent for lease in stray.leases]
@@ -238,15 +238,17 @@ class _Sweeper:
         )
 
     def _in_use(self, stray: StrayEndpoint) -> str | None:
-        for claim in self._claims(stray).others():
-            if claim.owned:
-                return f"run {claim.run} (process {claim.owner_pid}) uses it"
-            if claim.kept and claim.run not in {lease.intent.run for lease in stray.leases}:
-                return f"process {claim.reaper_pid} is about to pause it"
+        for held_lease in self._lease_store(stray).others():
+            if held_lease.in_use:
+                return f"run {held_lease.run} (process {held_lease.owner_pid}) uses it"
+            if held_lease.reaper_works and held_lease.run not in {
+                lease.intent.run for lease in stray.leases
+            }:
+                return f"process {held_lease.reaper_pid} is about to pause it"
         return None
 
-    def _scaling(self, stray: StrayEndpoint, claims: LeaseStore) -> dict[str, object] | None:
-        known = [(claim.run, claim.scaling) for claim in claims.others()]
+    def _scaling(self, stray: StrayEndpoint, lease_store: LeaseStore) -> dict[str, object] | None:
+        known = [(held_lease.run, held_lease.scaling) for held_lease in lease_store.others()]
         known += [(lease.intent.run, lease.intent.scaling) for lease in stray.leases]
         try:
             scaling = inherited(self._plane.get(stray.name), known)
@@ -254,11 +256,11 @@ class _Sweeper:
             return None  # pausing comes first, and will say what is wrong
         return None if scaling is None else dict(scaling)
 
-    def _claims(self, stray: StrayEndpoint) -> LeaseStore:
+    def _lease_store(self, stray: StrayEndpoint) -> LeaseStore:
         folder = lease_store_dir(self._state_dir)
         return LeaseStore(folder, api=stray.api, endpoint=stray.name, run=self._run)
 
-    def _claim(self, stray: StrayEndpoint) -> HeldLease:
+    def _new_lease(self, stray: StrayEndpoint) -> HeldLease:
         pid, start = os.getpid(), process.start_time(os.getpid())
         at = self._clock.time()
         return HeldLease(self._run, stray.name, stray.api, pid, start, pid, start, at)
@@ -305,8 +307,8 @@ def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
     own = LeaseStore(
         lease_store_dir(state_dir), api=intent.api, endpoint=intent.endpoint, run=intent.run
     )
-    claim = own.own()
-    reaper = claim.reaper_pid if claim is not None and claim.kept else None
+    held_lease = own.own()
+    reaper = held_lease.reaper_pid if held_lease is not None and held_lease.reaper_works else None
     if reaper and not kept:
         return None
     # A pause that failed for good has ended the lease, even if its owner lives on.
@@ -315,8 +317,12 @@ def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
     if process.alive(intent.owner_pid, intent.owner_start):
         return None
     dead = f"its run died (process {intent.owner_pid})"
-    if claim is not None and claim.here and process.stopped(claim.reaper_pid, claim.reaper_start):
-        return f"{dead}, and its reaper (process {claim.reaper_pid}) is stopped"
+    if (
+        held_lease is not None
+        and held_lease.here
+        and process.stopped(held_lease.reaper_pid, held_lease.reaper_start)
+    ):
+        return f"{dead}, and its reaper (process {held_lease.reaper_pid}) is stopped"
     return (
         f"{dead}, and its reaper (process {reaper}) is still at it"
         if reaper

@@ -141,7 +141,7 @@ def _look(
     token = get_token()
     if not token:
         return found
-    plane = ControlPlane(settings.endpoints_api, token, pace=RetryPolicy(try_s=ASK_S, total_s=0.0))
+    plane = ControlPlane(settings.endpoints_api, token, retry=RetryPolicy(try_s=ASK_S, total_s=0.0))
     try:
         hardware = plane.hardware()
         for name in names:

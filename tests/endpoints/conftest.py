@@ -169,7 +169,7 @@ def settings(hub: EmulatorClient, tmp_path: Path) -> Iterator[EndpointSettings]:
 def plane(settings: EndpointSettings) -> ControlPlane:
     """A client of the emulator's control plane."""
     return ControlPlane(
-        settings.api, TOKEN, pace=RetryPolicy(try_s=0.5, total_s=5, first_wait_s=0.01)
+        settings.api, TOKEN, retry=RetryPolicy(try_s=0.5, total_s=5, first_wait_s=0.01)
     )
 
 
@@ -178,8 +178,10 @@ def lifecycle(settings: EndpointSettings) -> Iterator[Callable[..., Lifecycle]]:
     """Makes lifecycles, and finishes them if the test did not."""
     made: list[Lifecycle] = []
 
-    def make(progress: Any = None, afford: Any = None, **changes: Any) -> Lifecycle:
-        hooks = {"progress": progress, "afford": afford}
+    def make(
+        progress: Any = None, afford: Any = None, clock: Any = None, **changes: Any
+    ) -> Lifecycle:
+        hooks = {"progress": progress, "afford": afford, "clock": clock}
         given = {name: hook for name, hook in hooks.items() if hook}
         made.append(Lifecycle(replace(settings, **changes), **given))
         return made[-1]

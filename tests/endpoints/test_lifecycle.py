@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -444,11 +445,16 @@ def test_a_pause_comes_through_faults(
 
 
 def test_an_endpoint_that_was_deleted_meanwhile_is_as_good_as_paused(
-    hub: EmulatorClient, lifecycle: Make, plane
+    hub: EmulatorClient, lifecycle: Make
 ):
     run = lifecycle()
     run.ensure("acme/llm")
-    plane._ask("DELETE", "acme/llm")
+    request = urllib.request.Request(
+        f"{hub.url}/v2/endpoint/acme/llm",
+        method="DELETE",
+        headers={"authorization": f"Bearer {TOKEN}"},
+    )
+    urllib.request.urlopen(request).close()
     (receipt,) = run.finish()
     assert receipt.verified
     assert receipt.state == "gone"
