@@ -19,17 +19,12 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Message,
     Pausing,
     Receipt,
-    Timings,
     Watch,
 )
 from pytest_hfbudget.endpoints.release import Pauser, Releaser, awake_again, entry
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import LOOK_S, STUCK_S, SYSTEM_CLOCK, Clock, Timings
 from pytest_hfbudget.errors import EndpointError
 
-# The wait for the last request of a thread that is stuck where no time-out reaches (DNS).
-_GRACE_S = 5.0
-# For one later look, with all its tries; there is another look, and it was seen paused before.
-_LOOK_S = 30.0
 # Servers behind one address may differ.
 _READINGS = 2
 
@@ -172,13 +167,13 @@ class FinalPause:
 
     def _look(self, held: HeldEndpoint) -> str:
         timings, name = self._arm.timings, held.watch.endpoint
-        plane = self._plane.with_retry(replace(timings.retry, total_s=_LOOK_S))
+        plane = self._plane.with_retry(replace(timings.retry, total_s=LOOK_S))
         for left in reversed(range(_READINGS)):
             at = self._clock.time()
             state = awake_again(plane, self._lease_store(name), held.lease, at=at)
             if state or not left:
                 break
-            self._clock.sleep(timings.poll_s)
+            self._clock.sleep(timings.verify_poll_s)
         return state
 
     def _pause_again(self, held: HeldEndpoint, what: str) -> None:
@@ -201,4 +196,4 @@ class FinalPause:
 
 
 def _most_s(timings: Timings) -> float:
-    return timings.deadline_s + timings.settle_s + 2 * timings.try_s + _GRACE_S
+    return timings.deadline_s + timings.settle_s + 2 * timings.try_s + STUCK_S

@@ -16,13 +16,11 @@ from typing import Any
 from urllib.parse import quote
 
 from pytest_hfbudget.endpoints import process, tags
+from pytest_hfbudget.endpoints.retry import BELIEVED_S, LOCK_POLL_S
 from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.files import own_folder, read_own, replace_file
 from pytest_hfbudget.text import parse_json
-
-_POLL_S = 0.05
-
 
 # A lock of this kind is not inherited by forks, and ends with its process whatever ends that.
 # But it does not keep a process from itself: for threads there is another one.
@@ -45,11 +43,11 @@ def file_lock(
     with _supervisor:
         ours = _here.setdefault(path.absolute(), threading.Lock())
     while not ours.acquire(blocking=False):
-        wait(_POLL_S)
+        wait(LOCK_POLL_S)
     try:
         with _locked(path, wait):
             while not ready():
-                wait(_POLL_S)
+                wait(LOCK_POLL_S)
             yield
     finally:
         ours.release()
@@ -62,7 +60,7 @@ def _locked(path: Path, wait: Callable[[float], None]) -> Iterator[None]:
     inode = os.fstat(fd).st_ino
     try:
         while not _try(fd):
-            wait(_POLL_S)
+            wait(LOCK_POLL_S)
         yield
     finally:
         # A test may have closed it, and the number may belong to something else by now.
@@ -156,9 +154,6 @@ _PLACE = ("boot_id", "pid_namespace")
 _TEXTS = ("run", "endpoint", "api", "phase", "host", *_PLACE)
 
 
-_BELIEVED_S = 86400.0
-
-
 def lease_store_dir(state_dir: Path) -> Path:
     """The folder of the held leases below a state folder."""
     return state_dir / "claims"  # the name that earlier versions know
@@ -236,7 +231,7 @@ class LeaseStore:
 
 def _counts(lease: HeldLease, *, at: float) -> bool:
     """Whether a lease is a live run's; of one from elsewhere that is believed for a day."""
-    recent = lease.elsewhere and lease.at > at - _BELIEVED_S
+    recent = lease.elsewhere and lease.at > at - BELIEVED_S
     return lease.in_use or lease.reaper_works or recent
 
 

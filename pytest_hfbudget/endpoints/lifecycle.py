@@ -20,7 +20,7 @@ from pytest_hfbudget.endpoints.lifecycle_types import (
 )
 from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, REAPER_LOST, Receipt
 from pytest_hfbudget.endpoints.resume import Resumer
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.spawn import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.endpoints.startup import Startup
 from pytest_hfbudget.endpoints.supervisor import Supervisor
@@ -28,12 +28,6 @@ from pytest_hfbudget.endpoints.sweep import SweepOutcome, adopt, find_local, swe
 from pytest_hfbudget.endpoints.types import Endpoint, split_name
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
-
-# Long enough to look up what a run did; then a finished run's journal is only clutter.
-_KEEP_JOURNALS_S = 30 * 86400.0
-
-# Others' leftovers must not keep a run from beginning.
-_SWEEP_S = 30.0
 
 _EARLY = {
     DEADLINE: "the time that this run may pay for is over, so what ran was paused.",
@@ -129,7 +123,7 @@ class Lifecycle:
         left = find_local(settings.state_dir, api=settings.api, elsewhere=True)
         self._spared |= set(but)
         others = [stray for stray in left if stray.name not in self._spared]
-        timings = replace(self._settings.timings, deadline_s=_SWEEP_S)
+        timings = replace(self._settings.timings, deadline_s=SWEEP_BEFORE_RUN_S)
         folder = self._settings.state_dir
         return (
             sweep(self._plane, others, state_dir=folder, timings=timings, clock=self._clock)
@@ -250,7 +244,9 @@ class Lifecycle:
         with self._finishing:
             if self._finished is None:
                 supervisor = self._supervisor
-                known = supervisor.pause(self._settings.verify_deadline_s) if supervisor else {}
+                known = (
+                    supervisor.pause(self._settings.waits.verify_deadline_s) if supervisor else {}
+                )
                 self._finished = self._receipts(known, final=True)
                 if supervisor:
                     supervisor.close()
@@ -275,7 +271,7 @@ class Lifecycle:
         with self._lock:
             if self._supervisor is None:
                 directory = leases_dir(self._settings.state_dir)
-                before = self._clock.time() - _KEEP_JOURNALS_S
+                before = self._clock.time() - KEEP_JOURNALS_S
                 prune(directory, before=before)
                 prune_held_leases(self._settings.lease_dir, before=before)
                 self._supervisor = Supervisor(
@@ -318,8 +314,9 @@ class Lifecycle:
         )
 
     def _late(self, name: str) -> str:
+        waited_s = self._settings.waits.verify_deadline_s
         return (
-            f"{name}: its pause was not verified within {self._settings.verify_deadline_s:g} s. "
+            f"{name}: its pause was not verified within {waited_s:g} s. "
             f"Process {self.reaper_pid} goes on trying; look with "
             f"`hfbudget status {name.partition('/')[0]}`, or pause it: `hfbudget pause {name}`"
         )

@@ -10,8 +10,7 @@ from typing import TypeAlias
 from pytest_hfbudget.endpoints import tags
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir
-from pytest_hfbudget.endpoints.reaper_messages import Timings
-from pytest_hfbudget.endpoints.retry import RetryPolicy
+from pytest_hfbudget.endpoints.retry import RetryPolicy, RunTimings, Timings
 from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime import NO_TIME, UsageWindow
 
@@ -42,24 +41,9 @@ class EndpointSettings:
         capped: a cap has to pay for the endpoints, so they may not scale beyond what it pays for.
         idle_timeout_min: minutes without a request after which the server is to scale the
             endpoint to zero, should everything on this machine be gone.
-        max_run_s: how long a run takes at most. After that a sweep from any machine may pause
-            what it has tagged; a run that goes on renews its tags in time.
-        wait_timeout_s: how long an endpoint may take from its resume until it serves.
-        poll_s: seconds between two looks while waiting for that.
         billing_minute_s: length of a billing minute; other than 60 for tests only.
-        verify_deadline_s: how long `Lifecycle.finish` waits for verified pauses. The reaper
-            goes on after that.
-        reaper_deadline_s: after how long the reaper gives up on an endpoint.
-        arm_timeout_s: how long the reaper may take to be ready; nothing is resumed without it.
-        try_s: seconds for one try of one request.
-        retry_s: seconds for one operation of the control plane with all its tries.
-        settle_s: seconds for which a resume whose answer was lost may still take effect.
-        verify_poll_s: seconds between two looks while verifying a pause.
-        resend_s: an accepted pause that has not happened by then is sent again.
-        doubt_s: how long a server must answer 404, or that the token is refused, and nothing
-            else, before that is believed.
-        looks_s: seconds after a verified pause at which the reaper looks again, and pauses what
-            runs again.
+        waits: how long the run waits for endpoints and for its reaper.
+        timings: how endpoints are paused.
     """
 
     api: str
@@ -68,38 +52,14 @@ class EndpointSettings:
     state_dir: Path = field(default_factory=default_state_dir)
     capped: bool = False
     idle_timeout_min: int = 15
-    max_run_s: float = 6 * 3600.0
-    wait_timeout_s: float = 900.0
-    poll_s: float = 2.0
     billing_minute_s: float = 60.0
-    verify_deadline_s: float = 120.0
-    reaper_deadline_s: float = 600.0
-    arm_timeout_s: float = 15.0
-    try_s: float = 10.0
-    retry_s: float = 60.0
-    settle_s: float = 20.0
-    verify_poll_s: float = 0.5
-    resend_s: float = 5.0
-    doubt_s: float = 15.0
-    looks_s: tuple[float, ...] = (30.0, 120.0)
+    waits: RunTimings = field(default_factory=RunTimings)
+    timings: Timings = field(default_factory=Timings)
 
     @property
     def retry(self) -> RetryPolicy:
-        """For the owner's own requests."""
-        return RetryPolicy(try_s=self.try_s, total_s=self.retry_s)
-
-    @property
-    def timings(self) -> Timings:
-        """For the reaper."""
-        return Timings(
-            try_s=self.try_s,
-            poll_s=self.verify_poll_s,
-            resend_s=self.resend_s,
-            settle_s=self.settle_s,
-            deadline_s=self.reaper_deadline_s,
-            doubt_s=self.doubt_s,
-            looks_s=self.looks_s,
-        )
+        """For the requests of the pytest process itself."""
+        return RetryPolicy(try_s=self.timings.try_s, total_s=self.waits.retry_s)
 
     @property
     def tag(self) -> str:

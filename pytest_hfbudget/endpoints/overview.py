@@ -15,12 +15,11 @@ from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.hardware import price_per_hour
 from pytest_hfbudget.endpoints.journal import leases_dir, unfinished
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
-from pytest_hfbudget.endpoints.retry import RetryPolicy
+from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, RetryPolicy
 from pytest_hfbudget.endpoints.types import Endpoint, billed
 
 _AT_ONCE = 8
-# Prices and replicas: a list without them is better than no list for a minute.
-_NICE_TO_KNOW = RetryPolicy(try_s=5.0, total_s=5.0)
+_NICE_TO_KNOW = RetryPolicy(try_s=NICE_TO_KNOW_S, total_s=NICE_TO_KNOW_S)
 
 
 @dataclass(frozen=True)

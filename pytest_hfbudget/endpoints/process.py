@@ -16,7 +16,8 @@ import time
 from contextlib import suppress
 from typing import Protocol
 
-_POLL_S = 0.2
+from pytest_hfbudget.endpoints.retry import DEATH_POLL_S, STOPPED_POLL_S
+
 # The first pid namespace of every Linux machine has a fixed number (PROC_PID_INIT_INO).
 _OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
 
@@ -130,7 +131,6 @@ class StoppedWatch:
     Looks are counted, not seconds: a machine that was suspended has had none of them.
     """
 
-    LOOK_S = 0.2  # between two looks; an earlier one counts for nothing
     _ENOUGH = 10
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class StoppedWatch:
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + self.LOOK_S * 0.9  # the caller may poll a little early
+        self._next = now + STOPPED_POLL_S * 0.9  # the caller may poll a little early
         self._looks = self._looks + 1 if stopped(pid, start) else 0
         if self._looks >= self._ENOUGH:
             end(pid, start)
@@ -270,7 +270,7 @@ else:
 class PollingWatch:
     """Anywhere else: compares the start time again and again."""
 
-    period_s = _POLL_S
+    period_s = DEATH_POLL_S
 
     def __init__(self, pid: int, start: str | None) -> None:
         self._pid, self._start = pid, start

@@ -41,16 +41,12 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Watching,
     encode,
 )
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import FIRST_MESSAGE_S, SPAWN_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.spawn import RESERVE, SECOND, spawn_standby
 from pytest_hfbudget.endpoints.standby import Standby, StandbyHandle, with_reserve
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
 
-# For the first message only: an owner that says nothing has died or has given up.
-_ARM_S = 30.0
-# The start of a second takes no longer, or goes on without being waited for.
-_SPAWN_S = 5.0
 _STDERR = 2
 
 
@@ -59,7 +55,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._decoder, self._lock = sock, Decoder(), threading.Lock()
-        sock.settimeout(_ARM_S)
+        sock.settimeout(FIRST_MESSAGE_S)
 
     def fileno(self) -> int:
         """To be polled."""
@@ -274,7 +270,7 @@ def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
     ends = Channel(line)
 
     def start(role: str, inherited: Sequence[socket.socket]) -> None:
-        spawn_standby(role, (line, *inherited), run, Path(log_path), timeout_s=_SPAWN_S)
+        spawn_standby(role, (line, *inherited), run, Path(log_path), timeout_s=SPAWN_S)
 
     known: list[socket.socket] = []
     if role == SECOND:

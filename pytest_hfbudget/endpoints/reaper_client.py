@@ -28,13 +28,9 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Watching,
     encode,
 )
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import READ_S, SEND_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.spawn import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.errors import EndpointError
-
-_SEND_S = 5.0
-# Threads take turns at reading; this is how long one keeps its turn while nothing comes.
-_TURN_S = 0.05
 
 
 class ReaperClient:
@@ -61,7 +57,7 @@ class ReaperClient:
         self._start: str | None = None
         self._stopped = process.StoppedWatch()
         self.successions = 0
-        sock.settimeout(_SEND_S)
+        sock.settimeout(SEND_S)
 
     @classmethod
     def start(
@@ -214,7 +210,7 @@ class ReaperClient:
             if left <= 0 or self._ended or self._done:
                 return False
             self.end_if_stopped()
-            self._pump(min(left, _TURN_S))
+            self._pump(min(left, READ_S))
         return True
 
     def _pump(self, timeout_s: float) -> bool:

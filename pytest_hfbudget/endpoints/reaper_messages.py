@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from json import dumps, loads  # by name: a test may replace those of the module
 from typing import Any, TypeAlias
 
-from pytest_hfbudget.endpoints.retry import RetryPolicy
+from pytest_hfbudget.endpoints.retry import Timings
 
 # Why endpoints are paused; `Receipt.reason` is one of these.
 ASKED = "asked"
@@ -16,37 +16,6 @@ CLIENT_GONE = "owner gone"
 REAPER_LOST = "reaper lost"
 SWEPT = "swept"
 AWAKE = "awake again"
-
-
-@dataclass(frozen=True)
-class Timings:
-    """How the reaper pauses.
-
-    Attributes:
-        try_s: seconds for one try of one request.
-        poll_s: seconds between two looks at the state.
-        resend_s: seconds after which an accepted pause that did not happen is sent again.
-        settle_s: seconds for which a resume whose answer never came may still take effect.
-        deadline_s: seconds after which an endpoint that can't be paused is given up.
-        doubt_s: seconds for which a server must answer 404, or 401 and 403, and nothing else,
-            before that is believed.
-        looks_s: seconds after a verified pause at which the endpoint is looked at again.
-    """
-
-    try_s: float = 10.0
-    poll_s: float = 0.5
-    resend_s: float = 5.0
-    settle_s: float = 20.0
-    deadline_s: float = 600.0
-    doubt_s: float = 15.0
-    looks_s: tuple[float, ...] = ()
-
-    @property
-    def retry(self) -> RetryPolicy:
-        """Waits between tries; tries are single, since pausing has a loop of its own."""
-        return RetryPolicy(
-            try_s=self.try_s, total_s=0.0, most_wait_s=max(self.resend_s, self.poll_s)
-        )
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,18 @@ from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
 from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, HeldLease, LeaseStore
-from pytest_hfbudget.endpoints.reaper_messages import Receipt, Timings, Watch
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.reaper_messages import Receipt, Watch
+from pytest_hfbudget.endpoints.retry import (
+    LAST_TRY_S,
+    MOST_RETRY_AFTER_S,
+    RESTORE_S,
+    SYSTEM_CLOCK,
+    Clock,
+    Timings,
+)
 from pytest_hfbudget.endpoints.types import GONE, Endpoint, split_name
 from pytest_hfbudget.endpoints.types import PAUSED as RESTING
 from pytest_hfbudget.errors import EndpointError
-
-# A server may ask for an hour; a bill that runs can't wait for it.
-_MOST_RETRY_AFTER_S = 60.0
-
-
-_RESTORE_S = 5.0
-
-
-_LAST_TRY_S = 0.2
 
 
 class Pauser:
@@ -123,15 +121,15 @@ class Pauser:
                 self._error = str(error)
                 if self._is_last_word(error):
                     return self._state == GONE
-                retry_after = min(error.retry_after or 0.0, _MOST_RETRY_AFTER_S)
+                retry_after = min(error.retry_after or 0.0, MOST_RETRY_AFTER_S)
                 wait = self._timings.retry.wait(failures, retry_after)
             except Exception as error:  # an unforeseen answer is no reason to let it run
                 failures, self._error = failures + 1, f"{self.endpoint}: {error!r}"
                 wait = self._timings.retry.wait(failures, 0.0)
             left = self._ends - self._clock.monotonic()
-            if left <= _LAST_TRY_S:
+            if left <= LAST_TRY_S:
                 return False
-            self._clock.sleep(min(wait, left - _LAST_TRY_S))  # a last try, however long the wait
+            self._clock.sleep(min(wait, left - LAST_TRY_S))  # a last try, however long the wait
 
     def _send(self) -> None:
         self._attempts += 1
@@ -154,9 +152,9 @@ class Pauser:
             # A resume came late, or another process sent one; or not all servers know of the pause.
             self._send_at = self._clock.monotonic()
             self._flips += 1
-            return 0.0 if self._flips == 1 else self._timings.poll_s
+            return 0.0 if self._flips == 1 else self._timings.verify_poll_s
         if self._state != RESTING or self._clock.monotonic() < self._quiet_from:
-            return self._timings.poll_s
+            return self._timings.verify_poll_s
         return None if before == RESTING else 0.0  # one server of several may be ahead, or wrong
 
     def _is_last_word(self, error: ControlPlaneError) -> bool:
@@ -203,7 +201,7 @@ class Pauser:
         watch = self._watch
         if watch.scaling is None and not watch.untag:
             return (), False
-        plane = self._plane.with_retry(replace(self._timings.retry, total_s=_RESTORE_S))
+        plane = self._plane.with_retry(replace(self._timings.retry, total_s=RESTORE_S))
         try:
             payload = self._changes(plane.get(watch.endpoint))
             if payload:

@@ -73,7 +73,7 @@ class Resumer:
     @property
     def until(self) -> float:
         """Unix seconds: the latest end of a run that tags an endpoint now."""
-        return self._clock.time() + self._settings.max_run_s
+        return self._clock.time() + self._settings.waits.max_run_s
 
     def _tags(self, endpoint: Endpoint) -> list[str]:
         return tags.with_lease(endpoint.tags, self._settings.run, self.until)
@@ -125,17 +125,17 @@ class Resumer:
                 if error.gone or error.denied:
                     raise
                 trouble = str(error)
-            self._clock.sleep(self._settings.poll_s)
+            self._clock.sleep(self._settings.waits.poll_s)
         raise EndpointError(
-            f"{name} did not serve within {self._settings.wait_timeout_s:g} s: {trouble}. "
+            f"{name} did not serve within {self._settings.waits.wait_timeout_s:g} s: {trouble}. "
             "It is paused again; give it more time, or look at its logs."
         )
 
     def _may_wait(self, began: float, looks: int) -> bool:
         # The looks are counted too: a suite that freezes its clock must not wait for ever.
-        most = self._settings.wait_timeout_s
+        most = self._settings.waits.wait_timeout_s
         in_time = self._clock.monotonic() - began < most
-        return in_time and looks * self._settings.poll_s <= most
+        return in_time and looks * self._settings.waits.poll_s <= most
 
     def _refuse_end(self, endpoint: Endpoint, seconds: float) -> None:
         name, state = endpoint.full_name, endpoint.state
@@ -145,7 +145,7 @@ class Resumer:
             reason = printable(str(reason))
             raise EndpointError(f'{name} came to the state "{state}" instead of running: {reason}.')
         # Right after a resume the old state may still be what is read.
-        if state in ASLEEP and seconds >= self._settings.settle_s:
+        if state in ASLEEP and seconds >= self._settings.timings.settle_s:
             raise EndpointError(
                 f'{name} is "{state}" {seconds:.0f} s after it was resumed: someone else, or the '
                 "server, has put it to rest. Run again."
@@ -156,11 +156,11 @@ class Resumer:
 
         True also where no state could be read: then nothing shows that it had no effect.
         """
-        ends, asleep = self._clock.monotonic() + self._settings.settle_s, False
+        ends, asleep = self._clock.monotonic() + self._settings.timings.settle_s, False
         while self._clock.monotonic() < ends:
             if self._stopping():
                 return True  # not to be repeated; the reaper knows that it may come yet
-            self._clock.sleep(min(self._settings.poll_s, self._settings.settle_s / 4))
+            self._clock.sleep(min(self._settings.waits.poll_s, self._settings.timings.settle_s / 4))
             try:
                 asleep = self._plane.get(name).state in ASLEEP
             except ControlPlaneError:

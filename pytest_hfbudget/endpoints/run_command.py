@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+from pytest_hfbudget.endpoints.retry import TEND_S
 from pytest_hfbudget.errors import HFBudgetError
 
 NOT_FOUND = 127
 FAILED = 1
 _BY_SIGNAL = 128
-_TEND_S = 1.0
 _RELAYED = (
     signal.SIGINT,
     signal.SIGQUIT,
@@ -140,7 +140,7 @@ class _Relay:
         poll = select.poll()
         if death.fileno() >= 0:
             poll.register(death.fileno(), select.POLLIN)
-        every_s = min(death.period_s or _TEND_S, _TEND_S)
+        every_s = min(death.period_s or TEND_S, TEND_S)
         while child.poll() is None:
             poll.poll(every_s * 1000)
             with suppress(HFBudgetError, OSError):  # met again, and told, at the end

@@ -28,13 +28,11 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     UptimeLimit,
     encode,
 )
+from pytest_hfbudget.endpoints.retry import DYING_POLL_S, DYING_S, STOPPED_POLL_S
 from pytest_hfbudget.errors import EndpointError
 
 # Whatever kills one after the other will not be outlasted by starting still more of them.
 _MOST_STARTS = 5
-# A process that was killed closes its sockets a moment before it is gone.
-_DYING_S = 2.0
-_LOOK_S = 0.001
 
 Start = Callable[[Sequence[socket.socket]], None]
 
@@ -175,9 +173,9 @@ class _Ahead:
 
     def lives(self) -> bool:
         """Whether it still runs, after the end of its line."""
-        ends = time.monotonic() + _DYING_S
+        ends = time.monotonic() + DYING_S
         while (lives := process.alive(self._pid, self._start)) and time.monotonic() < ends:
-            threading.Event().wait(_LOOK_S)
+            threading.Event().wait(DYING_POLL_S)
         return lives
 
     def end_if_stopped(self) -> None:
@@ -237,7 +235,7 @@ class Standby:
         for one in self._ahead:
             if not one.ended:
                 poll.register(one.sock, select.POLLIN)
-        waits = [process.StoppedWatch.LOOK_S] if needed else []
+        waits = [STOPPED_POLL_S] if needed else []
         if self._client is not None and not needed:
             if self._client.fileno() >= 0:
                 poll.register(self._client.fileno(), select.POLLIN)

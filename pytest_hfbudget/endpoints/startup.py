@@ -99,13 +99,13 @@ class Startup:
     def renew(self, state: EndpointState) -> None:
         """Tag a later end when the one that is told comes near."""
         now = self._clock.time()
-        near = now + self._settings.max_run_s / 10
+        near = now + self._settings.waits.max_run_s / 10
         if state.until is None or state.until > near or now < state.renew_at:
             return
         warning = self._resumer.renew(state.name)
         if warning:
             state.renew_at = (
-                now + self._settings.max_run_s / 100
+                now + self._settings.waits.max_run_s / 100
             )  # a few more times before it is over
         else:
             state.until = self._resumer.until
@@ -224,14 +224,14 @@ class Startup:
         return file_lock(lease_store.lock_path, wait=self._patience(state), ready=ready)
 
     def _patience(self, state: EndpointState) -> Callable[[float], None]:
-        ends = self._clock.monotonic() + self._settings.wait_timeout_s
+        ends = self._clock.monotonic() + self._settings.waits.wait_timeout_s
         looks = 0
 
         def wait(seconds: float) -> None:
             nonlocal looks
             looks += 1  # counted too, should a suite freeze its clock
             self._go_on(state.name)
-            most = self._settings.wait_timeout_s
+            most = self._settings.waits.wait_timeout_s
             if self._clock.monotonic() >= ends or looks * seconds > most:
                 raise EndpointError(
                     f"{state.name}: another run of this machine has been pausing or resuming it "

@@ -73,7 +73,8 @@ class Supervisor:
             change = self._unsettled.add if watch.resuming else self._unsettled.discard
             change(watch.endpoint)
             client = self._client
-        client.watch(watch, timeout_s=self._settings.arm_timeout_s + self._settings.try_s)
+        settings = self._settings
+        client.watch(watch, timeout_s=settings.waits.arm_timeout_s + settings.timings.try_s)
 
     def resuming(self, name: str) -> None:
         """A resume is going to be sent now, and may take effect late.
@@ -179,7 +180,7 @@ class Supervisor:
             ca_file=route.ca_file,
             proxy=route.proxy,
         )
-        timeout_s = self._settings.arm_timeout_s
+        timeout_s = self._settings.waits.arm_timeout_s
         return ReaperClient.start(
             arm, log=log, timeout_s=timeout_s, spawn=self._spawn, clock=self._clock
         )
@@ -196,7 +197,7 @@ class Supervisor:
             self._hand_over()
         except EndpointError as error:
             self._warn(f"endpoints were paused before the run's end: {error}")
-            timeout_s = self._settings.retry_s
+            timeout_s = self._settings.waits.retry_s
             self._own.update(self._pause_here(list(self._watches), timeout_s, REAPER_LOST))
 
     def _hand_over(self) -> None:
@@ -207,7 +208,7 @@ class Supervisor:
         self._client.limit(self._until)
         for name, watch in self._watches.items():
             again = replace(watch, resuming=name in self._unsettled)
-            self._client.watch(again, timeout_s=self._settings.arm_timeout_s)
+            self._client.watch(again, timeout_s=self._settings.waits.arm_timeout_s)
 
     def _warn(self, text: str) -> None:
         self.warnings = (*self.warnings, text)

@@ -28,9 +28,9 @@ from pytest_hfbudget.endpoints.journal import (
     unfinished,
 )
 from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore, inherited, lease_store_dir
-from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Timings, Watch
+from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Watch
 from pytest_hfbudget.endpoints.release import Pauser, Releaser
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import FORGET_S, SWEEP_S, SYSTEM_CLOCK, Clock, Timings
 from pytest_hfbudget.endpoints.types import GONE, Endpoint
 from pytest_hfbudget.endpoints.types import PAUSED as RESTING
 from pytest_hfbudget.errors import ConfigError, EndpointError
@@ -41,9 +41,6 @@ ELSEWHERE = "elsewhere"
 TAG = "tag"
 
 _AT_ONCE = 8
-_DEADLINE_S = 120.0
-# The lease of a run that can't be judged is closed after that time, if its endpoint rests.
-_FORGET_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ def sweep(
     state_dir: Path,
     most: int | None = None,
     dry_run: bool = False,
-    timings: Timings = Timings(deadline_s=_DEADLINE_S),  # noqa: B008  # frozen
+    timings: Timings = Timings(deadline_s=SWEEP_S),  # noqa: B008  # frozen
     clock: Clock = SYSTEM_CLOCK,
 ) -> tuple[SweepOutcome, ...]:
     """Pause strays and verify it; what any run of this machine uses is never touched.
@@ -227,7 +224,7 @@ class _Sweeper:
             return None
         last = max(users, key=lambda one: one.at)
         if found.state == RESTING:
-            forgotten = stray.where == JOURNAL or last.at < now - _FORGET_S
+            forgotten = stray.where == JOURNAL or last.at < now - FORGET_S
             return None if forgotten else "it is paused"
         until = tags.until(found.tags)
         ends = f"It has until {_clock(until)}" if until else "No tag tells when it is over"

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import STALE_CONNECTION_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.version import __version__
 
 if TYPE_CHECKING:
@@ -83,11 +83,6 @@ class _TlsPool(HTTPSConnectionPool):
 
 # For `urllib3.PoolManager.pool_classes_by_scheme`.
 POOLS = {"http": _PlainPool, "https": _TlsPool}
-
-
-# A NAT may forget an idle connection without telling either side (hosted CI does after a few
-# minutes), and a request on such a connection hangs for a whole try. Younger ones are safe.
-STALE_S = 15.0
 
 
 _MOST_BYTES = 16 * 2**20
@@ -193,7 +188,7 @@ class Urllib3Transport:
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
     ) -> HttpAnswer:
         """See `Transport.send`."""
-        if self._clock.monotonic() - self._used > STALE_S:
+        if self._clock.monotonic() - self._used > STALE_CONNECTION_S:
             self._pool.clear()
         errors = self._urllib3.exceptions
         unsent = (errors.NewConnectionError, errors.ConnectTimeoutError, errors.NameResolutionError)

@@ -12,7 +12,7 @@ from pytest_hfbudget.endpoints.endpoint_state import EndpointState
 from pytest_hfbudget.endpoints.hardware import HardwareFile, HardwareList, price_per_hour
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.reaper_messages import Receipt
-from pytest_hfbudget.endpoints.retry import Clock, RetryPolicy
+from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, Clock, RetryPolicy
 from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime import (
     NOTHING,
@@ -24,10 +24,6 @@ from pytest_hfbudget.endpoints.uptime import (
     from_replicas,
 )
 
-# What a report would like to know may not keep a run from ending.
-_NICE_TO_KNOW_S = 5.0
-
-
 _TRIES = 2
 
 
@@ -36,7 +32,7 @@ class UptimeMeter:
 
     def __init__(self, plane: ControlPlane, settings: EndpointSettings, clock: Clock) -> None:
         self._plane, self._settings, self._clock = plane, settings, clock
-        try_s = min(settings.try_s, _NICE_TO_KNOW_S)
+        try_s = min(settings.timings.try_s, NICE_TO_KNOW_S)
         self._quick = plane.with_retry(RetryPolicy(try_s=try_s, total_s=0.0))
         self._lock = threading.Lock()
         self._file = HardwareFile.of(settings.api)

@@ -12,6 +12,7 @@ import pytest
 from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointSettings
+from pytest_hfbudget.endpoints.retry import RunTimings, Timings
 from pytest_hfbudget.endpoints.sweep import SweepOutcome
 from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime import Shares
@@ -279,13 +280,17 @@ def _terms(settings: Settings, run_id: str) -> EndpointSettings:
         run=run_id,
         capped=bool(run_history.caps(settings)),
         idle_timeout_min=settings.idle_timeout,
-        wait_timeout_s=settings.endpoint_wait,
-        looks_s=settings.endpoint_looks,
         billing_minute_s=settings.billing_minute,
+        waits=RunTimings(wait_timeout_s=settings.endpoint_wait),
+        timings=Timings(looks_s=settings.endpoint_looks),
     )
     # A rehearsal's endpoints start in no time, and its control plane ends with it.
     if settings.emulator:
-        return replace(terms, poll_s=0.05, reaper_deadline_s=10.0, looks_s=())
+        return replace(
+            terms,
+            waits=replace(terms.waits, poll_s=0.05),
+            timings=replace(terms.timings, deadline_s=10.0, looks_s=()),
+        )
     return terms
 
 

@@ -498,7 +498,7 @@ def test_a_pause_that_is_late_leaves_the_reaper_at_work(
 
 
 def test_a_reaper_gives_up_after_its_deadline(hub: EmulatorClient, lifecycle: Make):
-    run = lifecycle(reaper_deadline_s=0.4)
+    run = lifecycle(deadline_s=0.4)
     run.ensure("acme/llm")
     hub.add_fault("pause", times=None, status=503)
     (receipt,) = run.finish()

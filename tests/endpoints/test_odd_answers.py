@@ -235,7 +235,7 @@ def test_an_endpoint_that_was_deleted_is_gone_for_certain(
 
 
 def test_404_for_what_its_namespace_lists_is_not_gone(hub: EmulatorClient, lifecycle: Make) -> None:
-    run = lifecycle(doubt_s=0.2, reaper_deadline_s=1.5)
+    run = lifecycle(doubt_s=0.2, deadline_s=1.5)
     run.ensure("acme/llm")
     hub.add_fault("get", times=None, status=404)
     (receipt,) = run.finish()

@@ -16,8 +16,7 @@ from pytest_hfbudget.endpoints.journal import Journal, leases, leases_dir, unfin
 from pytest_hfbudget.endpoints.lease_store import read_held_leases
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.reaper_messages import Timings
-from pytest_hfbudget.endpoints.retry import SystemClock
+from pytest_hfbudget.endpoints.retry import SystemClock, Timings
 from pytest_hfbudget.endpoints.sweep import (
     StrayEndpoint,
     SweepOutcome,
@@ -31,7 +30,9 @@ from .conftest import Owner
 
 Start = Callable[..., Owner]
 Make = Callable[..., Lifecycle]
-QUICK = Timings(try_s=0.5, poll_s=0.02, resend_s=0.2, settle_s=0.1, deadline_s=1, doubt_s=0.3)
+QUICK = Timings(
+    try_s=0.5, verify_poll_s=0.02, resend_s=0.2, settle_s=0.1, deadline_s=1, doubt_s=0.3
+)
 
 
 class LaterClock(SystemClock):
@@ -137,7 +138,7 @@ def test_a_reaper_at_work_is_left_to_it(hub: EmulatorClient, owner: Start, clean
 def test_what_a_reaper_has_given_up_is_found_while_its_run_lives(
     hub: EmulatorClient, lifecycle: Make, clean
 ):
-    run = lifecycle(reaper_deadline_s=0.2)
+    run = lifecycle(deadline_s=0.2)
     run.ensure("acme/llm")
     hub.add_fault("pause", times=None, status=503)
     assert not run.finish()[0].verified

@@ -136,7 +136,7 @@ def test_a_look_that_fails_does_not_count_as_paused(box: Box) -> None:
 )
 def test_a_server_that_fails_for_ever_is_given_up_loudly(box: Box, fault: dict[str, Any]) -> None:
     """Row 32: red, with the command to type; and the journal keeps the open lease."""
-    box.hurry(reaper_deadline_s=3, verify_deadline_s=8, try_s=TRY_S, resend_s=0.5)
+    box.hurry(deadline_s=3, verify_deadline_s=8, try_s=TRY_S, resend_s=0.5)
     box.suite()
     run = box.start()
     run.reached()
@@ -154,7 +154,7 @@ def test_a_server_that_fails_for_ever_is_given_up_loudly(box: Box, fault: dict[s
 @pytest.mark.parametrize("status", [401, pytest.param(403, marks=pytest.mark.quick)])
 def test_a_token_that_is_refused_at_the_pause_says_what_to_type(box: Box, status: int) -> None:
     """Row 33: the run ends, and its reaper goes on trying for its time."""
-    box.hurry(doubt_s=1, reaper_deadline_s=4)
+    box.hurry(doubt_s=1, deadline_s=4)
     box.suite()
     run = box.start()
     run.reached()
@@ -170,7 +170,7 @@ def test_a_token_that_is_refused_at_the_pause_says_what_to_type(box: Box, status
 
 def test_a_token_that_is_revoked_in_the_run_is_said_loudly(box: Box) -> None:
     """Row 33: it is refused everywhere then."""
-    box.hurry(doubt_s=1, reaper_deadline_s=4)
+    box.hurry(doubt_s=1, deadline_s=4)
     box.suite()
     run = box.start()
     run.reached()
