@@ -10,14 +10,15 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pytest_hfbudget.endpoints import process, tags
+from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.retry import BELIEVED_S, LOCK_POLL_S
-from pytest_hfbudget.endpoints.types import Endpoint
+from pytest_hfbudget.endpoints.types import Endpoint, run_tag
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.files import own_folder, read_own, replace_file
 from pytest_hfbudget.text import parse_json
@@ -34,15 +35,15 @@ _supervisor = threading.Lock()
 def file_lock(
     path: Path, *, wait: Callable[[float], None], ready: Callable[[], bool]
 ) -> Iterator[None]:
-    """Hold the only turn that there is at ``path``.
+    """Hold the lock of ``path``, against other processes and other threads of this one.
 
     Args:
-        wait: called with seconds while it is someone else's turn; raises to give up.
-        ready: asked once it is ours; nothing begins before it says yes.
+        wait: called with seconds while another one holds the lock; raises to give up.
+        ready: called with the lock held, until it returns True; only then the body runs.
     """
     with _supervisor:
-        ours = _here.setdefault(path.absolute(), threading.Lock())
-    while not ours.acquire(blocking=False):
+        lock = _here.setdefault(path.absolute(), threading.Lock())
+    while not lock.acquire(blocking=False):
         wait(LOCK_POLL_S)
     try:
         with _locked(path, wait):
@@ -50,7 +51,7 @@ def file_lock(
                 wait(LOCK_POLL_S)
             yield
     finally:
-        ours.release()
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -173,6 +174,20 @@ class LeaseStore:
         """The file to lock while the endpoint is brought up."""
         return self._directory / f"{self._stem}.lock"
 
+    def locked(self, wait: Callable[[float], None]) -> AbstractContextManager[None]:
+        """Keep other runs of this machine from resuming the endpoint; begins when none pauses it.
+
+        Args:
+            wait: see `file_lock`.
+        """
+
+        def ready() -> bool:
+            for lease in self.others():
+                lease.end_stopped_reaper()
+            return self.pauser() is None
+
+        return file_lock(self.lock_path, wait=wait, ready=ready)
+
     def put(self, lease: HeldLease) -> None:
         """Write this run's lease; when this returns, all others see it.
 
@@ -245,7 +260,7 @@ def inherited(
     Args:
         known: runs, each with the scaling that it remembers.
     """
-    placed = (scaling for run, scaling in known if tags.of_run(run) in found.tags)
+    placed = (scaling for run, scaling in known if run_tag(run) in found.tags)
     return next((scaling for scaling in placed if scaling is not None), None)
 
 

@@ -6,23 +6,24 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.endpoint_state import EndpointState
 from pytest_hfbudget.endpoints.journal import Journal, leases_dir, prune
 from pytest_hfbudget.endpoints.lease_store import prune_held_leases
 from pytest_hfbudget.endpoints.lifecycle_types import (
     Afford,
+    Caps,
     EndpointReceipt,
     EndpointSettings,
+    EndpointState,
     Grow,
     Progress,
 )
 from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, REAPER_LOST, Receipt
-from pytest_hfbudget.endpoints.resume import Resumer
+from pytest_hfbudget.endpoints.resume import Resumer, Startup
 from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.spawn import SpawnedProcess, spawn_reaper
-from pytest_hfbudget.endpoints.startup import Startup
 from pytest_hfbudget.endpoints.supervisor import Supervisor
 from pytest_hfbudget.endpoints.sweep import SweepOutcome, adopt, find_local, sweep
 from pytest_hfbudget.endpoints.types import Endpoint, split_name
@@ -68,9 +69,12 @@ class Lifecycle:
         self._pid = os.getpid()
         self._plane = ControlPlane(settings.api, settings.token, retry=settings.retry, clock=clock)
         self._meter = UptimeMeter(self._plane, settings, clock)
-        self._progress = progress
         resumer = Resumer(
-            self._plane, settings, clock=clock, progress=self._looked, stopping=self._refusal
+            self._plane,
+            settings,
+            clock=clock,
+            progress=partial(self._looked, progress),
+            stopping=self._refusal,
         )
         self._startup = Startup(
             settings,
@@ -78,10 +82,8 @@ class Lifecycle:
             resumer,
             self._meter,
             clock=clock,
-            afford=afford,
-            grow=grow,
-            arm=self._arm,
-            refusal=self._refusal,
+            caps=Caps(afford, grow),
+            supervisor=self._arm,
         )
         self._lock, self._finishing = threading.Lock(), threading.Lock()
         self._closing = False
@@ -284,11 +286,11 @@ class Lifecycle:
                 self._supervisor.limit(self._until)
             return self._supervisor
 
-    def _looked(self, name: str, state: str, seconds: float) -> None:
+    def _looked(self, progress: Progress, name: str, state: str, seconds: float) -> None:
         """While an endpoint comes up, which may take long and is billed."""
         if self._supervisor:
             self._supervisor.tend()
-        self._progress(name, state, seconds)
+        progress(name, state, seconds)
 
     def _refusal(self) -> str:
         """Why nothing is to be resumed, or waited for, any more."""

@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_hfbudget.endpoints import process, tags, uptime
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
-from pytest_hfbudget.endpoints.hardware import price_per_hour
+from pytest_hfbudget.endpoints import process, uptime
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import leases_dir, unfinished
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
 from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, RetryPolicy
-from pytest_hfbudget.endpoints.types import Endpoint, billed
+from pytest_hfbudget.endpoints.types import (
+    RUN_TAG,
+    Endpoint,
+    billed,
+    run_tag,
+    tagged_run,
+    tagged_until,
+)
+from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 
 _AT_ONCE = 8
 _NICE_TO_KNOW = RetryPolicy(try_s=NICE_TO_KNOW_S, total_s=NICE_TO_KNOW_S)
@@ -157,8 +163,8 @@ def _order(holder: EndpointHolder) -> bool:
 def _with_tag(
     endpoint: Endpoint, holders: tuple[EndpointHolder, ...]
 ) -> tuple[EndpointHolder, ...]:
-    tagged, until = tags.run_of(endpoint.tags), tags.until(endpoint.tags)
-    if tagged is None or any(tags.of_run(one.run) == tags.RUN + tagged for one in holders):
+    tagged, until = tagged_run(endpoint.tags), tagged_until(endpoint.tags)
+    if tagged is None or any(run_tag(one.run) == RUN_TAG + tagged for one in holders):
         return holders
     return (*holders, EndpointHolder(tagged, until=until))
 

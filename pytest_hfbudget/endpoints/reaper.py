@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pytest_hfbudget.endpoints import process
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.final_pause import FinalPause, HeldEndpoint
 from pytest_hfbudget.endpoints.journal import Journal
 from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore

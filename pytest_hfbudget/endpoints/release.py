@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from pytest_hfbudget.endpoints import process, tags
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
 from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, HeldLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import Receipt, Watch
@@ -20,7 +19,16 @@ from pytest_hfbudget.endpoints.retry import (
     Clock,
     Timings,
 )
-from pytest_hfbudget.endpoints.types import GONE, Endpoint, split_name
+from pytest_hfbudget.endpoints.types import (
+    GONE,
+    RUN_TAG,
+    Endpoint,
+    run_tag,
+    split_name,
+    tagged_run,
+    tagged_until,
+    without_run_tags,
+)
 from pytest_hfbudget.endpoints.types import PAUSED as RESTING
 from pytest_hfbudget.errors import EndpointError
 
@@ -219,7 +227,7 @@ class Pauser:
         if self._watch.scaling is not None and now.raw_scaling != self._watch.scaling:
             payload["compute"] = {"scaling": dict(self._watch.scaling)}
         # All runs': it is paused now, so no lease on it counts any more.
-        kept = tags.without_lease(now.tags)
+        kept = without_run_tags(now.tags)
         if self._watch.untag and kept != list(now.tags):
             payload["tags"] = kept
         return payload
@@ -324,8 +332,8 @@ def awake_again(
     # Read before the lease_store are: a run that resumes it has written a lease first.
     if found.state == RESTING or lease_store.successor() or lease_store.pauser():
         return ""
-    run, until = tags.run_of(found.tags), tags.until(found.tags)
-    others = run is not None and tags.RUN + run != tags.of_run(lease.run)
+    run, until = tagged_run(found.tags), tagged_until(found.tags)
+    others = run is not None and RUN_TAG + run != run_tag(lease.run)
     return "" if others and (until or 0.0) >= at else found.state
 
 

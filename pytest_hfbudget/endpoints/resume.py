@@ -1,18 +1,35 @@
-"""Bringing one endpoint up: the net under it, one resume, and the wait until it serves."""
+"""Bringing an endpoint up for one run, beside other runs that may do the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from pytest_hfbudget.endpoints import tags
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, Progress
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
+from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, REVIVED
+from pytest_hfbudget.endpoints.lease_store import inherited
+from pytest_hfbudget.endpoints.lifecycle_types import (
+    Caps,
+    EndpointSettings,
+    EndpointState,
+    Progress,
+)
+from pytest_hfbudget.endpoints.reaper_messages import Watch
 from pytest_hfbudget.endpoints.retry import Clock
-from pytest_hfbudget.endpoints.types import ASLEEP, BROKEN, RUNNING, Endpoint
+from pytest_hfbudget.endpoints.supervisor import Supervisor
+from pytest_hfbudget.endpoints.types import (
+    ASLEEP,
+    BROKEN,
+    RUNNING,
+    Endpoint,
+    tagged_run,
+    tagged_until,
+    with_run_tags,
+)
+from pytest_hfbudget.endpoints.uptime import UseStretch, cost
+from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
-from pytest_hfbudget.text import printable
 
 # Only sent again when the state has shown that the one before had no effect.
 _MOST_RESUMES = 3
@@ -51,7 +68,7 @@ class Resumer:
             maxReplica=replicas if most_replicas is None else min(replicas, most_replicas),
             scaleToZeroTimeout=min(idle, longest) if idle else longest,
         )
-        payload = {"compute": {"scaling": scaling}, "tags": self._tags(endpoint)}
+        payload = {"compute": {"scaling": scaling}, "tags": self.tags(endpoint)}
         try:
             self._plane.update(endpoint.full_name, payload)
         except ControlPlaneError as error:
@@ -61,22 +78,14 @@ class Resumer:
             )
         return None
 
-    def renew(self, name: str) -> str | None:
-        """Tag a later end; a warning if that could not be had."""
-        try:
-            plane = self._plane.with_retry(replace(self._settings.retry, total_s=0.0))
-            plane.update(name, {"tags": self._tags(plane.get(name))})
-        except ControlPlaneError as error:
-            return f"{name}: a sweep from elsewhere may pause it, since its tags are old: {error}"
-        return None
-
     @property
     def until(self) -> float:
         """Unix seconds: the latest end of a run that tags an endpoint now."""
         return self._clock.time() + self._settings.waits.max_run_s
 
-    def _tags(self, endpoint: Endpoint) -> list[str]:
-        return tags.with_lease(endpoint.tags, self._settings.run, self.until)
+    def tags(self, endpoint: Endpoint) -> list[str]:
+        """The tags of an endpoint that this run uses."""
+        return with_run_tags(endpoint.tags, self._settings.run, self.until)
 
     def resume(self, name: str) -> bool:
         """Resume once; whether that was answered.
@@ -87,7 +96,7 @@ class Resumer:
         Raises:
             EndpointError: it was refused, or not sent because the run is ending.
         """
-        self._go_on(name)
+        self.refuse_late(name)
         for _ in range(_MOST_RESUMES):
             try:
                 self._plane.resume(name)
@@ -109,7 +118,7 @@ class Resumer:
         began = self._clock.monotonic()
         trouble, looks = "", 0
         while self._may_wait(began, looks):
-            self._go_on(name)
+            self.refuse_late(name)
             looks += 1
             seconds = self._clock.monotonic() - began
             try:
@@ -140,10 +149,9 @@ class Resumer:
     def _refuse_end(self, endpoint: Endpoint, seconds: float) -> None:
         name, state = endpoint.full_name, endpoint.state
         if state in BROKEN:
-            status = endpoint.raw.get("status") or {}
-            reason = status.get("errorMessage") or status.get("message") or "no reason given"
-            reason = printable(str(reason))
-            raise EndpointError(f'{name} came to the state "{state}" instead of running: {reason}.')
+            raise EndpointError(
+                f'{name} came to the state "{state}" instead of running: {endpoint.reason}.'
+            )
         # Right after a resume the old state may still be what is read.
         if state in ASLEEP and seconds >= self._settings.timings.settle_s:
             raise EndpointError(
@@ -152,7 +160,7 @@ class Resumer:
             )
 
     def _woke(self, name: str) -> bool:
-        """Whether the state leaves its rest within the time that a lost resume may take.
+        """Whether the state changes within the time that a lost resume may take.
 
         True also where no state could be read: then nothing shows that it had no effect.
         """
@@ -169,7 +177,229 @@ class Resumer:
                 return True
         return not asleep
 
-    def _go_on(self, name: str) -> None:
+    def refuse_late(self, name: str) -> None:
+        """Raises EndpointError once nothing is to be resumed, or waited for, any more."""
         why = self._stopping()
         if why:
             raise EndpointError(f"{name} is not waited for: {why}")
+
+
+# A run that someone works against is better off failing than paying for a tug-of-war.
+_MOST_REVIVALS = 1
+
+
+class Startup:
+    """Resumes an endpoint, or joins another run's resume. Safe to share between threads."""
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        plane: ControlPlane,
+        resumer: Resumer,
+        meter: UptimeMeter,
+        *,
+        clock: Clock,
+        caps: Caps,
+        supervisor: Callable[[], Supervisor],
+    ) -> None:
+        """``supervisor`` starts the reaper if there is none."""
+        self._settings, self._plane, self._resumer, self._meter = settings, plane, resumer, meter
+        self._clock, self._caps, self._arm = clock, caps, supervisor
+
+    def bring_up(self, state: EndpointState, *, keep_running: bool) -> Endpoint:
+        """The endpoint, serving.
+
+        Raises:
+            EndpointError: it can't be resumed, does not come up, or may not.
+        """
+        found = state.found = self._plane.get(state.name)
+        # What runs only because of another run of ours will be paused by the last of them.
+        if (
+            keep_running
+            and not found.at_rest
+            and self._settings.lease_store(state.name).successor() is None
+        ):
+            state.kept = True
+            return self._resumer.wait(state.name)
+        self._caps.afford(found, self._meter.price(state, found))
+        if not found.at_rest:
+            self._count(state, found, found.most_replicas)
+        self._resumer.refuse_late(state.name)
+        supervisor = self._arm()
+        state.leased, state.resumed_at = True, self._clock.time()
+        state.resumed_mono = self._clock.monotonic()
+        # Claimed before it is looked at again: who leaves now sees us, or we wait for its pause.
+        self._watch(supervisor, Watch(state.name))
+        with self._alone(state):
+            self._begin(state, supervisor)
+        up = state.found.state == RUNNING
+        return self._serving(state, supervisor, None if up else state.resumed_mono)
+
+    def revive(self, state: EndpointState) -> Endpoint:
+        """The endpoint, serving again after someone else had it paused or scaled to zero.
+
+        Raises:
+            EndpointError: it had been revived before, or does not come up.
+        """
+        supervisor, since = self._arm(), None
+        with self._alone(state):
+            found = self._plane.get(state.name)
+            if found.state in ASLEEP:
+                since = self._clock.monotonic()
+                self._wake_again(state, found, supervisor)
+        return self._serving(state, supervisor, since)
+
+    def _serving(
+        self, state: EndpointState, supervisor: Supervisor, since: float | None
+    ) -> Endpoint:
+        """Wait for it; if it is not up yet, it has been coming up ``since`` then."""
+        try:
+            endpoint = self._resumer.wait(state.name)
+        finally:
+            if since is not None:
+                state.cold = (*state.cold, UseStretch(since, self._clock.monotonic()))
+        supervisor.settled(state.name)
+        return endpoint
+
+    def renew(self, state: EndpointState) -> None:
+        """Tag a later end when the one in the tags comes near."""
+        now, most_s = self._clock.time(), self._settings.waits.max_run_s
+        near = now + most_s / 10
+        if state.until is None or state.until > near or now < state.renew_at:
+            return
+        plane = self._plane.with_retry(replace(self._settings.retry, total_s=0.0))
+        try:
+            tags = self._resumer.tags(plane.get(state.name))
+            plane.update(state.name, {"tags": tags})
+        except ControlPlaneError as error:
+            state.renew_at = now + most_s / 100  # a few more times before it is over
+            state.warn(
+                f"{state.name}: its tags are old, so a sweep from elsewhere may pause it: {error}"
+            )
+        else:
+            state.until = self._resumer.until
+
+    def _begin(self, state: EndpointState, supervisor: Supervisor) -> None:
+        """No run pauses it now, and no other run begins to."""
+        found = state.found = self._plane.get(state.name)
+        self._meter.zero(state)
+        lease_store = self._settings.lease_store(state.name)
+        successor = lease_store.successor()
+        state.scaling = inherited(
+            found, ((each.run, each.scaling) for each in lease_store.others())
+        )
+        if state.scaling is None and found.at_rest:
+            state.scaling = found.raw_scaling
+        supervisor.write(INTENT, found, scaling=state.scaling)
+        # Only an endpoint at rest gets other settings: a change makes a running one deploy anew.
+        untag = found.at_rest or tagged_run(found.tags) is not None
+        self._watch(supervisor, Watch(state.name, state.scaling, untag=untag))
+        if found.at_rest:
+            self._spread_net(state, found)
+            self._resume(state, found, supervisor)
+        else:
+            self._count(state, found, found.most_replicas)
+            state.joined = successor.run if successor else None
+            state.until = tagged_until(found.tags)
+
+    def _spread_net(self, state: EndpointState, found: Endpoint) -> None:
+        """Under a cap the endpoint may not scale beyond the replicas that are paid for ahead."""
+        most = state.replicas if self._settings.capped else None
+        warning = self._resumer.spread_net(found, most)
+        state.warn(warning)
+        state.until = self._resumer.until
+        if warning or most is None:
+            self._count(state, found, found.most_replicas)
+        elif most < found.scaling.max_replica:
+            state.warn(
+                f"its maxReplica was lowered from {found.scaling.max_replica} to {most} for this "
+                "run, because the budget pays for no more"
+            )
+
+    def look(self, state: EndpointState) -> None:
+        """See whether more replicas may run than are paid for: someone may have changed that."""
+        if state.leased and (state.resumed or not state.found_asleep):
+            found = self._meter.look(state)
+            if found is not None and found.state not in ASLEEP:
+                self._count(state, found, found.most_replicas, resumed=True)
+
+    def _count(
+        self, state: EndpointState, found: Endpoint, replicas: int, *, resumed: bool = False
+    ) -> None:
+        """Have the caps pay for a minute of each replica that may run from now on."""
+        with state.counting:
+            more = replicas - state.replicas
+            if more <= 0:
+                return
+            if self._settings.capped and state.price_atto is not None:
+                self._caps.grow(found, more, cost(state.price_atto, more), not resumed)
+            state.count(replicas)
+
+    def _wake_again(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
+        if state.revived >= _MOST_REVIVALS:
+            raise EndpointError(
+                f'{state.name} is "{found.state}" again: someone else, or the server, has put it '
+                "to rest more than once during this run. It is not resumed any more."
+            )
+        self._caps.afford(found, self._meter.price(state, found))
+        bare = tagged_run(found.tags) is None
+        if bare and state.scaling is None:
+            state.scaling = found.raw_scaling
+        self._watch(supervisor, Watch(state.name, state.scaling, untag=True))
+        supervisor.write(REVIVED, found, scaling=state.scaling)
+        state.revived += 1
+        if bare:
+            self._spread_net(state, found)
+        else:
+            self._count(state, found, found.most_replicas)
+        self._resume(state, found, supervisor)
+
+    def _resume(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
+        if not state.resumed:
+            state.resumed_at = self._clock.time()
+        if not state.revived:
+            state.resumed_mono = self._clock.monotonic()
+        supervisor.resuming(state.name)
+        before, state.resumed = state.resumed, True
+        try:
+            answered = self._resumer.resume(state.name)
+        except EndpointError:
+            state.resumed = before
+            supervisor.settled(state.name)
+            raise
+        # Without an answer it is as good as resumed: waited for, paid for and paused. But it may
+        # still take effect after a pause, which the reaper has to watch out for.
+        if answered:
+            supervisor.settled(state.name)
+        supervisor.write(RESUMED, found)
+
+    def _watch(self, supervisor: Supervisor, watch: Watch) -> None:
+        try:
+            supervisor.watch(watch)
+        except EndpointError:
+            self._resumer.refuse_late(
+                watch.endpoint
+            )  # a reaper that has done its work is no mishap
+            raise
+
+    def _alone(self, state: EndpointState) -> AbstractContextManager[None]:
+        """Keeps other runs of this machine from resuming or pausing it."""
+        return self._settings.lease_store(state.name).locked(self._patience(state))
+
+    def _patience(self, state: EndpointState) -> Callable[[float], None]:
+        ends = self._clock.monotonic() + self._settings.waits.wait_timeout_s
+        looks = 0
+
+        def wait(seconds: float) -> None:
+            nonlocal looks
+            looks += 1  # counted too, should a suite freeze its clock
+            self._resumer.refuse_late(state.name)
+            most = self._settings.waits.wait_timeout_s
+            if self._clock.monotonic() >= ends or looks * seconds > most:
+                raise EndpointError(
+                    f"{state.name}: another run of this machine has been pausing or resuming it "
+                    f"for {most:g} s."
+                )
+            self._clock.sleep(seconds)
+
+        return wait

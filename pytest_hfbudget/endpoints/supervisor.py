@@ -12,7 +12,7 @@ from typing import Any
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import Journal, Record
-from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
+from pytest_hfbudget.endpoints.lease_store import HeldLease
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.reaper_client import ReaperClient
 from pytest_hfbudget.endpoints.reaper_messages import (
@@ -220,9 +220,7 @@ class Supervisor:
 
         def leave(name: str) -> Receipt:
             lease, watch = self._new_lease(name), self._watches[name]
-            lease_store = LeaseStore(
-                self._settings.lease_dir, api=lease.api, endpoint=name, run=lease.run
-            )
+            lease_store = self._settings.lease_store(name)
             settled = name not in self._unsettled
             pauser = Pauser(self._plane, watch, timings, settled=settled, clock=self._clock)
             releaser = Releaser(lease_store, lease, pauser, clock=self._clock)

@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pytest_hfbudget.endpoints import process, tags
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import (
     LEFT,
     PAUSED,
@@ -31,7 +30,7 @@ from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore, inherit
 from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Watch
 from pytest_hfbudget.endpoints.release import Pauser, Releaser
 from pytest_hfbudget.endpoints.retry import FORGET_S, SWEEP_S, SYSTEM_CLOCK, Clock, Timings
-from pytest_hfbudget.endpoints.types import GONE, Endpoint
+from pytest_hfbudget.endpoints.types import GONE, Endpoint, tagged_run, tagged_until
 from pytest_hfbudget.endpoints.types import PAUSED as RESTING
 from pytest_hfbudget.errors import ConfigError, EndpointError
 from pytest_hfbudget.text import public_url
@@ -127,7 +126,7 @@ def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[StrayE
         ControlPlaneError: the namespace can't be listed.
     """
     return tuple(
-        StrayEndpoint(one.full_name, plane.base_url, tags.run_of(one.tags) or "", _over(one), TAG)
+        StrayEndpoint(one.full_name, plane.base_url, tagged_run(one.tags) or "", _over(one), TAG)
         for one in plane.list(namespace)
         if one.state != RESTING and _is_over(one, now)
     )
@@ -226,7 +225,7 @@ class _Sweeper:
         if found.state == RESTING:
             forgotten = stray.where == JOURNAL or last.at < now - FORGET_S
             return None if forgotten else "it is paused"
-        until = tags.until(found.tags)
+        until = tagged_until(found.tags)
         ends = f"It has until {_clock(until)}" if until else "No tag tells when it is over"
         return (
             f"run {last.run} (process {last.owner_pid} on {last.host}) is in another container or "
@@ -328,12 +327,12 @@ def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
 
 
 def _is_over(endpoint: Endpoint, now: float) -> bool:
-    until = tags.until(endpoint.tags)
-    return tags.run_of(endpoint.tags) is not None and until is not None and until < now
+    until = tagged_until(endpoint.tags)
+    return tagged_run(endpoint.tags) is not None and until is not None and until < now
 
 
 def _over(endpoint: Endpoint) -> str:
-    return f"its run was to be over by {_clock(tags.until(endpoint.tags) or 0)}"
+    return f"its run was to be over by {_clock(tagged_until(endpoint.tags) or 0)}"
 
 
 def _clock(at: float) -> str:

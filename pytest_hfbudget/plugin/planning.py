@@ -134,8 +134,8 @@ def _look(
     from huggingface_hub import get_token
 
     from pytest_hfbudget.endpoints.api import ControlPlane
-    from pytest_hfbudget.endpoints.hardware import price_per_hour
     from pytest_hfbudget.endpoints.retry import RetryPolicy
+    from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 
     found: dict[str, tuple[Endpoint | None, int | None]] = {}
     token = get_token()

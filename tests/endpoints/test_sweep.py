@@ -24,7 +24,7 @@ from pytest_hfbudget.endpoints.sweep import (
     find_tagged,
     sweep,
 )
-from pytest_hfbudget.endpoints.tags import until
+from pytest_hfbudget.endpoints.types import tagged_until
 
 from .conftest import Owner
 
@@ -243,7 +243,7 @@ def test_a_run_renews_its_tags_before_they_are_over(lifecycle: Make, plane: Cont
     clock.later_s = 55
     run.tend()
     renewed = plane.get("acme/llm").tags
-    assert (until(renewed) or 0) >= (until(first) or 0) + 54
+    assert (tagged_until(renewed) or 0) >= (tagged_until(first) or 0) + 54
     assert renewed[0] == first[0]
     (receipt,) = run.finish()
     assert receipt.warnings == ()
