@@ -121,7 +121,7 @@ def _show(outcome: CommandOutcome) -> None:
     if outcome.error:
         click.echo(outcome.error, err=True)
     for receipt in outcome.receipts:
-        cost = f"{receipt.minutes} min, {show(receipt.nano_usd)}"
+        cost = f"{receipt.cost.minutes} min, {show(receipt.cost.nano_usd)}"
         click.echo(f"{receipt.name}: {_verdict(receipt)}; {cost}", err=True)
         for note in filter(None, (receipt.error, *receipt.warnings)):
             click.echo(f"  {note}", err=True)
@@ -146,8 +146,8 @@ def _as_dict(receipt: EndpointReceipt) -> dict[str, Any]:
         "verified": receipt.verified,
         "left_to": receipt.left_to,
         "reason": receipt.reason,
-        "minutes": receipt.minutes,
-        "usd": usd_text(receipt.nano_usd),
+        "minutes": receipt.cost.minutes,
+        "usd": usd_text(receipt.cost.nano_usd),
         "error": receipt.error,
         "warnings": list(receipt.warnings),
     }

@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.process import Place
 from pytest_hfbudget.endpoints.retry import BELIEVED_S, LOCK_POLL_S
 from pytest_hfbudget.endpoints.types import Endpoint, run_tag
 from pytest_hfbudget.errors import EndpointError
@@ -98,6 +98,7 @@ class HeldLease:
         reaper_pid, reaper_start: the process that is to pause it.
         at: unix seconds of the first word about it.
         scaling: ``compute.scaling`` from before the first of all runs that share it.
+        place: where these processes run; its fields stand beside the others in the file.
     """
 
     run: str
@@ -110,14 +111,12 @@ class HeldLease:
     at: float
     phase: str = HOLDING
     scaling: Mapping[str, Any] | None = None
-    host: str = field(default_factory=socket.gethostname)
-    boot_id: str = field(default_factory=process.boot_id)
-    pid_namespace: str = field(default_factory=process.pid_namespace)
+    place: Place = field(default_factory=Place)
 
     @property
     def here(self) -> bool:
         """Whether it can be told from here if its processes run; if not, nothing is known."""
-        return process.judgeable(self)
+        return process.judgeable(self.place)
 
     @property
     def elsewhere(self) -> bool:
@@ -146,13 +145,10 @@ class HeldLease:
             process.end(self.reaper_pid, self.reaper_start)
 
 
-_FIELDS = frozenset(item.name for item in fields(HeldLease))
+_FIELDS = frozenset(item.name for item in fields(HeldLease)) - {"place"}
 
 
-_PLACE = ("boot_id", "pid_namespace")
-
-
-_TEXTS = ("run", "endpoint", "api", "phase", "host", *_PLACE)
+_TEXTS = ("run", "endpoint", "api", "phase")
 
 
 def lease_store_dir(state_dir: Path) -> Path:
@@ -196,7 +192,9 @@ class LeaseStore:
         """
         try:
             own_folder(self._directory)
-            replace_file(self._path, json.dumps(asdict(lease)))
+            data = asdict(lease)
+            data.update(data.pop("place"))
+            replace_file(self._path, json.dumps(data))
         except OSError as error:
             raise EndpointError(
                 f"what this run uses can't be written down ({self._path}: "
@@ -285,7 +283,7 @@ def _read(path: Path) -> HeldLease | None:
     try:
         data = parse_json(read_own(path))
         told = {key: value for key, value in data.items() if key in _FIELDS}
-        lease = HeldLease(**{**dict.fromkeys(_PLACE, ""), **told})
+        lease = HeldLease(**told, place=Place.parse(data))
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     good = all(isinstance(getattr(lease, name), str) for name in _TEXTS)

@@ -95,6 +95,25 @@ class EndpointSettings:
 
 
 @dataclass(frozen=True)
+class UptimeCost:
+    """What one endpoint cost in a run.
+
+    Attributes:
+        minutes: started billing minutes of all replicas.
+        nano_usd: what they cost; 0 if ``price_nano_per_hour`` is None.
+        price_nano_per_hour: of one replica; None when the hardware list has no price.
+        estimated: ``minutes`` is an upper bound.
+        window: the time that is paid for, by this machine's steady clock.
+    """
+
+    minutes: int
+    nano_usd: int
+    price_nano_per_hour: int | None = None
+    estimated: bool = False
+    window: UsageWindow = NO_TIME
+
+
+@dataclass(frozen=True)
 class EndpointReceipt:
     """What became of one endpoint of this run.
 
@@ -103,20 +122,16 @@ class EndpointReceipt:
         resumed: this run has resumed it, or may have: an answer that was lost counts.
         resumed_at, paused_at: unix seconds; the latter is when the pause was read back.
         verified: the pause was read back.
-        minutes: started billing minutes of all replicas.
-        nano_usd: what they cost; 0 if ``price_nano_per_hour`` is None.
-        price_nano_per_hour: of one replica; None when the hardware list has no price.
+        cost: of its uptime in this run.
         error: why the pause is not verified, and what to do.
         found_running: it was up before this run, and is paused at the end all the same.
         kept: it was up before this run and was asked to stay so; nothing is charged.
-        estimated: ``minutes`` is an upper bound.
         warnings: what went wrong without harm to the pause.
         reason: why it was paused: "asked", "deadline" (see `Lifecycle.pause_after`), "owner
             gone" or "reaper lost"; empty before.
         joined: the run that had brought it up, and was using it too.
         left_to: the run that went on using it, and pauses it.
         revived: how often it was resumed again after someone else had paused it.
-        window: the time that is paid for, by this machine's steady clock.
     """
 
     name: str
@@ -125,24 +140,71 @@ class EndpointReceipt:
     resumed_at: float | None
     paused_at: float | None
     verified: bool
-    minutes: int
-    nano_usd: int
-    price_nano_per_hour: int | None
+    cost: UptimeCost
     error: str | None
     found_running: bool
     kept: bool = False
-    estimated: bool = False
     warnings: tuple[str, ...] = ()
     reason: str = ""
     joined: str | None = None
     left_to: str | None = None
     revived: int = 0
-    window: UsageWindow = NO_TIME
 
     @property
     def in_order(self) -> bool:
         """Whether nothing is left to be done about it."""
         return self.verified or self.kept or self.left_to is not None
+
+
+@dataclass
+class BilledUse:
+    """What one endpoint's cost is computed from.
+
+    Attributes:
+        resumed_at: unix seconds of the request to resume.
+        resumed_mono: the same on the steady clock, or the first look at it if it ran.
+        cold: the stretches of time in which it was coming up, on the steady clock.
+        price_atto: atto-USD per replica-hour; None when it has no known price.
+        replicas: how many may run now; the caps pay for a minute of each.
+        most_replicas: how many may have been running at a time.
+        earlier: see `uptime.earlier_replicas`; None where that is unknown.
+    """
+
+    resumed_at: float | None = None
+    resumed_mono: float = 0.0
+    cold: tuple[UseStretch, ...] = ()
+    price_atto: int | None = None
+    replicas: int = 1
+    most_replicas: int = 1
+    earlier: Mapping[ReplicaKey, bool] | None = None
+    counting: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, replicas: int) -> None:
+        """Note how many replicas may run from now on."""
+        self.replicas, self.most_replicas = replicas, max(self.most_replicas, replicas)
+
+    def window_s(self, until: float) -> float:
+        """Seconds from the request to resume, or the first look at it, until a moment."""
+        return max(until - self.resumed_mono, 0.0)
+
+    def window(self, until: float, billing_minute_s: float) -> UsageWindow:
+        """The time that is paid for, up to a moment on the steady clock."""
+        start, length = self.resumed_mono, self.window_s(until)
+        paid = started_minutes(length, billing_minute_s) * billing_minute_s
+        return UsageWindow(start, start + length, self.cold, start + paid)
+
+
+@dataclass
+class TaggedEnd:
+    """The latest end of a run that an endpoint's tags tell.
+
+    Attributes:
+        until: unix seconds; None when there is no such tag.
+        renew_at: unix seconds, not to be renewed before; the last try has failed.
+    """
+
+    until: float | None = None
+    renew_at: float = 0.0
 
 
 @dataclass
@@ -153,14 +215,9 @@ class EndpointState:
         found: as it was before this run.
         leased: it is in the journal, and to be paused.
         resumed: the resume was sent, and not refused.
-        price_atto: atto-USD per replica-hour.
-        cold: the stretches of time in which it was coming up, on the steady clock.
-        earlier: see `uptime.earlier_replicas`; None where that is unknown.
-        replicas: how many may run now; the caps pay for a minute of each.
-        most_replicas: how many may have been running at a time.
-        scaling: see `Watch`; kept for a later word to the reaper.
-        until: unix seconds, the latest end that the endpoint's tags tell.
-        renew_at: unix seconds, not to be renewed before; the last try has failed.
+        scaling: see `Watch`; kept for a later message to the reaper.
+        use: what its cost is computed from.
+        tag: the end of this run, as its tags tell.
     """
 
     name: str
@@ -172,19 +229,11 @@ class EndpointState:
     revived: int = 0
     joined: str | None = None
     scaling: Mapping[str, Any] | None = None
-    until: float | None = None
-    renew_at: float = 0.0
-    resumed_at: float | None = None
-    resumed_mono: float = 0.0
-    cold: tuple[UseStretch, ...] = ()
-    price_atto: int | None = None
-    replicas: int = 1
-    most_replicas: int = 1
-    earlier: Mapping[ReplicaKey, bool] | None = None
     warnings: tuple[str, ...] = ()
     error: BaseException | None = None
+    use: BilledUse = field(default_factory=BilledUse)
+    tag: TaggedEnd = field(default_factory=TaggedEnd)
     reviving: threading.Lock = field(default_factory=threading.Lock)
-    counting: threading.Lock = field(default_factory=threading.Lock)
     _open: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -200,10 +249,6 @@ class EndpointState:
             raise
         finally:
             self._open.set()
-
-    def count(self, replicas: int) -> None:
-        """Note how many replicas may run from now on."""
-        self.replicas, self.most_replicas = replicas, max(self.most_replicas, replicas)
 
     def wait(self) -> Endpoint:
         """The endpoint once it is up; or what has kept it from that, again."""
@@ -225,16 +270,6 @@ class EndpointState:
         """Whether it was this run that had to bring it up."""
         return self.found is not None and self.found.at_rest
 
-    def window_s(self, until: float) -> float:
-        """Seconds from the request to resume, or the first look at it, until a moment."""
-        return max(until - self.resumed_mono, 0.0)
-
-    def window(self, until: float, billing_minute_s: float) -> UsageWindow:
-        """The time that is paid for, up to a moment on the steady clock."""
-        start, length = self.resumed_mono, self.window_s(until)
-        paid = started_minutes(length, billing_minute_s) * billing_minute_s
-        return UsageWindow(start, start + length, self.cold, start + paid)
-
     def receipt(
         self,
         pause: Receipt | None,
@@ -246,24 +281,21 @@ class EndpointState:
     ) -> EndpointReceipt:
         """All that there is to say; ``late`` is the error when there should be a pause by now."""
         seen = self.endpoint or self.found
+        price = None if self.use.price_atto is None else nano(self.use.price_atto)
         return EndpointReceipt(
             name=self.name,
             state=(pause.state if pause else "") or (seen.state if seen else ""),
             resumed=self.resumed,
-            resumed_at=self.resumed_at if self.resumed else None,
+            resumed_at=self.use.resumed_at if self.resumed else None,
             paused_at=pause.paused_at if pause else None,
             verified=bool(pause and pause.verified),
-            minutes=up.minutes,
-            nano_usd=up.nano_usd,
-            price_nano_per_hour=None if self.price_atto is None else nano(self.price_atto),
+            cost=UptimeCost(up.minutes, up.nano_usd, price, up.estimated, window),
             error=pause.error if pause else None if self.kept else late,
             found_running=not self.found_asleep,
             kept=self.kept,
-            estimated=up.estimated,
             warnings=(*self.warnings, *warnings, *(pause.warnings if pause else ())),
             reason=pause.reason if pause else "",
             joined=self.joined,
             left_to=pause.left_to if pause else None,
             revived=self.revived,
-            window=window,
         )

@@ -146,12 +146,14 @@ def _holders(api: str, state_dir: Path) -> dict[str, tuple[EndpointHolder, ...]]
     for record, name in records:
         if record.api.rstrip("/") == api:
             alive = process.alive(record.owner_pid, record.owner_start)
-            known = alive if process.judgeable(record) else None
-            holder = EndpointHolder(record.run, record.owner_pid, record.host, known)
+            known = alive if process.judgeable(record.place) else None
+            holder = EndpointHolder(record.run, record.owner_pid, record.place.host, known)
             found.setdefault(name, {})[record.run] = holder
     for held_lease in read_held_leases(lease_store_dir(state_dir)):
         if held_lease.api.rstrip("/") == api and held_lease.in_use:
-            holder = EndpointHolder(held_lease.run, held_lease.owner_pid, held_lease.host, True)
+            holder = EndpointHolder(
+                held_lease.run, held_lease.owner_pid, held_lease.place.host, True
+            )
             found.setdefault(held_lease.endpoint, {})[held_lease.run] = holder
     return {name: tuple(sorted(by.values(), key=_order)) for name, by in found.items()}
 

@@ -13,8 +13,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from pytest_hfbudget.endpoints.retry import DEATH_POLL_S, STOPPED_POLL_S
 
@@ -40,22 +42,6 @@ def alive(pid: int, start: str | None) -> bool:
     return start is not None and start_time(pid) == start
 
 
-class Placed(Protocol):
-    """A record that names processes, and where these can be looked for."""
-
-    @property
-    def host(self) -> str:
-        """Name of the machine."""
-
-    @property
-    def boot_id(self) -> str:
-        """See `boot_id`."""
-
-    @property
-    def pid_namespace(self) -> str:
-        """See `pid_namespace`."""
-
-
 def boot_id() -> str:
     """Names this boot of this machine (random(4)); empty on systems that don't tell."""
     try:
@@ -76,17 +62,45 @@ def pid_namespace() -> str:
         return ""
 
 
-def judgeable(record: Placed) -> bool:
-    """Whether it can be told from here if the processes that a record names still run.
+@dataclass(frozen=True)
+class Place:
+    """Where the processes that a record names can be looked for; by default, where this one is.
+
+    Attributes:
+        host: name of the machine.
+        boot_id, pid_namespace: see the functions of these names; both are empty on systems
+            without them, and in records of older versions.
+    """
+
+    host: str = field(default_factory=socket.gethostname)
+    boot_id: str = field(default_factory=boot_id)
+    pid_namespace: str = field(default_factory=pid_namespace)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Place:
+        """Read the keys of a record.
+
+        Raises:
+            TypeError: one is no text.
+        """
+        old = {"boot_id": "", "pid_namespace": ""}
+        known = {name: data[name] for name in ("host", *old) if name in data}
+        if not all(isinstance(value, str) for value in known.values()):
+            raise TypeError("a record names its place in texts")
+        return cls(**{**old, **known})
+
+
+def judgeable(place: Place) -> bool:
+    """Whether it can be told from here if the processes of a place still run.
 
     A boot that is over has no processes left. But only outside of containers, which share one
     boot and may have any host name, is another boot of this host sure to be an earlier one.
     """
     ours = pid_namespace()
-    same_boot = record.boot_id in ("", boot_id())
-    if record.pid_namespace not in ("", ours):
-        return same_boot and ours == _OUTSIDE_OF_CONTAINERS and _vanished(record.pid_namespace)
-    same_host = record.host == socket.gethostname()
+    same_boot = place.boot_id in ("", boot_id())
+    if place.pid_namespace not in ("", ours):
+        return same_boot and ours == _OUTSIDE_OF_CONTAINERS and _vanished(place.pid_namespace)
+    same_host = place.host == socket.gethostname()
     return same_host and (same_boot or ours == _OUTSIDE_OF_CONTAINERS)
 
 

@@ -51,14 +51,14 @@ class Pauser:
         """``settled`` is False while a resume may be under way whose answer was lost."""
         self._plane, self._watch, self._timings = plane.with_retry(timings.retry), watch, timings
         self._clock = clock
-        self._began = clock.monotonic()
-        self._ends = self._began + timings.deadline_s
-        self._quiet_from = self._began + (0.0 if settled else timings.settle_s)
+        began = clock.monotonic()
+        self._ends = began + timings.deadline_s
+        self._quiet_from = began + (0.0 if settled else timings.settle_s)
         self._state, self._error, self._attempts = "", "", 0
-        self._send_at = self._began
+        self._send_at = began
         self._doubted: Callable[[Receipt], None] | None = None
         self._told = False
-        self._only, self._since = "", self._began
+        self._only, self._since = "", began
         self._flips = 0
 
     @property

@@ -142,16 +142,14 @@ class Resumer:
 
     def _may_wait(self, began: float, looks: int) -> bool:
         # The looks are counted too: a suite that freezes its clock must not wait for ever.
-        most = self._settings.waits.wait_timeout_s
-        in_time = self._clock.monotonic() - began < most
-        return in_time and looks * self._settings.waits.poll_s <= most
+        waits = self._settings.waits
+        in_time = self._clock.monotonic() - began < waits.wait_timeout_s
+        return in_time and looks * waits.poll_s <= waits.wait_timeout_s
 
     def _refuse_end(self, endpoint: Endpoint, seconds: float) -> None:
         name, state = endpoint.full_name, endpoint.state
         if state in BROKEN:
-            raise EndpointError(
-                f'{name} came to the state "{state}" instead of running: {endpoint.reason}.'
-            )
+            raise EndpointError(f'{name} is "{state}" instead of running: {endpoint.reason}.')
         # Right after a resume the old state may still be what is read.
         if state in ASLEEP and seconds >= self._settings.timings.settle_s:
             raise EndpointError(
@@ -226,14 +224,14 @@ class Startup:
             self._count(state, found, found.most_replicas)
         self._resumer.refuse_late(state.name)
         supervisor = self._arm()
-        state.leased, state.resumed_at = True, self._clock.time()
-        state.resumed_mono = self._clock.monotonic()
+        state.leased, state.use.resumed_at = True, self._clock.time()
+        state.use.resumed_mono = self._clock.monotonic()
         # Claimed before it is looked at again: who leaves now sees us, or we wait for its pause.
         self._watch(supervisor, Watch(state.name))
         with self._alone(state):
             self._begin(state, supervisor)
         up = state.found.state == RUNNING
-        return self._serving(state, supervisor, None if up else state.resumed_mono)
+        return self._serving(state, supervisor, None if up else state.use.resumed_mono)
 
     def revive(self, state: EndpointState) -> Endpoint:
         """The endpoint, serving again after someone else had it paused or scaled to zero.
@@ -257,7 +255,7 @@ class Startup:
             endpoint = self._resumer.wait(state.name)
         finally:
             if since is not None:
-                state.cold = (*state.cold, UseStretch(since, self._clock.monotonic()))
+                state.use.cold = (*state.use.cold, UseStretch(since, self._clock.monotonic()))
         supervisor.settled(state.name)
         return endpoint
 
@@ -265,19 +263,19 @@ class Startup:
         """Tag a later end when the one in the tags comes near."""
         now, most_s = self._clock.time(), self._settings.waits.max_run_s
         near = now + most_s / 10
-        if state.until is None or state.until > near or now < state.renew_at:
+        if state.tag.until is None or state.tag.until > near or now < state.tag.renew_at:
             return
         plane = self._plane.with_retry(replace(self._settings.retry, total_s=0.0))
         try:
             tags = self._resumer.tags(plane.get(state.name))
             plane.update(state.name, {"tags": tags})
         except ControlPlaneError as error:
-            state.renew_at = now + most_s / 100  # a few more times before it is over
+            state.tag.renew_at = now + most_s / 100  # a few more times before it is over
             state.warn(
                 f"{state.name}: its tags are old, so a sweep from elsewhere may pause it: {error}"
             )
         else:
-            state.until = self._resumer.until
+            state.tag.until = self._resumer.until
 
     def _begin(self, state: EndpointState, supervisor: Supervisor) -> None:
         """No run pauses it now, and no other run begins to."""
@@ -300,40 +298,38 @@ class Startup:
         else:
             self._count(state, found, found.most_replicas)
             state.joined = successor.run if successor else None
-            state.until = tagged_until(found.tags)
+            state.tag.until = tagged_until(found.tags)
 
     def _spread_net(self, state: EndpointState, found: Endpoint) -> None:
         """Under a cap the endpoint may not scale beyond the replicas that are paid for ahead."""
-        most = state.replicas if self._settings.capped else None
+        most = state.use.replicas if self._settings.capped else None
         warning = self._resumer.spread_net(found, most)
         state.warn(warning)
-        state.until = self._resumer.until
+        state.tag.until = self._resumer.until
         if warning or most is None:
             self._count(state, found, found.most_replicas)
         elif most < found.scaling.max_replica:
-            state.warn(
-                f"its maxReplica was lowered from {found.scaling.max_replica} to {most} for this "
-                "run, because the budget pays for no more"
-            )
+            lowered = f"its maxReplica was lowered from {found.scaling.max_replica} to {most}"
+            state.warn(f"{lowered} for this run, because the budget pays for no more")
 
     def look(self, state: EndpointState) -> None:
         """See whether more replicas may run than are paid for: someone may have changed that."""
         if state.leased and (state.resumed or not state.found_asleep):
             found = self._meter.look(state)
-            if found is not None and found.state not in ASLEEP:
+            if found and found.state not in ASLEEP:
                 self._count(state, found, found.most_replicas, resumed=True)
 
     def _count(
         self, state: EndpointState, found: Endpoint, replicas: int, *, resumed: bool = False
     ) -> None:
         """Have the caps pay for a minute of each replica that may run from now on."""
-        with state.counting:
-            more = replicas - state.replicas
+        with state.use.counting:
+            more = replicas - state.use.replicas
             if more <= 0:
                 return
-            if self._settings.capped and state.price_atto is not None:
-                self._caps.grow(found, more, cost(state.price_atto, more), not resumed)
-            state.count(replicas)
+            if self._settings.capped and state.use.price_atto is not None:
+                self._caps.grow(found, more, cost(state.use.price_atto, more), not resumed)
+            state.use.count(replicas)
 
     def _wake_again(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
         if state.revived >= _MOST_REVIVALS:
@@ -356,9 +352,9 @@ class Startup:
 
     def _resume(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
         if not state.resumed:
-            state.resumed_at = self._clock.time()
+            state.use.resumed_at = self._clock.time()
         if not state.revived:
-            state.resumed_mono = self._clock.monotonic()
+            state.use.resumed_mono = self._clock.monotonic()
         supervisor.resuming(state.name)
         before, state.resumed = state.resumed, True
         try:
@@ -377,9 +373,8 @@ class Startup:
         try:
             supervisor.watch(watch)
         except EndpointError:
-            self._resumer.refuse_late(
-                watch.endpoint
-            )  # a reaper that has done its work is no mishap
+            # The reaper may have done its work.
+            self._resumer.refuse_late(watch.endpoint)
             raise
 
     def _alone(self, state: EndpointState) -> AbstractContextManager[None]:
@@ -397,8 +392,7 @@ class Startup:
             most = self._settings.waits.wait_timeout_s
             if self._clock.monotonic() >= ends or looks * seconds > most:
                 raise EndpointError(
-                    f"{state.name}: another run of this machine has been pausing or resuming it "
-                    f"for {most:g} s."
+                    f"{state.name}: another run has been pausing or resuming it for {most:g} s."
                 )
             self._clock.sleep(seconds)
 

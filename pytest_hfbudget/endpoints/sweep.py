@@ -103,11 +103,12 @@ def find_local(
         intent, server = lease.intent, lease.intent.api.rstrip("/")
         if api is not None and api.rstrip("/") != server:
             continue
-        where = JOURNAL if process.judgeable(intent) else ELSEWHERE
+        where = JOURNAL if process.judgeable(intent.place) else ELSEWHERE
         if where == JOURNAL:
             why = _left_behind(lease, state_dir, kept)
         else:
-            why = f"its run, in another container or machine ({intent.host}), is over by its tag"
+            host = intent.place.host
+            why = f"its run, in another container or machine ({host}), is over by its tag"
         if why is None or (where == ELSEWHERE and not elsewhere):
             continue
         key = (server, intent.endpoint, where)
@@ -228,9 +229,9 @@ class _Sweeper:
         until = tagged_until(found.tags)
         ends = f"It has until {_clock(until)}" if until else "No tag tells when it is over"
         return (
-            f"run {last.run} (process {last.owner_pid} on {last.host}) is in another container or "
-            f"on another machine, and can't be judged from here. {ends}; if it is dead: "
-            f"hfbudget pause --force {stray.name}"
+            f"run {last.run} (process {last.owner_pid} on {last.place.host}) is in another "
+            f"container or on another machine, and can't be judged from here. {ends}; "
+            f"if it is dead: hfbudget pause --force {stray.name}"
         )
 
     def _in_use(self, stray: StrayEndpoint) -> str | None:

@@ -143,9 +143,11 @@ class UptimeMeter:
     def price(self, state: EndpointState, found: Endpoint) -> int | None:
         """Fill in the price of a replica; nano-USD for a minute of what will run at first."""
         listed = self._listed(state)
-        state.price_atto = None if listed is None else price_per_hour(listed.vendors, found)
-        state.count(found.first_replicas)
-        return None if state.price_atto is None else cost(state.price_atto, state.replicas)
+        state.use.price_atto = None if listed is None else price_per_hour(listed.vendors, found)
+        state.use.count(found.first_replicas)
+        return (
+            None if state.use.price_atto is None else cost(state.use.price_atto, state.use.replicas)
+        )
 
     def _listed(self, state: EndpointState) -> HardwareList | None:
         with self._lock:
@@ -173,7 +175,7 @@ class UptimeMeter:
         """Remember the replicas that were there before; None where that is unknown."""
         for _ in range(_TRIES):
             replicas = self._replicas(state.name)
-            state.earlier = None if replicas is None else earlier_replicas(replicas)
+            state.use.earlier = None if replicas is None else earlier_replicas(replicas)
             if replicas is not None:
                 return
 
@@ -181,25 +183,25 @@ class UptimeMeter:
         """What one endpoint has cost: by the server's times when ``final``, else at most."""
         if not state.leased or (state.found_asleep and not state.resumed):
             return NOTHING
-        window_s = state.window_s(self._until(pause))
-        price, minute_s = state.price_atto, self._settings.billing_minute_s
-        exact = state.earlier is not None and from_replicas(
+        window_s = state.use.window_s(self._until(pause))
+        price, minute_s = state.use.price_atto, self._settings.billing_minute_s
+        exact = state.use.earlier is not None and from_replicas(
             (self._replicas(state.name) or ()) if final else (),
             window_s=window_s,
-            earlier=state.earlier,
+            earlier=state.use.earlier,
             atto_per_hour=price,
             billing_minute_s=minute_s,
         )
         return exact or at_most(
             window_s=window_s,
-            replicas=state.most_replicas,
+            replicas=state.use.most_replicas,
             atto_per_hour=price,
             billing_minute_s=minute_s,
         )
 
     def window(self, state: EndpointState, pause: Receipt | None) -> UsageWindow:
         """The time that one endpoint's cost is for."""
-        return state.window(self._until(pause), self._settings.billing_minute_s)
+        return state.use.window(self._until(pause), self._settings.billing_minute_s)
 
     def _until(self, pause: Receipt | None) -> float:
         until = pause.paused_mono if pause else None

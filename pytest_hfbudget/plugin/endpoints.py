@@ -133,7 +133,7 @@ class RunEndpoints:
 
     def _forget_unless_billed(self, name: str) -> None:
         receipt = next((one for one in self._lifecycle.live() if one.name == name), None)
-        if receipt is None or not receipt.minutes:
+        if receipt is None or not receipt.cost.minutes:
             self._uptime.forget(name)
             self.accrue()
 
@@ -221,7 +221,7 @@ class RunEndpoints:
             receipts = self._lifecycle.finish()
             with self._uptime.lock:  # a tick may be booking what is only an upper bound
                 self._receipts = receipts
-                self._uptime.close(sum(receipt.nano_usd for receipt in receipts))
+                self._uptime.close(sum(receipt.cost.nano_usd for receipt in receipts))
             self.log.ended(self._receipts)
             self.sharing.settle(self._receipts)
         in_order = all(receipt.in_order for receipt in self._receipts)
@@ -303,8 +303,8 @@ def _line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
     return EndpointLine(
         name=receipt.name,
         state=receipt.state,
-        nano_usd=receipt.nano_usd,
-        minutes=receipt.minutes,
+        nano_usd=receipt.cost.nano_usd,
+        minutes=receipt.cost.minutes,
         resumed=receipt.resumed,
         paused=receipt.paused_at is not None,
         verified=receipt.verified,

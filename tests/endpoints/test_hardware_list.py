@@ -92,6 +92,6 @@ def test_a_run_uses_the_price_of_the_copy_and_says_so(hub: EmulatorClient, lifec
     run = lifecycle(run="run-2")
     run.ensure("acme/other")
     (receipt,) = run.finish()
-    assert receipt.price_nano_per_hour
-    assert receipt.nano_usd > 0
+    assert receipt.cost.price_nano_per_hour
+    assert receipt.cost.nano_usd > 0
     assert any("its price is that of 20" in warning for warning in receipt.warnings)

@@ -166,10 +166,10 @@ def test_the_bill_is_the_servers(hub: EmulatorClient, lifecycle: Make):
     run.ensure("acme/llm")
     (receipt,) = run.finish()
     (billed,) = hub.invoice()["endpoints"]
-    assert receipt.minutes == billed["minutes"] > 1
-    assert receipt.nano_usd == billed["nano_usd"]
-    assert receipt.price_nano_per_hour == 33_000_000
-    assert not receipt.estimated
+    assert receipt.cost.minutes == billed["minutes"] > 1
+    assert receipt.cost.nano_usd == billed["nano_usd"]
+    assert receipt.cost.price_nano_per_hour == 33_000_000
+    assert not receipt.cost.estimated
 
 
 def test_without_the_servers_times_the_bill_is_an_upper_bound(hub: EmulatorClient, lifecycle: Make):
@@ -178,9 +178,12 @@ def test_without_the_servers_times_the_bill_is_an_upper_bound(hub: EmulatorClien
     run.ensure("acme/llm")
     (live,) = run.live()
     (receipt,) = run.finish()
-    assert (live.minutes, receipt.minutes) == (2, 2)  # two replicas at most, a minute each
-    assert receipt.estimated
-    assert receipt.nano_usd == 1_100_000
+    assert (live.cost.minutes, receipt.cost.minutes) == (
+        2,
+        2,
+    )  # two replicas at most, a minute each
+    assert receipt.cost.estimated
+    assert receipt.cost.nano_usd == 1_100_000
 
 
 def test_a_run_that_needs_no_endpoint_starts_nothing(
@@ -250,7 +253,7 @@ def test_what_was_running_is_paused_too_and_said_to_have_been(hub: EmulatorClien
     assert receipt.found_running
     assert not receipt.resumed
     assert receipt.verified
-    assert receipt.minutes == 1
+    assert receipt.cost.minutes == 1
     assert changes(hub) == ["pause"], "a change would have deployed it anew"
 
 
@@ -261,7 +264,7 @@ def test_what_was_running_is_left_alone_when_asked_to(hub: EmulatorClient, lifec
     (receipt,) = run.finish()
     assert receipt.kept
     assert receipt.error is None
-    assert (receipt.minutes, receipt.nano_usd) == (0, 0)
+    assert (receipt.cost.minutes, receipt.cost.nano_usd) == (0, 0)
     assert changes(hub) == []
 
 
@@ -331,7 +334,7 @@ def test_a_refused_resume_is_an_error_each_time_and_paused_all_the_same(
     assert changes(hub).count("resume") == 1
     assert receipt.verified
     assert not receipt.resumed
-    assert receipt.nano_usd == 0
+    assert receipt.cost.nano_usd == 0
 
 
 @pytest.mark.parametrize("state", ["failed", "updateFailed"])

@@ -78,8 +78,8 @@ def test_replicas_that_are_none_leave_an_estimate(
     hub.add_fault("replicas", times=None, status=200, json=answer)
     (receipt,) = run.finish()
     assert receipt.verified
-    assert receipt.minutes >= 1
-    assert receipt.estimated
+    assert receipt.cost.minutes >= 1
+    assert receipt.cost.estimated
 
 
 def test_what_ran_before_is_not_charged_though_the_first_look_failed(
@@ -94,8 +94,8 @@ def test_what_ran_before_is_not_charged_though_the_first_look_failed(
     run.ensure("acme/llm")
     hub.clear_faults()
     (receipt,) = run.finish()
-    assert receipt.estimated
-    assert receipt.minutes <= 2  # as many as it may have replicas; three more ran before
+    assert receipt.cost.estimated
+    assert receipt.cost.minutes <= 2  # as many as it may have replicas; three more ran before
 
 
 def test_scaling_that_could_not_be_put_back_is_by_the_next_run(

@@ -27,7 +27,7 @@ from pytest_hfbudget.endpoints.lease_store import (
 )
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.process import start_time
+from pytest_hfbudget.endpoints.process import Place, start_time
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.version import __version__
 
@@ -56,13 +56,13 @@ def test_the_second_run_joins_and_the_last_one_out_pauses(
     assert asked(hub, "resume") == 1
     left = first.receipts()["acme/llm"]
     assert (left["state"], left["left_to"], left["verified"]) == ("left to run b", "b", False)
-    assert (left["error"], left["reason"], left["minutes"]) == (None, "asked", 1)
+    assert (left["error"], left["reason"], left["cost"]["minutes"]) == (None, "asked", 1)
     assert gone(first.reaper)
     assert asked(hub, "pause") == 0
     last = second.receipts()["acme/llm"]
     assert (last["state"], last["joined"], last["verified"]) == ("paused", "a", True)
     assert not last["resumed"]
-    assert last["minutes"] > 0, "each run pays for its own span"
+    assert last["cost"]["minutes"] > 0, "each run pays for its own span"
     assert gone(second.reaper)
     assert asked(hub, "resume") == asked(hub, "pause") == 1
     assert as_before(plane)
@@ -263,7 +263,7 @@ def test_a_claim_counts_while_its_owner_lives(settings: EndpointSettings):
     assert mine.successor() is None
     book(settings, "a").put(claim(settings, "a", owner_start="1"))
     assert mine.successor() is None
-    book(settings, "b").put(claim(settings, "b", host="elsewhere"))
+    book(settings, "b").put(claim(settings, "b", place=Place(host="elsewhere")))
     assert mine.successor() is None
     book(settings, "c").put(claim(settings, "c", phase=OVER))
     assert mine.successor() is None
