@@ -1,4 +1,4 @@
-"""The end of a reaper's work: all is paused, its owner is told, and later it looks again."""
+"""The end of a reaper's work: it pauses all, sends receipts, and later looks again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _READINGS = 2
 
 @dataclass
 class HeldEndpoint:
-    """One endpoint in the reaper's care."""
+    """One endpoint that the reaper is to pause."""
 
     watch: Watch
     lease: HeldLease
@@ -50,23 +50,23 @@ class FinalPause:
         log: Callable[[str], None],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``tell`` reaches the owner, if there still is one; neither that nor ``log`` raises."""
+        """``tell`` sends to the client, if it still runs; neither that nor ``log`` raises."""
         self._arm, self._plane, self._journal = arm, plane, journal
         self._tell, self._log, self._clock = tell, log, clock
         # Receipts, and whether each is the last about its endpoint.
-        self._told: queue.SimpleQueue[tuple[Receipt, bool]] = queue.SimpleQueue()
+        self._receipts: queue.SimpleQueue[tuple[Receipt, bool]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._woke = False
 
     def pause(self, every: Iterable[HeldEndpoint], reason: str) -> bool:
         """Pause all; whether each pause was verified, or is left to another run.
 
-        The owner is let go once it has a receipt for each. One with an error may be followed by
-        a better one, which the journal has.
+        The client is sent `Done` once it has a receipt for each. One with an error may be
+        followed by a better one, which only the journal has.
         """
         held = tuple(every)
         unstarted = [one for one in held if not self._begin(one, reason)]
-        # Nothing that is only told comes before the requests, or between them.
+        # The requests come first: no message to the client may delay them.
         self._tell(Pausing(reason))
         names = {one.watch.endpoint for one in held}
         if names:
@@ -85,22 +85,22 @@ class FinalPause:
 
     def _follow(self, at_work: set[str]) -> bool:
         ends = self._clock.monotonic() + _most_s(self._arm.timings)
-        untold, verified = set(at_work), True
-        if not untold:
+        unsent, verified = set(at_work), True
+        if not unsent:
             self._tell(Done())
         while at_work:
             try:
-                receipt, last = self._told.get(timeout=max(ends - self._clock.monotonic(), 0.0))
+                receipt, last = self._receipts.get(timeout=max(ends - self._clock.monotonic(), 0.0))
             except queue.Empty:
                 self._log("a pause did not come to an end in time")
-                if untold:
+                if unsent:
                     self._tell(Done())
                 return False
             self._log(f"{receipt.endpoint}: {receipt.error or receipt.state}")
-            if untold:  # else the owner has hung up
+            if unsent:  # else the client has closed the channel
                 self._tell(receipt)
-                untold.discard(receipt.endpoint)
-                if not untold:
+                unsent.discard(receipt.endpoint)
+                if not unsent:
                     self._tell(Done())
             if last:
                 at_work.discard(receipt.endpoint)
@@ -109,7 +109,7 @@ class FinalPause:
 
     def _begin(self, held: HeldEndpoint, reason: str) -> bool:
         """Pause one without waiting; False where there is no thread to be had."""
-        thread = threading.Thread(target=self._attend, args=(held, reason), daemon=True)
+        thread = threading.Thread(target=self._pause_and_look, args=(held, reason), daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
@@ -118,7 +118,7 @@ class FinalPause:
         self._threads.append(thread)
         return True
 
-    def _attend(self, held: HeldEndpoint, reason: str) -> None:
+    def _pause_and_look(self, held: HeldEndpoint, reason: str) -> None:
         if self._pause(held, reason).verified:
             self._look_later(held)
 
@@ -129,7 +129,7 @@ class FinalPause:
         def doubted(receipt: Receipt) -> None:
             told = replace(receipt, reason=reason)
             self._record(told, held.lease)
-            self._told.put((told, False))
+            self._receipts.put((told, False))
 
         try:
             receipt = releaser.run(
@@ -137,10 +137,10 @@ class FinalPause:
                 reason=reason,
                 doubted=doubted,
             )
-        except Exception as error:  # a bug here must be told, not be waited for
+        except Exception as error:  # the client must hear of a bug here, and not wait
             self._log(f"{name}: {error!r}")
             receipt = releaser.failed(f"{name}: the reaper failed: {error!r}")
-        self._told.put((receipt, True))
+        self._receipts.put((receipt, True))
         return receipt
 
     def _releaser(self, held: HeldEndpoint, *, settled: bool) -> Releaser:

@@ -25,12 +25,12 @@ INTENT = "intent"  # about to be resumed, or found running and to be paused at t
 RESUMED = "resumed"  # the control plane has answered the resume
 REVIVED = "revived"  # about to be resumed once more, since someone else had paused it
 PAUSED = "paused"  # the pause was tried to its end; `verified` says how it went
-LEFT = "left"  # another run of this machine has use for it, and will pause it
+LEFT = "left"  # another run of this machine uses it, and will pause it
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line.
+    """One line of a journal.
 
     Attributes:
         at: unix seconds.
@@ -70,7 +70,7 @@ def default_state_dir() -> Path:
     chosen = os.environ.get("HFBUDGET_STATE_DIR")
     if chosen:
         return Path(chosen)
-    import platformdirs  # only the owner needs it, once
+    import platformdirs  # the reaper does without it
 
     return Path(platformdirs.user_state_dir("hfbudget", appauthor=False))
 
@@ -128,7 +128,7 @@ class Journal:
 
     def _append(self, line: bytes) -> None:
         # Opened anew each time: a test may have closed descriptors that were not its own, and a
-        # line must not end up in whatever has that number now.
+        # line must not go into another file that has that number now.
         fd = self._open()
         try:
             size = os.fstat(fd).st_size

@@ -1,4 +1,4 @@
-"""The leases that runs of this machine hold on an endpoint: the last run out pauses it."""
+"""The leases that runs of this machine hold on an endpoint: the last of them pauses it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class HeldLease:
     Attributes:
         owner_pid, owner_start: the process that uses it.
         reaper_pid, reaper_start: the process that is to pause it.
-        at: unix seconds of the first word about it.
+        at: unix seconds of its beginning.
         scaling: ``compute.scaling`` from before the first of all runs that share it.
         place: where these processes run; its fields stand beside the others in the file.
     """
@@ -136,7 +136,7 @@ class HeldLease:
         return active and process.works(self.reaper_pid, self.reaper_start)
 
     def end_stopped_reaper(self) -> None:
-        """End a reaper without an owner that is stopped: continued, it would pause for a dead run.
+        """End a stopped reaper of a dead run: continued, it would pause what another run uses.
 
         To be called before its endpoint is used or paused by another run.
         """
@@ -203,7 +203,7 @@ class LeaseStore:
             ) from error
 
     def own(self) -> HeldLease | None:
-        """What this run has put."""
+        """This run's lease; None if there is none."""
         return _read(self._path)
 
     def others(self) -> tuple[HeldLease, ...]:
@@ -212,7 +212,7 @@ class LeaseStore:
         return tuple(sorted((lease for lease in found if lease), key=lambda lease: lease.at))
 
     def successor(self) -> HeldLease | None:
-        """A run that has use for the endpoint now; it will pause it when it leaves."""
+        """Another live run that uses the endpoint, and will pause it; None if there is none."""
         return next((lease for lease in self.others() if lease.in_use), None)
 
     def pauser(self) -> HeldLease | None:
@@ -221,7 +221,7 @@ class LeaseStore:
         return next((lease for lease in found if lease.reaper_works), None)
 
     def end(self, lease: HeldLease, *, paused: bool) -> None:
-        """Give ``lease`` back. Once ``paused`` for certain, what dead runs left goes too."""
+        """Remove ``lease``. Once the pause is verified (``paused``), leases of dead runs go too."""
         with contextlib.suppress(OSError, EndpointError):
             mine = self.own()
             if mine is not None and mine.reaper_pid != lease.reaper_pid:

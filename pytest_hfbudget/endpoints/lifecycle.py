@@ -51,7 +51,7 @@ def _any_number(endpoint: Endpoint, more: int, nano_per_minute: int, ahead: bool
 class Lifecycle:
     """Resumes each endpoint at most once, and has all of them paused however the run ends.
 
-    Safe to share between threads. A process that was forked off has no say: there, every
+    Safe to share between threads. In a forked process every
     method does nothing, or raises `EndpointError` where it would have to return an endpoint.
     """
 
@@ -217,7 +217,7 @@ class Lifecycle:
     def pause_after(self, seconds: float | None) -> None:
         """Have the reaper pause all by itself some time from now, whatever this process does.
 
-        For a cap: each call sets the time anew, None takes it away. Said before there is a
+        For a cap: each call sets the time anew, None takes it away. Called before there is a
         reaper, it holds as soon as there is one.
         """
         if self._closing or os.getpid() != self._pid:
@@ -261,7 +261,7 @@ class Lifecycle:
         return self._receipts(self._supervisor.receipts() if self._supervisor else {}, final=False)
 
     def _adopt(self, state: EndpointState) -> None:
-        """It is this run that answers for it now, and no longer a dead one."""
+        """Close the leases of dead runs on an endpoint that this run pauses."""
         if state.kept:
             return
         settings = self._settings

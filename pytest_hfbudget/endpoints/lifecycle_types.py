@@ -128,7 +128,7 @@ class EndpointReceipt:
         kept: it was up before this run and was asked to stay so; nothing is charged.
         warnings: what went wrong without harm to the pause.
         reason: why it was paused: "asked", "deadline" (see `Lifecycle.pause_after`), "owner
-            gone" or "reaper lost"; empty before.
+            gone" (the pytest process ended) or "reaper lost"; empty before.
         joined: the run that had brought it up, and was using it too.
         left_to: the run that went on using it, and pauses it.
         revived: how often it was resumed again after someone else had paused it.
@@ -279,7 +279,7 @@ class EndpointState:
         late: str | None,
         warnings: tuple[str, ...],
     ) -> EndpointReceipt:
-        """All that there is to say; ``late`` is the error when there should be a pause by now."""
+        """The receipt; ``late`` is the error when there should be a pause by now."""
         seen = self.endpoint or self.found
         price = None if self.use.price_atto is None else nano(self.use.price_atto)
         return EndpointReceipt(

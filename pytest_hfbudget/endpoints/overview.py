@@ -81,7 +81,7 @@ def overview(
 
     Args:
         state_dir: where this machine's runs write down what they use.
-        hardware: `ControlPlane.hardware`, for who asks often; asked for if None.
+        hardware: `ControlPlane.hardware`, for callers that ask often; read if None.
         now: unix seconds.
 
     Raises:
@@ -140,7 +140,7 @@ def _starts(plane: ControlPlane, endpoint: Endpoint, now: float) -> tuple[float,
 
 
 def _holders(api: str, state_dir: Path) -> dict[str, tuple[EndpointHolder, ...]]:
-    """By endpoint, what this machine's records tell."""
+    """The holders that this machine's records name, by endpoint."""
     found: dict[str, dict[str, EndpointHolder]] = {}
     records = [(lease.intent, lease.intent.endpoint) for lease in unfinished(leases_dir(state_dir))]
     for record, name in records:

@@ -1,4 +1,4 @@
-"""Whether a process is still the one it was, and being told the moment it is not.
+"""Whether a process still runs, by its pid and start time, and a watch for its death.
 
 A pid alone proves nothing: it is reused, and it stays visible while a dead process waits to be
 collected. A pid with its start time names one process.
@@ -43,7 +43,7 @@ def alive(pid: int, start: str | None) -> bool:
 
 
 def boot_id() -> str:
-    """Names this boot of this machine (random(4)); empty on systems that don't tell."""
+    """Names this boot of this machine (random(4)); empty on systems without one."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()

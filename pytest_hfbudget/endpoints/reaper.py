@@ -1,7 +1,7 @@
 """The reaper: a small process that pauses what a run has leased, when asked or when pytest is gone.
 
-It is started by `spawn`, shares nothing with its owner but one socket, and ends after its last
-look at what it has paused. The run does not wait for that look.
+It is started by `spawn`, shares one socket with the pytest process (the client) and nothing
+else, and ends after its last look at what it has paused. The run does not wait for that look.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     encode,
 )
 from pytest_hfbudget.endpoints.retry import FIRST_MESSAGE_S, SPAWN_S, SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.spawn import RESERVE, SECOND, spawn_standby
-from pytest_hfbudget.endpoints.standby import Standby, StandbyHandle, with_reserve
+from pytest_hfbudget.endpoints.spawn import RESERVE, STANDBY, spawn_standby
+from pytest_hfbudget.endpoints.standby import Standby, Standbys, start_reserve
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
 
@@ -50,7 +50,7 @@ _STDERR = 2
 
 
 class Channel:
-    """The reaper's end of the socket. An owner that is gone is no reason to fail."""
+    """The reaper's end of the socket. No method raises when the client is gone."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._decoder, self._lock = sock, Decoder(), threading.Lock()
@@ -61,7 +61,7 @@ class Channel:
         return self._sock.fileno()
 
     def receive(self) -> list[Message] | None:
-        """What has come in; None at the end of the line."""
+        """The messages that have arrived; None at the end of the channel."""
         try:
             data = self._sock.recv(65536)
         except OSError:
@@ -69,28 +69,28 @@ class Channel:
         return self._decoder.feed(data) if data else None
 
     def send(self, message: Message) -> None:
-        """Tell the owner, if there still is one."""
+        """Send to the client, if it still runs."""
         try:
             with self._lock:
                 self._sock.sendall(encode(message))
         except OSError as error:
-            log(f"the owner can't be told of {type(message).__name__.lower()}: {error}")
+            log(f"the client did not get the message {type(message).__name__.lower()}: {error}")
 
 
 class Reaper:
-    """Waits for a request to pause, the owner's death, the end of the line or of a time limit."""
+    """Pauses on request, when the client dies or closes the channel, and at a time limit."""
 
     def __init__(
         self,
-        line: Channel,
+        channel: Channel,
         arm: Arm,
-        second: StandbyHandle,
+        standbys: Standbys,
         *,
         stands_in: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``stands_in`` for a reaper that was killed: endpoints are in its care already."""
-        self._channel, self._arm, self._standbys, self._clock = line, arm, second, clock
+        """``stands_in``: it replaces a reaper that was killed, and endpoints may run already."""
+        self._channel, self._arm, self._standbys, self._clock = channel, arm, standbys, clock
         self._held: dict[str, HeldEndpoint] = {}
         self._start = process.start_time(os.getpid())
         self._limit: float | None = None
@@ -101,15 +101,15 @@ class Reaper:
         )
 
     def run(self, heard: Sequence[Message] = ()) -> bool:
-        """Keep watch, then pause all; whether every pause was verified, and has held.
+        """Wait for a reason to pause, then pause all; whether each pause was verified and held.
 
         Args:
-            heard: what the owner said to the reaper that this one stands in for.
+            heard: what the client sent to the reaper that this one stands in for.
         """
         death = process.watch(self._arm.client_pid, self._arm.client_start)
         reason = self._act(heard)
         if reason is None:
-            self._standbys.engage(self._standing())
+            self._standbys.start(self._state())
         self._channel.send(Ready(os.getpid()))
         reason = reason or self._wait(death)
         death.close()
@@ -125,8 +125,8 @@ class Reaper:
         self._standbys.dismiss()
         return ending.look_again() and verified
 
-    def _standing(self) -> Iterator[Message]:
-        """All that another reaper has to know."""
+    def _state(self) -> Iterator[Message]:
+        """All that a standby has to know."""
         yield self._arm
         for held in self._held.values():
             yield replace(held.watch, resuming=not held.settled)
@@ -134,10 +134,10 @@ class Reaper:
 
     def _wait(self, death: process.DeathWatch) -> str:
         while True:
-            watched: tuple[_Pollable, ...] = (self._channel, death, *self._standbys.ends)
+            watched: tuple[_Pollable, ...] = (self._channel, death, *self._standbys.sockets)
             ready = _readable(watched, self._patience(death.period_s))
-            # The death is looked at first: a child that the owner forked may hold the
-            # socket open, and what it says there is not the owner's word.
+            # The death is looked at first: a child that the client forked may hold the
+            # socket open, and what it sends is no message of the client.
             if death.dead():
                 return CLIENT_GONE
             if self._channel in ready:
@@ -146,9 +146,9 @@ class Reaper:
                     return reason
             if self._limit is not None and self._clock.monotonic() >= self._limit:
                 return DEADLINE
-            if self._standbys.thinned():
+            if self._standbys.any_gone():
                 log("a standby was killed")
-                self._standbys.engage(self._standing())
+                self._standbys.start(self._state())
 
     def _patience(self, period_s: float | None) -> float | None:
         if self._limit is None:
@@ -157,17 +157,17 @@ class Reaper:
         return left if period_s is None else min(left, period_s)
 
     def _read(self) -> str | None:
-        """Act on what the owner said; a reason to pause, if there is one."""
+        """Act on the client's messages; returns a reason to pause, if there is one."""
         try:
             messages = self._channel.receive()
         except (ValueError, KeyError, TypeError) as error:
-            log(f"the channel is garbled: {error!r}")  # an endpoint may be running all the same
+            log(f"a message can't be read: {error!r}")  # an endpoint may be running all the same
             return CLIENT_GONE
         return CLIENT_GONE if messages is None else self._act(messages)
 
     def _act(self, messages: Iterable[Message]) -> str | None:
         for message in messages:
-            self._standbys.tell(message)
+            self._standbys.send(message)
             if isinstance(message, Watch):
                 self._take(message)
             elif isinstance(message, Settled) and message.endpoint in self._held:
@@ -188,13 +188,13 @@ class Reaper:
         except EndpointError as error:
             self._channel.send(Watching(name, str(error)))
             return
-        # A later word about the same endpoint brings its settings; it was reached before.
+        # A later message about the same endpoint brings its settings; it was reached before.
         if known:
             self._channel.send(Watching(name))
             return
         try:
             threading.Thread(target=self._reach, args=(name,), daemon=True).start()
-        except RuntimeError as error:  # others are in this process's care: it goes on
+        except RuntimeError as error:  # it goes on for the other endpoints
             self._channel.send(Watching(name, str(error)))
 
     def _lease_store(self, name: str) -> LeaseStore:
@@ -253,33 +253,33 @@ def log(text: str) -> None:
 
 
 def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
-    """The whole life of a reaper, its second or its reserve; called by the boot line of `spawn`.
+    """Run a reaper, or one of its two standbys; called by the boot code of `spawn`.
 
     Args:
         role: the name of the process.
         run: the run whose endpoints it is there for.
-        fds: the line to the owner; for standbys also what `second.pairs` has made for them.
+        fds: the channel to the client; for standbys also the sockets of `standby_sockets`.
         log_path: where its standard error goes.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
     process.show_name(role)
-    line, *others = (socket.socket(fileno=fd) for fd in fds)
-    ends = Channel(line)
+    client, *others = (socket.socket(fileno=fd) for fd in fds)
+    channel = Channel(client)
 
     def start(role: str, inherited: Sequence[socket.socket]) -> None:
-        spawn_standby(role, (line, *inherited), run, Path(log_path), timeout_s=SPAWN_S)
+        spawn_standby(role, (client, *inherited), run, Path(log_path), timeout_s=SPAWN_S)
 
     known: list[socket.socket] = []
-    if role == SECOND:
-        *others, to_reserve = with_reserve(others, partial(start, RESERVE), log)
+    if role == STANDBY:
+        *others, to_reserve = start_reserve(others, partial(start, RESERVE), log)
         known = [to_reserve]
-    arm, *heard = (Standby(others).wait() if others else ends.receive()) or [Done()]
+    arm, *heard = (Standby(others).wait() if others else channel.receive()) or [Done()]
     if not isinstance(arm, Arm):
         return
-    second = StandbyHandle(partial(start, SECOND), log, known=known)
-    if Reaper(ends, arm, second, stands_in=bool(others)).run(heard):
+    standbys = Standbys(partial(start, STANDBY), log, known=known)
+    if Reaper(channel, arm, standbys, stands_in=bool(others)).run(heard):
         with suppress(OSError):
             os.unlink(log_path)  # it only says that all went well, and the journal says so too
     # Not an ordinary exit: a thread that is stuck in a name look-up must not keep this alive.

@@ -127,7 +127,7 @@ class ReaperClient:
         return client
 
     def watch(self, watch: Watch, *, timeout_s: float) -> None:
-        """Put an endpoint into the reaper's care; returns once it has said that it will.
+        """Have the reaper pause an endpoint at the end; returns once the reaper has promised it.
 
         Raises:
             EndpointError: the reaper is lost, silent, or can't reach the endpoint.
@@ -153,7 +153,7 @@ class ReaperClient:
         self._try_send(UptimeLimit(at_mono))
 
     def ask(self) -> bool:
-        """Tell the reaper to pause all now, without waiting; whether it could be told."""
+        """Have the reaper pause all now, without waiting; returns whether the message was sent."""
         return self._try_send(Pause())
 
     def pause(self, timeout_s: float) -> tuple[Receipt, ...]:
@@ -180,12 +180,12 @@ class ReaperClient:
         return self._ended and not self._done
 
     def end_if_stopped(self) -> None:
-        """End a reaper that stays stopped, to be called again and again: its second steps in."""
+        """End a reaper that stays stopped, to be called again and again: its standby steps in."""
         if self.pid is not None and not self._ended:
             self._stopped.end_if_stopped(self.pid, self._start)
 
     def close(self) -> None:
-        """Hang up; a reaper that still has work takes that as a request to do it."""
+        """Close the channel; a reaper that still has work takes that as a request to do it."""
         self._ended = True
         if self._intact():
             self._channel.close()
@@ -223,7 +223,7 @@ class ReaperClient:
         try:
             self._channel.send(message)
         except OSError:
-            # A reaper that has done its work hangs up; what it said before is still to be read.
+            # A reaper that is done closes the channel; its last messages are still unread.
             while self._pump(0.0):
                 pass
             self._ended = True
@@ -290,4 +290,4 @@ class ReaperClient:
             last = self._log.read_text(errors="replace").strip().rpartition("\n")[2]
         except OSError:
             last = ""
-        return f"Its last words: {last}" if last else f"Its log: {self._log}"
+        return f"The end of its log: {last}" if last else f"Its log: {self._log}"

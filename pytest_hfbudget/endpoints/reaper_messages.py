@@ -1,4 +1,4 @@
-"""What the owner of a lease and its reaper say to each other: one JSON object per line."""
+"""The messages between the client (pytest, `hfbudget run`) and its reaper: JSON lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_hfbudget.endpoints.retry import Timings
 # Why endpoints are paused; `Receipt.reason` is one of these.
 ASKED = "asked"
 DEADLINE = "deadline"
-CLIENT_GONE = "owner gone"
+CLIENT_GONE = "owner gone"  # the word of the first version, in journals and reports
 REAPER_LOST = "reaper lost"
 SWEPT = "swept"
 AWAKE = "awake again"
@@ -20,7 +20,7 @@ AWAKE = "awake again"
 
 @dataclass(frozen=True)
 class Arm:
-    """Owner: the first message; the only place where the token ever passes."""
+    """Client: the first message; the only place where the token ever passes."""
 
     token: str | None = field(repr=False)
     api: str
@@ -36,7 +36,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Watch:
-    """Owner: pause this one when I am gone.
+    """Client: pause this endpoint at the end of this process.
 
     Attributes:
         scaling: ``compute.scaling`` to put back after the pause; None to leave it alone.
@@ -52,26 +52,26 @@ class Watch:
 
 @dataclass(frozen=True)
 class Settled:
-    """Owner: no resume of this endpoint is under way (any more)."""
+    """Client: no resume of this endpoint is under way (any more)."""
 
     endpoint: str
 
 
 @dataclass(frozen=True)
 class UptimeLimit:
-    """Owner: pause all at this moment of the system's steady clock; None: forget that."""
+    """Client: pause all at this moment of the system's steady clock; None: forget that."""
 
     at_mono: float | None
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Owner: pause all now."""
+    """Client: pause all now."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """Reaper: the owner is being watched."""
+    """Reaper: it watches the client."""
 
     pid: int
 
@@ -127,7 +127,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Done:
-    """Reaper: nothing left to do, good-bye."""
+    """Reaper: nothing is left to do."""
 
 
 Message: TypeAlias = (
@@ -152,13 +152,13 @@ _KINDS: dict[str, Callable[..., Message]] = {
 
 
 def encode(message: Message) -> bytes:
-    """One line."""
+    """A message as one line."""
     kind = type(message).__name__.lower()
     return dumps({"type": kind, **asdict(message)}).encode() + b"\n"
 
 
 class Decoder:
-    """Puts lines together from what arrives."""
+    """Puts messages together from the bytes that arrive."""
 
     def __init__(self) -> None:
         self._rest = b""

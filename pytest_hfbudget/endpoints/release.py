@@ -36,7 +36,7 @@ from pytest_hfbudget.errors import EndpointError
 class Pauser:
     """Pauses one endpoint until it is verified, or the deadline is over.
 
-    Shared by the reaper and, should that be lost, its owner.
+    Shared by the reaper and, should that be lost, the pytest process.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Pauser:
     ) -> Receipt:
         """Pause, verify, ``record`` it, and only then put the endpoint's settings back.
 
-        Never raises for what a server does; the receipt tells.
+        Never raises for what a server does: the error is in the receipt.
 
         Args:
             doubted: told once the token has been refused for ``doubt_s``; the pause is tried on
@@ -86,7 +86,7 @@ class Pauser:
         if not receipt.verified or receipt.state == GONE:
             return receipt
         warnings, awake = self._restore()
-        if awake:  # seen by no one yet, but nothing published says that it can't happen
+        if awake:  # never seen so far, but nothing published rules it out
             receipt = self._pause()
             record(receipt)
         return replace(receipt, warnings=warnings, restored=not warnings)
@@ -234,7 +234,7 @@ class Pauser:
 
 
 class Releaser:
-    """Ends one run's lease on one endpoint. Used by reapers, their owners and the sweep."""
+    """Ends one run's lease on one endpoint. Used by the reaper, the supervisor and the sweep."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class Releaser:
 
     @property
     def endpoint(self) -> str:
-        """Full name of what is left."""
+        """Full name of what is released."""
         return self._lease.endpoint
 
     def run(
@@ -265,7 +265,7 @@ class Releaser:
         reason: str,
         doubted: Callable[[Receipt], None] | None = None,
     ) -> Receipt:
-        """Leave it, ``record`` how, and tell; see `Pauser.run`."""
+        """Leave the endpoint to another run, or pause it, and ``record`` that; see `Pauser.run`."""
         trouble = self._announce()
         successor = self._successor()
         if successor is not None:
@@ -312,10 +312,10 @@ class Releaser:
 def awake_again(
     plane: ControlPlane, lease_store: LeaseStore, lease: HeldLease, *, at: float
 ) -> str:
-    """The state of an endpoint that was paused and does not rest; empty where all is well.
+    """The state of an endpoint that was paused and is not paused any more; empty when all is well.
 
     A resume that was lost may take effect late, a server may have told of an older state, and
-    settings that are put back may wake it. What another run has come to use is left to that run.
+    settings that are put back may wake it. One that another run uses by now is left to that run.
 
     Args:
         at: unix seconds.
@@ -338,7 +338,7 @@ def awake_again(
 
 
 def entry(receipt: Receipt, lease: HeldLease, *, at: float) -> Record:
-    """The journal's line about how an endpoint was left."""
+    """The journal's record of a release."""
     return Record(
         kind=LEFT if receipt.left_to else PAUSED,
         run=lease.run,

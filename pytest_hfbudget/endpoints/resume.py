@@ -47,11 +47,11 @@ class Resumer:
         progress: Progress,
         stopping: Callable[[], str],
     ) -> None:
-        """``stopping`` says why nothing is to be waited for any more; empty while there is time."""
+        """``stopping`` returns why to wait no longer; empty while there is time."""
         self._plane, self._settings, self._clock = plane, settings, clock
         self._progress, self._stopping = progress, stopping
 
-    def spread_net(self, endpoint: Endpoint, most_replicas: int | None = None) -> str | None:
+    def limit_scaling(self, endpoint: Endpoint, most_replicas: int | None = None) -> str | None:
         """Have the server itself scale the endpoint to zero when it idles, and tag the run.
 
         The last layer: it works when this machine is gone. A warning if it could not be had.
@@ -74,7 +74,7 @@ class Resumer:
         except ControlPlaneError as error:
             return (
                 f"{endpoint.full_name}: the server was not told to scale it to zero when idle, "
-                f"so it has no net should this machine fail: {error}"
+                f"so it goes on running should this machine fail: {error}"
             )
         return None
 
@@ -103,7 +103,7 @@ class Resumer:
             except ControlPlaneError as error:
                 if not error.maybe_done:
                     raise
-                if self._woke(name):
+                if self._took_effect(name):
                     return False
             else:
                 return True
@@ -153,11 +153,11 @@ class Resumer:
         # Right after a resume the old state may still be what is read.
         if state in ASLEEP and seconds >= self._settings.timings.settle_s:
             raise EndpointError(
-                f'{name} is "{state}" {seconds:.0f} s after it was resumed: someone else, or the '
-                "server, has put it to rest. Run again."
+                f'{name} is "{state}" {seconds:.0f} s after it was resumed: another process, or '
+                "the server, has paused it. Run again."
             )
 
-    def _woke(self, name: str) -> bool:
+    def _took_effect(self, name: str) -> bool:
         """Whether the state changes within the time that a lost resume may take.
 
         True also where no state could be read: then nothing shows that it had no effect.
@@ -202,7 +202,7 @@ class Startup:
     ) -> None:
         """``supervisor`` starts the reaper if there is none."""
         self._settings, self._plane, self._resumer, self._meter = settings, plane, resumer, meter
-        self._clock, self._caps, self._arm = clock, caps, supervisor
+        self._clock, self._caps, self._supervisor = clock, caps, supervisor
 
     def bring_up(self, state: EndpointState, *, keep_running: bool) -> Endpoint:
         """The endpoint, serving.
@@ -223,10 +223,11 @@ class Startup:
         if not found.at_rest:
             self._count(state, found, found.most_replicas)
         self._resumer.refuse_late(state.name)
-        supervisor = self._arm()
+        supervisor = self._supervisor()
         state.leased, state.use.resumed_at = True, self._clock.time()
         state.use.resumed_mono = self._clock.monotonic()
-        # Claimed before it is looked at again: who leaves now sees us, or we wait for its pause.
+        # Leased before the next look: a run that ends now sees this lease, or this run waits for
+        # its pause.
         self._watch(supervisor, Watch(state.name))
         with self._alone(state):
             self._begin(state, supervisor)
@@ -239,12 +240,12 @@ class Startup:
         Raises:
             EndpointError: it had been revived before, or does not come up.
         """
-        supervisor, since = self._arm(), None
+        supervisor, since = self._supervisor(), None
         with self._alone(state):
             found = self._plane.get(state.name)
             if found.state in ASLEEP:
                 since = self._clock.monotonic()
-                self._wake_again(state, found, supervisor)
+                self._resume_again(state, found, supervisor)
         return self._serving(state, supervisor, since)
 
     def _serving(
@@ -293,17 +294,17 @@ class Startup:
         untag = found.at_rest or tagged_run(found.tags) is not None
         self._watch(supervisor, Watch(state.name, state.scaling, untag=untag))
         if found.at_rest:
-            self._spread_net(state, found)
+            self._limit_scaling(state, found)
             self._resume(state, found, supervisor)
         else:
             self._count(state, found, found.most_replicas)
             state.joined = successor.run if successor else None
             state.tag.until = tagged_until(found.tags)
 
-    def _spread_net(self, state: EndpointState, found: Endpoint) -> None:
+    def _limit_scaling(self, state: EndpointState, found: Endpoint) -> None:
         """Under a cap the endpoint may not scale beyond the replicas that are paid for ahead."""
         most = state.use.replicas if self._settings.capped else None
-        warning = self._resumer.spread_net(found, most)
+        warning = self._resumer.limit_scaling(found, most)
         state.warn(warning)
         state.tag.until = self._resumer.until
         if warning or most is None:
@@ -331,7 +332,7 @@ class Startup:
                 self._caps.grow(found, more, cost(state.use.price_atto, more), not resumed)
             state.use.count(replicas)
 
-    def _wake_again(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
+    def _resume_again(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
         if state.revived >= _MOST_REVIVALS:
             raise EndpointError(
                 f'{state.name} is "{found.state}" again: someone else, or the server, has put it '
@@ -345,7 +346,7 @@ class Startup:
         supervisor.write(REVIVED, found, scaling=state.scaling)
         state.revived += 1
         if bare:
-            self._spread_net(state, found)
+            self._limit_scaling(state, found)
         else:
             self._count(state, found, found.most_replicas)
         self._resume(state, found, supervisor)

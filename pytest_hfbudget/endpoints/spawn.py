@@ -30,9 +30,9 @@ sys.path += paths
 importlib.import_module(module).main(role, run, json.loads(fds), log)
 """
 
-# The names of the processes.
+# The names of the processes: the reaper, its first standby, and its second, the reserve.
 REAPER = "hfbudget-reaper"
-SECOND = "hfbudget-reaper-second"
+STANDBY = "hfbudget-reaper-second"
 RESERVE = "hfbudget-reserve"
 
 # What an interpreter and its TLS may need. All else stays behind, the token first of all.
@@ -74,7 +74,7 @@ def spawn_reaper(end: socket.socket, run: str, log: Path, *, timeout_s: float) -
 def spawn_standby(
     role: str, ends: Sequence[socket.socket], run: str, log: Path, *, timeout_s: float
 ) -> None:
-    """Start a reaper's second or its reserve, which inherits ``ends``, the line to the owner first.
+    """Start a standby (`STANDBY` or `RESERVE`), which inherits ``ends``, the client's socket first.
 
     Raises:
         EndpointError: it can't be started.

@@ -62,7 +62,7 @@ class Supervisor:
         return self._client.pid
 
     def watch(self, watch: Watch) -> None:
-        """Put an endpoint under supervisor, just before it may be resumed; or tell more about it.
+        """Have the reaper pause an endpoint at the end, before it is resumed; or change how.
 
         Raises:
             EndpointError: it can't be promised that it will be paused.
@@ -134,9 +134,9 @@ class Supervisor:
         """Look after the reaper: a lost one is replaced once, else all is paused from here."""
         with self._lock:
             self._client.end_if_stopped()
-            self._notice()
+            self._notice_successions()
             if not self._watches and self._starts == 1 and self._client.lost:
-                self._client = self._start()  # nothing was in its care yet
+                self._client = self._start()  # it had no endpoint yet
             elif self._client.lost and not self._own:
                 self._replace()
 
@@ -146,7 +146,7 @@ class Supervisor:
             client = self._client
         receipts = {receipt.endpoint: receipt for receipt in client.pause(timeout_s)}
         receipts.update(self._own)
-        self._notice()
+        self._notice_successions()
         if self._client.lost:  # by now there is no time for another reaper
             missing = [name for name in self._watches if not _in_order(receipts.get(name))]
             if missing:
@@ -160,7 +160,7 @@ class Supervisor:
         return {**known, **self._own}
 
     def close(self) -> None:
-        """Let the reaper go; it finishes what it still has to do."""
+        """Close the channel; the reaper finishes what it still has to do."""
         self._client.close()
 
     def _start(self) -> ReaperClient:
@@ -185,7 +185,7 @@ class Supervisor:
             arm, log=log, timeout_s=timeout_s, spawn=self._spawn, clock=self._clock
         )
 
-    def _notice(self) -> None:
+    def _notice_successions(self) -> None:
         """Replace a reaper whose standby stepped in: something kills processes here."""
         if self._client.successions > self._noticed:
             self._noticed = self._client.successions
@@ -218,7 +218,7 @@ class Supervisor:
             return {}
         timings = replace(self._settings.timings, deadline_s=timeout_s)
 
-        def leave(name: str) -> Receipt:
+        def release(name: str) -> Receipt:
             lease, watch = self._new_lease(name), self._watches[name]
             lease_store = self._settings.lease_store(name)
             settled = name not in self._unsettled
@@ -227,7 +227,7 @@ class Supervisor:
             return releaser.run(lambda told: self._record(told, lease), reason=reason)
 
         with ThreadPoolExecutor(len(names), "hfbudget-pause") as pool:
-            return dict(zip(names, pool.map(leave, names), strict=True))
+            return dict(zip(names, pool.map(release, names), strict=True))
 
     def _new_lease(self, name: str) -> HeldLease:
         pid, start = os.getpid(), process.start_time(os.getpid())

@@ -308,7 +308,7 @@ def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
     reaper = held_lease.reaper_pid if held_lease is not None and held_lease.reaper_works else None
     if reaper and not kept:
         return None
-    # A pause that failed for good has ended the lease, even if its owner lives on.
+    # A pause that failed for good has ended the lease, even if the run goes on.
     if lease.paused is not None and not reaper:
         return f"its pause failed: {lease.paused.error or lease.paused.state}"
     if process.alive(intent.owner_pid, intent.owner_start):

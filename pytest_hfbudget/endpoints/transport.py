@@ -128,7 +128,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """How this machine reaches the internet; found once by the owner, handed to the reaper.
+    """How this machine reaches the internet; the pytest process sends it to the reaper.
 
     Attributes:
         ca_file: a bundle of certificate authorities; None is the system's.
@@ -171,8 +171,6 @@ class Urllib3Transport:
 
     def __init__(self, route: Route | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         import urllib3  # importing this package must stay cheap
-
-        from pytest_hfbudget.endpoints.transport import POOLS
 
         self._urllib3, self._clock, self._used = urllib3, clock, clock.monotonic()
         route = route or Route()
@@ -255,7 +253,7 @@ _TRIES = 2
 
 
 def read_public_json(url: str, *, within_s: float) -> bytes:
-    """What a URL answers with, after a second try where the first had no answer.
+    """The body of a URL's answer, after a second try where the first had no answer.
 
     Args:
         within_s: the most that connecting may take, and again the whole answer, of both tries.
