@@ -11,13 +11,11 @@ import pytest
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetWarning, UnaffordableEndpointError
 from pytest_hfbudget.plugin import tracebacks
+from pytest_hfbudget.reporting.model import NOT_RUN
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import BudgetExceededError
     from pytest_hfbudget.plugin.run import Run
-
-
-NOT_RUN = "not run"  # as an outcome in the report
 
 
 STOPPED = "the budget of the run is used up (--hf-on-exhausted=stop)"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pytest_hfbudget.money import show
-from pytest_hfbudget.reporting.saved import SavedReport
+from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, counted, unmetered
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, tests
 from pytest_hfbudget.text import printable
 
@@ -27,12 +27,12 @@ class RefusalPlace(NamedTuple):
     line: int
 
 
-def step_summary(report: SavedReport) -> str:
+def step_summary(report: Report) -> str:
     """A run in Markdown: spent of cap, endpoints with their receipts, refusals, the top tests."""
     return "\n".join([*_head(report), *_tables(report)]) + "\n"
 
 
-def errors(report: SavedReport, places: dict[str, RefusalPlace]) -> Iterator[str]:
+def errors(report: Report, places: dict[str, RefusalPlace]) -> Iterator[str]:
     """A workflow command for each of the first refusals, at the test that was refused."""
     for refusal in report.refusals[:ANNOTATIONS]:
         properties = ["title=hfbudget refused a call"]
@@ -41,35 +41,28 @@ def errors(report: SavedReport, places: dict[str, RefusalPlace]) -> Iterator[str
         yield f"::error {','.join(properties)}::{_data(printable(refusal.message, keep=LINE_ENDS))}"
 
 
-def _head(report: SavedReport) -> Iterator[str]:
+def _head(report: Report) -> Iterator[str]:
     of = f"of {show(report.cap)} " if report.cap is not None else ""
-    calls = "1 call" if report.sent == 1 else f"{report.sent:,} calls"
     yield "### hf budget"
     yield ""
-    yield f"**{show(report.spent)}** {of}spent, {calls}, {report.refused:,} refused"
+    yield f"**{show(report.spent)}** {of}spent, {report.counts}"
     if report.rehearsal:
         yield ""
-        yield "A rehearsal against the emulator: nothing was paid."
+        yield f"{REHEARSAL.capitalize()}."
     for sum_up in _remarks(report):
         yield ""
         yield sum_up
 
 
-def _remarks(report: SavedReport) -> Iterator[str]:
-    estimated = sum(call.estimated and not call.replayed for call in report.calls)
-    unpriced = sum(call.usd is None and not call.replayed for call in report.calls)
-    replayed = sum(call.replayed for call in report.calls)
-    if estimated:
-        yield f"{estimated:,} without usage, charged at an upper bound"
-    if unpriced:
-        yield f"{unpriced:,} without a known price, not in the sum"
-    if replayed:
-        yield f"{replayed:,} replayed, at $0"
-    for why, calls in report.unmetered.items():
-        yield f"{calls:,} could not be metered: {_literal(why, MESSAGE)}"
+def _remarks(report: Report) -> Iterator[str]:
+    for remark in REMARKS:
+        if calls := len(report.remarked(remark)):
+            yield f"{counted(calls, 'call')} {remark.meaning}"
+    for why, calls in report.unmetered:
+        yield unmetered(_literal(why, MESSAGE), calls)
 
 
-def _tables(report: SavedReport) -> Iterator[str]:
+def _tables(report: Report) -> Iterator[str]:
     for table in (endpoints(report), refusals(report), tests(report)):
         if table.rows:
             yield ""

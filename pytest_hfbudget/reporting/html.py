@@ -1,7 +1,7 @@
 """The report as one HTML page that needs nothing else: no network, no other file.
 
-What is in a report was named by others, so the page is escaped by Jinja throughout, and its own
-content security policy allows exactly the one script and the one style that are in it.
+Names in a report come from others, so Jinja escapes all of them, and the content security policy of
+the page allows exactly the one script and the one style that are in it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pytest_hfbudget.money import brief, show
-from pytest_hfbudget.reporting.saved import SavedReport
-from pytest_hfbudget.reporting.tables import Cell, Column, Table, remarks, tables, uptime
+from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, total
+from pytest_hfbudget.reporting.tables import Cell, Column, Table, tables
 
 # So many rows are in the page itself; the others are data that its script draws when asked to.
 ROWS = 25
@@ -33,7 +33,7 @@ _BREAKS = re.compile(r"(?<=::)")
 _HERE = Path(__file__).with_name("templates")
 
 
-def write(reports: Sequence[SavedReport], path: Path) -> None:
+def write(reports: Sequence[Report], path: Path) -> None:
     """Write the page of one or more runs, oldest first.
 
     Raises:
@@ -43,7 +43,7 @@ def write(reports: Sequence[SavedReport], path: Path) -> None:
     path.write_text(page(reports), encoding="utf-8", errors="replace")
 
 
-def page(reports: Sequence[SavedReport]) -> str:
+def page(reports: Sequence[Report]) -> str:
     """The page of one or more runs, oldest first; what is not over runs is of the newest."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -59,6 +59,7 @@ def page(reports: Sequence[SavedReport]) -> str:
     newest = reports[-1]
     return environment.get_template("page.html.j2").render(
         report=newest,
+        rehearsal=REHEARSAL.capitalize(),
         runs=len(reports),
         facts=facts(newest),
         share=used(newest),
@@ -76,38 +77,33 @@ def page(reports: Sequence[SavedReport]) -> str:
     )
 
 
-def facts(report: SavedReport) -> list[tuple[str, str, str]]:
-    """What is to be known at one look: a label, a figure, and what it means."""
-    found = [("calls", f"{report.sent:,}", "")]
+def facts(report: Report) -> list[tuple[str, str, str]]:
+    """The figures at the top of the page: a label, a figure, and what it means."""
+    found = [("calls", f"{report.calls:,}", "")]
     if report.refused:
         found.append(("refused", f"{report.refused:,}", "not sent: a cap would not have held"))
-    for remark, meaning in (
-        ("estimated", "no usage came back; {} is an upper bound"),
-        ("no price", "not in the sum: nobody knew what they cost"),
-        ("replayed", "a recording answered; nothing was paid"),
-    ):
-        of = [call for call in report.calls if remark in remarks(call)]
-        if of:
-            spent = brief(sum(call.usd or 0 for call in of))
-            found.append((remark, f"{len(of):,}", meaning.format(spent)))
+    for remark in REMARKS:
+        if charges := report.remarked(remark):
+            spent = f"{brief(total(charges))} " if total(charges) else ""
+            found.append((remark.word, f"{len(charges):,}", f"{spent}{remark.meaning}"))
     if report.endpoints:
         minutes = sum(endpoint.minutes for endpoint in report.endpoints)
-        found.append(("endpoint minutes", f"{minutes:,}", f"{brief(uptime(report))} of uptime"))
+        found.append(("endpoint minutes", f"{minutes:,}", f"{brief(report.uptime)} of uptime"))
     return found
 
 
-def used(report: SavedReport) -> float | None:
+def used(report: Report) -> float | None:
     """Per cent of the cap, at most 100; None without a cap."""
     if report.cap is None:
         return None
     return percent(report.spent, report.cap) if report.cap else 100.0
 
 
-def trend(reports: Sequence[SavedReport]) -> list[tuple[SavedReport, float, float]]:
+def trend(reports: Sequence[Report]) -> list[tuple[Report, float, float]]:
     """The latest runs with the per cent of the greatest that each spent, and its uptime of it."""
     latest = reports[-TREND:]
     most = max(one.spent for one in latest)
-    return [(one, percent(one.spent, most), percent(uptime(one), most)) for one in latest]
+    return [(one, percent(one.spent, most), percent(one.uptime, most)) for one in latest]
 
 
 def greatest(table: Table) -> list[int]:

@@ -9,6 +9,7 @@ from pytest_hfbudget.endpoints.uptime import cost, started_minutes
 from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.costs import Cost
+from pytest_hfbudget.reporting.model import counted
 from pytest_hfbudget.reporting.terminal import NAME, TerminalLine, bar
 
 # As many of the dearest tests are shown one by one.
@@ -116,7 +117,7 @@ def lines(plan: Plan, *, blocks: bool = True) -> Iterator[TerminalLine]:
     for test in told[:MOST]:
         yield _test(test, width)
     if len(told) > MOST:
-        yield TerminalLine(f"  … and {_tests(len(told) - MOST)} more")
+        yield TerminalLine(f"  … and {counted(len(told) - MOST, 'test')} more")
     yield from _remarks(plan)
 
 
@@ -141,7 +142,7 @@ def _dearest_first(test: PlannedTest) -> tuple[int, str]:
 
 
 def _total(plan: Plan, drawn: tuple[str, str]) -> TerminalLine:
-    known = f"{len(plan.recorded)} of {_tests(len(plan.tests))} recorded"
+    known = f"{len(plan.recorded)} of {counted(len(plan.tests), 'test')} recorded"
     if plan.cap is None:
         return TerminalLine(f"expected {show(plan.expected)} ({known}; no session budget)")
     used = bar(plan.expected, plan.cap, drawn)
@@ -165,7 +166,7 @@ def _endpoint(endpoint: PlannedEndpoint) -> TerminalLine:
     )
     tests = f"tests {endpoint.tests_s} s"
     if endpoint.unrecorded:
-        tests += f", {_tests(endpoint.unrecorded)} unrecorded"
+        tests += f", {counted(endpoint.unrecorded, 'test')} unrecorded"
     least = "at least " if endpoint.unrecorded else ""
     text = f"  {endpoint.name}: {least}{endpoint.minutes} min, {price} ({start}; {tests})"
     return TerminalLine(text, "yellow" if nano_usd is None else "")
@@ -180,7 +181,7 @@ def _expected(test: PlannedTest) -> str:
     if test.cost is None:
         return f"at most {show(test.cap.cap or 0)}" if test.cap is not None else "unknown"
     known = test.cost
-    parts = ["1 call" if known.calls == 1 else f"{known.calls} calls"]
+    parts = [counted(known.calls, "call")]
     if known.input_tokens or known.output_tokens:
         parts.append(f"{known.input_tokens} + {known.output_tokens} tokens")
     if known.endpoint_s:
@@ -192,22 +193,18 @@ def _expected(test: PlannedTest) -> str:
 
 def _remarks(plan: Plan) -> Iterator[TerminalLine]:
     if quiet := sum(test.quiet for test in plan.tests):
-        yield TerminalLine(f"  {_tests(quiet)} without calls")
+        yield TerminalLine(f"  {counted(quiet, 'test')} without calls")
     if bounded := len(plan.bounded):
         yield TerminalLine(
-            f"  {_tests(bounded)} without a record: at most {show(plan.more)} more, by caps; "
-            "not in the sum",
+            f"  {counted(bounded, 'test')} without a record: at most {show(plan.more)} more, "
+            "by caps; not in the sum",
             "yellow",
         )
     if plan.unknown:
         yield TerminalLine(
-            f"  {_tests(plan.unknown)} without a record or a cap: unknown, not in the sum; "
-            "pytest --hf-store-costs records them",
+            f"  {counted(plan.unknown, 'test')} without a record or a cap: unknown, "
+            "not in the sum; pytest --hf-store-costs records them",
             "yellow",
         )
     if unpriced := [each.name for each in plan.endpoints if each.nano_usd is None]:
         yield TerminalLine(f"  uptime of {', '.join(unpriced)}: unknown, not in the sum", "yellow")
-
-
-def _tests(count: int) -> str:
-    return "1 test" if count == 1 else f"{count} tests"
