@@ -22,10 +22,9 @@ from pytest_hfbudget.pricing.book import (
     USED,
     Explanation,
     SourceWord,
-    explain,
     toml_hint,
 )
-from pytest_hfbudget.pricing.request import split_model
+from pytest_hfbudget.pricing.quote import split_model
 from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class PriceAnswer:
         model, provider = split_model(name)
         url = model if "://" in model else ""
         request = CallRequest("conversational", model, provider, url)
-        return cls(book, request, explain(book, request), usage)
+        return cls(book, request, book.explain(request), usage)
 
     @property
     def known(self) -> bool:

@@ -18,7 +18,7 @@ from pytest_hfbudget.pricing import (
     Usage,
     parse_price,
 )
-from pytest_hfbudget.pricing.book import Explanation, explain, price_from_environment
+from pytest_hfbudget.pricing.book import Explanation, price_from_environment
 from pytest_hfbudget.pricing.price import FREE
 
 MODEL = "org/model"
@@ -38,7 +38,7 @@ def said(
     rows = {name: {"input": price, "output": price} for name, price in (table or {}).items()}
     catalogue = Catalogue({MODEL: offers} if offers else {}, read_at=0.0, origin="test")
     book = PriceBook(PriceTable.parse(rows, "t"), lambda: catalogue, **more)
-    return explain(book, CallRequest("conversational", model, provider))
+    return book.explain(CallRequest("conversational", model, provider))
 
 
 def verdicts(told: Explanation) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pytest_hfbudget.money import ATTO_PER_NANO
 from pytest_hfbudget.pricing import CallRequest, Price, Quote, UnboundedCallError, Usage
 from pytest_hfbudget.pricing.price import FREE
-from pytest_hfbudget.pricing.request import CALL_SECONDS, split_model
+from pytest_hfbudget.pricing.quote import CALL_SECONDS, split_model
 
 quick = settings(max_examples=100, deadline=None, database=None)
 
@@ -216,10 +216,6 @@ def test_nothing_that_fits_into_the_context_costs_more_than_a_full_one(
 def test_a_quote_is_free_only_if_every_price_is() -> None:
     assert quote_of(FREE, FREE).free
     assert not quote_of(FREE, Price(call=0)).free
-
-
-def test_no_quotes_make_no_quote() -> None:
-    assert Quote.any_of([]) is None
 
 
 @pytest.mark.parametrize(

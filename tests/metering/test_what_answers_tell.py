@@ -12,7 +12,7 @@ from metering_bench import MODEL, Bench, say
 from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.request import IMAGE_TOKENS, MEDIA_TOKENS, TEMPLATE_TOKENS, describe
-from pytest_hfbudget.pricing.request import CALL_SECONDS
+from pytest_hfbudget.pricing.quote import CALL_SECONDS
 from pytest_hfbudget.reporting.json_report import as_json
 from pytest_hfbudget.reporting.model import Report
 from pytest_hfbudget.reporting.terminal import summary
