@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,8 +315,8 @@ def _book(file: Path | None, unpriced: str | None) -> PriceBook:
     from pytest_hfbudget.pricing.catalogue import kept_catalogue
 
     settings, here = access.services(), Path.cwd()
-    given = replace(
-        settings, prices=file or settings.prices, unpriced=unpriced or settings.unpriced
+    given = settings.replaced(
+        prices=file or settings.prices, unpriced=unpriced or settings.unpriced
     )
     try:
         return project_book(

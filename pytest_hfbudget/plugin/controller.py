@@ -364,8 +364,7 @@ class Controller:
 
 def with_addresses(settings: Settings, given: Mapping[str, Any]) -> Settings:
     """Settings of a worker, with the addresses that its controller uses."""
-    return replace(
-        settings,
+    return settings.replaced(
         router=given["router"],
         endpoints_api=given["endpoints_api"],
         hub=given["hub"] or None,
