@@ -1,4 +1,4 @@
-"""Options, environment and ini, merged in one place; the first that says something wins."""
+"""The table of settings; command line over environment over ini, merged in one place."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pytest_hfbudget.money import parse_usd
 
 T = TypeVar("T")
 
-# Where the leases, the budgets over many runs and the usage log are kept; losing them loses a cap.
+# The folder of the leases, the budgets over many runs and the usage log; without it caps are lost.
 STATE_DIR = "HFBUDGET_STATE_DIR"
 CACHE_DIR = "HFBUDGET_CACHE_DIR"
-# The plugin sets it for the processes that a run starts: where they are to join.
+# The plugin sets it for the processes that a run starts: the address of the run's ledger.
 LEDGER = "HFBUDGET_LEDGER"
 
 ON_EXHAUSTED = ("skip", "stop", "fail")
@@ -82,7 +82,7 @@ class Setting(Generic[T]):
 
 
 class Settings:
-    """What a run was asked for, and the one table of settings: a new option is one entry.
+    """The settings of a run, and the one table of settings: a new option is one entry.
 
     Money in nano-USD, times in seconds unless a name says more.
 
@@ -110,8 +110,8 @@ class Settings:
         "skip",
         values.one_of(ON_EXHAUSTED),
         "--hf-on-exhausted=HOW HFBUDGET_ON_EXHAUSTED hf_on_exhausted",
-        "what becomes of a test that the session budget refuses a call: skip (not run, and "
-        "the run is red), stop (the same, and the run ends), fail",
+        "when the session budget refuses a call of a test: skip (the test counts as not run, and "
+        "the run is red), stop (the same, and the run ends), fail (the test fails)",
     )
     daily_cap = Setting[int | None](
         None,
@@ -184,13 +184,13 @@ class Settings:
         None,
         Path,
         "--hf-costs=FILE HFBUDGET_COSTS hf_costs",
-        "file of what each test has cost (hf-costs.json in the root directory)",
+        "file with the recorded cost of each test (hf-costs.json in the root directory)",
     )
     store_costs = Setting[bool](
         False,
         values.switch,
         "--hf-store-costs HFBUDGET_STORE_COSTS",
-        "write to that file what each test that passes has cost",
+        "record the cost of each test that passes in the file of --hf-costs",
     )
     plan = Setting[bool](
         False,
@@ -203,8 +203,7 @@ class Settings:
         "warn",
         values.one_of(PLAN_GATE),
         "--hf-plan-gate=HOW HFBUDGET_PLAN_GATE hf_plan_gate",
-        "what becomes of a run that is expected to cost more than its session budget: stop, "
-        "warn (default), off",
+        "when a run is expected to cost more than its session budget: stop, warn (default), off",
         guards_money=True,
     )
     max_increase = Setting[Fraction | None](
@@ -240,7 +239,7 @@ class Settings:
         HOLD_WAIT_S,
         values.seconds_or_none,
         "HFBUDGET_HOLD_WAIT hf_hold_wait",
-        "seconds that a call waits for calls in flight, where only these are in its way (60)",
+        "seconds that a call waits until calls in flight have settled and it fits its budget (60)",
     )
     endpoint_wait = Setting[float](
         900.0,
@@ -264,7 +263,7 @@ class Settings:
         None,
         values.seconds_of_minutes,
         "--hf-max-uptime=MIN HFBUDGET_MAX_UPTIME hf_max_uptime",
-        "minutes after which the run's endpoints are paused, whatever it is doing",
+        "minutes after which the run's endpoints are paused, even if tests are still running",
         guards_money=True,
     )
     idle_timeout = Setting[int](
@@ -309,13 +308,13 @@ class Settings:
 
     @property
     def capped_over_runs(self) -> bool:
-        """Whether this run shares a cap with others."""
+        """Whether this run shares a cap with other runs."""
         caps = (self.daily_cap, self.weekly_cap, self.monthly_cap)
         return any(cap is not None for cap in caps)
 
     @property
     def worth_a_header(self) -> bool:
-        """Whether a run says in its header what it was asked for."""
+        """Whether pytest's header shows these settings."""
         return self.capped or bool(self.endpoints or self.emulator)
 
 
@@ -340,7 +339,7 @@ def merge(
         only: the settings to read; the others keep their defaults.
 
     Raises:
-        ConfigError: one line that names the setting by the name under which it was given.
+        ConfigError: a value is invalid; the message has the name under which it was given.
     """
     for name in (STATE_DIR, CACHE_DIR):
         folder = environ.get(name)
@@ -349,15 +348,15 @@ def merge(
         if name == STATE_DIR and folder is not None and not folder.strip():
             raise _empty(name)
     found = {key: _find(SETTINGS[key], options.get(key), environ, ini) for key in only}
-    said = {key: _parse(SETTINGS[key], *each) for key, each in found.items() if each is not None}
-    return Settings(**said)
+    values = {key: _parse(SETTINGS[key], *each) for key, each in found.items() if each is not None}
+    return Settings(**values)
 
 
 def full_name(name: str, namespace: str | None) -> str:
     """``namespace/name`` of an endpoint that may be named without its namespace.
 
     Raises:
-        ConfigError: there is no namespace to add, or the name is invalid.
+        ConfigError: the name has no namespace and none is given, or it is invalid.
     """
     given = name.strip()
     parts = (f"{namespace}/{given}" if namespace and "/" not in given else given).split("/")
@@ -369,10 +368,10 @@ def full_name(name: str, namespace: str | None) -> str:
 
 
 def of_script(environ: Mapping[str, str]) -> Settings:
-    """The settings that count where there is nothing but the environment: no pytest, no ini file.
+    """The settings of a script without pytest, which has only the environment.
 
     Raises:
-        ConfigError: one of them can't be used.
+        ConfigError: one of them is invalid.
     """
     return merge({}, environ, lambda name: None, only=("router", "hold_wait"))
 

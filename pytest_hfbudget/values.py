@@ -1,4 +1,4 @@
-"""What a setting says, as a value; each raises `ValueError` with what to write instead."""
+"""Parsers of settings; each raises `ValueError` with what to write instead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def assumed_rates(policy: str) -> tuple[int, int] | None:
     """The atto-USD per token of ``assume:IN/OUT``; None for ``refuse`` and ``free``.
 
     Raises:
-        ValueError: the policy is none of these.
+        ValueError: the policy is invalid.
     """
     if policy in ("refuse", "free"):
         return None
@@ -43,7 +43,7 @@ def url(value: str) -> str:
 
 
 def emulator(value: str) -> str | None:
-    """The URL of an emulator, ``start`` for one of the run's own, None for none."""
+    """The URL of an emulator, ``start`` to start one for the run, None for no rehearsal."""
     word = value.strip().lower()
     if word == "start" or word in _SWITCH:
         return "start" if _SWITCH.get(word, True) else None
@@ -64,7 +64,7 @@ def one_of(words: Sequence[str]) -> Callable[[str], str]:
 
 
 def switch(value: str) -> bool:
-    """Whether it is on."""
+    """True for 1, true or yes; False for 0, false or no."""
     word = value.strip().lower()
     if word not in _SWITCH:
         raise ValueError("write 1 or 0")
@@ -81,13 +81,13 @@ def share(value: str) -> Fraction:
 
 
 def policy(value: str) -> str:
-    """What an unpriced call does, checked."""
+    """A policy for unpriced calls, unchanged."""
     assumed_rates(value)
     return value
 
 
 def later(value: str) -> tuple[float, ...]:
-    """Seconds from some moment, separated by spaces or commas, in their order; 0 for never."""
+    """Seconds after an event, separated by spaces or commas, sorted; empty for 0."""
     try:
         moments = sorted(float(each) for each in value.replace(",", " ").split())
     except ValueError:
@@ -120,7 +120,7 @@ def seconds(value: str) -> float:
 
 
 def seconds_of_minutes(value: str) -> float:
-    """Seconds behind a number of minutes."""
+    """A number of minutes, in seconds."""
     try:
         return seconds(value) * 60
     except ValueError:

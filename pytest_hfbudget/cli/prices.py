@@ -21,7 +21,7 @@ from pytest_hfbudget.pricing.book import (
     ENVIRONMENT,
     USED,
     Explanation,
-    SourceWord,
+    SourcePrice,
     toml_hint,
 )
 from pytest_hfbudget.pricing.quote import split_model
@@ -79,7 +79,7 @@ class PriceAnswer:
             "provider": self.request.provider,
             "known": self.known,
             "at_most": self._cost_json(),
-            "said": [_word_json(word) for word in self.explanation.words],
+            "said": [_word_json(word) for word in self.explanation.prices],
             "catalogue": catalogue_json(self.book),
         }
 
@@ -89,8 +89,8 @@ class PriceAnswer:
         yield ""
         yield output.table(
             *("provider", "price", "", "source", "why"),
-            rows=map(_cells, self.explanation.words),
-            styles=(_STYLES[word.verdict] for word in self.explanation.words),
+            rows=map(_cells, self.explanation.prices),
+            styles=(_STYLES[word.verdict] for word in self.explanation.prices),
         )
         yield ""
         if not self.known:
@@ -206,13 +206,13 @@ def catalogue_json(book: PriceBook) -> dict[str, Any] | None:
     }
 
 
-def _cells(word: SourceWord) -> tuple[str, ...]:
+def _cells(word: SourcePrice) -> tuple[str, ...]:
     price = "" if word.price is None else price_text(word.price)
     verdict = "" if word.price is None else word.verdict
     return word.provider or "any", price, verdict, word.where, word.why
 
 
-def _word_json(word: SourceWord) -> dict[str, Any]:
+def _word_json(word: SourcePrice) -> dict[str, Any]:
     return {
         "provider": word.provider,
         "price": None if word.price is None else word.price.as_row(),

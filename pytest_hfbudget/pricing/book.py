@@ -28,8 +28,8 @@ USED, OVERRIDDEN, SILENT = "used", "overridden", "silent"
 MOST_KEPT = 1000
 
 
-class SourceWord(NamedTuple):
-    """What one source says of one provider.
+class SourcePrice(NamedTuple):
+    """The price that one source has for one provider.
 
     Attributes:
         provider: None for every provider that is not listed by name.
@@ -46,42 +46,42 @@ class SourceWord(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What one source says of a request.
+    """One source of prices, as it applies to a request.
 
     Attributes:
         quote: the prices that count unless an earlier source has some; None where it has none.
-        where, why: as in `SourceWord`.
-        listed: what it says of each provider, if it is a list; looked up when called.
+        where, why: as in `SourcePrice`.
+        listed: returns its price for each provider, if it is a list.
     """
 
     quote: Quote | None
     where: str
     why: str
-    listed: Callable[[], Iterable[SourceWord]] | None = None
+    listed: Callable[[], Iterable[SourcePrice]] | None = None
 
-    def words(self, *, decided: bool) -> Iterator[SourceWord]:
-        """All that it says; ``decided`` tells that an earlier source has a price."""
+    def prices(self, *, decided: bool) -> Iterator[SourcePrice]:
+        """All its prices; with ``decided`` an earlier source counts."""
         verdict = OVERRIDDEN if decided else USED
         if self.listed is not None:
-            for word in self.listed():
-                yield word._replace(verdict=verdict) if word.verdict == USED else word
+            for each in self.listed():
+                yield each._replace(verdict=verdict) if each.verdict == USED else each
         elif self.quote is None:
-            yield SourceWord(None, None, self.where, self.why)
+            yield SourcePrice(None, None, self.where, self.why)
         else:
             for price, where in self.quote.options:
-                yield SourceWord(None, price, where, self.why, verdict)
+                yield SourcePrice(None, price, where, self.why, verdict)
 
 
 class Explanation(NamedTuple):
-    """The prices that count, and all that was said on the way there."""
+    """The prices that count, and those of every source with the reasons."""
 
     quote: Quote | None
-    words: tuple[SourceWord, ...]
+    prices: tuple[SourcePrice, ...]
 
     @property
-    def used(self) -> tuple[SourceWord, ...]:
+    def used(self) -> tuple[SourcePrice, ...]:
         """What counts: several prices where the router is free to choose."""
-        return tuple(word for word in self.words if word.verdict == USED)
+        return tuple(each for each in self.prices if each.verdict == USED)
 
 
 @dataclass
@@ -100,7 +100,7 @@ class PriceBook:
     hook: PriceHook | None = None
     leased: dict[str, str] = field(default_factory=dict)
     _read: Catalogue | None = None
-    # What the lists say of each model and provider, while they stay the same.
+    # The lists' answer for each model and provider, while table and catalogue stay the same.
     _kept: dict[tuple[str, str | None], Source] = field(default_factory=dict)
     _kept_of: tuple[PriceTable, Catalogue | None] | None = None
 
@@ -121,13 +121,13 @@ class PriceBook:
         return _first(self._sources(request, explicit))
 
     def explain(self, request: CallRequest, explicit: Quote | None = None) -> Explanation:
-        """What `quote` answers, with what every source says, those after the first included."""
+        """What `quote` answers, and the price of every source, those that do not count included."""
         quote: Quote | None = None
-        words: list[SourceWord] = []
+        prices: list[SourcePrice] = []
         for source in self._sources(request, explicit):
-            words += source.words(decided=quote is not None)
+            prices += source.prices(decided=quote is not None)
             quote = quote or source.quote
-        return Explanation(quote, tuple(words))
+        return Explanation(quote, tuple(prices))
 
     def stated(self, request: CallRequest) -> Quote | None:
         """The price of the hook or of a list; None where only the environment or policy has one."""
@@ -141,7 +141,7 @@ class PriceBook:
         return None
 
     def _sources(self, request: CallRequest, explicit: Quote | None) -> Iterator[Source]:
-        """Every source in the order in which they count, asked only when its turn comes."""
+        """Every source in the order in which they count; a later one is looked up when reached."""
         if self.leased and (name := self.leased_name(request.url)):
             yield _uptime(name)
         if explicit:
@@ -181,27 +181,27 @@ class PriceBook:
 
     def _look_up(self, request: CallRequest) -> Source:
         # Lazily: where the table has a price, the catalogue need not be loaded.
-        words = [
-            next((word for word in self._listed(request, provider) if word.verdict == USED), None)
+        used = [
+            next((each for each in self._listed(request, provider) if each.verdict == USED), None)
             for provider in self._routes(request)
         ]
-        options = tuple((word.price, word.where) for word in words if word and word.price)
+        options = tuple((each.price, each.where) for each in used if each and each.price)
         quote = Quote(options) if options else None
         return Source(quote, "", "", partial(self._all_listed, request))
 
-    def _all_listed(self, request: CallRequest) -> Iterator[SourceWord]:
+    def _all_listed(self, request: CallRequest) -> Iterator[SourcePrice]:
         for provider in self._routes(request):
             yield from self._listed(request, provider)
         yield from self._without_effect(request)
 
-    def _listed(self, request: CallRequest, provider: str | None) -> Iterator[SourceWord]:
-        """What the lists say of one provider; the first of them with a price counts."""
+    def _listed(self, request: CallRequest, provider: str | None) -> Iterator[SourcePrice]:
+        """The prices of the lists for one provider; the first one counts."""
         verdict = USED
-        for word in chain(self._rows(request, provider), self._offers(request, provider)):
-            if word.price is None:
-                yield word
+        for each in chain(self._rows(request, provider), self._offers(request, provider)):
+            if each.price is None:
+                yield each
             else:
-                yield word._replace(verdict=verdict)
+                yield each._replace(verdict=verdict)
                 verdict = OVERRIDDEN
 
     def _routes(self, request: CallRequest) -> tuple[str | None, ...]:
@@ -211,28 +211,28 @@ class PriceBook:
         return (*sorted(self._providers(request.model)), None)
 
     def _providers(self, model: str) -> set[str]:
-        """Every provider that may answer a call which names none, as far as its price goes."""
+        """Every provider that may answer a call without one, and that could have its own price."""
         named = self.table.providers(model)
         if live := {offer.provider for offer in self.catalogue.of(model)}:
             return named | live
-        # It is not known who serves it, so it may be any provider that has a price for all models.
-        # Those prices alone say nothing of the others, and leave the call to the policy.
+        # The catalogue does not list the model, so any provider with a price for all models may
+        # serve it. Such prices alone do not bound the others, so then the policy decides.
         priced = bool(named) or self.table.find(model, None) is not None
         return named | self.table.providers("*") if priced else set()
 
-    def _rows(self, request: CallRequest, provider: str | None) -> Iterator[SourceWord]:
+    def _rows(self, request: CallRequest, provider: str | None) -> Iterator[SourcePrice]:
         for row in self.table.matches(request.model, provider):
-            yield SourceWord(provider, row.price, row.where, row.rule)
+            yield SourcePrice(provider, row.price, row.where, row.rule)
 
-    def _offers(self, request: CallRequest, provider: str | None) -> Iterator[SourceWord]:
+    def _offers(self, request: CallRequest, provider: str | None) -> Iterator[SourcePrice]:
         for offer in self.catalogue.of(request.model):
             if offer.provider == provider:
                 why = "listed for this provider" if offer.price else "lists it without a price"
                 free = offer.price is not None and offer.price.free
                 place = self._place(request.model, offer)
-                yield SourceWord(provider, offer.price, place, "a free promotion" if free else why)
+                yield SourcePrice(provider, offer.price, place, "a free promotion" if free else why)
 
-    def _without_effect(self, request: CallRequest) -> Iterator[SourceWord]:
+    def _without_effect(self, request: CallRequest) -> Iterator[SourcePrice]:
         """Offers of the catalogue that do not count, or why it has none."""
         if request.is_url:
             return
@@ -242,13 +242,13 @@ class PriceBook:
         if not wanted:
             where = catalogue.source if catalogue.origin else "router catalogue"
             why = _absent(request, bool(offers)) if catalogue.origin else "has never been read"
-            yield SourceWord(request.provider, None, where, why)
+            yield SourcePrice(request.provider, None, where, why)
         for offer in wanted:
             if not offer.live:
                 why = f"{offer.status or 'down'}, not live, so its price does not count"
                 verdict = OVERRIDDEN if offer.price else SILENT
                 place = self._place(request.model, offer)
-                yield SourceWord(offer.provider, offer.price, place, why, verdict)
+                yield SourcePrice(offer.provider, offer.price, place, why, verdict)
 
     def _place(self, model: str, offer: Offer) -> str:
         """Where a price of the router's catalogue is written."""
@@ -293,7 +293,7 @@ def price_from_environment(environ: Mapping[str, str]) -> Price | None:
 
 
 def toml_hint(request: CallRequest) -> str:
-    """The exact TOML lines that would give this request a price."""
+    """The TOML lines that give this request a price."""
     if request.is_url:
         server = "/".join(request.model.split("/")[:3])
         return f'["{server}"]\n{_row(request)}\n# or, where it costs nothing:\n# free = true'
@@ -303,7 +303,7 @@ def toml_hint(request: CallRequest) -> str:
 
 
 def _row(request: CallRequest) -> str:
-    # A price of 0.00 is refused where it is read, so that lines pasted as they are count nothing.
+    # A price of 0.00 is refused where it is read, so these lines have to be filled in.
     if request.draws:
         return "image = 0.00           # USD each"
     if request.task in READS:
@@ -328,10 +328,10 @@ def project_book(
     hook: PriceHook | None = None,
     leased: dict[str, str] | None = None,
 ) -> PriceBook:
-    """Everything that is known about prices where ``root`` has the pyproject.toml.
+    """The price book of a project, whose pyproject.toml is in ``root``.
 
     Raises:
-        ConfigError: a table, a variable or ``--hf-unpriced`` that makes no sense.
+        ConfigError: a table, a variable or ``--hf-unpriced`` is invalid.
     """
     try:
         environment = price_from_environment(environ)
@@ -348,13 +348,15 @@ def project_book(
 
 
 def project_table(file: Path | None, *, root: Path, here: Path) -> PriceTable:
-    """The rows of pyproject.toml, under those of a file that is looked for ``here``, then there.
+    """The rows of a price file over those of pyproject.toml in ``root``.
+
+    The file is looked for in ``here``, then in ``root``.
 
     Raises:
-        ConfigError: one of them can't be used.
+        ConfigError: one of them is invalid.
     """
     project, table = root / "pyproject.toml", PriceTable()
-    # Whatever else is wrong with a pyproject.toml without our tables is not for us to say.
+    # Errors in a pyproject.toml without our tables are left to other tools.
     if project.is_file() and b"hfbudget" in project.read_bytes():
         table = PriceTable.load(project, *TABLE, source="pyproject.toml")
         _refuse_other_keys(TomlFile.read(project))

@@ -19,15 +19,16 @@ from pytest_hfbudget.values import assumed_rates
 # "Inference Providers": provider selection).
 POLICIES = frozenset({"fastest", "cheapest", "preferred"})
 
-# How long a call by the second is taken to last, where neither its client nor its price says.
+# How long a call that is billed by the second is held for, where neither its client nor its price
+# has a limit.
 CALL_SECONDS = 300
 
-# Their answers are vectors, scores or labels, of one size whatever is asked: input is what counts.
+# Their answers are vectors, scores or labels of a fixed size, so only input tokens are billed.
 READS = frozenset({"feature-extraction", "sentence-similarity", "text-classification"})
 
 
 class UnboundedCallError(ValueError):
-    """The price is of a kind that says nothing about this task, so the call has no bound."""
+    """The price has no unit that this task is billed by, so the call has no bound."""
 
 
 class CallRequest(NamedTuple):
@@ -39,8 +40,8 @@ class CallRequest(NamedTuple):
         input_bound: the most input tokens that the payload can make.
         max_output: the caller's own limit on output tokens, None where it set none.
         n: how many answers were asked for.
-        timeout: seconds after which the client gives up; None where it waits for ever.
-        unreadable: what is wrong with a limit or a number of answers that can't be read.
+        timeout: seconds after which the client gives up; None where it has no time-out.
+        unreadable: the error in a limit or a number of answers that can't be read.
     """
 
     task: str
@@ -56,12 +57,12 @@ class CallRequest(NamedTuple):
 
     @property
     def generates(self) -> bool:
-        """Whether the answer is made of tokens that cost by the piece."""
+        """Whether the answer consists of billed tokens."""
         return self.task in ("conversational", "text-generation")
 
     @property
     def draws(self) -> bool:
-        """Whether the answer is made of images."""
+        """Whether the answer consists of images."""
         return self.task.endswith("to-image")
 
     @property
@@ -70,16 +71,16 @@ class CallRequest(NamedTuple):
         return self.model.startswith(("http://", "https://"))
 
     def longest(self, price: Price) -> int:
-        """The microseconds that this call is held for, where seconds are what it costs.
+        """The microseconds that this call is held for, if its price is by the second, else 0.
 
-        A time-out says nothing about a stream: it is the longest silence, not the longest call.
+        The time-out of a stream does not count: it limits each pause, not the whole call.
         """
         if not price.second:
             return 0
         timeout = None if self.stream else self.timeout
         given = None if timeout is None else math.ceil(timeout * MICROSECONDS)
-        said = [limit for limit in (given, price.longest) if limit is not None]
-        return min(said, default=CALL_SECONDS * MICROSECONDS)
+        limits = [limit for limit in (given, price.longest) if limit is not None]
+        return min(limits, default=CALL_SECONDS * MICROSECONDS)
 
     def most_usage(self, price: Price, output: int) -> Usage:
         """The most that this call can use when each answer has at most ``output`` tokens.
@@ -94,7 +95,7 @@ class CallRequest(NamedTuple):
         return Usage(self.input_bound, written, 0, drawn, self.longest(price), True)
 
     def _bounded_by(self, price: Price) -> bool:
-        """Whether a price covers all that this task is billed for; a gap in it is no $0."""
+        """Whether a price has every unit that this task is billed by; a missing one is not $0."""
         if price.free or price.call is not None or price.second:
             return True
         if self.generates:
@@ -114,7 +115,7 @@ def split_model(name: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class UnpricedPolicy:
-    """The policy behind ``--hf-unpriced``: no price means refuse."""
+    """The policy of ``--hf-unpriced``; without a price it refuses the call."""
 
     price: Price | None = None
     source: str = ""
@@ -138,7 +139,7 @@ class UnpricedPolicy:
 
 @dataclass(frozen=True)
 class Quote:
-    """Prices with the place each was found; the dearest one counts, at every use."""
+    """Prices, each with its source; at every use the most expensive one counts."""
 
     options: tuple[tuple[Price, str], ...]
 
@@ -154,7 +155,7 @@ class Quote:
 
     @cached_property
     def certain(self) -> bool:
-        """Whether all who may answer have the same price."""
+        """Whether all providers that may answer have the same price."""
         return len({price for price, _ in self.options}) == 1
 
     @cached_property
@@ -168,11 +169,11 @@ class Quote:
         return any(price.second for price, _ in self.options)
 
     def longest(self, request: CallRequest) -> int:
-        """The microseconds that are held for a call whose time costs something."""
+        """The microseconds that are held for a call that is billed by the second."""
         return max(request.longest(price) for price, _ in self.options)
 
     def cost(self, usage: Usage) -> tuple[int, str]:
-        """Nano-USD at the dearest price for just this usage, and where that price is from."""
+        """Nano-USD of this usage at its most expensive price, and the source of that price."""
         if len(self.options) == 1:
             price, source = self.options[0]
             return price.cost(usage), source
@@ -192,7 +193,7 @@ class Quote:
     def most_within(self, request: CallRequest, context: int) -> int:
         """Nano-USD of a call whose prompt and each answer share ``context`` tokens.
 
-        A longer prompt leaves less for the answers, so the dearest is one of the two extremes.
+        A longer prompt leaves less for the answers, so one of the two extremes costs most.
 
         Raises:
             UnboundedCallError: as `most`.
@@ -203,7 +204,7 @@ class Quote:
         )
 
     def affordable_output(self, request: CallRequest, amount: int) -> int | None:
-        """The output tokens per answer that ``amount`` nano-USD pays for; None: any number."""
+        """The output tokens per answer that ``amount`` nano-USD pays for; None for any number."""
         limits = [_affordable(price, request, amount) for price, _ in self.options]
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -212,9 +213,9 @@ def _affordable(price: Price, request: CallRequest, amount: int) -> int | None:
     if price.free:
         return None
     time = -(-request.longest(price) * (price.second or 0) // MICROSECONDS)
-    fixed = request.input_bound * price.dearest_input + (price.call or 0) + time
+    fixed = request.input_bound * price.highest_input + (price.call or 0) + time
     left = amount * ATTO_PER_NANO - fixed
     if left < 0:
-        return 0  # not even the question is paid for
+        return 0  # it does not even pay for the input
     each = (price.output or 0) * request.n
     return left // each if each else None

@@ -1,4 +1,4 @@
-"""What a job of GitHub Actions shows of a run: its summary in Markdown, a line at each refusal."""
+"""What a GitHub Actions job shows of a run: a summary in Markdown, and an error at each refusal."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ LINE_ENDS = "\r\n"
 
 
 class RefusalPlace(NamedTuple):
-    """Where a test is: its file from the root of the repository, and its line, counted from 1."""
+    """Where a test is: its file relative to the repository, and its line, counted from 1."""
 
     file: str
     line: int
 
 
 def step_summary(report: Report) -> str:
-    """A run in Markdown: spent of cap, endpoints with their receipts, refusals, the top tests."""
+    """A run in Markdown: spent of cap, endpoints, refusals, the most expensive tests."""
     return "\n".join([*_head(report), *_tables(report)]) + "\n"
 
 
 def errors(report: Report, places: dict[str, RefusalPlace]) -> Iterator[str]:
-    """A workflow command for each of the first refusals, at the test that was refused."""
+    """A workflow command for each of the first refusals, at the line of the test that called."""
     for refusal in report.refusals[:ANNOTATIONS]:
         properties = ["title=hfbudget refused a call"]
         if place := places.get(refusal.test or ""):
@@ -49,9 +49,9 @@ def _head(report: Report) -> Iterator[str]:
     if report.rehearsal:
         yield ""
         yield f"{REHEARSAL.capitalize()}."
-    for sum_up in _remarks(report):
+    for remark in _remarks(report):
         yield ""
-        yield sum_up
+        yield remark
 
 
 def _remarks(report: Report) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _cell(value: Cell, column: Column) -> str:
 
 
 def _literal(text: str, most: int) -> str:
-    """Text of others as nothing but text: whatever could be Markdown or HTML is a reference."""
+    """Text in which every character that Markdown or HTML could interpret is a reference."""
     cut = text if len(text) <= most else f"{text[: most - 1]}…"
     return "".join(map(_plain, cut))
 

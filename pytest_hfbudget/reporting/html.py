@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no other file.
+"""The report as one HTML page that needs no network and no other file.
 
 Names in a report come from others, so Jinja escapes all of them, and the content security policy of
 the page allows exactly the one script and the one style that are in it.
@@ -19,16 +19,16 @@ from pytest_hfbudget.money import brief, show
 from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, total
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, tables
 
-# So many rows are in the page itself; the others are data that its script draws when asked to.
+# So many rows of a table are in the page itself; its script draws the others from data.
 ROWS = 25
-# A search box for a table of three rows is one control too many.
+# A table of fewer rows has no search box.
 SEARCHED = 12
-# A longer text is cut in its cell, and shown whole by pointing at it.
+# A longer text is cut in its cell, and shown whole in its tooltip.
 LONG = {"text": 400, "name": 80, "word": 24}
 TREND = 60
-# Above this a number in JavaScript is not exact any more.
+# Above this, numbers in JavaScript are not exact.
 _EXACT = 2**53
-# Where the name of a test may be broken before it is broken anywhere.
+# Where the name of a test is broken first.
 _BREAKS = re.compile(r"(?<=::)")
 _HERE = Path(__file__).with_name("templates")
 
@@ -39,12 +39,12 @@ def write(reports: Sequence[Report], path: Path) -> None:
     Raises:
         OSError: it can't be written.
     """
-    # A name may hold half a surrogate pair, which no encoding has.
+    # A name may hold half a surrogate pair, which can't be encoded.
     path.write_text(page(reports), encoding="utf-8", errors="replace")
 
 
 def page(reports: Sequence[Report]) -> str:
-    """The page of one or more runs, oldest first; what is not over runs is of the newest."""
+    """The page of one or more runs, oldest first; all but the table over runs is of the newest."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -100,14 +100,14 @@ def used(report: Report) -> float | None:
 
 
 def trend(reports: Sequence[Report]) -> list[tuple[Report, float, float]]:
-    """The latest runs with the per cent of the greatest that each spent, and its uptime of it."""
+    """The latest runs, each with its cost and its uptime in per cent of the most expensive run."""
     latest = reports[-TREND:]
     most = max(one.spent for one in latest)
     return [(one, percent(one.spent, most), percent(one.uptime, most)) for one in latest]
 
 
 def greatest(table: Table) -> list[int]:
-    """What is a full bar, per column."""
+    """The value of a full bar, per column."""
     return [
         max((int(row[number] or 0) for row in table.rows), default=0) if column.bar else 0
         for number, column in enumerate(table.columns)
@@ -115,7 +115,7 @@ def greatest(table: Table) -> list[int]:
 
 
 def percent(part: Cell, whole: int) -> float:
-    """How long a bar is: never invisible for what is more than nothing."""
+    """The length of a bar in per cent; for any part above zero it is at least visible."""
     if not isinstance(part, (int, float)) or not part or whole <= 0:
         return 0.0
     return round(min(max(100 * part / whole, 0.5), 100), 2)
@@ -138,7 +138,7 @@ def figure(value: Cell, column: Column) -> str:
 
 
 def packed(table: Table) -> dict[str, Any]:
-    """A table as data for the page: every text once, and numbers that point to it."""
+    """A table as data for the page: every text once, and cells hold its index."""
     texts: dict[str, int] = {}
 
     def pack(value: Cell) -> Cell:
@@ -154,7 +154,7 @@ def packed(table: Table) -> dict[str, Any]:
 
 
 def _read(asset: str) -> str:
-    # Not as a template: nothing in it is to be filled in, and its hash is that of these bytes.
+    # Not as a template: the hash in the policy must be that of exactly these bytes.
     return (_HERE / asset).read_text(encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
 
 class ReportFileError(HFBudgetError, ValueError):
-    """A file that is no report, or one of a schema that is not known here."""
+    """A file can't be read, is not a report, or has an unknown schema."""
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def write(report: Report, path: Path) -> None:
-    """Write the file whole or not at all: a run that is killed while writing leaves the old one.
+    """Write the file whole or not at all; a run that is killed meanwhile leaves the old file.
 
     Raises:
         OSError: it can't be written.
@@ -131,10 +131,10 @@ def _usd(amount: int | None) -> str | None:
 
 
 def read(path: Path) -> Report:
-    """The report in a file; one that has no date yet is as old as its file.
+    """The report in a file; a report without a date has the date of its file.
 
     Raises:
-        ReportFileError: it can't be read, or is no report.
+        ReportFileError: it can't be read, or is not a report.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -143,13 +143,13 @@ def read(path: Path) -> Report:
     except OSError as error:
         raise ReportFileError(f"{path} could not be read: {error.strerror}") from None
     except RecursionError:
-        raise ReportFileError(f"{path} is no report of --hf-report: nested too deeply") from None
+        raise ReportFileError(f"{path} is not a report of --hf-report: nested too deeply") from None
     except ValueError as error:
-        raise ReportFileError(f"{path} is no report of --hf-report: {error}") from None
+        raise ReportFileError(f"{path} is not a report of --hf-report: {error}") from None
 
 
 def parse(content: object, *, written: datetime) -> Report:
-    """The report in what was read from JSON; ``written`` is its date if it has none.
+    """The report in parsed JSON; ``written`` is its date if it has none.
 
     Raises:
         ReportFileError: it has another form.
@@ -252,12 +252,12 @@ class _Fields:
     @classmethod
     def of(cls, value: object, where: str) -> _Fields:
         if not isinstance(value, dict):
-            raise ReportFileError(f"{where} is no JSON object")
+            raise ReportFileError(f"{where} is not a JSON object")
         return cls(value, where)
 
     def text(self, key: str) -> str:
         value = self.values.get(key)
-        text = "" if value is None else self._checked(key, value, str, "a text")
+        text = "" if value is None else self._checked(key, value, str, "text")
         return undirected(text)
 
     def count(self, key: str) -> int:

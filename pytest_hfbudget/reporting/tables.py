@@ -23,8 +23,13 @@ _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 class Column(NamedTuple):
-    """``kind`` is ``name`` for what may be long and has no spaces, ``word`` for what has few
-    values, ``usd`` for nano-USD. A ``bar`` shows its part of the column's greatest value."""
+    """One column.
+
+    Attributes:
+        kind: ``name`` for long texts without spaces, ``word`` for texts of few values, ``usd``
+            for nano-USD.
+        bar: whether a cell shows its part of the column's greatest value.
+    """
 
     label: str
     kind: Kind
@@ -32,7 +37,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows in the order in which they are to be read first."""
+    """One table; its rows are sorted, the most important first."""
 
     key: str
     title: str
@@ -42,7 +47,7 @@ class Table(NamedTuple):
 
 
 def tables(reports: Sequence[Report]) -> Iterator[Table]:
-    """Every table that has rows: of the newest run, which is the last, and one over all runs."""
+    """Every table that has rows, of the newest run, which is the last; and one over all runs."""
     newest = reports[-1]
     made = (
         refusals(newest),
@@ -88,7 +93,7 @@ def providers(report: Report) -> Table:
 
 
 def prices(report: Report) -> Table:
-    """Where prices came from, and of which day they are."""
+    """The sources of prices, each with the day of its prices."""
     columns = (
         Column("source", "name"),
         Column("of", "word"),
@@ -118,7 +123,7 @@ def endpoints(report: Report) -> Table:
 
 
 def shares(report: Report) -> Table:
-    """Which test used what of an endpoint's uptime."""
+    """The share of each test in the uptime of an endpoint."""
     columns = (
         Column("test", "name"),
         Column("endpoint", "name"),
@@ -140,7 +145,7 @@ def refusals(report: Report) -> Table:
 
 
 def runs(reports: Sequence[Report]) -> Table:
-    """Over runs, the newest first; a single run is no history."""
+    """All runs, the newest first; no rows where there is only one."""
     columns = (
         Column("date (UTC)", "word"),
         Column("run", "word"),

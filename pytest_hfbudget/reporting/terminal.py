@@ -27,14 +27,14 @@ NAME = 56
 
 
 class TerminalLine(NamedTuple):
-    """One line and how it is to be coloured: ``green``, ``yellow``, ``red`` or nothing."""
+    """One line and its colour: ``green``, ``yellow``, ``red``, or empty for none."""
 
     text: str
     colour: str = ""
 
 
 def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
-    """The caps and endpoints of a run in one line; None where there is nothing to say."""
+    """The caps and endpoints of a run in one line; None where it has neither."""
     parts = []
     if settings.session_cap is not None:
         parts.append(f"session budget {show(settings.session_cap)}")
@@ -62,7 +62,7 @@ def summary(report: Report, *, blocks: bool = True) -> Iterator[TerminalLine]:
 
 
 def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: int = BAR) -> str:
-    """How much of a whole is used: full only when all of it is, empty only when nothing is."""
+    """A bar that is full only when all is used, and empty only when nothing is."""
     used, free = drawn
     if whole <= 0:
         return used * width

@@ -42,7 +42,7 @@ def said(
 
 
 def verdicts(told: Explanation) -> list[tuple[str, str]]:
-    return [(word.where, word.verdict) for word in told.words if word.price]
+    return [(word.where, word.verdict) for word in told.prices if word.price]
 
 
 def test_every_source_speaks_and_the_first_counts() -> None:
@@ -104,14 +104,14 @@ def test_a_free_promotion_says_so() -> None:
 
 def test_a_provider_that_is_not_live_is_shown_with_the_price_that_does_not_count() -> None:
     told = said({}, Offer("p", usd(1)), Offer("q", usd(9), live=False, status="staging"))
-    (word,) = [word for word in told.words if word.provider == "q"]
+    (word,) = [word for word in told.prices if word.provider == "q"]
     assert (word.price, word.verdict) == (usd(9), "overridden")
     assert word.why.startswith("staging, not live")
 
 
 def test_a_provider_without_a_price_is_shown_without_one() -> None:
     told = said({}, Offer("p", None), provider="p")
-    assert ("lists it without a price", None) in [(word.why, word.price) for word in told.words]
+    assert ("lists it without a price", None) in [(word.why, word.price) for word in told.prices]
     assert told.quote is None
 
 
@@ -125,7 +125,7 @@ def test_a_provider_without_a_price_is_shown_without_one() -> None:
 def test_a_model_that_is_not_in_the_catalogue_says_so(
     offers: tuple[Offer, ...], provider: str | None, why: str
 ) -> None:
-    assert why in [word.why for word in said({}, *offers, provider=provider).words]
+    assert why in [word.why for word in said({}, *offers, provider=provider).prices]
 
 
 def test_a_server_is_asked_of_no_catalogue() -> None:

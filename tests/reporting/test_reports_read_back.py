@@ -45,10 +45,10 @@ def test_keys_of_a_later_release_are_passed_over() -> None:
     ("wrong", "said"),
     [
         ({"schema": 2}, "its schema is 2, and this release reads 1"),
-        ({"session": []}, "the report, session, is no JSON object"),
+        ({"session": []}, "the report, session, is not a JSON object"),
         ({"tests": None}, "tests is not a list: None"),
         ({"tests": "x"}, "tests is not a list: 'x'"),
-        ({"tests": [3]}, "tests[0] is no JSON object"),
+        ({"tests": [3]}, "tests[0] is not a JSON object"),
         ({"tests": [{"spent_usd": "NaN"}]}, "tests[0]: spent_usd is not USD as a decimal string"),
         ({"tests": [{"spent_usd": 0.1}]}, "tests[0]: spent_usd is not USD as a decimal string"),
         ({"tests": [{"spent_usd": "-1"}]}, "tests[0]: spent_usd is not USD as a decimal string"),
@@ -69,7 +69,7 @@ def test_an_error_says_where_a_report_is_wrong(wrong: dict[str, Any], said: str)
 def test_a_file_that_is_no_report_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.json"
     path.write_bytes(content)
-    with pytest.raises(ReportFileError, match=r"other\.json is no report of --hf-report: "):
+    with pytest.raises(ReportFileError, match=r"other\.json is not a report of --hf-report: "):
         read(path)
 
 
