@@ -36,9 +36,11 @@ class Setting(Generic[T]):
         option, variable, ini: its three names; a name that does not exist is empty.
         metavar: what the option's value is called; empty where the option takes none.
         help: what `pytest --help` says.
-        guards_money: without it a run could spend more, so an empty value is an error.
+        guards_money: an empty value is an error, see `Guard`.
         repeatable: the option may be given several times, and the ini key has a list.
     """
+
+    guards_money = False
 
     def __init__(
         self,
@@ -47,13 +49,11 @@ class Setting(Generic[T]):
         names: str,
         help: str,
         *,
-        guards_money: bool = False,
         repeatable: bool = False,
     ) -> None:
         """``names`` are ``--option=METAVAR VARIABLE ini``, those of them that exist."""
         self.name = self.option = self.metavar = self.variable = self.ini = ""
-        self.default, self.parse, self.help = default, parse, help
-        self.guards_money, self.repeatable = guards_money, repeatable
+        self.default, self.parse, self.help, self.repeatable = default, parse, help, repeatable
         for name in names.split():
             if name.startswith("--"):
                 self.option, _, self.metavar = name.partition("=")
@@ -81,6 +81,12 @@ class Setting(Generic[T]):
         return self.parse is Path
 
 
+class Guard(Setting[T]):
+    """A setting without which a run could spend more, so an empty value is an error."""
+
+    guards_money = True
+
+
 class Settings:
     """The settings of a run, and the one table of settings: a new option is one entry.
 
@@ -92,19 +98,17 @@ class Settings:
 
     __slots__ = ("by_name",)
 
-    session_cap = Setting[int | None](
+    session_cap = Guard[int | None](
         None,
         parse_usd,
         "--hf-session-budget=USD HFBUDGET_SESSION hf_session_budget",
         "USD cap of the whole run",
-        guards_money=True,
     )
-    test_cap = Setting[int | None](
+    test_cap = Guard[int | None](
         None,
         parse_usd,
         "--hf-test-budget=USD HFBUDGET_TEST hf_test_budget",
         "USD cap of each test whose own marker has no max_usd",
-        guards_money=True,
     )
     on_exhausted = Setting[str](
         "skip",
@@ -113,33 +117,29 @@ class Settings:
         "when the session budget refuses a call of a test: skip (the test counts as not run, and "
         "the run is red), stop (the same, and the run ends), fail (the test fails)",
     )
-    daily_cap = Setting[int | None](
+    daily_cap = Guard[int | None](
         None,
         parse_usd,
         "--hf-daily-budget=USD HFBUDGET_DAILY hf_daily_budget",
         "USD cap of all runs of this project on this machine in a day (UTC)",
-        guards_money=True,
     )
-    weekly_cap = Setting[int | None](
+    weekly_cap = Guard[int | None](
         None,
         parse_usd,
         "--hf-weekly-budget=USD HFBUDGET_WEEKLY hf_weekly_budget",
         "USD cap of all runs of this project on this machine from Monday to Sunday (UTC)",
-        guards_money=True,
     )
-    monthly_cap = Setting[int | None](
+    monthly_cap = Guard[int | None](
         None,
         parse_usd,
         "--hf-monthly-budget=USD HFBUDGET_MONTHLY hf_monthly_budget",
         "USD cap of all runs of this project on this machine in a calendar month (UTC)",
-        guards_money=True,
     )
-    project = Setting[str | None](
+    project = Guard[str | None](
         None,
         str,
         "HFBUDGET_PROJECT hf_project",
         "name of the project, for checkouts that share its budgets (the rootdir)",
-        guards_money=True,
     )
     log_days = Setting[int](
         90,
@@ -147,12 +147,11 @@ class Settings:
         "HFBUDGET_LOG_DAYS hf_log_days",
         "days that a run stays in the usage log (90); 0 keeps no log",
     )
-    prices = Setting[Path | None](
+    prices = Guard[Path | None](
         None,
         Path,
         "--hf-prices=FILE HFBUDGET_PRICES hf_prices",
         "TOML file of prices",
-        guards_money=True,
     )
     unpriced = Setting[str](
         "refuse",
@@ -192,48 +191,42 @@ class Settings:
         "--hf-store-costs HFBUDGET_STORE_COSTS",
         "record the cost of each test that passes in the file of --hf-costs",
     )
-    plan = Setting[bool](
+    plan = Guard[bool](
         False,
         values.switch,
         "--hf-plan HFBUDGET_PLAN",
         "show what the tests are expected to cost; run nothing",
-        guards_money=True,
     )
-    plan_gate = Setting[str](
+    plan_gate = Guard[str](
         "warn",
         values.one_of(PLAN_GATE),
         "--hf-plan-gate=HOW HFBUDGET_PLAN_GATE hf_plan_gate",
         "when a run is expected to cost more than its session budget: stop, warn (default), off",
-        guards_money=True,
     )
-    max_increase = Setting[Fraction | None](
+    max_increase = Guard[Fraction | None](
         None,
         values.share,
         "--hf-max-increase=PERCENT HFBUDGET_MAX_INCREASE hf_max_increase",
         "fail tests whose calls cost more than recorded by more than this, for example 20 "
         "percent written with its sign",
-        guards_money=True,
     )
-    emulator = Setting[str | None](
+    emulator = Guard[str | None](
         None,
         values.emulator,
         "--hf-emulator HFBUDGET_EMULATOR",
         "rehearse against the local emulator, at $0",
-        guards_money=True,
     )
-    endpoints_api = Setting[str](
+    endpoints_api = Guard[str](
         ENDPOINTS_API,
         values.url,
         "HFBUDGET_ENDPOINTS_API hf_endpoints_api",
         "base URL of the Inference Endpoints API",
-        guards_money=True,
     )
-    router = Setting[str](
+    router = Guard[str](
         ROUTER,
         values.url,
         "HFBUDGET_ROUTER hf_router",
         "base URL of the Inference Providers router",
-        guards_money=True,
     )
     hold_wait = Setting[float](
         HOLD_WAIT_S,
@@ -259,19 +252,17 @@ class Settings:
         "HFBUDGET_ENDPOINT_COLD_START hf_endpoint_cold_start",
         "seconds that an endpoint is expected to take until it serves, if none are recorded (180)",
     )
-    max_uptime = Setting[float | None](
+    max_uptime = Guard[float | None](
         None,
         values.seconds_of_minutes,
         "--hf-max-uptime=MIN HFBUDGET_MAX_UPTIME hf_max_uptime",
         "minutes after which the run's endpoints are paused, even if tests are still running",
-        guards_money=True,
     )
-    idle_timeout = Setting[int](
+    idle_timeout = Guard[int](
         15,
         values.minutes,
         "--hf-idle-timeout=MIN HFBUDGET_IDLE_TIMEOUT hf_idle_timeout",
         "minutes after which the server itself scales a leased endpoint to zero (15)",
-        guards_money=True,
     )
     billing_minute = Setting[float](
         60.0,
@@ -286,15 +277,6 @@ class Settings:
         if unknown := values.keys() - DEFAULTS.keys():
             raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
         self.by_name: Mapping[str, Any] = {**DEFAULTS, **values}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Settings) and self.by_name == other.by_name
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.by_name.values()))
-
-    def __repr__(self) -> str:
-        return f"Settings(**{self.by_name!r})"
 
     def replaced(self, **changes: Any) -> Settings:
         """A copy with other values for some settings."""
@@ -348,8 +330,9 @@ def merge(
         if name == STATE_DIR and folder is not None and not folder.strip():
             raise _empty(name)
     found = {key: _find(SETTINGS[key], options.get(key), environ, ini) for key in only}
-    values = {key: _parse(SETTINGS[key], *each) for key, each in found.items() if each is not None}
-    return Settings(**values)
+    return Settings(
+        **{key: _parse(SETTINGS[key], *each) for key, each in found.items() if each is not None}
+    )
 
 
 def full_name(name: str, namespace: str | None) -> str:
