@@ -13,7 +13,7 @@ from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, ReportFileError, read
 from pytest_hfbudget.reporting.model import REHEARSAL, Report
-from pytest_hfbudget.reporting.tables import Cell, Column, Table, tables
+from pytest_hfbudget.reporting.tables import Table, tables
 from pytest_hfbudget.reporting.terminal import bar
 from pytest_hfbudget.text import printable
 
@@ -100,22 +100,12 @@ def _print_table(console: Console, table: Table, top: int) -> None:
     console.print(Text(table.title, style="bold"))
     made = output.table(
         *(column.label for column in table.columns),
-        rows=(tuple(map(_figure, row, table.columns)) for row in rows),
+        rows=(tuple(map(printable, table.texts(row))) for row in rows),
         styles=("red" if "failed" in row else "" for row in rows),
     )
     for column, of in zip(made.columns, table.columns, strict=True):
-        column.justify = "right" if of.kind in ("usd", "count", "seconds") else "left"
+        column.justify = "right" if of.is_number else "left"
         column.no_wrap, column.overflow = False, "fold"
     console.print(made)
     if left := len(table.rows) - len(rows):
         console.print(f"… and {left:,} more", style="dim")
-
-
-def _figure(value: Cell, column: Column) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return printable(value)
-    if column.kind == "usd":
-        return show(int(value))
-    return f"{value:,.2f}" if column.kind == "seconds" else f"{value:,}"

@@ -74,7 +74,7 @@ def _table(table: Table) -> Iterator[str]:
     yield f"#### {table.title}"
     yield ""
     yield _row(column.label for column in table.columns)
-    yield _row("--:" if _is_number(column) else ":--" for column in table.columns)
+    yield _row("--:" if column.is_number else ":--" for column in table.columns)
     for row in shown:
         yield _row(map(_cell, row, table.columns))
     if left := len(table.rows) - len(shown):
@@ -86,16 +86,10 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _is_number(column: Column) -> bool:
-    return column.kind in ("usd", "count", "seconds")
-
-
 def _cell(value: Cell, column: Column) -> str:
-    if value is None:
-        return ""
     if isinstance(value, str):
         return _literal(value, MESSAGE if column.kind == "text" else NAME)
-    return show(int(value)) if column.kind == "usd" else f"{value:,}"
+    return column.text(value)
 
 
 def _literal(text: str, most: int) -> str:

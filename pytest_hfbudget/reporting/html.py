@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pytest_hfbudget.money import brief, show
 from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, total
-from pytest_hfbudget.reporting.tables import Cell, Column, Table, tables
+from pytest_hfbudget.reporting.tables import Cell, Table, tables
 
 # So many rows of a table are in the page itself; its script draws the others from data.
 ROWS = 25
@@ -52,8 +52,9 @@ def page(reports: Sequence[Report]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(brief=brief, exact=exact, figure=figure)
-    environment.tests["number"] = lambda column: column.kind in ("usd", "count", "seconds")
+    environment.filters.update(brief=brief, exact=exact)
+    environment.filters["figure"] = lambda value, column: column.text(value, brief)
+    environment.tests["number"] = lambda column: column.is_number
     style, script = (_read(name) for name in ("page.css", "page.js"))
     shown = tuple(tables(reports))
     newest = reports[-1]
@@ -124,17 +125,6 @@ def percent(part: Cell, whole: int) -> float:
 def exact(amount: Cell) -> str:
     """An amount to the nano-dollar."""
     return f"{show(amount)} = {amount:,} nano-USD" if isinstance(amount, int) else ""
-
-
-def figure(value: Cell, column: Column) -> str:
-    """A cell as text."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if column.kind == "usd":
-        return brief(int(value))
-    return f"{value:,.2f}" if column.kind == "seconds" else f"{value:,}"
 
 
 def packed(table: Table) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.costs import Cost
 from pytest_hfbudget.reporting.model import counted
-from pytest_hfbudget.reporting.terminal import NAME, TerminalLine, bar
+from pytest_hfbudget.reporting.terminal import NAME, TerminalLine, bar, shortened
 
 # So many of the most expensive tests are shown one by one.
 MOST = 20
@@ -172,8 +172,7 @@ def _endpoint(endpoint: PlannedEndpoint) -> TerminalLine:
 
 
 def _test(test: PlannedTest, width: int) -> TerminalLine:
-    name = test.id if len(test.id) <= width else "…" + test.id[-(width - 1) :]
-    return TerminalLine(f"  {name:<{width}}  {_expected(test)}")
+    return TerminalLine(f"  {shortened(test.id, width):<{width}}  {_expected(test)}")
 
 
 def _expected(test: PlannedTest) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from pytest_hfbudget.ledger import Charge
+from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.model import (
     ESTIMATED,
     NO_TEST,
@@ -35,6 +36,19 @@ class Column(NamedTuple):
     kind: Kind
     bar: bool = False
 
+    @property
+    def is_number(self) -> bool:
+        """Whether its cells are numbers."""
+        return self.kind in ("usd", "count", "seconds")
+
+    def text(self, value: Cell, usd: Callable[[int], str] = show) -> str:
+        """A cell as text; ``usd`` formats an amount of nano-USD."""
+        if value is None or isinstance(value, str):
+            return value or ""
+        if self.kind == "usd":
+            return usd(int(value))
+        return f"{value:,.2f}" if self.kind == "seconds" else f"{value:,}"
+
 
 class Table(NamedTuple):
     """One table; its rows are sorted, the most important first."""
@@ -44,6 +58,10 @@ class Table(NamedTuple):
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+
+    def texts(self, row: tuple[Cell, ...]) -> Iterator[str]:
+        """The cells of a row as text."""
+        return (column.text(value) for column, value in zip(self.columns, row, strict=True))
 
 
 def tables(reports: Sequence[Report]) -> Iterator[Table]:

@@ -61,6 +61,11 @@ def summary(report: Report, *, blocks: bool = True) -> Iterator[TerminalLine]:
     yield from _remarks(report)
 
 
+def shortened(name: str, width: int) -> str:
+    """The end of a name, if it is longer than ``width``."""
+    return name if len(name) <= width else "…" + name[-(width - 1) :]
+
+
 def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: int = BAR) -> str:
     """A bar that is full only when all is used, and empty only when nothing is."""
     used, free = drawn
@@ -83,11 +88,10 @@ def _session(report: Report, drawn: tuple[str, str]) -> TerminalLine:
 
 
 def _test(test: TestLine, width: int) -> TerminalLine:
-    name = test.id if len(test.id) <= width else "…" + test.id[-(width - 1) :]
     cap = f" of {show(test.cap)}" if test.cap is not None else ""
     uptime = f", uptime {show(test.uptime)}" if test.uptime else ""
     calls = call_counts(test.calls, test.replayed, test.refused)
-    text = f"  {name:<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
+    text = f"  {shortened(test.id, width):<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
     return TerminalLine(text, "red" if test.refused else "")
 
 
