@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 from pytest_hfbudget.money import parse_rate
+
+N = TypeVar("N", int, float)
 
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _LATEST_S = 3600
@@ -99,51 +103,37 @@ def later(value: str) -> tuple[float, ...]:
 
 def seconds_or_none(value: str) -> float:
     """Seconds, or 0 for not at all."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ValueError("write a number of seconds, 0 or more")
-    return seconds
+    return _number(
+        value, float, lambda s: 0 <= s < math.inf, "write a number of seconds, 0 or more"
+    )
 
 
 def seconds(value: str) -> float:
     """Seconds, more than 0."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise ValueError("write a number of seconds above 0")
-    return seconds
+    return _number(value, float, lambda s: 0 < s < math.inf, "write a number of seconds above 0")
 
 
 def seconds_of_minutes(value: str) -> float:
     """A number of minutes, in seconds."""
-    try:
-        return seconds(value) * 60
-    except ValueError:
-        raise ValueError("write a number of minutes above 0") from None
+    advice = "write a number of minutes above 0"
+    return _number(value, float, lambda m: 0 < m < math.inf, advice) * 60
 
 
 def minutes(value: str) -> int:
     """Whole minutes, at least one."""
-    try:
-        minutes = int(value)
-    except ValueError:
-        minutes = 0
-    if minutes < 1:
-        raise ValueError("write a whole number of minutes, 1 or more")
-    return minutes
+    return _number(value, int, lambda m: m >= 1, "write a whole number of minutes, 1 or more")
 
 
 def days(value: str) -> int:
     """Whole days, 0 for none."""
+    return _number(value, int, lambda d: d >= 0, "write a whole number of days, or 0 for no log")
+
+
+def _number(text: str, kind: Callable[[str], N], allowed: Callable[[N], bool], advice: str) -> N:
     try:
-        days = int(value)
+        number = kind(text)
     except ValueError:
-        days = -1
-    if days < 0:
-        raise ValueError("write a whole number of days, or 0 for no log")
-    return days
+        raise ValueError(advice) from None
+    if not allowed(number):
+        raise ValueError(advice)
+    return number
