@@ -7,6 +7,9 @@ WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 # Compiled files make every run of pytest that the tests start a second faster.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Folders of tests, type-checked one by one: each has modules that others have, too.
+ROOMS := core metering endpoints plugin cli history reporting emulator chaos faults browser
+
 .PHONY: demo test lint ecosystem mutants clean
 
 demo: $(VENV)/installed ## the whole product in a few seconds, at $0
@@ -19,6 +22,7 @@ lint: $(VENV)/installed ## style, types, and the contract between the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for room in $(ROOMS); do MYPYPATH=tests:tests/$$room $(BIN)/mypy tests/$$room || exit 1; done
 	$(BIN)/lint-imports
 
 # They pin different releases of huggingface_hub, so each gets an environment of its own.
@@ -30,7 +34,7 @@ ecosystem-%:
 	$(PYTHON) -m venv --without-pip $(VENV)/ecosystem/$*
 	$(PYTHON) -m pip --python $(VENV)/ecosystem/$*/bin/python install --quiet \
 		--disable-pip-version-check \
-		-e '.[emulator]' -r tests/ecosystem/suites/$*.txt
+		-e '.[emulator]' pytest-timeout -r tests/ecosystem/suites/$*.txt
 	ECOSYSTEM_TOOL=$* $(VENV)/ecosystem/$*/bin/python -m pytest -q -m ecosystem tests/ecosystem
 
 mutants: $(VENV)/installed ## what the tests of the ledger would not notice; half an hour

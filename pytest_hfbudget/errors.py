@@ -83,7 +83,7 @@ class BudgetExceededError(HFBudgetError):
 
 
 class UnpricedCallError(BudgetExceededError):
-    """A call under a cap whose price nobody knows: not sent, because it can't be bounded."""
+    """A call under a cap that has no known price: not sent, because it can't be bounded."""
 
     used_up = False
 

@@ -20,6 +20,8 @@ CACHE_DIR = "HFBUDGET_CACHE_DIR"
 # The plugin sets it for the processes that a run starts: the address of the run's ledger.
 LEDGER = "HFBUDGET_LEDGER"
 
+# The outcome of a test that the session budget had too little left for.
+NOT_RUN = "not run"
 ON_EXHAUSTED = ("skip", "stop", "fail")
 PLAN_GATE = ("stop", "warn", "off")
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import click
+
 from pytest_hfbudget.cli.holders import EndpointUser, Records
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.reaper_messages import Timings, Watch
 from pytest_hfbudget.endpoints.release import Pauser
-from pytest_hfbudget.endpoints.sweep import StrayEndpoint, sweep
+from pytest_hfbudget.endpoints.sweep import StrayEndpoint, SweepOutcome, sweep
 from pytest_hfbudget.endpoints.types import GONE
 
 PAUSE_S = 120.0
@@ -78,3 +80,14 @@ def _in_use(name: str, user: EndpointUser) -> str:
         f"{name}: run {user.run} ({user.who}) is using it, so it was left alone; "
         f"to pause it all the same: hfbudget pause --force {name}"
     )
+
+
+def print_outcomes(outcomes: Iterable[PauseOutcome | SweepOutcome]) -> None:
+    """How pauses ended, for people: what went wrong is for standard error."""
+    for one in outcomes:
+        if one.verified:
+            click.echo(f"{one.name}: {one.state}, verified")
+        else:
+            click.echo(one.error or f"{one.name}: not verified as paused", err=True)
+        for warning in one.warnings:
+            click.echo(warning, err=True)

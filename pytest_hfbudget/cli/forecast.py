@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-# A forecast is no bill: nobody plans by fractions of a cent.
+# A forecast is no bill: fractions of a cent do not matter.
 _CENT = NANO_PER_USD // 100
 _EXACT_BELOW = 10 * _CENT
 _MOST, _FINEST = 10**6, -9

@@ -55,7 +55,7 @@ class Records:
         try:
             marks = plane.get(name).tags
         except ControlPlaneError:
-            return None  # whoever wants to pause it will be told what is wrong
+            return None  # the attempt to pause it will tell what is wrong
         run, until = tags.run_of(marks), tags.until(marks)
         if run is None or until is None or until < time.time():
             return None

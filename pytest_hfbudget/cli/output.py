@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pytest_hfbudget.cli.bulk_pause import PauseOutcome
-    from pytest_hfbudget.endpoints.sweep import SweepOutcome
 
 SCHEMA = 1
 # A log of CI has no width of its own; names are worth more than 80 columns.
@@ -87,14 +85,3 @@ def _plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(printable(text))
-
-
-def print_outcomes(outcomes: Iterable[PauseOutcome | SweepOutcome]) -> None:
-    """How pauses ended, for people: what went wrong is for standard error."""
-    for one in outcomes:
-        if one.verified:
-            click.echo(f"{one.name}: {one.state}, verified")
-        else:
-            click.echo(one.error or f"{one.name}: not verified as paused", err=True)
-        for warning in one.warnings:
-            click.echo(warning, err=True)

@@ -38,7 +38,7 @@ def pause(
     Exit codes: 0 every pause is verified, or there was nothing to pause; 1 at least one is not
     verified or was left alone, or the question was answered with no; 2 wrong usage.
     """
-    from pytest_hfbudget.cli.bulk_pause import BulkPauser
+    from pytest_hfbudget.cli.bulk_pause import BulkPauser, print_outcomes
     from pytest_hfbudget.cli.holders import Records
 
     records = Records.read(access.api())
@@ -51,7 +51,7 @@ def pause(
     elif not outcomes:
         click.echo("nothing to pause")
     else:
-        output.print_outcomes(outcomes)
+        print_outcomes(outcomes)
     sys.exit(0 if all(outcome.verified for outcome in outcomes) else 1)
 
 
@@ -79,7 +79,9 @@ def _awake(namespace: str) -> Iterable[str]:
 
 def _ask(wanted: tuple[str, ...]) -> None:
     if not sys.stdin.isatty():
-        raise click.UsageError("--all asks before it pauses, and nobody is there: add --yes.")
+        raise click.UsageError(
+            "--all asks before it pauses, and there is no terminal to ask on: add --yes."
+        )
     for name in wanted:
         click.echo(f"  {name}", err=True)
     click.confirm(f"Pause these {len(wanted)}?", abort=True, err=True)

@@ -69,7 +69,7 @@ class PriceAnswer:
 
     @property
     def known(self) -> bool:
-        """Whether anybody has a price."""
+        """Whether any source has a price."""
         return self.explanation.quote is not None
 
     def json(self) -> dict[str, Any]:
@@ -104,12 +104,13 @@ class PriceAnswer:
         by = f" by {self.request.provider}" if self.request.provider else ""
         name, used = f"{self.request.model}{by}", self.explanation.used
         if not used:
-            return f"{name}: nobody knows its price. Under a cap a call is refused."
+            return f"{name} has no known price. Under a cap a call is refused."
         if len({word.price for word in used}) == 1 and used[0].price:
             return f"{name}: {price_text(used[0].price)}"
         return (
-            f"{name}: the router chooses who answers. The dearest of {len(used)} prices is held, "
-            "that of whoever answers is charged."
+            f"{name}: the router chooses the provider. The most expensive of {len(used)} prices "
+            "is held, "
+            "the price of the provider that answers is charged."
         )
 
     def _cost(self) -> tuple[int, str]:
@@ -263,7 +264,7 @@ def prices(
     without --refresh: the router's catalogue is the one that was read last, and its age is shown.
     The ini file, the project's tables and the environment are those that pytest reads here.
 
-    Exit codes: 0 the price is known, or no MODEL was asked for; 1 nobody knows it, or the
+    Exit codes: 0 the price is known, or no MODEL was asked for; 1 it has no known price, or the
     catalogue could not be read; 2 wrong usage, also a price file or a variable that can't be used.
     """
     from pytest_hfbudget.cli.prices import Overview, PriceAnswer

@@ -105,7 +105,7 @@ def _look(namespace: str) -> Callable[[], View]:
 
     def look() -> View:
         try:
-            if not hardware:  # prices do not change while somebody watches
+            if not hardware:  # prices do not change while a person watches
                 hardware.update(plane.hardware())
             rows = overview(plane, namespace, state_dir=folder, hardware=hardware)
             return View(namespace, rows)

@@ -25,7 +25,7 @@ TOO_MANY = 3
     "most",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Pause at most N; what is above it is left for somebody to look at.",
+    help="Pause at most N; what is above it is left as it is, for a person to look at.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 def sweep(namespaces: tuple[str, ...], dry_run: bool, most: int | None, as_json: bool) -> None:
@@ -83,6 +83,8 @@ def _sweep(
 
 
 def _show(swept: tuple[SweepOutcome, ...], dry_run: bool) -> None:
+    from pytest_hfbudget.cli.bulk_pause import print_outcomes
+
     if not swept:
         click.echo("nothing is left of dead runs")
     for one in swept:
@@ -91,4 +93,4 @@ def _show(swept: tuple[SweepOutcome, ...], dry_run: bool) -> None:
         elif dry_run:
             click.echo(f"{one.name}: would be paused, {one.why} (run {one.run})")
         else:
-            output.print_outcomes([one])
+            print_outcomes([one])

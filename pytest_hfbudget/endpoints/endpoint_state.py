@@ -32,7 +32,7 @@ class EndpointState:
         resumed: the resume was sent, and not refused.
         price_atto: atto-USD per replica-hour.
         cold: the stretches of time in which it was coming up, on the steady clock.
-        earlier: see `uptime.earlier_replicas`; None where nobody could tell.
+        earlier: see `uptime.earlier_replicas`; None where that is unknown.
         replicas: how many may run now; the caps pay for a minute of each.
         most_replicas: how many may have been running at a time.
         scaling: see `Watch`; kept for a later word to the reaper.

@@ -85,7 +85,7 @@ def price_per_hour(hardware: Mapping[str, Any], endpoint: Endpoint) -> int | Non
     """Atto-USD per replica-hour from the public list of hardware; None if it is not listed.
 
     Joined on vendor, region, instance type and size. Should an instance be listed more than
-    once, the dearest counts. A price that is none, or nothing, is a gap in the list, not a gift.
+    once, the most expensive counts. An invalid price, or zero, is a gap in the list.
     """
     prices = [
         _rate(compute.get("pricePerHour"))

@@ -199,7 +199,7 @@ def unfinished(directory: Path) -> tuple[Lease, ...]:
 
 
 def prune(directory: Path, *, before: float) -> None:
-    """Remove journals without an open lease that nobody has written to since unix ``before``."""
+    """Remove journals without an open lease that were last written before unix ``before``."""
     open_runs = {lease.intent.run for lease in unfinished(directory)}
     for path in directory.glob("*.jsonl"):
         runs = {record.run for record in read(path)}

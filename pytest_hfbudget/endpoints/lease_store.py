@@ -127,7 +127,7 @@ class HeldLease:
 
     @property
     def owned(self) -> bool:
-        """Whether its owner lives and has use for it: then nobody else may pause it."""
+        """Whether its run lives and uses the endpoint: then no other run may pause it."""
         holding = self.here and self.phase == HOLDING
         return holding and process.alive(self.owner_pid, self.owner_start)
 

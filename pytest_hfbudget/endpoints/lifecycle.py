@@ -42,7 +42,7 @@ _EARLY = {
 
 
 def _no_progress(name: str, state: str, seconds: float) -> None:
-    """Nobody wants to know."""
+    """Reports no progress."""
 
 
 def _any_price(endpoint: Endpoint, nano_per_minute: int | None) -> None:
@@ -190,7 +190,7 @@ class Lifecycle:
             return slot.endpoint
 
     def paused_early(self) -> Mapping[str, str]:
-        """The endpoints that were paused, or are being paused, though nobody here asked for it.
+        """The endpoints that are paused, or being paused, without this process having asked.
 
         By name, each with a sentence that says why: because of `pause_after`, or because the
         reaper was killed. Cheap, and asks nothing of the server.

@@ -22,7 +22,7 @@ DEFAULT_API = "https://api.endpoints.huggingface.cloud/v2"
 Progress: TypeAlias = Callable[[str, str, float], None]
 
 
-# The endpoint and nano-USD for a minute of it (None: nobody knows its price); raises to refuse.
+# The endpoint and nano-USD for a minute of it (None: no known price); raises to refuse.
 Afford: TypeAlias = Callable[[Endpoint, "int | None"], None]
 
 

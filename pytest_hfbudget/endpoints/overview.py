@@ -19,7 +19,7 @@ from pytest_hfbudget.endpoints.retry import RetryPolicy
 from pytest_hfbudget.endpoints.types import Endpoint, billed
 
 _AT_ONCE = 8
-# Prices and replicas: a list without them is better than none for a minute.
+# Prices and replicas: a list without them is better than no list for a minute.
 _NICE_TO_KNOW = RetryPolicy(try_s=5.0, total_s=5.0)
 
 

@@ -141,7 +141,7 @@ class StoppedWatch:
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + self.LOOK_S * 0.9  # whoever polls may be a little early
+        self._next = now + self.LOOK_S * 0.9  # the caller may poll a little early
         self._looks = self._looks + 1 if stopped(pid, start) else 0
         if self._looks >= self._ENOUGH:
             end(pid, start)

@@ -1,4 +1,4 @@
-"""The reaper: a small process that pauses what its owner has leased, when asked or bereaved.
+"""The reaper: a small process that pauses what a run has leased, when asked or when pytest is gone.
 
 It is started by `spawn`, shares nothing with its owner but one socket, and ends after its last
 look at what it has paused. The run does not wait for that look.
@@ -161,7 +161,7 @@ class Reaper:
         try:
             messages = self._line.receive()
         except (ValueError, KeyError, TypeError) as error:
-            log(f"the line is garbled: {error!r}")  # whoever wrote that, a bill may be running
+            log(f"the channel is garbled: {error!r}")  # an endpoint may be running all the same
             return OWNER_GONE
         return OWNER_GONE if messages is None else self._act(messages)
 

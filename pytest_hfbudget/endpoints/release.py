@@ -42,7 +42,7 @@ class Pauser:
         settled: bool,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``settled`` is False while a resume may be under way that nobody will see answered."""
+        """``settled`` is False while a resume may be under way whose answer was lost."""
         self._plane, self._watch, self._timings = plane.with_pace(timings.pace), watch, timings
         self._clock = clock
         self._began = clock.monotonic()
@@ -125,7 +125,7 @@ class Pauser:
                     return self._state == GONE
                 retry_after = min(error.retry_after or 0.0, _MOST_RETRY_AFTER_S)
                 wait = self._timings.pace.wait(failures, retry_after)
-            except Exception as error:  # an answer that nobody foresaw: no reason to let it run
+            except Exception as error:  # an unforeseen answer is no reason to let it run
                 failures, self._error = failures + 1, f"{self.endpoint}: {error!r}"
                 wait = self._timings.pace.wait(failures, 0.0)
             left = self._ends - self._clock.monotonic()
@@ -138,7 +138,7 @@ class Pauser:
         try:
             self._plane.pause(self._watch.endpoint)
         except ControlPlaneError as error:
-            # A 400 may just mean "already paused", in words that nobody has published: the
+            # A 400 may just mean "already paused", in words that are not documented: the
             # state decides. What may pass with time goes to the caller, to be tried again.
             if error.status not in (400, 404, 409, 422):
                 raise
@@ -151,7 +151,7 @@ class Pauser:
         """Seconds until the next look; None when the pause is certain."""
         before, self._state = self._state, self._plane.get(self._watch.endpoint).state
         if before == RESTING != self._state:
-            # A resume came late, or was somebody else's; or not all servers know of the pause.
+            # A resume came late, or another process sent one; or not all servers know of the pause.
             self._send_at = self._clock.monotonic()
             self._flips += 1
             return 0.0 if self._flips == 1 else self._timings.poll_s
@@ -220,7 +220,7 @@ class Pauser:
         payload: dict[str, object] = {}
         if self._watch.scaling is not None and now.raw_scaling != self._watch.scaling:
             payload["compute"] = {"scaling": dict(self._watch.scaling)}
-        # All runs': it is paused now, so nobody's lease on it means anything any more.
+        # All runs': it is paused now, so no lease on it counts any more.
         kept = tags.without_lease(now.tags)
         if self._watch.untag and kept != list(now.tags):
             payload["tags"] = kept
@@ -316,7 +316,7 @@ def awake_again(plane: ControlPlane, claims: LeaseStore, claim: HeldLease, *, at
         if error.gone:
             return ""
         raise
-    # Read before the claims are: whoever resumes it has put a claim first.
+    # Read before the claims are: a run that resumes it has written a lease first.
     if found.state == RESTING or claims.heir() or claims.pauser():
         return ""
     run, until = tags.run_of(found.tags), tags.until(found.tags)

@@ -49,7 +49,7 @@ class CommandOutcome:
 
     @property
     def in_order(self) -> bool:
-        """Whether every endpoint is paused for certain, or somebody else's."""
+        """Whether every endpoint is verified as paused, or left to another run."""
         return all(receipt.in_order for receipt in self.receipts)
 
 
@@ -101,7 +101,7 @@ def _bring_up(lifecycle: Lifecycle, names: tuple[str, ...]) -> None:
             for each in as_completed(coming):  # the first that fails, not the first named
                 each.result()
         except BaseException:
-            lifecycle.ask_pause()  # so that nobody waits for the others
+            lifecycle.ask_pause()  # so that no pause waits for another
             raise
 
 

@@ -17,7 +17,7 @@ _TO_IMPORT = "_HFBUDGET_TO_IMPORT"  # no setting: only a reaper is given it
 _REAPER_MODULE = "pytest_hfbudget.endpoints.reaper"
 
 # Forks once more and lets the first child go: the reaper is then no child of the test run, is
-# in a session of its own without a terminal, and nobody has to collect it.
+# in a session of its own without a terminal, and no process has to collect it.
 # What to import, and from where, is in the environment and not on the command line: `pkill -f
 # pytest` is to end the test run and not what pauses after it.
 _BOOT = f"""

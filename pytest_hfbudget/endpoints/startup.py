@@ -110,7 +110,7 @@ class Startup:
         slot.warn(warning)
 
     def _begin(self, slot: EndpointState, guard: Supervisor) -> None:
-        """By now nobody pauses it, and nobody else begins."""
+        """No run pauses it now, and no other run begins to."""
         found = slot.found = self._plane.get(slot.name)
         self._meter.zero(slot)
         claims = self._claims(slot)

@@ -98,7 +98,7 @@ class Supervisor:
                 self._link.limit(at_mono)
 
     def early(self) -> str | None:
-        """Why the endpoints were paused before anybody here asked for it; None if they weren't."""
+        """Why the endpoints were paused before this process asked for it; None if they weren't."""
         if self._own:
             return REAPER_LOST
         return DEADLINE if self._link.reason == DEADLINE else None
@@ -185,7 +185,7 @@ class Supervisor:
         )
 
     def _notice(self) -> None:
-        """A reaper whose standby stepped in is missed by nobody, but somebody kills processes."""
+        """Replace a reaper whose standby stepped in: something kills processes here."""
         if self._link.successions > self._noticed:
             self._noticed = self._link.successions
             self._warn(f"{_KILLED}; another one has stepped in")

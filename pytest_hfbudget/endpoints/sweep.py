@@ -300,7 +300,7 @@ def _limited(looks: Sequence[SweepOutcome], most: int | None) -> list[SweepOutco
 
 
 def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
-    """Why a lease is nobody's any more, as a clause; None where somebody lives who sees to it."""
+    """Why a lease has no live run any more, as a clause; None while a process looks after it."""
     intent = lease.intent
     own = LeaseStore(
         lease_store_dir(state_dir), api=intent.api, endpoint=intent.endpoint, run=intent.run

@@ -52,7 +52,7 @@ class UptimeMeter:
     def _listed(self, slot: EndpointState) -> HardwareList | None:
         with self._lock:
             if self._hardware is None:
-                # Where there is a copy, nobody waits long for news.
+                # Where there is a copy, a run does not wait long for a newer list.
                 plane = self._quick if self._file.load() else self._plane
                 try:
                     self._hardware = self._file.read(plane.hardware, self._clock.time())
@@ -72,7 +72,7 @@ class UptimeMeter:
             return None  # what was counted before still counts
 
     def zero(self, slot: EndpointState) -> None:
-        """Remember the replicas that were there before; None where nobody could tell."""
+        """Remember the replicas that were there before; None where that is unknown."""
         for _ in range(_TRIES):
             replicas = self._replicas(slot.name)
             slot.earlier = None if replicas is None else earlier_replicas(replicas)

@@ -38,7 +38,7 @@ class Schema(NamedTuple):
 def connect(path: Path, schema: Schema) -> sqlite3.Connection:
     """A file, made or migrated where that is needed, readable and writable by this user only.
 
-    Transactions are begun and ended by whoever writes; any thread may, but one at a time.
+    The writer begins and ends its transactions; any thread may write, but one at a time.
 
     Raises:
         HistoryError: it can't be made, read or written; it is empty; another user owns it; or a
@@ -84,7 +84,7 @@ def _make(path: Path, schema: Schema) -> None:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of what is written inside, or nothing; from its start on nobody else writes."""
+    """All of what is written inside, or nothing; from its start on no other connection writes."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

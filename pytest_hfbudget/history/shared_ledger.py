@@ -33,7 +33,7 @@ class WindowAccount(Protocol):
 
 
 class StoreLock:
-    """The lock of a ledger: whoever is inside has the store to himself.
+    """The lock of a ledger: the thread inside it is the only one that uses the store.
 
     A store that fails does not keep a call that was sent from being settled: tabs are written as
     amounts, not as changes, so the next time that it works puts everything right. Until then
@@ -138,7 +138,7 @@ class StoreLock:
     # --- SQLite's files don't survive being open on both sides of a fork
 
     def before_fork(self) -> None:
-        """Nothing is open, and nobody is inside, while the process is forked."""
+        """Nothing is open, and no thread is inside, while the process is forked."""
         self._lock.__enter__()
         self._store.pause()
 
@@ -178,7 +178,7 @@ class SharedLedger(Ledger):
         """As `Ledger.hold`.
 
         Raises:
-            LedgerUnreachableError: nobody knows what the other runs have spent.
+            LedgerUnreachableError: what the other runs have spent can't be read.
             BudgetExceededError: as `Ledger.hold`.
         """
         with self._kept(draft.model):
@@ -200,7 +200,7 @@ class SharedLedger(Ledger):
 
     @contextmanager
     def _kept(self, model: str) -> Iterator[None]:
-        """A window that seems full because nobody can read it is not full."""
+        """A window that can't be read looks full; it is not."""
         try:
             yield
         except BudgetExceededError as error:

@@ -2,7 +2,7 @@
 
 A row is the most that one run can have spent on one day: what it has spent, and what it holds for
 calls in flight. A run that is killed leaves its row as it was, so its holds count in full until
-their window is over, and nobody has to find out which runs are dead.
+their window is over, so a run never has to find out which other runs are dead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FIRST = (
 SCHEMA = Schema(
     steps=(_FIRST,),
     remedy=(
-        "Without it nobody knows what other runs have spent. Repair it, or move it aside, which "
+        "Without it, what other runs have spent is unknown. Repair it, or move it aside, which "
         "forgets their spending; or set HFBUDGET_STATE_DIR to another folder; or run without "
         "--hf-daily-budget, --hf-weekly-budget and --hf-monthly-budget."
     ),
@@ -96,7 +96,7 @@ class BudgetStore(Protocol):
 
 
 class MemoryStore:
-    """The store of a rehearsal: there is nobody else, and nothing is remembered."""
+    """The store of a rehearsal: no other run shares it, and it keeps nothing."""
 
     def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
         today = max(day_of(time.time()), not_before)

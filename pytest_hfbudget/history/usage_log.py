@@ -77,7 +77,7 @@ class Entry:
         place: where a call was made that belongs to no test.
         endpoint: what ran; for a call the leased endpoint that it went to.
         minutes: started ones, of all replicas of an endpoint.
-        nano_usd: None for a call that nobody knew a price for.
+        nano_usd: None for a call without a known price.
         status: of a call as in the report; of a refusal the budget; of an endpoint its state.
     """
 

@@ -150,7 +150,7 @@ class QueryResult:
         return Total("", *(rows[0] if rows else NOTHING))
 
     def totals(self, question: UsageQuery, group: str) -> tuple[Total, ...]:
-        """The sums by one of `GROUPS`: days in their order, all others the dearest first."""
+        """The sums by one of `GROUPS`: days in order, all others with the most expensive first."""
         where, values = question.where()
         order = "1" if group == "day" else "sum(nano_usd) DESC, 1"
         rows = self._ask(

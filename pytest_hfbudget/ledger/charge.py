@@ -12,7 +12,7 @@ class Charge(NamedTuple):
     the HTTP status, or a word where none came back: ``timeout``, ``lost``, ``closed``,
     ``refused`` (the connection). ``over`` is what it cost beyond its hold: it took longer
     than that was for. ``scopes`` are the keys of every budget that was charged. ``replayed`` says
-    that somebody else than the network answered, so that it cost nothing. ``instead_of`` is the
+    that a recording or a mock answered, so that it cost nothing. ``instead_of`` is the
     model that the caller had asked for, where a budget's fallback has put another in its place.
     ``at`` is when the call was made, in unix seconds. ``endpoint`` is the endpoint of the run, by
     ``namespace/name``, that the call went to; None for every other call.

@@ -16,7 +16,7 @@ PACK = 1024
 
 
 class Charges:
-    """Charges in the order of their settlement; whoever uses it holds a lock.
+    """Charges in the order of their settlement; its user holds a lock.
 
     Plain tuples at first, and packed in the end: as objects they would be twenty times as large,
     and the garbage collector would walk over all of them again and again.

@@ -18,7 +18,7 @@ class Hold(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Who makes a call: whoever waits settles nothing meanwhile.
+    """The maker of a call: while it waits it settles nothing.
 
     Attributes:
         task: a number of its own for each task of a thread, of asyncio or trio, 0 outside of tasks.
@@ -49,7 +49,7 @@ class WaitingHold(NamedTuple):
 
 
 def unanswered() -> Future[Hold]:
-    """An answer that whoever waits for it can't cancel: it leaves the queue instead."""
+    """An answer that its waiter can't cancel: the waiter leaves the queue instead."""
     answer: Future[Hold] = Future()
     answer.set_running_or_notify_cancel()
     return answer

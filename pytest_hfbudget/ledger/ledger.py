@@ -122,7 +122,7 @@ class Ledger:
             if place in self._holds:
                 self._resolve(place)
             elif (waits := self._in_line(place)) is not None:
-                self._send_away(waits, LedgerUnreachableError("whoever waited has left"))
+                self._send_away(waits, LedgerUnreachableError("the caller stopped waiting"))
         if self._queue:
             self._serve()
 
@@ -197,7 +197,7 @@ class Ledger:
         self._uptime = uptime
 
     def abandon(self, owner: object) -> int:
-        """Book every open hold of an owner that died in full, since nobody knows what it got."""
+        """Book every open hold of a dead owner in full: what it was billed is unknown."""
         with alone(self._lock):
             for place in [each for each in self._queue if each.bid.owner is owner]:
                 self._send_away(place, LedgerUnreachableError("the connection was lost"))

@@ -2,7 +2,7 @@
 
 A call that would fit if the calls in flight cost nothing waits for them. First come, first
 served: what those ahead need counts as held, in the scopes that they share with a later one. Two
-things end a wait early: something was spent, and the call fits no more; or nobody is left who
+things end a wait early: something was spent, and the call fits no more; or no caller is left that
 could settle what is in the way, because they all wait themselves.
 """
 
@@ -92,7 +92,7 @@ def decide(
     holders = _holders(queue, holds)
     ahead = QueueAhead()
     for place in queue:
-        # Whoever holds something stands behind nobody, since they may be waiting for it.
+        # A caller that holds something waits behind no one: others may be waiting for its hold.
         try:
             amount = grant(place.bid, NO_QUEUE if place.bid.id in holders else ahead)
         except BudgetExceededError as refusal:
@@ -104,7 +104,7 @@ def decide(
 
 
 def sent_away(place: Waiter, queue: Sequence[Waiter], advice: str) -> BudgetExceededError:
-    """The refusal of somebody in line who is not to wait any longer."""
+    """The refusal of a waiter that is not to wait any longer."""
     ahead = QueueAhead()
     for other in queue[: queue.index(place)]:
         ahead.add(other.bid)
@@ -132,8 +132,8 @@ def _deadlock(
 ) -> tuple[Waiter, BudgetExceededError] | None:
     """The last of those who wait for each other, if some do: who comes last closed the circle.
 
-    Calls of those who don't wait will be settled, for nothing at best. Whoever fits then goes on
-    and settles, too, and so forth. Those who are left after that wait for each other.
+    Calls whose callers don't wait will be settled, at best for $0. A waiting call that fits then
+    goes on and settles too, and so forth. The callers that are left wait for each other.
     """
     stuck = list(queue)
     while stuck:
@@ -147,7 +147,7 @@ def _deadlock(
 
 
 def _frozen(waiting: Iterable[Waiter], holds: Iterable[OpenHold]) -> Counter[Account]:
-    """What nobody settles while these wait, in each account."""
+    """What stays held while these wait, in each account."""
     still = {place.bid.caller.stops for place in waiting if place.bid.caller}
     frozen: Counter[Account] = Counter()
     for held in holds:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_hfbudget.errors import BudgetExceededError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.metering.limits import OutputLimit, RequestVariant, put
-from pytest_hfbudget.metering.request import OutgoingCall, changed, fits
+from pytest_hfbudget.metering.request import OutgoingCall, changed, fits, input_bound
 from pytest_hfbudget.metering.settlement import charge_of, never_sent, status_of, word_for
 from pytest_hfbudget.metering.usage import (
     compute_time,
@@ -167,11 +167,8 @@ class Call:
         Raises:
             BudgetExceededError: it may cost more than what is held for it.
         """
-        held = self.request._replace(
-            max_output=self.limit.tokens if self.limit else self.request.max_output
-        )
         # Asked only now: some clients import their HTTP library when they first send.
-        if not self.way.may_change() or (body is not None and fits(body, held)):
+        if not self.way.may_change() or (body is not None and fits(body, self._as_sent())):
             return
         if self.refusal is None:
             tightest = self._tightest()
@@ -188,6 +185,15 @@ class Call:
             )
             self.refusal = self.meter.refuse(self, error)
         raise self.refusal
+
+    def _as_sent(self) -> CallRequest:
+        """What was held for, with what the plugin itself has put into it since."""
+        return self.request._replace(
+            max_output=self.limit.tokens if self.limit else self.request.max_output,
+            input_bound=max(
+                self.request.input_bound, input_bound(self.parameters.json, self.parameters.data)
+            ),
+        )
 
     # --- after it was sent
 

@@ -5,14 +5,16 @@ Kept light on purpose: what costs time to import waits until a test run touches 
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import CostOnLine
 from pytest_hfbudget.plugin.fixtures import hf_budget, hf_endpoint, hf_endpoints
+from pytest_hfbudget.plugin.github_job import GitHub
 from pytest_hfbudget.plugin.hooks import Hooks
-from pytest_hfbudget.plugin.report_writer import GitHub
 from pytest_hfbudget.plugin.run import RUN, Run
 
 __all__ = ["hf_budget", "hf_endpoint", "hf_endpoints"]
@@ -31,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the settings, and wait for somebody to import huggingface_hub."""
+    """Read the settings, and wait until huggingface_hub is imported."""
     options.register_markers(config)
     if config.getoption("help", False) or config.getoption("version", False):
         return  # nothing runs, and a wrong setting must not stand in the way of its explanation
@@ -46,7 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Hooks(run), "hfbudget-run")
     config.add_cleanup(run.role.last_words)  # after `pytest_unconfigure`, where others speak too
     if config.get_verbosity() > 0:
-        config.pluginmanager.register(CostOnLine(run), "hfbudget-cost-on-line")
+        config.pluginmanager.register(
+            CostOnLine(partial(run.charging.note_cost, last=False)), "hfbudget-cost-on-line"
+        )
     if (github := GitHub.of(run)) is not None:
         config.pluginmanager.register(github, "hfbudget-github")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from pytest_hfbudget.money import usd_text
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.budget_context import RunningTest
-    from pytest_hfbudget.plugin.run import Run
+    from pytest_hfbudget.plugin.role import RunContext
 
 
 class Attribution:
@@ -23,8 +23,9 @@ class Attribution:
         called: whether the test itself is being called: what is reported meanwhile is a subtest.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: RunContext, share: Callable[[], int]) -> None:
+        """``share`` is what the running test owes for uptime by now, in nano-USD."""
+        self._run, self._share = run, share
         self._item: pytest.Item | None = None
         self._where = "before the first test"
         self._problem: HFBudgetError | None = None
@@ -87,7 +88,7 @@ class Attribution:
             return
         meter = self._run.runtime.meter
         meter.settle_open(item.nodeid) if last else meter.drain()
-        share = self._run.needs.share()
+        share = self._share()
         total = meter.ledger.total(test.scopes[-1].key)
         if total.calls or total.refused or share:
             # A rerun counts on, so what its predecessor said is replaced.
@@ -103,15 +104,6 @@ class Attribution:
     def take_notices(self) -> list[str]:
         """The warnings that its budgets have to raise."""
         return self._run.runtime.meter.watcher.take() if self._run.runtime else []
-
-    def dearer(self, item: pytest.Item, report: pytest.TestReport) -> str | None:
-        """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
-        test = self.test()
-        if self._run.settings.max_increase is None or self._run.runtime is None or test is None:
-            return None
-        self._run.runtime.meter.drain()
-        ledger = self._run.runtime.meter.ledger
-        return self._run.recording.dearer(item, report, ledger, test.scopes[-1].key)
 
     def _charge_to(self, item: pytest.Item) -> None:
         from pytest_hfbudget.plugin.markers import running_test

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from pytest_hfbudget.money import parse_usd, show
 from pytest_hfbudget.text import printable
-
-if TYPE_CHECKING:
-    from pytest_hfbudget.plugin.run import Run
 
 
 def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bool) -> None:
@@ -36,7 +33,7 @@ def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bo
 
 
 def on_a_terminal(config: pytest.Config) -> bool:
-    """Whether somebody watches lines change."""
+    """Whether the output is a terminal, where a line can be overwritten."""
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     return bool(terminal and terminal.isatty)
 
@@ -60,8 +57,9 @@ class CostOnLine:
     So the cost is added only while a report is being logged.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, note_cost: Callable[[pytest.Item], None]) -> None:
+        """``note_cost`` puts what a test has cost by now into its properties."""
+        self._note_cost = note_cost
         self._logged: pytest.TestReport | None = None
 
     @pytest.hookimpl(wrapper=True)
@@ -70,7 +68,7 @@ class CostOnLine:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Note the cost so far: the line is written before the teardown."""
         if call.when != "teardown":
-            self.run.charging.note_cost(item, last=False)
+            self._note_cost(item)
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -17,6 +17,7 @@ from pytest_hfbudget.ledger.rpc.server import LedgerServer
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.plugin.events import Announcer
+from pytest_hfbudget.plugin.role import Role
 from pytest_hfbudget.settings import Settings, full_name
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.metering.thresholds import WarnedOnce
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
-    from pytest_hfbudget.plugin.recording import Recording
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
+    from pytest_hfbudget.plugin.role import StoreCosts
     from pytest_hfbudget.pricing import Catalogue
     from pytest_hfbudget.reporting import Report
 
@@ -49,7 +50,7 @@ class ControllerServer:
         return self._server.path
 
     def close(self) -> None:
-        """Serve nobody any more."""
+        """Stop serving workers."""
         self._server.stop()
 
     def _questions(self) -> dict[str, Callable[..., Any]]:
@@ -86,11 +87,12 @@ class ControllerServer:
         self.problem = self.problem or HFBudgetError(message)
 
 
-class Controller:
+class Controller(Role):
     """A run in one process, or the controller of one with workers."""
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
-        self.config, self.settings = config, settings
+        super().__init__(settings)
+        self.config = config
         self.run_id, self._started = uuid.uuid4().hex[:12], time.time()
         self.leased: dict[str, str] = {}
         self._lock = threading.RLock()
@@ -175,9 +177,6 @@ class Controller:
 
         return self._read or kept_catalogue(self.settings.router)
 
-    def problem(self, error: HFBudgetError) -> None:
-        raise error
-
     def planned(self) -> None:
         if self._desk is not None and self._desk.problem is not None:
             raise self._desk.problem
@@ -213,9 +212,6 @@ class Controller:
 
     def revive(self, name: str) -> bool:
         return self._fleet is not None and self._fleet.revive(name)
-
-    def meet(self) -> None:
-        """It has brought them up itself."""
 
     def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...], worker: str = "") -> None:
         self.fleet.begin_use(test, name, scopes, worker)
@@ -312,10 +308,10 @@ class Controller:
             report = self.report(outcomes)
             run_history.add_to_log(self.config, self.settings, self.run_id, self._started, report)
 
-    def record(self, recording: Recording, session: pytest.Session) -> None:
+    def record(self, store: StoreCosts, session: pytest.Session) -> None:
         if self.settings.store_costs:
             events = self._fleet.log.all() if self._fleet is not None else ()
-            recording.store(session, self.ledger, events)
+            store(session, self.ledger, events)
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         if self.quiet or ((report := self.report(outcomes)).empty and report.cap is None):
@@ -334,8 +330,6 @@ class Controller:
 
     def serve(self) -> dict[str, Any]:
         if self._desk is None:
-            from pytest_hfbudget.plugin.controller import ControllerServer
-
             self._desk = ControllerServer(self)
         return {
             "socket": self._desk.path,
@@ -360,13 +354,3 @@ class Controller:
         if self._rehearsal is not None:
             self._rehearsal.stop()
             self._rehearsal = None
-
-
-def with_addresses(settings: Settings, given: Mapping[str, Any]) -> Settings:
-    """Settings of a worker, with the addresses that its controller uses."""
-    return settings.replaced(
-        router=given["router"],
-        endpoints_api=given["endpoints_api"],
-        hub=given["hub"] or None,
-        emulator=given["emulator"] or None,
-    )

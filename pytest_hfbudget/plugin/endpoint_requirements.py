@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_hfbudget.ledger import LedgerLike
     from pytest_hfbudget.metering.budget_context import RunningTest
-    from pytest_hfbudget.plugin.role import Role
-    from pytest_hfbudget.plugin.run import Run
+    from pytest_hfbudget.plugin.role import Role, RunContext
 
 
 class EndpointUsage:
@@ -66,7 +65,7 @@ class EndpointUsage:
 class EndpointRequirements:
     """Brings up what a test names, unless it turns out that all of its calls are replayed."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self._run = run
         self._occupancy = EndpointUsage()
         self._undecided: pytest.Item | None = None
@@ -89,7 +88,7 @@ class EndpointRequirements:
             self._ensure(names)
 
     def decide(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
-        """Bring up what an undecided test needs, unless it turns out that it calls nobody.
+        """Bring up what an undecided test needs, unless it turns out that it makes no calls.
 
         Raises:
             EndpointError: an endpoint can't be brought up.
@@ -126,7 +125,9 @@ class EndpointRequirements:
 
     def begin_use(self, name: str) -> None:
         """From now on the running test shares in what an endpoint costs."""
-        self._occupancy.begin(self._run.role, self._run.charging.test(), name)
+        runtime = self._run.runtime
+        test = runtime.meter.payer.test if runtime is not None else None
+        self._occupancy.begin(self._run.role, test, name)
 
     def share(self) -> int:
         """Nano-USD that the running test owes by now for its time on endpoints."""

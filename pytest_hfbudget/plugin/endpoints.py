@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,24 +18,17 @@ from pytest_hfbudget.endpoints.uptime import Shares
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     EndpointError,
-    LedgerUnreachableError,
     UnaffordableEndpointError,
 )
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.locks import at_work
 from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.money import show
 from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.plugin.console import on_a_terminal, say
 from pytest_hfbudget.plugin.events import EndpointLog
-from pytest_hfbudget.plugin.uptime_sharing import (
-    HORIZON_S,
-    Key,
-    RunningEndpoint,
-    UptimeSharing,
-    seconds_left,
-)
+from pytest_hfbudget.plugin.uptime_booking import UptimeBooking
+from pytest_hfbudget.plugin.uptime_sharing import Key, UptimeSharing
 from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.settings import Settings
 
@@ -64,10 +56,8 @@ class RunEndpoints:
         self._rehearsal = rehearsal
         self.log = EndpointLog()
         self._receipts: tuple[EndpointReceipt, ...] | None = None
-        self._lock, self._booked = threading.RLock(), 0
+        self._uptime = UptimeBooking(ledger, settings)
         self.sharing = UptimeSharing(ledger, settings.billing_minute)
-        self._running: dict[str, tuple[RunningEndpoint, ...]] = {}
-        self._ended = 0  # nano-USD of spans that are over: a revived endpoint has begun another
         self._armed_until = 0.0
         self._ticker: run_history.Ticker | None = None
         self._tender: run_history.Ticker | None = None
@@ -127,47 +117,24 @@ class RunEndpoints:
     @off_loop()
     def accrue(self) -> None:
         """Book every started minute of what runs."""
-        with self._lock:
-            if self._receipts is None and (self._running or self._booked):
+        with self._uptime.lock:
+            if self._uptime.accrues:
                 self._end_what_was_paused()
-                started = self._ended + sum(map(self._cost, self._running))
-                if not self._reserve(started):
-                    over_runs = self._settings.capped_over_runs
-                    self._book(max(started, self._booked) if over_runs else started)
+                self._uptime.accrue()
                 self.sharing.accrue(time.monotonic())
 
     def _end_what_was_paused(self) -> None:
-        """What the reaper has paused before anybody asked begins no more minutes."""
+        """What the reaper has paused by itself begins no more minutes."""
         early = self._lifecycle.paused_early()
         for receipt in self._lifecycle.live() if early else ():
             if receipt.name in early and receipt.paused_at is not None:
-                ago = max(time.time() - receipt.paused_at, 0.0)
-                self._ended += self._cost(receipt.name, time.monotonic() - ago)
-                self._running.pop(receipt.name, None)
+                self._uptime.end(receipt.name, max(time.time() - receipt.paused_at, 0.0))
 
     def _forget_unless_billed(self, name: str) -> None:
-        """An endpoint whose resume was refused, or never sent, has no first minute."""
         receipt = next((one for one in self._lifecycle.live() if one.name == name), None)
         if receipt is None or not receipt.minutes:
-            with self._lock:
-                self._running.pop(name, None)
+            self._uptime.forget(name)
             self.accrue()
-
-    def _reserve(self, started: int) -> bool:
-        """Have the next minute booked ahead where another run could take it; whether it is."""
-        if not self._settings.capped_over_runs:
-            return False
-        ahead = sum(running.nano_per_minute for running in self._all_running)
-        more = started + ahead - self._booked
-        try:
-            if more > 0:
-                self._ledger.book(SESSION, more, what="the next minute")
-                self._booked += more
-            else:
-                self._book(started + ahead)
-        except BudgetExceededError:
-            return False
-        return True
 
     def _tick(self) -> None:
         self.accrue()
@@ -194,45 +161,18 @@ class RunEndpoints:
     @off_loop()
     def rearm(self) -> None:
         """Tell the reaper when the next minute would break the session's cap, or is too late."""
-        if self._receipts is not None or not self._running or self._open_ended:
-            return
-        with self._lock:
-            seconds = self._seconds_left()
+        with self._uptime.lock:
+            if not self._uptime.has_deadline:
+                return
+            seconds = self._uptime.seconds_left()
             moved = abs(seconds + time.monotonic() - self._armed_until) > MOVED_S
             if moved:
                 self._armed_until = seconds + time.monotonic()
                 self._lifecycle.pause_after(seconds)
 
-    def _seconds_left(self) -> float:
-        now, settings = time.monotonic(), self._settings
-        left = HORIZON_S
-        if settings.max_uptime is not None:
-            first = min(running.since for running in self._all_running)
-            left = max(first + settings.max_uptime - now, 0.0)
-        room = run_history.room(self._ledger, settings)
-        if room is not None:
-            budget = room + self._booked - self._ended
-            running, minute_s = self._all_running, settings.billing_minute
-            left = min(left, seconds_left(budget, running, now, minute_s))
-        return left
-
-    def _cost(self, name: str, until: float | None = None) -> int:
-        """Nano-USD of the minutes that it has begun by now, or by then on the steady clock."""
-        at, minute_s = time.monotonic() if until is None else until, self._settings.billing_minute
-        return sum(running.cost(at, minute_s) for running in self._running.get(name, ()))
-
-    @property
-    def _all_running(self) -> list[RunningEndpoint]:
-        return [running for of_one in self._running.values() for running in of_one]
-
-    @property
-    def _open_ended(self) -> bool:
-        settings = self._settings
-        return not run_history.caps(settings) and settings.max_uptime is None
-
     @at_work
     def revive(self, name: str) -> bool:
-        """Bring an endpoint back that somebody else has paused; whether it is back.
+        """Bring back an endpoint that another process has paused; returns whether it is back.
 
         Raises:
             BudgetExceededError: it was paused by this run, for the sake of its cap.
@@ -278,9 +218,9 @@ class RunEndpoints:
             ticker.stop()
         if self._receipts is None:
             receipts = self._lifecycle.finish()
-            with self._lock:  # a tick may be booking what is only an upper bound
+            with self._uptime.lock:  # a tick may be booking what is only an upper bound
                 self._receipts = receipts
-                self._book(sum(receipt.nano_usd for receipt in receipts))
+                self._uptime.close(sum(receipt.nano_usd for receipt in receipts))
             self.log.ended(self._receipts)
             self.sharing.settle(self._receipts)
         in_order = all(receipt.in_order for receipt in self._receipts)
@@ -298,62 +238,20 @@ class RunEndpoints:
         if nano_per_minute is None:
             if caps:
                 raise EndpointError(
-                    f"{name}: nobody knows what a minute of it costs, so {caps} can't hold it. "
+                    f"{name}: a minute of it has no known price, so {caps} can't hold it. "
                     "It was not resumed."
                 )
             return
-        try:
-            with self._lock:
-                self._ledger.book(SESSION, nano_per_minute, what=name)
-                self._booked += nano_per_minute
-                self._ended += self._cost(name)
-                self._running[name] = (RunningEndpoint(time.monotonic(), nano_per_minute),)
-                self.sharing.price(name, nano_per_minute)
-                if caps and self._ticker is None:
-                    every_s = self._settings.billing_minute / run_history.Ticker.TICKS
-                    self._ticker = run_history.Ticker(every_s, self._tick)
-        except LedgerUnreachableError as error:
-            raise EndpointError(str(error)) from None
-        except BudgetExceededError as error:
-            own = error.scope_key == SESSION
-            raise UnaffordableEndpointError(
-                f"{error.scope}: {name}: its first minute costs {show(nano_per_minute)}, but only "
-                f"{show(max(error.cap_nano - error.spent_nano - error.held_nano, 0))} of the "
-                f"{error.scope} of {show(error.cap_nano)} is left. It was not resumed. "
-                f"Raise {'--hf-session-budget' if own else 'that cap'}."
-            ) from None
+        with self._uptime.lock:
+            self._uptime.begin(name, nano_per_minute)
+            self.sharing.price(name, nano_per_minute)
+            if caps and self._ticker is None:
+                every_s = self._settings.billing_minute / run_history.Ticker.TICKS
+                self._ticker = run_history.Ticker(every_s, self._tick)
 
     def _grow(self, endpoint: Endpoint, more: int, nano_per_minute: int, ahead: bool) -> None:
-        """More replicas may run than are paid for: hold a minute of each ahead from now on.
-
-        Those that are there already are booked whatever the cap says; the deadline pauses then.
-        """
-        name, what = endpoint.full_name, "" if not ahead else endpoint.full_name
-        with self._lock:
-            if self._receipts is not None:
-                return
-            try:
-                self._ledger.book(SESSION, nano_per_minute, what=what)
-            except LedgerUnreachableError as error:
-                raise EndpointError(str(error)) from None
-            except BudgetExceededError as error:
-                most, cap = endpoint.most_replicas, f"{error.scope} of {show(error.cap_nano)}"
-                raise UnaffordableEndpointError(
-                    f"{error.scope}: {name} may scale to {most} replicas. The first minute of "
-                    f"{more} more costs {show(nano_per_minute)}, and the {cap} has less left. "
-                    "Lower its maxReplica, or raise that cap."
-                ) from None
-            self._booked += nano_per_minute
-            added = RunningEndpoint(time.monotonic(), nano_per_minute)
-            self._running[name] = (*self._running.get(name, ()), added)
+        self._uptime.grow(endpoint, more, nano_per_minute, ahead=ahead)
         self.rearm()
-
-    def _book(self, total: int) -> None:
-        """Have the session charged with the uptime so far; at its end that may be less again."""
-        with self._lock:
-            if total != self._booked:
-                self._ledger.book(SESSION, total - self._booked)
-                self._booked = total
 
     def _tell(self, swept: SweepOutcome) -> None:
         about = f"endpoint {swept.name}, left by run {swept.run}"
@@ -396,7 +294,7 @@ def _line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
     if receipt.found_running:
         notes.insert(0, "was running before this run")
     if receipt.revived:
-        notes.insert(0, f"paused by somebody else meanwhile, resumed {receipt.revived} x more")
+        notes.insert(0, f"paused by another process meanwhile, resumed {receipt.revived} x more")
     return EndpointLine(
         name=receipt.name,
         state=receipt.state,

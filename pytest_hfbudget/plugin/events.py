@@ -18,8 +18,8 @@ class EndpointEvent(NamedTuple):
 
     Attributes:
         name: ``namespace/name``.
-        what: ``resumed``, ``ready``, ``failed`` (it did not come up), ``revived`` (after somebody
-            else had paused it), ``paused`` (and read back), ``left`` (to another run that uses
+        what: ``resumed``, ``ready``, ``failed`` (it did not come up), ``revived`` (after another
+            process had paused it), ``paused`` (and read back), ``left`` (to another run that uses
             it), ``kept`` (running, as it was found), ``not verified`` (see ``note``).
         at: unix seconds.
         minutes, nano_usd: started minutes and what they cost, once that is over.
@@ -48,7 +48,7 @@ class EndpointLog:
             return tuple(self._events)
 
     def started(self, name: str, receipts: tuple[EndpointReceipt, ...], failure: str = "") -> None:
-        """Note how an endpoint came up, or did not; the first time that somebody asked for it."""
+        """Note how an endpoint came up, or did not; the first time that a test asked for it."""
         with self._lock:
             if name in self._started:
                 return
@@ -60,7 +60,7 @@ class EndpointLog:
             self._events.append(EndpointEvent(name, what, time.time(), note=failure))
 
     def revived(self, name: str) -> None:
-        """Note that an endpoint is back which somebody else had paused."""
+        """Note that an endpoint is back which another process had paused."""
         with self._lock:
             self._events.append(EndpointEvent(name, "revived", time.time()))
 
@@ -100,7 +100,7 @@ class Announcer:
         self._complaints: set[tuple[str, str]] = set()
 
     def tell(self, hook_name: str, argument: str, records: Callable[[], Sequence[object]]) -> None:
-        """Tell what is new among the records; they are not even asked for if nobody listens."""
+        """Tell what is new among the records; without a listener they are not even read."""
         hook: Any = getattr(self._config.hook, hook_name)
         if not hook.get_hookimpls():
             return
@@ -119,7 +119,7 @@ class Announcer:
             try:
                 manager.subset_hook_caller(hook_name, others)(**arguments)
             except pytest.exit.Exception:
-                raise  # somebody wants the run to end
+                raise  # a plugin ends the run
             except RAISED as error:
                 self._complain(hook_name, impl.plugin_name, error)
 

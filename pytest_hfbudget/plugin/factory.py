@@ -33,7 +33,7 @@ def make_meter(
 ) -> Runtime:
     """The meter of one process.
 
-    This happens while somebody imports huggingface_hub, which must not fail for a price that is
+    This happens while huggingface_hub is being imported, which must not fail for a price that is
     none: under a cap that has ended the run before, and without one it is merely not counted.
     """
     shared = tuple(window.scope() for window in windows(settings))

@@ -135,7 +135,7 @@ class Hooks:
         """Pause at the earliest moment: tracebacks and fixtures take their time."""
         self.run.ask_pause()
 
-    # Innermost wrapper: before it yields nobody else has done anything, after it the terminal
+    # Innermost wrapper: before it yields no other plugin has done anything, after it the terminal
     # has not yet summed up.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:

@@ -91,7 +91,7 @@ def endpoints(item: pytest.Item, settings: Settings) -> dict[str, bool]:
     With each, whether it is to be left running if it was found so.
 
     Raises:
-        ConfigError: a marker without names, or a name that is none.
+        ConfigError: a marker without names, or with an invalid name.
     """
     names: dict[str, bool] = {}
     for mark in item.iter_markers("hf_endpoint"):

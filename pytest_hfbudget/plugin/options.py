@@ -150,7 +150,7 @@ def check_rootdir(config: pytest.Config) -> None:
 
 
 def _ini(config: pytest.Config) -> Path | None:
-    """The ini file that belongs to the tests alone; that of the run, where nobody can tell."""
+    """The ini file that belongs to the tests alone; that of the run, where this is unknown."""
     if config.option.inifilename:
         return config.inipath
     try:

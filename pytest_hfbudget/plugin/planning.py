@@ -20,7 +20,7 @@ from pytest_hfbudget.settings import Settings, full_name
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.types import Endpoint
-    from pytest_hfbudget.plugin.run import Run
+    from pytest_hfbudget.plugin.role import Role
 
 # What a plan would like to know may not keep a run waiting.
 ASK_S = 5.0
@@ -43,7 +43,7 @@ def plan(items: Iterable[pytest.Item], settings: Settings, costs: Costs) -> Plan
     return Plan(tests, tuple(_planned(needed, keep, settings, costs)), settings.session_cap)
 
 
-def present(run: Run, session: pytest.Session) -> bool | None:
+def present(session: pytest.Session, settings: Settings, costs: Costs) -> bool | None:
     """Write the plan to the terminal, and have nothing run; None if pytest is to say what failed.
 
     Raises:
@@ -52,7 +52,7 @@ def present(run: Run, session: pytest.Session) -> bool | None:
     config = session.config
     if session.testsfailed and not config.getoption("continue_on_collection_errors"):
         return None
-    planned = plan(session.items, run.settings, run.recording.costs)
+    planned = plan(session.items, settings, costs)
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None:
         terminal.section("hf budget: plan")
@@ -61,23 +61,21 @@ def present(run: Run, session: pytest.Session) -> bool | None:
     return True
 
 
-def gate(run: Run, items: list[pytest.Item]) -> None:
+def gate(items: list[pytest.Item], settings: Settings, costs: Costs, role: Role) -> None:
     """Compare the plan with the session budget, once in a run, where something is recorded.
 
     Raises:
         ConfigError: it is over it, and is to be stopped then.
     """
-    settings = run.settings
     if settings.session_cap is None or settings.plan_gate == "off":
         return
-    costs = run.recording.costs
-    if not costs.tests or not run.role.first("plan gate"):
+    if not costs.tests or not role.first("plan gate"):
         return
     if (said := over(plan(items, settings, costs))) is None:
         return
     if settings.plan_gate == "stop":
         raise ConfigError(f"{said} Nothing was started (--hf-plan-gate=stop).")
-    run.role.warn(f"hfbudget: {said}")
+    role.warn(f"hfbudget: {said}")
 
 
 def _test(item: pytest.Item, settings: Settings, costs: Costs) -> PlannedTest:

@@ -88,7 +88,9 @@ def _offline() -> bool:
 def _ask_hook(config: pytest.Config, request: CallRequest) -> Price | None:
     hook = config.hook.pytest_hfbudget_price
     if not hook.get_hookimpls():
-        return None  # asking nobody takes longer than all the rest of a call
+        return (
+            None  # calling a hook without implementations takes longer than all the rest of a call
+        )
     try:
         answer: object = hook(request=request)
     except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
@@ -97,7 +99,7 @@ def _ask_hook(config: pytest.Config, request: CallRequest) -> Price | None:
         plugins = ", ".join(each.plugin_name for each in hook.get_hookimpls())
         raise HFBudgetError(
             f"the hook pytest_hfbudget_price raised {type(error).__name__}: {error} "
-            f"({plugins}), so nobody knows what this call costs. Under a cap it is not sent."
+            f"({plugins}), so this call has no known price. Under a cap it is not sent."
         ) from error
     if answer is None or isinstance(answer, Price):
         return answer

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.plugin.console import say
-from pytest_hfbudget.plugin.verdicts import is_part
+from pytest_hfbudget.plugin.outcomes import is_part
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Recording:
     ) -> None:
         self._config, self._settings, self._outcomes = config, settings, outcomes
         self.path = _path(config, settings)
-        self.narrowed = False  # whether somebody has deselected tests
+        self.narrowed = False  # whether tests were deselected
         self._costs: Costs | None = None
         self._stored = ""
         self._seconds: dict[str, float] = defaultdict(float)
@@ -74,7 +74,7 @@ class Recording:
 
     # --- an increase
 
-    def dearer(
+    def costlier(
         self, item: pytest.Item, report: pytest.TestReport, ledger: LedgerLike, key: str
     ) -> str | None:
         """Why a test fails for what it costs, once; None if it does not.
@@ -149,7 +149,7 @@ class Recording:
     def _existing(self, session: pytest.Session) -> frozenset[str] | None:
         """Every test that there is; None where this run can't tell, as it had only a part of them.
 
-        With workers it never can: what these deselect, nobody else hears of.
+        With workers it never can: they don't tell what they deselect.
         """
         config = session.config
         narrowing = ("lf", "ignore", "ignore_glob", "continue_on_collection_errors")

@@ -100,7 +100,7 @@ def led_to(url: str, settings: Settings) -> Settings:
 
 
 def _said() -> IO[bytes]:
-    """Where the emulator's last words go: a file, since nobody reads a pipe while it runs."""
+    """Where the emulator's last words go: a file, since nothing reads a pipe while it runs."""
     return tempfile.TemporaryFile()
 
 

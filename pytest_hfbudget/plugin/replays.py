@@ -1,4 +1,4 @@
-"""Tests that call nobody, as pytest-recording has it: their endpoints stay asleep.
+"""Tests that only replay, as pytest-recording tells: their endpoints stay asleep.
 
 It plays back what is marked ``vcr``, unless a record mode says otherwise, and it can block the
 network. How one test is meant it knows only from fixtures, so it is asked when its own are set up:

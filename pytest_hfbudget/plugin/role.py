@@ -1,8 +1,8 @@
-"""What a process of a run is: the owner of ledger and endpoints, or a worker that asks it."""
+"""What a process of a run is: its controller, or one that leaves what is the run's to it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -11,24 +11,36 @@ from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
-    from pytest_hfbudget.ledger import Scope
+    from pytest_hfbudget.ledger import Ledger, Scope
     from pytest_hfbudget.metering.runtime import Runtime
-    from pytest_hfbudget.plugin.recording import Recording
+    from pytest_hfbudget.plugin.events import EndpointEvent
+
+    # Writes the costs file of a session from its ledger and from what happened to its endpoints.
+    StoreCosts = Callable[[pytest.Session, Ledger, Iterable[EndpointEvent]], None]
 
 
-class Role(Protocol):
-    """What `Run` leaves to the role of its process."""
+class Role:
+    """What `Run` leaves to the role of its process.
 
-    settings: Settings
+    The defaults are those of a process that owns nothing: the controller checks, reports and ends
+    the run. The controller, a worker of xdist and a forked process override what differs.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    # --- before the tests
 
     def open(self) -> None:
         """Check what can be checked before anything is collected."""
 
     def standing(self) -> tuple[str, ...]:
-        """What is left of the budgets over many runs."""
+        """What is left of the budgets over many runs, one line each."""
+        return ()
 
     def make_runtime(self) -> Runtime:
         """The meter of this process."""
+        raise NotImplementedError
 
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         """Tell which endpoints will be needed, and whether prices will be."""
@@ -38,6 +50,7 @@ class Role(Protocol):
 
     def problem(self, error: HFBudgetError) -> None:
         """End the run, because its plan can't be carried out."""
+        raise error
 
     def planned(self) -> None:
         """Raise the first problem that a worker had."""
@@ -45,11 +58,15 @@ class Role(Protocol):
     def begin(self) -> None:
         """Bring up what the whole run needs."""
 
+    # --- endpoints
+
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
         """An endpoint, serving, as the API's own object; see `Lifecycle.ensure`."""
+        raise NotImplementedError
 
     def revive(self, name: str) -> bool:
-        """Bring an endpoint back that somebody else has paused; whether it is back."""
+        """Bring back an endpoint that another process has paused; returns whether it is back."""
+        return False
 
     def meet(self) -> None:
         """Learn which endpoints are up that the whole run has asked for."""
@@ -62,9 +79,19 @@ class Role(Protocol):
 
     def share(self, test: str) -> int:
         """Nano-USD that a test owes for uptime by now; its budgets have them already."""
+        return 0
 
     def paused(self, name: str) -> str | None:
         """Why an endpoint was paused before the run's end, if it was."""
+        return None
+
+    def between(self) -> None:
+        """Look after the reaper, between two tests."""
+
+    def ask_pause(self) -> None:
+        """Have everything paused, without waiting."""
+
+    # --- what is said and noted
 
     def blame(self, refusals: tuple[str, ...]) -> None:
         """Fail the run for refusals that no test answers for."""
@@ -73,89 +100,53 @@ class Role(Protocol):
         """Say a line in the terminal of the whole run."""
 
     def first(self, key: str) -> bool:
-        """Whether nobody in the whole run has asked this before."""
+        """Return True to the first caller of the whole run that asks for this key."""
+        return False
 
     def use_up(self) -> None:
         """Note that the session budget has refused a call."""
 
     def used_up(self) -> bool:
-        """Whether it has, to any test of the run."""
+        """Whether the session budget has refused a call to any test of the run."""
+        return False
 
     def announce(self) -> None:
         """Tell other plugins what is new."""
 
-    def between(self) -> None:
-        """Look after the reaper, between two tests."""
-
-    def ask_pause(self) -> None:
-        """Have everything paused, without waiting."""
+    # --- the end
 
     def finish(self, outcomes: Mapping[str, str]) -> bool:
-        """Wait for the pauses and report; whether every pause is verified."""
+        """Wait for the pauses and report; returns whether every pause is verified."""
+        return True
 
-    def record(self, recording: Recording, session: pytest.Session) -> None:
+    def record(self, store: StoreCosts, session: pytest.Session) -> None:
         """Store what the tests cost, where that was asked for."""
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         """Write the section of the terminal's summary."""
 
     def last_words(self) -> None:
-        """Say what nobody may overlook, after everybody else has spoken."""
+        """Say what must not be overlooked, after all other plugins have spoken."""
 
     def serve(self) -> dict[str, Any]:
         """What a worker needs to know."""
+        raise RuntimeError("only the controller of a run has workers")
 
     def close(self) -> None:
         """Give back what is left."""
 
 
-def role_of(config: pytest.Config, settings: Settings) -> Role:
-    """The role of the process that this config belongs to."""
-    given: dict[str, Any] = getattr(config, "workerinput", {})
-    if given:
-        from pytest_hfbudget.plugin.worker import Worker
+class RunContext(Protocol):
+    """What the parts of a run know of it."""
 
-        return Worker(config, settings, given)
-    from pytest_hfbudget.plugin.controller import Controller
+    @property
+    def settings(self) -> Settings: ...
 
-    return Controller(config, settings)
+    @property
+    def role(self) -> Role: ...
 
+    @property
+    def runtime(self) -> Runtime | None: ...
 
-class NonOwner:
-    """The part of `Role` that is the same for all of them: nothing."""
-
-    def open(self) -> None:
-        """The owner has checked everything."""
-
-    def standing(self) -> tuple[str, ...]:
-        return ()
-
-    def planned(self) -> None:
-        """Said by the owner."""
-
-    def begin(self) -> None:
-        """Done by the owner."""
-
-    def announce(self) -> None:
-        """Hooks are told by the owner."""
-
-    def between(self) -> None:
-        """The owner looks after the reaper."""
-
-    def ask_pause(self) -> None:
-        """Others may still need what is running."""
-
-    def finish(self, outcomes: Mapping[str, str]) -> bool:
-        return True
-
-    def record(self, recording: Recording, session: pytest.Session) -> None:
-        """Done by the owner."""
-
-    def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
-        """Shown by the owner."""
-
-    def last_words(self) -> None:
-        """Said by the owner."""
-
-    def serve(self) -> dict[str, Any]:
-        raise RuntimeError("only the owner of a run has workers")
+    def start(self) -> Runtime:
+        """The meter of this process, put in place by the first caller."""

@@ -10,20 +10,21 @@ import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.instrumentation.patching import PostImport
-from pytest_hfbudget.plugin import options, tracebacks, verdicts
+from pytest_hfbudget.plugin import options, outcomes, tracebacks
 from pytest_hfbudget.plugin.attribution import Attribution
 from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
+from pytest_hfbudget.plugin.outcomes import Outcomes
 from pytest_hfbudget.plugin.recording import Recording
-from pytest_hfbudget.plugin.verdicts import Outcomes
-from pytest_hfbudget.reporting.model import NOT_RUN
+from pytest_hfbudget.settings import NOT_RUN
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.role import Role
+    from pytest_hfbudget.settings import Settings
 
 RUN = pytest.StashKey["Run"]()
 
-# Whoever imports one of these is about to spend, or to ask what was spent.
+# A test that imports one of these is about to spend, or to ask what was spent.
 DOORBELLS = ("huggingface_hub", "pytest_hfbudget.metering.budget")
 
 
@@ -40,7 +41,7 @@ class Run:
         self.outcomes = Outcomes(each=config.getoption("dist", None) == "each")
         self.recording = Recording(config, self.settings, self.outcomes)
         self.needs = EndpointRequirements(self)
-        self.charging = Attribution(self)
+        self.charging = Attribution(self, self.needs.share)
         self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
 
     @property
@@ -59,9 +60,7 @@ class Run:
         Raises:
             ConfigError: a setting that makes no sense.
         """
-        from pytest_hfbudget.plugin.role import role_of
-
-        return cls(config, role_of(config, options.read(config)))
+        return cls(config, _role_of(config, options.read(config)))
 
     # --- from configure to the first test
 
@@ -110,7 +109,7 @@ class Run:
             self.role.problem(error)
             return
         marked = [item for item in items if _is_marked(item)]
-        # A suite that imports budget() has caps that nobody sees before they are entered, and
+        # A suite that imports budget() has caps that can't be seen before they are entered, and
         # prices are to be read before the first test, not in the middle of one.
         paid = (
             bool(marked) or self.settings.capped or "pytest_hfbudget.metering.budget" in sys.modules
@@ -144,7 +143,7 @@ class Run:
         if self.settings.session_cap is not None:
             from pytest_hfbudget.plugin import planning
 
-            planning.gate(self, items)
+            planning.gate(items, self.settings, self.recording.costs, self.role)
 
     def _only_looking(self) -> bool:
         """Whether this run shows what it would do, and does nothing."""
@@ -170,7 +169,7 @@ class Run:
             return None
         from pytest_hfbudget.plugin import planning
 
-        return planning.present(self, session)
+        return planning.present(session, self.settings, self.recording.costs)
 
     # --- around each test
 
@@ -184,7 +183,7 @@ class Run:
         self.needs.end()
         self.role.between()
         if self.settings.on_exhausted == "stop" and self.role.used_up():
-            item.session.shouldfail = verdicts.STOPPED
+            item.session.shouldfail = outcomes.STOPPED
 
     def budgets(self) -> tuple[str, ...]:
         """The keys of the budgets that are the run's own, and no test's."""
@@ -192,6 +191,15 @@ class Run:
             return ()
         payer = self.runtime.meter.payer
         return (payer.session.key, *(scope.key for scope in payer.over_runs))
+
+    def costlier(self, item: pytest.Item, report: pytest.TestReport) -> str | None:
+        """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
+        test = self.charging.test()
+        if self.settings.max_increase is None or self.runtime is None or test is None:
+            return None
+        self.runtime.meter.drain()
+        ledger = self.runtime.meter.ledger
+        return self.recording.costlier(item, report, ledger, test.scopes[-1].key)
 
     def paused(self, item: pytest.Item) -> str | None:
         """Why an endpoint of a test is not running any more, if that is so."""
@@ -206,8 +214,8 @@ class Run:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
         self.outcomes.note(report)
         tracebacks.as_printed(self.config, report)
-        if verdicts.marked(report):
-            verdicts.keep_for_next_time(self.config, report.nodeid)
+        if outcomes.marked(report):
+            outcomes.keep_for_next_time(self.config, report.nodeid)
         self.recording.note(report)
         if report.when == "teardown":
             self.role.announce()
@@ -250,11 +258,11 @@ class Run:
         ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if not self._only_looking():
-            self.role.record(self.recording, session)
+            self.role.record(self.recording.store, session)
         self.role.announce()
 
     def _settle_all(self) -> None:
-        """Nothing is settled after this, so what is open is; refusals of nobody fail the run."""
+        """Settle what is open: nothing is settled later. Refusals outside tests fail the run."""
         if self.runtime is None:
             return
         self.runtime.children.close()
@@ -286,6 +294,18 @@ class Run:
                 runtime, self.runtime = self.runtime, None
                 runtime.release()
             self.role.close()
+
+
+def _role_of(config: pytest.Config, settings: Settings) -> Role:
+    """The role of the process that this config belongs to."""
+    given: dict[str, Any] = getattr(config, "workerinput", {})
+    if given:
+        from pytest_hfbudget.plugin.worker import Worker
+
+        return Worker(config, settings, given)
+    from pytest_hfbudget.plugin.controller import Controller
+
+    return Controller(config, settings)
 
 
 def _is_marked(item: pytest.Item) -> bool:

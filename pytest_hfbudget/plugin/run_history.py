@@ -26,7 +26,7 @@ def ledger_of(config: pytest.Config, settings: Settings, run: str) -> Ledger:
     """The ledger of a run; one that others fill too, if it has a budget over many runs.
 
     Raises:
-        HistoryError: nobody knows what the others have spent.
+        HistoryError: what the other runs have spent can't be read.
     """
     shared = windows(settings)
     if not shared:
@@ -126,7 +126,7 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every_s):
-            # What goes wrong here goes wrong again where somebody can be told, at the next call.
+            # What fails here fails again at the next call, where the caller can be told.
             with suppress(HFBudgetError, OSError):
                 self._tick()
 

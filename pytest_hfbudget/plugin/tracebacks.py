@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.plugin.verdicts import chain
 
 if TYPE_CHECKING:
     from _pytest._code.code import Traceback, TracebackEntry
@@ -23,6 +22,15 @@ SENDERS = ("huggingface_hub", "pytest_hfbudget")
 _PLACE = "hfbudget_refused_at"
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def shorten(
     item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException], report: pytest.TestReport
 ) -> None:
@@ -31,7 +39,7 @@ def shorten(
     Any other ``--tb`` shows what it always shows; ``--tb=line`` the user's line, too.
     """
     style = item.config.getoption("tbstyle", "auto")
-    refused = [error for error in chain(excinfo.value) if isinstance(error, HFBudgetError)]
+    refused = [error for error in causes(excinfo.value) if isinstance(error, HFBudgetError)]
     full = item.config.getoption("fulltrace", False)
     if not refused or full or not isinstance(item, pytest.Function):
         return

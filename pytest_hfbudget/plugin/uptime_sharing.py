@@ -28,7 +28,7 @@ class RunningEndpoint(NamedTuple):
     Every started minute costs as much as the first.
 
     Attributes:
-        since: seconds on the clock of whoever asks.
+        since: seconds on the caller's clock.
         nano_per_minute: nano-USD of a billing minute of these replicas.
     """
 

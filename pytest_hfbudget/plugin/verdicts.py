@@ -4,120 +4,18 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_hfbudget.errors import BudgetExceededError, HFBudgetWarning, UnaffordableEndpointError
+from pytest_hfbudget.errors import BudgetExceededError, HFBudgetWarning
 from pytest_hfbudget.plugin import tracebacks
-from pytest_hfbudget.reporting.model import NOT_RUN
+from pytest_hfbudget.plugin.outcomes import mark, used_up_by
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import BudgetExceededError
     from pytest_hfbudget.plugin.run import Run
-
-
-STOPPED = "the budget of the run is used up (--hf-on-exhausted=stop)"
-
-
-# On a report, where it travels from a worker to its controller.
-_MARK = "hfbudget_not_run"
-
-
-def used_up_by(errors: Iterable[BaseException], keys: Collection[str]) -> BaseException | None:
-    """The first of these errors that says that one of these budgets had too little left."""
-    return next((error for error in errors if _used_up(error, keys)), None)
-
-
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it came from."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def mark(report: pytest.TestReport, item: pytest.Item, why: object) -> None:
-    """Make a report one of a test that was not run, which is no failure of what it tests."""
-    path, line, _ = item.reportinfo()
-    report.outcome = "skipped"
-    report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {NOT_RUN}: {why}")
-    vars(report).pop("wasxfail", None)  # it did not fail as expected: nobody knows
-    setattr(report, _MARK, True)
-
-
-def keep_for_next_time(config: pytest.Config, test: str) -> None:
-    """Have ``--lf`` select a test that was not run, and not forget that it failed before."""
-    last = getattr(config.pluginmanager.get_plugin("lfplugin"), "lastfailed", None)
-    if isinstance(last, dict):
-        last[test] = True
-
-
-def marked(report: Any) -> bool:
-    """Whether a report, of this process or of a worker, says so."""
-    return bool(getattr(report, _MARK, False))
-
-
-def _used_up(error: BaseException, keys: Collection[str]) -> bool:
-    if isinstance(error, BudgetExceededError):
-        return error.used_up and error.scope_key in keys
-    return isinstance(error, UnaffordableEndpointError)
-
-
-INTERRUPTED = "interrupted"
-
-
-FROM_BEST_TO_WORST = ("rerun", "passed", "skipped", NOT_RUN, "failed")
-
-
-class Outcomes(Mapping[str, str]):
-    """By node id; of one that several workers run (``--dist each``) the worst of all.
-
-    A test begins anew with its set-up, and is interrupted until the end of its call is told.
-    """
-
-    def __init__(self, *, each: bool) -> None:
-        self._each = each
-        self._worst: dict[str, dict[str, str]] = {}
-
-    def note(self, report: pytest.TestReport) -> None:
-        """Take in what is told of one phase, or of a part of one."""
-        worker = getattr(report, "worker_id", "") if self._each else ""
-        of_test = self._worst.get(report.nodeid, {})
-        outcome = NOT_RUN if marked(report) else str(report.outcome)
-        if report.when == "setup":
-            of_test[worker] = INTERRUPTED if outcome == "passed" else outcome
-        elif outcome != "passed" or (report.when == "call" and not is_part(report)):
-            of_test[worker] = _worse(of_test.get(worker, INTERRUPTED), outcome)
-        if of_test:
-            self._worst[report.nodeid] = of_test
-
-    def __getitem__(self, test: str) -> str:
-        outcomes = list(self._worst[test].values())
-        worst = outcomes[0]
-        for outcome in outcomes[1:]:
-            worst = INTERRUPTED if INTERRUPTED in (worst, outcome) else _worse(worst, outcome)
-        return worst
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._worst)
-
-    def __len__(self) -> int:
-        return len(self._worst)
-
-
-def is_part(report: pytest.TestReport) -> bool:
-    """Whether a report is of a subtest: the test itself goes on."""
-    return hasattr(report, "context")
-
-
-def _worse(one: str, other: str) -> str:
-    return max(one, other, key=lambda outcome: _RANKS.get(outcome, -1))
-
-
-_RANKS = {outcome: rank for rank, outcome in enumerate(FROM_BEST_TO_WORST)}
 
 
 def judge(
@@ -147,8 +45,8 @@ def judge(
             return
     if refusals and on_exceed != "raise":
         _fail(item, report, _hidden(refusals, report))
-    if dearer := run.charging.dearer(item, report):
-        _fail(item, report, dearer)
+    if costlier := run.costlier(item, report):
+        _fail(item, report, costlier)
     if (beyond := run.needs.beyond()) is not None:
         _fail(item, report, beyond)
     if warned:
@@ -162,7 +60,7 @@ def _raised(call: pytest.CallInfo[None]) -> Iterator[BaseException]:
     subtests at the end of their test: the first has all the refusals then.
     """
     if call.excinfo is not None:
-        yield from chain(call.excinfo.value)
+        yield from tracebacks.causes(call.excinfo.value)
 
 
 def _warn(run: Run, item: pytest.Item) -> Iterator[str]:

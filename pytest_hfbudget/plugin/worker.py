@@ -10,8 +10,7 @@ import pytest
 
 from pytest_hfbudget.errors import EndpointError, HFBudgetError, LedgerUnreachableError
 from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
-from pytest_hfbudget.plugin.controller import with_addresses
-from pytest_hfbudget.plugin.role import NonOwner
+from pytest_hfbudget.plugin.role import Role
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,76 +20,31 @@ if TYPE_CHECKING:
     from pytest_hfbudget.pricing import Catalogue
 
 
-class ForkedChild(NonOwner):
-    """Ends nothing and reports nothing, even where pytest itself is run to its end in a child."""
+class ForkedChild(Role):
+    """Ends nothing and reports nothing, even where pytest itself is run to its end in a child.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    Its parent goes on, and has been told of all that happened before the fork.
+    """
 
     def make_runtime(self) -> Runtime:
-        """One of its own: nothing was capped when it was forked, or it would have had one."""
+        """One of its own: without a meter at the fork, no budget was open."""
         from pytest_hfbudget.metering.runtime import standalone
 
         return standalone()
 
-    def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
-        """Done by the parent."""
-
-    def foresee(self) -> None:
-        """Done by the parent."""
-
-    def problem(self, error: HFBudgetError) -> None:
-        raise error
-
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
         raise EndpointError(f"{name}: a forked process can't bring endpoints up.")
 
-    def revive(self, name: str) -> bool:
-        return False
 
-    def meet(self) -> None:
-        """Known from the parent."""
-
-    def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...]) -> None:
-        """The parent is on it, too."""
-
-    def end_use(self, test: str) -> None:
-        """The parent goes on."""
-
-    def share(self, test: str) -> int:
-        return 0
-
-    def paused(self, name: str) -> str | None:
-        return None
-
-    def blame(self, refusals: tuple[str, ...]) -> None:
-        """The parent has heard of them where they were refused."""
-
-    def warn(self, text: str) -> None:
-        """The parent has its own to say."""
-
-    def first(self, key: str) -> bool:
-        return False  # the parent warns
-
-    def use_up(self) -> None:
-        """The parent has heard of that, too."""
-
-    def used_up(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        """Everything belongs to the parent."""
-
-
-class Worker(NonOwner):
+class Worker(Role):
     """Two connections: a hold must never wait behind an endpoint that takes minutes to start."""
 
     def __init__(
         self, config: pytest.Config, settings: Settings, workerinput: Mapping[str, Any]
     ) -> None:
         given = workerinput["hfbudget"]
+        super().__init__(_with_addresses(settings, given))
         self.config = config
-        self.settings = with_addresses(settings, given)
         self.leased: dict[str, str] = {}
         self._met = False
         self._name = str(workerinput["workerid"])
@@ -167,8 +121,18 @@ class Worker(NonOwner):
     def used_up(self) -> bool:
         with suppress(LedgerUnreachableError):
             return bool(self._wire.ask("used_up"))
-        return True  # nobody pays any more
+        return True  # without its controller a worker spends nothing more
 
     def close(self) -> None:
         self._wire.close()
         self._slow_wire.close()
+
+
+def _with_addresses(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """Settings of a worker, with the addresses that its controller uses."""
+    return settings.replaced(
+        router=given["router"],
+        endpoints_api=given["endpoints_api"],
+        hub=given["hub"] or None,
+        emulator=given["emulator"] or None,
+    )

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
 from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.settings import NOT_RUN
 
 TEST_PREFIX = "test:"
-NOT_RUN = "not run"
 NO_TEST = "(no test)"
 REHEARSAL = "a rehearsal against the emulator: nothing was paid"
 

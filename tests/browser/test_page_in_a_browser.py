@@ -24,7 +24,8 @@ OPENED = """() => {
 
 
 def _column(page: Page, section: str, number: int) -> list[str]:
-    return page.locator(f"#{section} tbody tr td:nth-child({number})").all_inner_texts()
+    cells = page.locator(f"#{section} tbody tr td:nth-child({number})")
+    return list(cells.all_inner_texts())
 
 
 def _sorted_by(page: Page, section: str, label: str) -> None:

@@ -21,6 +21,7 @@ from pytest_hfbudget.ledger import Charge
 
 METERED = ("chat", "task")
 FIRST_ERROR = 400
+FIRST_SERVER_ERROR = 500
 QUIET_S = 10.0
 
 
@@ -106,7 +107,7 @@ class Judge:
         assert vanishes or len(own) == len(charges), f"charged without being sent: {what}"
         charged, billed = sum(c.nano_usd or 0 for c in charges), sum(row.nano_usd for row in own)
         assert charged >= billed, f"{billed} billed, {charged} charged: {what}"
-        if outcome.word == "answered" and self.tells(call) and not _misled(own):
+        if outcome.word == "answered" and self.tells(call) and not self.misled(own):
             assert charged == billed, f"{billed} billed, {charged} charged: {what}"
             assert not any(charge.estimated for charge in charges), what
         if not any(charge.estimated for charge in charges):
@@ -138,7 +139,7 @@ class Judge:
         served = [
             row
             for row in self.rows_of(call)
-            if (row.status or 0) < FIRST_ERROR and not _redirected(row)
+            if (row.status or 0) < FIRST_ERROR and not self.sent_again(row)
         ]
         assert not served, f"{call} was refused and sent: {error}"
         (block,) = (b for b in self.plan.scopes() if self.key(b) == error.scope_key)
@@ -166,7 +167,7 @@ class Judge:
         )
         assert block.cap == cap, error
         assert needed > cap - spent - held, f"it fitted: {error}"
-        if any(map(_redirected, self.rows_of(call))):
+        if any(map(self.sent_again, self.rows_of(call))):
             return  # what was held for the first of several requests is needed for each
         charged = self.run.ledger.charges_in(error.scope_key)
         steps = {0, *accumulate(charge.nano_usd or 0 for charge in charged)}
@@ -184,6 +185,15 @@ class Judge:
         """Whether nothing but what is spent is a reason to refuse: nobody waits for themselves."""
         kept = any(call.ending == "keep" for call in self.plan.calls())
         return self.plan.hold_wait == AMPLE_S and not kept
+
+    def misled(self, own: Iterable[Row]) -> bool:
+        """Whether an answer says less than what was billed: it is no JSON, or not the first."""
+        return any(row.fault.get("garbage") or self.sent_again(row) for row in own)
+
+    def sent_again(self, row: Row) -> bool:
+        """Whether the client may have sent this request once more by itself."""
+        retried = self.plan.retries and (row.status is None or row.status >= FIRST_SERVER_ERROR)
+        return retried or row.fault.get("status") in (307, 308)
 
     # --- 4: the end
 
@@ -240,12 +250,3 @@ class Judge:
             "billed": billed,
             "charged": sum(charge.nano_usd or 0 for charge in charges),
         }
-
-
-def _misled(own: Iterable[Row]) -> bool:
-    """Whether an answer says less than what was billed: it is no JSON, or the end of a redirect."""
-    return any(row.fault.get("garbage") or _redirected(row) for row in own)
-
-
-def _redirected(row: Row) -> bool:
-    return row.fault.get("status") in (307, 308)

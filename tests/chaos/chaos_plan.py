@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 Ending = Literal["read", "close", "drop", "unread", "keep"]
@@ -129,6 +129,8 @@ class Plan:
             really spent fits, beside one bound; ``tight``: whatever came up.
         prices: a row of a price table for each ``model:provider``.
         listed: whether the router's catalogue says them, instead of the project's table.
+        late: calls that are made when the last test is over, and before the run is.
+        retries: whether the sync client sends by a transport that tries again by itself.
     """
 
     seed: int
@@ -141,6 +143,8 @@ class Plan:
     faults: tuple[tuple[tuple[str, Any], ...], ...]
     hold_wait: float
     timeout: float | None
+    late: tuple[Call, ...] = ()
+    retries: bool = False
 
     def calls(self) -> tuple[Call, ...]:
         return tuple(self.session.calls())
@@ -149,7 +153,7 @@ class Plan:
     def session(self) -> Block:
         """The whole run, as the block that it is."""
         steps = (s for trial in self.trials for lane in trial.lanes for s in lane.steps)
-        return Block("session budget", self.cap, None, tuple(steps))
+        return Block("session budget", self.cap, None, (*steps, *self.late))
 
     def scopes(self) -> tuple[Block, ...]:
         """All that has a cap, or may have one."""
@@ -187,6 +191,8 @@ class _Planner:
         slow = any(name == "hang" for fault in faults for name, _ in fault)
         trials = tuple(self.trial(at, lane) for at, lane in enumerate(lanes))
         calls = [c for t in trials for lane in t.lanes for s in lane.steps for c in _within(s)]
+        late = tuple(self.late_call() for _ in range(draw.choice((0, 0, 1, 3))))
+        calls += late
         waits = self.purpose == "patient" or draw.random() < 0.6
         return Plan(
             seed=seed,
@@ -199,6 +205,9 @@ class _Planner:
             faults=faults,
             hold_wait=AMPLE_S if waits else draw.choice((0.0, 0.02)),
             timeout=IMPATIENT_S if slow else None,
+            late=late,
+            # Each attempt needs room of its own.
+            retries=self.purpose == "tight" and draw.random() < 0.3,
         )
 
     # --- what is called
@@ -270,6 +279,11 @@ class _Planner:
             cancelled_after=draw.choice((0.001, 0.01, 0.03)) if cancelled else None,
             empty=draw.random() < 0.15,
         )
+
+    def late_call(self) -> Call:
+        """A call that no test waits for; its stream is not kept open."""
+        call = self.call(asynchronous=False)
+        return replace(call, ending="close") if call.ending == "keep" else call
 
     # --- what it costs
 

@@ -8,14 +8,16 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.request import urlopen
 
 from chaos_plan import CONTEXT, KINDS, PAID, Block, Call, Lane, Plan, Trial
 from huggingface_hub import AsyncInferenceClient, InferenceClient
+from retrying_transport import retrying
 
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.emulator import Emulator
@@ -57,9 +59,10 @@ class Run:
 def perform(plan: Plan, emulator: Emulator) -> Run:
     """Do it all, until everything is quiet."""
     emulator.client.reset(models=_models(plan), switches=dict(plan.switches), faults=_faults(plan))
-    with _metered(plan, emulator) as run:
+    with _metered(plan, emulator) as run, retrying() if plan.retries else nullcontext():
         for trial in plan.trials:
             _try(run, trial)
+        _at_once([partial(_without_loop, Walk(run).walk((call,))) for call in plan.late])
         run.runtime.meter.settle_all()
     return run
 
@@ -214,7 +217,8 @@ class WalkOfTask(Walk):
         async with self.client(AsyncInferenceClient, call) as client:
             asking = ask(client, call)
             if call.empty and self.empties:
-                asking = asyncio.get_running_loop().create_task(asking, context=Context())
+                create: Any = asyncio.get_running_loop().create_task  # no context before 3.11
+                asking = create(asking, context=Context())
             asked = asyncio.wait_for(asking, call.cancelled_after)
             return await self.end(call, client, await asked)
 

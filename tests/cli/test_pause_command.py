@@ -44,6 +44,7 @@ def test_a_name_that_is_none_is_an_error(hfbudget: Shell) -> None:
     assert 'there is no endpoint "acme/lllm"' in done.stderr
 
 
+@pytest.mark.slow
 def test_one_that_was_deleted_costs_nothing_any_more(hfbudget: Shell) -> None:
     hfbudget.dead_lease("acme/deleted")
     done = hfbudget("pause", "acme/deleted")

@@ -12,7 +12,8 @@ from typed_terminal import Terminal
 
 
 def _row(done: Any, name: str) -> str:
-    return next(line for line in done.stdout.splitlines() if line.startswith(name))
+    row: str = next(line for line in done.stdout.splitlines() if line.startswith(name))
+    return row
 
 
 def test_every_page_is_read(hfbudget: Shell) -> None:

@@ -51,6 +51,7 @@ def test_what_a_reaper_is_still_at_is_paused_too(hfbudget: Shell) -> None:
     assert hfbudget.state("acme/llm") == "paused"
 
 
+@pytest.mark.slow
 def test_what_a_reaper_does_not_get_paused_makes_it_fail(hfbudget: Shell) -> None:
     hfbudget.hub.add_endpoint("acme/llm", state="running")
     hfbudget.kept_lease("acme/llm")
@@ -81,6 +82,7 @@ def test_max_that_is_not_reached_changes_nothing(left: Shell) -> None:
     assert sorted(left.states.values()) == ["paused", "paused", "running"]
 
 
+@pytest.mark.slow
 def test_one_that_can_not_be_paused_makes_it_fail_and_the_others_are_paused(left: Shell) -> None:
     left.hub.add_fault("pause", endpoint="acme/a", times=None, status=403)
     done = left("sweep")

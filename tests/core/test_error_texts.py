@@ -20,8 +20,15 @@ from pytest_hfbudget.errors import (
 
 @pytest.fixture
 def refusal() -> BudgetExceededError:
-    figures = {"cap": 10**9, "spent": 3 * 10**8, "held": 2 * 10**8, "needed": 6 * 10**8}
-    return over_cap(scope="test_a", scope_key="a", model="org/m", **figures)
+    return over_cap(
+        scope="test_a",
+        scope_key="a",
+        model="org/m",
+        cap=10**9,
+        spent=3 * 10**8,
+        held=2 * 10**8,
+        needed=6 * 10**8,
+    )
 
 
 def test_a_refusal_says_every_figure_and_what_to_do(refusal: BudgetExceededError) -> None:

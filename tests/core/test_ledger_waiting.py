@@ -460,7 +460,7 @@ def test_who_leaves_is_forgotten_and_those_behind_go_on(ledger: LedgerLike, both
     big = stand(ledger, 60)
     small = stand(ledger, 40, caller=C)
     ledger.leave(big.id)
-    assert refusal(big) == "whoever waited has left"
+    assert refusal(big) == "the caller stopped waiting"
     assert granted(small).amount == 40
     assert both.kept.waiting() == 0
     assert both.kept.total("all") == Totals(held=100)

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(ROOT.glob("pytest_hfbudget/**/*.py"))
-TEXTS = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", *MODULES]
+PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md")
+TEXTS = [*sorted(ROOT.glob("docs/**/*.md")), *PAGES, *MODULES]
 QUOTED = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 DOTTED = re.compile(r"(?<![\w./-])([A-Za-z_]\w*)\.(\w+)(?![\w-])")
 FILES = {"py", "md", "json", "toml", "html", "yml", "sqlite3"}
@@ -27,10 +28,10 @@ def members() -> dict[str, set[str]]:
         for node in tree.body:
             if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 found[path.stem].add(node.name)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                bases[node.name] |= {base.id for base in node.bases if isinstance(base, ast.Name)}
-                found[node.name] |= set(_names(node))
+        for inner in ast.walk(tree):
+            if isinstance(inner, ast.ClassDef):
+                bases[inner.name] |= {base.id for base in inner.bases if isinstance(base, ast.Name)}
+                found[inner.name] |= set(_names(inner))
     for name, above in bases.items():
         found[name] |= {member for base in above for member in found.get(base, set())}
     return found

@@ -30,11 +30,11 @@ def test_every_variable_that_the_code_and_the_documents_name_is_known() -> None:
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-def test_the_readme_has_each_name_of_each_setting(key: str) -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
+def test_the_page_of_the_configuration_has_each_name_of_each_setting(key: str) -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
     setting = SETTINGS[key]
     for name in filter(None, (setting.option, setting.variable, setting.ini)):
-        assert f"`{name}" in readme
+        assert f"`{name}" in page
 
 
 @pytest.mark.parametrize("name", sorted(VARIABLES))

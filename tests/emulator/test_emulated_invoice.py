@@ -18,7 +18,8 @@ L4 = {"namespace": "org", "name": "ci", "compute": {"instanceType": "nvidia-l4"}
 
 
 def bill(world: World) -> dict[str, Any]:
-    return world.bill()["endpoints"][0]
+    row: dict[str, Any] = world.bill()["endpoints"][0]
+    return row
 
 
 @pytest.mark.parametrize(

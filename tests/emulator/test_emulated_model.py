@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def user(text: str, **more: object) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": text}], **more}
 
 
-def reply(body: dict[str, object], context: int = CONTEXT):
+def reply(body: dict[str, object], context: int = CONTEXT) -> list[Any]:
     return answer(read_chat(body, context, natural=32))
 
 

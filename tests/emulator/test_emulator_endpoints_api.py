@@ -59,7 +59,7 @@ def test_an_endpoint_that_is_created_starts_and_is_billed(
         accelerator="gpu",
         vendor="aws",
         region="us-east-1",
-        type="authenticated",  # type: ignore[arg-type]
+        type="authenticated",
         instance_size="x1",
         instance_type="nvidia-l4",
         min_replica=0,

@@ -14,7 +14,10 @@ from pytest_hfbudget.emulator import Emulator, EmulatorClient
 
 ONE = "/v2/endpoint/org/ci"
 CHAT = "/router/v1/chat/completions"
-HELLO = {"model": "emulator/chat", "messages": [{"role": "user", "content": "[[tokens=8]]"}]}
+HELLO: dict[str, Any] = {
+    "model": "emulator/chat",
+    "messages": [{"role": "user", "content": "[[tokens=8]]"}],
+}
 # What http.client raises for a connection that breaks, early or late.
 BROKEN = (ConnectionError, http.client.HTTPException)
 
@@ -173,7 +176,7 @@ def test_a_fault_that_there_is_not_is_refused_in_words(control: EmulatorClient) 
 
 def stream_of(emulator: Emulator) -> tuple[InferenceClient, Any]:
     client = InferenceClient(base_url=f"{emulator.router}/v1", api_key="hf_tester")
-    return client, client.chat_completion(HELLO["messages"], model=HELLO["model"], stream=True)
+    return client, client.chat_completion(**HELLO, stream=True)
 
 
 def test_a_stream_can_break_off_and_what_was_written_is_billed(

@@ -63,8 +63,8 @@ ROWS = {
     33: Row("the token is revoked before the pause", "told, with the command to type"),
     34: Row("a pause is accepted and does not happen, or is undone", REAPER),
     35: Row("the endpoint is updating, pending, failed, scaled to zero at the pause", REAPER),
-    36: Row("somebody else has deleted or paused it", REAPER),
-    37: Row("it was running before; it is kept so; nobody declared it", HOOKS),
+    36: Row("another user has deleted or paused it", REAPER),
+    37: Row("it was running before; it is kept so; the run does not name it", HOOKS),
     38: Row("two runs on one machine share it", "the last one out"),
     39: Row("the run or the reaper is stopped, and killed or continued", f"{REAPER}, {SECOND}"),
     40: Row("the clock jumps", REAPER),
@@ -85,27 +85,42 @@ NEMESIS = "test_nemesis"
 INTRODUCTION = """\
 # How a run can end, and who pauses then
 
-Each row is tried by the tests in `tests/faults` with real processes that are really killed, against
-the emulator, whose log is the evidence: at most one resume, paused in the end, no process and no
-token left anywhere. This page is written by `tests/faults/rows.py` from a run of all of them on two
-cores.
+The tests in `tests/faults` try each row with real processes that they really kill, against the
+emulator. Its log is the evidence: at most one resume, paused in the end, no process and no token
+left anywhere. `tests/faults/rows.py` writes this page from a run of all of them on two cores.
 
 *after* is the time from the end of the run (the signal, the crash, the last test) to the state
-"paused", the longest of the row's tests; where a server in trouble or a second run is part of the
-test, it contains the trouble.
+"paused", the longest of the row's tests. Where a server in trouble or a second run is part of the
+test, the time includes the trouble.
 
-What the reaper only tells (a line in its log or journal, the file of its lease, a word to pytest)
-stands in no pause's way. A 404 counts as "deleted" only after 15 seconds with no other answer, and
-if the list of the namespace does not have the endpoint either. A 401 or 403 ends no retries: pytest
-says after 15 seconds that the pause is not verified, and the reaper goes on for its ten minutes. 30
-and 120 seconds after a verified pause it looks again (`hf_endpoint_looks`) and pauses what runs
-again, unless another run has come to use it.
+What the reaper writes (a line in its log or journal, the file of its lease, a message to pytest)
+delays no pause. A 404 counts as "deleted" only after 15 seconds with no other answer, and if the
+list of the namespace does not have the endpoint either. A 401 or 403 ends no retries: pytest says
+after 15 seconds that the pause is not verified, and the reaper goes on for its ten minutes. 30 and
+120 seconds after a verified pause it looks again (`hf_endpoint_looks`) and pauses what runs again,
+unless another run has come to use it.
 
-What remains: these later looks need the machine to live that long, which a discarded CI machine or
-container does not. They do not happen where both reapers were killed and pytest had to pause by
-itself. What they find is in the journal, not in the report, which has been written by then. A
-state folder on a file system that hangs, instead of failing, delays a pause, because the other
-runs that share the endpoint are looked up there first.
+Two standbys back up the reaper; the first standby has started the second. Each receives what the
+reaper receives, and takes over when those before it are dead. In a run with workers, under
+`hfbudget run` and while an endpoint comes up, the run itself checks them every second and starts
+others in their place. A process that stays stopped for about two seconds while it should act is
+killed, and the next one takes over.
+
+A lease names the boot and the pid namespace in which its processes run. If the plugin can't tell
+from here whether a run lives, such as a run in another container, it leaves the endpoint alone
+until its tag has expired; `sweep` names it.
+
+These gaps remain:
+
+- The reaper and both standbys are killed in one instant inside a test of a run without workers, and
+  pytest ends before that test does. Or all three are stopped. The next run or `sweep` pauses then.
+- A reaper hangs without being stopped.
+- Runs in different containers don't share an endpoint: the first to end pauses it.
+- The later looks need the machine to live that long, which a discarded CI machine or container does
+  not. They do not happen where the reaper and both standbys were killed and pytest had to pause by
+  itself. What they find is in the journal, not in the report, which has been written by then.
+- A state folder on a file system that hangs, instead of failing, delays a pause, because the reaper
+  first looks up there which other runs share the endpoint.
 
 | # | what goes wrong | who pauses | tries | after |
 |--:|---|---|--:|--:|

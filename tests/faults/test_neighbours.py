@@ -347,7 +347,7 @@ def test_an_endpoint_that_somebody_else_pauses_is_revived_once(box: Box) -> None
     run.reached("again")
     box.open_gate("again")
     assert run.wait() == 0
-    assert "paused by somebody else" in run.output
+    assert "paused by another process" in run.output
     box.judge(None, resumes=2)
 
 

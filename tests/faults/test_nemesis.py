@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from fault_box import NAME, REAPER, Box, Moment, Run, T
+from fault_box import NAME, REAPER, Box, Moment, Run, T, kill
 
 # A request that nobody answers any more, and that has no effect.
 NEVER: dict[str, Any] = {"hang": 60, "then": "close"}
@@ -160,7 +160,43 @@ def test_a_run_that_is_killed_at_a_step_in_a_burst_leaves_nothing_running(
     box.judge(box.now(), within=T + step.late, resumes=step.resumes)
 
 
-def _begin(box: Box, step: Step, **how: Any) -> Run:
+# How long a process may stay stopped that has to act.
+STOPPED_S = 3.0
+# At these the run waits for its reaper, or the reaper itself stands still at its own request.
+PAUSING = ("ask-for-the-pause", "verify-the-pause")
+WHILE_IT_WATCHES = [step for step in AFTER_THE_RESUME if step.values[0].name not in PAUSING]
+
+
+@pytest.mark.parametrize("step", WHILE_IT_WATCHES)
+def test_a_run_whose_reaper_is_stopped_at_a_step_leaves_nothing_running(
+    box: Box, step: Step
+) -> None:
+    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    run = _begin(box, step)
+    for reaper in box.reapers():
+        kill(reaper, signal.SIGSTOP)
+    end = run.send(signal.SIGKILL)
+    assert run.wait() == CODES["KILL"]
+    box.judge(end, within=T + STOPPED_S + step.late, resumes=step.resumes)
+
+
+IN_A_TEST = [step for step in NUMBERED if step.values[0].name in ("wait-for-it", "call-in-a-test")]
+
+
+@pytest.mark.parametrize("step", IN_A_TEST)
+def test_reapers_that_are_killed_under_workers_at_a_step_are_replaced(box: Box, step: Step) -> None:
+    """All of them, in one instant; and then the controller."""
+    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    run = _begin(box, step, options=("-n2",))
+    killed = box.now()
+    box.kill_reapers()
+    box.noticed(killed)
+    end = run.send(signal.SIGKILL)
+    assert run.wait() == CODES["KILL"]
+    box.judge(end, within=T + step.late, resumes=step.resumes, linger=25)
+
+
+def _begin(box: Box, step: Step, options: tuple[str, ...] = (), **how: Any) -> Run:
     """A run that stands still at a step."""
     box.conftest(HOOKS)
     box.suite(SUITE)
@@ -168,7 +204,7 @@ def _begin(box: Box, step: Step, **how: Any) -> Run:
         step.ready(box)
     if step.fault and step.name != "verify-the-pause":
         box.hub.add_fault(step.op, **step.fault)
-    run = box.start(env={"FAULTS_STEP": step.name}, **how)
+    run = box.start(*options, env={"FAULTS_STEP": step.name}, **how)
     _reach(box, run, step)
     return run
 

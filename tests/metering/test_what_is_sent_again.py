@@ -265,6 +265,23 @@ def test_a_hook_that_changes_no_limit_is_no_reason_to_refuse(
     assert bench.spent == bench.billed > 0
 
 
+@by_httpx
+@pytest.mark.parametrize("limit", [5, None])
+def test_what_the_plugin_itself_adds_to_a_request_is_no_change_by_a_hook(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    """A stream is asked for its usage under a cap, and a call without a limit gets one."""
+    from huggingface_hub.utils import _http
+
+    httpx = getattr(_http, "httpx2", None) or _http.httpx
+    with httpx.Client(event_hooks={"request": [lambda request: None]}) as session:
+        monkeypatch.setattr("huggingface_hub.inference._client.get_session", lambda: session)
+        bench.cap("0.01")
+        answer = bench.client().chat_completion(say(3), max_tokens=limit, stream=True)
+        assert list(answer)
+    assert bench.spent == bench.billed > 0
+
+
 def test_what_another_thread_adds_to_a_question_is_not_sent(bench: Bench) -> None:
     """The ledger asks for the time that the question is held: a moment to change it in."""
     bench.prices(**PRICE)

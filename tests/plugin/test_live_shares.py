@@ -36,7 +36,9 @@ def receipt(nano_usd: int, window: UsageWindow, name: str = "ns/llm") -> Endpoin
     )
 
 
-def test_a_test_owes_each_second_that_it_is_on_an_endpoint(sharing: UptimeSharing, ledger: Ledger):
+def test_a_test_owes_each_second_that_it_is_on_an_endpoint(
+    sharing: UptimeSharing, ledger: Ledger
+) -> None:
     sharing.begin(Key("ns/llm", "a"), [A], now=5.0)
     sharing.accrue(now=8.0)
     assert ledger.total("test:a").spent == 30
@@ -47,7 +49,7 @@ def test_a_test_owes_each_second_that_it_is_on_an_endpoint(sharing: UptimeSharin
     assert sharing.of("a") == ledger.total("test:a").spent == 40
 
 
-def test_tests_that_are_there_at_one_time_split_each_second(sharing: UptimeSharing):
+def test_tests_that_are_there_at_one_time_split_each_second(sharing: UptimeSharing) -> None:
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0, worker="gw0")
     sharing.begin(Key("ns/llm", "b"), [B], now=2.0, worker="gw1")
     sharing.end("a", now=6.0, worker="gw0")
@@ -55,7 +57,7 @@ def test_tests_that_are_there_at_one_time_split_each_second(sharing: UptimeShari
     assert (sharing.of("a"), sharing.of("b")) == (20 + 20, 20 + 10)
 
 
-def test_endpoints_are_owed_each_by_itself(sharing: UptimeSharing):
+def test_endpoints_are_owed_each_by_itself(sharing: UptimeSharing) -> None:
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0)
     sharing.begin(Key("ns/other", "a"), [A], now=0.0)
     sharing.accrue(now=3.0)
@@ -64,7 +66,7 @@ def test_endpoints_are_owed_each_by_itself(sharing: UptimeSharing):
 
 def test_a_share_is_booked_to_all_budgets_of_the_test_but_not_to_the_session_again(
     sharing: UptimeSharing, ledger: Ledger
-):
+) -> None:
     sharing.begin(Key("ns/llm", "a"), [CLASS, A], now=0.0)
     sharing.end("a", now=1.0)
     sharing.begin(Key("ns/llm", "b"), [CLASS, B], now=1.0)
@@ -74,7 +76,9 @@ def test_a_share_is_booked_to_all_budgets_of_the_test_but_not_to_the_session_aga
 
 
 @pytest.mark.parametrize("nano_usd", [30, 90])
-def test_the_end_corrects_what_was_booked(sharing: UptimeSharing, ledger: Ledger, nano_usd: int):
+def test_the_end_corrects_what_was_booked(
+    sharing: UptimeSharing, ledger: Ledger, nano_usd: int
+) -> None:
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0)
     sharing.end("a", now=4.0)
     shares = sharing.settle([receipt(nano_usd, UsageWindow(0.0, 6.0))])["ns/llm"]
@@ -82,13 +86,13 @@ def test_the_end_corrects_what_was_booked(sharing: UptimeSharing, ledger: Ledger
     assert ledger.total("test:a").spent == sharing.of("a") == shares.tests["a"]
 
 
-def test_a_test_that_is_still_there_at_the_end_has_its_share(sharing: UptimeSharing):
+def test_a_test_that_is_still_there_at_the_end_has_its_share(sharing: UptimeSharing) -> None:
     sharing.begin(Key("ns/llm", "a"), [A], now=2.0)
     shares = sharing.settle([receipt(60, UsageWindow(0.0, 6.0))])["ns/llm"]
     assert (shares.tests, shares.idle) == ({"a": 40}, 20)
 
 
-def test_a_worker_ends_only_its_own_runs_of_a_test(sharing: UptimeSharing):
+def test_a_worker_ends_only_its_own_runs_of_a_test(sharing: UptimeSharing) -> None:
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0, worker="gw0")
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0, worker="gw1")
     sharing.end("a", now=1.0, worker="gw0")
@@ -99,7 +103,7 @@ def test_a_worker_ends_only_its_own_runs_of_a_test(sharing: UptimeSharing):
     assert sharing.of("a") == 30
 
 
-def test_without_a_known_price_nothing_is_owed(sharing: UptimeSharing, ledger: Ledger):
+def test_without_a_known_price_nothing_is_owed(sharing: UptimeSharing, ledger: Ledger) -> None:
     sharing.begin(Key("ns/unpriced", "a"), [A], now=0.0)
     sharing.end("a", now=9.0)
     assert ledger.total("test:a").spent == 0

@@ -129,7 +129,7 @@ class LedgerConnection:
     def forked(self) -> None:
         """A child closes its copy, or the ledger would not notice the end of its parent.
 
-        The lock is a new one: whoever held the old one does not exist in the child.
+        The lock is a new one: the thread that held the old one does not exist in the child.
         """
         self._lock = own_lock()
         self._hang_up()
@@ -161,7 +161,7 @@ class RemoteLedger:
 
     Args:
         ahead: whether a call may go on before its settlement is booked. Its process has to `flush`
-            before anybody else looks.
+            before another process reads the ledger.
     """
 
     def __init__(self, wire: LedgerConnection, *, ahead: bool = False) -> None:

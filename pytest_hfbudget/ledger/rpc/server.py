@@ -32,7 +32,7 @@ STEP_ASIDE_S = 0.5
 
 
 class ConnectionHandler(Protocol):
-    """Whoever is behind one connection."""
+    """The process behind one connection."""
 
     def answer(self, line: bytes) -> bytes:
         """The line that answers a line."""
@@ -86,7 +86,7 @@ class Listener:
                 thread.join(max(until - time.monotonic(), 0.0))
 
     def close(self) -> None:
-        """Hang up on everybody, and answer nobody any more."""
+        """Close all connections, and accept no more."""
         with self._lock:
             self._closed = True
         self.step_aside()
@@ -99,7 +99,7 @@ class Listener:
             self._close_bell()
 
     def forget(self) -> None:
-        """Close a forked child's copies: with them open, nobody would notice the parent's end."""
+        """Close a forked child's copies: else clients would not notice the parent's end."""
         for post in self._posts:
             post.sock.close()
         self._posts = set()
@@ -140,7 +140,7 @@ class Listener:
         post.end()
 
     def _leaves(self, post: _Watched, event: int) -> bool:
-        # Under the lock, so that nobody leaves for a fork that is over, and is not manned again.
+        # Under the lock, so that no thread stops for a fork that is over and is not started again.
         with self._lock:
             if not self._resting and event == select.POLLIN:
                 return False
@@ -328,7 +328,7 @@ class _Connection(socketserver.StreamRequestHandler):
             # Asked after it was added: one that hang_up has missed knows that it came too late.
             if not self.server.closed:
                 for line in self.rfile:
-                    # What is told is done also after whoever told it has hung up.
+                    # What a client told is done also after it has closed the connection.
                     if reply := answer(operations, line):
                         self.wfile.write(reply)
         finally:

@@ -1,0 +1,107 @@
+"""How tests ended: run, not run for want of budget, or interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.errors import BudgetExceededError, UnaffordableEndpointError
+from pytest_hfbudget.settings import NOT_RUN
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.errors import BudgetExceededError
+
+
+STOPPED = "the budget of the run is used up (--hf-on-exhausted=stop)"
+
+
+# On a report, where it travels from a worker to its controller.
+_MARK = "hfbudget_not_run"
+
+
+def used_up_by(errors: Iterable[BaseException], keys: Collection[str]) -> BaseException | None:
+    """The first of these errors that says that one of these budgets had too little left."""
+    return next((error for error in errors if _used_up(error, keys)), None)
+
+
+def mark(report: pytest.TestReport, item: pytest.Item, why: object) -> None:
+    """Make a report one of a test that was not run, which is no failure of what it tests."""
+    path, line, _ = item.reportinfo()
+    report.outcome = "skipped"
+    report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {NOT_RUN}: {why}")
+    vars(report).pop("wasxfail", None)  # whether it would have failed as expected is unknown
+    setattr(report, _MARK, True)
+
+
+def keep_for_next_time(config: pytest.Config, test: str) -> None:
+    """Have ``--lf`` select a test that was not run, and not forget that it failed before."""
+    last = getattr(config.pluginmanager.get_plugin("lfplugin"), "lastfailed", None)
+    if isinstance(last, dict):
+        last[test] = True
+
+
+def marked(report: Any) -> bool:
+    """Whether a report, of this process or of a worker, says so."""
+    return bool(getattr(report, _MARK, False))
+
+
+def _used_up(error: BaseException, keys: Collection[str]) -> bool:
+    if isinstance(error, BudgetExceededError):
+        return error.used_up and error.scope_key in keys
+    return isinstance(error, UnaffordableEndpointError)
+
+
+INTERRUPTED = "interrupted"
+
+
+FROM_BEST_TO_WORST = ("rerun", "passed", "skipped", NOT_RUN, "failed")
+
+
+class Outcomes(Mapping[str, str]):
+    """By node id; of one that several workers run (``--dist each``) the worst of all.
+
+    A test begins anew with its set-up, and is interrupted until the end of its call is told.
+    """
+
+    def __init__(self, *, each: bool) -> None:
+        self._each = each
+        self._worst: dict[str, dict[str, str]] = {}
+
+    def note(self, report: pytest.TestReport) -> None:
+        """Take in what is told of one phase, or of a part of one."""
+        worker = getattr(report, "worker_id", "") if self._each else ""
+        of_test = self._worst.get(report.nodeid, {})
+        outcome = NOT_RUN if marked(report) else str(report.outcome)
+        if report.when == "setup":
+            of_test[worker] = INTERRUPTED if outcome == "passed" else outcome
+        elif outcome != "passed" or (report.when == "call" and not is_part(report)):
+            of_test[worker] = _worse(of_test.get(worker, INTERRUPTED), outcome)
+        if of_test:
+            self._worst[report.nodeid] = of_test
+
+    def __getitem__(self, test: str) -> str:
+        outcomes = list(self._worst[test].values())
+        worst = outcomes[0]
+        for outcome in outcomes[1:]:
+            worst = INTERRUPTED if INTERRUPTED in (worst, outcome) else _worse(worst, outcome)
+        return worst
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._worst)
+
+    def __len__(self) -> int:
+        return len(self._worst)
+
+
+def is_part(report: pytest.TestReport) -> bool:
+    """Whether a report is of a subtest: the test itself goes on."""
+    return hasattr(report, "context")
+
+
+def _worse(one: str, other: str) -> str:
+    return max(one, other, key=lambda outcome: _RANKS.get(outcome, -1))
+
+
+_RANKS = {outcome: rank for rank, outcome in enumerate(FROM_BEST_TO_WORST)}
