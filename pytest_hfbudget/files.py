@@ -1,4 +1,4 @@
-"""Files of ours: private to this user, written whole, and copies of what servers said."""
+"""Our files: private to this user, written whole; and copies of what servers answered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def own_folder(path: Path) -> None:
-    """Make a folder for this user alone, or see that an existing one is this user's.
+    """Make a folder for this user alone, or check that an existing one is this user's.
 
     Raises:
         OSError: it can't be made, or it belongs to another user.
@@ -26,7 +26,7 @@ def own_folder(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.stat()
     refuse_foreign(path, found)
-    # In a folder with the sticky bit others can replace nothing; /tmp is not ours to close.
+    # In a folder with the sticky bit, such as /tmp, others can replace nothing.
     if found.st_mode & _OTHERS_WRITE and not found.st_mode & stat.S_ISVTX:
         path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
 
@@ -51,7 +51,7 @@ def read_own(path: Path) -> str:
 
 
 def check_own(path: Path) -> None:
-    """See that a file is this user's, and have it written by no other.
+    """Check that a file is this user's, and remove the write permission of others.
 
     Raises:
         OSError: it belongs to another user, or is a link.
@@ -65,7 +65,7 @@ def check_own(path: Path) -> None:
 
 
 def replace_file(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write a file whole, or not at all. What others put in its place beforehand is not followed.
+    """Write a file whole, or not at all; a link in its place is replaced, not followed.
 
     Raises:
         OSError: it can't be written; the file is as it was.
@@ -86,10 +86,10 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def refuse_foreign(path: Path, found: os.stat_result) -> None:
-    """Refuse what does not belong to this user.
+    """Refuse a file or folder of another user.
 
     Raises:
-        OSError: it does not.
+        OSError: it belongs to another user.
     """
     if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
         raise _refusal(path, f"it belongs to another user (number {found.st_uid})")
@@ -100,7 +100,7 @@ def _refusal(path: Path, why: str) -> PermissionError:
 
 
 def cache_file(kind: str, origin: str) -> Path:
-    """Where something of a kind that came from one base URL is kept for this user."""
+    """The file of this user for data of a kind from one base URL."""
     directory = os.environ.get("HFBUDGET_CACHE_DIR")
     if not directory:
         from platformdirs import user_cache_dir
@@ -114,14 +114,14 @@ def kept(path: Path) -> Any:
     """The value that is kept in a file.
 
     Raises:
-        OSError: there is none, or another user could have written it.
+        OSError: there is no such file, or another user could have written it.
         ValueError: it is damaged.
     """
     return parse_json(read_own(path))
 
 
 def keep(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole, or not at all: in a read-only home there is no copy."""
+    """Write a file whole, or not at all; in a read-only home no copy is kept."""
     with suppress(OSError, RecursionError):
         own_folder(path.parent)
         replace_file(path, json.dumps(content))
@@ -131,13 +131,13 @@ DESCRIPTORS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file by another one; write into what is none, such as a pipe or a device.
+    """Replace a file; write into a pipe or a device.
 
     Raises:
         OSError: it can't be written.
     """
     if str(path).startswith(DESCRIPTORS):
-        # What it leads to may be a log that somebody else is writing to.
+        # It may lead to a log that another process is writing to.
         with path.open("a", encoding="utf-8") as stream:
             stream.write(text)
         return
@@ -146,4 +146,4 @@ def write_whole(path: Path, text: str) -> None:
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text, mode=0o666)  # less what the umask takes: it is for others to read
+    replace_file(path, text, mode=0o666)  # less what the umask takes: others may read it

@@ -1,24 +1,27 @@
-"""Options, environment and ini, merged in one place; the first that says something wins."""
+"""The table of settings; command line over environment over ini, merged in one place."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NoReturn, TypeVar, overload
 
 from pytest_hfbudget import values
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import parse_usd
 
-# Where the leases, the budgets over many runs and the usage log are kept; losing them loses a cap.
+T = TypeVar("T")
+
+# The folder of the leases, the budgets over many runs and the usage log; without it caps are lost.
 STATE_DIR = "HFBUDGET_STATE_DIR"
 CACHE_DIR = "HFBUDGET_CACHE_DIR"
-# The plugin sets it for the processes that a run starts: where they are to join.
+# The plugin sets it for the processes that a run starts: the address of the run's ledger.
 LEDGER = "HFBUDGET_LEDGER"
 
+# The outcome of a test that the session budget had too little left for.
+NOT_RUN = "not run"
 ON_EXHAUSTED = ("skip", "stop", "fail")
 PLAN_GATE = ("stop", "warn", "off")
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
@@ -26,227 +29,260 @@ ROUTER = "https://router.huggingface.co"
 HOLD_WAIT_S = 60.0
 
 
-class Setting(NamedTuple):
-    """One entry of the table: where a setting is given, and what its value means.
+class Setting(Generic[T]):
+    """One entry of the table; on a `Settings` it is the value there.
 
     Attributes:
+        default: the value where it is given nowhere.
         parse: the value behind what is written; raises `ValueError` with what to write instead.
-        help: what `pytest --help` says.
         option, variable, ini: its three names; a name that does not exist is empty.
         metavar: what the option's value is called; empty where the option takes none.
-        guards_money: without it a run could spend more, so an empty value is an error.
+        help: what `pytest --help` says.
+        guards_money: an empty value is an error, see `Guard`.
+        repeatable: the option may be given several times, and the ini key has a list.
     """
 
-    parse: Callable[[Any], Any]
-    help: str
-    option: str
-    metavar: str
-    variable: str
-    ini: str
-    guards_money: bool = False
+    guards_money = False
+
+    def __init__(
+        self,
+        default: T,
+        parse: Callable[[Any], Any],
+        names: str,
+        help: str,
+        *,
+        repeatable: bool = False,
+    ) -> None:
+        """``names`` are ``--option=METAVAR VARIABLE ini``, those of them that exist."""
+        self.name = self.option = self.metavar = self.variable = self.ini = ""
+        self.default, self.parse, self.help, self.repeatable = default, parse, help, repeatable
+        for name in names.split():
+            if name.startswith("--"):
+                self.option, _, self.metavar = name.partition("=")
+            elif name.isupper():
+                self.variable = name
+            else:
+                self.ini = name
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, settings: None, owner: type) -> Setting[T]: ...
+    @overload
+    def __get__(self, settings: Settings, owner: type) -> T: ...
+    def __get__(self, settings: Settings | None, owner: type) -> Setting[T] | T:
+        return self if settings is None else settings.by_name[self.name]
+
+    def __set__(self, settings: Settings, value: NoReturn) -> None:
+        raise AttributeError(f"{self.name} can't be set; `Settings.replaced` makes a copy")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether its value is the path of a file."""
+        return self.parse is Path
 
 
-def _setting(
-    default: Any, parse: Callable[[Any], Any], names: str, help: str, *, guards_money: bool = False
-) -> Any:
-    """A field of `Settings` with its entry; ``names`` are ``--option=METAVAR VARIABLE ini``."""
-    option = variable = ini = ""
-    for name in names.split():
-        if name.startswith("--"):
-            option = name
-        elif name.isupper():
-            variable = name
-        else:
-            ini = name
-    option, _, metavar = option.partition("=")
-    entry = Setting(parse, help, option, metavar, variable, ini, guards_money)
-    return field(default=default, metadata={"entry": entry})
+class Guard(Setting[T]):
+    """A setting without which a run could spend more, so an empty value is an error."""
+
+    guards_money = True
 
 
-def _guard(default: Any, parse: Callable[[Any], Any], names: str, help: str) -> Any:
-    return _setting(default, parse, names, help, guards_money=True)
-
-
-@dataclass(frozen=True)
 class Settings:
-    """What a run was asked for, and the one table of settings: a new one is one entry.
+    """The settings of a run, and the one table of settings: a new option is one entry.
 
     Money in nano-USD, times in seconds unless a name says more.
+
+    Attributes:
+        by_name: every value by the name of its setting; each is an attribute, too.
     """
 
-    session_cap: int | None = _guard(
+    __slots__ = ("by_name",)
+
+    session_cap = Guard[int | None](
         None,
         parse_usd,
         "--hf-session-budget=USD HFBUDGET_SESSION hf_session_budget",
         "USD cap of the whole run",
     )
-    test_cap: int | None = _guard(
+    test_cap = Guard[int | None](
         None,
         parse_usd,
         "--hf-test-budget=USD HFBUDGET_TEST hf_test_budget",
         "USD cap of each test whose own marker has no max_usd",
     )
-    on_exhausted: str = _setting(
+    on_exhausted = Setting[str](
         "skip",
         values.one_of(ON_EXHAUSTED),
         "--hf-on-exhausted=HOW HFBUDGET_ON_EXHAUSTED hf_on_exhausted",
-        "what becomes of a test that the session budget refuses a call: skip (not run, and "
-        "the run is red), stop (the same, and the run ends), fail",
+        "when the session budget refuses a call of a test: skip (the test counts as not run, and "
+        "the run is red), stop (the same, and the run ends), fail (the test fails)",
     )
-    daily_cap: int | None = _guard(
+    daily_cap = Guard[int | None](
         None,
         parse_usd,
         "--hf-daily-budget=USD HFBUDGET_DAILY hf_daily_budget",
         "USD cap of all runs of this project on this machine in a day (UTC)",
     )
-    weekly_cap: int | None = _guard(
+    weekly_cap = Guard[int | None](
         None,
         parse_usd,
         "--hf-weekly-budget=USD HFBUDGET_WEEKLY hf_weekly_budget",
         "USD cap of all runs of this project on this machine from Monday to Sunday (UTC)",
     )
-    monthly_cap: int | None = _guard(
+    monthly_cap = Guard[int | None](
         None,
         parse_usd,
         "--hf-monthly-budget=USD HFBUDGET_MONTHLY hf_monthly_budget",
         "USD cap of all runs of this project on this machine in a calendar month (UTC)",
     )
-    project: str | None = _guard(
+    project = Guard[str | None](
         None,
         str,
         "HFBUDGET_PROJECT hf_project",
         "name of the project, for checkouts that share its budgets (the rootdir)",
     )
-    log_days: int = _setting(
+    log_days = Setting[int](
         90,
         values.days,
         "HFBUDGET_LOG_DAYS hf_log_days",
         "days that a run stays in the usage log (90); 0 keeps no log",
     )
-    prices: Path | None = _guard(
+    prices = Guard[Path | None](
         None,
         Path,
         "--hf-prices=FILE HFBUDGET_PRICES hf_prices",
         "TOML file of prices",
     )
-    unpriced: str = _setting(
+    unpriced = Setting[str](
         "refuse",
         values.policy,
         "--hf-unpriced=HOW HFBUDGET_UNPRICED hf_unpriced",
         "what a call without a price does under a cap: refuse, free, assume:IN/OUT in USD per"
         " 1M tokens",
     )
-    endpoints: tuple[str, ...] = _setting(
+    endpoints = Setting[tuple[str, ...]](
         (),
         values.names,
         "--hf-endpoint=NAME HFBUDGET_ENDPOINTS hf_endpoints",
         "Inference Endpoint that the whole run needs, namespace/name; may be repeated",
+        repeatable=True,
     )
-    namespace: str | None = _setting(
+    namespace = Setting[str | None](
         None,
         str,
         "--hf-namespace=NAME HFBUDGET_NAMESPACE hf_namespace",
         "for endpoint names without one",
     )
-    report: Path | None = _setting(
+    report = Setting[Path | None](
         None,
         Path,
         "--hf-report=FILE HFBUDGET_REPORT hf_report",
         "write a JSON report",
     )
-    costs: Path | None = _setting(
+    costs = Setting[Path | None](
         None,
         Path,
         "--hf-costs=FILE HFBUDGET_COSTS hf_costs",
-        "file of what each test has cost (hf-costs.json in the root directory)",
+        "file with the recorded cost of each test (hf-costs.json in the root directory)",
     )
-    store_costs: bool = _setting(
+    store_costs = Setting[bool](
         False,
         values.switch,
         "--hf-store-costs HFBUDGET_STORE_COSTS",
-        "write to that file what each test that passes has cost",
+        "record the cost of each test that passes in the file of --hf-costs",
     )
-    plan: bool = _guard(
+    plan = Guard[bool](
         False,
         values.switch,
         "--hf-plan HFBUDGET_PLAN",
         "show what the tests are expected to cost; run nothing",
     )
-    plan_gate: str = _guard(
+    plan_gate = Guard[str](
         "warn",
         values.one_of(PLAN_GATE),
         "--hf-plan-gate=HOW HFBUDGET_PLAN_GATE hf_plan_gate",
-        "what becomes of a run that is expected to cost more than its session budget: stop, "
-        "warn (default), off",
+        "when a run is expected to cost more than its session budget: stop, warn (default), off",
     )
-    max_increase: Fraction | None = _guard(
+    max_increase = Guard[Fraction | None](
         None,
         values.share,
         "--hf-max-increase=PERCENT HFBUDGET_MAX_INCREASE hf_max_increase",
         "fail tests whose calls cost more than recorded by more than this, for example 20 "
         "percent written with its sign",
     )
-    emulator: str | None = _guard(
+    emulator = Guard[str | None](
         None,
         values.emulator,
         "--hf-emulator HFBUDGET_EMULATOR",
         "rehearse against the local emulator, at $0",
     )
-    endpoints_api: str = _guard(
+    endpoints_api = Guard[str](
         ENDPOINTS_API,
         values.url,
         "HFBUDGET_ENDPOINTS_API hf_endpoints_api",
         "base URL of the Inference Endpoints API",
     )
-    router: str = _guard(
+    router = Guard[str](
         ROUTER,
         values.url,
         "HFBUDGET_ROUTER hf_router",
         "base URL of the Inference Providers router",
     )
-    hold_wait: float = _setting(
+    hold_wait = Setting[float](
         HOLD_WAIT_S,
         values.seconds_or_none,
         "HFBUDGET_HOLD_WAIT hf_hold_wait",
-        "seconds that a call waits for calls in flight, where only these are in its way (60)",
+        "seconds that a call waits until calls in flight have settled and it fits its budget (60)",
     )
-    endpoint_wait: float = _setting(
+    endpoint_wait = Setting[float](
         900.0,
         values.seconds,
         "HFBUDGET_ENDPOINT_WAIT hf_endpoint_wait",
         "seconds that a resumed endpoint may take to answer (900)",
     )
-    endpoint_looks: tuple[float, ...] = _setting(
+    endpoint_looks = Setting[tuple[float, ...]](
         (30.0, 120.0),
         values.later,
         "HFBUDGET_ENDPOINT_LOOKS hf_endpoint_looks",
         "seconds after a verified pause at which the reaper looks again (30 120); 0: never",
     )
-    cold_start: float = _setting(
+    cold_start = Setting[float](
         180.0,
         values.seconds_or_none,
         "HFBUDGET_ENDPOINT_COLD_START hf_endpoint_cold_start",
         "seconds that an endpoint is expected to take until it serves, if none are recorded (180)",
     )
-    max_uptime: float | None = _guard(
+    max_uptime = Guard[float | None](
         None,
         values.seconds_of_minutes,
         "--hf-max-uptime=MIN HFBUDGET_MAX_UPTIME hf_max_uptime",
-        "minutes after which the run's endpoints are paused, whatever it is doing",
+        "minutes after which the run's endpoints are paused, even if tests are still running",
     )
-    idle_timeout: int = _guard(
+    idle_timeout = Guard[int](
         15,
         values.minutes,
         "--hf-idle-timeout=MIN HFBUDGET_IDLE_TIMEOUT hf_idle_timeout",
         "minutes after which the server itself scales a leased endpoint to zero (15)",
     )
-    billing_minute: float = _setting(
+    billing_minute = Setting[float](
         60.0,
         values.seconds,
         "HFBUDGET_BILLING_MINUTE hf_billing_minute",
         "seconds in a billed minute (60); only a rehearsal has another",
     )
-    hub: str | None = None
+    # Where the emulator has the Hub; only a rehearsal sets it.
+    hub = Setting[str | None](None, str, "", "")
+
+    def __init__(self, **values: Any) -> None:
+        if unknown := values.keys() - DEFAULTS.keys():
+            raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
+        self.by_name: Mapping[str, Any] = {**DEFAULTS, **values}
+
+    def replaced(self, **changes: Any) -> Settings:
+        """A copy with other values for some settings."""
+        return Settings(**{**self.by_name, **changes})
 
     @property
     def capped(self) -> bool:
@@ -256,19 +292,20 @@ class Settings:
 
     @property
     def capped_over_runs(self) -> bool:
-        """Whether this run shares a cap with others."""
+        """Whether this run shares a cap with other runs."""
         caps = (self.daily_cap, self.weekly_cap, self.monthly_cap)
         return any(cap is not None for cap in caps)
 
     @property
     def worth_a_header(self) -> bool:
-        """Whether a run says in its header what it was asked for."""
+        """Whether pytest's header shows these settings."""
         return self.capped or bool(self.endpoints or self.emulator)
 
 
-SETTINGS: dict[str, Setting] = {
-    each.name: each.metadata["entry"] for each in fields(Settings) if "entry" in each.metadata
-}
+_ENTRIES = {k: each for k, each in vars(Settings).items() if isinstance(each, Setting)}
+DEFAULTS = {key: each.default for key, each in _ENTRIES.items()}
+# Those that can be given to a run.
+SETTINGS: dict[str, Setting[Any]] = {key: each for key, each in _ENTRIES.items() if each.variable}
 VARIABLES = {each.variable for each in SETTINGS.values()} | {STATE_DIR, CACHE_DIR, LEDGER}
 INI_KEYS = {each.ini for each in SETTINGS.values() if each.ini}
 
@@ -286,7 +323,7 @@ def merge(
         only: the settings to read; the others keep their defaults.
 
     Raises:
-        ConfigError: one line that names the setting by the name under which it was given.
+        ConfigError: a value is invalid; the message has the name under which it was given.
     """
     for name in (STATE_DIR, CACHE_DIR):
         folder = environ.get(name)
@@ -295,15 +332,16 @@ def merge(
         if name == STATE_DIR and folder is not None and not folder.strip():
             raise _empty(name)
     found = {key: _find(SETTINGS[key], options.get(key), environ, ini) for key in only}
-    said = {key: _parse(SETTINGS[key], *each) for key, each in found.items() if each is not None}
-    return Settings(**said)
+    return Settings(
+        **{key: _parse(SETTINGS[key], *each) for key, each in found.items() if each is not None}
+    )
 
 
 def full_name(name: str, namespace: str | None) -> str:
     """``namespace/name`` of an endpoint that may be named without its namespace.
 
     Raises:
-        ConfigError: there is no namespace to add, or the name is no name.
+        ConfigError: the name has no namespace and none is given, or it is invalid.
     """
     given = name.strip()
     parts = (f"{namespace}/{given}" if namespace and "/" not in given else given).split("/")
@@ -315,16 +353,16 @@ def full_name(name: str, namespace: str | None) -> str:
 
 
 def of_script(environ: Mapping[str, str]) -> Settings:
-    """The settings that count where there is nothing but the environment: no pytest, no ini file.
+    """The settings of a script without pytest, which has only the environment.
 
     Raises:
-        ConfigError: one of them can't be used.
+        ConfigError: one of them is invalid.
     """
     return merge({}, environ, lambda name: None, only=("router", "hold_wait"))
 
 
 def _find(
-    setting: Setting, option: Any, environ: Mapping[str, str], ini: Callable[[str], Any]
+    setting: Setting[Any], option: Any, environ: Mapping[str, str], ini: Callable[[str], Any]
 ) -> tuple[str, Any] | None:
     """The name under which a setting is given, and its value; None where it is not given.
 
@@ -341,7 +379,7 @@ def _find(
     return None
 
 
-def _is_empty(setting: Setting, name: str, value: Any) -> bool:
+def _is_empty(setting: Setting[Any], name: str, value: Any) -> bool:
     empty = isinstance(value, str) and not value.strip()
     if empty and setting.guards_money:
         raise _empty(name)
@@ -355,7 +393,7 @@ def _empty(name: str) -> ConfigError:
     )
 
 
-def _parse(setting: Setting, name: str, value: Any) -> Any:
+def _parse(setting: Setting[Any], name: str, value: Any) -> Any:
     try:
         return setting.parse(value)
     except ValueError as error:

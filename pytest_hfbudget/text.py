@@ -1,4 +1,4 @@
-"""Text that others wrote: URLs without credentials, names without control characters, JSON."""
+"""Text from outside: URLs without credentials, names without control characters, JSON."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 UNSHOWABLE = "\N{REPLACEMENT CHARACTER}"
 # Control characters but the line end, and the marks, embeddings and isolates of UAX #9.
-_OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _AUTHORITY_ENDS = re.compile(r"[/?#]")
-# What stands between the slashes of a URL that has no user and no password.
+# The authority of a URL that has no user and no password.
 _HOST = re.compile(r"(\[[^\]]*\]|[^:@\[\]]*)(:\d*)?")
 
 
@@ -31,12 +31,12 @@ def public_url(url: str) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text without what a terminal obeys instead of showing it.
+    """Text without characters that control a terminal.
 
-    These are control characters, line ends, and marks that turn the direction of writing.
+    These are control characters, line ends, and marks that change the direction of writing.
 
     Args:
-        keep: characters that are welcome all the same.
+        keep: characters that stay all the same.
     """
     if text.isprintable():
         return text
@@ -44,8 +44,8 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def undirected(text: str) -> str:
-    """Text for a page: without control characters, and in the one direction that it is read in."""
-    return _OBEYED.sub(UNSHOWABLE, text)
+    """Text for a page: without control characters and marks that change its direction."""
+    return _CONTROLS.sub(UNSHOWABLE, text)
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:

@@ -1,11 +1,15 @@
-"""What a setting says, as a value; each raises `ValueError` with what to write instead."""
+"""Parsers of settings; each raises `ValueError` with what to write instead."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 from pytest_hfbudget.money import parse_rate
+
+N = TypeVar("N", int, float)
 
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _LATEST_S = 3600
@@ -15,7 +19,7 @@ def assumed_rates(policy: str) -> tuple[int, int] | None:
     """The atto-USD per token of ``assume:IN/OUT``; None for ``refuse`` and ``free``.
 
     Raises:
-        ValueError: the policy is none of these.
+        ValueError: the policy is invalid.
     """
     if policy in ("refuse", "free"):
         return None
@@ -43,7 +47,7 @@ def url(value: str) -> str:
 
 
 def emulator(value: str) -> str | None:
-    """The URL of an emulator, ``start`` for one of the run's own, None for none."""
+    """The URL of an emulator, ``start`` to start one for the run, None for no rehearsal."""
     word = value.strip().lower()
     if word == "start" or word in _SWITCH:
         return "start" if _SWITCH.get(word, True) else None
@@ -64,7 +68,7 @@ def one_of(words: Sequence[str]) -> Callable[[str], str]:
 
 
 def switch(value: str) -> bool:
-    """Whether it is on."""
+    """True for 1, true or yes; False for 0, false or no."""
     word = value.strip().lower()
     if word not in _SWITCH:
         raise ValueError("write 1 or 0")
@@ -81,13 +85,13 @@ def share(value: str) -> Fraction:
 
 
 def policy(value: str) -> str:
-    """What an unpriced call does, checked."""
+    """A policy for unpriced calls, unchanged."""
     assumed_rates(value)
     return value
 
 
 def later(value: str) -> tuple[float, ...]:
-    """Seconds from some moment, separated by spaces or commas, in their order; 0 for never."""
+    """Seconds after an event, separated by spaces or commas, sorted; empty for 0."""
     try:
         moments = sorted(float(each) for each in value.replace(",", " ").split())
     except ValueError:
@@ -99,51 +103,37 @@ def later(value: str) -> tuple[float, ...]:
 
 def seconds_or_none(value: str) -> float:
     """Seconds, or 0 for not at all."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ValueError("write a number of seconds, 0 or more")
-    return seconds
+    return _number(
+        value, float, lambda s: 0 <= s < math.inf, "write a number of seconds, 0 or more"
+    )
 
 
 def seconds(value: str) -> float:
     """Seconds, more than 0."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise ValueError("write a number of seconds above 0")
-    return seconds
+    return _number(value, float, lambda s: 0 < s < math.inf, "write a number of seconds above 0")
 
 
 def seconds_of_minutes(value: str) -> float:
-    """Seconds behind a number of minutes."""
-    try:
-        return seconds(value) * 60
-    except ValueError:
-        raise ValueError("write a number of minutes above 0") from None
+    """A number of minutes, in seconds."""
+    advice = "write a number of minutes above 0"
+    return _number(value, float, lambda m: 0 < m < math.inf, advice) * 60
 
 
 def minutes(value: str) -> int:
     """Whole minutes, at least one."""
-    try:
-        minutes = int(value)
-    except ValueError:
-        minutes = 0
-    if minutes < 1:
-        raise ValueError("write a whole number of minutes, 1 or more")
-    return minutes
+    return _number(value, int, lambda m: m >= 1, "write a whole number of minutes, 1 or more")
 
 
 def days(value: str) -> int:
     """Whole days, 0 for none."""
+    return _number(value, int, lambda d: d >= 0, "write a whole number of days, or 0 for no log")
+
+
+def _number(text: str, kind: Callable[[str], N], allowed: Callable[[N], bool], advice: str) -> N:
     try:
-        days = int(value)
+        number = kind(text)
     except ValueError:
-        days = -1
-    if days < 0:
-        raise ValueError("write a whole number of days, or 0 for no log")
-    return days
+        raise ValueError(advice) from None
+    if not allowed(number):
+        raise ValueError(advice)
+    return number

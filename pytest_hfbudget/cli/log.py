@@ -13,6 +13,7 @@ import click
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.money import show, usd_text
+from pytest_hfbudget.reporting.model import UNPRICED
 from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _sum(total: Total) -> str:
     if total.refused:
         parts.append(f"{total.refused} refused")
     if total.unpriced:
-        parts.append(f"{total.unpriced} without a known price, not in the sum")
+        parts.append(f"{total.unpriced} {UNPRICED.meaning}")
     if total.estimated:
         parts.append(f"{total.estimated} at an upper bound (≤)")
     return f"in all: {', '.join(parts)}"

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,10 @@ from pytest_hfbudget.pricing.book import (
     ENVIRONMENT,
     USED,
     Explanation,
-    SourceWord,
-    explain,
+    SourcePrice,
     toml_hint,
 )
-from pytest_hfbudget.pricing.request import split_model
+from pytest_hfbudget.pricing.quote import split_model
 from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class PriceAnswer:
         model, provider = split_model(name)
         url = model if "://" in model else ""
         request = CallRequest("conversational", model, provider, url)
-        return cls(book, request, explain(book, request), usage)
+        return cls(book, request, book.explain(request), usage)
 
     @property
     def known(self) -> bool:
@@ -80,7 +79,7 @@ class PriceAnswer:
             "provider": self.request.provider,
             "known": self.known,
             "at_most": self._cost_json(),
-            "said": [_word_json(word) for word in self.explanation.words],
+            "said": [_word_json(word) for word in self.explanation.prices],
             "catalogue": catalogue_json(self.book),
         }
 
@@ -90,8 +89,8 @@ class PriceAnswer:
         yield ""
         yield output.table(
             *("provider", "price", "", "source", "why"),
-            rows=map(_cells, self.explanation.words),
-            styles=(_STYLES[word.verdict] for word in self.explanation.words),
+            rows=map(_cells, self.explanation.prices),
+            styles=(_STYLES[word.verdict] for word in self.explanation.prices),
         )
         yield ""
         if not self.known:
@@ -208,13 +207,13 @@ def catalogue_json(book: PriceBook) -> dict[str, Any] | None:
     }
 
 
-def _cells(word: SourceWord) -> tuple[str, ...]:
+def _cells(word: SourcePrice) -> tuple[str, ...]:
     price = "" if word.price is None else price_text(word.price)
     verdict = "" if word.price is None else word.verdict
     return word.provider or "any", price, verdict, word.where, word.why
 
 
-def _word_json(word: SourceWord) -> dict[str, Any]:
+def _word_json(word: SourcePrice) -> dict[str, Any]:
     return {
         "provider": word.provider,
         "price": None if word.price is None else word.price.as_row(),
@@ -317,8 +316,8 @@ def _book(file: Path | None, unpriced: str | None) -> PriceBook:
     from pytest_hfbudget.pricing.catalogue import kept_catalogue
 
     settings, here = access.services(), Path.cwd()
-    given = replace(
-        settings, prices=file or settings.prices, unpriced=unpriced or settings.unpriced
+    given = settings.replaced(
+        prices=file or settings.prices, unpriced=unpriced or settings.unpriced
     )
     try:
         return project_book(

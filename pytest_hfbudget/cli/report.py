@@ -11,9 +11,9 @@ import click
 
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.money import show
-from pytest_hfbudget.reporting.json_report import SCHEMA_FILE
-from pytest_hfbudget.reporting.saved import ReportFileError, SavedReport, read
-from pytest_hfbudget.reporting.tables import Cell, Column, Table, tables
+from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, ReportFileError, read
+from pytest_hfbudget.reporting.model import REHEARSAL, Report
+from pytest_hfbudget.reporting.tables import Table, tables
 from pytest_hfbudget.reporting.terminal import bar
 from pytest_hfbudget.text import printable
 
@@ -60,7 +60,7 @@ def report(files: tuple[Path, ...], page: Path | None, top: int, schema: bool) -
         _write(reports, page)
 
 
-def _write(reports: list[SavedReport], path: Path) -> None:
+def _write(reports: list[Report], path: Path) -> None:
     try:
         from pytest_hfbudget.reporting import html
     except ImportError:
@@ -72,7 +72,7 @@ def _write(reports: list[SavedReport], path: Path) -> None:
     click.echo(f"{path}: {len(reports)} run{'s' if len(reports) > 1 else ''}")
 
 
-def _print(reports: list[SavedReport], top: int) -> None:
+def _print(reports: list[Report], top: int) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a log in ASCII still gets the figures
     console, newest = output.console(), reports[-1]
@@ -82,16 +82,14 @@ def _print(reports: list[SavedReport], top: int) -> None:
             _print_table(console, table, top)
 
 
-def _headline(report: SavedReport) -> str:
+def _headline(report: Report) -> str:
     run = f"run {printable(report.run)}, " if report.run else ""
-    rehearsal = " (a rehearsal: nothing was paid)" if report.rehearsal else ""
+    rehearsal = f" ({REHEARSAL})" if report.rehearsal else ""
     if report.cap is None:
         cap = "without a session budget"
     else:
         cap = f"of {show(report.cap)} {bar(report.spent, report.cap)}"
-    calls = "1 call" if report.sent == 1 else f"{report.sent:,} calls"
-    spent = f"spent {show(report.spent)} {cap} ({calls}, {report.refused:,} refused)"
-    return f"{run}{report.day} UTC{rehearsal}\n{spent}"
+    return f"{run}{report.day} UTC{rehearsal}\nspent {show(report.spent)} {cap} ({report.counts})"
 
 
 def _print_table(console: Console, table: Table, top: int) -> None:
@@ -102,22 +100,12 @@ def _print_table(console: Console, table: Table, top: int) -> None:
     console.print(Text(table.title, style="bold"))
     made = output.table(
         *(column.label for column in table.columns),
-        rows=(tuple(map(_figure, row, table.columns)) for row in rows),
+        rows=(tuple(map(printable, table.texts(row))) for row in rows),
         styles=("red" if "failed" in row else "" for row in rows),
     )
     for column, of in zip(made.columns, table.columns, strict=True):
-        column.justify = "right" if of.kind in ("usd", "count", "seconds") else "left"
+        column.justify = "right" if of.is_number else "left"
         column.no_wrap, column.overflow = False, "fold"
     console.print(made)
     if left := len(table.rows) - len(rows):
         console.print(f"… and {left:,} more", style="dim")
-
-
-def _figure(value: Cell, column: Column) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return printable(value)
-    if column.kind == "usd":
-        return show(int(value))
-    return f"{value:,.2f}" if column.kind == "seconds" else f"{value:,}"

@@ -13,6 +13,7 @@ import click
 
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.money import show, usd_text
+from pytest_hfbudget.reporting.model import endpoint_verdict
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.lifecycle import Lifecycle
@@ -128,12 +129,9 @@ def _show(outcome: CommandOutcome) -> None:
 
 
 def _verdict(receipt: EndpointReceipt) -> str:
-    if receipt.left_to:
-        return f"left to run {receipt.left_to}, which uses it too"
-    if not receipt.verified:
-        return f"NOT VERIFIED AS PAUSED ({receipt.state})"
-    early = receipt.reason == "deadline"
-    return "paused by --max-uptime, verified" if early else "paused, verified"
+    if receipt.verified and receipt.reason == "deadline":
+        return "paused by --max-uptime, verified"
+    return endpoint_verdict(receipt.state, receipt.verified, receipt.left_to, receipt.kept)
 
 
 def _as_dict(receipt: EndpointReceipt) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_hfbudget.metering.request import AskedModel, Parameters, describe, shown
-from pytest_hfbudget.pricing.request import split_model
+from pytest_hfbudget.pricing.quote import split_model
 from pytest_hfbudget.pricing.table import is_below
 
 if TYPE_CHECKING:

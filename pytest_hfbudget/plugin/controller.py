@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -288,11 +287,9 @@ class Controller(Role):
 
         lines = self._endpoints.lines() if self._endpoints is not None else ()
         report = Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return replace(
             report,
             run=self.run_id,
-            date=now,
             rehearsal=self.settings.emulator is not None,
             over_runs=self.settings.capped_over_runs,
         )

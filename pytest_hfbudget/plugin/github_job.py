@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,8 @@ from pytest_hfbudget.plugin.console import say
 if TYPE_CHECKING:
     from pytest_hfbudget.plugin.controller import Controller
     from pytest_hfbudget.plugin.run import Run
+    from pytest_hfbudget.reporting import Report
     from pytest_hfbudget.reporting.github import RefusalPlace
-    from pytest_hfbudget.reporting.saved import SavedReport
 
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -75,7 +74,7 @@ class GitHub:
             if path and (report := self._report()) is not None:
                 self._append(Path(path), report)
 
-    def _append(self, path: Path, report: SavedReport) -> None:
+    def _append(self, path: Path, report: Report) -> None:
         from pytest_hfbudget.reporting.github import MOST_BYTES, step_summary
 
         text = step_summary(report).encode(errors="replace")
@@ -87,15 +86,8 @@ class GitHub:
         except OSError as error:
             say(self.config, f"hfbudget: the step summary could not be written: {error}")
 
-    def _report(self) -> SavedReport | None:
-        """The report of the run, as it would be read from its file; None if it says nothing."""
+    def _report(self) -> Report | None:
+        """The report of the run; None if it is empty."""
         if self.controller.quiet or (report := self.controller.report(self.run.outcomes)).empty:
             return None
-        from pytest_hfbudget.reporting.json_report import as_json
-        from pytest_hfbudget.reporting.saved import ReportFileError, parse
-
-        try:
-            return parse(as_json(report), written=datetime.now(timezone.utc))
-        except ReportFileError as error:
-            say(self.config, f"hfbudget: the job is not told what the run has cost: {error}")
-            return None
+        return report

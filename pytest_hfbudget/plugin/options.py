@@ -23,9 +23,6 @@ LOOKS = (
     "cacheshow",
 )
 
-# Whose value may be the path of something that exists.
-_FILES = ("--hf-prices", "--hf-report", "--hf-costs")
-
 BUDGET = (
     "budget(max_usd=None, *, name=None, warn_at=None, max_calls=None, price=None, "
     'price_per_1k_tokens=None, fallback=None, on_exceed="fail", scope="test"): cap in USD on '
@@ -44,7 +41,7 @@ def add(parser: pytest.Parser) -> None:
         if setting.option:
             group.addoption(setting.option, dest=_dest(key), **option_kind(key))
         if setting.ini:
-            kind: Literal["args", "string"] = "args" if key == "endpoints" else "string"
+            kind: Literal["args", "string"] = "args" if setting.repeatable else "string"
             parser.addini(setting.ini, setting.help, type=kind, default=None)
 
 
@@ -138,10 +135,11 @@ def check_rootdir(config: pytest.Config) -> None:
     """
     words = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *config.invocation_params.args]
     folder = config.invocation_params.dir
+    files = {each.option for each in SETTINGS.values() if each.is_file}
     taken = (
         str(option)
         for option, value in pairwise(words)
-        if option in _FILES and (folder / str(value)).exists()
+        if option in files and (folder / str(value)).exists()
     )
     option = next(taken, None)
     if option and config.inipath != (meant := _ini(config)) and meant is not None:
@@ -187,5 +185,5 @@ def option_kind(key: str) -> dict[str, Any]:
     if not setting.metavar:
         # Without a value: an optional one would swallow the path that follows.
         return {"action": "store_const", "const": "1", "default": None, "help": setting.help}
-    action = "append" if key == "endpoints" else "store"
+    action = "append" if setting.repeatable else "store"
     return {"action": action, "default": None, "metavar": setting.metavar, "help": setting.help}

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import BudgetExceededError, UnaffordableEndpointError
+from pytest_hfbudget.settings import NOT_RUN
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import BudgetExceededError
-
-
-NOT_RUN = "not run"  # as an outcome in the report
 
 
 STOPPED = "the budget of the run is used up (--hf-on-exhausted=stop)"

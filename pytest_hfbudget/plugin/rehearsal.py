@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -92,8 +91,7 @@ class Rehearsal:
 
 def led_to(url: str, settings: Settings) -> Settings:
     """Settings that lead to the emulator at a URL."""
-    return replace(
-        settings,
+    return settings.replaced(
         emulator=url,
         router=f"{url}/router",
         endpoints_api=f"{url}/v2",

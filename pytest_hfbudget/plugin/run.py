@@ -15,6 +15,7 @@ from pytest_hfbudget.plugin.attribution import Attribution
 from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
 from pytest_hfbudget.plugin.outcomes import Outcomes
 from pytest_hfbudget.plugin.recording import Recording
+from pytest_hfbudget.settings import NOT_RUN
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.runtime import Runtime
@@ -249,7 +250,7 @@ class Run:
         """Wait for the verified pause, and write the report. A pause that fails fails the run."""
         self._settle_all()
         in_order = self.role.finish(self.outcomes)
-        if outcomes.NOT_RUN in self.outcomes.values():
+        if NOT_RUN in self.outcomes.values():
             in_order = False
         if not in_order and session.exitstatus in (
             pytest.ExitCode.OK,

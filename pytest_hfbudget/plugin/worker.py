@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -131,8 +130,7 @@ class Worker(Role):
 
 def _with_addresses(settings: Settings, given: Mapping[str, Any]) -> Settings:
     """Settings of a worker, with the addresses that its controller uses."""
-    return replace(
-        settings,
+    return settings.replaced(
         router=given["router"],
         endpoints_api=given["endpoints_api"],
         hub=given["hub"] or None,

@@ -1,35 +1,94 @@
-"""The price book: asks every source of prices in order; the first one wins."""
+"""The price book: every source of prices in order; the first one with a price counts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
 from pytest_hfbudget.pricing.catalogue import Catalogue, Offer
 from pytest_hfbudget.pricing.price import FREE, Price
-from pytest_hfbudget.pricing.quote import Quote, UnpricedPolicy
-from pytest_hfbudget.pricing.request import READS, CallRequest
+from pytest_hfbudget.pricing.quote import READS, CallRequest, Quote, UnpricedPolicy
 from pytest_hfbudget.pricing.table import PriceTable, is_below
 from pytest_hfbudget.pricing.toml_file import TomlFile
 from pytest_hfbudget.settings import Settings
 
 PriceHook = Callable[[CallRequest], "Price | None"]
 
-
 ENVIRONMENT = "environment: HUGGINGFACE_*_TOKEN_COST"
-
-
 DEDICATED_HOST = ".endpoints.huggingface.cloud"
+USED, OVERRIDDEN, SILENT = "used", "overridden", "silent"
+# Most runs call a few models; the prices of more than this many are looked up at each call.
+MOST_KEPT = 1000
+
+
+class SourcePrice(NamedTuple):
+    """The price that one source has for one provider.
+
+    Attributes:
+        provider: None for every provider that is not listed by name.
+        price: None where the source has none.
+        where: the source, as a charge names it in its ``price_source``.
+        why: why it applies to this model, or why it has no price.
+    """
+
+    provider: str | None
+    price: Price | None
+    where: str
+    why: str
+    verdict: str = SILENT
+
+
+class Source(NamedTuple):
+    """One source of prices, as it applies to a request.
+
+    Attributes:
+        quote: the prices that count unless an earlier source has some; None where it has none.
+        where, why: as in `SourcePrice`.
+        listed: returns its price for each provider, if it is a list.
+    """
+
+    quote: Quote | None
+    where: str
+    why: str
+    listed: Callable[[], Iterable[SourcePrice]] | None = None
+
+    def prices(self, *, decided: bool) -> Iterator[SourcePrice]:
+        """All its prices; with ``decided`` an earlier source counts."""
+        verdict = OVERRIDDEN if decided else USED
+        if self.listed is not None:
+            for each in self.listed():
+                yield each._replace(verdict=verdict) if each.verdict == USED else each
+        elif self.quote is None:
+            yield SourcePrice(None, None, self.where, self.why)
+        else:
+            for price, where in self.quote.options:
+                yield SourcePrice(None, price, where, self.why, verdict)
+
+
+class Explanation(NamedTuple):
+    """The prices that count, and those of every source with the reasons."""
+
+    quote: Quote | None
+    prices: tuple[SourcePrice, ...]
+
+    @property
+    def used(self) -> tuple[SourcePrice, ...]:
+        """What counts: several prices where the router is free to choose."""
+        return tuple(each for each in self.prices if each.verdict == USED)
 
 
 @dataclass
 class PriceBook:
     """Explicit price > hook > project's table > router's catalogue > environment > policy.
 
+    `quote` is the answer, and `explain` gives the reasons; both walk the same sources.
     ``leased`` maps the URLs of this run's endpoints to their names: a call to one of those
     costs no tokens, its price is the endpoint's uptime.
     """
@@ -41,32 +100,38 @@ class PriceBook:
     hook: PriceHook | None = None
     leased: dict[str, str] = field(default_factory=dict)
     _read: Catalogue | None = None
+    # The lists' answer for each model and provider, while table and catalogue stay the same.
+    _kept: dict[tuple[str, str | None], Source] = field(default_factory=dict)
+    _kept_of: tuple[PriceTable, Catalogue | None] | None = None
 
     @property
     def catalogue(self) -> Catalogue:
-        """The router's prices, loaded when the first call asks."""
+        """The router's prices, loaded when the first call needs them."""
         # No cached_property: before Python 3.12 it has a lock, which may be taken in a fork.
         if self._read is None:
             self._read = self.load_catalogue()
         return self._read
 
     def quote(self, request: CallRequest, explicit: Quote | None = None) -> Quote | None:
-        """What this request can cost, or None where nobody knows a price.
+        """What this request can cost; None where no source has a price.
 
-        Where the router is free to choose, the quote holds every provider that has one and may
-        answer: settled at whoever did, no call can cost more than the dearest of them.
+        Where the router is free to choose, the quote holds every provider that has a price and may
+        answer: whichever does, the call can't cost more than the most expensive of them.
         """
-        if leased := self.leased_name(request.url):
-            return Quote.of(FREE, f"uptime of {leased}")
-        if explicit:
-            return explicit
-        return self.stated(request) or self._fallback(request)
+        return _first(self._sources(request, explicit))
+
+    def explain(self, request: CallRequest, explicit: Quote | None = None) -> Explanation:
+        """What `quote` answers, and the price of every source, those that do not count included."""
+        quote: Quote | None = None
+        prices: list[SourcePrice] = []
+        for source in self._sources(request, explicit):
+            prices += source.prices(decided=quote is not None)
+            quote = quote or source.quote
+        return Explanation(quote, tuple(prices))
 
     def stated(self, request: CallRequest) -> Quote | None:
-        """What somebody says of just this request: the hook or a list, no policy for the rest."""
-        if self.hook and (price := self.hook(request)):
-            return Quote.of(price, "hook pytest_hfbudget_price")
-        return self._listed(request)
+        """The price of the hook or of a list; None where only the environment or policy has one."""
+        return _first(self._stated(request))
 
     def leased_name(self, url: str) -> str | None:
         """The endpoint of this run that a URL belongs to, if it does."""
@@ -75,46 +140,135 @@ class PriceBook:
                 return name
         return None
 
-    def _listed(self, request: CallRequest) -> Quote | None:
-        if request.provider is not None or request.is_url:
-            return self._from_lists(request.model, request.provider)
-        quotes = [self._from_lists(request.model, provider) for provider in self.routes(request)]
-        return Quote.any_of([quote for quote in quotes if quote])
+    def _sources(self, request: CallRequest, explicit: Quote | None) -> Iterator[Source]:
+        """Every source in the order in which they count; a later one is looked up when reached."""
+        if self.leased and (name := self.leased_name(request.url)):
+            yield _uptime(name)
+        if explicit:
+            yield Source(explicit, "", "given with the budget")
+        yield from self._stated(request)
+        if request.is_url:
+            yield Source(None, ENVIRONMENT, "not for servers that are addressed by URL")
+        elif self.environment:
+            quote = Quote.of(self.environment, ENVIRONMENT)
+            yield Source(quote, ENVIRONMENT, "any model without a price")
+        else:
+            yield Source(None, ENVIRONMENT, "not set")
+        policy = self.unpriced
+        if policy.price:
+            yield Source(Quote.of(policy.price, policy.source), policy.source, "the last resort")
+        else:
+            why = "refuses a call without a price under a cap"
+            yield Source(None, policy.source or "--hf-unpriced=refuse", why)
 
-    def routes(self, request: CallRequest) -> tuple[str | None, ...]:
-        """Who may answer, each to be priced by itself; None stands for one that is not listed."""
+    def _stated(self, request: CallRequest) -> Iterator[Source]:
+        if self.hook and (price := self.hook(request)):
+            where = "hook pytest_hfbudget_price"
+            yield Source(Quote.of(price, where), where, "asked before all lists")
+        yield self._lists(request)
+
+    def _lists(self, request: CallRequest) -> Source:
+        """The table and the catalogue, together: one may price some providers, and one others."""
+        catalogue, of = self._read, self._kept_of
+        if of is None or of[0] is not self.table or of[1] is not catalogue:
+            self._kept, self._kept_of = {}, (self.table, catalogue)
+        kept, key = self._kept, (request.model, request.provider)
+        if (source := kept.get(key)) is None:
+            source = self._look_up(request)
+            if len(kept) < MOST_KEPT and catalogue is self._read:  # else it was loaded just now
+                kept[key] = source
+        return source
+
+    def _look_up(self, request: CallRequest) -> Source:
+        # Lazily: where the table has a price, the catalogue need not be loaded.
+        used = [
+            next((each for each in self._listed(request, provider) if each.verdict == USED), None)
+            for provider in self._routes(request)
+        ]
+        options = tuple((each.price, each.where) for each in used if each and each.price)
+        quote = Quote(options) if options else None
+        return Source(quote, "", "", partial(self._all_listed, request))
+
+    def _all_listed(self, request: CallRequest) -> Iterator[SourcePrice]:
+        for provider in self._routes(request):
+            yield from self._listed(request, provider)
+        yield from self._without_effect(request)
+
+    def _listed(self, request: CallRequest, provider: str | None) -> Iterator[SourcePrice]:
+        """The prices of the lists for one provider; the first one counts."""
+        verdict = USED
+        for each in chain(self._rows(request, provider), self._offers(request, provider)):
+            if each.price is None:
+                yield each
+            else:
+                yield each._replace(verdict=verdict)
+                verdict = OVERRIDDEN
+
+    def _routes(self, request: CallRequest) -> tuple[str | None, ...]:
+        """The providers that may answer; None stands for one that is not listed."""
         if request.provider is not None or request.is_url:
             return (request.provider,)
-        return (*sorted(self._routes(request.model)), None)
+        return (*sorted(self._providers(request.model)), None)
 
-    def catalogue_place(self, model: str, offer: Offer) -> str:
-        """Where a price of the router's catalogue is written."""
-        return f"{self.catalogue.source}: {model}:{offer.provider}"
-
-    def _routes(self, model: str) -> set[str]:
-        """Every provider that may answer a call which names none, as far as its price goes."""
+    def _providers(self, model: str) -> set[str]:
+        """Every provider that may answer a call without one, and that could have its own price."""
         named = self.table.providers(model)
         if live := {offer.provider for offer in self.catalogue.of(model)}:
             return named | live
-        # Nobody knows who serves it, so it may be any provider that has a price for all models.
-        # Those prices alone say nothing of the others, and leave the call to the policy.
+        # The catalogue does not list the model, so any provider with a price for all models may
+        # serve it. Such prices alone do not bound the others, so then the policy decides.
         priced = bool(named) or self.table.find(model, None) is not None
         return named | self.table.providers("*") if priced else set()
 
-    def _from_lists(self, model: str, provider: str | None) -> Quote | None:
-        if found := self.table.find(model, provider):
-            return Quote.of(*found)
-        for offer in self.catalogue.of(model):
-            if provider == offer.provider and offer.price:
-                return Quote.of(offer.price, self.catalogue_place(model, offer))
-        return None
+    def _rows(self, request: CallRequest, provider: str | None) -> Iterator[SourcePrice]:
+        for row in self.table.matches(request.model, provider):
+            yield SourcePrice(provider, row.price, row.where, row.rule)
 
-    def _fallback(self, request: CallRequest) -> Quote | None:
-        if self.environment and not request.is_url:
-            return Quote.of(self.environment, ENVIRONMENT)
-        if self.unpriced.price:
-            return Quote.of(self.unpriced.price, self.unpriced.source)
-        return None
+    def _offers(self, request: CallRequest, provider: str | None) -> Iterator[SourcePrice]:
+        for offer in self.catalogue.of(request.model):
+            if offer.provider == provider:
+                why = "listed for this provider" if offer.price else "lists it without a price"
+                free = offer.price is not None and offer.price.free
+                place = self._place(request.model, offer)
+                yield SourcePrice(provider, offer.price, place, "a free promotion" if free else why)
+
+    def _without_effect(self, request: CallRequest) -> Iterator[SourcePrice]:
+        """Offers of the catalogue that do not count, or why it has none."""
+        if request.is_url:
+            return
+        catalogue = self.catalogue
+        offers = catalogue.offers.get(request.model, ())
+        wanted = [one for one in offers if request.provider in (None, one.provider)]
+        if not wanted:
+            where = catalogue.source if catalogue.origin else "router catalogue"
+            why = _absent(request, bool(offers)) if catalogue.origin else "has never been read"
+            yield SourcePrice(request.provider, None, where, why)
+        for offer in wanted:
+            if not offer.live:
+                why = f"{offer.status or 'down'}, not live, so its price does not count"
+                verdict = OVERRIDDEN if offer.price else SILENT
+                place = self._place(request.model, offer)
+                yield SourcePrice(offer.provider, offer.price, place, why, verdict)
+
+    def _place(self, model: str, offer: Offer) -> str:
+        """Where a price of the router's catalogue is written."""
+        return f"{self.catalogue.source}: {model}:{offer.provider}"
+
+
+@lru_cache
+def _uptime(name: str) -> Source:
+    return Source(Quote.of(FREE, f"uptime of {name}"), "", "an endpoint of this run")
+
+
+def _first(sources: Iterable[Source]) -> Quote | None:
+    for source in sources:
+        if source.quote is not None:
+            return source.quote
+    return None
+
+
+def _absent(request: CallRequest, listed: bool) -> str:
+    return f"does not list {request.provider} for it" if listed else "does not list this model"
 
 
 def price_from_environment(environ: Mapping[str, str]) -> Price | None:
@@ -139,7 +293,7 @@ def price_from_environment(environ: Mapping[str, str]) -> Price | None:
 
 
 def toml_hint(request: CallRequest) -> str:
-    """The exact TOML lines that would give this request a price."""
+    """The TOML lines that give this request a price."""
     if request.is_url:
         server = "/".join(request.model.split("/")[:3])
         return f'["{server}"]\n{_row(request)}\n# or, where it costs nothing:\n# free = true'
@@ -149,7 +303,7 @@ def toml_hint(request: CallRequest) -> str:
 
 
 def _row(request: CallRequest) -> str:
-    # A price of 0.00 is refused where it is read, so that lines pasted as they are count nothing.
+    # A price of 0.00 is refused where it is read, so these lines have to be filled in.
     if request.draws:
         return "image = 0.00           # USD each"
     if request.task in READS:
@@ -174,10 +328,10 @@ def project_book(
     hook: PriceHook | None = None,
     leased: dict[str, str] | None = None,
 ) -> PriceBook:
-    """Everything that is known about prices where ``root`` has the pyproject.toml.
+    """The price book of a project, whose pyproject.toml is in ``root``.
 
     Raises:
-        ConfigError: a table, a variable or ``--hf-unpriced`` that makes no sense.
+        ConfigError: a table, a variable or ``--hf-unpriced`` is invalid.
     """
     try:
         environment = price_from_environment(environ)
@@ -194,13 +348,15 @@ def project_book(
 
 
 def project_table(file: Path | None, *, root: Path, here: Path) -> PriceTable:
-    """The rows of pyproject.toml, under those of a file that is looked for ``here``, then there.
+    """The rows of a price file over those of pyproject.toml in ``root``.
+
+    The file is looked for in ``here``, then in ``root``.
 
     Raises:
-        ConfigError: one of them can't be used.
+        ConfigError: one of them is invalid.
     """
     project, table = root / "pyproject.toml", PriceTable()
-    # Whatever else is wrong with a pyproject.toml without our tables is not for us to say.
+    # Errors in a pyproject.toml without our tables are left to other tools.
     if project.is_file() and b"hfbudget" in project.read_bytes():
         table = PriceTable.load(project, *TABLE, source="pyproject.toml")
         _refuse_other_keys(TomlFile.read(project))
@@ -219,121 +375,3 @@ def _refuse_other_keys(file: TomlFile) -> None:
                 f"{prices} alone{file.line((*above, key))}. Budgets are settings of pytest, such "
                 "as hf_session_budget in [tool.pytest.ini_options]."
             )
-
-
-USED, OVERRIDDEN, SILENT = "used", "overridden", "silent"
-
-
-@dataclass(frozen=True)
-class SourceWord:
-    """What one source says of one provider.
-
-    Attributes:
-        provider: None for whoever is not listed by name.
-        price: None where the source says nothing.
-        where: the source, as a charge names it in its ``price_source``.
-        why: how it comes to speak of this model, or why it says nothing.
-    """
-
-    provider: str | None
-    price: Price | None
-    where: str
-    why: str
-    verdict: str = SILENT
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The prices that count, and all that was said on the way there."""
-
-    quote: Quote | None
-    words: tuple[SourceWord, ...]
-
-    @property
-    def used(self) -> tuple[SourceWord, ...]:
-        """What counts: several prices where the router is free to choose."""
-        return tuple(word for word in self.words if word.verdict == USED)
-
-
-def explain(book: PriceBook, request: CallRequest) -> Explanation:
-    """Ask every source, also those that come after the first with a price."""
-    hook = _judged(_hook(book, request), settled=False)
-    lists: list[SourceWord] = []
-    for provider in book.routes(request):
-        listed = [*_table(book, request, provider), *_catalogue(book, request, provider)]
-        lists += _judged(listed, settled=_decided(hook))
-    lists += _unlisted(book, request)
-    rest = _judged(_fallbacks(book, request), settled=_decided([*hook, *lists]))
-    return Explanation(book.quote(request), (*hook, *lists, *rest))
-
-
-def _judged(said: Iterable[SourceWord], *, settled: bool) -> list[SourceWord]:
-    """The first with a price counts, unless it is settled that somebody before them does."""
-    judged: list[SourceWord] = []
-    for word in said:
-        if word.price is None or word.verdict != SILENT:
-            judged.append(word)
-        else:
-            verdict = OVERRIDDEN if settled or _decided(judged) else USED
-            judged.append(replace(word, verdict=verdict))
-    return judged
-
-
-def _decided(words: Iterable[SourceWord]) -> bool:
-    return any(word.verdict == USED for word in words)
-
-
-def _hook(book: PriceBook, request: CallRequest) -> Iterator[SourceWord]:
-    if book.hook and (price := book.hook(request)):
-        yield SourceWord(
-            request.provider, price, "hook pytest_hfbudget_price", "asked before all lists"
-        )
-
-
-def _table(book: PriceBook, request: CallRequest, provider: str | None) -> Iterator[SourceWord]:
-    for row in book.table.matches(request.model, provider):
-        yield SourceWord(provider, row.price, row.where, row.rule)
-
-
-def _catalogue(book: PriceBook, request: CallRequest, provider: str | None) -> Iterator[SourceWord]:
-    for offer in book.catalogue.of(request.model):
-        if offer.provider == provider:
-            place = book.catalogue_place(request.model, offer)
-            why = "listed for this provider" if offer.price else "lists it without a price"
-            free = offer.price is not None and offer.price.free
-            yield SourceWord(provider, offer.price, place, "a free promotion" if free else why)
-
-
-def _unlisted(book: PriceBook, request: CallRequest) -> Iterator[SourceWord]:
-    """What the catalogue knows and can't use, or why it knows nothing."""
-    if request.is_url:
-        return
-    catalogue = book.catalogue
-    offers = catalogue.offers.get(request.model, ())
-    wanted = [one for one in offers if request.provider in (None, one.provider)]
-    if not wanted:
-        where = catalogue.source if catalogue.origin else "router catalogue"
-        why = _absent(request, bool(offers)) if catalogue.origin else "has never been read"
-        yield SourceWord(request.provider, None, where, why)
-    for offer in wanted:
-        if not offer.live:
-            place = book.catalogue_place(request.model, offer)
-            why = f"{offer.status or 'down'}, not live, so its price does not count"
-            verdict = OVERRIDDEN if offer.price else SILENT
-            yield SourceWord(offer.provider, offer.price, place, why, verdict)
-
-
-def _absent(request: CallRequest, listed: bool) -> str:
-    return f"does not list {request.provider} for it" if listed else "does not list this model"
-
-
-def _fallbacks(book: PriceBook, request: CallRequest) -> Iterator[SourceWord]:
-    if request.is_url:
-        why = "not for servers that are addressed by URL"
-        yield SourceWord(None, None, ENVIRONMENT, why)
-    else:
-        why = "any model without a price" if book.environment else "not set"
-        yield SourceWord(None, book.environment, ENVIRONMENT, why)
-    policy = book.unpriced
-    why = "the last resort" if policy.price else "refuses a call without a price under a cap"
-    yield SourceWord(None, policy.price, policy.source or "--hf-unpriced=refuse", why)

@@ -21,7 +21,7 @@ SHORTEST_CONTEXT = 512
 
 @dataclass(frozen=True)
 class Offer:
-    """One provider's offer of one model; ``price`` is None where the router names none.
+    """One provider's offer of one model; ``price`` is None where the router has none.
 
     ``status`` is the router's own word for whether it is ``live``.
     """
@@ -34,7 +34,7 @@ class Offer:
 
 
 class Contexts(NamedTuple):
-    """Tokens of context: the longest where every offer says how many, the shortest that is said."""
+    """Tokens of context: the longest (None unless every offer has a length), the shortest known."""
 
     longest: int | None
     shortest: int | None
@@ -52,20 +52,20 @@ class Catalogue:
     read_at: float = 0.0
     origin: str = ""
     payload: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    # Every call under a cap asks, and the answer never changes.
+    # Each call under a cap needs them, and they never change.
     _contexts: dict[tuple[str, str | None], Contexts] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     @classmethod
     def parse(cls, payload: Mapping[str, Any], *, read_at: float, origin: str) -> Catalogue:
-        """The catalogue behind the router's answer; rows it can't understand are left out."""
+        """The catalogue in the router's answer; rows that can't be read are left out."""
         models = payload.get("data")
         rows = [row for row in models if isinstance(row, dict)] if isinstance(models, list) else []
         return cls({str(row.get("id")): _offers(row) for row in rows}, read_at, origin, payload)
 
     def as_read(self) -> dict[str, Any]:
-        """What it was made from, as it is kept on disk and sent to workers."""
+        """The router's answer with its origin and time, to be kept on disk and sent to workers."""
         return {"origin": self.origin, "read_at": self.read_at, "models": dict(self.payload)}
 
     @property
@@ -86,18 +86,18 @@ class Catalogue:
         return tuple(offer for offer in self.offers.get(model, ()) if offer.live)
 
     def contexts(self, model: str, provider: str | None) -> Contexts:
-        """The tokens that prompt and answer can have together, at whoever may answer."""
-        asked = model, provider
-        known = self._contexts.get(asked)
+        """The tokens that prompt and answer can have together, at any provider that may answer."""
+        key = model, provider
+        known = self._contexts.get(key)
         if known is None:
-            known = self._contexts[asked] = self._longest_and_shortest(*asked)
+            known = self._contexts[key] = self._longest_and_shortest(*key)
         return known
 
     def _longest_and_shortest(self, model: str, provider: str | None) -> Contexts:
         lengths = [o.context_length for o in self.of(model) if provider in (None, o.provider)]
         known = [length for length in lengths if length]
-        everybody = len(known) == len(lengths)
-        return Contexts(max(known, default=None) if everybody else None, min(known, default=None))
+        complete = len(known) == len(lengths)
+        return Contexts(max(known, default=None) if complete else None, min(known, default=None))
 
 
 def _day(at: float) -> str:
@@ -144,8 +144,8 @@ def _price(offer: Mapping[str, Any]) -> Price | None:
     try:
         rate_in, rate_out = (parse_rate(pricing[k], units=10**6) for k in ("input", "output"))
     except (KeyError, ValueError):
-        return None  # half a price would be charged as $0 for the other half
-    # A price of nothing that is not marked as free is a gap in the list, not a gift.
+        return None  # the missing half would be charged as $0
+    # A price of zero that is not marked as free is missing data, not a free offer.
     return Price(input=rate_in, output=rate_out) if rate_in or rate_out else None
 
 
@@ -161,16 +161,16 @@ class CatalogueFile:
         return cls(cache_file("catalogue", router))
 
     def load(self, origin: str) -> Catalogue | None:
-        """What was read last from this router, if anything."""
+        """What was last read from this router; None where there is no usable copy."""
         try:
             copy = kept(self.path)
             if copy["origin"] != origin:
                 return None
             read_at = float(copy["read_at"])
-            _day(read_at)  # a time that is no day is damage too, and a charge names that day
+            _day(read_at)  # raises for an invalid time: a charge names this day
             return Catalogue.parse(copy["models"], read_at=read_at, origin=origin)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            return None  # absent or damaged: it is only a copy, and the next refresh writes it anew
+            return None  # missing or damaged; the next refresh writes it anew
 
     def refresh(self, origin: str, fetch: Callable[[str], bytes], now: float) -> Catalogue:
         """Read the router's catalogue and keep it.
@@ -187,5 +187,5 @@ class CatalogueFile:
 
 
 def kept_catalogue(router: str) -> Catalogue:
-    """What was last read from a router; an empty catalogue where nothing was."""
+    """What was last read from a router; an empty catalogue where there is no usable copy."""
     return CatalogueFile.of(router).load(router) or Catalogue()

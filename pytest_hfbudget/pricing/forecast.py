@@ -1,4 +1,4 @@
-"""What dedicated endpoints will cost by running: hourly price x replica-hours, nothing per call.
+"""What dedicated endpoints will cost: hourly price x replica-hours, and nothing per call.
 
 The formula is Hugging Face's own (Inference Endpoints, "Pricing"):
 price per hour x (hours x replicas that always run + scale-up hours x additional replicas).
@@ -21,10 +21,10 @@ WEEKS_PER_MONTH = Fraction(365, 12 * DAYS_PER_WEEK)
 
 @dataclass(frozen=True)
 class Machine:
-    """What runs: its price in atto-USD per replica-hour, and between how many replicas it scales.
+    """An endpoint: its price in atto-USD per replica-hour, and its range of replicas.
 
     Raises:
-        ValueError: these numbers of replicas make no sense, or would cost nothing.
+        ValueError: the numbers of replicas are invalid, or would cost nothing.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When it runs.
+    """When an endpoint runs.
 
     Attributes:
         hours: a day, of all replicas that always run.
@@ -50,7 +50,7 @@ class Schedule:
         scale_up_hours: a day, of the replicas above the fewest.
 
     Raises:
-        ValueError: a day has no such hours, or a week no such days.
+        ValueError: the hours do not fit into a day, or the days into a week.
     """
 
     hours: Fraction
@@ -71,7 +71,7 @@ ALWAYS = Schedule(Fraction(HOURS_PER_DAY), Fraction(DAYS_PER_WEEK))
 
 @dataclass(frozen=True)
 class Runs:
-    """A day of short test runs, each with endpoints that are resumed before and paused after it.
+    """A day of short test runs; each resumes its endpoints before, and pauses them after.
 
     Attributes:
         minutes: of one run, as its tests take.
@@ -93,14 +93,14 @@ class Runs:
 
     @property
     def hours(self) -> Fraction:
-        """Billed hours a day; runs that would overlap keep it up all day, and not for longer."""
+        """Billed hours a day, at most 24: runs that overlap keep it up all day."""
         hours = Fraction(self.per_day * self.billed_minutes, MINUTES_PER_HOUR)
         return min(hours, Fraction(HOURS_PER_DAY))
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Nano-USD, each rounded up once: of an hour of it running, and of what a calendar has."""
+    """Nano-USD per running hour, and per day, week and month; each is rounded up once."""
 
     hour: int
     day: int
@@ -114,7 +114,7 @@ def forecast(machines: Iterable[Machine], schedule: Schedule) -> Forecast:
     The month is the average one, a twelfth of a year of 365 days: 4.345 weeks.
 
     Raises:
-        ValueError: some of them would never run, and $0 would be no forecast.
+        ValueError: one of them would never run.
     """
     given = tuple(machines)
     day = sum((_day(machine, schedule) for machine in given), Fraction(0))
@@ -128,7 +128,7 @@ def forecast(machines: Iterable[Machine], schedule: Schedule) -> Forecast:
 
 
 def _day(machine: Machine, schedule: Schedule) -> Fraction:
-    """Exact atto-USD of a day on which it runs."""
+    """Exact atto-USD of one running day."""
     more = machine.max_replicas - machine.min_replicas
     hours = schedule.hours * machine.min_replicas + schedule.scale_up_hours * more
     if not hours:

@@ -1,4 +1,4 @@
-"""A price, what was used, and the one multiplication that turns both into nano-USD."""
+"""A price, a usage, and their product in nano-USD."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Usage(NamedTuple):
 class Price:
     """What one unit costs, in atto-USD; None where that kind of unit has no price.
 
-    ``longest`` is no price: the microseconds that a call by the second takes at most, where whoever
-    wrote the price says so.
+    ``longest`` is not a price: the most microseconds that a call by the second takes, where the
+    price table gives them.
     """
 
     input: int | None = None
@@ -48,20 +48,20 @@ class Price:
         return self.input is not None or self.output is not None
 
     @property
-    def dearest_input(self) -> int:
-        """What an input token costs at most: a table may make cached ones the dearer ones."""
+    def highest_input(self) -> int:
+        """The most that an input token costs; a table may make cached ones more expensive."""
         return max(self.input or 0, self.cached or 0)
 
     @property
     def known(self) -> bool:
-        """Whether this says anything at all: a row without a price is no price of $0."""
+        """Whether any unit has a price; a row without one is not a price of $0."""
         return self.free or any(
             unit is not None
             for unit in (self.input, self.output, self.call, self.image, self.second)
         )
 
     def as_row(self) -> dict[str, str | bool]:
-        """As it would stand in a price table: USD per 1M tokens, everything else in USD each."""
+        """Its row in a price table: tokens in USD per 1M, everything else in USD each."""
         if self.free:
             return {"free": True}
         rates = {
@@ -75,15 +75,15 @@ class Price:
         }
 
     def cost(self, usage: Usage) -> int:
-        """Nano-USD of a call, rounded up once for the whole of it.
+        """Nano-USD of a call; the sum is rounded up once.
 
         Cached input is billed as input where it has no price of its own: the router's catalogue
-        names none, so that is its upper bound. Where nobody has counted, all of it may be cached.
+        has none, so that is its upper bound. In an estimate, all input may have been cached.
         """
         if self.free:
             return 0
         cached = usage.cached_tokens if self.cached is not None else 0
-        if usage.estimated and self.cached == self.dearest_input:
+        if usage.estimated and self.cached == self.highest_input:
             cached = usage.input_tokens
         atto = (
             (usage.input_tokens - cached) * (self.input or 0)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
 from pytest_hfbudget.pricing.price import MICROSECONDS, Price
-from pytest_hfbudget.pricing.request import POLICIES
+from pytest_hfbudget.pricing.quote import POLICIES
 from pytest_hfbudget.pricing.toml_file import TomlFile
 from pytest_hfbudget.text import public_url
 
@@ -19,12 +19,12 @@ PER_MILLION = frozenset({"input", "output", "cached"})
 PER_UNIT = frozenset({"call", "image", "second"})
 LONGEST = "max_seconds"
 KEYS = (*sorted(PER_MILLION), *sorted(PER_UNIT), "free", LONGEST)
-# Names of the row for whatever has none of its own, the second as other price lists call it.
+# Names of the row for every model without one of its own; other price lists use the second.
 FOR_ALL = ("*", "default")
 
 
 class RowError(ConfigError):
-    """A row that is no price; ``key`` is what is wrong in it, where one key is."""
+    """An invalid row; ``key`` is the wrong key in it, if it is one key."""
 
     def __init__(self, message: str, *key: str) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ def parse_price(row: object, where: str) -> Price:
     """A price from its TOML row: tokens in USD per 1M, everything else in USD each.
 
     Raises:
-        ConfigError: one line that names ``where`` and the key.
+        ConfigError: it is invalid; the message names ``where`` and the key.
     """
     if not isinstance(row, Mapping):
         raise RowError(f"{where}: expected a table like {{ input = 0.02, output = 0.05 }}")
@@ -55,24 +55,24 @@ def parse_price(row: object, where: str) -> Price:
     if price.known and not price.free and not any(rates.values()):
         raise RowError(f"{where}: a price of 0; write free = true if it costs nothing")
     if not price.known:
-        raise RowError(f"{where}: says no price; write for example input = 0.02, output = 0.05")
+        raise RowError(f"{where}: has no price; write for example input = 0.02, output = 0.05")
     return price
 
 
 def _longest(row: Mapping[str, Any], where: str) -> int | None:
-    """The microseconds that a call takes at most, where a row says so."""
+    """The most microseconds that a call takes, where a row gives them."""
     if LONGEST not in row:
         return None
     if "second" not in row:
-        said = f"{where}: {LONGEST} without second; write the price of a second, too"
-        raise RowError(said, LONGEST)
+        wrong = f"{where}: {LONGEST} without second; write the price of a second, too"
+        raise RowError(wrong, LONGEST)
     try:
         longest = parse_rate(row[LONGEST]) * MICROSECONDS // ATTO_PER_USD
     except ValueError as error:
         raise RowError(f"{where}: {LONGEST} = {row[LONGEST]}: {error}", LONGEST) from None
     if not longest:
-        said = f"{where}: {LONGEST} = {row[LONGEST]}; write how long a call may take"
-        raise RowError(said, LONGEST)
+        wrong = f"{where}: {LONGEST} = {row[LONGEST]}; write how long a call may take"
+        raise RowError(wrong, LONGEST)
     return longest
 
 
@@ -80,12 +80,12 @@ def _rate(value: object, key: str, where: str) -> int:
     try:
         return parse_rate(value, units=10**6 if key in PER_MILLION else 1)
     except ValueError as error:
-        said = " ".join(str(value).split())  # a string may have lines; a message has one
-        raise RowError(f"{where}: {key} = {said}: {error}", key) from None
+        text = " ".join(str(value).split())  # a string may have lines; a message has one
+        raise RowError(f"{where}: {key} = {text}: {error}", key) from None
 
 
 class Row(NamedTuple):
-    """A row that is for some model; ``rule`` says how its name matches."""
+    """A row that applies to a model; ``rule`` says how its name matches."""
 
     name: str
     rule: str
@@ -107,10 +107,10 @@ class PriceTable:
 
     @classmethod
     def parse(cls, rows: Mapping[str, Any], source: str) -> PriceTable:
-        """The table behind parsed TOML.
+        """The table in parsed TOML.
 
         Raises:
-            ConfigError: a row is not a price.
+            ConfigError: a row is invalid.
         """
         if not isinstance(rows, Mapping):
             raise ConfigError(f"{source}: prices must be tables by name")
@@ -121,8 +121,8 @@ class PriceTable:
         """The rows of a TOML file, at its top level or ``below`` some keys.
 
         Raises:
-            ConfigError: the file can't be read, is not TOML, or holds a row that is no price; one
-                line, with the number of the line that is wrong.
+            ConfigError: the file can't be read, is not TOML, or has an invalid row; the message
+                has the number of the wrong line.
         """
         file, rows = TomlFile.read(path), {}
         found = file.below(*below)
@@ -149,7 +149,7 @@ class PriceTable:
         return None
 
     def matches(self, model: str, provider: str | None) -> Iterator[Row]:
-        """Every row that is for a model, the one that counts first."""
+        """Every row that applies to a model; the first one counts."""
         for name, rule in self._names(model, provider):
             for rows in (self.rows, self.hidden):
                 if name in rows:
@@ -167,7 +167,7 @@ class PriceTable:
         return _names(model, provider)
 
     def _urls(self, url: str) -> Iterator[tuple[str, str]]:
-        # Models have no query, so a row with one is for nothing that is known here.
+        # The URL of a model has no query, so a row with one applies to none.
         rows = (row for row in self.rows if "?" not in row)
         prefixes = (row for row in rows if is_below(url, public_url(row)))
         for prefix in sorted(prefixes, key=len, reverse=True):

@@ -1,4 +1,4 @@
-"""A TOML file, or one line that says where it is wrong."""
+"""A TOML file, and one-line errors that name the wrong line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# Thousands of rows; what is longer is not meant to be a price file, and would take seconds to read.
+# Thousands of rows. A longer file is not a price file, and would take seconds to read.
 MOST_BYTES = 2 * 10**6
 _LONGEST = 50  # lines of one statement; a price has one
 _AT_LINE = re.compile(r"at line (\d+)")
@@ -27,7 +27,7 @@ _AT_LINE = re.compile(r"at line (\d+)")
 
 @dataclass(frozen=True)
 class TomlFile:
-    """What a file holds, and its text, in which a key can be found again."""
+    """The content of a file, and its text, in which the line of a key can be found."""
 
     path: Path
     content: dict[str, Any]
@@ -51,10 +51,10 @@ class TomlFile:
             raise ConfigError(f"{path}: is not TOML: {error}{_quoted(text, error)}") from None
 
     def below(self, *keys: str) -> Any:
-        """What stands under a path of keys; an empty table where nothing does.
+        """The value under a path of keys; an empty table where there is none.
 
         Raises:
-            ConfigError: something on the way there is no table.
+            ConfigError: a value on the path is not a table.
         """
         found: Any = self.content
         for depth, key in enumerate(keys):
@@ -96,18 +96,18 @@ def _text(path: Path) -> str:
 
 
 def _quoted(text: str, error: Exception) -> str:
-    """The line that a parser complains of: its key is what somebody will look for."""
+    """The line that a parser complains of, since users look for its key."""
     lines = text.split("\n")
     if at := _AT_LINE.search(str(error)):
-        number, told = int(at[1]), ""
+        number, hint = int(at[1]), ""
     else:
         number = _unclosed(lines)
-        told = f", see line {number}"
-    return f"{told}: {lines[number - 1].strip()[:80]}" if number <= len(lines) else ""
+        hint = f", see line {number}"
+    return f"{hint}: {lines[number - 1].strip()[:80]}" if number <= len(lines) else ""
 
 
 def _unclosed(lines: list[str]) -> int:
-    """Where the statement begins that has no end: of a missing quote the parser only says that."""
+    """The line where an unclosed statement begins; the parser only says that there is one."""
     start, statement = 1, ""
     for number, line in enumerate(lines, 1):
         statement += f"{line}\n"
@@ -122,10 +122,10 @@ def _unclosed(lines: list[str]) -> int:
 
 
 def _line_of(text: str, keys: tuple[str, ...]) -> int | None:
-    """The line of a key. The parser keeps none, so it is shown each line by itself.
+    """The line of a key. The parser keeps no lines, so each line is parsed by itself.
 
-    A line inside of a multi-line string could be taken for a key; that costs a wrong number in a
-    message, which still names the key.
+    A line in a multi-line string can be taken for a key; then a message has a wrong number, and
+    still names the key.
     """
     table: tuple[str, ...] = ()
     best: tuple[int, int] | None = None
@@ -142,7 +142,7 @@ def _line_of(text: str, keys: tuple[str, ...]) -> int | None:
 
 
 def _key(line: str) -> tuple[str, ...]:
-    """What stands before the first equals sign that is not inside of a quoted key."""
+    """The keys before the first equals sign that is not in a quoted key."""
     at = line.find("=")
     while at > 0:
         if found := _path_of(line[:at] + "= 0"):
@@ -152,7 +152,7 @@ def _key(line: str) -> tuple[str, ...]:
 
 
 def _path_of(statement: str) -> tuple[str, ...]:
-    """The keys of a statement, from the outermost on; none where it is no whole statement."""
+    """The keys of a statement, the outermost first; empty where it is not a whole statement."""
     try:
         inside: Any = tomllib.loads(statement)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""One Report value; the terminal section and the JSON file are views of it.
+"""One Report value; terminal, JSON file, page and GitHub job are views of it.
 
-`saved` reads such files back, and `tables` is what the page, `hfbudget report` and the summary of
-a GitHub job are drawn from.
+`json_report` writes it and reads it back; `tables` holds the tables of the page, of
+`hfbudget report` and of the summary of a GitHub job.
 """
 
 from __future__ import annotations

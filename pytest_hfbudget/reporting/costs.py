@@ -1,8 +1,8 @@
-"""The costs file: what each test has cost when it last passed, one line each, to be committed.
+"""The costs file: what each test cost when it last passed, one line each; it is to be committed.
 
-Money is nano-USD inside and decimal strings of USD in the file. What an endpoint costs by running
-is not in it, since a test's share of that depends on the tests beside it; how long the tests needed
-one is.
+Money is nano-USD inside and decimal strings of USD in the file. The uptime
+of endpoints is not in it, since a test's share depends on the tests beside it; the file holds for
+how long each test needed an endpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCHEMA = 1
 _COUNTS = ("calls", "input_tokens", "output_tokens", "endpoint_s")
 
 
-# A time that differs by less than this part of it is the same one: each run takes another time.
+# A time that differs by less than a fifth counts as unchanged: no two runs take the same time.
 _SAME_TIME = 5
 
 
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
     def of(cls, charges: Iterable[Charge], endpoint_s: int = 0) -> Cost | None:
         """The cost of a test that made these calls.
 
-        None where they don't tell: some were replayed, or nobody knew a price.
+        None where some calls were replayed or had no known price.
         """
         every = tuple(charges)
         if any(charge.replayed or charge.nano_usd is None for charge in every):
@@ -66,7 +66,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Costs:
-    """All that is recorded.
+    """The content of a costs file.
 
     Attributes:
         tests: by node id.
@@ -81,17 +81,17 @@ class Costs:
         """Read a file.
 
         Raises:
-            ConfigError: one line: it can't be read, or is no costs file.
+            ConfigError: it can't be read, or is not a costs file.
         """
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
-            said = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise ConfigError(
-                f"{path} is no costs file: {said}. Mend it, or delete it and write it anew with "
-                "pytest --hf-store-costs"
+                f"{path} is not a costs file: {reason}. Correct it, or delete it and write it anew "
+                "with pytest --hf-store-costs"
             ) from None
 
     @classmethod
@@ -99,9 +99,9 @@ class Costs:
         """Read the text of a file.
 
         Raises:
-            ValueError: it makes no sense; keys that are newer than this file do.
+            ValueError: it is not a costs file. Unknown keys are passed over.
         """
-        read = _table(json.loads(text), "the whole")
+        read = _table(json.loads(text), "the file")
         if read.get("schema") != SCHEMA:
             raise ValueError(f"its schema is {read.get('schema')!r}, and only {SCHEMA} is known")
         tests = _table(read.get("tests", {}), "tests")
@@ -120,11 +120,12 @@ class Costs:
         cold_starts: Mapping[str, int],
         exist: Collection[str] | None = None,
     ) -> Costs:
-        """What is known after a run that has cost this.
+        """The record after one more run.
 
         Args:
-            exist: every test that there is, where the whole suite has run; only then those
-                that are gone are forgotten.
+            tests, cold_starts: of that run.
+            exist: every test of the suite, where all of it has run; tests that are not in it are
+                removed. None where only a part has run.
         """
         kept = {n: c for n, c in self.tests.items() if exist is None or n in exist}
         fresh = {name: _steady(cost, self.tests.get(name)) for name, cost in tests.items()}
@@ -153,10 +154,10 @@ def _lines(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _row(cost: Cost) -> dict[str, Any]:
-    return {"usd": usd_text(cost.spent), **dict(_said(cost))}
+    return {"usd": usd_text(cost.spent), **dict(_items(cost))}
 
 
-def _said(cost: Cost) -> Iterator[tuple[str, int | bool]]:
+def _items(cost: Cost) -> Iterator[tuple[str, int | bool]]:
     for key in (*_COUNTS, "estimated"):
         if value := getattr(cost, key):
             yield key, value
@@ -206,15 +207,15 @@ def increase(
     *,
     where: str,
 ) -> str | None:
-    """What to say of a test that costs more by more than ``most``; None where it does not.
+    """The failure of a test whose cost rose by more than ``most``; None where it did not.
 
-    Charges at an upper bound prove no increase over a record that has none; over one that has
-    some they do, since the same call has the same bound.
+    A record without charges at an upper bound is compared with the exact charges only. A record
+    with some is compared with all charges, since the same call has the same bound.
 
     Args:
-        charged: nano-USD, now: of its calls and of the uptime of endpoints. Only what its calls
-            cost is recorded, so only that is compared.
-        charges: its calls, asked for only if they matter.
+        charged: nano-USD in this run, for calls and for uptime. Only calls are recorded, so only
+            their cost is compared.
+        charges: returns the calls of the test; called only where it is needed.
         where: the name of the file.
     """
     limit = recorded.spent * (1 + most)

@@ -1,4 +1,4 @@
-"""What a job of GitHub Actions shows of a run: its summary in Markdown, a line at each refusal."""
+"""What a GitHub Actions job shows of a run: a summary in Markdown, and an error at each refusal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pytest_hfbudget.money import show
-from pytest_hfbudget.reporting.saved import SavedReport
+from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, counted, unmetered
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, tests
 from pytest_hfbudget.text import printable
 
@@ -21,19 +21,19 @@ LINE_ENDS = "\r\n"
 
 
 class RefusalPlace(NamedTuple):
-    """Where a test is: its file from the root of the repository, and its line, counted from 1."""
+    """Where a test is: its file relative to the repository, and its line, counted from 1."""
 
     file: str
     line: int
 
 
-def step_summary(report: SavedReport) -> str:
-    """A run in Markdown: spent of cap, endpoints with their receipts, refusals, the top tests."""
+def step_summary(report: Report) -> str:
+    """A run in Markdown: spent of cap, endpoints, refusals, the most expensive tests."""
     return "\n".join([*_head(report), *_tables(report)]) + "\n"
 
 
-def errors(report: SavedReport, places: dict[str, RefusalPlace]) -> Iterator[str]:
-    """A workflow command for each of the first refusals, at the test that was refused."""
+def errors(report: Report, places: dict[str, RefusalPlace]) -> Iterator[str]:
+    """A workflow command for each of the first refusals, at the line of the test that called."""
     for refusal in report.refusals[:ANNOTATIONS]:
         properties = ["title=hfbudget refused a call"]
         if place := places.get(refusal.test or ""):
@@ -41,35 +41,28 @@ def errors(report: SavedReport, places: dict[str, RefusalPlace]) -> Iterator[str
         yield f"::error {','.join(properties)}::{_data(printable(refusal.message, keep=LINE_ENDS))}"
 
 
-def _head(report: SavedReport) -> Iterator[str]:
+def _head(report: Report) -> Iterator[str]:
     of = f"of {show(report.cap)} " if report.cap is not None else ""
-    calls = "1 call" if report.sent == 1 else f"{report.sent:,} calls"
     yield "### hf budget"
     yield ""
-    yield f"**{show(report.spent)}** {of}spent, {calls}, {report.refused:,} refused"
+    yield f"**{show(report.spent)}** {of}spent, {report.counts}"
     if report.rehearsal:
         yield ""
-        yield "A rehearsal against the emulator: nothing was paid."
-    for sum_up in _remarks(report):
+        yield f"{REHEARSAL.capitalize()}."
+    for remark in _remarks(report):
         yield ""
-        yield sum_up
+        yield remark
 
 
-def _remarks(report: SavedReport) -> Iterator[str]:
-    estimated = sum(call.estimated and not call.replayed for call in report.calls)
-    unpriced = sum(call.usd is None and not call.replayed for call in report.calls)
-    replayed = sum(call.replayed for call in report.calls)
-    if estimated:
-        yield f"{estimated:,} without usage, charged at an upper bound"
-    if unpriced:
-        yield f"{unpriced:,} without a known price, not in the sum"
-    if replayed:
-        yield f"{replayed:,} replayed, at $0"
-    for why, calls in report.unmetered.items():
-        yield f"{calls:,} could not be metered: {_literal(why, MESSAGE)}"
+def _remarks(report: Report) -> Iterator[str]:
+    for remark in REMARKS:
+        if calls := len(report.remarked(remark)):
+            yield f"{counted(calls, 'call')} {remark.meaning}"
+    for why, calls in report.unmetered:
+        yield unmetered(_literal(why, MESSAGE), calls)
 
 
-def _tables(report: SavedReport) -> Iterator[str]:
+def _tables(report: Report) -> Iterator[str]:
     for table in (endpoints(report), refusals(report), tests(report)):
         if table.rows:
             yield ""
@@ -81,7 +74,7 @@ def _table(table: Table) -> Iterator[str]:
     yield f"#### {table.title}"
     yield ""
     yield _row(column.label for column in table.columns)
-    yield _row("--:" if _is_number(column) else ":--" for column in table.columns)
+    yield _row("--:" if column.is_number else ":--" for column in table.columns)
     for row in shown:
         yield _row(map(_cell, row, table.columns))
     if left := len(table.rows) - len(shown):
@@ -93,20 +86,14 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _is_number(column: Column) -> bool:
-    return column.kind in ("usd", "count", "seconds")
-
-
 def _cell(value: Cell, column: Column) -> str:
-    if value is None:
-        return ""
     if isinstance(value, str):
         return _literal(value, MESSAGE if column.kind == "text" else NAME)
-    return show(int(value)) if column.kind == "usd" else f"{value:,}"
+    return column.text(value)
 
 
 def _literal(text: str, most: int) -> str:
-    """Text of others as nothing but text: whatever could be Markdown or HTML is a reference."""
+    """Text in which every character that Markdown or HTML could interpret is a reference."""
     cut = text if len(text) <= most else f"{text[: most - 1]}…"
     return "".join(map(_plain, cut))
 

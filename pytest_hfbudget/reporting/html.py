@@ -1,7 +1,7 @@
-"""The report as one HTML page that needs nothing else: no network, no other file.
+"""The report as one HTML page that needs no network and no other file.
 
-What is in a report was named by others, so the page is escaped by Jinja throughout, and its own
-content security policy allows exactly the one script and the one style that are in it.
+Names in a report come from others, so Jinja escapes all of them, and the content security policy of
+the page allows exactly the one script and the one style that are in it.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pytest_hfbudget.money import brief, show
-from pytest_hfbudget.reporting.saved import SavedReport
-from pytest_hfbudget.reporting.tables import Cell, Column, Table, remarks, tables, uptime
+from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, total
+from pytest_hfbudget.reporting.tables import Cell, Table, tables
 
-# So many rows are in the page itself; the others are data that its script draws when asked to.
+# So many rows of a table are in the page itself; its script draws the others from data.
 ROWS = 25
-# A search box for a table of three rows is one control too many.
+# A table of fewer rows has no search box.
 SEARCHED = 12
-# A longer text is cut in its cell, and shown whole by pointing at it.
+# A longer text is cut in its cell, and shown whole in its tooltip.
 LONG = {"text": 400, "name": 80, "word": 24}
 TREND = 60
-# Above this a number in JavaScript is not exact any more.
+# Above this, numbers in JavaScript are not exact.
 _EXACT = 2**53
-# Where the name of a test may be broken before it is broken anywhere.
+# Where the name of a test is broken first.
 _BREAKS = re.compile(r"(?<=::)")
 _HERE = Path(__file__).with_name("templates")
 
 
-def write(reports: Sequence[SavedReport], path: Path) -> None:
+def write(reports: Sequence[Report], path: Path) -> None:
     """Write the page of one or more runs, oldest first.
 
     Raises:
         OSError: it can't be written.
     """
-    # A name may hold half a surrogate pair, which no encoding has.
+    # A name may hold half a surrogate pair, which can't be encoded.
     path.write_text(page(reports), encoding="utf-8", errors="replace")
 
 
-def page(reports: Sequence[SavedReport]) -> str:
-    """The page of one or more runs, oldest first; what is not over runs is of the newest."""
+def page(reports: Sequence[Report]) -> str:
+    """The page of one or more runs, oldest first; all but the table over runs is of the newest."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -52,13 +52,15 @@ def page(reports: Sequence[SavedReport]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(brief=brief, exact=exact, figure=figure)
-    environment.tests["number"] = lambda column: column.kind in ("usd", "count", "seconds")
+    environment.filters.update(brief=brief, exact=exact)
+    environment.filters["figure"] = lambda value, column: column.text(value, brief)
+    environment.tests["number"] = lambda column: column.is_number
     style, script = (_read(name) for name in ("page.css", "page.js"))
     shown = tuple(tables(reports))
     newest = reports[-1]
     return environment.get_template("page.html.j2").render(
         report=newest,
+        rehearsal=REHEARSAL.capitalize(),
         runs=len(reports),
         facts=facts(newest),
         share=used(newest),
@@ -76,42 +78,37 @@ def page(reports: Sequence[SavedReport]) -> str:
     )
 
 
-def facts(report: SavedReport) -> list[tuple[str, str, str]]:
-    """What is to be known at one look: a label, a figure, and what it means."""
-    found = [("calls", f"{report.sent:,}", "")]
+def facts(report: Report) -> list[tuple[str, str, str]]:
+    """The figures at the top of the page: a label, a figure, and what it means."""
+    found = [("calls", f"{report.calls:,}", "")]
     if report.refused:
         found.append(("refused", f"{report.refused:,}", "not sent: a cap would not have held"))
-    for remark, meaning in (
-        ("estimated", "no usage came back; {} is an upper bound"),
-        ("no price", "not in the sum: nobody knew what they cost"),
-        ("replayed", "a recording answered; nothing was paid"),
-    ):
-        of = [call for call in report.calls if remark in remarks(call)]
-        if of:
-            spent = brief(sum(call.usd or 0 for call in of))
-            found.append((remark, f"{len(of):,}", meaning.format(spent)))
+    for remark in REMARKS:
+        if charges := report.remarked(remark):
+            spent = f"{brief(total(charges))} " if total(charges) else ""
+            found.append((remark.word, f"{len(charges):,}", f"{spent}{remark.meaning}"))
     if report.endpoints:
         minutes = sum(endpoint.minutes for endpoint in report.endpoints)
-        found.append(("endpoint minutes", f"{minutes:,}", f"{brief(uptime(report))} of uptime"))
+        found.append(("endpoint minutes", f"{minutes:,}", f"{brief(report.uptime)} of uptime"))
     return found
 
 
-def used(report: SavedReport) -> float | None:
+def used(report: Report) -> float | None:
     """Per cent of the cap, at most 100; None without a cap."""
     if report.cap is None:
         return None
     return percent(report.spent, report.cap) if report.cap else 100.0
 
 
-def trend(reports: Sequence[SavedReport]) -> list[tuple[SavedReport, float, float]]:
-    """The latest runs with the per cent of the greatest that each spent, and its uptime of it."""
+def trend(reports: Sequence[Report]) -> list[tuple[Report, float, float]]:
+    """The latest runs, each with its cost and its uptime in per cent of the most expensive run."""
     latest = reports[-TREND:]
     most = max(one.spent for one in latest)
-    return [(one, percent(one.spent, most), percent(uptime(one), most)) for one in latest]
+    return [(one, percent(one.spent, most), percent(one.uptime, most)) for one in latest]
 
 
 def greatest(table: Table) -> list[int]:
-    """What is a full bar, per column."""
+    """The value of a full bar, per column."""
     return [
         max((int(row[number] or 0) for row in table.rows), default=0) if column.bar else 0
         for number, column in enumerate(table.columns)
@@ -119,7 +116,7 @@ def greatest(table: Table) -> list[int]:
 
 
 def percent(part: Cell, whole: int) -> float:
-    """How long a bar is: never invisible for what is more than nothing."""
+    """The length of a bar in per cent; for any part above zero it is at least visible."""
     if not isinstance(part, (int, float)) or not part or whole <= 0:
         return 0.0
     return round(min(max(100 * part / whole, 0.5), 100), 2)
@@ -130,19 +127,8 @@ def exact(amount: Cell) -> str:
     return f"{show(amount)} = {amount:,} nano-USD" if isinstance(amount, int) else ""
 
 
-def figure(value: Cell, column: Column) -> str:
-    """A cell as text."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if column.kind == "usd":
-        return brief(int(value))
-    return f"{value:,.2f}" if column.kind == "seconds" else f"{value:,}"
-
-
 def packed(table: Table) -> dict[str, Any]:
-    """A table as data for the page: every text once, and numbers that point to it."""
+    """A table as data for the page: every text once, and cells hold its index."""
     texts: dict[str, int] = {}
 
     def pack(value: Cell) -> Cell:
@@ -158,7 +144,7 @@ def packed(table: Table) -> dict[str, Any]:
 
 
 def _read(asset: str) -> str:
-    # Not as a template: nothing in it is to be filled in, and its hash is that of these bytes.
+    # Not as a template: the hash in the policy must be that of exactly these bytes.
     return (_HERE / asset).read_text(encoding="utf-8")
 
 

@@ -1,21 +1,92 @@
-"""What a run cost, as one value that every view is made from. Money is nano-USD."""
+"""What a run cost, as one value that every view is made from, and the words of its verdicts.
+
+Money is nano-USD. `json_report` writes a `Report` to a file and reads the same value back.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
 from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.settings import NOT_RUN
 
 TEST_PREFIX = "test:"
-NOT_RUN = "not run"
+NO_TEST = "(no test)"
+REHEARSAL = "a rehearsal against the emulator: nothing was paid"
+
+
+class Remark(NamedTuple):
+    """Something to know about the cost of a call.
+
+    Attributes:
+        word: in the row of a call.
+        meaning: after a number of calls: "2 calls without a known price, ...".
+        applies: whether it holds for a charge.
+    """
+
+    word: str
+    meaning: str
+    applies: Callable[[Charge], bool]
+
+
+ESTIMATED = Remark(
+    "estimated",
+    "without usage, charged at an upper bound",
+    lambda charge: charge.estimated and not charge.replayed,
+)
+UNPRICED = Remark(
+    "no price",
+    "without a known price, not in the sum",
+    lambda charge: charge.nano_usd is None and not charge.replayed,
+)
+REPLAYED = Remark(
+    "replayed", "answered by a cassette or a mock, at $0", lambda charge: charge.replayed
+)
+REMARKS = (REPLAYED, ESTIMATED, UNPRICED)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 call``, ``1,000 calls``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def call_counts(calls: int, replayed: int, refused: int) -> str:
+    """``3 calls, 1 replayed, 1 refused``; replayed calls are among the calls."""
+    parts = [counted(calls, "call")]
+    parts += [f"{replayed:,} replayed"] if replayed else []
+    parts += [f"{refused:,} refused"] if refused else []
+    return ", ".join(parts)
+
+
+def remarks(charge: Charge) -> str:
+    """The remarks on one charge, separated by commas."""
+    return ", ".join(remark.word for remark in REMARKS if remark.applies(charge))
+
+
+def unmetered(why: str, calls: int) -> str:
+    """Calls that were sent and whose cost could not be found out."""
+    return f"{counted(calls, 'call')} could not be metered: {why}"
+
+
+def endpoint_verdict(state: str, verified: bool, left_to: str | None, kept: bool) -> str:
+    """How an endpoint was left; the arguments are fields of `EndpointLine`."""
+    if verified:
+        return "paused, verified"
+    if left_to:
+        return f"left to run {left_to}, which is using it"
+    if kept:
+        return "kept running, as it was found"
+    return f"NOT VERIFIED AS PAUSED ({state})"
 
 
 @dataclass(frozen=True)
 class TestLine:
-    """One test that called, was refused a call, or was on an endpoint.
+    """One test that called, was refused a call, or used an endpoint.
 
     Attributes:
         spent: on calls.
@@ -33,7 +104,7 @@ class TestLine:
 
     @property
     def whole(self) -> int:
-        """Both together: what its budget has paid."""
+        """Both together: what was charged to its budget."""
         return self.spent + self.uptime
 
 
@@ -46,8 +117,9 @@ class EndpointLine:
         left_to: the other run that goes on using it, and pauses it at its own end.
         kept: it was found running, and was asked to stay so.
         resumed_at, paused_at: unix seconds; the latter is when the pause was read back.
-        shares: what each test that used it owes of ``nano_usd``.
-        idle, cold_start: the rest of it: no test used it, or it did not serve yet.
+        shares: the part of ``nano_usd`` that each test used.
+        idle, cold_start: the rest of it: no test used it, or it did not serve yet. None in a
+            report of a release that did not write them.
     """
 
     name: str
@@ -63,8 +135,8 @@ class EndpointLine:
     resumed_at: float | None = None
     paused_at: float | None = None
     shares: tuple[tuple[str, int], ...] = ()
-    idle: int = 0
-    cold_start: int = 0
+    idle: int | None = 0
+    cold_start: int | None = 0
 
     @property
     def in_order(self) -> bool:
@@ -72,22 +144,34 @@ class EndpointLine:
         return self.verified or self.kept or self.left_to is not None
 
     @property
+    def verdict(self) -> str:
+        """How it was left."""
+        return endpoint_verdict(self.state, self.verified, self.left_to, self.kept)
+
+    @property
+    def remedy(self) -> str:
+        """What to type; empty where nothing is left to be done."""
+        return "" if self.in_order else f"run: hfbudget pause {self.name}"
+
+    @property
     def to_do(self) -> str:
-        """What to type, where something is."""
-        return f"NOT VERIFIED AS PAUSED ({self.state}); run: hfbudget pause {self.name}"
+        """The verdict with what to type."""
+        return "; ".join(filter(None, (self.verdict, self.remedy)))
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 @dataclass(frozen=True)
 class Report:
     """One run.
 
-    ``unpriced`` calls were sent without a cap and without anybody knowing a price. ``not_run`` is
-    the tests for which a budget of the run had too little left.
-
     Attributes:
-        date: when the report was made, RFC 3339 in UTC.
+        spent, cap, calls, refused: of the session.
+        date: when the report was made, in UTC.
         rehearsal: the calls went to the emulator; nothing was paid.
-        over_runs: there were budgets over many runs as well.
+        over_runs: budgets over many runs applied as well; not in a file.
         unmetered: why calls were sent that are not in here, and how many for each reason.
     """
 
@@ -99,9 +183,8 @@ class Report:
     charges: tuple[Charge, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     endpoints: tuple[EndpointLine, ...] = ()
-    not_run: int = 0
     run: str = ""
-    date: str = ""
+    date: datetime = field(default_factory=_now)
     rehearsal: bool = False
     over_runs: bool = False
     unmetered: tuple[tuple[str, int], ...] = ()
@@ -127,34 +210,38 @@ class Report:
             charges=ledger.charges(),
             refusals=ledger.refusals(),
             endpoints=endpoints,
-            not_run=sum(outcome == NOT_RUN for outcome in outcomes.values()),
             unmetered=tuple(ledger.unmetered().items()),
         )
 
     @property
+    def day(self) -> str:
+        """Its date to the minute, in UTC."""
+        return self.date.strftime("%Y-%m-%d %H:%M")
+
+    @property
     def empty(self) -> bool:
-        """Whether there is nothing to tell."""
+        """Whether there is nothing to report."""
         happened = self.calls or self.refused or self.endpoints or self.not_run
         return not (happened or self.unmetered)
 
     @property
-    def unpriced(self) -> int:
-        """Calls that were counted without a price."""
-        return sum(charge.nano_usd is None for charge in self.charges)
+    def not_run(self) -> int:
+        """Tests for which a budget of the run had too little left."""
+        return sum(test.outcome == NOT_RUN for test in self.tests)
 
     @property
-    def estimated(self) -> int:
-        """Calls that were charged at an upper bound, because no usage came back."""
-        return sum(charge.estimated and not charge.replayed for charge in self.charges)
+    def counts(self) -> str:
+        """``3 calls, 1 replayed, 1 refused``."""
+        return call_counts(self.calls, len(self.remarked(REPLAYED)), self.refused)
 
     @property
-    def replayed(self) -> int:
-        """Calls that a cassette or a mock answered, at $0."""
-        return sum(charge.replayed for charge in self.charges)
+    def uptime(self) -> int:
+        """What the endpoints cost."""
+        return sum(endpoint.nano_usd for endpoint in self.endpoints)
 
     @property
     def over(self) -> tuple[Charge, ...]:
-        """Calls that cost more than was held for them: they took longer than anybody had said."""
+        """Calls that cost more than was held for them: they took longer than expected."""
         return tuple(charge for charge in self.charges if charge.over)
 
     @property
@@ -167,6 +254,15 @@ class Report:
         """Calls that belong to no test: fixtures of the session, imports, stray threads."""
         return tuple(charge for charge in self.charges if charge.test is None)
 
+    def remarked(self, remark: Remark) -> tuple[Charge, ...]:
+        """The calls that a remark applies to."""
+        return tuple(filter(remark.applies, self.charges))
+
+
+def total(charges: Iterable[Charge]) -> int:
+    """What several calls cost; those without a price count as 0."""
+    return sum(charge.nano_usd or 0 for charge in charges)
+
 
 def _uptime(endpoints: Iterable[EndpointLine]) -> Counter[str]:
     uptime: Counter[str] = Counter()
@@ -175,7 +271,7 @@ def _uptime(endpoints: Iterable[EndpointLine]) -> Counter[str]:
     return uptime
 
 
-def _tests(ledger: Ledger, outcomes: Mapping[str, str], uptime: Counter[str]) -> Iterable[TestLine]:
+def _tests(ledger: Ledger, outcomes: Mapping[str, str], uptime: Counter[str]) -> Iterator[TestLine]:
     replayed = Counter(charge.test for charge in ledger.charges() if charge.replayed)
     silent = {test: outcome for test, outcome in outcomes.items() if outcome == NOT_RUN}
     for key, (scope, totals) in ledger.scopes().items():
@@ -185,12 +281,12 @@ def _tests(ledger: Ledger, outcomes: Mapping[str, str], uptime: Counter[str]) ->
             yield TestLine(
                 id=test,
                 outcome=outcomes.get(test, "unknown"),
-                spent=totals.spent - uptime[test],  # a share is booked to its test, too
+                spent=totals.spent - uptime[test],  # its share of uptime is booked to it, too
                 cap=scope.cap,
                 calls=totals.calls,
                 refused=totals.refused,
                 replayed=replayed[test],
                 uptime=uptime[test],
             )
-    for test, outcome in silent.items():  # nothing was even asked for
+    for test, outcome in silent.items():  # they asked for no call
         yield TestLine(test, outcome, 0, None, 0, 0)

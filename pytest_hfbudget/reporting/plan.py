@@ -1,4 +1,4 @@
-"""What tests are expected to cost before they run, and how certain that is. Money is nano-USD."""
+"""The expected cost of tests before they run, and how certain it is. Money is nano-USD."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pytest_hfbudget.endpoints.uptime import cost, started_minutes
 from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.costs import Cost
-from pytest_hfbudget.reporting.terminal import NAME, TerminalLine, bar
+from pytest_hfbudget.reporting.model import counted
+from pytest_hfbudget.reporting.terminal import NAME, TerminalLine, bar, shortened
 
-# As many of the dearest tests are shown one by one.
+# So many of the most expensive tests are shown one by one.
 MOST = 20
 
 
@@ -20,7 +21,7 @@ class PlannedTest:
     """One test that would run.
 
     Attributes:
-        cost: what it has cost when it last passed; None if that is not recorded.
+        cost: what it cost when it last passed; None if that is not recorded.
         cap: the tightest budget around it below the session's, if it has one.
     """
 
@@ -30,7 +31,7 @@ class PlannedTest:
 
     @property
     def quiet(self) -> bool:
-        """Whether it is known to call nobody, and to need no endpoint."""
+        """Whether it is known to make no call and to need no endpoint."""
         return self.cost is not None and not (self.cost.calls or self.cost.endpoint_s)
 
 
@@ -43,8 +44,8 @@ class PlannedEndpoint:
         cold_start: where that is from: ``recorded``, ``assumed`` or ``running``.
         kept: it is running, and is left so; this run does not pay for it.
         tests_s: seconds for which the recorded tests need it.
-        unrecorded: how many tests need it for a time that nobody knows.
-        atto_per_hour: the price of all its replicas; None if nobody knows it.
+        unrecorded: how many tests need it for an unknown time.
+        atto_per_hour: the price of all its replicas; None if it is unknown.
     """
 
     name: str
@@ -65,7 +66,7 @@ class PlannedEndpoint:
 
     @property
     def nano_usd(self) -> int | None:
-        """What they cost; None if nobody knows."""
+        """What they cost; None if the price is unknown."""
         if self.kept:
             return 0
         return None if self.atto_per_hour is None else cost(self.atto_per_hour, self.minutes)
@@ -86,23 +87,23 @@ class Plan:
 
     @property
     def bounded(self) -> tuple[PlannedTest, ...]:
-        """Tests of which nothing is known but a cap."""
+        """Tests without a record, but with a cap."""
         return tuple(test for test in self.tests if test.cost is None and test.cap is not None)
 
     @property
     def unknown(self) -> int:
-        """Tests of which nothing is known at all."""
+        """How many tests have neither a record nor a cap."""
         return len(self.tests) - len(self.recorded) - len(self.bounded)
 
     @property
     def expected(self) -> int:
-        """What is recorded of tests, and the minutes of endpoints; no caps."""
+        """The recorded cost of tests plus the uptime of endpoints; caps are not in it."""
         calls = sum(test.cost.spent for test in self.tests if test.cost is not None)
         return calls + sum(endpoint.nano_usd or 0 for endpoint in self.endpoints)
 
     @property
     def more(self) -> int:
-        """What the tests without a record can cost at most, as far as caps say; each cap once."""
+        """The most that tests without a record can cost by their caps; each cap counts once."""
         caps = {test.cap.key: test.cap.cap or 0 for test in self.bounded if test.cap is not None}
         return sum(caps.values())
 
@@ -111,20 +112,19 @@ def lines(plan: Plan, *, blocks: bool = True) -> Iterator[TerminalLine]:
     """The plan as a table; without ``blocks`` its bar is drawn in ASCII."""
     yield _total(plan, ("█", "░") if blocks else ("#", "."))
     yield from map(_endpoint, plan.endpoints)
-    told = sorted((test for test in plan.tests if not test.quiet), key=_dearest_first)
-    width = min(max((len(test.id) for test in told[:MOST]), default=0), NAME)
-    for test in told[:MOST]:
+    shown = sorted((test for test in plan.tests if not test.quiet), key=_most_expensive_first)
+    width = min(max((len(test.id) for test in shown[:MOST]), default=0), NAME)
+    for test in shown[:MOST]:
         yield _test(test, width)
-    if len(told) > MOST:
-        yield TerminalLine(f"  … and {_tests(len(told) - MOST)} more")
+    if len(shown) > MOST:
+        yield TerminalLine(f"  … and {counted(len(shown) - MOST, 'test')} more")
     yield from _remarks(plan)
 
 
 def over(plan: Plan) -> str | None:
-    """What to say of a plan that the session budget does not hold; None if it does.
+    """The message for a plan that exceeds the session budget; None if it fits.
 
-    Only what is expected counts: that the caps of tests add up to more than the session's is
-    what the session's is for.
+    Only the expected cost counts. The caps of the tests may add up to more than the session cap.
     """
     if plan.cap is None or plan.expected <= plan.cap:
         return None
@@ -135,13 +135,13 @@ def over(plan: Plan) -> str | None:
     )
 
 
-def _dearest_first(test: PlannedTest) -> tuple[int, str]:
+def _most_expensive_first(test: PlannedTest) -> tuple[int, str]:
     known = test.cost.spent if test.cost is not None else test.cap.cap if test.cap else None
     return -(known or 0), test.id
 
 
 def _total(plan: Plan, drawn: tuple[str, str]) -> TerminalLine:
-    known = f"{len(plan.recorded)} of {_tests(len(plan.tests))} recorded"
+    known = f"{len(plan.recorded)} of {counted(len(plan.tests), 'test')} recorded"
     if plan.cap is None:
         return TerminalLine(f"expected {show(plan.expected)} ({known}; no session budget)")
     used = bar(plan.expected, plan.cap, drawn)
@@ -165,22 +165,21 @@ def _endpoint(endpoint: PlannedEndpoint) -> TerminalLine:
     )
     tests = f"tests {endpoint.tests_s} s"
     if endpoint.unrecorded:
-        tests += f", {_tests(endpoint.unrecorded)} unrecorded"
+        tests += f", {counted(endpoint.unrecorded, 'test')} unrecorded"
     least = "at least " if endpoint.unrecorded else ""
     text = f"  {endpoint.name}: {least}{endpoint.minutes} min, {price} ({start}; {tests})"
     return TerminalLine(text, "yellow" if nano_usd is None else "")
 
 
 def _test(test: PlannedTest, width: int) -> TerminalLine:
-    name = test.id if len(test.id) <= width else "…" + test.id[-(width - 1) :]
-    return TerminalLine(f"  {name:<{width}}  {_expected(test)}")
+    return TerminalLine(f"  {shortened(test.id, width):<{width}}  {_expected(test)}")
 
 
 def _expected(test: PlannedTest) -> str:
     if test.cost is None:
         return f"at most {show(test.cap.cap or 0)}" if test.cap is not None else "unknown"
     known = test.cost
-    parts = ["1 call" if known.calls == 1 else f"{known.calls} calls"]
+    parts = [counted(known.calls, "call")]
     if known.input_tokens or known.output_tokens:
         parts.append(f"{known.input_tokens} + {known.output_tokens} tokens")
     if known.endpoint_s:
@@ -192,22 +191,18 @@ def _expected(test: PlannedTest) -> str:
 
 def _remarks(plan: Plan) -> Iterator[TerminalLine]:
     if quiet := sum(test.quiet for test in plan.tests):
-        yield TerminalLine(f"  {_tests(quiet)} without calls")
+        yield TerminalLine(f"  {counted(quiet, 'test')} without calls")
     if bounded := len(plan.bounded):
         yield TerminalLine(
-            f"  {_tests(bounded)} without a record: at most {show(plan.more)} more, by caps; "
-            "not in the sum",
+            f"  {counted(bounded, 'test')} without a record: at most {show(plan.more)} more, "
+            "by caps; not in the sum",
             "yellow",
         )
     if plan.unknown:
         yield TerminalLine(
-            f"  {_tests(plan.unknown)} without a record or a cap: unknown, not in the sum; "
-            "pytest --hf-store-costs records them",
+            f"  {counted(plan.unknown, 'test')} without a record or a cap: unknown, "
+            "not in the sum; pytest --hf-store-costs records them",
             "yellow",
         )
     if unpriced := [each.name for each in plan.endpoints if each.nano_usd is None]:
         yield TerminalLine(f"  uptime of {', '.join(unpriced)}: unknown, not in the sum", "yellow")
-
-
-def _tests(count: int) -> str:
-    return "1 test" if count == 1 else f"{count} tests"

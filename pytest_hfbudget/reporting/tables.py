@@ -1,4 +1,4 @@
-"""The tables of a report, before anybody has drawn them: a page, a terminal, a summary of CI."""
+"""The tables of a report as data, for the page, the terminal and the summary of a CI job."""
 
 from __future__ import annotations
 
@@ -6,26 +6,52 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from pytest_hfbudget.reporting.saved import SavedCall, SavedReport, SavedTest
+from pytest_hfbudget.ledger import Charge
+from pytest_hfbudget.money import show
+from pytest_hfbudget.reporting.model import (
+    ESTIMATED,
+    NO_TEST,
+    Report,
+    TestLine,
+    remarks,
+    total,
+)
 
 Kind = Literal["text", "name", "word", "usd", "count", "seconds"]
 Cell = str | int | float | None
 
-NO_TEST = "(no test)"
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 class Column(NamedTuple):
-    """``kind`` is ``name`` for what may be long and has no spaces, ``word`` for what has few
-    values, ``usd`` for nano-USD. A ``bar`` shows its part of the column's greatest value."""
+    """One column.
+
+    Attributes:
+        kind: ``name`` for long texts without spaces, ``word`` for texts of few values, ``usd``
+            for nano-USD.
+        bar: whether a cell shows its part of the column's greatest value.
+    """
 
     label: str
     kind: Kind
     bar: bool = False
 
+    @property
+    def is_number(self) -> bool:
+        """Whether its cells are numbers."""
+        return self.kind in ("usd", "count", "seconds")
+
+    def text(self, value: Cell, usd: Callable[[int], str] = show) -> str:
+        """A cell as text; ``usd`` formats an amount of nano-USD."""
+        if value is None or isinstance(value, str):
+            return value or ""
+        if self.kind == "usd":
+            return usd(int(value))
+        return f"{value:,.2f}" if self.kind == "seconds" else f"{value:,}"
+
 
 class Table(NamedTuple):
-    """Rows in the order in which they are to be read first."""
+    """One table; its rows are sorted, the most important first."""
 
     key: str
     title: str
@@ -33,9 +59,13 @@ class Table(NamedTuple):
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
 
+    def texts(self, row: tuple[Cell, ...]) -> Iterator[str]:
+        """The cells of a row as text."""
+        return (column.text(value) for column, value in zip(self.columns, row, strict=True))
 
-def tables(reports: Sequence[SavedReport]) -> Iterator[Table]:
-    """Every table that has rows: of the newest run, which is the last, and one over all runs."""
+
+def tables(reports: Sequence[Report]) -> Iterator[Table]:
+    """Every table that has rows, of the newest run, which is the last; and one over all runs."""
     newest = reports[-1]
     made = (
         refusals(newest),
@@ -51,8 +81,8 @@ def tables(reports: Sequence[SavedReport]) -> Iterator[Table]:
     return (table for table in made if table.rows)
 
 
-def tests(report: SavedReport) -> Table:
-    """By test, the dearest first; what belongs to no test is a row too."""
+def tests(report: Report) -> Table:
+    """By test, the most expensive first; calls of no test are a row too."""
     columns = (
         Column("test", "name"),
         Column("spent", "usd", bar=True),
@@ -61,42 +91,42 @@ def tests(report: SavedReport) -> Table:
         Column("refused", "count"),
         Column("outcome", "word"),
     )
-    rows: list[SavedTest] = [*report.tests]
-    if outside := [call for call in report.calls if call.test is None]:
-        spent = sum(call.usd or 0 for call in outside)
-        rows.append(SavedTest(NO_TEST, "", spent, None, len(outside), 0))
-    told = ((one.id, one.spent, one.cap, one.calls, one.refused, one.outcome) for one in rows)
-    return Table("tests", "By test", columns, _dearest(told, 1))
+    rows: list[TestLine] = [*report.tests]
+    if outside := report.outside:
+        rows.append(TestLine(NO_TEST, "", total(outside), None, len(outside), 0))
+    cells = ((one.id, one.spent, one.cap, one.calls, one.refused, one.outcome) for one in rows)
+    return Table("tests", "By test", columns, _by_amount(cells, 1))
 
 
-def models(report: SavedReport) -> Table:
+def models(report: Report) -> Table:
     """By model."""
-    return _grouped("models", "By model", "model", report.calls, lambda call: call.model)
+    return _grouped("models", "By model", "model", report.charges, lambda charge: charge.model)
 
 
-def providers(report: SavedReport) -> Table:
-    """By who answered."""
-    title = "By provider"
-    return _grouped("providers", title, "provider", report.calls, lambda call: call.provider)
+def providers(report: Report) -> Table:
+    """By the provider that answered."""
+    return _grouped(
+        "providers", "By provider", "provider", report.charges, lambda charge: charge.provider or ""
+    )
 
 
-def prices(report: SavedReport) -> Table:
-    """Where prices came from, and of which day they are."""
+def prices(report: Report) -> Table:
+    """The sources of prices, each with the day of its prices."""
     columns = (
         Column("source", "name"),
         Column("of", "word"),
         Column("spent", "usd", bar=True),
         Column("calls", "count"),
     )
-    groups = _groups(report.calls, lambda call: call.price_source.partition(": ")[0])
+    groups = _groups(report.charges, lambda charge: charge.price_source.partition(": ")[0])
     rows = (
         (source or "(no price)", day[0] if (day := _DAY.findall(source)) else "", *_sum(group))
         for source, group in groups
     )
-    return Table("prices", "Where prices came from", columns, _dearest(rows, 2))
+    return Table("prices", "Where prices came from", columns, _by_amount(rows, 2))
 
 
-def endpoints(report: SavedReport) -> Table:
+def endpoints(report: Report) -> Table:
     """The endpoints of the run, and how each was left."""
     columns = (
         Column("endpoint", "name"),
@@ -105,23 +135,23 @@ def endpoints(report: SavedReport) -> Table:
         Column("cost", "usd", bar=True),
         Column("idle", "usd"),
     )
-    rows = ((e.name, e.verdict, e.minutes, e.usd, e.idle) for e in report.endpoints)
+    rows = ((e.name, e.verdict, e.minutes, e.nano_usd, e.idle) for e in report.endpoints)
     note = "Minutes are started minutes of all replicas. Idle is what no test used."
-    return Table("endpoints", "Endpoints", columns, _dearest(rows, 3), note)
+    return Table("endpoints", "Endpoints", columns, _by_amount(rows, 3), note)
 
 
-def shares(report: SavedReport) -> Table:
-    """Which test used what of an endpoint's uptime."""
+def shares(report: Report) -> Table:
+    """The share of each test in the uptime of an endpoint."""
     columns = (
         Column("test", "name"),
         Column("endpoint", "name"),
         Column("share", "usd", bar=True),
     )
-    rows = ((test, e.name, usd) for e in report.endpoints for test, usd in e.shares.items())
-    return Table("shares", "Uptime by test", columns, _dearest(rows, 2))
+    rows = ((test, e.name, share) for e in report.endpoints for test, share in e.shares)
+    return Table("shares", "Uptime by test", columns, _by_amount(rows, 2))
 
 
-def refusals(report: SavedReport) -> Table:
+def refusals(report: Report) -> Table:
     """The calls that were not sent."""
     columns = (
         Column("test", "name"),
@@ -132,8 +162,8 @@ def refusals(report: SavedReport) -> Table:
     return Table("refusals", "Refused calls", columns, rows)
 
 
-def runs(reports: Sequence[SavedReport]) -> Table:
-    """Over runs, the newest first; a single run is no history."""
+def runs(reports: Sequence[Report]) -> Table:
+    """All runs, the newest first; no rows where there is only one."""
     columns = (
         Column("date (UTC)", "word"),
         Column("run", "word"),
@@ -144,14 +174,14 @@ def runs(reports: Sequence[SavedReport]) -> Table:
         Column("endpoints", "usd"),
     )
     rows = tuple(
-        (one.day, one.run, one.spent, one.cap, one.sent, one.refused, uptime(one))
+        (one.day, one.run, one.spent, one.cap, one.calls, one.refused, one.uptime)
         for one in reversed(reports)
         if len(reports) > 1
     )
     return Table("runs", "Over runs", columns, rows)
 
 
-def calls(report: SavedReport) -> Table:
+def calls(report: Report) -> Table:
     """Each call, in the order of settlement."""
     columns = (
         Column("#", "count"),
@@ -169,32 +199,17 @@ def calls(report: SavedReport) -> Table:
     )
     rows = tuple(
         (
-            *(number, call.test or call.where or NO_TEST, call.usd, remarks(call)),
-            *(call.model, call.provider, call.status, call.input_tokens, call.output_tokens),
-            *(call.seconds, call.task, call.price_source),
+            *(number, each.test or each.where or NO_TEST, each.nano_usd, remarks(each)),
+            *(each.model, each.provider or "", each.status),
+            *(each.input_tokens, each.output_tokens, each.seconds, each.task, each.price_source),
         )
-        for number, call in enumerate(report.calls, 1)
+        for number, each in enumerate(report.charges, 1)
     )
     return Table("calls", "Calls", columns, rows)
 
 
-def remarks(call: SavedCall) -> str:
-    """What has to be known of a cost."""
-    said = (
-        (call.replayed, "replayed"),
-        (call.estimated and not call.replayed, "estimated"),
-        (call.usd is None and not call.replayed, "no price"),
-    )
-    return ", ".join(remark for true, remark in said if true)
-
-
-def uptime(report: SavedReport) -> int:
-    """What the endpoints cost, in nano-USD."""
-    return sum(endpoint.usd for endpoint in report.endpoints)
-
-
 def _grouped(
-    key: str, title: str, label: str, of: Iterable[SavedCall], by: Callable[[SavedCall], str]
+    key: str, title: str, label: str, charges: Iterable[Charge], by: Callable[[Charge], str]
 ) -> Table:
     columns = (
         Column(label, "name"),
@@ -202,33 +217,34 @@ def _grouped(
         Column("calls", "count"),
         Column("in", "count"),
         Column("out", "count"),
-        Column("estimated", "count"),
+        Column(ESTIMATED.word, "count"),
     )
     rows = (
         (
             *(name or "(unknown)", *_sum(group)),
-            *(sum(call.input_tokens for call in group), sum(call.output_tokens for call in group)),
-            sum("estimated" in remarks(call) for call in group),
+            sum(charge.input_tokens for charge in group),
+            sum(charge.output_tokens for charge in group),
+            sum(map(ESTIMATED.applies, group)),
         )
-        for name, group in _groups(of, by)
+        for name, group in _groups(charges, by)
     )
-    return Table(key, title, columns, _dearest(rows, 1))
+    return Table(key, title, columns, _by_amount(rows, 1))
 
 
 def _groups(
-    calls: Iterable[SavedCall], by: Callable[[SavedCall], str]
-) -> Iterable[tuple[str, list[SavedCall]]]:
-    found: dict[str, list[SavedCall]] = {}
-    for call in calls:
-        found.setdefault(by(call), []).append(call)
+    charges: Iterable[Charge], by: Callable[[Charge], str]
+) -> Iterable[tuple[str, list[Charge]]]:
+    found: dict[str, list[Charge]] = {}
+    for charge in charges:
+        found.setdefault(by(charge), []).append(charge)
     return found.items()
 
 
-def _sum(group: list[SavedCall]) -> tuple[int, int]:
-    return sum(call.usd or 0 for call in group), len(group)
+def _sum(group: list[Charge]) -> tuple[int, int]:
+    return total(group), len(group)
 
 
-def _dearest(rows: Iterable[tuple[Cell, ...]], column: int) -> tuple[tuple[Cell, ...], ...]:
+def _by_amount(rows: Iterable[tuple[Cell, ...]], column: int) -> tuple[tuple[Cell, ...], ...]:
     """Sorted by an amount, the greatest first; among equals as they came."""
 
     def amount(row: tuple[Cell, ...]) -> float:

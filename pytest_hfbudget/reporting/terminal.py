@@ -1,4 +1,4 @@
-"""The report as lines for a terminal; who prints them decides about colour."""
+"""The report as lines for a terminal, each with the name of its colour."""
 
 from __future__ import annotations
 
@@ -7,24 +7,34 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pytest_hfbudget.money import show
-from pytest_hfbudget.reporting.model import EndpointLine, Report, TestLine
+from pytest_hfbudget.reporting.model import (
+    ESTIMATED,
+    UNPRICED,
+    EndpointLine,
+    Report,
+    TestLine,
+    call_counts,
+    counted,
+    total,
+    unmetered,
+)
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.text import public_url
 
 BAR = 24
-DEAREST = 5
+TOP = 5
 NAME = 56
 
 
 class TerminalLine(NamedTuple):
-    """One line and how it is to be coloured: ``green``, ``yellow``, ``red`` or nothing."""
+    """One line and its colour: ``green``, ``yellow``, ``red``, or empty for none."""
 
     text: str
     colour: str = ""
 
 
 def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
-    """The caps and endpoints of a run in one line; None where there is nothing to say."""
+    """The caps and endpoints of a run in one line; None where it has neither."""
     parts = []
     if settings.session_cap is not None:
         parts.append(f"session budget {show(settings.session_cap)}")
@@ -42,17 +52,22 @@ def summary(report: Report, *, blocks: bool = True) -> Iterator[TerminalLine]:
     """The section at the end of a run; without ``blocks`` its bar is drawn in ASCII."""
     yield _session(report, ("█", "░") if blocks else ("#", "."))
     yield from map(_endpoint, report.endpoints)
-    dearest = sorted(report.tests, key=lambda test: -test.whole)[:DEAREST]
-    width = min(max((len(test.id) for test in dearest), default=0), NAME)
-    for test in dearest:
+    top = sorted(report.tests, key=lambda test: -test.whole)[:TOP]
+    width = min(max((len(test.id) for test in top), default=0), NAME)
+    for test in top:
         yield _test(test, width)
-    if left := len(report.tests) - len(dearest):
+    if left := len(report.tests) - len(top):
         yield TerminalLine(f"  … and {left} more tests with calls")
     yield from _remarks(report)
 
 
+def shortened(name: str, width: int) -> str:
+    """The end of a name, if it is longer than ``width``."""
+    return name if len(name) <= width else "…" + name[-(width - 1) :]
+
+
 def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: int = BAR) -> str:
-    """How much of a whole is used: full only when all of it is, empty only when nothing is."""
+    """A bar that is full only when all is used, and empty only when nothing is."""
     used, free = drawn
     if whole <= 0:
         return used * width
@@ -63,43 +78,29 @@ def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: i
 
 
 def _session(report: Report, drawn: tuple[str, str]) -> TerminalLine:
-    calls = _calls(report.calls)
-    calls += f", {report.replayed} replayed" if report.replayed else ""
-    refused = f", {report.refused} refused" if report.refused else ""
     if report.cap is None:
-        return TerminalLine(f"spent {show(report.spent)} ({calls}{refused}; no session budget)")
+        return TerminalLine(f"spent {show(report.spent)} ({report.counts}; no session budget)")
     colour = "red" if report.refused or report.spent > report.cap else "green"
     used = bar(report.spent, report.cap, drawn)
     return TerminalLine(
-        f"spent {show(report.spent)} of {show(report.cap)} {used} ({calls}{refused})", colour
+        f"spent {show(report.spent)} of {show(report.cap)} {used} ({report.counts})", colour
     )
 
 
 def _test(test: TestLine, width: int) -> TerminalLine:
-    name = test.id if len(test.id) <= width else "…" + test.id[-(width - 1) :]
     cap = f" of {show(test.cap)}" if test.cap is not None else ""
-    replayed = f", {test.replayed} replayed" if test.replayed else ""
-    refused = f", {test.refused} refused" if test.refused else ""
     uptime = f", uptime {show(test.uptime)}" if test.uptime else ""
-    calls = f"{_calls(test.calls)}{replayed}{refused}"
-    text = f"  {name:<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
+    calls = call_counts(test.calls, test.replayed, test.refused)
+    text = f"  {shortened(test.id, width):<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
     return TerminalLine(text, "red" if test.refused else "")
 
 
 def _endpoint(endpoint: EndpointLine) -> TerminalLine:
     times = _times(endpoint)
     cost = f"{times}{endpoint.minutes} min, {show(endpoint.nano_usd)}{_unused(endpoint)}"
-    if endpoint.verified:
-        verdict, colour = "paused, verified", "green"
-    elif endpoint.left_to:
-        verdict, colour = f"left to run {endpoint.left_to}, which is using it", ""
-    elif endpoint.kept:
-        verdict, colour = "kept running, as it was found", ""
-    else:
-        verdict, colour = f"NOT VERIFIED AS PAUSED ({endpoint.state})", "red"
-    note = f"; {endpoint.note}" if endpoint.note else ""
-    hint = "" if endpoint.in_order else f"; run: hfbudget pause {endpoint.name}"
-    return TerminalLine(f"  {endpoint.name}: {verdict}; {cost}{note}{hint}", colour)
+    colour = "green" if endpoint.verified else "" if endpoint.in_order else "red"
+    parts = "; ".join(filter(None, (endpoint.verdict, cost, endpoint.note, endpoint.remedy)))
+    return TerminalLine(f"  {endpoint.name}: {parts}", colour)
 
 
 def _unused(endpoint: EndpointLine) -> str:
@@ -130,34 +131,25 @@ def _too_little(report: Report) -> str:
 
 def _remarks(report: Report) -> Iterator[TerminalLine]:
     if report.not_run:
-        tests = "1 test" if report.not_run == 1 else f"{report.not_run} tests"
+        tests = counted(report.not_run, "test")
         yield TerminalLine(f"  {tests} not run: {_too_little(report)}", "red")
     if swapped := report.swapped:
-        total = sum(charge.nano_usd or 0 for charge in swapped)
         models = ", ".join(sorted({f"{c.model} instead of {c.instead_of}" for c in swapped}))
-        yield TerminalLine(f"  {_calls(len(swapped))} with a fallback, {show(total)}: {models}")
-    if report.unpriced:
-        yield TerminalLine(
-            f"  {_calls(report.unpriced)} without a known price, not in the sum", "yellow"
-        )
-    if report.estimated:
-        yield TerminalLine(
-            f"  {_calls(report.estimated)} without usage, charged at an upper bound", "yellow"
-        )
-    for why, calls in report.unmetered:
-        yield TerminalLine(f"  {_calls(calls)} could not be metered: {why}", "yellow")
+        calls = counted(len(swapped), "call")
+        yield TerminalLine(f"  {calls} with a fallback, {show(total(swapped))}: {models}")
+    for remark in (UNPRICED, ESTIMATED):
+        if number := len(report.remarked(remark)):
+            yield TerminalLine(f"  {counted(number, 'call')} {remark.meaning}", "yellow")
+    for why, number in report.unmetered:
+        yield TerminalLine(f"  {unmetered(why, number)}", "yellow")
     if over := report.over:
-        total = sum(charge.over for charge in over)
+        beyond = show(sum(charge.over for charge in over))
         yield TerminalLine(
-            f"  {_calls(len(over))} cost {show(total)} more than was held for it: "
+            f"  {counted(len(over), 'call')} cost {beyond} more than was held for it: "
             "see over_hold_usd in the JSON report; give max_seconds in its price, or a timeout",
             "red",
         )
     if outside := report.outside:
-        total = sum(charge.nano_usd or 0 for charge in outside)
         places = ", ".join(sorted({charge.where or "outside of a test" for charge in outside}))
-        yield TerminalLine(f"  {_calls(len(outside))} of no test, {show(total)}: {places}")
-
-
-def _calls(count: int) -> str:
-    return "1 call" if count == 1 else f"{count} calls"
+        calls = counted(len(outside), "call")
+        yield TerminalLine(f"  {calls} of no test, {show(total(outside))}: {places}")

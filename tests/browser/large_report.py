@@ -1,4 +1,4 @@
-"""Reports that nobody would want to have to read: large, long, and with names of the worst kind."""
+"""Reports that are hard to show: large, long, and with hostile names."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.reporting import html
-from pytest_hfbudget.reporting.saved import read
+from pytest_hfbudget.reporting.json_report import read
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -1,4 +1,4 @@
-"""The page as somebody reads it."""
+"""The page in a browser."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_ten_thousand_calls_open_in_under_a_second(show: Open, tmp_path: Path) -
     assert page.locator("#calls .pages span").inner_text() == "1 to 25 of 10,000"
 
 
-def test_sorting_ten_thousand_calls_does_not_keep_anybody_waiting(show: Open) -> None:
+def test_sorting_ten_thousand_calls_is_quick(show: Open) -> None:
     page = show(report(10_000, tests=400))
     took = page.evaluate("""() => {
         const start = performance.now();
@@ -153,7 +153,7 @@ def test_nothing_is_requested_beyond_the_page(show: Open, asked_for: list[str]) 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_theme_follows_the_system_until_somebody_chooses(show: Open, scheme: str) -> None:
+def test_the_theme_follows_the_system_until_the_user_chooses(show: Open, scheme: str) -> None:
     page = show(report(5), color_scheme=scheme)
     ground = "getComputedStyle(document.body).backgroundColor"
     before = page.evaluate(ground)

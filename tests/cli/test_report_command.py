@@ -94,7 +94,8 @@ def test_a_file_that_is_no_report_is_one_line(hfbudget: Shell, write: Any) -> No
     done = hfbudget("report", "later.json")
     assert done.returncode == 1
     assert done.stderr == (
-        "Error: later.json is no report of --hf-report: its schema is 9, and this release reads 1\n"
+        "Error: later.json is not a report of --hf-report: "
+        "its schema is 9, and this release reads 1\n"
     )
 
 

@@ -82,7 +82,7 @@ def test_replays_and_calls_without_a_price_tell_no_cost(call: Charge) -> None:
         ("{", "Expecting property name"),
         ("", "Expecting value"),
         ("[" * 100_000, "recursion"),
-        ("[]", "the whole is not an object"),
+        ("[]", "the file is not an object"),
         ("{}", "its schema is None, and only 1 is known"),
         ('{"schema": 2}', "its schema is 2, and only 1 is known"),
         ('{"schema": 1, "tests": []}', "tests is not an object"),

@@ -132,7 +132,7 @@ def test_the_policy_of_free_is_named_as_the_source() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Free", "assume", "assume:1", "assume:1/2/3", "assume:a/b"])
-def test_a_policy_that_nobody_knows_is_refused(text: str) -> None:
+def test_an_unknown_policy_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=f"^--hf-unpriced={text}: "):
         UnpricedPolicy.parse(text)
 
@@ -174,11 +174,11 @@ def most(quote: Quote | None, asked: CallRequest) -> int:
     return quote.most(asked, asked.max_output or 0)
 
 
-def test_a_call_that_anyone_may_answer_is_bounded_by_the_dearest() -> None:
+def test_a_call_that_anyone_may_answer_is_bounded_by_the_most_expensive() -> None:
     known = book({}, Offer("p", tokens(1, 20)), Offer("q", tokens(5, 2)), Offer("r", None))
     auto = known.quote(request())
-    assert most(auto, request()) == 100 * 1_000 + 50 * 20_000  # p: dear answers
-    assert most(auto, request(max_output=1)) == 100 * 5_000 + 1 * 2_000  # q: dear questions
+    assert most(auto, request()) == 100 * 1_000 + 50 * 20_000  # p: expensive answers
+    assert most(auto, request(max_output=1)) == 100 * 5_000 + 1 * 2_000  # q: expensive input
 
 
 def test_a_provider_that_is_not_live_does_not_count() -> None:
@@ -220,7 +220,7 @@ TABLES: list[dict[str, object]] = [
     "offers", [(), (Offer("p", tokens(5)), Offer("q", tokens(6)))], ids=["unlisted", "listed"]
 )
 @pytest.mark.parametrize("provider", ["p", "q"])
-def test_no_provider_that_may_answer_is_dearer_than_what_was_held(
+def test_no_provider_that_may_answer_is_more_expensive_than_what_was_held(
     table: dict[str, object], offers: tuple[Offer, ...], provider: str
 ) -> None:
     known = book(table, *offers)
@@ -230,7 +230,7 @@ def test_no_provider_that_may_answer_is_dearer_than_what_was_held(
         assert most(settled, request()) <= most(held, request())
 
 
-def test_a_row_of_the_model_itself_is_the_price_whoever_answers() -> None:
+def test_a_row_of_the_model_itself_is_the_price_at_any_provider() -> None:
     known = book({"org/model": 1}, Offer("p", tokens(9)))
     assert sources(known.quote(request())) == sources(known.quote(request("p"))) == [TABLE]
 

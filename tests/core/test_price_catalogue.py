@@ -125,7 +125,7 @@ def test_an_offer_without_a_provider_is_left_out(row: object) -> None:
         {"data": [{"id": MODEL, "providers": {}}]},
     ],
 )
-def test_a_row_that_nobody_understands_has_no_offers(payload: Mapping[str, Any]) -> None:
+def test_a_row_that_can_not_be_read_has_no_offers(payload: Mapping[str, Any]) -> None:
     assert Catalogue.parse(payload, read_at=DAY, origin=ORIGIN).of(MODEL) == ()
 
 
@@ -176,7 +176,7 @@ def test_the_context_of_a_provider_that_is_not_live_does_not_count() -> None:
     assert both.contexts(MODEL, None).longest == 1000
 
 
-def test_the_context_of_nobody_is_unknown() -> None:
+def test_the_context_without_offers_is_unknown() -> None:
     known = catalogue(offer("p", context_length=1000))
     assert known.contexts(MODEL, "q").longest is None
     assert known.contexts(MODEL, "q").shortest is None
@@ -209,7 +209,7 @@ def test_nothing_is_left_beside_the_copy(copy: CatalogueFile) -> None:
     assert list(copy.path.parent.iterdir()) == [copy.path]
 
 
-def test_whoever_reads_the_copy_during_a_refresh_has_all_of_it(copy: CatalogueFile) -> None:
+def test_a_reader_during_a_refresh_gets_a_whole_copy(copy: CatalogueFile) -> None:
     copy.refresh(ORIGIN, fetching(offer("old")), DAY)
     with copy.path.open("rb") as opened:
         copy.refresh(ORIGIN, fetching(offer("new")), DAY)

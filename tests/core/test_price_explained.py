@@ -18,7 +18,7 @@ from pytest_hfbudget.pricing import (
     Usage,
     parse_price,
 )
-from pytest_hfbudget.pricing.book import Explanation, explain, price_from_environment
+from pytest_hfbudget.pricing.book import Explanation, price_from_environment
 from pytest_hfbudget.pricing.price import FREE
 
 MODEL = "org/model"
@@ -38,11 +38,11 @@ def said(
     rows = {name: {"input": price, "output": price} for name, price in (table or {}).items()}
     catalogue = Catalogue({MODEL: offers} if offers else {}, read_at=0.0, origin="test")
     book = PriceBook(PriceTable.parse(rows, "t"), lambda: catalogue, **more)
-    return explain(book, CallRequest("conversational", model, provider))
+    return book.explain(CallRequest("conversational", model, provider))
 
 
 def verdicts(told: Explanation) -> list[tuple[str, str]]:
-    return [(word.where, word.verdict) for word in told.words if word.price]
+    return [(word.where, word.verdict) for word in told.prices if word.price]
 
 
 def test_every_source_speaks_and_the_first_counts() -> None:
@@ -104,14 +104,14 @@ def test_a_free_promotion_says_so() -> None:
 
 def test_a_provider_that_is_not_live_is_shown_with_the_price_that_does_not_count() -> None:
     told = said({}, Offer("p", usd(1)), Offer("q", usd(9), live=False, status="staging"))
-    (word,) = [word for word in told.words if word.provider == "q"]
+    (word,) = [word for word in told.prices if word.provider == "q"]
     assert (word.price, word.verdict) == (usd(9), "overridden")
     assert word.why.startswith("staging, not live")
 
 
 def test_a_provider_without_a_price_is_shown_without_one() -> None:
     told = said({}, Offer("p", None), provider="p")
-    assert ("lists it without a price", None) in [(word.why, word.price) for word in told.words]
+    assert ("lists it without a price", None) in [(word.why, word.price) for word in told.prices]
     assert told.quote is None
 
 
@@ -125,7 +125,7 @@ def test_a_provider_without_a_price_is_shown_without_one() -> None:
 def test_a_model_that_is_not_in_the_catalogue_says_so(
     offers: tuple[Offer, ...], provider: str | None, why: str
 ) -> None:
-    assert why in [word.why for word in said({}, *offers, provider=provider).words]
+    assert why in [word.why for word in said({}, *offers, provider=provider).prices]
 
 
 def test_a_server_is_asked_of_no_catalogue() -> None:

@@ -52,14 +52,14 @@ def file(tmp_path: Path) -> Path:
         ("input = 0\noutput = 0.0", "a price of 0; write free = true"),
         ("second = 1\nmax_seconds = 0", "max_seconds = 0; write how long"),
         ("call = 1\nmax_seconds = 9", "max_seconds without second; "),
-        ("", "says no price"),
-        ("free = false", "says no price"),
+        ("", "has no price"),
+        ("free = false", "has no price"),
     ],
 )
 def test_a_wrong_key_is_named_with_its_line(file: Path, row: str, says: str) -> None:
     text = refusal(file, f'{GOOD}["c/d:groq"]\n{row}\n')
     assert text.startswith(f'["c/d:groq"]: {says}')
-    whole_row = any(word in says for word in ("next to", "price of 0", "says no price"))
+    whole_row = any(word in says for word in ("next to", "price of 0", "has no price"))
     assert text.endswith(f" (at line {6 if whole_row else 8})")
 
 

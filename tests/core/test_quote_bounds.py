@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pytest_hfbudget.money import ATTO_PER_NANO
 from pytest_hfbudget.pricing import CallRequest, Price, Quote, UnboundedCallError, Usage
 from pytest_hfbudget.pricing.price import FREE
-from pytest_hfbudget.pricing.request import CALL_SECONDS, split_model
+from pytest_hfbudget.pricing.quote import CALL_SECONDS, split_model
 
 quick = settings(max_examples=100, deadline=None, database=None)
 
@@ -58,7 +58,7 @@ def usage_within(draw: st.DrawFn, asked: CallRequest, output: int) -> Usage:
 
 @quick
 @given(st.data(), any_request, st.lists(any_price, min_size=1, max_size=4), st.integers(0, 10**5))
-def test_no_call_costs_more_than_its_bound_whoever_answers(
+def test_no_call_costs_more_than_its_bound_at_any_provider(
     data: st.DataObject, asked: CallRequest, prices: list[Price], output: int
 ) -> None:
     quote = quote_of(*prices)
@@ -98,14 +98,14 @@ def test_output_that_costs_nothing_needs_no_limit(price: Price) -> None:
     assert quote_of(price).affordable_output(request(), 1) is None
 
 
-def test_where_one_question_is_too_dear_no_output_is_paid_for() -> None:
+def test_where_the_input_is_too_expensive_no_output_is_paid_for() -> None:
     quote = quote_of(Price(input=ATTO_PER_NANO, output=0), Price(input=0, output=1))
     assert quote.affordable_output(request(input_bound=10), 9) == 0
 
 
-def test_the_limit_holds_for_the_dearest_of_several() -> None:
-    cheap, dear = (Price(input=0, output=rate * ATTO_PER_NANO) for rate in (1, 10))
-    assert quote_of(cheap, dear, FREE).affordable_output(request(), 100) == 10
+def test_the_limit_holds_for_the_most_expensive_of_several() -> None:
+    cheap, expensive = (Price(input=0, output=rate * ATTO_PER_NANO) for rate in (1, 10))
+    assert quote_of(cheap, expensive, FREE).affordable_output(request(), 100) == 10
 
 
 def test_answers_that_were_asked_for_together_share_what_there_is() -> None:
@@ -113,7 +113,7 @@ def test_answers_that_were_asked_for_together_share_what_there_is() -> None:
     assert quote_of(price).affordable_output(request(n=3), 100) == 33
 
 
-def test_cached_input_that_a_table_makes_dearer_counts_in_the_bound() -> None:
+def test_cached_input_that_a_table_makes_more_expensive_counts_in_the_bound() -> None:
     price = Price(input=ATTO_PER_NANO, output=0, cached=5 * ATTO_PER_NANO)
     assert quote_of(price).most(request(input_bound=10), 0) == 50
 
@@ -216,10 +216,6 @@ def test_nothing_that_fits_into_the_context_costs_more_than_a_full_one(
 def test_a_quote_is_free_only_if_every_price_is() -> None:
     assert quote_of(FREE, FREE).free
     assert not quote_of(FREE, Price(call=0)).free
-
-
-def test_no_quotes_make_no_quote() -> None:
-    assert Quote.any_of([]) is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.settings import SETTINGS, Settings, full_name, merge
+from pytest_hfbudget.settings import DEFAULTS, SETTINGS, Settings, full_name, merge
 
 # For each setting three values as they are written, and what each of them means.
 VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
@@ -156,25 +155,25 @@ def test_every_setting_is_tested_here() -> None:
 @pytest.mark.parametrize("key", WITH_OPTION)
 def test_the_command_line_beats_environment_and_ini(key: str) -> None:
     settings = given(key, option=True, variable=True, ini=bool(SETTINGS[key].ini))
-    assert settings == replace(Settings(), **{key: VALUES[key][0][1]})
+    assert settings.by_name == {**DEFAULTS, key: VALUES[key][0][1]}
 
 
 @pytest.mark.parametrize("key", SETTINGS)
 def test_the_environment_beats_the_ini(key: str) -> None:
     settings = given(key, option=False, variable=True, ini=bool(SETTINGS[key].ini))
-    assert settings == replace(Settings(), **{key: VALUES[key][1][1]})
+    assert settings.by_name == {**DEFAULTS, key: VALUES[key][1][1]}
 
 
 @pytest.mark.parametrize("key", WITH_INI)
 def test_the_ini_counts_where_nothing_else_is_said(key: str) -> None:
     settings = given(key, option=False, variable=False, ini=True)
-    assert settings == replace(Settings(), **{key: VALUES[key][2][1]})
+    assert settings.by_name == {**DEFAULTS, key: VALUES[key][2][1]}
 
 
 @pytest.mark.parametrize("absent", [None, [], ()])
 def test_what_is_absent_is_not_said(absent: object) -> None:
     names = {setting.ini: absent for setting in SETTINGS.values()}
-    assert merged(dict.fromkeys(WITH_OPTION, absent), {}, names) == Settings()
+    assert merged(dict.fromkeys(WITH_OPTION, absent), {}, names).by_name == DEFAULTS
 
 
 @pytest.mark.parametrize(("key", "place"), PLACES)
@@ -183,7 +182,7 @@ def test_an_empty_value_is_an_error_where_it_guards_money_and_else_not_said(
     key: str, place: str, empty: str
 ) -> None:
     if key not in GUARDS:
-        assert given_in(place, key, empty) == Settings()
+        assert given_in(place, key, empty).by_name == DEFAULTS
         return
     with pytest.raises(ConfigError) as caught:
         given_in(place, key, empty)
@@ -267,6 +266,19 @@ def test_a_wrong_value_is_one_line_that_names_where_it_was_given(
 def test_a_wrong_number_is_answered_with_what_to_write(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match="write a"):
         merged({}, {SETTINGS[key].variable: value})
+
+
+def test_settings_do_not_change_and_a_copy_may_differ() -> None:
+    settings = Settings(namespace="acme")
+    with pytest.raises(AttributeError, match="namespace can't be set"):
+        settings.namespace = "globex"  # type: ignore[assignment]
+    assert settings.replaced(namespace="globex").namespace == "globex"
+    assert settings.namespace == "acme"
+
+
+def test_a_setting_that_does_not_exist_can_not_be_given() -> None:
+    with pytest.raises(TypeError, match="unknown settings: sesion_cap"):
+        Settings(sesion_cap=1)
 
 
 def test_a_full_name_stays_as_it_is() -> None:

@@ -173,7 +173,7 @@ def test_garbage_in_the_file_is_one_line(suite: Suite, option: str) -> None:
     result = suite.run(option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (line,) = [line for line in result.errlines if line.startswith("ERROR: ")]
-    assert "hf-costs.json is no costs file: a: usd: 'nan' is not a finite amount" in line
+    assert "hf-costs.json is not a costs file: a: usd: 'nan' is not a finite amount" in line
     assert suite.sent == 0
 
 

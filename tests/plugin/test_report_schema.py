@@ -8,8 +8,7 @@ import jsonschema
 import pytest
 from plugin_suite import Suite
 
-from pytest_hfbudget.reporting.json_report import SCHEMA_FILE
-from pytest_hfbudget.reporting.saved import read
+from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, read
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +43,7 @@ def test_the_report_of_a_run_is_valid_and_can_be_read(
     content = suite.report()
     CHECK.validate(content)
     report = read(suite.path / "report.json")
-    assert len(report.calls) == len(content["calls"])
+    assert len(report.charges) == len(content["calls"])
     assert report.run == content["run"] != ""
     assert report.date.isoformat() == content["date"]
 

@@ -201,7 +201,7 @@ def test_no_token_at_all(real_addresses: Suite, monkeypatch: pytest.MonkeyPatch)
         ('["a/b"]\ninput = 1\noutput = -0.0', "(at line 3)"),
         pytest.param('["a/b"]\ncall = 1\ncall = 1', "line 3", marks=pytest.mark.slow),
         pytest.param("# \udce9\n", "byte 0xe9 is not UTF-8 (at line 1)", marks=pytest.mark.slow),
-        pytest.param('["a/b"]\n', "says no price", marks=pytest.mark.slow),
+        pytest.param('["a/b"]\n', "has no price", marks=pytest.mark.slow),
     ],
 )
 def test_a_bad_price_file(suite: Suite, toml: str, says: str) -> None:

@@ -150,7 +150,7 @@ def test_a_run_that_is_interrupted_still_tells_its_job(suite: Suite, job: Path) 
             raise KeyboardInterrupt
     """)
     suite.run()
-    assert "1 call, 0 refused" in job.read_text()
+    assert "spent, 1 call\n" in job.read_text()
 
 
 def test_a_step_summary_that_can_not_be_written_fails_no_run(

@@ -18,8 +18,8 @@ from pytest_hfbudget.reporting.github import (
 def test_the_summary_has_all_that_matters() -> None:
     text = step_summary(saved(full()))
     assert "**$0.0005549** of $0.05 spent, 3 calls, 1 refused" in text
-    assert "1 without usage, charged at an upper bound" in text
-    assert "1 without a known price, not in the sum" in text
+    assert "1 call without usage, charged at an upper bound" in text
+    assert "1 call without a known price, not in the sum" in text
     assert "#### Endpoints" in text
     assert "NOT VERIFIED AS PAUSED" in text
 

@@ -48,7 +48,7 @@ def test_price_sources_have_the_day_of_their_prices() -> None:
     assert (second["source"], second["calls"]) == ("(no price)", 1)
 
 
-def test_an_endpoint_says_how_it_was_left_and_what_nobody_used() -> None:
+def test_an_endpoint_says_how_it_was_left_and_what_no_test_used() -> None:
     (row,) = _records(_tables(full())["endpoints"])
     assert (row["left"], row["idle"]) == ("NOT VERIFIED AS PAUSED (running)", 250_000)
     (share,) = _records(_tables(full())["shares"])

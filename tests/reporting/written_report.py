@@ -6,7 +6,8 @@ import copy
 from datetime import datetime, timezone
 from typing import Any
 
-from pytest_hfbudget.reporting.saved import SavedReport, parse
+from pytest_hfbudget.reporting.json_report import parse
+from pytest_hfbudget.reporting.model import Report
 
 LEAST: dict[str, Any] = {
     "schema": 1,
@@ -81,6 +82,6 @@ def full() -> dict[str, Any]:
     )
 
 
-def saved(content: dict[str, Any]) -> SavedReport:
+def saved(content: dict[str, Any]) -> Report:
     """What is read from it."""
     return parse(content, written=datetime(2026, 1, 1, tzinfo=timezone.utc))

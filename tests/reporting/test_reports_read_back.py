@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from written_report import LEAST, full, saved
 
-from pytest_hfbudget.reporting.saved import ReportFileError, parse, read
+from pytest_hfbudget.ledger import Charge, Refusal
+from pytest_hfbudget.reporting import model
+from pytest_hfbudget.reporting.json_report import ReportFileError, as_json, parse, read
 
 NOW = datetime(2026, 11, 22, tzinfo=timezone.utc)
 
@@ -19,11 +21,11 @@ NOW = datetime(2026, 11, 22, tzinfo=timezone.utc)
 def test_what_was_written_is_read_back() -> None:
     report = saved(full())
     assert (report.run, report.day) == ("5f0c2d9e71ab", "2026-11-22 03:10")
-    assert (report.spent, report.cap, report.sent, report.refused) == (554_900, 50_000_000, 3, 1)
+    assert (report.spent, report.cap, report.calls, report.refused) == (554_900, 50_000_000, 3, 1)
     assert report.tests[0].spent == 4_900
-    assert report.calls[0].usd == 4_900
-    assert report.calls[2].usd is None
-    assert report.endpoints[0].shares == {"test_a.py::test_a": 300_000}
+    assert report.charges[0].nano_usd == 4_900
+    assert report.charges[2].nano_usd is None
+    assert report.endpoints[0].shares == (("test_a.py::test_a", 300_000),)
     assert report.endpoints[0].idle == 250_000
 
 
@@ -43,10 +45,10 @@ def test_keys_of_a_later_release_are_passed_over() -> None:
     ("wrong", "said"),
     [
         ({"schema": 2}, "its schema is 2, and this release reads 1"),
-        ({"session": []}, "the report, session, is no JSON object"),
+        ({"session": []}, "the report, session, is not a JSON object"),
         ({"tests": None}, "tests is not a list: None"),
         ({"tests": "x"}, "tests is not a list: 'x'"),
-        ({"tests": [3]}, "tests[0] is no JSON object"),
+        ({"tests": [3]}, "tests[0] is not a JSON object"),
         ({"tests": [{"spent_usd": "NaN"}]}, "tests[0]: spent_usd is not USD as a decimal string"),
         ({"tests": [{"spent_usd": 0.1}]}, "tests[0]: spent_usd is not USD as a decimal string"),
         ({"tests": [{"spent_usd": "-1"}]}, "tests[0]: spent_usd is not USD as a decimal string"),
@@ -67,7 +69,7 @@ def test_an_error_says_where_a_report_is_wrong(wrong: dict[str, Any], said: str)
 def test_a_file_that_is_no_report_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.json"
     path.write_bytes(content)
-    with pytest.raises(ReportFileError, match=r"other\.json is no report of --hf-report: "):
+    with pytest.raises(ReportFileError, match=r"other\.json is not a report of --hf-report: "):
         read(path)
 
 
@@ -78,4 +80,42 @@ def test_a_file_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
 
 def test_replayed_is_a_status_or_a_flag() -> None:
     calls = [{"status": "replayed"}, {"status": "200", "replayed": True}, {"status": "200"}]
-    assert [call.replayed for call in saved({**LEAST, "calls": calls}).calls] == [True, True, False]
+    charges = saved({**LEAST, "calls": calls}).charges
+    assert [charge.replayed for charge in charges] == [True, True, False]
+
+
+def test_the_report_of_a_run_is_the_same_value_when_it_is_read_back() -> None:
+    charge = Charge(
+        *("test_a", "conversational", "org/model", "groq", 17, 32, 4_900, "prices.toml", "200"),
+        *(True, 0.25),
+        over=100,
+        instead_of="org/large",
+    )
+    report = model.Report(
+        spent=554_900,
+        cap=50_000_000,
+        calls=2,
+        refused=1,
+        tests=(
+            model.TestLine("test_a", "not run", 4_900, 10_000_000, 2, 1, replayed=1, uptime=300),
+        ),
+        charges=(charge, charge._replace(test=None, provider=None, nano_usd=None, where="fixture")),
+        refusals=(Refusal("test_a", "test_a", "org/model", "too much", "test:test_a"),),
+        endpoints=(
+            model.EndpointLine(
+                *("acme/llm", "running", 550_000, 1, True, True, False),
+                left_to="b",
+                kept=True,
+                resumed_at=1_700_000_000.0,
+                paused_at=1_700_000_060.5,
+                shares=(("test_a", 300),),
+                idle=250,
+                cold_start=50,
+            ),
+        ),
+        run="5f0c2d9e71ab",
+        date=NOW,
+        rehearsal=True,
+        unmetered=(("RuntimeError", 2),),
+    )
+    assert parse(as_json(report), written=datetime.now(timezone.utc)) == report
