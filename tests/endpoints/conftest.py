@@ -26,7 +26,7 @@ from pytest_hfbudget.endpoints.retry import RetryPolicy, RunTimings, Timings
 
 TOKEN = "hf_the_secret_of_this_test"
 ROOT = Path(__file__).resolve().parents[2]
-OWNER = Path(__file__).with_name("owner.py")
+CLIENT_PROCESS = Path(__file__).with_name("client_process.py")
 
 
 def gone(pid: int, timeout_s: float = 10.0) -> bool:
@@ -41,7 +41,7 @@ def gone(pid: int, timeout_s: float = 10.0) -> bool:
         os.close(fd)
 
 
-def seconds_of(state_dir: Path, run: str) -> list[int]:
+def standbys_of(state_dir: Path, run: str) -> list[int]:
     """Processes that stand by for the reaper of a run."""
     words = {b"hfbudget-reaper-second", run.encode()}
     return [pid for pid, said in _processes(state_dir) if words <= set(said)]
@@ -90,9 +90,9 @@ def kill_all(run: Lifecycle, settings: EndpointSettings) -> None:
     folder, name = settings.state_dir, settings.run
     assert until(lambda: reserves_of(folder, name))
     os.kill(run.reaper_pid, signal.SIGSTOP)
-    for pid in (*seconds_of(folder, name), *reserves_of(folder, name)):
+    for pid in (*standbys_of(folder, name), *reserves_of(folder, name)):
         os.kill(pid, signal.SIGSTOP)
-    for pid in (*seconds_of(folder, name), *reserves_of(folder, name)):
+    for pid in (*standbys_of(folder, name), *reserves_of(folder, name)):
         kill(pid)
     kill(run.reaper_pid)
 
@@ -202,7 +202,7 @@ def lifecycle(settings: EndpointSettings) -> Iterator[Callable[..., Lifecycle]]:
 
 
 @dataclass
-class Owner:
+class RunProcess:
     """Another process with a lifecycle of its own, in a session of its own."""
 
     process: subprocess.Popen[str]
@@ -236,7 +236,7 @@ class Owner:
         """Kill it and its reaper, as a power cut would: neither can do anything any more."""
         os.kill(self.reaper, signal.SIGSTOP)
         assert until(lambda: reserves_of(self.state_dir, self.run))
-        standbys = (*seconds_of(self.state_dir, self.run), *reserves_of(self.state_dir, self.run))
+        standbys = (*standbys_of(self.state_dir, self.run), *reserves_of(self.state_dir, self.run))
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in standbys:
                 os.kill(pid, number)
@@ -248,22 +248,22 @@ class Owner:
 
 
 @pytest.fixture
-def owner(settings: EndpointSettings) -> Iterator[Callable[..., Owner]]:
+def other_run(settings: EndpointSettings) -> Iterator[Callable[..., RunProcess]]:
     """Starts a process that brings endpoints up, and waits until they are."""
-    started: list[Owner] = []
+    started: list[RunProcess] = []
 
-    def start(*names: str, wait: bool = True, run: str = "run-1", **env: str) -> Owner:
+    def start(*names: str, wait: bool = True, run: str = "run-1", **env: str) -> RunProcess:
         told = {**asdict(settings), "state_dir": str(settings.state_dir), "run": run}
         process = subprocess.Popen(
-            [sys.executable, str(OWNER), *(names or ("acme/llm",))],
+            [sys.executable, str(CLIENT_PROCESS), *(names or ("acme/llm",))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=settings.state_dir.parent,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OWNER": json.dumps(told), **env},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "RUN_SETTINGS": json.dumps(told), **env},
             start_new_session=True,
         )
-        one = Owner(process, run, settings.state_dir)
+        one = RunProcess(process, run, settings.state_dir)
         started.append(one)
         assert one.hear() == "begun"
         if wait:

@@ -17,11 +17,11 @@ from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 
-from .conftest import Owner, gone, kill_all, until
+from .conftest import RunProcess, gone, kill_all, until
 
 pytestmark = pytest.mark.slow
 
-Start = Callable[..., Owner]
+Start = Callable[..., RunProcess]
 Make = Callable[..., Lifecycle]
 
 
@@ -55,8 +55,8 @@ def test_a_deadline_is_told_at_once_and_nothing_is_resumed_after_it(
     assert asked(hub, "resume") == 1
 
 
-def test_a_deadline_is_kept_while_the_run_hangs(hub: EmulatorClient, owner: Start):
-    run = owner()
+def test_a_deadline_is_kept_while_the_run_hangs(hub: EmulatorClient, other_run: Start):
+    run = other_run()
     run.tell("limit")
     run.process.stdin.write("hang\n")  # type: ignore[union-attr]
     run.process.stdin.flush()  # type: ignore[union-attr]
@@ -66,9 +66,9 @@ def test_a_deadline_is_kept_while_the_run_hangs(hub: EmulatorClient, owner: Star
 
 
 def test_a_deadline_is_kept_while_the_run_is_stopped(
-    hub: EmulatorClient, owner: Start, settings: EndpointSettings
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings
 ):
-    run = owner()
+    run = other_run()
     run.tell("limit")
     run.end(signal.SIGSTOP)
     hub.wait_for(kind="state", state="paused")
@@ -93,12 +93,12 @@ def test_the_wait_for_an_endpoint_ends_with_the_deadline(hub: EmulatorClient, li
 
 
 def test_the_receipt_tells_why_it_was_paused(
-    hub: EmulatorClient, owner: Start, lifecycle: Make, settings: EndpointSettings
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle(run="asked")
     run.ensure("acme/llm")
     assert run.finish()[0].reason == "asked"
-    killed = owner(run="killed")
+    killed = other_run(run="killed")
     killed.end()
     assert gone(killed.reaper)
     reasons = {each.run: each.reason for each in read_all(leases_dir(settings.state_dir))}
@@ -224,9 +224,9 @@ def test_a_run_that_ends_revives_nothing(hub: EmulatorClient, lifecycle: Make):
 
 
 def test_a_kill_in_the_middle_of_a_revival_is_paused_after_it_took_effect(
-    hub: EmulatorClient, owner: Start
+    hub: EmulatorClient, other_run: Start
 ):
-    run = owner()
+    run = other_run()
     hub.change_endpoint("acme/llm", state="paused")
     hub.add_fault("resume", delay=0.25)
     before = hub.last()

@@ -21,7 +21,7 @@ from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 from pytest_hfbudget.errors import EndpointError
 
-from .conftest import gone, kill, seconds_of, until
+from .conftest import gone, kill, standbys_of, until
 
 pytestmark = pytest.mark.slow
 
@@ -131,17 +131,17 @@ def test_a_renewal_that_failed_is_tried_again(hub: EmulatorClient, lifecycle: Ma
     assert "a sweep from elsewhere may pause it" in " ".join(receipt.warnings)
 
 
-def test_a_second_that_fell_behind_is_no_second_reaper(
+def test_a_standby_that_fell_behind_is_no_second_reaper(
     hub: EmulatorClient, run: Lifecycle, settings: EndpointSettings
 ) -> None:
     """It has heard of a limit that is long past, and not of what became of it."""
-    (second,) = until(lambda: seconds_of(settings.state_dir, settings.run))
+    (second,) = until(lambda: standbys_of(settings.state_dir, settings.run))
     os.kill(second, signal.SIGSTOP)
     for number in range(600):
         run.pause_after(2 + number / 1000)
     run.pause_after(None)
     os.kill(second, signal.SIGCONT)
-    assert until(lambda: second not in seconds_of(settings.state_dir, settings.run))
+    assert until(lambda: second not in standbys_of(settings.state_dir, settings.run))
     assert run.paused_early() == {}
     assert not run.reaper_lost
     assert state(hub) == "running"
@@ -202,9 +202,9 @@ BURSTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("burst", BURSTS)
 def test_a_burst_of_answers_that_would_end_the_pause_ends_nothing(
-    hub: EmulatorClient, owner: Callable[..., Any], settings: EndpointSettings, burst: str
+    hub: EmulatorClient, other_run: Callable[..., Any], settings: EndpointSettings, burst: str
 ) -> None:
-    run = owner()
+    run = other_run()
     for op, answer in BURSTS[burst]:
         hub.add_fault(op, times=None, **answer)
     seen = hub.last()
@@ -423,7 +423,7 @@ def test_the_run_does_not_wait_for_the_later_looks(
 ) -> None:
     run = lifecycle(looks_s=(2,))
     run.ensure("acme/llm")
-    (second,) = seconds_of(settings.state_dir, settings.run)
+    (second,) = standbys_of(settings.state_dir, settings.run)
     began = time.monotonic()
     run.finish()
     assert time.monotonic() - began < 1.5

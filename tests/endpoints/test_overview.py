@@ -15,7 +15,7 @@ from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.overview import EndpointHolder, EndpointStanding, overview
 from pytest_hfbudget.endpoints.uptime import parse_time
 
-from .conftest import Owner
+from .conftest import RunProcess
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_an_unknown_price_is_not_zero(hub: EmulatorClient, show):
 
 
 def test_the_runs_that_use_it_are_named(
-    lifecycle: Callable[..., Lifecycle], owner: Callable[..., Owner], show
+    lifecycle: Callable[..., Lifecycle], other_run: Callable[..., RunProcess], show
 ):
-    other = owner(run="b")
+    other = other_run(run="b")
     lifecycle(run="a").ensure("acme/llm")
     host = os.uname().nodename
     holders = show()["acme/llm"].holders

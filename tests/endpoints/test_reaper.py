@@ -23,18 +23,18 @@ from pytest_hfbudget.errors import EndpointError
 
 from .conftest import (
     TOKEN,
-    Owner,
+    RunProcess,
     comm_of,
     gone,
     kill,
     kill_all,
     reapers_of,
     reserves_of,
-    seconds_of,
+    standbys_of,
     until,
 )
 
-Start = Callable[..., Owner]
+Start = Callable[..., RunProcess]
 Make = Callable[..., Lifecycle]
 
 
@@ -46,9 +46,9 @@ def paused_within(hub: EmulatorClient, since: float) -> float:
 
 
 def test_a_killed_run_is_paused_at_once(
-    hub: EmulatorClient, owner: Start, settings: EndpointSettings
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings
 ):
-    run = owner()
+    run = other_run()
     delay = paused_within(hub, run.end(signal.SIGKILL))
     assert delay < 0.5
     assert gone(run.reaper)
@@ -58,22 +58,22 @@ def test_a_killed_run_is_paused_at_once(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_a_terminated_run_is_paused(hub: EmulatorClient, owner: Start, number: int):
-    assert paused_within(hub, owner().end(number)) < 1
+def test_a_terminated_run_is_paused(hub: EmulatorClient, other_run: Start, number: int):
+    assert paused_within(hub, other_run().end(number)) < 1
 
 
 @pytest.mark.parametrize("deed", ["exit", "segfault", "abort"])
-def test_a_run_that_just_ends_is_paused(hub: EmulatorClient, owner: Start, deed: str):
-    run = owner()
+def test_a_run_that_just_ends_is_paused(hub: EmulatorClient, other_run: Start, deed: str):
+    run = other_run()
     run.tell(deed)
     hub.wait_for(kind="state", state="paused")
     assert gone(run.reaper)
 
 
 def test_a_forked_child_that_holds_every_descriptor_delays_nothing(
-    hub: EmulatorClient, owner: Start
+    hub: EmulatorClient, other_run: Start
 ):
-    run = owner()
+    run = other_run()
     child = int(run.tell("fork"))
     try:
         assert paused_within(hub, run.end()) < 0.5
@@ -82,30 +82,32 @@ def test_a_forked_child_that_holds_every_descriptor_delays_nothing(
         os.kill(child, signal.SIGKILL)
 
 
-def test_killing_the_process_group_does_not_reach_the_reaper(hub: EmulatorClient, owner: Start):
-    run = owner()
+def test_killing_the_process_group_does_not_reach_the_reaper(hub: EmulatorClient, other_run: Start):
+    run = other_run()
     assert os.getpgid(run.reaper) != os.getpgid(run.process.pid)
     assert os.getsid(run.reaper) != os.getsid(run.process.pid)
     os.killpg(run.process.pid, signal.SIGKILL)
     hub.wait_for(kind="state", state="paused")
 
 
-def test_the_reaper_is_not_in_the_runs_process_tree(owner: Start):
-    run = owner()
+def test_the_reaper_is_not_in_the_runs_process_tree(other_run: Start):
+    run = other_run()
     parents = Path(f"/proc/{run.reaper}/stat").read_text().rpartition(")")[2].split()
     assert int(parents[1]) not in (run.process.pid, os.getpid())
 
 
-def test_signals_do_not_end_the_reaper(hub: EmulatorClient, owner: Start):
-    run = owner()
+def test_signals_do_not_end_the_reaper(hub: EmulatorClient, other_run: Start):
+    run = other_run()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         os.kill(run.reaper, number)
     run.end()
     hub.wait_for(kind="state", state="paused")
 
 
-def test_a_process_that_closes_all_descriptors_is_paused_at_once(hub: EmulatorClient, owner: Start):
-    run = owner()
+def test_a_process_that_closes_all_descriptors_is_paused_at_once(
+    hub: EmulatorClient, other_run: Start
+):
+    run = other_run()
     assert run.tell("wreck") == "wrecked"
     hub.wait_for(kind="state", state="paused")
     assert gone(run.reaper)
@@ -113,10 +115,10 @@ def test_a_process_that_closes_all_descriptors_is_paused_at_once(hub: EmulatorCl
 
 
 def test_a_kill_before_the_resume_is_answered_is_paused_after_it_took_effect(
-    hub: EmulatorClient, owner: Start
+    hub: EmulatorClient, other_run: Start
 ):
     hub.add_fault("resume", delay=0.25)
-    run = owner(wait=False)
+    run = other_run(wait=False)
     hub.wait_for(op="resume")
     run.end()
     hub.wait_for(op="pause")
@@ -124,20 +126,20 @@ def test_a_kill_before_the_resume_is_answered_is_paused_after_it_took_effect(
     hub.wait_for(kind="state", state="paused", after=woken["seq"])
 
 
-def test_a_kill_while_the_endpoint_comes_up_is_paused(hub: EmulatorClient, owner: Start):
+def test_a_kill_while_the_endpoint_comes_up_is_paused(hub: EmulatorClient, other_run: Start):
     hub.change_endpoint("acme/llm", initializing_s=60)
-    run = owner(wait=False)
+    run = other_run(wait=False)
     hub.wait_for(kind="state", state="initializing")
     hub.wait_for(op="get", after=hub.last())
     run.end()
     hub.wait_for(kind="state", state="paused")
 
 
-def test_all_endpoints_are_asked_before_any_is_verified(hub: EmulatorClient, owner: Start):
+def test_all_endpoints_are_asked_before_any_is_verified(hub: EmulatorClient, other_run: Start):
     names = [f"acme/e{number}" for number in range(4)]
     for name in names:
         hub.add_endpoint(name)
-    run = owner(*names)
+    run = other_run(*names)
     hub.add_fault("pause", times=None, delay=0.1)
     before = hub.last()
     run.end()
@@ -146,8 +148,8 @@ def test_all_endpoints_are_asked_before_any_is_verified(hub: EmulatorClient, own
     assert ops[:4] == ["pause"] * 4
 
 
-def test_a_killed_run_gives_the_endpoint_its_settings_back(hub: EmulatorClient, owner: Start):
-    run = owner()
+def test_a_killed_run_gives_the_endpoint_its_settings_back(hub: EmulatorClient, other_run: Start):
+    run = other_run()
     run.end()
     assert gone(run.reaper)
     (shown,) = hub.log(kind="request", op="update", phase="answered")[-1:]
@@ -155,8 +157,8 @@ def test_a_killed_run_gives_the_endpoint_its_settings_back(hub: EmulatorClient, 
     assert shown["status"] == 200
 
 
-def test_faults_at_the_moment_of_the_kill_are_outlasted(hub: EmulatorClient, owner: Start):
-    run = owner()
+def test_faults_at_the_moment_of_the_kill_are_outlasted(hub: EmulatorClient, other_run: Start):
+    run = other_run()
     hub.add_fault("pause", times=3, status=503)
     hub.add_fault("pause", reset="before")
     hub.add_fault("pause", lie=True)
@@ -166,9 +168,9 @@ def test_faults_at_the_moment_of_the_kill_are_outlasted(hub: EmulatorClient, own
 
 
 def test_the_token_is_nowhere_to_be_found(
-    hub: EmulatorClient, owner: Start, settings: EndpointSettings
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings
 ):
-    run = owner(HF_TOKEN=TOKEN, SECRET_OF_THE_JOB="x", RUNNER_TRACKING_ID="github_1")
+    run = other_run(HF_TOKEN=TOKEN, SECRET_OF_THE_JOB="x", RUNNER_TRACKING_ID="github_1")
     proc = Path(f"/proc/{run.reaper}")
     assert TOKEN.encode() not in (proc / "cmdline").read_bytes()
     environ = (proc / "environ").read_bytes()
@@ -184,16 +186,16 @@ def test_the_token_is_nowhere_to_be_found(
     assert not any(TOKEN.encode() in content for content in files)
 
 
-def test_the_reaper_needs_nothing_of_its_owners_surroundings(owner: Start):
-    run = owner()
+def test_the_reaper_needs_nothing_of_the_surroundings_of_its_client(other_run: Start):
+    run = other_run()
     proc = Path(f"/proc/{run.reaper}")
     assert os.readlink(proc / "cwd") == "/"
     open_files = {os.readlink(fd) for fd in (proc / "fd").iterdir()}
-    assert not [name for name in open_files if "pipe" in name], "it holds a pipe of the owner's"
+    assert not [name for name in open_files if "pipe" in name], "it holds a pipe of the client's"
 
 
-def test_a_stopped_owner_is_not_a_dead_one(hub: EmulatorClient, owner: Start):
-    run = owner()
+def test_a_stopped_client_is_not_a_dead_one(hub: EmulatorClient, other_run: Start):
+    run = other_run()
     run.end(signal.SIGSTOP)
     os.kill(run.reaper, signal.SIGSTOP)
     os.kill(run.reaper, signal.SIGCONT)
@@ -237,24 +239,28 @@ def test_reapers_that_are_killed_one_after_the_other_are_all_replaced(
     assert receipt.verified
 
 
-def test_a_second_that_is_killed_is_replaced(
+def test_a_standby_that_is_killed_is_replaced(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ):
     run = lifecycle()
     run.ensure("acme/llm")
-    (second,) = seconds_of(settings.state_dir, settings.run)
+    (second,) = standbys_of(settings.state_dir, settings.run)
     kill(second)
     seen = hub.last()
-    run.pause_after(3600)  # goes by the reaper, which looks after its second in the same turn
-    assert until(lambda: any(pid != second for pid in seconds_of(settings.state_dir, settings.run)))
+    run.pause_after(3600)  # goes by the reaper, which looks after its standbys at the same time
+    assert until(
+        lambda: any(pid != second for pid in standbys_of(settings.state_dir, settings.run))
+    )
     kill(run.reaper_pid)
     hub.wait_for(op="get", phase="arrived", after=seen)
     (receipt,) = run.finish()
     assert receipt.verified
 
 
-def test_a_reaper_that_is_killed_while_it_pauses_is_stood_in_for(hub: EmulatorClient, owner: Start):
-    run = owner()
+def test_a_reaper_that_is_killed_while_it_pauses_is_stood_in_for(
+    hub: EmulatorClient, other_run: Start
+):
+    run = other_run()
     hub.add_fault("pause", hang=60, then="close")
     run.end(signal.SIGKILL)
     hub.wait_for(op="pause", phase="arrived")
@@ -274,7 +280,7 @@ def test_a_limit_outlives_the_reaper_that_was_told_it(hub: EmulatorClient, lifec
 def test_no_standby_stays_behind(lifecycle: Make, settings: EndpointSettings):
     run = lifecycle()
     run.ensure("acme/llm")
-    (second,) = seconds_of(settings.state_dir, settings.run)
+    (second,) = standbys_of(settings.state_dir, settings.run)
     (reserve,) = until(lambda: reserves_of(settings.state_dir, settings.run))
     run.finish()
     assert gone(second)
@@ -286,7 +292,7 @@ def test_a_reaper_and_its_second_that_are_killed_at_once_are_stood_in_for(
 ):
     run = lifecycle()
     run.ensure("acme/llm")
-    pair = (run.reaper_pid, *seconds_of(settings.state_dir, settings.run))
+    pair = (run.reaper_pid, *standbys_of(settings.state_dir, settings.run))
     assert until(lambda: reserves_of(settings.state_dir, settings.run))
     seen = hub.last()
     for number in (signal.SIGSTOP, signal.SIGKILL):

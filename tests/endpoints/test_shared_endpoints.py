@@ -31,11 +31,11 @@ from pytest_hfbudget.endpoints.process import Place, start_time
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.version import __version__
 
-from .conftest import Owner, gone, until
+from .conftest import RunProcess, gone, until
 
 pytestmark = pytest.mark.slow
 
-Start = Callable[..., Owner]
+Start = Callable[..., RunProcess]
 Make = Callable[..., Lifecycle]
 ORIGINAL = {"minReplica": 1, "maxReplica": 2, "scaleToZeroTimeout": None, "measure": None}
 
@@ -50,9 +50,9 @@ def as_before(plane: ControlPlane) -> bool:
 
 
 def test_the_second_run_joins_and_the_last_one_out_pauses(
-    hub: EmulatorClient, owner: Start, plane: ControlPlane, settings: EndpointSettings
+    hub: EmulatorClient, other_run: Start, plane: ControlPlane, settings: EndpointSettings
 ):
-    first, second = owner(run="a"), owner(run="b")
+    first, second = other_run(run="a"), other_run(run="b")
     assert asked(hub, "resume") == 1
     left = first.receipts()["acme/llm"]
     assert (left["state"], left["left_to"], left["verified"]) == ("left to run b", "b", False)
@@ -71,10 +71,10 @@ def test_the_second_run_joins_and_the_last_one_out_pauses(
     assert read_held_leases(settings.lease_dir) == ()
 
 
-def test_runs_that_begin_at_the_same_time_resume_once(hub: EmulatorClient, owner: Start):
+def test_runs_that_begin_at_the_same_time_resume_once(hub: EmulatorClient, other_run: Start):
     hub.change_endpoint("acme/llm", initializing_s=0.2)
     hub.add_fault("update", delay=0.2)
-    runs = [owner(run=name, wait=False) for name in "abc"]
+    runs = [other_run(run=name, wait=False) for name in "abc"]
     for run in runs:
         run.reaper = int(run.hear().split()[1])
     assert asked(hub, "resume") == asked(hub, "update") == 1
@@ -84,9 +84,9 @@ def test_runs_that_begin_at_the_same_time_resume_once(hub: EmulatorClient, owner
 
 
 def test_a_killed_run_leaves_the_endpoint_to_the_other(
-    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
 ):
-    first = owner(run="a")
+    first = other_run(run="a")
     second = lifecycle(run="b")
     second.ensure("acme/llm")
     first.end()
@@ -98,11 +98,11 @@ def test_a_killed_run_leaves_the_endpoint_to_the_other(
 
 
 def test_a_joined_run_that_is_killed_does_not_pause_under_the_first(
-    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
 ):
     first = lifecycle(run="a")
     first.ensure("acme/llm")
-    second = owner(run="b")
+    second = other_run(run="b")
     second.end()
     assert gone(second.reaper)
     assert asked(hub, "pause") == 0
@@ -111,9 +111,9 @@ def test_a_joined_run_that_is_killed_does_not_pause_under_the_first(
 
 
 def test_when_all_runs_are_killed_it_is_paused(
-    hub: EmulatorClient, owner: Start, plane: ControlPlane, settings: EndpointSettings
+    hub: EmulatorClient, other_run: Start, plane: ControlPlane, settings: EndpointSettings
 ):
-    runs = [owner(run="a"), owner(run="b")]
+    runs = [other_run(run="a"), other_run(run="b")]
     for run in runs:
         run.end()
     for run in runs:
@@ -125,9 +125,9 @@ def test_when_all_runs_are_killed_it_is_paused(
 
 
 def test_a_run_that_vanished_with_its_reaper_is_cleaned_up_after_by_the_last(
-    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
 ):
-    first = owner(run="a")
+    first = other_run(run="a")
     second = lifecycle(run="b")
     second.ensure("acme/llm")
     first.vanish()
@@ -137,9 +137,9 @@ def test_a_run_that_vanished_with_its_reaper_is_cleaned_up_after_by_the_last(
 
 
 def test_the_next_run_takes_over_what_a_vanished_one_left_running(
-    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
 ):
-    owner(run="a").vanish()
+    other_run(run="a").vanish()
     run = lifecycle(run="b")
     run.ensure("acme/llm")
     (receipt,) = run.finish()
@@ -149,9 +149,9 @@ def test_the_next_run_takes_over_what_a_vanished_one_left_running(
 
 
 def test_a_forked_child_does_not_keep_a_dead_runs_lease_alive(
-    hub: EmulatorClient, owner: Start, lifecycle: Make
+    hub: EmulatorClient, other_run: Start, lifecycle: Make
 ):
-    first = owner(run="a")
+    first = other_run(run="a")
     child = int(first.tell("fork"))
     try:
         first.vanish()
@@ -163,8 +163,10 @@ def test_a_forked_child_does_not_keep_a_dead_runs_lease_alive(
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_stopped_run_still_has_its_endpoint(hub: EmulatorClient, owner: Start, lifecycle: Make):
-    first = owner(run="a")
+def test_a_stopped_run_still_has_its_endpoint(
+    hub: EmulatorClient, other_run: Start, lifecycle: Make
+):
+    first = other_run(run="a")
     first.end(signal.SIGSTOP)
     run = lifecycle(run="b")
     run.ensure("acme/llm")
@@ -175,10 +177,10 @@ def test_a_stopped_run_still_has_its_endpoint(hub: EmulatorClient, owner: Start,
 
 
 def test_a_run_that_comes_during_the_pause_waits_for_it_and_resumes(
-    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
 ):
     hub.change_endpoint("acme/llm", pause_lag_s=0.4)
-    first = owner(run="a")
+    first = other_run(run="a")
     first.end()
     hub.wait_for(op="pause")
     run = lifecycle(run="b")
@@ -191,10 +193,10 @@ def test_a_run_that_comes_during_the_pause_waits_for_it_and_resumes(
 
 
 def test_a_kill_in_the_middle_of_a_resume_lets_the_next_run_go_on(
-    hub: EmulatorClient, owner: Start, lifecycle: Make, plane: ControlPlane
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
 ):
     hub.add_fault("resume", delay=0.6)
-    first = owner(run="a", wait=False)
+    first = other_run(run="a", wait=False)
     sent = hub.wait_for(op="resume")
     second = lifecycle(run="b")
     with ThreadPoolExecutor() as pool:
@@ -209,9 +211,9 @@ def test_a_kill_in_the_middle_of_a_resume_lets_the_next_run_go_on(
 
 
 def test_keeping_it_running_does_not_hold_for_what_another_run_has_resumed(
-    owner: Start, lifecycle: Make
+    other_run: Start, lifecycle: Make
 ):
-    first = owner(run="a")
+    first = other_run(run="a")
     run = lifecycle(run="b")
     run.ensure("acme/llm", keep_running=True)
     assert first.receipts()["acme/llm"]["left_to"] == "b"
@@ -221,9 +223,9 @@ def test_keeping_it_running_does_not_hold_for_what_another_run_has_resumed(
 
 
 def test_the_cap_of_one_run_does_not_pause_under_another(
-    hub: EmulatorClient, owner: Start, lifecycle: Make
+    hub: EmulatorClient, other_run: Start, lifecycle: Make
 ):
-    owner(run="a")
+    other_run(run="a")
     run = lifecycle(run="b")
     run.ensure("acme/llm")
     run.pause_after(0)
@@ -234,9 +236,9 @@ def test_the_cap_of_one_run_does_not_pause_under_another(
 
 
 def test_what_only_the_first_run_resumed_is_tagged_until_the_last_has_left(
-    owner: Start, lifecycle: Make, plane: ControlPlane
+    other_run: Start, lifecycle: Make, plane: ControlPlane
 ):
-    first = owner(run="a")
+    first = other_run(run="a")
     run = lifecycle(run="b")
     run.ensure("acme/llm")
     first.receipts()
@@ -245,65 +247,65 @@ def test_what_only_the_first_run_resumed_is_tagged_until_the_last_has_left(
     assert plane.get("acme/llm").tags == ()
 
 
-# -- the claims themselves
+# -- the leases themselves
 
 
-def claim(claims_of: EndpointSettings, run: str, **changes: object) -> HeldLease:
+def held_lease(settings: EndpointSettings, run: str, **changes: object) -> HeldLease:
     pid, start = os.getpid(), start_time(os.getpid())
-    plain = HeldLease(run, "acme/llm", claims_of.api, pid, start, pid, start, at=1.0)
+    plain = HeldLease(run, "acme/llm", settings.api, pid, start, pid, start, at=1.0)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def book(settings: EndpointSettings, run: str, *, api: str | None = None) -> LeaseStore:
+def store(settings: EndpointSettings, run: str, *, api: str | None = None) -> LeaseStore:
     return LeaseStore(settings.lease_dir, api=api or settings.api, endpoint="acme/llm", run=run)
 
 
 def test_a_claim_counts_while_its_owner_lives(settings: EndpointSettings):
-    mine = book(settings, "mine")
+    mine = store(settings, "mine")
     assert mine.successor() is None
-    book(settings, "a").put(claim(settings, "a", owner_start="1"))
+    store(settings, "a").put(held_lease(settings, "a", owner_start="1"))
     assert mine.successor() is None
-    book(settings, "b").put(claim(settings, "b", place=Place(host="elsewhere")))
+    store(settings, "b").put(held_lease(settings, "b", place=Place(host="elsewhere")))
     assert mine.successor() is None
-    book(settings, "c").put(claim(settings, "c", phase=OVER))
+    store(settings, "c").put(held_lease(settings, "c", phase=OVER))
     assert mine.successor() is None
-    book(settings, "d").put(claim(settings, "d"))
+    store(settings, "d").put(held_lease(settings, "d"))
     found = mine.successor()
     assert found is not None
     assert found.run == "d"
-    assert book(settings, "d").successor() is None, "its own claim is no reason to leave"
+    assert store(settings, "d").successor() is None, "its own lease is no successor"
 
 
 def test_endpoints_of_another_control_plane_are_others(settings: EndpointSettings):
-    book(settings, "a", api="http://elsewhere/v2").put(claim(settings, "a"))
-    assert book(settings, "b").others() == ()
+    store(settings, "a", api="http://elsewhere/v2").put(held_lease(settings, "a"))
+    assert store(settings, "b").others() == ()
 
 
 def test_a_pause_is_only_waited_for_while_somebody_does_it(settings: EndpointSettings):
-    mine = book(settings, "mine")
-    book(settings, "a").put(claim(settings, "a", phase=PAUSING))
+    mine = store(settings, "mine")
+    store(settings, "a").put(held_lease(settings, "a", phase=PAUSING))
     assert mine.pauser() is not None
-    book(settings, "a").put(claim(settings, "a", phase=PAUSING, reaper_start="1"))
+    store(settings, "a").put(held_lease(settings, "a", phase=PAUSING, reaper_start="1"))
     assert mine.pauser() is None
 
 
 def test_a_verified_pause_takes_what_the_dead_left_with_it(settings: EndpointSettings):
-    book(settings, "dead").put(claim(settings, "dead", owner_start="1", reaper_start="1"))
-    book(settings, "over").put(claim(settings, "over", phase=OVER))
-    mine = claim(settings, "mine", owner_start="1", phase=PAUSING, scaling={"minReplica": 1})
-    book(settings, "mine").put(mine)
-    book(settings, "mine").end(mine, paused=False)
+    store(settings, "dead").put(held_lease(settings, "dead", owner_start="1", reaper_start="1"))
+    store(settings, "over").put(held_lease(settings, "over", phase=OVER))
+    mine = held_lease(settings, "mine", owner_start="1", phase=PAUSING, scaling={"minReplica": 1})
+    store(settings, "mine").put(mine)
+    store(settings, "mine").end(mine, paused=False)
     assert len(read_held_leases(settings.lease_dir)) == 3
-    book(settings, "mine").end(mine, paused=True)
+    store(settings, "mine").end(mine, paused=True)
     assert read_held_leases(settings.lease_dir) == ()
 
 
 def test_garbage_among_the_claims_is_passed_over(settings: EndpointSettings):
-    book(settings, "a").put(claim(settings, "a"))
+    store(settings, "a").put(held_lease(settings, "a"))
     (path,) = settings.lease_dir.iterdir()
     for number, content in enumerate((b"", b"\xff{", b"[]", b'{"run": 1}', b'{"news": 1}')):
         path.with_name(path.name.replace(".a.", f".{number}.")).write_bytes(content)
-    assert [each.run for each in book(settings, "b").others()] == ["a"]
+    assert [each.run for each in store(settings, "b").others()] == ["a"]
 
 
 def test_a_lost_turn_of_a_thread_is_not_a_second_one(tmp_path: Path):
@@ -336,8 +338,8 @@ def test_a_turn_that_does_not_come_can_be_given_up(tmp_path: Path):
 
 
 def test_only_old_claims_that_count_no_more_are_removed(settings: EndpointSettings):
-    book(settings, "live").put(claim(settings, "live"))
-    book(settings, "dead").put(claim(settings, "dead", owner_start="1", reaper_start="1"))
+    store(settings, "live").put(held_lease(settings, "live"))
+    store(settings, "dead").put(held_lease(settings, "dead", owner_start="1", reaper_start="1"))
     (settings.lease_dir / "torn.draft").write_text("{")
     prune_held_leases(settings.lease_dir, before=0)
     assert len(list(settings.lease_dir.iterdir())) == 3

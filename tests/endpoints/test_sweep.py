@@ -26,9 +26,9 @@ from pytest_hfbudget.endpoints.sweep import (
 )
 from pytest_hfbudget.endpoints.types import tagged_until
 
-from .conftest import Owner
+from .conftest import RunProcess
 
-Start = Callable[..., Owner]
+Start = Callable[..., RunProcess]
 Make = Callable[..., Lifecycle]
 QUICK = Timings(
     try_s=0.5, verify_poll_s=0.02, resend_s=0.2, settle_s=0.1, deadline_s=1, doubt_s=0.3
@@ -68,10 +68,10 @@ def tag(plane: ControlPlane, name: str, until: float) -> None:
 
 
 def test_what_a_dead_run_and_its_dead_reaper_left_is_paused_and_put_back(
-    hub: EmulatorClient, owner: Start, plane: ControlPlane, settings: EndpointSettings, clean
+    hub: EmulatorClient, other_run: Start, plane: ControlPlane, settings: EndpointSettings, clean
 ):
     before = plane.get("acme/llm").raw_scaling
-    owner(run="a").vanish()
+    other_run(run="a").vanish()
     (swept,) = clean()
     assert (swept.name, swept.run, swept.where) == ("acme/llm", "a", "journal")
     assert (swept.state, swept.verified, swept.error, swept.skipped) == ("paused", True, None, None)
@@ -87,20 +87,20 @@ def test_what_a_dead_run_and_its_dead_reaper_left_is_paused_and_put_back(
 
 
 def test_a_dry_run_looks_and_touches_nothing(
-    hub: EmulatorClient, owner: Start, settings: EndpointSettings, clean
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean
 ):
-    owner(run="a").vanish()
+    other_run(run="a").vanish()
     (swept,) = clean(dry_run=True)
     assert (swept.state, swept.verified, swept.skipped) == ("running", False, None)
     assert pauses(hub) == []
     assert len(unfinished(leases_dir(settings.state_dir))) == 1
 
 
-def test_no_more_than_the_limit_is_paused(hub: EmulatorClient, owner: Start, clean):
+def test_no_more_than_the_limit_is_paused(hub: EmulatorClient, other_run: Start, clean):
     names = [f"acme/e{number}" for number in range(3)]
     for name in names:
         hub.add_endpoint(name)
-    owner(*names, run="a").vanish()
+    other_run(*names, run="a").vanish()
     swept = clean(most=2)
     assert [each.verified for each in swept] == [True, True, False]
     assert swept[2].skipped == "beyond the limit of 2"
@@ -114,9 +114,9 @@ def test_what_a_live_run_uses_is_not_found(hub: EmulatorClient, lifecycle: Make,
 
 
 def test_what_a_dead_run_left_and_a_live_one_uses_is_that_ones_affair(
-    hub: EmulatorClient, owner: Start, lifecycle: Make, clean
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, clean
 ):
-    owner(run="dead").vanish()
+    other_run(run="dead").vanish()
     run = lifecycle(run="live")
     run.ensure("acme/llm")
     assert clean() == ()
@@ -124,8 +124,8 @@ def test_what_a_dead_run_left_and_a_live_one_uses_is_that_ones_affair(
     assert run.finish()[0].verified
 
 
-def test_a_reaper_at_work_is_left_to_it(hub: EmulatorClient, owner: Start, clean):
-    run = owner(run="a")
+def test_a_reaper_at_work_is_left_to_it(hub: EmulatorClient, other_run: Start, clean):
+    run = other_run(run="a")
     hub.add_fault("pause", times=None, status=503)
     run.end()
     run.process.wait()
@@ -149,9 +149,9 @@ def test_what_a_reaper_has_given_up_is_found_while_its_run_lives(
 
 
 def test_leases_of_other_machines_are_passed_over(
-    hub: EmulatorClient, owner: Start, settings: EndpointSettings, clean
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean
 ):
-    owner(run="a").vanish()
+    other_run(run="a").vanish()
     for journal in leases_dir(settings.state_dir).glob("*.jsonl"):
         lines = journal.read_text().replace('"host":"', '"host":"not-')
         journal.write_text(lines)
@@ -159,9 +159,9 @@ def test_leases_of_other_machines_are_passed_over(
 
 
 def test_another_control_planes_endpoint_is_not_paused_with_this_token(
-    hub: EmulatorClient, owner: Start, plane: ControlPlane, settings: EndpointSettings
+    hub: EmulatorClient, other_run: Start, plane: ControlPlane, settings: EndpointSettings
 ):
-    owner(run="a").vanish()
+    other_run(run="a").vanish()
     strays = [replace(each, api="http://elsewhere/v2") for each in find_local(settings.state_dir)]
     (swept,) = sweep(plane, strays, state_dir=settings.state_dir)
     assert swept.skipped == "it belongs to another control plane, http://elsewhere/v2"
@@ -169,8 +169,8 @@ def test_another_control_planes_endpoint_is_not_paused_with_this_token(
     assert pauses(hub) == []
 
 
-def test_a_pause_that_fails_is_told_with_what_to_do(hub: EmulatorClient, owner: Start, clean):
-    owner(run="a").vanish()
+def test_a_pause_that_fails_is_told_with_what_to_do(hub: EmulatorClient, other_run: Start, clean):
+    other_run(run="a").vanish()
     hub.add_fault("pause", times=None, status=503)
     (swept,) = clean()
     assert not swept.verified
@@ -179,9 +179,9 @@ def test_a_pause_that_fails_is_told_with_what_to_do(hub: EmulatorClient, owner: 
 
 
 def test_several_dead_runs_of_one_endpoint_are_one_stray(
-    hub: EmulatorClient, owner: Start, settings: EndpointSettings, clean
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean
 ):
-    runs = [owner(run="a"), owner(run="b")]
+    runs = [other_run(run="a"), other_run(run="b")]
     for run in runs:
         run.vanish()
     (swept,) = clean()
@@ -253,9 +253,9 @@ def test_a_run_renews_its_tags_before_they_are_over(lifecycle: Make, plane: Cont
 
 
 def test_a_sweep_in_a_loop_never_pauses_under_a_live_run(
-    hub: EmulatorClient, owner: Start, lifecycle: Make, clean
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, clean
 ):
-    owner(run="dead").vanish()
+    other_run(run="dead").vanish()
     over, seen = threading.Event(), []
 
     def loop() -> None:
@@ -282,9 +282,9 @@ def test_a_sweep_in_a_loop_never_pauses_under_a_live_run(
 
 
 def test_a_line_that_names_no_endpoint_does_not_stop_the_sweep(
-    hub: EmulatorClient, owner: Start, settings: EndpointSettings, clean
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean
 ):
-    owner(run="a").vanish()
+    other_run(run="a").vanish()
     (lease,) = unfinished(leases_dir(settings.state_dir))
     odd = replace(lease.intent, run="odd", endpoint="../llm")
     Journal.of("odd", leases_dir(settings.state_dir)).write(odd)

@@ -13,7 +13,7 @@ from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.run_command import FAILED, NOT_FOUND, run_command
 
-from .conftest import Owner, gone
+from .conftest import RunProcess, gone
 
 Make = Callable[..., Lifecycle]
 LOOK = """
@@ -107,9 +107,9 @@ def test_an_endpoint_that_does_not_come_up_ends_it_with_all_paused(
     assert all(each.verified for each in outcome.receipts)
 
 
-def test_a_killed_errand_is_paused(hub: EmulatorClient, owner: Callable[..., Owner]):
-    run = owner()
-    assert run.tell("errand") == "ran"
+def test_a_killed_command_is_paused(hub: EmulatorClient, other_run: Callable[..., RunProcess]):
+    run = other_run()
+    assert run.tell("command") == "ran"
     run.end()
     hub.wait_for(kind="state", state="paused")
     assert gone(run.reaper)

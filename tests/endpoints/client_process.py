@@ -33,15 +33,15 @@ def wreck() -> str:
     return "wrecked"
 
 
-def errand(lifecycle: Lifecycle) -> str:
+def command(lifecycle: Lifecycle) -> str:
     """Run a command that ends with its standard input."""
-    command = [sys.executable, "-c", "import sys; print('ran', flush=True); sys.stdin.read()"]
-    return str(run_command(lifecycle, sys.argv[1:], command).exit_code)
+    argv = [sys.executable, "-c", "import sys; print('ran', flush=True); sys.stdin.read()"]
+    return str(run_command(lifecycle, sys.argv[1:], argv).exit_code)
 
 
 def main() -> None:
     """Bring up the endpoints named in the arguments."""
-    told = json.loads(os.environ["OWNER"])
+    told = json.loads(os.environ["RUN_SETTINGS"])
     told["state_dir"] = Path(told["state_dir"])
     told["waits"] = RunTimings(**told["waits"])
     told["timings"] = Timings(**told["timings"])
@@ -60,7 +60,7 @@ def main() -> None:
         "receipts": lambda: json.dumps([asdict(each) for each in lifecycle.finish()]),
         "limit": lambda: lifecycle.pause_after(0.05),
         "revive": lambda: lifecycle.revive(sys.argv[1]).state,
-        "errand": lambda: errand(lifecycle),
+        "command": lambda: command(lifecycle),
         "hang": lambda: threading.Event().wait(60),
     }
     for line in sys.stdin:
