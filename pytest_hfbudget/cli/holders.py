@@ -1,4 +1,4 @@
-"""Who has an endpoint in use: runs of this machine by their claims, others by their tags."""
+"""Who has an endpoint in use: runs of this machine by their leases, others by their tags."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Records:
     def read(cls, api: str, state_dir: Path | None = None) -> Records:
         """As of now, for one control plane."""
         folder = state_dir or default_state_dir()
-        claims = [
+        leases = [
             one
             for one in read_held_leases(lease_store_dir(folder))
             if one.api.rstrip("/") == api and one.in_use
         ]
-        users = {one.endpoint: EndpointUser(one.run, f"process {one.owner_pid}") for one in claims}
+        users = {one.endpoint: EndpointUser(one.run, f"process {one.owner_pid}") for one in leases}
         strays = find_local(folder, api=api, kept=True)
         return cls(users, {stray.name: stray for stray in strays})
 

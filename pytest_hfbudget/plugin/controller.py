@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.ledger import Scope
-from pytest_hfbudget.ledger.rpc.server import LedgerServer
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.plugin.events import Announcer
@@ -40,6 +38,8 @@ class ControllerServer:
     """
 
     def __init__(self, controller: Controller) -> None:
+        from pytest_hfbudget.ledger.rpc.server import LedgerServer
+
         self._controller = controller
         self.problem: HFBudgetError | None = None
         self._server = LedgerServer(controller.ledger, self._questions())
@@ -81,6 +81,8 @@ class ControllerServer:
             self._note(str(error))
 
     def _begin_use(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
+        from pytest_hfbudget.ledger import Scope
+
         self._controller.begin_use(test, name, tuple(Scope(*scope) for scope in scopes), worker)
 
     def _note(self, message: str) -> None:

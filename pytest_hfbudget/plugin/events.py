@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
-from pytest_hfbudget.ledger.locks import own_lock
 from pytest_hfbudget.plugin.console import say
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
 
 
 class EndpointEvent(NamedTuple):
@@ -38,6 +39,8 @@ class EndpointLog:
     """Collects the events of all threads."""
 
     def __init__(self) -> None:
+        from pytest_hfbudget.ledger.locks import own_lock
+
         self._lock = own_lock()
         self._events: list[EndpointEvent] = []
         self._started: set[str] = set()

@@ -103,18 +103,18 @@ class Shell:
         """Have this very process be the reaper of a run that has died, and not done yet."""
         self.dead_lease(endpoint, run=run)
         pid, start = os.getpid(), start_time(os.getpid())
-        claim = HeldLease(
+        lease = HeldLease(
             run, endpoint, self.api, 2**22, "1", pid, start, time.time(), phase=PAUSING
         )
         folder = lease_store_dir(self.state_dir)
-        LeaseStore(folder, api=self.api, endpoint=endpoint, run=run).put(claim)
+        LeaseStore(folder, api=self.api, endpoint=endpoint, run=run).put(lease)
 
     def live_lease(self, endpoint: str, *, run: str = "liverun") -> None:
         """Have this very process use an endpoint."""
         pid, start = os.getpid(), start_time(os.getpid())
-        claim = HeldLease(run, endpoint, self.api, pid, start, pid, start, time.time())
+        lease = HeldLease(run, endpoint, self.api, pid, start, pid, start, time.time())
         folder = lease_store_dir(self.state_dir)
-        LeaseStore(folder, api=self.api, endpoint=endpoint, run=run).put(claim)
+        LeaseStore(folder, api=self.api, endpoint=endpoint, run=run).put(lease)
 
     def state(self, endpoint: str) -> str:
         """What the emulator says of it."""
