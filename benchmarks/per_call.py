@@ -183,7 +183,7 @@ def over_the_socket() -> float:
     for key in draft().scopes:
         ledger.open(Scope(key, key, 10**15))
     server = LedgerServer(ledger)
-    server.start()
+    server.resume()
     context = multiprocessing.get_context("spawn")
     barrier, times = context.Barrier(WORKERS), context.Queue()
     workers = [
@@ -195,7 +195,7 @@ def over_the_socket() -> float:
     took = [seconds for _ in workers for seconds in times.get()]
     for worker in workers:
         worker.join()
-    server.stop()
+    server.close()
     return statistics.median(took) * 1e6
 
 

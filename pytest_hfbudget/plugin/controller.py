@@ -43,7 +43,7 @@ class ControllerServer:
         self._controller = controller
         self.problem: HFBudgetError | None = None
         self._server = LedgerServer(controller.ledger, self._questions())
-        self._server.start()
+        self._server.resume()
 
     @property
     def path(self) -> str:
@@ -51,7 +51,7 @@ class ControllerServer:
 
     def close(self) -> None:
         """Stop serving workers."""
-        self._server.stop()
+        self._server.close()
 
     def _questions(self) -> dict[str, Callable[..., Any]]:
         controller = self._controller

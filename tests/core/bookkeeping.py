@@ -7,13 +7,13 @@ import select
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike
+from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike, WaitingHold
 from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
-from pytest_hfbudget.ledger.rpc.server import LedgerServer
+from pytest_hfbudget.ledger.rpc.server import LedgerClient, LedgerServer
 
 PATIENCE_S = 10.0
 
@@ -32,13 +32,33 @@ class WatchedLedger(Ledger):
         super().__init__()
         self.lost = threading.Semaphore(0)
 
-    def abandon(self, owner: object) -> int:
-        booked = super().abandon(owner)
-        self.lost.release()
-        return booked
-
     def wait_for_a_loss(self) -> bool:
         return self.lost.acquire(timeout=PATIENCE_S)
+
+
+class WatchedClient(LedgerClient):
+    """A client whose end is told to its watched ledger."""
+
+    watched: WatchedLedger | None = None
+
+    def gone(self) -> None:
+        super().gone()
+        if self.watched is not None:
+            self.watched.lost.release()
+
+
+class WatchedServer(LedgerServer):
+    """A server that tells a watched ledger when a lost connection has been dealt with."""
+
+    def __init__(self, ledger: Ledger, more: Mapping[str, Callable[..., object]]) -> None:
+        super().__init__(ledger, more)
+        self.ledger, self.more = ledger, more
+        self.waiting: dict[int, WaitingHold] = {}
+
+    def client(self) -> LedgerClient:
+        made = WatchedClient(self.ledger, self.waiting, self.more)
+        made.watched = self.ledger if isinstance(self.ledger, WatchedLedger) else None
+        return made
 
 
 def draft(*scopes: str, model: str = "org/model") -> Charge:
@@ -66,12 +86,12 @@ def charge(nano_usd: int | None, *scopes: str) -> Charge:
 
 @contextmanager
 def serving(ledger: Ledger, **more: Callable[..., object]) -> Iterator[LedgerServer]:
-    server = LedgerServer(ledger, more)
-    server.start()
+    server = WatchedServer(ledger, more)
+    server.resume()
     try:
         yield server
     finally:
-        server.stop()
+        server.close()
 
 
 @contextmanager
@@ -96,7 +116,7 @@ def books(kind: str) -> Iterator[Books]:
 
 def connection_threads() -> list[threading.Thread]:
     """The threads that serve one client each."""
-    return [t for t in threading.enumerate() if "process_request_thread" in t.name]
+    return [t for t in threading.enumerate() if t.name == "hfbudget-ledger-client"]
 
 
 class Child:

@@ -146,7 +146,7 @@ def test_who_waits_is_refused_within_a_second_when_the_server_is_gone(
     take(remote, 60)
     place = stand(remote, 60)
     started = time.monotonic()
-    server.stop()
+    server.close()
     assert isinstance(place.answer.exception(PATIENCE_S), LedgerUnreachableError)
     assert time.monotonic() - started < 1
 
@@ -178,14 +178,14 @@ def test_who_is_told_of_no_answer_yet_asks_again(ledger: WatchedLedger) -> None:
     """A counter that listens for a while only, as that of a process with children does."""
     said = iter([None, None, (2, 60)])
     server = LedgerServer(ledger, {"answer": lambda place: next(said)})
-    server.start()
+    server.resume()
     try:
         with connected(server) as wire:
             remote = RemoteLedger(wire)
             take(remote, 60)
             assert stand(remote, 60).answer.result(PATIENCE_S) == Hold(2, 60)
     finally:
-        server.stop()
+        server.close()
 
 
 def test_an_answer_is_kept_until_it_is_asked_for(

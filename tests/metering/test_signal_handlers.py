@@ -101,13 +101,13 @@ def ledger_of_many_runs(bench: Bench, path: Path) -> Iterator[None]:
 
 def ledger_of_a_controller(bench: Bench, path: Path) -> Iterator[None]:
     server = LedgerServer(bench.books)
-    server.start()
+    server.resume()
     wire = LedgerConnection(server.path)
     bench.runtime.meter.ledger = RemoteLedger(wire, ahead=True)
     yield
     wire.close()
     bench.runtime.meter.ledger = Ledger()
-    server.stop()
+    server.close()
 
 
 every_ledger = pytest.mark.parametrize(

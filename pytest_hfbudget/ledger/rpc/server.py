@@ -5,30 +5,36 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import socketserver
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
 from pathlib import Path
 from socket import SHUT_RDWR
 from typing import Any, Protocol
 
 from pytest_hfbudget.errors import HFBudgetError, LedgerUnreachableError
-from pytest_hfbudget.ledger.charge import Refusal
-from pytest_hfbudget.ledger.interface import Caller, Hold, WaitingHold
-from pytest_hfbudget.ledger.ledger import Ledger
+from pytest_hfbudget.ledger.charge import Charge, Refusal
+from pytest_hfbudget.ledger.interface import Caller, Hold, LedgerLike, WaitingHold
 from pytest_hfbudget.ledger.rpc import codec
 from pytest_hfbudget.ledger.rpc.client import PlainSocket
 from pytest_hfbudget.ledger.scope import Scope
 
 CHUNK = 65_536
 
+# How long a connection waits for an answer at a time: threads must be able to leave for a fork.
+LISTEN_S = 0.2
+
+# macOS has room for 104 bytes in a socket's address, Linux for 108; "/ledger" comes on top.
+LONGEST_DIRECTORY = 96
 
 # Threads that wait are gone within a millisecond; one in the middle of an answer is left to it.
-STEP_ASIDE_S = 0.5
+PAUSE_S = 0.5
+
+Operation = Callable[..., Any]
 
 
 class ConnectionHandler(Protocol):
@@ -45,42 +51,42 @@ class Listener:
     """Answers at a socket in a directory of its own, a thread for each connection.
 
     Args:
-        welcome: makes the client of a new connection.
+        new_client: makes the client of a new connection.
     """
 
-    def __init__(self, welcome: Callable[[], ConnectionHandler]) -> None:
-        self._welcome = welcome
+    def __init__(self, new_client: Callable[[], ConnectionHandler]) -> None:
+        self._new_client = new_client
         self._lock = threading.Lock()
-        self._resting, self._closed = True, False
+        self._paused, self._closed = True, False
         # Readable from when the threads are to leave until they have left.
-        self._bell, self._ring = os.pipe()
+        self._wake_reader, self._wake_writer = os.pipe()
         self._directory = private_directory()
         self.path = str(self._directory / "ledger")
-        door = PlainSocket()
-        door.bind(self.path)
-        door.listen(64)
-        self._posts: set[_Watched] = {_ListeningSocket(door, self._admit)}
-        os.write(self._ring, b"x")
+        listening = PlainSocket()
+        listening.bind(self.path)
+        listening.listen(64)
+        self._sockets: set[_Watched] = {_ListeningSocket(listening, self._accept)}
+        os.write(self._wake_writer, b"x")
 
-    def come_back(self) -> None:
+    def resume(self) -> None:
         """Answer from now on, or again after a fork."""
         with self._lock:
-            if self._closed or not self._resting:
+            if self._closed or not self._paused:
                 return
-            os.read(self._bell, 1)
-            self._resting = False
-            for post in self._posts:
-                if post.thread is None:
-                    self._man(post)
+            os.read(self._wake_reader, 1)
+            self._paused = False
+            for watched in self._sockets:
+                if watched.thread is None:
+                    self._start_thread(watched)
 
-    def step_aside(self) -> None:
+    def pause(self) -> None:
         """End the threads; what is asked meanwhile waits in the sockets."""
         with self._lock:
-            if not self._resting:
-                os.write(self._ring, b"x")
-                self._resting = True
-            threads = [post.thread for post in self._posts if post.thread]
-        until = time.monotonic() + STEP_ASIDE_S
+            if not self._paused:
+                os.write(self._wake_writer, b"x")
+                self._paused = True
+            threads = [watched.thread for watched in self._sockets if watched.thread]
+        until = time.monotonic() + PAUSE_S
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(max(until - time.monotonic(), 0.0))
@@ -89,67 +95,77 @@ class Listener:
         """Close all connections, and accept no more."""
         with self._lock:
             self._closed = True
-        self.step_aside()
+        self.pause()
         with self._lock:
-            posts, self._posts = self._posts, set()
-        for post in posts:
-            post.end()
+            sockets, self._sockets = self._sockets, set()
+        for watched in sockets:
+            watched.end()
         shutil.rmtree(self._directory, ignore_errors=True)
-        if all(post.thread is None for post in posts):
-            self._close_bell()
+        if all(watched.thread is None for watched in sockets):
+            self._close_pipe()
 
     def forget(self) -> None:
         """Close a forked child's copies: else clients would not notice the parent's end."""
-        for post in self._posts:
-            post.sock.close()
-        self._posts = set()
-        self._close_bell()
+        for watched in self._sockets:
+            watched.sock.close()
+        self._sockets = set()
+        self._close_pipe()
 
-    def _close_bell(self) -> None:
-        bell, self._bell, ring, self._ring = self._bell, -1, self._ring, -1
-        for end in (bell, ring):
+    def _close_pipe(self) -> None:
+        reader, self._wake_reader, writer, self._wake_writer = (
+            self._wake_reader,
+            -1,
+            self._wake_writer,
+            -1,
+        )
+        for end in (reader, writer):
             if end >= 0:
                 os.close(end)
 
-    def _admit(self, connection: PlainSocket) -> None:
-        post = _ClientSocket(connection, self._welcome())
+    def _accept(self, connection: PlainSocket) -> None:
+        client = _ClientSocket(connection, self._new_client())
         with self._lock:
-            self._posts.add(post)
-            if not self._resting:
-                self._man(post)
+            if not self._closed:
+                self._sockets.add(client)
+                if not self._paused:
+                    self._start_thread(client)
+                return
+        client.end()
 
-    def _man(self, post: _Watched) -> None:
-        post.thread = threading.Thread(
-            target=self._serve, args=(post,), name="hfbudget-children", daemon=True
+    def _start_thread(self, watched: _Watched) -> None:
+        watched.thread = threading.Thread(
+            target=self._serve, args=(watched,), name=watched.name, daemon=True
         )
-        post.thread.start()
+        watched.thread.start()
 
-    def _serve(self, post: _Watched) -> None:
-        bell = self._bell
+    def _serve(self, watched: _Watched) -> None:
+        wake_up = self._wake_reader
         poll = select.poll()
-        poll.register(bell, select.POLLIN)
-        poll.register(post.sock, select.POLLIN)
+        poll.register(wake_up, select.POLLIN)
+        poll.register(watched.sock, select.POLLIN)
         while True:
             ready = dict(poll.poll())
-            if bell in ready and self._leaves(post, ready[bell]):
+            if wake_up in ready and self._leaves(watched, ready[wake_up]):
                 return
-            if len(ready) > (bell in ready) and not post.serve():
+            if len(ready) > (wake_up in ready) and not watched.serve():
                 break
         with self._lock:
-            self._posts.discard(post)
-        post.end()
+            self._sockets.discard(watched)
+        watched.end()
 
-    def _leaves(self, post: _Watched, event: int) -> bool:
+    def _leaves(self, watched: _Watched, event: int) -> bool:
         # Under the lock, so that no thread stops for a fork that is over and is not started again.
         with self._lock:
-            if not self._resting and event == select.POLLIN:
+            if not self._paused and event == select.POLLIN:
                 return False
-            post.thread = None
+            watched.thread = None
             return True
 
 
 class _Watched:
     """A socket, and the thread that serves it while there is one."""
+
+    name = "hfbudget-ledger"
 
     def __init__(self, sock: PlainSocket) -> None:
         self.sock = sock
@@ -169,21 +185,23 @@ class _Watched:
 class _ListeningSocket(_Watched):
     """Lets clients in."""
 
-    def __init__(self, sock: PlainSocket, admit: Callable[[PlainSocket], None]) -> None:
+    def __init__(self, sock: PlainSocket, accept: Callable[[PlainSocket], None]) -> None:
         super().__init__(sock)
-        self._admit = admit
+        self._accept = accept
 
     def serve(self) -> bool:
         try:
             connection, _ = self.sock.accept()
         except OSError:
             return False
-        self._admit(connection)
+        self._accept(connection)
         return True
 
 
 class _ClientSocket(_Watched):
     """Answers one client."""
+
+    name = "hfbudget-ledger-client"
 
     def __init__(self, sock: PlainSocket, client: ConnectionHandler) -> None:
         super().__init__(sock)
@@ -204,142 +222,145 @@ class _ClientSocket(_Watched):
         return bool(data)
 
     def end(self) -> None:
+        with suppress(OSError):
+            self.sock.shutdown(SHUT_RDWR)
+        if self.thread is None:
+            while self.serve():  # what the client told before is still done
+                continue
         super().end()
         self._client.gone()
 
 
-Operation = Callable[..., Any]
+class LedgerClient:
+    """What one connection may ask of a ledger, and what the connection still holds.
 
-
-# macOS has room for 104 bytes in a socket's address, Linux for 108; "/ledger" comes on top.
-LONGEST_DIRECTORY = 96
-
-
-class LedgerServer:
-    """Serves one ledger over AF_UNIX, a thread for each connection.
-
-    A thread and a blocking socket each proved twice as fast as one event loop, and fair. When a
-    connection ends with holds open, they are booked in full: what was sent for them may be billed.
+    When it ends with holds open, they are booked in full: what was sent for them may be billed.
 
     Args:
-        more: further operations by name, answered on the same counter.
+        waiting: the queued requests of all connections: each is asked for by a second connection.
+        more: further operations by name; one of the same name replaces that of the ledger.
     """
 
-    def __init__(self, ledger: Ledger, more: Mapping[str, Operation] | None = None) -> None:
-        self.ledger, self.more = ledger, dict(more or {})
-        self._answers: dict[int, tuple[Future[Hold], object]] = {}
-        self._directory = private_directory()
-        self.path = str(self._directory / "ledger")
-        self._server = _Server(self.path, _Connection)
-        self._server.counter = self
-        self._thread = threading.Thread(
-            target=self._server.serve_forever,
-            kwargs={"poll_interval": 0.05},
-            name="hfbudget-ledger",
-            daemon=True,
-        )
+    def __init__(
+        self,
+        ledger: LedgerLike,
+        waiting: dict[int, WaitingHold],
+        more: Mapping[str, Operation],
+    ) -> None:
+        self._ledger, self._waiting = ledger, waiting
+        self._queued: dict[int, Charge] = {}
+        self._held: dict[int, tuple[Charge, int]] = {}
+        self._gone = False
+        self._operations = {**self._of_the_ledger(), **more}
 
-    def start(self) -> None:
-        """Answer from now on."""
-        self._thread.start()
+    def answer(self, line: bytes) -> bytes:
+        """The line that answers a line."""
+        return answer(self._operations, line)
 
-    def stop(self) -> None:
-        """Close the counter; workers that still call are refused from now on."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-        self._server.server_close()
-        self._server.hang_up()
-        shutil.rmtree(self._directory, ignore_errors=True)
+    def gone(self) -> None:
+        """Leave the queue, and book in full what is held."""
+        self._gone = True
+        for request in list(self._queued):
+            self._leave(request)
+        for hold in list(self._held):
+            draft, amount = self._held.pop(hold, (None, 0))
+            if draft is not None:
+                lost = draft._replace(nano_usd=amount, status="lost", estimated=True)
+                with suppress(HFBudgetError, KeyError):
+                    self._ledger.settle(hold, lost)
 
-    def operations(self, owner: object) -> dict[str, Operation]:
-        """What a connection may ask for."""
-        ledger = self.ledger
+    def _of_the_ledger(self) -> dict[str, Operation]:
+        ledger = self._ledger
         return {
             "open": lambda scope: ledger.open(Scope(*scope)),
-            "hold": lambda keys, least, most, draft: ledger.hold(
-                keys, least, most, codec.charge(draft), owner
-            ),
-            "ask": lambda keys, least, most, draft, caller: self._place(
-                ledger.ask(keys, least, most, codec.charge(draft), Caller(*caller), owner), owner
-            ),
-            "answer": self._answer_to,
+            "hold": self._hold,
+            "ask": self._ask,
+            "answer": self._wait,
             "give_up": ledger.give_up,
-            "leave": ledger.leave,
-            "settle": lambda hold, charge: ledger.settle(hold, codec.charge(charge)),
-            "release": lambda hold, charge: ledger.release(
-                hold, None if charge is None else codec.charge(charge)
-            ),
+            "leave": self._leave,
+            "settle": lambda hold, charge: self._resolve(ledger.settle, hold, charge),
+            "release": lambda hold, charge: self._resolve(ledger.release, hold, charge),
             "flush": ledger.flush,
             "refuse": lambda keys, refusal: ledger.refuse(keys, Refusal(*refusal)),
             "miss": ledger.miss,
             "total": ledger.total,
             "charges_in": ledger.charges_in,
-            **self.more,
         }
 
-    def _place(self, answer: Hold | WaitingHold, owner: object) -> tuple[int, int | None]:
-        """A hold, or a place in line without an amount, for which "answer" is to be asked."""
+    def _hold(self, keys: list[str], least: int, most: int | None, draft: list[Any]) -> Hold:
+        charge = codec.charge(draft)
+        return self._granted(self._ledger.hold(keys, least, most, charge), charge)
+
+    def _granted(self, hold: Hold, draft: Charge) -> Hold:
+        self._held[hold.id] = draft, hold.amount
+        if self._gone:
+            self.gone()  # the connection ended while the hold was made
+        return hold
+
+    def _ask(
+        self, keys: list[str], least: int, most: int | None, draft: list[Any], caller: list[Any]
+    ) -> tuple[int, int | None]:
+        """A hold; or a request in the queue, without an amount: "answer" waits for that."""
+        charge = codec.charge(draft)
+        answer = self._ledger.ask(keys, least, most, charge, Caller(*caller))
         if isinstance(answer, Hold):
-            return answer
-        self._answers[answer.id] = answer.answer, owner
+            return self._granted(answer, charge)
+        self._queued[answer.id], self._waiting[answer.id] = charge, answer
+        answer.answer.add_done_callback(lambda future: self._answered(answer.id, future))
+        if self._gone:
+            self.gone()
         return answer.id, None
 
-    def _answer_to(self, place: int) -> Hold:
-        answer, _ = self._answers.pop(place, (None, None))
-        if answer is None:
+    def _answered(self, request: int, future: Future[Hold]) -> None:
+        draft = self._queued.pop(request, None)
+        if draft is not None and future.exception() is None:
+            self._held[request] = draft, future.result().amount
+
+    def _wait(self, request: int) -> Hold | None:
+        """The answer to a queued request; None if there is none within LISTEN_S."""
+        waiting = self._waiting.get(request)
+        if waiting is None:
             raise LedgerUnreachableError("the connection of the call that waited was lost")
-        return answer.result()
-
-    def lost(self, owner: object) -> None:
-        """Deal with what a connection that ended leaves behind."""
-        for place, (_, of) in tuple(self._answers.items()):
-            if of is owner:
-                del self._answers[place]
-        self.ledger.abandon(owner)
-
-
-class _Server(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-    counter: LedgerServer
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.connections: set[_Connection] = set()
-        self.closed = False
-
-    def hang_up(self) -> None:
-        self.closed = True
-        for connection in tuple(self.connections):
-            connection.hang_up()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A worker that died in mid-line needs no traceback: its holds are booked."""
-
-
-class _Connection(socketserver.StreamRequestHandler):
-    server: _Server
-
-    def handle(self) -> None:
-        self.server.connections.add(self)
-        operations = self.server.counter.operations(self)
         try:
-            # Asked after it was added: one that hang_up has missed knows that it came too late.
-            if not self.server.closed:
-                for line in self.rfile:
-                    # What a client told is done also after it has closed the connection.
-                    if reply := answer(operations, line):
-                        self.wfile.write(reply)
-        finally:
-            self.server.connections.discard(self)
-            self.server.counter.lost(self)
+            hold = waiting.answer.result(LISTEN_S)
+        except NotYet:  # another one than the built-in, before Python 3.11
+            return None
+        except BaseException:
+            self._waiting.pop(request, None)
+            raise
+        self._waiting.pop(request, None)
+        return hold
 
-    def hang_up(self) -> None:
-        try:
-            self.connection.shutdown(2)
-        except OSError:
-            return  # gone already
+    def _leave(self, request: int) -> None:
+        for requests in (self._queued, self._held, self._waiting):
+            requests.pop(request, None)
+        with suppress(HFBudgetError):
+            self._ledger.leave(request)
+
+    def _resolve(
+        self, resolve: Callable[[int, Any], None], hold: int, charge: list[Any] | None
+    ) -> None:
+        # The answer may have reached the client before `_answered` was called.
+        if self._queued.pop(hold, None) is None:
+            del self._held[hold]  # KeyError: a hold of another connection, or resolved before
+        resolve(hold, None if charge is None else codec.charge(charge))
+
+
+class LedgerServer(Listener):
+    """Serves one ledger at a socket.
+
+    Args:
+        more: further operations by name, answered at the same socket.
+    """
+
+    def __init__(self, ledger: LedgerLike, more: Mapping[str, Operation] | None = None) -> None:
+        self._ledger, self._more = ledger, more or {}
+        self._waiting: dict[int, WaitingHold] = {}
+        super().__init__(self.client)
+
+    def client(self) -> LedgerClient:
+        """What answers a new connection."""
+        return LedgerClient(self._ledger, self._waiting, self._more)
 
 
 def private_directory() -> Path:

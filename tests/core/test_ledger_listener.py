@@ -1,4 +1,4 @@
-"""The counter for child processes: its threads step aside for a fork, and nobody notices."""
+"""The listener for child processes: its threads step aside for a fork, and nobody notices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from bookkeeping import PATIENCE_S, Child
 
 from pytest_hfbudget.ledger.rpc.server import (
-    STEP_ASIDE_S,
+    PAUSE_S,
     Listener,
     _ClientSocket,
     _ListeningSocket,
@@ -49,19 +49,19 @@ def echo() -> Echo:
 
 
 @pytest.fixture
-def counter(echo: Echo) -> Iterator[Listener]:
+def listener(echo: Echo) -> Iterator[Listener]:
     made = Listener(lambda: echo)
-    made.come_back()
+    made.resume()
     yield made
     echo.over.set()
     made.close()
 
 
 @contextmanager
-def caller(counter: Listener) -> Iterator[socket.socket]:
+def caller(listener: Listener) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE_S)
-        connection.connect(counter.path)
+        connection.connect(listener.path)
         yield connection
 
 
@@ -72,142 +72,144 @@ def ask(connection: socket.socket, line: bytes) -> bytes:
 
 @pytest.fixture
 def threads() -> Callable[[], int]:
-    """Counts those of this test: the run that it belongs to may have a counter of its own."""
+    """Counts those of this test: the run that it belongs to may have a listener of its own."""
     before = set(threading.enumerate())
 
     def count() -> int:
         new = set(threading.enumerate()) - before
-        return sum(thread.name == "hfbudget-children" for thread in new)
+        return sum(thread.name.startswith("hfbudget-ledger") for thread in new)
 
     return count
 
 
-def test_only_its_owner_can_enter_the_directory_of_the_socket(counter: Listener) -> None:
-    directory = Path(counter.path).parent.stat()
+def test_only_its_owner_can_enter_the_directory_of_the_socket(listener: Listener) -> None:
+    directory = Path(listener.path).parent.stat()
     assert (stat.S_IMODE(directory.st_mode), directory.st_uid) == (0o700, os.getuid())
 
 
 def test_there_are_no_threads_while_it_steps_aside(
-    threads: Callable[[], int], counter: Listener
+    threads: Callable[[], int], listener: Listener
 ) -> None:
-    with caller(counter) as one, caller(counter) as other:
+    with caller(listener) as one, caller(listener) as other:
         assert ask(one, b"1\n") == b"1\n"
         assert ask(other, b"2\n") == b"2\n"
         assert threads() == 3
         for _ in range(20):
-            counter.step_aside()
+            listener.pause()
             assert threads() == 0
-            counter.come_back()
+            listener.resume()
         assert ask(one, b"3\n") == b"3\n"
         assert ask(other, b"4\n") == b"4\n"
 
 
-def test_what_is_asked_meanwhile_is_answered_afterwards(counter: Listener) -> None:
-    with caller(counter) as known:
+def test_what_is_asked_meanwhile_is_answered_afterwards(listener: Listener) -> None:
+    with caller(listener) as known:
         assert ask(known, b"1\n") == b"1\n"
         known.sendall(b"half")
-        counter.step_aside()
+        listener.pause()
         known.sendall(b" a line\n")
-        with caller(counter) as new:
+        with caller(listener) as new:
             new.sendall(b"hello\n")
-            counter.come_back()
+            listener.resume()
             assert known.recv(100) == b"half a line\n"
             assert new.recv(100) == b"hello\n"
 
 
-def test_an_answer_that_takes_long_holds_up_no_fork_for_long(counter: Listener, echo: Echo) -> None:
-    with caller(counter) as slow, ThreadPoolExecutor(1) as pool:
+def test_an_answer_that_takes_long_holds_up_no_fork_for_long(
+    listener: Listener, echo: Echo
+) -> None:
+    with caller(listener) as slow, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, slow, b"wait\n")
         assert echo.asked.wait(PATIENCE_S)
-        counter.step_aside()
-        counter.come_back()
+        listener.pause()
+        listener.resume()
         echo.over.set()
         assert waiting.result(PATIENCE_S) == b"wait\n"
         assert ask(slow, b"more\n") == b"more\n"
 
 
 def test_an_answer_that_comes_while_it_is_away_is_given_and_the_next_one_too(
-    counter: Listener, echo: Echo
+    listener: Listener, echo: Echo
 ) -> None:
-    with caller(counter) as slow, ThreadPoolExecutor(1) as pool:
+    with caller(listener) as slow, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, slow, b"wait\n")
         assert echo.asked.wait(PATIENCE_S)
-        counter.step_aside()
+        listener.pause()
         echo.over.set()
         assert waiting.result(PATIENCE_S) == b"wait\n"
-        counter.come_back()
+        listener.resume()
         assert ask(slow, b"more\n") == b"more\n"
 
 
 @forks
-def test_a_child_that_forgets_it_does_not_keep_its_connections_open(counter: Listener) -> None:
-    with caller(counter) as connection:
+def test_a_child_that_forgets_it_does_not_keep_its_connections_open(listener: Listener) -> None:
+    with caller(listener) as connection:
         assert ask(connection, b"1\n") == b"1\n"
-        counter.step_aside()
+        listener.pause()
         stay, until_then = os.pipe()
 
         def live_on() -> str:
             os.close(until_then)
-            counter.forget()
+            listener.forget()
             return os.read(stay, 1).decode()
 
         child = Child(live_on)
         os.close(stay)
-        counter.come_back()
-        counter.close()
+        listener.resume()
+        listener.close()
         assert connection.recv(1) == b""  # although the child lives on
         os.close(until_then)
         child.answer()
 
 
-def test_a_client_that_leaves_is_gone(counter: Listener, echo: Echo) -> None:
-    with caller(counter) as connection:
+def test_a_client_that_leaves_is_gone(listener: Listener, echo: Echo) -> None:
+    with caller(listener) as connection:
         ask(connection, b"1\n")
     assert echo.ends.acquire(timeout=PATIENCE_S)
 
 
 def test_closing_hangs_up_and_leaves_nothing_behind(
-    threads: Callable[[], int], counter: Listener, echo: Echo
+    threads: Callable[[], int], listener: Listener, echo: Echo
 ) -> None:
-    with caller(counter) as connection:
+    with caller(listener) as connection:
         ask(connection, b"1\n")
-        counter.close()
-        counter.close()
+        listener.close()
+        listener.close()
         assert connection.recv(1) == b""
         assert echo.ends.acquire(timeout=PATIENCE_S)
         assert threads() == 0
-        assert not Path(counter.path).parent.exists()
-        with pytest.raises(OSError, match=r"No such file|refused"), caller(counter):
+        assert not Path(listener.path).parent.exists()
+        with pytest.raises(OSError, match=r"No such file|refused"), caller(listener):
             pass
 
 
-def test_coming_back_twice_changes_nothing(threads: Callable[[], int], counter: Listener) -> None:
-    counter.come_back()
-    with caller(counter) as connection:
+def test_coming_back_twice_changes_nothing(threads: Callable[[], int], listener: Listener) -> None:
+    listener.resume()
+    with caller(listener) as connection:
         assert ask(connection, b"1\n") == b"1\n"
-        counter.come_back()
+        listener.resume()
         assert ask(connection, b"2\n") == b"2\n"
         assert threads() == 2
 
 
-def test_nobody_comes_back_after_the_end(threads: Callable[[], int], counter: Listener) -> None:
-    counter.close()
-    counter.come_back()
+def test_nobody_comes_back_after_the_end(threads: Callable[[], int], listener: Listener) -> None:
+    listener.close()
+    listener.resume()
     assert threads() == 0
 
 
-def test_stepping_aside_twice_changes_nothing(counter: Listener) -> None:
-    with caller(counter) as connection:
-        counter.step_aside()
-        counter.step_aside()
-        counter.come_back()
+def test_stepping_aside_twice_changes_nothing(listener: Listener) -> None:
+    with caller(listener) as connection:
+        listener.pause()
+        listener.pause()
+        listener.resume()
         assert ask(connection, b"1\n") == b"1\n"
 
 
-def test_it_uses_no_time_while_nobody_asks(counter: Listener) -> None:
-    with caller(counter) as connection:
-        counter.step_aside()
-        counter.come_back()
+def test_it_uses_no_time_while_nobody_asks(listener: Listener) -> None:
+    with caller(listener) as connection:
+        listener.pause()
+        listener.resume()
         assert ask(connection, b"1\n") == b"1\n"
         used, started = time.process_time(), time.monotonic()
         assert not select.select([connection], [], [], 0.3)[0]  # nothing comes; time passes
@@ -219,94 +221,96 @@ def test_every_line_is_answered_by_itself_an_empty_one_too() -> None:
         def answer(self, line: bytes) -> bytes:
             return b"<" + line.strip() + b">\n"
 
-    counter = Listener(Brackets)
-    counter.come_back()
+    listener = Listener(Brackets)
+    listener.resume()
     try:
-        with caller(counter) as connection:
+        with caller(listener) as connection:
             connection.sendall(b"a\n\nb\nc")
             answers = b""
             while answers.count(b"\n") < 3:
                 answers += connection.recv(100)
             assert answers == b"<a>\n<>\n<b>\n"
     finally:
-        counter.close()
+        listener.close()
 
 
-def test_it_does_not_keep_its_process_from_ending(counter: Listener) -> None:
-    with caller(counter) as connection:
+def test_it_does_not_keep_its_process_from_ending(listener: Listener) -> None:
+    with caller(listener) as connection:
         assert ask(connection, b"1\n") == b"1\n"
-        ours = [thread for thread in threading.enumerate() if thread.name == "hfbudget-children"]
+        ours = [
+            thread for thread in threading.enumerate() if thread.name.startswith("hfbudget-ledger")
+        ]
         assert ours
         assert all(thread.daemon for thread in ours)
 
 
 def test_two_answers_that_take_long_hold_up_no_fork_for_longer_than_one(
-    counter: Listener, echo: Echo
+    listener: Listener, echo: Echo
 ) -> None:
-    with caller(counter) as one, caller(counter) as other:
+    with caller(listener) as one, caller(listener) as other:
         for slow in (one, other):
             echo.asked.clear()
             slow.sendall(b"wait\n")
             assert echo.asked.wait(PATIENCE_S)
         started = time.monotonic()
-        counter.step_aside()
-        assert time.monotonic() - started < 3 * STEP_ASIDE_S
+        listener.pause()
+        assert time.monotonic() - started < 3 * PAUSE_S
 
 
 def test_closing_leaves_no_file_open(echo: Echo) -> None:
     before = os.listdir("/dev/fd")
-    counter = Listener(lambda: echo)
-    counter.come_back()
-    with caller(counter) as connection:
+    listener = Listener(lambda: echo)
+    listener.resume()
+    with caller(listener) as connection:
         ask(connection, b"1\n")
-        counter.close()
+        listener.close()
     for _ in range(2):
         assert os.listdir("/dev/fd") == before
-        counter.close()
+        listener.close()
 
 
-def test_nothing_is_kept_of_a_client_that_left(counter: Listener, echo: Echo) -> None:
-    with caller(counter) as connection:
+def test_nothing_is_kept_of_a_client_that_left(listener: Listener, echo: Echo) -> None:
+    with caller(listener) as connection:
         ask(connection, b"1\n")
-        assert len(counter._posts) == 2
+        assert len(listener._sockets) == 2
     assert echo.ends.acquire(timeout=PATIENCE_S)
-    assert len(counter._posts) == 1
+    assert len(listener._sockets) == 1
 
 
 @forks
-def test_a_child_may_close_what_it_has_forgotten(counter: Listener) -> None:
+def test_a_child_may_close_what_it_has_forgotten(listener: Listener) -> None:
     def forget_and_close() -> str:
-        counter.forget()
-        counter.close()
+        listener.forget()
+        listener.close()
         return "closed"
 
-    counter.step_aside()
+    listener.pause()
     assert Child(forget_and_close).answer() == "closed"
 
 
-def test_nobody_leaves_for_a_fork_that_is_over(counter: Listener, echo: Echo) -> None:
+def test_nobody_leaves_for_a_fork_that_is_over(listener: Listener, echo: Echo) -> None:
     """The bell may have rung, and a thread have heard it, before everybody was called back."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         desk = _ClientSocket(ours, echo)
-        assert not counter._leaves(desk, select.POLLIN)
-        assert counter._leaves(desk, select.POLLHUP)  # the bell itself is gone
-        counter.step_aside()
-        assert counter._leaves(desk, select.POLLIN)
+        assert not listener._leaves(desk, select.POLLIN)
+        assert listener._leaves(desk, select.POLLHUP)  # the bell itself is gone
+        listener.pause()
+        assert listener._leaves(desk, select.POLLIN)
 
 
-def test_a_thread_that_heard_the_bell_too_late_stays(
-    threads: Callable[[], int], counter: Listener
+def test_a_thread_that_heard_the_wake_reader_too_late_stays(
+    threads: Callable[[], int], listener: Listener
 ) -> None:
-    with caller(counter) as connection:
+    with caller(listener) as connection:
         for _ in range(5):
             assert ask(connection, b"1\n") == b"1\n"
-            with counter._lock:
-                os.write(counter._ring, b"x")
+            with listener._lock:
+                os.write(listener._wake_writer, b"x")
                 assert not select.select([connection], [], [], 0.02)[0]  # both hear it, and wait
-                os.read(counter._bell, 1)
+                os.read(listener._wake_reader, 1)
         assert ask(connection, b"2\n") == b"2\n"
-        counter.step_aside()
+        listener.pause()
         assert threads() == 0
 
 
