@@ -17,8 +17,9 @@ from pytest_hfbudget.ledger import Charge, Hold, Ledger
 from pytest_hfbudget.ledger.locks import inside
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
+from pytest_hfbudget.metering.instrumentation.addresses import DEFAULT_ROUTER
 from pytest_hfbudget.metering.limits import bounds, check_share, limit_of, put, unpriced
-from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
+from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.request import (
     OutgoingCall,
     allowances,
