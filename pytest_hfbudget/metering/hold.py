@@ -239,8 +239,10 @@ def _hold(call: Call, ask: Callable[[], Hold | HoldWait]) -> None:
 
 def _ask(call: Call, blocks: bool) -> Hold | HoldWait:
     meter, keys, least, most = call.meter, call.draft.scopes, 0, 0
-    call.quote = _price(call)
-    if call.quote is not None and call.outgoing.budgets.paid:
+    budgets = call.outgoing.budgets
+    stated = budgets.explicit if call.draft.endpoint is None else None
+    call.quote = stated or _price(call)
+    if call.quote is not None and budgets.paid:
         least, most = bounds(call.request, call.quote, call.outgoing.variant, meter.book)
     caller = current_caller(blocks=blocks) if meter.hold_wait else None
     if caller is None:
@@ -254,8 +256,6 @@ def _ask(call: Call, blocks: bool) -> Hold | HoldWait:
 def _price(call: Call) -> Quote | None:
     """The price of a call; None where it has no known price and needs none."""
     budgets, request = call.outgoing.budgets, call.request
-    if budgets.explicit is not None and call.draft.endpoint is None:
-        return budgets.explicit
     try:
         quote = call.meter.book.quote(request, budgets.explicit)
     except Exception:  # a price hook raised

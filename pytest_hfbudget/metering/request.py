@@ -165,13 +165,11 @@ def describe(
         timeout: the client's own, in seconds; anything else counts as no time-out.
     """
     payload = parameters.json if isinstance(parameters.json, dict) else _in_data(parameters.data)
-    task, provider = _text(parameters.task), _text(asked.provider) or None
-    model, provider = _addressed(
-        parameters.url,
-        routers,
-        _text(asked.model) or _text(parameters.model),
-        _text(payload.get("model")),
-        provider,
+    task, hub_model, own_model, posted, provider = _names(
+        parameters.task, asked.model, parameters.model, payload.get("model"), asked.provider
+    )
+    model, chosen = _addressed(
+        parameters.url, routers, hub_model or own_model, posted, provider or None
     )
     unreadable = ""
     try:
@@ -181,7 +179,7 @@ def describe(
     return CallRequest(  # by position, which is twice as fast
         task,
         model,
-        provider,
+        chosen,
         parameters.url,
         input_bound(parameters.json, parameters.data),
         limit,
@@ -341,9 +339,9 @@ def _in_data(data: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _text(value: object) -> str:
-    """A name; empty for anything but a string, such as a mock."""
-    return value if isinstance(value, str) else ""
+def _names(*values: object) -> list[str]:
+    """Names; empty for anything but a string, such as a mock."""
+    return [value if isinstance(value, str) else "" for value in values]
 
 
 def _seconds(timeout: object) -> float | None:

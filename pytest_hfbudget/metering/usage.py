@@ -96,10 +96,10 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
     usage = message.get("usage")
     if not isinstance(usage, dict):
         return _tgi_usage(message)
-    tokens_in, tokens_out, total = (
+    tokens_in, tokens_out, total = [
         value if type(value) is int and 0 <= value < MOST_TOKENS else None
         for value in map(usage.get, COUNTS)
-    )
+    ]
     if not (tokens_in or tokens_out) or (request.generates and None in (tokens_in, tokens_out)):
         return None
     beside = 0
