@@ -1,4 +1,4 @@
-"""From what huggingface_hub is about to post to what it can cost."""
+"""What is asked: a request of huggingface_hub, and the most that it can use."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class UnreadableLimitError(ValueError):
 
 
 class AskedModel(NamedTuple):
-    """What the parameters of a call no longer tell.
+    """The model that a call asks for, which its parameters no longer name.
 
     Attributes:
         model: by its Hub id; what is posted carries the provider's own.
@@ -126,9 +126,11 @@ def changed(parameters: P, **values: Any) -> P:
         vars(other).update(values)
         return other
     other = object.__new__(type(parameters))  # as `replace`, without its look at every field
-    own = vars(parameters)
-    vars(other).update(own)
-    vars(other).update((name, value) for name, value in values.items() if name in own)
+    own = vars(other)
+    own.update(vars(parameters))
+    for name, value in values.items():
+        if name in own:
+            own[name] = value
     return other
 
 
