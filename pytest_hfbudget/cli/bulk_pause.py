@@ -11,8 +11,9 @@ import click
 from pytest_hfbudget.cli.holders import EndpointUser, Records
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import default_state_dir
-from pytest_hfbudget.endpoints.reaper_messages import Timings, Watch
+from pytest_hfbudget.endpoints.reaper_messages import Watch
 from pytest_hfbudget.endpoints.release import Pauser
+from pytest_hfbudget.endpoints.retry import Timings
 from pytest_hfbudget.endpoints.sweep import StrayEndpoint, SweepOutcome, sweep
 from pytest_hfbudget.endpoints.types import GONE
 

@@ -227,7 +227,7 @@ def _by_rate(rates: tuple[str, ...], asked: ForecastRequest) -> Iterator[Machine
 def _by_name(names: tuple[str, ...], asked: ForecastRequest) -> Iterator[Machine]:
     if not names:
         return
-    from pytest_hfbudget.endpoints.hardware import price_per_hour
+    from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 
     access.services()
     plane = access.plane()

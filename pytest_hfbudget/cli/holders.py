@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_hfbudget.cli import output
-from pytest_hfbudget.endpoints import tags
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
 from pytest_hfbudget.endpoints.sweep import StrayEndpoint, find_local
+from pytest_hfbudget.endpoints.types import tagged_run, tagged_until
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Records:
         claims = [
             one
             for one in read_held_leases(lease_store_dir(folder))
-            if one.api.rstrip("/") == api and one.owned
+            if one.api.rstrip("/") == api and one.in_use
         ]
         users = {one.endpoint: EndpointUser(one.run, f"process {one.owner_pid}") for one in claims}
         strays = find_local(folder, api=api, kept=True)
@@ -56,7 +55,7 @@ class Records:
             marks = plane.get(name).tags
         except ControlPlaneError:
             return None  # the attempt to pause it will tell what is wrong
-        run, until = tags.run_of(marks), tags.until(marks)
+        run, until = tagged_run(marks), tagged_until(marks)
         if run is None or until is None or until < time.time():
             return None
         return EndpointUser(run, f"not of this machine, until {output.clock_time(until)}")

@@ -98,6 +98,7 @@ def _names(given: tuple[str, ...]) -> tuple[str, ...]:
 def _lifecycle(most_s: float | None) -> Lifecycle:
     from pytest_hfbudget.endpoints.lifecycle import Lifecycle
     from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
+    from pytest_hfbudget.endpoints.retry import RunTimings, Timings
 
     given = access.services()
     settings = EndpointSettings(
@@ -105,9 +106,9 @@ def _lifecycle(most_s: float | None) -> Lifecycle:
         token=access.token(),
         run=uuid.uuid4().hex[:12],
         idle_timeout_min=given.idle_timeout,
-        wait_timeout_s=min(given.endpoint_wait, most_s or math.inf),
-        looks_s=() if given.emulator else given.endpoint_looks,
         billing_minute_s=given.billing_minute,
+        waits=RunTimings(wait_timeout_s=min(given.endpoint_wait, most_s or math.inf)),
+        timings=Timings(looks_s=() if given.emulator else given.endpoint_looks),
     )
     return Lifecycle(settings, progress=_progress)
 
@@ -120,7 +121,7 @@ def _show(outcome: CommandOutcome) -> None:
     if outcome.error:
         click.echo(outcome.error, err=True)
     for receipt in outcome.receipts:
-        cost = f"{receipt.minutes} min, {show(receipt.nano_usd)}"
+        cost = f"{receipt.cost.minutes} min, {show(receipt.cost.nano_usd)}"
         click.echo(f"{receipt.name}: {_verdict(receipt)}; {cost}", err=True)
         for note in filter(None, (receipt.error, *receipt.warnings)):
             click.echo(f"  {note}", err=True)
@@ -145,8 +146,8 @@ def _as_dict(receipt: EndpointReceipt) -> dict[str, Any]:
         "verified": receipt.verified,
         "left_to": receipt.left_to,
         "reason": receipt.reason,
-        "minutes": receipt.minutes,
-        "usd": usd_text(receipt.nano_usd),
+        "minutes": receipt.cost.minutes,
+        "usd": usd_text(receipt.cost.nano_usd),
         "error": receipt.error,
         "warnings": list(receipt.warnings),
     }

@@ -7,23 +7,124 @@ description, https://api.endpoints.huggingface.cloud/openapi.json.
 
 from __future__ import annotations
 
+import email.utils
+import json
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from json import dumps  # by name: a test may replace the module's
 from typing import Any, TypeAlias
 from urllib.parse import quote, urlencode
 
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError, json_object, refusal
 from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock, RetryPolicy
 from pytest_hfbudget.endpoints.transport import (
+    HttpAnswer,
     NoAnswerError,
     Route,
     Transport,
     Urllib3Transport,
 )
 from pytest_hfbudget.endpoints.types import Endpoint, objects, split_name
-from pytest_hfbudget.text import public_url
+from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.text import printable, public_url
 from pytest_hfbudget.version import __version__
+
+_NOT_DONE = frozenset({425, 429, 503})  # refused at the door: the server did not begin
+
+
+class ControlPlaneError(EndpointError):
+    """A request to the control plane that did not do what it should.
+
+    Attributes:
+        status: HTTP status of the last answer; None when there was none.
+        maybe_done: True when the server may have acted all the same.
+        retry_after: seconds that the server asked to wait, if it did.
+        lasting: there is no use in trying again, although the server was not even asked.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        maybe_done: bool = False,
+        retry_after: float | None = None,
+        lasting: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.maybe_done, self.retry_after = status, maybe_done, retry_after
+        self.lasting = lasting
+
+    @property
+    def gone(self) -> bool:
+        """The endpoint does not exist (any more)."""
+        return self.status == HTTPStatus.NOT_FOUND
+
+    @property
+    def denied(self) -> bool:
+        """The token is not accepted, or may not do this."""
+        return self.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+
+
+def refusal(what: str, answer: HttpAnswer) -> ControlPlaneError:
+    """The error for an answer about ``what`` that is not a success."""
+    return ControlPlaneError(
+        _sentence(what, answer),
+        status=answer.status,
+        maybe_done=answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        and answer.status not in _NOT_DONE,
+        retry_after=_retry_after(answer.headers.get("retry-after")),
+    )
+
+
+def _sentence(what: str, answer: HttpAnswer) -> str:
+    namespace = what.partition("/")[0]
+    if answer.status == HTTPStatus.UNAUTHORIZED:
+        return (
+            f"{what}: the token was refused (HTTP 401); set HF_TOKEN to one that is valid, "
+            "from https://huggingface.co/settings/tokens."
+        )
+    if answer.status == HTTPStatus.FORBIDDEN:
+        return (
+            f"{what}: the token may not do this (HTTP 403: {_message(answer)}); it needs the "
+            'permission "Manage Inference Endpoints" for this namespace.'
+        )
+    if answer.status == HTTPStatus.NOT_FOUND and "/" in what:
+        return (
+            f'there is no endpoint "{what}" (HTTP 404); `hfbudget status {namespace}` lists yours.'
+        )
+    return f"{what}: the control plane answered HTTP {answer.status}: {_message(answer)}."
+
+
+def json_object(body: bytes) -> dict[str, Any] | None:
+    """A body that is a JSON object; None for anything else."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _message(answer: HttpAnswer) -> str:
+    said = json_object(answer.body)
+    text = answer.body.decode("utf-8", "replace")
+    if said is not None:
+        text = said.get("error") or said.get("message") or said.get("detail") or ""
+    text = " ".join(str(text).split())
+    return printable(text[:300].rstrip(".")) or "no reason given"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds; the header has a number or a date (RFC 9110, section 10.2.3)."""
+    if not value:
+        return None
+    try:
+        if value.strip().isdecimal():
+            return float(value)
+        at = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return max(at - SYSTEM_CLOCK.time(), 0.0)
+
 
 _OK = range(200, 300)
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -43,7 +144,7 @@ def _is_list(page: Mapping[str, Any]) -> bool:
 class ControlPlane:
     """A client of one control plane with one token. Safe to share between threads.
 
-    Each operation is retried within ``pace.total_s`` where a second request can do no harm.
+    Each operation is retried within ``retry.total_s`` where a second request can do no harm.
     All raise `ControlPlaneError`; none ever shows the token.
     """
 
@@ -52,7 +153,7 @@ class ControlPlane:
         base_url: str,
         token: str | None,
         *,
-        pace: RetryPolicy = RetryPolicy(),  # noqa: B008  # frozen
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008  # frozen
         route: Route | None = None,
         transport: Transport | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -60,7 +161,7 @@ class ControlPlane:
     ) -> None:
         """``agent`` tells the server's log which of our processes is asking."""
         self.base_url = base_url.rstrip("/")
-        self._token, self._pace, self._clock, self._agent = token, pace, clock, agent
+        self._token, self._retry, self._clock, self._agent = token, retry, clock, agent
         self._transport = transport or Urllib3Transport(
             route or Route.find(self.base_url), clock=clock
         )
@@ -68,12 +169,12 @@ class ControlPlane:
     def __repr__(self) -> str:
         return f"ControlPlane({public_url(self.base_url)!r})"
 
-    def with_pace(self, pace: RetryPolicy) -> ControlPlane:
+    def with_retry(self, retry: RetryPolicy) -> ControlPlane:
         """The same client, with the same connections, but more or less patient."""
         return ControlPlane(
             self.base_url,
             self._token,
-            pace=pace,
+            retry=retry,
             transport=self._transport,
             clock=self._clock,
             agent=self._agent,
@@ -127,7 +228,7 @@ class ControlPlane:
     def healthy(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint's health route answers 200; one try.
 
-        Only ask one that is running: any request wakes an endpoint that is scaled to zero,
+        Only ask one that is running: any request resumes an endpoint that is scaled to zero,
         and its bill with it.
 
         Raises:
@@ -137,7 +238,7 @@ class ControlPlane:
             return False
         url = endpoint.url.rstrip("/") + "/" + endpoint.health_route.lstrip("/")
         try:
-            answer = self._transport.send("GET", url, self._headers(), None, self._pace.try_s)
+            answer = self._transport.send("GET", url, self._headers(), None, self._retry.try_s)
         except NoAnswerError:
             return False
         if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -193,7 +294,7 @@ class ControlPlane:
         usable: _Usable | None = None,
     ) -> Mapping[str, Any]:
         """``usable`` tells an answer from something else; None: what was to be done is done."""
-        ends = self._clock.monotonic() + self._pace.total_s
+        ends = self._clock.monotonic() + self._retry.total_s
         tries = 0
         while True:
             tries += 1
@@ -203,7 +304,7 @@ class ControlPlane:
                 again = error.status is None or error.status in _BUSY
                 if not again or error.lasting or (error.maybe_done and not repeatable):
                     raise
-                wait = self._pace.wait(tries, error.retry_after)
+                wait = self._retry.wait(tries, error.retry_after)
                 if self._clock.monotonic() + wait >= ends:
                     raise
                 self._clock.sleep(wait)
@@ -221,7 +322,7 @@ class ControlPlane:
         url, headers = self.base_url + path, self._headers(public=public)
         body = None if payload is None else dumps(payload).encode()
         try:
-            answer = self._transport.send(method, url, headers, body, self._pace.try_s)
+            answer = self._transport.send(method, url, headers, body, self._retry.try_s)
         except NoAnswerError as error:
             raise ControlPlaneError(
                 f"{what}: {public_url(self.base_url)} did not answer ({error}).",

@@ -1,4 +1,4 @@
-"""The end of a reaper's work: all is paused, its owner is told, and later it looks again."""
+"""The end of a reaper's work: it pauses all, sends receipts, and later looks again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import Journal
 from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import (
@@ -19,27 +18,22 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Message,
     Pausing,
     Receipt,
-    Timings,
     Watch,
 )
 from pytest_hfbudget.endpoints.release import Pauser, Releaser, awake_again, entry
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import LOOK_S, STUCK_S, SYSTEM_CLOCK, Clock, Timings
 from pytest_hfbudget.errors import EndpointError
 
-# The wait for the last request of a thread that is stuck where no time-out reaches (DNS).
-_GRACE_S = 5.0
-# For one later look, with all its tries; there is another look, and it was seen paused before.
-_LOOK_S = 30.0
 # Servers behind one address may differ.
 _READINGS = 2
 
 
 @dataclass
 class HeldEndpoint:
-    """One endpoint in the reaper's care."""
+    """One endpoint that the reaper is to pause."""
 
     watch: Watch
-    claim: HeldLease
+    lease: HeldLease
     settled: bool = False
 
 
@@ -56,23 +50,23 @@ class FinalPause:
         log: Callable[[str], None],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``tell`` reaches the owner, if there still is one; neither that nor ``log`` raises."""
+        """``tell`` sends to the client, if it still runs; neither that nor ``log`` raises."""
         self._arm, self._plane, self._journal = arm, plane, journal
         self._tell, self._log, self._clock = tell, log, clock
         # Receipts, and whether each is the last about its endpoint.
-        self._told: queue.SimpleQueue[tuple[Receipt, bool]] = queue.SimpleQueue()
+        self._receipts: queue.SimpleQueue[tuple[Receipt, bool]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._woke = False
 
     def pause(self, every: Iterable[HeldEndpoint], reason: str) -> bool:
         """Pause all; whether each pause was verified, or is left to another run.
 
-        The owner is let go once it has a receipt for each. One with an error may be followed by
-        a better one, which the journal has.
+        The client is sent `Done` once it has a receipt for each. One with an error may be
+        followed by a better one, which only the journal has.
         """
         held = tuple(every)
         unstarted = [one for one in held if not self._begin(one, reason)]
-        # Nothing that is only told comes before the requests, or between them.
+        # The requests come first: no message to the client may delay them.
         self._tell(Pausing(reason))
         names = {one.watch.endpoint for one in held}
         if names:
@@ -91,22 +85,22 @@ class FinalPause:
 
     def _follow(self, at_work: set[str]) -> bool:
         ends = self._clock.monotonic() + _most_s(self._arm.timings)
-        untold, verified = set(at_work), True
-        if not untold:
+        unsent, verified = set(at_work), True
+        if not unsent:
             self._tell(Done())
         while at_work:
             try:
-                receipt, last = self._told.get(timeout=max(ends - self._clock.monotonic(), 0.0))
+                receipt, last = self._receipts.get(timeout=max(ends - self._clock.monotonic(), 0.0))
             except queue.Empty:
                 self._log("a pause did not come to an end in time")
-                if untold:
+                if unsent:
                     self._tell(Done())
                 return False
             self._log(f"{receipt.endpoint}: {receipt.error or receipt.state}")
-            if untold:  # else the owner has hung up
+            if unsent:  # else the client has closed the channel
                 self._tell(receipt)
-                untold.discard(receipt.endpoint)
-                if not untold:
+                unsent.discard(receipt.endpoint)
+                if not unsent:
                     self._tell(Done())
             if last:
                 at_work.discard(receipt.endpoint)
@@ -115,7 +109,7 @@ class FinalPause:
 
     def _begin(self, held: HeldEndpoint, reason: str) -> bool:
         """Pause one without waiting; False where there is no thread to be had."""
-        thread = threading.Thread(target=self._attend, args=(held, reason), daemon=True)
+        thread = threading.Thread(target=self._pause_and_look, args=(held, reason), daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
@@ -124,39 +118,39 @@ class FinalPause:
         self._threads.append(thread)
         return True
 
-    def _attend(self, held: HeldEndpoint, reason: str) -> None:
+    def _pause_and_look(self, held: HeldEndpoint, reason: str) -> None:
         if self._pause(held, reason).verified:
             self._look_later(held)
 
     def _pause(self, held: HeldEndpoint, reason: str) -> Receipt:
         name = held.watch.endpoint
-        leaver = self._leaver(held, settled=held.settled)
+        releaser = self._releaser(held, settled=held.settled)
 
         def doubted(receipt: Receipt) -> None:
             told = replace(receipt, reason=reason)
-            self._record(told, held.claim)
-            self._told.put((told, False))
+            self._record(told, held.lease)
+            self._receipts.put((told, False))
 
         try:
-            receipt = leaver.run(
-                lambda told: self._record(told, held.claim),
+            receipt = releaser.run(
+                lambda told: self._record(told, held.lease),
                 reason=reason,
                 doubted=doubted,
             )
-        except Exception as error:  # a bug here must be told, not be waited for
+        except Exception as error:  # the client must hear of a bug here, and not wait
             self._log(f"{name}: {error!r}")
-            receipt = leaver.failed(f"{name}: the reaper failed: {error!r}")
-        self._told.put((receipt, True))
+            receipt = releaser.failed(f"{name}: the reaper failed: {error!r}")
+        self._receipts.put((receipt, True))
         return receipt
 
-    def _leaver(self, held: HeldEndpoint, *, settled: bool) -> Releaser:
+    def _releaser(self, held: HeldEndpoint, *, settled: bool) -> Releaser:
         arm, name = self._arm, held.watch.endpoint
         pauser = Pauser(self._plane, held.watch, arm.timings, settled=settled)
-        return Releaser(self._claims(name), held.claim, pauser)
+        return Releaser(self._lease_store(name), held.lease, pauser)
 
-    def _claims(self, name: str) -> LeaseStore:
+    def _lease_store(self, name: str) -> LeaseStore:
         arm = self._arm
-        return LeaseStore(Path(arm.claims), api=arm.api, endpoint=name, run=arm.run)
+        return LeaseStore(Path(arm.lease_dir), api=arm.api, endpoint=name, run=arm.run)
 
     def _look_later(self, held: HeldEndpoint) -> None:
         paused_at = self._clock.monotonic()
@@ -172,13 +166,13 @@ class FinalPause:
 
     def _look(self, held: HeldEndpoint) -> str:
         timings, name = self._arm.timings, held.watch.endpoint
-        plane = self._plane.with_pace(replace(timings.pace, total_s=_LOOK_S))
+        plane = self._plane.with_retry(replace(timings.retry, total_s=LOOK_S))
         for left in reversed(range(_READINGS)):
             at = self._clock.time()
-            state = awake_again(plane, self._claims(name), held.claim, at=at)
+            state = awake_again(plane, self._lease_store(name), held.lease, at=at)
             if state or not left:
                 break
-            self._clock.sleep(timings.poll_s)
+            self._clock.sleep(timings.verify_poll_s)
         return state
 
     def _pause_again(self, held: HeldEndpoint, what: str) -> None:
@@ -187,18 +181,18 @@ class FinalPause:
         name = held.watch.endpoint
         self._log(f"{name}: {what}")
         awake = Receipt(name, state="", verified=False, error=f"it was {what}", reason=AWAKE)
-        self._record(awake, held.claim)
-        receipt = self._leaver(held, settled=True).run(
-            lambda told: self._record(told, held.claim), reason=AWAKE
+        self._record(awake, held.lease)
+        receipt = self._releaser(held, settled=True).run(
+            lambda told: self._record(told, held.lease), reason=AWAKE
         )
         self._log(f"{name}: {receipt.error or receipt.state}")
 
-    def _record(self, receipt: Receipt, claim: HeldLease) -> None:
+    def _record(self, receipt: Receipt, lease: HeldLease) -> None:
         try:
-            self._journal.write(entry(receipt, claim, at=self._clock.time()))
+            self._journal.write(entry(receipt, lease, at=self._clock.time()))
         except EndpointError as error:  # a full disk; the pause itself is done
             self._log(str(error))
 
 
 def _most_s(timings: Timings) -> float:
-    return timings.deadline_s + timings.settle_s + 2 * timings.try_s + _GRACE_S
+    return timings.deadline_s + timings.settle_s + 2 * timings.try_s + STUCK_S

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.process import Place
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.files import own_folder, refuse_foreign
 from pytest_hfbudget.text import parse_json
@@ -26,18 +25,17 @@ INTENT = "intent"  # about to be resumed, or found running and to be paused at t
 RESUMED = "resumed"  # the control plane has answered the resume
 REVIVED = "revived"  # about to be resumed once more, since someone else had paused it
 PAUSED = "paused"  # the pause was tried to its end; `verified` says how it went
-LEFT = "left"  # another run of this machine has use for it, and will pause it
+LEFT = "left"  # another run of this machine uses it, and will pause it
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line.
+    """One line of a journal.
 
     Attributes:
         at: unix seconds.
         owner_pid, owner_start: the process that holds the lease.
-        host, boot_id, pid_namespace: where that process runs, see `process.judgeable`; the latter
-            two are empty on systems without them, and in lines of older versions.
+        place: where that process runs; its fields stand beside the others in the file.
         api: base URL of the control plane.
         scaling: ``compute.scaling`` as it was before this run.
         state: the endpoint's, when the line was written.
@@ -53,20 +51,17 @@ class Record:
     at: float
     owner_pid: int
     owner_start: str | None
-    host: str = field(default_factory=socket.gethostname)
     state: str = ""
     scaling: Mapping[str, Any] | None = None
     verified: bool = False
     error: str | None = None
     reason: str = ""
     left_to: str | None = None
-    boot_id: str = field(default_factory=process.boot_id)
-    pid_namespace: str = field(default_factory=process.pid_namespace)
+    place: Place = field(default_factory=Place)
 
 
-_FIELDS = frozenset(item.name for item in fields(Record))
+_FIELDS = frozenset(item.name for item in fields(Record)) - {"place"}
 _TEXTS = ("kind", "run", "endpoint", "api")
-_PLACE = ("boot_id", "pid_namespace")  # no line of another version has those of this process
 _NEEDED = ("kind", "run", "endpoint", "api", "at", "owner_pid", "owner_start")
 
 
@@ -75,7 +70,7 @@ def default_state_dir() -> Path:
     chosen = os.environ.get("HFBUDGET_STATE_DIR")
     if chosen:
         return Path(chosen)
-    import platformdirs  # only the owner needs it, once
+    import platformdirs  # the reaper does without it
 
     return Path(platformdirs.user_state_dir("hfbudget", appauthor=False))
 
@@ -119,7 +114,9 @@ class Journal:
         Raises:
             EndpointError: it could not be written in full.
         """
-        line = json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n"
+        data = asdict(record)
+        data.update(data.pop("place"))
+        line = json.dumps(data, separators=(",", ":")).encode() + b"\n"
         try:
             with self._lock:
                 self._append(line)
@@ -131,7 +128,7 @@ class Journal:
 
     def _append(self, line: bytes) -> None:
         # Opened anew each time: a test may have closed descriptors that were not its own, and a
-        # line must not end up in whatever has that number now.
+        # line must not go into another file that has that number now.
         fd = self._open()
         try:
             size = os.fstat(fd).st_size
@@ -227,10 +224,13 @@ def _parse(line: bytes) -> Record | None:
         return None
     if not all(isinstance(data[key], str) for key in _TEXTS):
         return None
-    numbers = isinstance(data["owner_pid"], int) and isinstance(data["at"], (int, float))
-    if not numbers or not all(isinstance(data.get(key, ""), str) for key in _PLACE):
+    if not isinstance(data["owner_pid"], int) or not isinstance(data["at"], (int, float)):
         return None
-    return Record(**{**dict.fromkeys(_PLACE, ""), **{k: data[k] for k in _FIELDS & data.keys()}})
+    try:
+        place = Place.parse(data)
+    except TypeError:
+        return None
+    return Record(**{name: data[name] for name in _FIELDS & data.keys()}, place=place)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""The leases that runs of this machine hold on an endpoint: the last run out pauses it."""
+"""The leases that runs of this machine hold on an endpoint: the last of them pauses it."""
 
 from __future__ import annotations
 
@@ -7,52 +7,51 @@ import fcntl
 import hashlib
 import json
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pytest_hfbudget.endpoints import process, tags
-from pytest_hfbudget.endpoints.types import Endpoint
+from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.process import Place
+from pytest_hfbudget.endpoints.retry import BELIEVED_S, LOCK_POLL_S
+from pytest_hfbudget.endpoints.types import Endpoint, run_tag
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.files import own_folder, read_own, replace_file
 from pytest_hfbudget.text import parse_json
-
-_POLL_S = 0.05
-
 
 # A lock of this kind is not inherited by forks, and ends with its process whatever ends that.
 # But it does not keep a process from itself: for threads there is another one.
 _here: dict[Path, threading.Lock] = {}
 
 
-_guard = threading.Lock()
+_supervisor = threading.Lock()
 
 
 @contextlib.contextmanager
 def file_lock(
     path: Path, *, wait: Callable[[float], None], ready: Callable[[], bool]
 ) -> Iterator[None]:
-    """Hold the only turn that there is at ``path``.
+    """Hold the lock of ``path``, against other processes and other threads of this one.
 
     Args:
-        wait: called with seconds while it is someone else's turn; raises to give up.
-        ready: asked once it is ours; nothing begins before it says yes.
+        wait: called with seconds while another one holds the lock; raises to give up.
+        ready: called with the lock held, until it returns True; only then the body runs.
     """
-    with _guard:
-        ours = _here.setdefault(path.absolute(), threading.Lock())
-    while not ours.acquire(blocking=False):
-        wait(_POLL_S)
+    with _supervisor:
+        lock = _here.setdefault(path.absolute(), threading.Lock())
+    while not lock.acquire(blocking=False):
+        wait(LOCK_POLL_S)
     try:
         with _locked(path, wait):
             while not ready():
-                wait(_POLL_S)
+                wait(LOCK_POLL_S)
             yield
     finally:
-        ours.release()
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -62,7 +61,7 @@ def _locked(path: Path, wait: Callable[[float], None]) -> Iterator[None]:
     inode = os.fstat(fd).st_ino
     try:
         while not _try(fd):
-            wait(_POLL_S)
+            wait(LOCK_POLL_S)
         yield
     finally:
         # A test may have closed it, and the number may belong to something else by now.
@@ -97,8 +96,9 @@ class HeldLease:
     Attributes:
         owner_pid, owner_start: the process that uses it.
         reaper_pid, reaper_start: the process that is to pause it.
-        at: unix seconds of the first word about it.
+        at: unix seconds of its beginning.
         scaling: ``compute.scaling`` from before the first of all runs that share it.
+        place: where these processes run; its fields stand beside the others in the file.
     """
 
     run: str
@@ -111,14 +111,12 @@ class HeldLease:
     at: float
     phase: str = HOLDING
     scaling: Mapping[str, Any] | None = None
-    host: str = field(default_factory=socket.gethostname)
-    boot_id: str = field(default_factory=process.boot_id)
-    pid_namespace: str = field(default_factory=process.pid_namespace)
+    place: Place = field(default_factory=Place)
 
     @property
     def here(self) -> bool:
         """Whether it can be told from here if its processes run; if not, nothing is known."""
-        return process.judgeable(self)
+        return process.judgeable(self.place)
 
     @property
     def elsewhere(self) -> bool:
@@ -126,46 +124,40 @@ class HeldLease:
         return self.phase != OVER and not self.here
 
     @property
-    def owned(self) -> bool:
+    def in_use(self) -> bool:
         """Whether its run lives and uses the endpoint: then no other run may pause it."""
         holding = self.here and self.phase == HOLDING
         return holding and process.alive(self.owner_pid, self.owner_start)
 
     @property
-    def kept(self) -> bool:
+    def reaper_works(self) -> bool:
         """Whether the process that is to pause it still runs, and is not stopped."""
         active = self.here and self.phase != OVER
         return active and process.works(self.reaper_pid, self.reaper_start)
 
     def end_stopped_reaper(self) -> None:
-        """End a reaper without an owner that is stopped: continued, it would pause for a dead run.
+        """End a stopped reaper of a dead run: continued, it would pause what another run uses.
 
         To be called before its endpoint is used or paused by another run.
         """
-        orphan = self.here and self.phase != OVER and not self.owned
+        orphan = self.here and self.phase != OVER and not self.in_use
         if orphan and process.stopped(self.reaper_pid, self.reaper_start):
             process.end(self.reaper_pid, self.reaper_start)
 
 
-_FIELDS = frozenset(item.name for item in fields(HeldLease))
+_FIELDS = frozenset(item.name for item in fields(HeldLease)) - {"place"}
 
 
-_PLACE = ("boot_id", "pid_namespace")
-
-
-_TEXTS = ("run", "endpoint", "api", "phase", "host", *_PLACE)
-
-
-_BELIEVED_S = 86400.0
+_TEXTS = ("run", "endpoint", "api", "phase")
 
 
 def lease_store_dir(state_dir: Path) -> Path:
-    """The folder of the claims below a state folder."""
-    return state_dir / "claims"
+    """The folder of the held leases below a state folder."""
+    return state_dir / "claims"  # the name that earlier versions know
 
 
 class LeaseStore:
-    """The claims on one endpoint of one control plane, seen by one run."""
+    """The lease_store on one endpoint of one control plane, seen by one run."""
 
     def __init__(self, directory: Path, *, api: str, endpoint: str, run: str) -> None:
         self._directory, self._run = directory, run
@@ -178,15 +170,31 @@ class LeaseStore:
         """The file to lock while the endpoint is brought up."""
         return self._directory / f"{self._stem}.lock"
 
-    def put(self, claim: HeldLease) -> None:
-        """Write this run's claim; when this returns, all others see it.
+    def locked(self, wait: Callable[[float], None]) -> AbstractContextManager[None]:
+        """Keep other runs of this machine from resuming the endpoint; begins when none pauses it.
+
+        Args:
+            wait: see `file_lock`.
+        """
+
+        def ready() -> bool:
+            for lease in self.others():
+                lease.end_stopped_reaper()
+            return self.pauser() is None
+
+        return file_lock(self.lock_path, wait=wait, ready=ready)
+
+    def put(self, lease: HeldLease) -> None:
+        """Write this run's lease; when this returns, all others see it.
 
         Raises:
             EndpointError: it can't be written.
         """
         try:
             own_folder(self._directory)
-            replace_file(self._path, json.dumps(asdict(claim)))
+            data = asdict(lease)
+            data.update(data.pop("place"))
+            replace_file(self._path, json.dumps(data))
         except OSError as error:
             raise EndpointError(
                 f"what this run uses can't be written down ({self._path}: "
@@ -195,38 +203,38 @@ class LeaseStore:
             ) from error
 
     def own(self) -> HeldLease | None:
-        """What this run has put."""
+        """This run's lease; None if there is none."""
         return _read(self._path)
 
     def others(self) -> tuple[HeldLease, ...]:
-        """All other runs' claims, the oldest first, whether they still count or not."""
+        """All other runs' lease_store, the oldest first, whether they still count or not."""
         found = (_read(path) for path in self._files() if path != self._path)
-        return tuple(sorted((claim for claim in found if claim), key=lambda claim: claim.at))
+        return tuple(sorted((lease for lease in found if lease), key=lambda lease: lease.at))
 
-    def heir(self) -> HeldLease | None:
-        """A run that has use for the endpoint now; it will pause it when it leaves."""
-        return next((claim for claim in self.others() if claim.owned), None)
+    def successor(self) -> HeldLease | None:
+        """Another live run that uses the endpoint, and will pause it; None if there is none."""
+        return next((lease for lease in self.others() if lease.in_use), None)
 
     def pauser(self) -> HeldLease | None:
         """A run whose reaper is about to pause the endpoint."""
-        found = (claim for claim in self.others() if claim.phase == PAUSING)
-        return next((claim for claim in found if claim.kept), None)
+        found = (lease for lease in self.others() if lease.phase == PAUSING)
+        return next((lease for lease in found if lease.reaper_works), None)
 
-    def end(self, claim: HeldLease, *, paused: bool) -> None:
-        """Give ``claim`` back. Once ``paused`` for certain, what dead runs left goes too."""
+    def end(self, lease: HeldLease, *, paused: bool) -> None:
+        """Remove ``lease``. Once the pause is verified (``paused``), leases of dead runs go too."""
         with contextlib.suppress(OSError, EndpointError):
             mine = self.own()
-            if mine is not None and mine.reaper_pid != claim.reaper_pid:
+            if mine is not None and mine.reaper_pid != lease.reaper_pid:
                 return  # another reaper has taken over
-            if not paused and claim.scaling is None:
+            if not paused and lease.scaling is None:
                 self._path.unlink()
                 return
             if not paused:
-                self.put(replace(claim, phase=OVER))
+                self.put(replace(lease, phase=OVER))
                 return
             for path in self._files():
                 known = _read(path)
-                if path == self._path or known is None or not _counts(known, at=claim.at):
+                if path == self._path or known is None or not _counts(known, at=lease.at):
                     path.unlink()
 
     def _files(self) -> Iterator[Path]:
@@ -234,10 +242,10 @@ class LeaseStore:
         return self._directory.glob(f"{self._stem}.*.json")
 
 
-def _counts(claim: HeldLease, *, at: float) -> bool:
-    """Whether a claim is a live run's; of one from elsewhere that is believed for a day."""
-    recent = claim.elsewhere and claim.at > at - _BELIEVED_S
-    return claim.owned or claim.kept or recent
+def _counts(lease: HeldLease, *, at: float) -> bool:
+    """Whether a lease is a live run's; of one from elsewhere that is believed for a day."""
+    recent = lease.elsewhere and lease.at > at - BELIEVED_S
+    return lease.in_use or lease.reaper_works or recent
 
 
 def inherited(
@@ -250,14 +258,14 @@ def inherited(
     Args:
         known: runs, each with the scaling that it remembers.
     """
-    placed = (scaling for run, scaling in known if tags.of_run(run) in found.tags)
+    placed = (scaling for run, scaling in known if run_tag(run) in found.tags)
     return next((scaling for scaling in placed if scaling is not None), None)
 
 
 def read_held_leases(directory: Path) -> tuple[HeldLease, ...]:
-    """All claims of this machine."""
+    """All lease_store of this machine."""
     found = (_read(path) for path in sorted(directory.glob("*.json")))
-    return tuple(claim for claim in found if claim)
+    return tuple(lease for lease in found if lease)
 
 
 def prune_held_leases(directory: Path, *, before: float) -> None:
@@ -265,8 +273,8 @@ def prune_held_leases(directory: Path, *, before: float) -> None:
     for pattern in ("*.json", "*.draft"):
         for path in directory.glob(pattern):
             with contextlib.suppress(OSError):
-                claim = _read(path)
-                counts = claim is not None and (claim.owned or claim.kept)
+                lease = _read(path)
+                counts = lease is not None and (lease.in_use or lease.reaper_works)
                 if path.stat().st_mtime < before and not counts:
                     path.unlink()
 
@@ -275,8 +283,8 @@ def _read(path: Path) -> HeldLease | None:
     try:
         data = parse_json(read_own(path))
         told = {key: value for key, value in data.items() if key in _FIELDS}
-        claim = HeldLease(**{**dict.fromkeys(_PLACE, ""), **told})
+        lease = HeldLease(**told, place=Place.parse(data))
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-    good = all(isinstance(getattr(claim, name), str) for name in _TEXTS)
-    return claim if good and isinstance(claim.owner_pid, int) else None
+    good = all(isinstance(getattr(lease, name), str) for name in _TEXTS)
+    return lease if good and isinstance(lease.owner_pid, int) else None

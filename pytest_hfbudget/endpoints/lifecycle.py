@@ -6,34 +6,29 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.endpoint_state import EndpointState
 from pytest_hfbudget.endpoints.journal import Journal, leases_dir, prune
 from pytest_hfbudget.endpoints.lease_store import prune_held_leases
 from pytest_hfbudget.endpoints.lifecycle_types import (
     Afford,
+    Caps,
     EndpointReceipt,
     EndpointSettings,
+    EndpointState,
     Grow,
     Progress,
 )
 from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, REAPER_LOST, Receipt
-from pytest_hfbudget.endpoints.resume import Resumer
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.resume import Resumer, Startup
+from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.spawn import SpawnedProcess, spawn_reaper
-from pytest_hfbudget.endpoints.startup import Startup
 from pytest_hfbudget.endpoints.supervisor import Supervisor
 from pytest_hfbudget.endpoints.sweep import SweepOutcome, adopt, find_local, sweep
 from pytest_hfbudget.endpoints.types import Endpoint, split_name
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
-
-# Long enough to look up what a run did; then a finished run's journal is only clutter.
-_KEEP_JOURNALS_S = 30 * 86400.0
-
-# Others' leftovers must not keep a run from beginning.
-_SWEEP_S = 30.0
 
 _EARLY = {
     DEADLINE: "the time that this run may pay for is over, so what ran was paused.",
@@ -56,7 +51,7 @@ def _any_number(endpoint: Endpoint, more: int, nano_per_minute: int, ahead: bool
 class Lifecycle:
     """Resumes each endpoint at most once, and has all of them paused however the run ends.
 
-    Safe to share between threads. A process that was forked off has no say: there, every
+    Safe to share between threads. In a forked process every
     method does nothing, or raises `EndpointError` where it would have to return an endpoint.
     """
 
@@ -71,41 +66,42 @@ class Lifecycle:
         spawn: SpawnedProcess = spawn_reaper,
     ) -> None:
         self._settings, self._clock, self._spawn = settings, clock, spawn
-        self._owner = os.getpid()
-        self._plane = ControlPlane(settings.api, settings.token, pace=settings.pace, clock=clock)
+        self._pid = os.getpid()
+        self._plane = ControlPlane(settings.api, settings.token, retry=settings.retry, clock=clock)
         self._meter = UptimeMeter(self._plane, settings, clock)
-        self._progress = progress
-        waker = Resumer(
-            self._plane, settings, clock=clock, progress=self._looked, stopping=self._refusal
+        resumer = Resumer(
+            self._plane,
+            settings,
+            clock=clock,
+            progress=partial(self._looked, progress),
+            stopping=self._refusal,
         )
         self._startup = Startup(
             settings,
             self._plane,
-            waker,
+            resumer,
             self._meter,
             clock=clock,
-            afford=afford,
-            grow=grow,
-            arm=self._arm,
-            refusal=self._refusal,
+            caps=Caps(afford, grow),
+            supervisor=self._arm,
         )
         self._lock, self._finishing = threading.Lock(), threading.Lock()
         self._closing = False
-        self._slots: dict[str, EndpointState] = {}
+        self._states: dict[str, EndpointState] = {}
         self._spared: set[str] = set()
-        self._guard: Supervisor | None = None
+        self._supervisor: Supervisor | None = None
         self._until: float | None = None
         self._finished: tuple[EndpointReceipt, ...] | None = None
 
     @property
     def reaper_pid(self) -> int | None:
         """The reaper's process id; None before the first endpoint is needed."""
-        return self._guard.reaper_pid if self._guard else None
+        return self._supervisor.reaper_pid if self._supervisor else None
 
     @property
     def reaper_lost(self) -> bool:
         """Whether the reaper was killed during the run, also where another one took over."""
-        return self._guard is not None and bool(self._guard.warnings)
+        return self._supervisor is not None and bool(self._supervisor.warnings)
 
     def check(self, names: Iterable[str]) -> None:
         """Look at each endpoint once, before anything is resumed.
@@ -129,7 +125,7 @@ class Lifecycle:
         left = find_local(settings.state_dir, api=settings.api, elsewhere=True)
         self._spared |= set(but)
         others = [stray for stray in left if stray.name not in self._spared]
-        timings = replace(self._settings.timings, deadline_s=_SWEEP_S)
+        timings = replace(self._settings.timings, deadline_s=SWEEP_BEFORE_RUN_S)
         folder = self._settings.state_dir
         return (
             sweep(self._plane, others, state_dir=folder, timings=timings, clock=self._clock)
@@ -151,20 +147,20 @@ class Lifecycle:
                 when it was paused early, see `paused_early`.
         """
         split_name(name)
-        if os.getpid() != self._owner:
+        if os.getpid() != self._pid:
             raise EndpointError(f"{name}: a forked process can't bring endpoints up.")
         self._refuse_early(name)
         with self._lock:
-            slot = self._slots.get(name)
-            first = slot is None
-            if slot is None:
-                slot = self._slots[name] = EndpointState(name)
+            state = self._states.get(name)
+            first = state is None
+            if state is None:
+                state = self._states[name] = EndpointState(name)
         if first:
-            with slot.opening():
+            with state.opening():
                 self._need_token(name)
-                slot.endpoint = self._startup.bring_up(slot, keep_running=keep_running)
-                self._adopt(slot)
-        return slot.wait()
+                state.endpoint = self._startup.bring_up(state, keep_running=keep_running)
+                self._adopt(state)
+        return state.wait()
 
     def revive(self, name: str) -> Endpoint:
         """The endpoint, serving again; for when a call to it failed although it was brought up.
@@ -177,17 +173,17 @@ class Lifecycle:
             EndpointError: this run has not brought it up, has paused it itself, has revived it
                 once already; or it can't be brought up. Whatever ``afford`` raises.
         """
-        slot = self._slots.get(name)
-        if slot is None or os.getpid() != self._owner:
+        state = self._states.get(name)
+        if state is None or os.getpid() != self._pid:
             raise EndpointError(f"{name} was not brought up by this run.")
-        slot.wait()
-        with slot.reviving:
+        state.wait()
+        with state.reviving:
             self._refuse_early(name)
             why = self._refusal()
-            if why or slot.kept:
+            if why or state.kept:
                 raise EndpointError(f"{name} is not resumed: {why or 'it is not ours to pause.'}")
-            slot.endpoint = self._startup.revive(slot)
-            return slot.endpoint
+            state.endpoint = self._startup.revive(state)
+            return state.endpoint
 
     def paused_early(self) -> Mapping[str, str]:
         """The endpoints that are paused, or being paused, without this process having asked.
@@ -195,10 +191,10 @@ class Lifecycle:
         By name, each with a sentence that says why: because of `pause_after`, or because the
         reaper was killed. Cheap, and asks nothing of the server.
         """
-        early = self._guard.early() if self._guard and os.getpid() == self._owner else None
+        early = self._supervisor.early() if self._supervisor and os.getpid() == self._pid else None
         if early is None:
             return {}
-        leased = [slot.name for slot in list(self._slots.values()) if slot.leased]
+        leased = [state.name for state in list(self._states.values()) if state.leased]
         return {name: f"{name} may not be used any more: {_EARLY[early]}" for name in leased}
 
     def tend(self) -> None:
@@ -206,97 +202,99 @@ class Lifecycle:
 
         What was found and done is in the warnings of the receipts.
         """
-        if self._guard and not self._closing and os.getpid() == self._owner:
-            self._guard.tend()
-            if self._guard.early() is None:
-                for slot in list(self._slots.values()):
-                    self._startup.renew(slot)
+        if self._supervisor and not self._closing and os.getpid() == self._pid:
+            self._supervisor.tend()
+            if self._supervisor.early() is None:
+                for state in list(self._states.values()):
+                    self._startup.renew(state)
 
     def look(self) -> None:
         """See how many replicas run, to be called several times a minute where a cap pays."""
-        if os.getpid() == self._owner and not self._refusal():
-            for slot in list(self._slots.values()):
-                self._startup.look(slot)
+        if os.getpid() == self._pid and not self._refusal():
+            for state in list(self._states.values()):
+                self._startup.look(state)
 
     def pause_after(self, seconds: float | None) -> None:
         """Have the reaper pause all by itself some time from now, whatever this process does.
 
-        For a cap: each call sets the time anew, None takes it away. Said before there is a
+        For a cap: each call sets the time anew, None takes it away. Called before there is a
         reaper, it holds as soon as there is one.
         """
-        if self._closing or os.getpid() != self._owner:
+        if self._closing or os.getpid() != self._pid:
             return
         with self._lock:
             self._until = None if seconds is None else self._clock.monotonic() + seconds
-            if self._guard:
-                self._guard.limit(self._until)
+            if self._supervisor:
+                self._supervisor.limit(self._until)
 
     def ask_pause(self) -> None:
         """Have all paused now, without waiting; for the moment of a Ctrl-C."""
-        if os.getpid() != self._owner:
+        if os.getpid() != self._pid:
             return
         self._closing = True
-        if self._guard:
-            self._guard.ask()
+        if self._supervisor:
+            self._supervisor.ask()
 
     def finish(self) -> tuple[EndpointReceipt, ...]:
         """Pause all and wait, within ``verify_deadline_s``, until it is verified.
 
         May be called again, also after it was interrupted.
         """
-        if os.getpid() != self._owner:
+        if os.getpid() != self._pid:
             return ()
         self._closing = True
         with self._finishing:
             if self._finished is None:
-                guard = self._guard
-                known = guard.pause(self._settings.verify_deadline_s) if guard else {}
+                supervisor = self._supervisor
+                known = (
+                    supervisor.pause(self._settings.waits.verify_deadline_s) if supervisor else {}
+                )
                 self._finished = self._receipts(known, final=True)
-                if guard:
-                    guard.close()
+                if supervisor:
+                    supervisor.close()
         return self._finished
 
     def live(self) -> tuple[EndpointReceipt, ...]:
         """What is known now; costs are upper bounds, and nothing is asked of the server."""
-        if self._finished is not None or os.getpid() != self._owner:
+        if self._finished is not None or os.getpid() != self._pid:
             return self._finished or ()
-        return self._receipts(self._guard.receipts() if self._guard else {}, final=False)
+        return self._receipts(self._supervisor.receipts() if self._supervisor else {}, final=False)
 
-    def _adopt(self, slot: EndpointState) -> None:
-        """It is this run that answers for it now, and no longer a dead one."""
-        if slot.kept:
+    def _adopt(self, state: EndpointState) -> None:
+        """Close the leases of dead runs on an endpoint that this run pauses."""
+        if state.kept:
             return
         settings = self._settings
         for stray in find_local(settings.state_dir, api=settings.api):
-            if stray.name == slot.name:
+            if stray.name == state.name:
                 adopt(stray, settings.run, settings.state_dir, at=self._clock.time())
 
     def _arm(self) -> Supervisor:
         with self._lock:
-            if self._guard is None:
+            if self._supervisor is None:
                 directory = leases_dir(self._settings.state_dir)
-                before = self._clock.time() - _KEEP_JOURNALS_S
+                before = self._clock.time() - KEEP_JOURNALS_S
                 prune(directory, before=before)
-                prune_held_leases(self._settings.claims, before=before)
-                self._guard = Supervisor(
+                prune_held_leases(self._settings.lease_dir, before=before)
+                self._supervisor = Supervisor(
                     self._settings,
                     self._plane,
                     Journal.of(self._settings.run, directory),
                     clock=self._clock,
                     spawn=self._spawn,
                 )
-                self._guard.limit(self._until)
-            return self._guard
+                self._supervisor.limit(self._until)
+            return self._supervisor
 
-    def _looked(self, name: str, state: str, seconds: float) -> None:
+    def _looked(self, progress: Progress, name: str, state: str, seconds: float) -> None:
         """While an endpoint comes up, which may take long and is billed."""
-        if self._guard:
-            self._guard.tend()
-        self._progress(name, state, seconds)
+        if self._supervisor:
+            self._supervisor.tend()
+        progress(name, state, seconds)
 
     def _refusal(self) -> str:
         """Why nothing is to be resumed, or waited for, any more."""
-        early = self._guard.early() if self._guard else None
+        early = self._supervisor.early() if self._supervisor else None
         if early:
             return _EARLY[early]
         return "the run is ending, and pauses it." if self._closing else ""
@@ -304,22 +302,23 @@ class Lifecycle:
     def _receipts(
         self, known: Mapping[str, Receipt], *, final: bool
     ) -> tuple[EndpointReceipt, ...]:
-        slots = [slot for slot in list(self._slots.values()) if slot.leased or slot.kept]
-        lost = self._guard.warnings if self._guard else ()
+        states = [state for state in list(self._states.values()) if state.leased or state.kept]
+        lost = self._supervisor.warnings if self._supervisor else ()
         return tuple(
-            slot.receipt(
-                known.get(slot.name),
-                self._meter.uptime(slot, known.get(slot.name), final=final),
-                self._meter.window(slot, known.get(slot.name)),
-                late=self._late(slot.name) if final else None,
+            state.receipt(
+                known.get(state.name),
+                self._meter.uptime(state, known.get(state.name), final=final),
+                self._meter.window(state, known.get(state.name)),
+                late=self._late(state.name) if final else None,
                 warnings=lost,
             )
-            for slot in slots
+            for state in states
         )
 
     def _late(self, name: str) -> str:
+        waited_s = self._settings.waits.verify_deadline_s
         return (
-            f"{name}: its pause was not verified within {self._settings.verify_deadline_s:g} s. "
+            f"{name}: its pause was not verified within {waited_s:g} s. "
             f"Process {self.reaper_pid} goes on trying; look with "
             f"`hfbudget status {name.partition('/')[0]}`, or pause it: `hfbudget pause {name}`"
         )

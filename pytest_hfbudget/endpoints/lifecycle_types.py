@@ -1,19 +1,29 @@
-"""What the rest of the plugin tells the lifecycle of endpoints, and what it is told back."""
+"""What a run is told about its endpoints, what it knows of each, and its receipts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from pytest_hfbudget.endpoints import tags
 from pytest_hfbudget.endpoints.journal import default_state_dir
-from pytest_hfbudget.endpoints.lease_store import lease_store_dir
-from pytest_hfbudget.endpoints.reaper_messages import Timings
-from pytest_hfbudget.endpoints.retry import RetryPolicy
-from pytest_hfbudget.endpoints.types import Endpoint
-from pytest_hfbudget.endpoints.uptime import NO_TIME, UsageWindow
+from pytest_hfbudget.endpoints.lease_store import LeaseStore, lease_store_dir
+from pytest_hfbudget.endpoints.reaper_messages import Receipt
+from pytest_hfbudget.endpoints.retry import RetryPolicy, RunTimings, Timings
+from pytest_hfbudget.endpoints.types import Endpoint, run_tag
+from pytest_hfbudget.endpoints.uptime import (
+    NO_TIME,
+    ReplicaKey,
+    Uptime,
+    UsageWindow,
+    UseStretch,
+    started_minutes,
+)
+from pytest_hfbudget.errors import EndpointError, HFBudgetError
+from pytest_hfbudget.money import nano
 
 DEFAULT_API = "https://api.endpoints.huggingface.cloud/v2"
 
@@ -31,6 +41,13 @@ Afford: TypeAlias = Callable[[Endpoint, "int | None"], None]
 Grow: TypeAlias = Callable[[Endpoint, int, int, bool], None]
 
 
+class Caps(NamedTuple):
+    """What the caps on a run's money are asked, and may refuse."""
+
+    afford: Afford
+    grow: Grow
+
+
 @dataclass(frozen=True)
 class EndpointSettings:
     """How endpoints of one run are kept.
@@ -42,24 +59,9 @@ class EndpointSettings:
         capped: a cap has to pay for the endpoints, so they may not scale beyond what it pays for.
         idle_timeout_min: minutes without a request after which the server is to scale the
             endpoint to zero, should everything on this machine be gone.
-        max_run_s: how long a run takes at most. After that a sweep from any machine may pause
-            what it has tagged; a run that goes on renews its tags in time.
-        wait_timeout_s: how long an endpoint may take from its resume until it serves.
-        poll_s: seconds between two looks while waiting for that.
         billing_minute_s: length of a billing minute; other than 60 for tests only.
-        verify_deadline_s: how long `Lifecycle.finish` waits for verified pauses. The reaper
-            goes on after that.
-        reaper_deadline_s: after how long the reaper gives up on an endpoint.
-        arm_timeout_s: how long the reaper may take to be ready; nothing is resumed without it.
-        try_s: seconds for one try of one request.
-        retry_s: seconds for one operation of the control plane with all its tries.
-        settle_s: seconds for which a resume whose answer was lost may still take effect.
-        verify_poll_s: seconds between two looks while verifying a pause.
-        resend_s: an accepted pause that has not happened by then is sent again.
-        doubt_s: how long a server must answer 404, or that the token is refused, and nothing
-            else, before that is believed.
-        looks_s: seconds after a verified pause at which the reaper looks again, and pauses what
-            runs again.
+        waits: how long the run waits for endpoints and for its reaper.
+        timings: how endpoints are paused.
     """
 
     api: str
@@ -68,48 +70,47 @@ class EndpointSettings:
     state_dir: Path = field(default_factory=default_state_dir)
     capped: bool = False
     idle_timeout_min: int = 15
-    max_run_s: float = 6 * 3600.0
-    wait_timeout_s: float = 900.0
-    poll_s: float = 2.0
     billing_minute_s: float = 60.0
-    verify_deadline_s: float = 120.0
-    reaper_deadline_s: float = 600.0
-    arm_timeout_s: float = 15.0
-    try_s: float = 10.0
-    retry_s: float = 60.0
-    settle_s: float = 20.0
-    verify_poll_s: float = 0.5
-    resend_s: float = 5.0
-    doubt_s: float = 15.0
-    looks_s: tuple[float, ...] = (30.0, 120.0)
+    waits: RunTimings = field(default_factory=RunTimings)
+    timings: Timings = field(default_factory=Timings)
 
     @property
-    def pace(self) -> RetryPolicy:
-        """For the owner's own requests."""
-        return RetryPolicy(try_s=self.try_s, total_s=self.retry_s)
-
-    @property
-    def timings(self) -> Timings:
-        """For the reaper."""
-        return Timings(
-            try_s=self.try_s,
-            poll_s=self.verify_poll_s,
-            resend_s=self.resend_s,
-            settle_s=self.settle_s,
-            deadline_s=self.reaper_deadline_s,
-            doubt_s=self.doubt_s,
-            looks_s=self.looks_s,
-        )
+    def retry(self) -> RetryPolicy:
+        """For the requests of the pytest process itself."""
+        return RetryPolicy(try_s=self.timings.try_s, total_s=self.waits.retry_s)
 
     @property
     def tag(self) -> str:
         """The tag that names this run on its endpoints."""
-        return tags.of_run(self.run)
+        return run_tag(self.run)
 
     @property
-    def claims(self) -> Path:
+    def lease_dir(self) -> Path:
         """The folder of what runs of this machine have in use."""
         return lease_store_dir(self.state_dir)
+
+    def lease_store(self, endpoint: str) -> LeaseStore:
+        """The leases of all runs on an endpoint, as this run sees them."""
+        return LeaseStore(self.lease_dir, api=self.api, endpoint=endpoint, run=self.run)
+
+
+@dataclass(frozen=True)
+class UptimeCost:
+    """What one endpoint cost in a run.
+
+    Attributes:
+        minutes: started billing minutes of all replicas.
+        nano_usd: what they cost; 0 if ``price_nano_per_hour`` is None.
+        price_nano_per_hour: of one replica; None when the hardware list has no price.
+        estimated: ``minutes`` is an upper bound.
+        window: the time that is paid for, by this machine's steady clock.
+    """
+
+    minutes: int
+    nano_usd: int
+    price_nano_per_hour: int | None = None
+    estimated: bool = False
+    window: UsageWindow = NO_TIME
 
 
 @dataclass(frozen=True)
@@ -121,20 +122,16 @@ class EndpointReceipt:
         resumed: this run has resumed it, or may have: an answer that was lost counts.
         resumed_at, paused_at: unix seconds; the latter is when the pause was read back.
         verified: the pause was read back.
-        minutes: started billing minutes of all replicas.
-        nano_usd: what they cost; 0 if ``price_nano_per_hour`` is None.
-        price_nano_per_hour: of one replica; None when the hardware list has no price.
+        cost: of its uptime in this run.
         error: why the pause is not verified, and what to do.
         found_running: it was up before this run, and is paused at the end all the same.
         kept: it was up before this run and was asked to stay so; nothing is charged.
-        estimated: ``minutes`` is an upper bound.
         warnings: what went wrong without harm to the pause.
         reason: why it was paused: "asked", "deadline" (see `Lifecycle.pause_after`), "owner
-            gone" or "reaper lost"; empty before.
+            gone" (the pytest process ended) or "reaper lost"; empty before.
         joined: the run that had brought it up, and was using it too.
         left_to: the run that went on using it, and pauses it.
         revived: how often it was resumed again after someone else had paused it.
-        window: the time that is paid for, by this machine's steady clock.
     """
 
     name: str
@@ -143,21 +140,162 @@ class EndpointReceipt:
     resumed_at: float | None
     paused_at: float | None
     verified: bool
-    minutes: int
-    nano_usd: int
-    price_nano_per_hour: int | None
+    cost: UptimeCost
     error: str | None
     found_running: bool
     kept: bool = False
-    estimated: bool = False
     warnings: tuple[str, ...] = ()
     reason: str = ""
     joined: str | None = None
     left_to: str | None = None
     revived: int = 0
-    window: UsageWindow = NO_TIME
 
     @property
     def in_order(self) -> bool:
         """Whether nothing is left to be done about it."""
         return self.verified or self.kept or self.left_to is not None
+
+
+@dataclass
+class BilledUse:
+    """What one endpoint's cost is computed from.
+
+    Attributes:
+        resumed_at: unix seconds of the request to resume.
+        resumed_mono: the same on the steady clock, or the first look at it if it ran.
+        cold: the stretches of time in which it was coming up, on the steady clock.
+        price_atto: atto-USD per replica-hour; None when it has no known price.
+        replicas: how many may run now; the caps pay for a minute of each.
+        most_replicas: how many may have been running at a time.
+        earlier: see `uptime.earlier_replicas`; None where that is unknown.
+    """
+
+    resumed_at: float | None = None
+    resumed_mono: float = 0.0
+    cold: tuple[UseStretch, ...] = ()
+    price_atto: int | None = None
+    replicas: int = 1
+    most_replicas: int = 1
+    earlier: Mapping[ReplicaKey, bool] | None = None
+    counting: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, replicas: int) -> None:
+        """Note how many replicas may run from now on."""
+        self.replicas, self.most_replicas = replicas, max(self.most_replicas, replicas)
+
+    def window_s(self, until: float) -> float:
+        """Seconds from the request to resume, or the first look at it, until a moment."""
+        return max(until - self.resumed_mono, 0.0)
+
+    def window(self, until: float, billing_minute_s: float) -> UsageWindow:
+        """The time that is paid for, up to a moment on the steady clock."""
+        start, length = self.resumed_mono, self.window_s(until)
+        paid = started_minutes(length, billing_minute_s) * billing_minute_s
+        return UsageWindow(start, start + length, self.cold, start + paid)
+
+
+@dataclass
+class TaggedEnd:
+    """The latest end of a run that an endpoint's tags tell.
+
+    Attributes:
+        until: unix seconds; None when there is no such tag.
+        renew_at: unix seconds, not to be renewed before; the last try has failed.
+    """
+
+    until: float | None = None
+    renew_at: float = 0.0
+
+
+@dataclass
+class EndpointState:
+    """Filled step by step by the one thread that brings the endpoint up.
+
+    Attributes:
+        found: as it was before this run.
+        leased: it is in the journal, and to be paused.
+        resumed: the resume was sent, and not refused.
+        scaling: see `Watch`; kept for a later message to the reaper.
+        use: what its cost is computed from.
+        tag: the end of this run, as its tags tell.
+    """
+
+    name: str
+    found: Endpoint | None = None
+    endpoint: Endpoint | None = None
+    leased: bool = False
+    kept: bool = False
+    resumed: bool = False
+    revived: int = 0
+    joined: str | None = None
+    scaling: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    error: BaseException | None = None
+    use: BilledUse = field(default_factory=BilledUse)
+    tag: TaggedEnd = field(default_factory=TaggedEnd)
+    reviving: threading.Lock = field(default_factory=threading.Lock)
+    _open: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Around the work of the first caller; lets the others go on, whatever comes of it."""
+        try:
+            yield
+        except HFBudgetError as error:
+            self.error = error
+            raise
+        except BaseException as error:
+            self.error = EndpointError(f"{self.name}: bringing it up was interrupted ({error!r}).")
+            raise
+        finally:
+            self._open.set()
+
+    def wait(self) -> Endpoint:
+        """The endpoint once it is up; or what has kept it from that, again."""
+        self._open.wait()
+        if self.error is not None:
+            # Without the frames of earlier callers, which would pile up with each test.
+            raise self.error.with_traceback(None)
+        if self.endpoint is None:
+            raise EndpointError(f"{self.name} was not brought up.")
+        return self.endpoint
+
+    def warn(self, text: str | None) -> None:
+        """Keep for the receipt."""
+        if text:
+            self.warnings = (*self.warnings, text)
+
+    @property
+    def found_asleep(self) -> bool:
+        """Whether it was this run that had to bring it up."""
+        return self.found is not None and self.found.at_rest
+
+    def receipt(
+        self,
+        pause: Receipt | None,
+        up: Uptime,
+        window: UsageWindow,
+        *,
+        late: str | None,
+        warnings: tuple[str, ...],
+    ) -> EndpointReceipt:
+        """The receipt; ``late`` is the error when there should be a pause by now."""
+        seen = self.endpoint or self.found
+        price = None if self.use.price_atto is None else nano(self.use.price_atto)
+        return EndpointReceipt(
+            name=self.name,
+            state=(pause.state if pause else "") or (seen.state if seen else ""),
+            resumed=self.resumed,
+            resumed_at=self.use.resumed_at if self.resumed else None,
+            paused_at=pause.paused_at if pause else None,
+            verified=bool(pause and pause.verified),
+            cost=UptimeCost(up.minutes, up.nano_usd, price, up.estimated, window),
+            error=pause.error if pause else None if self.kept else late,
+            found_running=not self.found_asleep,
+            kept=self.kept,
+            warnings=(*self.warnings, *warnings, *(pause.warnings if pause else ())),
+            reason=pause.reason if pause else "",
+            joined=self.joined,
+            left_to=pause.left_to if pause else None,
+            revived=self.revived,
+        )

@@ -9,18 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_hfbudget.endpoints import process, tags, uptime
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
-from pytest_hfbudget.endpoints.hardware import price_per_hour
+from pytest_hfbudget.endpoints import process, uptime
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import leases_dir, unfinished
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
-from pytest_hfbudget.endpoints.retry import RetryPolicy
-from pytest_hfbudget.endpoints.types import Endpoint, billed
+from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, RetryPolicy
+from pytest_hfbudget.endpoints.types import (
+    RUN_TAG,
+    Endpoint,
+    billed,
+    run_tag,
+    tagged_run,
+    tagged_until,
+)
+from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 
 _AT_ONCE = 8
-# Prices and replicas: a list without them is better than no list for a minute.
-_NICE_TO_KNOW = RetryPolicy(try_s=5.0, total_s=5.0)
+_NICE_TO_KNOW = RetryPolicy(try_s=NICE_TO_KNOW_S, total_s=NICE_TO_KNOW_S)
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,14 @@ def overview(
 
     Args:
         state_dir: where this machine's runs write down what they use.
-        hardware: `ControlPlane.hardware`, for who asks often; asked for if None.
+        hardware: `ControlPlane.hardware`, for callers that ask often; read if None.
         now: unix seconds.
 
     Raises:
         ControlPlaneError: the list can't be read. Unknown prices or replicas are no error.
     """
     endpoints = plane.list(namespace)
-    plane = plane.with_pace(_NICE_TO_KNOW)
+    plane = plane.with_retry(_NICE_TO_KNOW)
     prices = _hardware(plane) if hardware is None else hardware
     held = _holders(plane.base_url, state_dir)
     at = time.time() if now is None else now
@@ -135,19 +140,21 @@ def _starts(plane: ControlPlane, endpoint: Endpoint, now: float) -> tuple[float,
 
 
 def _holders(api: str, state_dir: Path) -> dict[str, tuple[EndpointHolder, ...]]:
-    """By endpoint, what this machine's records tell."""
+    """The holders that this machine's records name, by endpoint."""
     found: dict[str, dict[str, EndpointHolder]] = {}
     records = [(lease.intent, lease.intent.endpoint) for lease in unfinished(leases_dir(state_dir))]
     for record, name in records:
         if record.api.rstrip("/") == api:
             alive = process.alive(record.owner_pid, record.owner_start)
-            known = alive if process.judgeable(record) else None
-            holder = EndpointHolder(record.run, record.owner_pid, record.host, known)
+            known = alive if process.judgeable(record.place) else None
+            holder = EndpointHolder(record.run, record.owner_pid, record.place.host, known)
             found.setdefault(name, {})[record.run] = holder
-    for claim in read_held_leases(lease_store_dir(state_dir)):
-        if claim.api.rstrip("/") == api and claim.owned:
-            holder = EndpointHolder(claim.run, claim.owner_pid, claim.host, True)
-            found.setdefault(claim.endpoint, {})[claim.run] = holder
+    for held_lease in read_held_leases(lease_store_dir(state_dir)):
+        if held_lease.api.rstrip("/") == api and held_lease.in_use:
+            holder = EndpointHolder(
+                held_lease.run, held_lease.owner_pid, held_lease.place.host, True
+            )
+            found.setdefault(held_lease.endpoint, {})[held_lease.run] = holder
     return {name: tuple(sorted(by.values(), key=_order)) for name, by in found.items()}
 
 
@@ -158,8 +165,8 @@ def _order(holder: EndpointHolder) -> bool:
 def _with_tag(
     endpoint: Endpoint, holders: tuple[EndpointHolder, ...]
 ) -> tuple[EndpointHolder, ...]:
-    tagged, until = tags.run_of(endpoint.tags), tags.until(endpoint.tags)
-    if tagged is None or any(tags.of_run(one.run) == tags.RUN + tagged for one in holders):
+    tagged, until = tagged_run(endpoint.tags), tagged_until(endpoint.tags)
+    if tagged is None or any(run_tag(one.run) == RUN_TAG + tagged for one in holders):
         return holders
     return (*holders, EndpointHolder(tagged, until=until))
 

@@ -1,4 +1,4 @@
-"""Whether a process is still the one it was, and being told the moment it is not.
+"""Whether a process still runs, by its pid and start time, and a watch for its death.
 
 A pid alone proves nothing: it is reused, and it stays visible while a dead process waits to be
 collected. A pid with its start time names one process.
@@ -13,10 +13,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-_POLL_S = 0.2
+from pytest_hfbudget.endpoints.retry import DEATH_POLL_S, STOPPED_POLL_S
+
 # The first pid namespace of every Linux machine has a fixed number (PROC_PID_INIT_INO).
 _OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
 
@@ -39,24 +42,8 @@ def alive(pid: int, start: str | None) -> bool:
     return start is not None and start_time(pid) == start
 
 
-class Placed(Protocol):
-    """A record that names processes, and where these can be looked for."""
-
-    @property
-    def host(self) -> str:
-        """Name of the machine."""
-
-    @property
-    def boot_id(self) -> str:
-        """See `boot_id`."""
-
-    @property
-    def pid_namespace(self) -> str:
-        """See `pid_namespace`."""
-
-
 def boot_id() -> str:
-    """Names this boot of this machine (random(4)); empty on systems that don't tell."""
+    """Names this boot of this machine (random(4)); empty on systems without one."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -75,17 +62,45 @@ def pid_namespace() -> str:
         return ""
 
 
-def judgeable(record: Placed) -> bool:
-    """Whether it can be told from here if the processes that a record names still run.
+@dataclass(frozen=True)
+class Place:
+    """Where the processes that a record names can be looked for; by default, where this one is.
+
+    Attributes:
+        host: name of the machine.
+        boot_id, pid_namespace: see the functions of these names; both are empty on systems
+            without them, and in records of older versions.
+    """
+
+    host: str = field(default_factory=socket.gethostname)
+    boot_id: str = field(default_factory=boot_id)
+    pid_namespace: str = field(default_factory=pid_namespace)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Place:
+        """Read the keys of a record.
+
+        Raises:
+            TypeError: one is no text.
+        """
+        old = {"boot_id": "", "pid_namespace": ""}
+        known = {name: data[name] for name in ("host", *old) if name in data}
+        if not all(isinstance(value, str) for value in known.values()):
+            raise TypeError("a record names its place in texts")
+        return cls(**{**old, **known})
+
+
+def judgeable(place: Place) -> bool:
+    """Whether it can be told from here if the processes of a place still run.
 
     A boot that is over has no processes left. But only outside of containers, which share one
     boot and may have any host name, is another boot of this host sure to be an earlier one.
     """
     ours = pid_namespace()
-    same_boot = record.boot_id in ("", boot_id())
-    if record.pid_namespace not in ("", ours):
-        return same_boot and ours == _OUTSIDE_OF_CONTAINERS and _vanished(record.pid_namespace)
-    same_host = record.host == socket.gethostname()
+    same_boot = place.boot_id in ("", boot_id())
+    if place.pid_namespace not in ("", ours):
+        return same_boot and ours == _OUTSIDE_OF_CONTAINERS and _vanished(place.pid_namespace)
+    same_host = place.host == socket.gethostname()
     return same_host and (same_boot or ours == _OUTSIDE_OF_CONTAINERS)
 
 
@@ -130,7 +145,6 @@ class StoppedWatch:
     Looks are counted, not seconds: a machine that was suspended has had none of them.
     """
 
-    LOOK_S = 0.2  # between two looks; an earlier one counts for nothing
     _ENOUGH = 10
 
     def __init__(self) -> None:
@@ -141,7 +155,7 @@ class StoppedWatch:
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + self.LOOK_S * 0.9  # the caller may poll a little early
+        self._next = now + STOPPED_POLL_S * 0.9  # the caller may poll a little early
         self._looks = self._looks + 1 if stopped(pid, start) else 0
         if self._looks >= self._ENOUGH:
             end(pid, start)
@@ -245,7 +259,7 @@ if sys.platform == "darwin":
 else:
 
     class PidfdWatch:
-        """Linux 5.3 and later: wakes within milliseconds, and a forked child can't delay it."""
+        """Linux 5.3 and later: resumes within milliseconds, and a forked child can't delay it."""
 
         period_s = None
 
@@ -270,7 +284,7 @@ else:
 class PollingWatch:
     """Anywhere else: compares the start time again and again."""
 
-    period_s = _POLL_S
+    period_s = DEATH_POLL_S
 
     def __init__(self, pid: int, start: str | None) -> None:
         self._pid, self._start = pid, start

@@ -1,4 +1,4 @@
-"""The owner's side of its reaper."""
+"""The side of the pytest process, or of `hfbudget run`, in the talk with its reaper."""
 
 from __future__ import annotations
 
@@ -28,17 +28,56 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Watching,
     encode,
 )
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import READ_S, SEND_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.spawn import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.errors import EndpointError
 
-_SEND_S = 5.0
-# Threads take turns at reading; this is how long one keeps its turn while nothing comes.
-_TURN_S = 0.05
+
+class _Channel:
+    """This process's end of the socket. A test may close descriptors that are not its own.
+
+    The number may then be that of another file, so the socket is let go without closing it.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self._decoder, self._sending = sock, Decoder(), threading.Lock()
+        self._inode = os.fstat(sock.fileno()).st_ino
+        sock.settimeout(SEND_S)
+
+    def intact(self) -> bool:
+        """Whether the descriptor is still the socket's."""
+        with suppress(OSError):
+            if os.fstat(self._sock.fileno()).st_ino == self._inode:
+                return True
+        self._sock.detach()
+        return False
+
+    def send(self, message: Message) -> None:
+        """Raises OSError when the reaper has closed its end, or takes in nothing."""
+        with self._sending:
+            self._sock.sendall(encode(message))
+
+    def readable(self, timeout_s: float) -> bool:
+        """Whether something arrives in time."""
+        ready = poll()
+        ready.register(self._sock, POLLIN)
+        return bool(ready.poll(timeout_s * 1000))
+
+    def receive(self) -> list[Message] | None:
+        """The messages that have arrived; None at the end of the channel."""
+        try:
+            data = self._sock.recv(65536)
+        except OSError:
+            return None
+        return self._decoder.feed(data) if data else None
+
+    def close(self) -> None:
+        """Close this end."""
+        self._sock.close()
 
 
 class ReaperClient:
-    """The line to one reaper. Safe to share between threads.
+    """The pytest process's channel to one reaper. Safe to share between threads.
 
     It has no thread of its own: in a process with threads every ``os.fork`` of a test would
     be warned about, and this runs inside other people's test suites.
@@ -49,19 +88,17 @@ class ReaperClient:
     """
 
     def __init__(self, sock: socket.socket, log: Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._sock, self._log, self._clock = sock, log, clock
-        self._decoder, self._reading, self._sending = Decoder(), threading.Lock(), threading.Lock()
+        self._channel, self._log, self._clock = _Channel(sock), log, clock
+        self._reading = threading.Lock()
         self._watching: dict[str, Watching] = {}
         self._receipts: dict[str, Receipt] = {}
         self._reason = ""
         self._ended = self._done = self._stale = False
-        self._standing: dict[tuple[type[Message], str], Message] = {}
-        self._inode = os.fstat(sock.fileno()).st_ino
+        self._sent: dict[tuple[type[Message], str], Message] = {}
         self.pid: int | None = None
         self._start: str | None = None
         self._stopped = process.StoppedWatch()
         self.successions = 0
-        sock.settimeout(_SEND_S)
 
     @classmethod
     def start(
@@ -79,18 +116,18 @@ class ReaperClient:
             EndpointError: not within ``timeout_s``; nothing may be resumed then.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        link = cls(ours, log, clock=clock)
+        client = cls(ours, log, clock=clock)
         try:
             with theirs:
                 spawn(theirs, arm.run, log, timeout_s=timeout_s)
-            link._arm(arm, timeout_s)
+            client._arm(arm, timeout_s)
         except BaseException:
-            link.close()
+            client.close()
             raise
-        return link
+        return client
 
     def watch(self, watch: Watch, *, timeout_s: float) -> None:
-        """Put an endpoint into the reaper's care; returns once it has said that it will.
+        """Have the reaper pause an endpoint at the end; returns once the reaper has promised it.
 
         Raises:
             EndpointError: the reaper is lost, silent, or can't reach the endpoint.
@@ -116,7 +153,7 @@ class ReaperClient:
         self._try_send(UptimeLimit(at_mono))
 
     def ask(self) -> bool:
-        """Tell the reaper to pause all now, without waiting; whether it could be told."""
+        """Have the reaper pause all now, without waiting; returns whether the message was sent."""
         return self._try_send(Pause())
 
     def pause(self, timeout_s: float) -> tuple[Receipt, ...]:
@@ -143,15 +180,15 @@ class ReaperClient:
         return self._ended and not self._done
 
     def end_if_stopped(self) -> None:
-        """End a reaper that stays stopped, to be called again and again: its second steps in."""
+        """End a reaper that stays stopped, to be called again and again: its standby steps in."""
         if self.pid is not None and not self._ended:
             self._stopped.end_if_stopped(self.pid, self._start)
 
     def close(self) -> None:
-        """Hang up; a reaper that still has work takes that as a request to do it."""
+        """Close the channel; a reaper that still has work takes that as a request to do it."""
         self._ended = True
         if self._intact():
-            self._sock.close()
+            self._channel.close()
 
     def _arm(self, arm: Arm, timeout_s: float) -> None:
         self._send(arm)
@@ -163,31 +200,30 @@ class ReaperClient:
             raise EndpointError("the process that pauses endpoints is gone. " + self._hint())
 
     def _try_send(self, message: Message) -> bool:
-        self._note(message)
-        return self._say(message)
+        self._keep(message)
+        return self._send_now(message)
 
-    def _note(self, message: Message) -> None:
-        """Keep what stands, for a reaper that steps in: what was on its way may be lost."""
+    def _keep(self, message: Message) -> None:
+        """Keep the last message of each kind: a standby that steps in may have missed it."""
         name = getattr(message, "endpoint", "")
         if isinstance(message, Watch):
-            self._standing.pop((Settled, name), None)
-            self._standing.pop((Watch, name), None)
+            self._sent.pop((Settled, name), None)
+            self._sent.pop((Watch, name), None)
         if not isinstance(message, Arm):
-            self._standing[type(message), name] = message
+            self._sent[type(message), name] = message
 
-    def _say_again(self) -> None:
+    def _send_again(self) -> None:
         self._stale = False
-        for message in list(self._standing.values()):
-            self._say(message)
+        for message in list(self._sent.values()):
+            self._send_now(message)
 
-    def _say(self, message: Message) -> bool:
+    def _send_now(self, message: Message) -> bool:
         if not self._intact():
             return False
         try:
-            with self._sending:
-                self._sock.sendall(encode(message))
+            self._channel.send(message)
         except OSError:
-            # A reaper that has done its work hangs up; what it said before is still to be read.
+            # A reaper that is done closes the channel; its last messages are still unread.
             while self._pump(0.0):
                 pass
             self._ended = True
@@ -195,17 +231,9 @@ class ReaperClient:
         return True
 
     def _intact(self) -> bool:
-        """Whether the descriptor is still ours.
-
-        A test may close descriptors that are not its own; the number may then be anything,
-        so it is let go without closing it.
-        """
-        with suppress(OSError):
-            if os.fstat(self._sock.fileno()).st_ino == self._inode:
-                return True
-        self._ended = True
-        self._sock.detach()
-        return False
+        intact = self._channel.intact()
+        self._ended = self._ended or not intact
+        return intact
 
     def _until(self, true: Callable[[], bool], timeout_s: float) -> bool:
         ends = self._clock.monotonic() + timeout_s
@@ -214,7 +242,7 @@ class ReaperClient:
             if left <= 0 or self._ended or self._done:
                 return False
             self.end_if_stopped()
-            self._pump(min(left, _TURN_S))
+            self._pump(min(left, READ_S))
         return True
 
     def _pump(self, timeout_s: float) -> bool:
@@ -222,23 +250,17 @@ class ReaperClient:
         with self._reading:
             if self._ended or self._done or not self._intact():
                 return False
-            ready = poll()
-            ready.register(self._sock, POLLIN)
-            if not ready.poll(timeout_s * 1000):
+            if not self._channel.readable(timeout_s):
                 return False
             self._take_in()
         if self._stale:
-            self._say_again()
+            self._send_again()
         return True
 
     def _take_in(self) -> None:
-        try:
-            data = self._sock.recv(65536)
-        except OSError:
-            data = b""
-        if not data:
-            self._ended = True
-        for message in self._decoder.feed(data):
+        messages = self._channel.receive()
+        self._ended = self._ended or messages is None
+        for message in messages or ():
             self._file(message)
 
     def _file(self, message: Message) -> None:
@@ -268,4 +290,4 @@ class ReaperClient:
             last = self._log.read_text(errors="replace").strip().rpartition("\n")[2]
         except OSError:
             last = ""
-        return f"Its last words: {last}" if last else f"Its log: {self._log}"
+        return f"The end of its log: {last}" if last else f"Its log: {self._log}"

@@ -1,4 +1,4 @@
-"""What the owner of a lease and its reaper say to each other: one JSON object per line."""
+"""The messages between the client (pytest, `hfbudget run`) and its reaper: JSON lines."""
 
 from __future__ import annotations
 
@@ -7,59 +7,28 @@ from dataclasses import asdict, dataclass, field
 from json import dumps, loads  # by name: a test may replace those of the module
 from typing import Any, TypeAlias
 
-from pytest_hfbudget.endpoints.retry import RetryPolicy
+from pytest_hfbudget.endpoints.retry import Timings
 
 # Why endpoints are paused; `Receipt.reason` is one of these.
 ASKED = "asked"
 DEADLINE = "deadline"
-OWNER_GONE = "owner gone"
+CLIENT_GONE = "owner gone"  # the word of the first version, in journals and reports
 REAPER_LOST = "reaper lost"
 SWEPT = "swept"
 AWAKE = "awake again"
 
 
 @dataclass(frozen=True)
-class Timings:
-    """How the reaper pauses.
-
-    Attributes:
-        try_s: seconds for one try of one request.
-        poll_s: seconds between two looks at the state.
-        resend_s: seconds after which an accepted pause that did not happen is sent again.
-        settle_s: seconds for which a resume whose answer never came may still take effect.
-        deadline_s: seconds after which an endpoint that can't be paused is given up.
-        doubt_s: seconds for which a server must answer 404, or 401 and 403, and nothing else,
-            before that is believed.
-        looks_s: seconds after a verified pause at which the endpoint is looked at again.
-    """
-
-    try_s: float = 10.0
-    poll_s: float = 0.5
-    resend_s: float = 5.0
-    settle_s: float = 20.0
-    deadline_s: float = 600.0
-    doubt_s: float = 15.0
-    looks_s: tuple[float, ...] = ()
-
-    @property
-    def pace(self) -> RetryPolicy:
-        """Waits between tries; tries are single, since pausing has a loop of its own."""
-        return RetryPolicy(
-            try_s=self.try_s, total_s=0.0, most_wait_s=max(self.resend_s, self.poll_s)
-        )
-
-
-@dataclass(frozen=True)
 class Arm:
-    """Owner: the first message; the only place where the token ever passes."""
+    """Client: the first message; the only place where the token ever passes."""
 
     token: str | None = field(repr=False)
     api: str
-    owner_pid: int
-    owner_start: str | None
+    client_pid: int
+    client_start: str | None
     run: str
     journal: str
-    claims: str
+    lease_dir: str
     timings: Timings = field(default_factory=Timings)
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
@@ -67,42 +36,42 @@ class Arm:
 
 @dataclass(frozen=True)
 class Watch:
-    """Owner: pause this one when I am gone.
+    """Client: pause this endpoint at the end of this process.
 
     Attributes:
         scaling: ``compute.scaling`` to put back after the pause; None to leave it alone.
         untag: take tags of runs off again.
-        waking: a resume is being sent, of which nothing is known until `Settled`.
+        resuming: a resume is being sent, of which nothing is known until `Settled`.
     """
 
     endpoint: str
     scaling: Mapping[str, Any] | None = None
     untag: bool = False
-    waking: bool = False
+    resuming: bool = False
 
 
 @dataclass(frozen=True)
 class Settled:
-    """Owner: no resume of this endpoint is under way (any more)."""
+    """Client: no resume of this endpoint is under way (any more)."""
 
     endpoint: str
 
 
 @dataclass(frozen=True)
 class UptimeLimit:
-    """Owner: pause all at this moment of the system's steady clock; None: forget that."""
+    """Client: pause all at this moment of the system's steady clock; None: forget that."""
 
     at_mono: float | None
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Owner: pause all now."""
+    """Client: pause all now."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """Reaper: the owner is being watched."""
+    """Reaper: it watches the client."""
 
     pid: int
 
@@ -158,7 +127,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Done:
-    """Reaper: nothing left to do, good-bye."""
+    """Reaper: nothing is left to do."""
 
 
 Message: TypeAlias = (
@@ -183,13 +152,13 @@ _KINDS: dict[str, Callable[..., Message]] = {
 
 
 def encode(message: Message) -> bytes:
-    """One line."""
+    """A message as one line."""
     kind = type(message).__name__.lower()
     return dumps({"type": kind, **asdict(message)}).encode() + b"\n"
 
 
 class Decoder:
-    """Puts lines together from what arrives."""
+    """Puts messages together from the bytes that arrive."""
 
     def __init__(self) -> None:
         self._rest = b""

@@ -6,31 +6,37 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from pytest_hfbudget.endpoints import process, tags
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
 from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, HeldLease, LeaseStore
-from pytest_hfbudget.endpoints.reaper_messages import Receipt, Timings, Watch
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.types import GONE, Endpoint, split_name
+from pytest_hfbudget.endpoints.reaper_messages import Receipt, Watch
+from pytest_hfbudget.endpoints.retry import (
+    LAST_TRY_S,
+    MOST_RETRY_AFTER_S,
+    RESTORE_S,
+    SYSTEM_CLOCK,
+    Clock,
+    Timings,
+)
+from pytest_hfbudget.endpoints.types import (
+    GONE,
+    RUN_TAG,
+    Endpoint,
+    run_tag,
+    split_name,
+    tagged_run,
+    tagged_until,
+    without_run_tags,
+)
 from pytest_hfbudget.endpoints.types import PAUSED as RESTING
 from pytest_hfbudget.errors import EndpointError
-
-# A server may ask for an hour; a bill that runs can't wait for it.
-_MOST_RETRY_AFTER_S = 60.0
-
-
-_RESTORE_S = 5.0
-
-
-_LAST_TRY_S = 0.2
 
 
 class Pauser:
     """Pauses one endpoint until it is verified, or the deadline is over.
 
-    Shared by the reaper and, should that be lost, its owner.
+    Shared by the reaper and, should that be lost, the pytest process.
     """
 
     def __init__(
@@ -43,16 +49,16 @@ class Pauser:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """``settled`` is False while a resume may be under way whose answer was lost."""
-        self._plane, self._watch, self._timings = plane.with_pace(timings.pace), watch, timings
+        self._plane, self._watch, self._timings = plane.with_retry(timings.retry), watch, timings
         self._clock = clock
-        self._began = clock.monotonic()
-        self._ends = self._began + timings.deadline_s
-        self._quiet_from = self._began + (0.0 if settled else timings.settle_s)
+        began = clock.monotonic()
+        self._ends = began + timings.deadline_s
+        self._quiet_from = began + (0.0 if settled else timings.settle_s)
         self._state, self._error, self._attempts = "", "", 0
-        self._send_at = self._began
+        self._send_at = began
         self._doubted: Callable[[Receipt], None] | None = None
         self._told = False
-        self._only, self._since = "", self._began
+        self._only, self._since = "", began
         self._flips = 0
 
     @property
@@ -68,7 +74,7 @@ class Pauser:
     ) -> Receipt:
         """Pause, verify, ``record`` it, and only then put the endpoint's settings back.
 
-        Never raises for what a server does; the receipt tells.
+        Never raises for what a server does: the error is in the receipt.
 
         Args:
             doubted: told once the token has been refused for ``doubt_s``; the pause is tried on
@@ -80,7 +86,7 @@ class Pauser:
         if not receipt.verified or receipt.state == GONE:
             return receipt
         warnings, awake = self._restore()
-        if awake:  # seen by no one yet, but nothing published says that it can't happen
+        if awake:  # never seen so far, but nothing published rules it out
             receipt = self._pause()
             record(receipt)
         return replace(receipt, warnings=warnings, restored=not warnings)
@@ -123,15 +129,15 @@ class Pauser:
                 self._error = str(error)
                 if self._is_last_word(error):
                     return self._state == GONE
-                retry_after = min(error.retry_after or 0.0, _MOST_RETRY_AFTER_S)
-                wait = self._timings.pace.wait(failures, retry_after)
+                retry_after = min(error.retry_after or 0.0, MOST_RETRY_AFTER_S)
+                wait = self._timings.retry.wait(failures, retry_after)
             except Exception as error:  # an unforeseen answer is no reason to let it run
                 failures, self._error = failures + 1, f"{self.endpoint}: {error!r}"
-                wait = self._timings.pace.wait(failures, 0.0)
+                wait = self._timings.retry.wait(failures, 0.0)
             left = self._ends - self._clock.monotonic()
-            if left <= _LAST_TRY_S:
+            if left <= LAST_TRY_S:
                 return False
-            self._clock.sleep(min(wait, left - _LAST_TRY_S))  # a last try, however long the wait
+            self._clock.sleep(min(wait, left - LAST_TRY_S))  # a last try, however long the wait
 
     def _send(self) -> None:
         self._attempts += 1
@@ -154,9 +160,9 @@ class Pauser:
             # A resume came late, or another process sent one; or not all servers know of the pause.
             self._send_at = self._clock.monotonic()
             self._flips += 1
-            return 0.0 if self._flips == 1 else self._timings.poll_s
+            return 0.0 if self._flips == 1 else self._timings.verify_poll_s
         if self._state != RESTING or self._clock.monotonic() < self._quiet_from:
-            return self._timings.poll_s
+            return self._timings.verify_poll_s
         return None if before == RESTING else 0.0  # one server of several may be ahead, or wrong
 
     def _is_last_word(self, error: ControlPlaneError) -> bool:
@@ -203,7 +209,7 @@ class Pauser:
         watch = self._watch
         if watch.scaling is None and not watch.untag:
             return (), False
-        plane = self._plane.with_pace(replace(self._timings.pace, total_s=_RESTORE_S))
+        plane = self._plane.with_retry(replace(self._timings.retry, total_s=RESTORE_S))
         try:
             payload = self._changes(plane.get(watch.endpoint))
             if payload:
@@ -221,22 +227,27 @@ class Pauser:
         if self._watch.scaling is not None and now.raw_scaling != self._watch.scaling:
             payload["compute"] = {"scaling": dict(self._watch.scaling)}
         # All runs': it is paused now, so no lease on it counts any more.
-        kept = tags.without_lease(now.tags)
+        kept = without_run_tags(now.tags)
         if self._watch.untag and kept != list(now.tags):
             payload["tags"] = kept
         return payload
 
 
 class Releaser:
-    """Ends one run's claim on one endpoint. Used by reapers, their owners and the sweep."""
+    """Ends one run's lease on one endpoint. Used by the reaper, the supervisor and the sweep."""
 
     def __init__(
-        self, claims: LeaseStore, claim: HeldLease, pauser: Pauser, *, clock: Clock = SYSTEM_CLOCK
+        self,
+        lease_store: LeaseStore,
+        lease: HeldLease,
+        pauser: Pauser,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``claim`` is what is put, should there be none so far."""
-        self._claims, self._pauser, self._clock = claims, pauser, clock
-        self._claim = replace(
-            claims.own() or claim,
+        """``lease`` is what is put, should there be none so far."""
+        self._lease_store, self._pauser, self._clock = lease_store, pauser, clock
+        self._lease = replace(
+            lease_store.own() or lease,
             phase=PAUSING,
             reaper_pid=os.getpid(),
             reaper_start=process.start_time(os.getpid()),
@@ -244,8 +255,8 @@ class Releaser:
 
     @property
     def endpoint(self) -> str:
-        """Full name of what is left."""
-        return self._claim.endpoint
+        """Full name of what is released."""
+        return self._lease.endpoint
 
     def run(
         self,
@@ -254,55 +265,57 @@ class Releaser:
         reason: str,
         doubted: Callable[[Receipt], None] | None = None,
     ) -> Receipt:
-        """Leave it, ``record`` how, and tell; see `Pauser.run`."""
+        """Leave the endpoint to another run, or pause it, and ``record`` that; see `Pauser.run`."""
         trouble = self._announce()
-        heir = self._heir()
-        if heir is not None:
-            receipt = self._left(heir, reason)
+        successor = self._successor()
+        if successor is not None:
+            receipt = self._left(successor, reason)
             record(receipt)
-            self._claims.end(self._claim, paused=False)
+            self._lease_store.end(self._lease, paused=False)
             return receipt
         receipt = self._pauser.run(
             lambda told: record(replace(told, reason=reason)), doubted=doubted
         )
         # What could not be put back is remembered, for the next run that pauses it.
-        self._claims.end(self._claim, paused=receipt.verified and receipt.restored)
+        self._lease_store.end(self._lease, paused=receipt.verified and receipt.restored)
         return replace(receipt, reason=reason, warnings=(*receipt.warnings, *trouble))
 
     def failed(self, error: str) -> Receipt:
         """The receipt of a pause that can't be verified."""
-        self._claims.end(replace(self._claim, phase=OVER), paused=False)
+        self._lease_store.end(replace(self._lease, phase=OVER), paused=False)
         return self._pauser.failed(error)
 
     def _announce(self) -> tuple[str, ...]:
         try:
-            self._claims.put(self._claim)
+            self._lease_store.put(self._lease)
         except EndpointError as error:  # a full disk is no reason to let it run
             return (str(error),)
         return ()
 
-    def _heir(self) -> HeldLease | None:
+    def _successor(self) -> HeldLease | None:
         try:
-            return self._claims.heir()
+            return self._lease_store.successor()
         except OSError:  # what can't be read is no reason to let it run
             return None
 
-    def _left(self, heir: HeldLease, reason: str) -> Receipt:
+    def _left(self, successor: HeldLease, reason: str) -> Receipt:
         return Receipt(
             endpoint=self.endpoint,
-            state=f"left to run {heir.run}",
+            state=f"left to run {successor.run}",
             verified=False,
             paused_mono=self._clock.monotonic(),
-            left_to=heir.run,
+            left_to=successor.run,
             reason=reason,
         )
 
 
-def awake_again(plane: ControlPlane, claims: LeaseStore, claim: HeldLease, *, at: float) -> str:
-    """The state of an endpoint that was paused and does not rest; empty where all is well.
+def awake_again(
+    plane: ControlPlane, lease_store: LeaseStore, lease: HeldLease, *, at: float
+) -> str:
+    """The state of an endpoint that was paused and is not paused any more; empty when all is well.
 
     A resume that was lost may take effect late, a server may have told of an older state, and
-    settings that are put back may wake it. What another run has come to use is left to that run.
+    settings that are put back may wake it. One that another run uses by now is left to that run.
 
     Args:
         at: unix seconds.
@@ -311,29 +324,29 @@ def awake_again(plane: ControlPlane, claims: LeaseStore, claim: HeldLease, *, at
         ControlPlaneError: its state can't be read.
     """
     try:
-        found = plane.get(claim.endpoint)
+        found = plane.get(lease.endpoint)
     except ControlPlaneError as error:
         if error.gone:
             return ""
         raise
-    # Read before the claims are: a run that resumes it has written a lease first.
-    if found.state == RESTING or claims.heir() or claims.pauser():
+    # Read before the lease_store are: a run that resumes it has written a lease first.
+    if found.state == RESTING or lease_store.successor() or lease_store.pauser():
         return ""
-    run, until = tags.run_of(found.tags), tags.until(found.tags)
-    others = run is not None and tags.RUN + run != tags.of_run(claim.run)
+    run, until = tagged_run(found.tags), tagged_until(found.tags)
+    others = run is not None and RUN_TAG + run != run_tag(lease.run)
     return "" if others and (until or 0.0) >= at else found.state
 
 
-def entry(receipt: Receipt, claim: HeldLease, *, at: float) -> Record:
-    """The journal's line about how an endpoint was left."""
+def entry(receipt: Receipt, lease: HeldLease, *, at: float) -> Record:
+    """The journal's record of a release."""
     return Record(
         kind=LEFT if receipt.left_to else PAUSED,
-        run=claim.run,
+        run=lease.run,
         endpoint=receipt.endpoint,
-        api=claim.api,
+        api=lease.api,
         at=at,
-        owner_pid=claim.owner_pid,
-        owner_start=claim.owner_start,
+        owner_pid=lease.owner_pid,
+        owner_start=lease.owner_start,
         state=receipt.state,
         verified=receipt.verified,
         error=receipt.error,

@@ -1,18 +1,35 @@
-"""Bringing one endpoint up: the net under it, one resume, and the wait until it serves."""
+"""Bringing an endpoint up for one run, beside other runs that may do the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from pytest_hfbudget.endpoints import tags
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, Progress
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
+from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, REVIVED
+from pytest_hfbudget.endpoints.lease_store import inherited
+from pytest_hfbudget.endpoints.lifecycle_types import (
+    Caps,
+    EndpointSettings,
+    EndpointState,
+    Progress,
+)
+from pytest_hfbudget.endpoints.reaper_messages import Watch
 from pytest_hfbudget.endpoints.retry import Clock
-from pytest_hfbudget.endpoints.types import ASLEEP, BROKEN, RUNNING, Endpoint
+from pytest_hfbudget.endpoints.supervisor import Supervisor
+from pytest_hfbudget.endpoints.types import (
+    ASLEEP,
+    BROKEN,
+    RUNNING,
+    Endpoint,
+    tagged_run,
+    tagged_until,
+    with_run_tags,
+)
+from pytest_hfbudget.endpoints.uptime import UseStretch, cost
+from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
-from pytest_hfbudget.text import printable
 
 # Only sent again when the state has shown that the one before had no effect.
 _MOST_RESUMES = 3
@@ -30,11 +47,11 @@ class Resumer:
         progress: Progress,
         stopping: Callable[[], str],
     ) -> None:
-        """``stopping`` says why nothing is to be waited for any more; empty while there is time."""
+        """``stopping`` returns why to wait no longer; empty while there is time."""
         self._plane, self._settings, self._clock = plane, settings, clock
         self._progress, self._stopping = progress, stopping
 
-    def spread_net(self, endpoint: Endpoint, most_replicas: int | None = None) -> str | None:
+    def limit_scaling(self, endpoint: Endpoint, most_replicas: int | None = None) -> str | None:
         """Have the server itself scale the endpoint to zero when it idles, and tag the run.
 
         The last layer: it works when this machine is gone. A warning if it could not be had.
@@ -51,32 +68,24 @@ class Resumer:
             maxReplica=replicas if most_replicas is None else min(replicas, most_replicas),
             scaleToZeroTimeout=min(idle, longest) if idle else longest,
         )
-        payload = {"compute": {"scaling": scaling}, "tags": self._tags(endpoint)}
+        payload = {"compute": {"scaling": scaling}, "tags": self.tags(endpoint)}
         try:
             self._plane.update(endpoint.full_name, payload)
         except ControlPlaneError as error:
             return (
                 f"{endpoint.full_name}: the server was not told to scale it to zero when idle, "
-                f"so it has no net should this machine fail: {error}"
+                f"so it goes on running should this machine fail: {error}"
             )
-        return None
-
-    def renew(self, name: str) -> str | None:
-        """Tag a later end; a warning if that could not be had."""
-        try:
-            plane = self._plane.with_pace(replace(self._settings.pace, total_s=0.0))
-            plane.update(name, {"tags": self._tags(plane.get(name))})
-        except ControlPlaneError as error:
-            return f"{name}: a sweep from elsewhere may pause it, since its tags are old: {error}"
         return None
 
     @property
     def until(self) -> float:
         """Unix seconds: the latest end of a run that tags an endpoint now."""
-        return self._clock.time() + self._settings.max_run_s
+        return self._clock.time() + self._settings.waits.max_run_s
 
-    def _tags(self, endpoint: Endpoint) -> list[str]:
-        return tags.with_lease(endpoint.tags, self._settings.run, self.until)
+    def tags(self, endpoint: Endpoint) -> list[str]:
+        """The tags of an endpoint that this run uses."""
+        return with_run_tags(endpoint.tags, self._settings.run, self.until)
 
     def resume(self, name: str) -> bool:
         """Resume once; whether that was answered.
@@ -87,14 +96,14 @@ class Resumer:
         Raises:
             EndpointError: it was refused, or not sent because the run is ending.
         """
-        self._go_on(name)
+        self.refuse_late(name)
         for _ in range(_MOST_RESUMES):
             try:
                 self._plane.resume(name)
             except ControlPlaneError as error:
                 if not error.maybe_done:
                     raise
-                if self._woke(name):
+                if self._took_effect(name):
                     return False
             else:
                 return True
@@ -109,7 +118,7 @@ class Resumer:
         began = self._clock.monotonic()
         trouble, looks = "", 0
         while self._may_wait(began, looks):
-            self._go_on(name)
+            self.refuse_late(name)
             looks += 1
             seconds = self._clock.monotonic() - began
             try:
@@ -125,42 +134,39 @@ class Resumer:
                 if error.gone or error.denied:
                     raise
                 trouble = str(error)
-            self._clock.sleep(self._settings.poll_s)
+            self._clock.sleep(self._settings.waits.poll_s)
         raise EndpointError(
-            f"{name} did not serve within {self._settings.wait_timeout_s:g} s: {trouble}. "
+            f"{name} did not serve within {self._settings.waits.wait_timeout_s:g} s: {trouble}. "
             "It is paused again; give it more time, or look at its logs."
         )
 
     def _may_wait(self, began: float, looks: int) -> bool:
         # The looks are counted too: a suite that freezes its clock must not wait for ever.
-        most = self._settings.wait_timeout_s
-        in_time = self._clock.monotonic() - began < most
-        return in_time and looks * self._settings.poll_s <= most
+        waits = self._settings.waits
+        in_time = self._clock.monotonic() - began < waits.wait_timeout_s
+        return in_time and looks * waits.poll_s <= waits.wait_timeout_s
 
     def _refuse_end(self, endpoint: Endpoint, seconds: float) -> None:
         name, state = endpoint.full_name, endpoint.state
         if state in BROKEN:
-            status = endpoint.raw.get("status") or {}
-            reason = status.get("errorMessage") or status.get("message") or "no reason given"
-            reason = printable(str(reason))
-            raise EndpointError(f'{name} came to the state "{state}" instead of running: {reason}.')
+            raise EndpointError(f'{name} is "{state}" instead of running: {endpoint.reason}.')
         # Right after a resume the old state may still be what is read.
-        if state in ASLEEP and seconds >= self._settings.settle_s:
+        if state in ASLEEP and seconds >= self._settings.timings.settle_s:
             raise EndpointError(
-                f'{name} is "{state}" {seconds:.0f} s after it was resumed: someone else, or the '
-                "server, has put it to rest. Run again."
+                f'{name} is "{state}" {seconds:.0f} s after it was resumed: another process, or '
+                "the server, has paused it. Run again."
             )
 
-    def _woke(self, name: str) -> bool:
-        """Whether the state leaves its rest within the time that a lost resume may take.
+    def _took_effect(self, name: str) -> bool:
+        """Whether the state changes within the time that a lost resume may take.
 
         True also where no state could be read: then nothing shows that it had no effect.
         """
-        ends, asleep = self._clock.monotonic() + self._settings.settle_s, False
+        ends, asleep = self._clock.monotonic() + self._settings.timings.settle_s, False
         while self._clock.monotonic() < ends:
             if self._stopping():
                 return True  # not to be repeated; the reaper knows that it may come yet
-            self._clock.sleep(min(self._settings.poll_s, self._settings.settle_s / 4))
+            self._clock.sleep(min(self._settings.waits.poll_s, self._settings.timings.settle_s / 4))
             try:
                 asleep = self._plane.get(name).state in ASLEEP
             except ControlPlaneError:
@@ -169,7 +175,226 @@ class Resumer:
                 return True
         return not asleep
 
-    def _go_on(self, name: str) -> None:
+    def refuse_late(self, name: str) -> None:
+        """Raises EndpointError once nothing is to be resumed, or waited for, any more."""
         why = self._stopping()
         if why:
             raise EndpointError(f"{name} is not waited for: {why}")
+
+
+# A run that someone works against is better off failing than paying for a tug-of-war.
+_MOST_REVIVALS = 1
+
+
+class Startup:
+    """Resumes an endpoint, or joins another run's resume. Safe to share between threads."""
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        plane: ControlPlane,
+        resumer: Resumer,
+        meter: UptimeMeter,
+        *,
+        clock: Clock,
+        caps: Caps,
+        supervisor: Callable[[], Supervisor],
+    ) -> None:
+        """``supervisor`` starts the reaper if there is none."""
+        self._settings, self._plane, self._resumer, self._meter = settings, plane, resumer, meter
+        self._clock, self._caps, self._supervisor = clock, caps, supervisor
+
+    def bring_up(self, state: EndpointState, *, keep_running: bool) -> Endpoint:
+        """The endpoint, serving.
+
+        Raises:
+            EndpointError: it can't be resumed, does not come up, or may not.
+        """
+        found = state.found = self._plane.get(state.name)
+        # What runs only because of another run of ours will be paused by the last of them.
+        if (
+            keep_running
+            and not found.at_rest
+            and self._settings.lease_store(state.name).successor() is None
+        ):
+            state.kept = True
+            return self._resumer.wait(state.name)
+        self._caps.afford(found, self._meter.price(state, found))
+        if not found.at_rest:
+            self._count(state, found, found.most_replicas)
+        self._resumer.refuse_late(state.name)
+        supervisor = self._supervisor()
+        state.leased, state.use.resumed_at = True, self._clock.time()
+        state.use.resumed_mono = self._clock.monotonic()
+        # Leased before the next look: a run that ends now sees this lease, or this run waits for
+        # its pause.
+        self._watch(supervisor, Watch(state.name))
+        with self._alone(state):
+            self._begin(state, supervisor)
+        up = state.found.state == RUNNING
+        return self._serving(state, supervisor, None if up else state.use.resumed_mono)
+
+    def revive(self, state: EndpointState) -> Endpoint:
+        """The endpoint, serving again after someone else had it paused or scaled to zero.
+
+        Raises:
+            EndpointError: it had been revived before, or does not come up.
+        """
+        supervisor, since = self._supervisor(), None
+        with self._alone(state):
+            found = self._plane.get(state.name)
+            if found.state in ASLEEP:
+                since = self._clock.monotonic()
+                self._resume_again(state, found, supervisor)
+        return self._serving(state, supervisor, since)
+
+    def _serving(
+        self, state: EndpointState, supervisor: Supervisor, since: float | None
+    ) -> Endpoint:
+        """Wait for it; if it is not up yet, it has been coming up ``since`` then."""
+        try:
+            endpoint = self._resumer.wait(state.name)
+        finally:
+            if since is not None:
+                state.use.cold = (*state.use.cold, UseStretch(since, self._clock.monotonic()))
+        supervisor.settled(state.name)
+        return endpoint
+
+    def renew(self, state: EndpointState) -> None:
+        """Tag a later end when the one in the tags comes near."""
+        now, most_s = self._clock.time(), self._settings.waits.max_run_s
+        near = now + most_s / 10
+        if state.tag.until is None or state.tag.until > near or now < state.tag.renew_at:
+            return
+        plane = self._plane.with_retry(replace(self._settings.retry, total_s=0.0))
+        try:
+            tags = self._resumer.tags(plane.get(state.name))
+            plane.update(state.name, {"tags": tags})
+        except ControlPlaneError as error:
+            state.tag.renew_at = now + most_s / 100  # a few more times before it is over
+            state.warn(
+                f"{state.name}: its tags are old, so a sweep from elsewhere may pause it: {error}"
+            )
+        else:
+            state.tag.until = self._resumer.until
+
+    def _begin(self, state: EndpointState, supervisor: Supervisor) -> None:
+        """No run pauses it now, and no other run begins to."""
+        found = state.found = self._plane.get(state.name)
+        self._meter.zero(state)
+        lease_store = self._settings.lease_store(state.name)
+        successor = lease_store.successor()
+        state.scaling = inherited(
+            found, ((each.run, each.scaling) for each in lease_store.others())
+        )
+        if state.scaling is None and found.at_rest:
+            state.scaling = found.raw_scaling
+        supervisor.write(INTENT, found, scaling=state.scaling)
+        # Only an endpoint at rest gets other settings: a change makes a running one deploy anew.
+        untag = found.at_rest or tagged_run(found.tags) is not None
+        self._watch(supervisor, Watch(state.name, state.scaling, untag=untag))
+        if found.at_rest:
+            self._limit_scaling(state, found)
+            self._resume(state, found, supervisor)
+        else:
+            self._count(state, found, found.most_replicas)
+            state.joined = successor.run if successor else None
+            state.tag.until = tagged_until(found.tags)
+
+    def _limit_scaling(self, state: EndpointState, found: Endpoint) -> None:
+        """Under a cap the endpoint may not scale beyond the replicas that are paid for ahead."""
+        most = state.use.replicas if self._settings.capped else None
+        warning = self._resumer.limit_scaling(found, most)
+        state.warn(warning)
+        state.tag.until = self._resumer.until
+        if warning or most is None:
+            self._count(state, found, found.most_replicas)
+        elif most < found.scaling.max_replica:
+            lowered = f"its maxReplica was lowered from {found.scaling.max_replica} to {most}"
+            state.warn(f"{lowered} for this run, because the budget pays for no more")
+
+    def look(self, state: EndpointState) -> None:
+        """See whether more replicas may run than are paid for: someone may have changed that."""
+        if state.leased and (state.resumed or not state.found_asleep):
+            found = self._meter.look(state)
+            if found and found.state not in ASLEEP:
+                self._count(state, found, found.most_replicas, resumed=True)
+
+    def _count(
+        self, state: EndpointState, found: Endpoint, replicas: int, *, resumed: bool = False
+    ) -> None:
+        """Have the caps pay for a minute of each replica that may run from now on."""
+        with state.use.counting:
+            more = replicas - state.use.replicas
+            if more <= 0:
+                return
+            if self._settings.capped and state.use.price_atto is not None:
+                self._caps.grow(found, more, cost(state.use.price_atto, more), not resumed)
+            state.use.count(replicas)
+
+    def _resume_again(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
+        if state.revived >= _MOST_REVIVALS:
+            raise EndpointError(
+                f'{state.name} is "{found.state}" again: someone else, or the server, has put it '
+                "to rest more than once during this run. It is not resumed any more."
+            )
+        self._caps.afford(found, self._meter.price(state, found))
+        bare = tagged_run(found.tags) is None
+        if bare and state.scaling is None:
+            state.scaling = found.raw_scaling
+        self._watch(supervisor, Watch(state.name, state.scaling, untag=True))
+        supervisor.write(REVIVED, found, scaling=state.scaling)
+        state.revived += 1
+        if bare:
+            self._limit_scaling(state, found)
+        else:
+            self._count(state, found, found.most_replicas)
+        self._resume(state, found, supervisor)
+
+    def _resume(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
+        if not state.resumed:
+            state.use.resumed_at = self._clock.time()
+        if not state.revived:
+            state.use.resumed_mono = self._clock.monotonic()
+        supervisor.resuming(state.name)
+        before, state.resumed = state.resumed, True
+        try:
+            answered = self._resumer.resume(state.name)
+        except EndpointError:
+            state.resumed = before
+            supervisor.settled(state.name)
+            raise
+        # Without an answer it is as good as resumed: waited for, paid for and paused. But it may
+        # still take effect after a pause, which the reaper has to watch out for.
+        if answered:
+            supervisor.settled(state.name)
+        supervisor.write(RESUMED, found)
+
+    def _watch(self, supervisor: Supervisor, watch: Watch) -> None:
+        try:
+            supervisor.watch(watch)
+        except EndpointError:
+            # The reaper may have done its work.
+            self._resumer.refuse_late(watch.endpoint)
+            raise
+
+    def _alone(self, state: EndpointState) -> AbstractContextManager[None]:
+        """Keeps other runs of this machine from resuming or pausing it."""
+        return self._settings.lease_store(state.name).locked(self._patience(state))
+
+    def _patience(self, state: EndpointState) -> Callable[[float], None]:
+        ends = self._clock.monotonic() + self._settings.waits.wait_timeout_s
+        looks = 0
+
+        def wait(seconds: float) -> None:
+            nonlocal looks
+            looks += 1  # counted too, should a suite freeze its clock
+            self._resumer.refuse_late(state.name)
+            most = self._settings.waits.wait_timeout_s
+            if self._clock.monotonic() >= ends or looks * seconds > most:
+                raise EndpointError(
+                    f"{state.name}: another run has been pausing or resuming it for {most:g} s."
+                )
+            self._clock.sleep(seconds)
+
+        return wait

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+from pytest_hfbudget.endpoints.retry import TEND_S
 from pytest_hfbudget.errors import HFBudgetError
 
 NOT_FOUND = 127
 FAILED = 1
 _BY_SIGNAL = 128
-_TEND_S = 1.0
 _RELAYED = (
     signal.SIGINT,
     signal.SIGQUIT,
@@ -34,7 +34,7 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 
 @dataclass(frozen=True)
 class CommandOutcome:
-    """How an errand went.
+    """How a command with endpoints went.
 
     Attributes:
         exit_code: the command's, 128 + N if signal N ended it; `FAILED` if an endpoint could
@@ -84,7 +84,7 @@ def run_command(
     try:
         lifecycle.pause_after(max_uptime_s)
         _bring_up(lifecycle, tuple(dict.fromkeys(names)))
-        exit_code = _attend(command, lifecycle.tend)
+        exit_code = _run(command, lifecycle.tend)
     except (HFBudgetError, OSError) as trouble:
         error = str(trouble)
     except BaseException:
@@ -105,26 +105,26 @@ def _bring_up(lifecycle: Lifecycle, names: tuple[str, ...]) -> None:
             raise
 
 
-def _attend(command: Sequence[str], tend: Callable[[], None]) -> int:
+def _run(command: Sequence[str], tend: Callable[[], None]) -> int:
     relay = _Relay()
-    with relay.on_duty():
+    with relay.relaying():
         status = relay.wait(subprocess.Popen(command), tend)
     return _BY_SIGNAL - status if status < 0 else status
 
 
 class _Relay:
-    """Hands signals on to the command; this process outlives it, to see the pause."""
+    """Passes signals on to the command; this process ends after it, to verify the pause."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []
 
     @contextmanager
-    def on_duty(self) -> Iterator[None]:
+    def relaying(self) -> Iterator[None]:
         """From before the command is started until it has ended."""
         # What is ignored (by nohup, by a shell's "&") stays so, also for the command.
         numbers = [each for each in _RELAYED if signal.getsignal(each) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._hand_on) for number in numbers}
+        before = {number: signal.signal(number, self._pass_on) for number in numbers}
         try:
             yield
         finally:
@@ -140,15 +140,15 @@ class _Relay:
         poll = select.poll()
         if death.fileno() >= 0:
             poll.register(death.fileno(), select.POLLIN)
-        every_s = min(death.period_s or _TEND_S, _TEND_S)
+        every_s = min(death.period_s or TEND_S, TEND_S)
         while child.poll() is None:
             poll.poll(every_s * 1000)
-            with suppress(HFBudgetError, OSError):  # met again, and told, at the end
+            with suppress(HFBudgetError, OSError):  # met again, and reported, at the end
                 tend()
         death.close()
         return child.wait()
 
-    def _hand_on(self, number: int, _: object) -> None:
+    def _pass_on(self, number: int, _: object) -> None:
         if number in _FROM_TERMINAL and _in_foreground():
             return  # the terminal sends it to the command, too
         if self._child is None:

@@ -30,9 +30,9 @@ sys.path += paths
 importlib.import_module(module).main(role, run, json.loads(fds), log)
 """
 
-# The names of the processes.
+# The names of the processes: the reaper, its first standby, and its second, the reserve.
 REAPER = "hfbudget-reaper"
-SECOND = "hfbudget-reaper-second"
+STANDBY = "hfbudget-reaper-second"
 RESERVE = "hfbudget-reserve"
 
 # What an interpreter and its TLS may need. All else stays behind, the token first of all.
@@ -74,7 +74,7 @@ def spawn_reaper(end: socket.socket, run: str, log: Path, *, timeout_s: float) -
 def spawn_standby(
     role: str, ends: Sequence[socket.socket], run: str, log: Path, *, timeout_s: float
 ) -> None:
-    """Start a reaper's second or its reserve, which inherits ``ends``, the line to the owner first.
+    """Start a standby (`STANDBY` or `RESERVE`), which inherits ``ends``, the client's socket first.
 
     Raises:
         EndpointError: it can't be started.
@@ -94,7 +94,7 @@ def _spawn(name: str, ends: Sequence[socket.socket], run: str, log: Path, timeou
 
 def _detach(name: str, fds: list[int], run: str, log: Path, timeout_s: float) -> None:
     argv = [name, run, json.dumps(fds), str(log)]
-    to_import = json.dumps([_REAPER_MODULE, *_import_paths()])
+    to_import = json.dumps([_REAPER_MODULE, *import_paths()])
     with _private(log) as output:
         starter = subprocess.Popen(
             # -I -S: neither PYTHONPATH, nor the working directory, nor site packages with their
@@ -127,7 +127,8 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "RUNNER_TRACKING_ID": ""}
 
 
-def _import_paths() -> list[str]:
+def import_paths() -> list[str]:
+    """The folders from which a reaper imports this package and its HTTP client."""
     import urllib3
 
     import pytest_hfbudget

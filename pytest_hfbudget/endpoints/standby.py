@@ -1,11 +1,11 @@
 """The reaper's standbys: processes that step in at once when the reaper is killed or stopped.
 
-There are two of them. The second steps in for the reaper; the reserve, which the second starts,
-steps in when both are gone. A run may be inside one long test, or be killed itself, before it
-could replace a reaper. Each standby has the reaper's end of the line too, but reads nothing from
-it while the reaper lives: what the reaper hears, it passes on before it acts. The death of a
-process is the end of the sockets to it. A process that closed its socket but lives has let the
-standby go: there is to be no second reaper beside one that lives.
+There are two: the first standby steps in for the reaper; the reserve, which the first starts,
+steps in when both are gone. The pytest process can't replace a reaper while a long test runs, or
+when it is killed itself. Each standby also holds the reaper's end of the client's channel, but
+reads nothing from it while the reaper lives: the reaper passes on each message before it acts on
+it. When a process dies, its sockets end. A process that closed its socket but lives has dismissed
+the standby, which then ends too, so that there is never a second reaper beside a live one.
 """
 
 from __future__ import annotations
@@ -28,64 +28,62 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     UptimeLimit,
     encode,
 )
+from pytest_hfbudget.endpoints.retry import DYING_POLL_S, DYING_S, STOPPED_POLL_S
 from pytest_hfbudget.errors import EndpointError
 
-# Whatever kills one after the other will not be outlasted by starting still more of them.
+# Something that kills each of them would kill still more of them too.
 _MOST_STARTS = 5
-# A process that was killed closes its sockets a moment before it is gone.
-_DYING_S = 2.0
-_LOOK_S = 0.001
 
 Start = Callable[[Sequence[socket.socket]], None]
 
 
-class StandbyHandle:
-    """The reaper's side. Without standbys the reaper goes on alone."""
+class Standbys:
+    """The reaper's side: starts standbys and keeps them informed. It works without any, too."""
 
     def __init__(
         self, start: Start, log: Callable[[str], None], *, known: Iterable[socket.socket] = ()
     ) -> None:
-        """``start`` starts a second that talks over the ends of `pairs`, or raises EndpointError.
+        """``start`` starts a standby with those of `standby_sockets`, or raises EndpointError.
 
         Args:
             known: the sockets to standbys that are there already.
         """
-        self._start, self._log = start, log
+        self._start_standby, self._log = start, log
         self._starts = 0
         self._socks = list(known)
 
     @property
-    def ends(self) -> tuple[socket.socket, ...]:
+    def sockets(self) -> tuple[socket.socket, ...]:
         """To be polled: readable once a standby is gone."""
         return tuple(self._socks)
 
-    def thinned(self) -> bool:
-        """Whether a standby has gone since this was last asked."""
+    def any_gone(self) -> bool:
+        """Whether a standby has ended since the last call."""
         gone = [sock for sock in self._socks if _at_end(sock)]
         for sock in gone:
-            self._part(sock)
+            self._drop(sock)
         return bool(gone)
 
-    def engage(self, standing: Iterable[Message]) -> None:
-        """Have new ones, tell them how things stand, and let the old ones go."""
+    def start(self, messages: Iterable[Message]) -> None:
+        """Start new standbys with all that they have to know, and dismiss the old ones."""
         if self._starts == _MOST_STARTS:
             return
         self._starts += 1
         old = self._socks
-        ours, theirs = pairs()
+        ours, theirs = standby_sockets()
         self._socks = list(ours)
         for sock in ours:
             sock.setblocking(False)  # a standby that is stopped must not stop the reaper
-        # Before they are there: should the reaper be killed now, they find all when they come.
-        self.tell(Ready(os.getpid()))
-        for message in standing:
-            self.tell(message)
+        # Sent before they are started: should the reaper be killed now, they still read all of it.
+        self.send(Ready(os.getpid()))
+        for message in messages:
+            self.send(message)
         try:
-            self._start(theirs)
+            self._start_standby(theirs)
         except EndpointError as error:
-            self._log(f"the reaper goes on without a second: {error}")
+            self._log(f"the reaper goes on without a standby: {error}")
             for sock in ours:
-                self._part(sock)
+                self._drop(sock)
             self._socks = old
             return
         finally:
@@ -94,57 +92,57 @@ class StandbyHandle:
         for sock in old:
             sock.close()
 
-    def tell(self, message: Message) -> None:
-        """Pass on what was heard."""
-        for sock in self.ends:
+    def send(self, message: Message) -> None:
+        """Send a message to all standbys; one that does not take it is dismissed."""
+        for sock in self.sockets:
             try:
                 sock.sendall(encode(message))
             except OSError as error:
-                self._log(f"the reaper lets a standby go: {error}")
-                self._part(sock)
+                self._log(f"a standby is dismissed: {error}")
+                self._drop(sock)
 
     def dismiss(self) -> None:
-        """Let them go: the work is done."""
-        self.tell(Done())
-        for sock in self.ends:
-            self._part(sock)
+        """Have the standbys end: the work is done."""
+        self.send(Done())
+        for sock in self.sockets:
+            self._drop(sock)
 
-    def _part(self, sock: socket.socket) -> None:
+    def _drop(self, sock: socket.socket) -> None:
         sock.close()
         if sock in self._socks:
             self._socks.remove(sock)
 
 
-def pairs() -> tuple[tuple[socket.socket, ...], tuple[socket.socket, ...]]:
-    """The reaper's ends, to its second and to its reserve; and what the second is started with.
+def standby_sockets() -> tuple[tuple[socket.socket, ...], tuple[socket.socket, ...]]:
+    """The reaper's sockets to the standby and to the reserve; and those the standby starts with.
 
-    The latter: its own end, the reserve's, and both ends of the line between these two.
+    The latter: its own end, the reserve's end, and both ends of a channel between these two.
     """
-    (to_second, second), (to_reserve, reserve), between = _pair(), _pair(), _pair()
-    return (to_second, to_reserve), (second, reserve, *between)
+    (to_standby, standby), (to_reserve, reserve), between = _pair(), _pair(), _pair()
+    return (to_standby, to_reserve), (standby, reserve, *between)
 
 
-def with_reserve(
+def start_reserve(
     ends: Sequence[socket.socket], start: Start, log: Callable[[str], None]
 ) -> tuple[socket.socket, socket.socket]:
-    """Start a second's own reserve; what stays with the second: its lines to reaper and reserve.
+    """Start the reserve; returns the standby's channels to the reaper and to the reserve.
 
     Args:
-        ends: what the second was started with, see `pairs`.
+        ends: what the standby was started with, see `standby_sockets`.
     """
-    reaper, reserve, to_reserve, to_second = ends
+    reaper, reserve, to_reserve, to_standby = ends
     to_reserve.sendall(encode(Ready(os.getpid())))
     try:
-        start((reserve, to_second))
+        start((reserve, to_standby))
     except EndpointError as error:  # the reaper notices, and starts others
-        log(f"the second has no reserve: {error}")
+        log(f"the standby has no reserve: {error}")
     reserve.close()
-    to_second.close()
+    to_standby.close()
     to_reserve.setblocking(False)
     return reaper, to_reserve
 
 
-class _Ahead:
+class _Predecessor:
     """A process that a standby would step in for."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -156,8 +154,8 @@ class _Ahead:
         self.ended = False
 
     def read(self) -> list[Message]:
-        """What it has said; sets `ended` at the end of the line."""
-        heard = list[Message]()
+        """The messages that have arrived; sets `ended` at the end of the channel."""
+        messages = list[Message]()
         while not self.ended:
             try:
                 data = self.sock.recv(65536)
@@ -170,14 +168,14 @@ class _Ahead:
                 if isinstance(message, Ready):
                     self._pid, self._start = message.pid, process.start_time(message.pid)
                 else:
-                    heard.append(message)
-        return heard
+                    messages.append(message)
+        return messages
 
     def lives(self) -> bool:
-        """Whether it still runs, after the end of its line."""
-        ends = time.monotonic() + _DYING_S
+        """Whether it still runs, after the end of its channel."""
+        ends = time.monotonic() + DYING_S
         while (lives := process.alive(self._pid, self._start)) and time.monotonic() < ends:
-            threading.Event().wait(_LOOK_S)
+            threading.Event().wait(DYING_POLL_S)
         return lives
 
     def end_if_stopped(self) -> None:
@@ -189,15 +187,15 @@ class Standby:
     """The standby's side: waits until it has to act, or is not needed any more."""
 
     def __init__(self, ahead: Iterable[socket.socket]) -> None:
-        """``ahead`` are the lines to the processes that come first, the reaper's before all."""
-        self._ahead = [_Ahead(sock) for sock in ahead]
-        self._heard = list[Message]()
-        self._owner: process.DeathWatch | None = None
+        """``ahead`` are the channels to the processes before it, the reaper first."""
+        self._ahead = [_Predecessor(sock) for sock in ahead]
+        self._messages = list[Message]()
+        self._client: process.DeathWatch | None = None
         self._limit: float | None = None
 
     def wait(self) -> list[Message]:
-        """What the reaper had heard; nothing if it has done its work, or goes on."""
-        dead = set[_Ahead]()
+        """The messages that the reaper had; empty if the reaper has done its work, or goes on."""
+        dead = set[_Predecessor]()
         while True:
             for one in self._ahead:
                 self._take(one.read())
@@ -205,11 +203,11 @@ class Standby:
                     if one.lives():
                         return []
                     dead.add(one)
-            if any(isinstance(message, Done) for message in self._heard):
+            if any(isinstance(message, Done) for message in self._messages):
                 return []
             if len(dead) == len(self._ahead):
-                return self._heard
-            needed = bool(dead) or self._orphaned() or self._too_late()
+                return self._messages
+            needed = bool(dead) or self._client_gone() or self._too_late()
             self._poll(needed)
             if needed:
                 for one in self._ahead:
@@ -217,17 +215,19 @@ class Standby:
 
     def _take(self, messages: Iterable[Message]) -> None:
         for message in messages:
-            if isinstance(message, Arm) and self._owner is None:
-                self._owner = process.watch(message.owner_pid, message.owner_start)
+            if isinstance(message, Arm) and self._client is None:
+                self._client = process.watch(message.client_pid, message.client_start)
             if isinstance(
                 message, UptimeLimit
             ):  # moved with each call of a run; the last one counts
-                self._heard = [each for each in self._heard if not isinstance(each, UptimeLimit)]
+                self._messages = [
+                    each for each in self._messages if not isinstance(each, UptimeLimit)
+                ]
                 self._limit = message.at_mono
-            self._heard.append(message)
+            self._messages.append(message)
 
-    def _orphaned(self) -> bool:
-        return self._owner is not None and self._owner.dead()
+    def _client_gone(self) -> bool:
+        return self._client is not None and self._client.dead()
 
     def _too_late(self) -> bool:
         return self._limit is not None and self._limit <= time.monotonic()
@@ -237,12 +237,12 @@ class Standby:
         for one in self._ahead:
             if not one.ended:
                 poll.register(one.sock, select.POLLIN)
-        waits = [process.StoppedWatch.LOOK_S] if needed else []
-        if self._owner is not None and not needed:
-            if self._owner.fileno() >= 0:
-                poll.register(self._owner.fileno(), select.POLLIN)
-            if self._owner.period_s is not None:
-                waits.append(self._owner.period_s)
+        waits = [STOPPED_POLL_S] if needed else []
+        if self._client is not None and not needed:
+            if self._client.fileno() >= 0:
+                poll.register(self._client.fileno(), select.POLLIN)
+            if self._client.period_s is not None:
+                waits.append(self._client.period_s)
         if self._limit is not None and not needed:
             waits.append(max(self._limit - time.monotonic(), 0.0))
         poll.poll(math.ceil(min(waits) * 1000) if waits else None)

@@ -12,7 +12,7 @@ from typing import Any
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import Journal, Record
-from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
+from pytest_hfbudget.endpoints.lease_store import HeldLease
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.reaper_client import ReaperClient
 from pytest_hfbudget.endpoints.reaper_messages import (
@@ -54,15 +54,15 @@ class Supervisor:
         self._starts = self._noticed = 0
         self._until: float | None = None
         self.warnings: tuple[str, ...] = ()
-        self._link = self._start()
+        self._client = self._start()
 
     @property
     def reaper_pid(self) -> int | None:
         """Of the reaper that is on watch now."""
-        return self._link.pid
+        return self._client.pid
 
     def watch(self, watch: Watch) -> None:
-        """Put an endpoint under guard, just before it may be resumed; or tell more about it.
+        """Have the reaper pause an endpoint at the end, before it is resumed; or change how.
 
         Raises:
             EndpointError: it can't be promised that it will be paused.
@@ -70,38 +70,39 @@ class Supervisor:
         self.tend()
         with self._lock:
             self._watches[watch.endpoint] = watch
-            change = self._unsettled.add if watch.waking else self._unsettled.discard
+            change = self._unsettled.add if watch.resuming else self._unsettled.discard
             change(watch.endpoint)
-            link = self._link
-        link.watch(watch, timeout_s=self._settings.arm_timeout_s + self._settings.try_s)
+            client = self._client
+        settings = self._settings
+        client.watch(watch, timeout_s=settings.waits.arm_timeout_s + settings.timings.try_s)
 
-    def waking(self, name: str) -> None:
+    def resuming(self, name: str) -> None:
         """A resume is going to be sent now, and may take effect late.
 
         Raises:
             EndpointError: see `watch`.
         """
-        self.watch(replace(self._watches[name], waking=True))
+        self.watch(replace(self._watches[name], resuming=True))
 
     def settled(self, name: str) -> None:
         """The resume was answered, or is not going to be sent."""
         with self._lock:
             if name in self._unsettled:
                 self._unsettled.discard(name)
-                self._link.settled(name)
+                self._client.settled(name)
 
     def limit(self, at_mono: float | None) -> None:
         """Have all paused at this moment of the steady clock; None: not before the end."""
         with self._lock:
             if at_mono != self._until:
                 self._until = at_mono
-                self._link.limit(at_mono)
+                self._client.limit(at_mono)
 
     def early(self) -> str | None:
         """Why the endpoints were paused before this process asked for it; None if they weren't."""
         if self._own:
             return REAPER_LOST
-        return DEADLINE if self._link.reason == DEADLINE else None
+        return DEADLINE if self._client.reason == DEADLINE else None
 
     def write(
         self, kind: str, found: Endpoint, *, scaling: Mapping[str, Any] | None = None
@@ -127,26 +128,26 @@ class Supervisor:
 
     def ask(self) -> None:
         """Have all paused now, without waiting."""
-        self._link.ask()
+        self._client.ask()
 
     def tend(self) -> None:
         """Look after the reaper: a lost one is replaced once, else all is paused from here."""
         with self._lock:
-            self._link.end_if_stopped()
-            self._notice()
-            if not self._watches and self._starts == 1 and self._link.lost:
-                self._link = self._start()  # nothing was in its care yet
-            elif self._link.lost and not self._own:
+            self._client.end_if_stopped()
+            self._notice_successions()
+            if not self._watches and self._starts == 1 and self._client.lost:
+                self._client = self._start()  # it had no endpoint yet
+            elif self._client.lost and not self._own:
                 self._replace()
 
     def pause(self, timeout_s: float) -> dict[str, Receipt]:
         """Have all paused and wait for it; by name, without those that took too long."""
         with self._lock:  # another thread may be having the reaper replaced
-            link = self._link
-        receipts = {receipt.endpoint: receipt for receipt in link.pause(timeout_s)}
+            client = self._client
+        receipts = {receipt.endpoint: receipt for receipt in client.pause(timeout_s)}
         receipts.update(self._own)
-        self._notice()
-        if self._link.lost:  # by now there is no time for another reaper
+        self._notice_successions()
+        if self._client.lost:  # by now there is no time for another reaper
             missing = [name for name in self._watches if not _in_order(receipts.get(name))]
             if missing:
                 self._warn(_KILLED)
@@ -155,12 +156,12 @@ class Supervisor:
 
     def receipts(self) -> dict[str, Receipt]:
         """What is known of pauses so far, by name."""
-        known = {receipt.endpoint: receipt for receipt in self._link.receipts()}
+        known = {receipt.endpoint: receipt for receipt in self._client.receipts()}
         return {**known, **self._own}
 
     def close(self) -> None:
-        """Let the reaper go; it finishes what it still has to do."""
-        self._link.close()
+        """Close the channel; the reaper finishes what it still has to do."""
+        self._client.close()
 
     def _start(self) -> ReaperClient:
         self._starts += 1
@@ -170,24 +171,24 @@ class Supervisor:
         arm = Arm(
             token=self._settings.token,
             api=self._settings.api,
-            owner_pid=os.getpid(),
-            owner_start=process.start_time(os.getpid()),
+            client_pid=os.getpid(),
+            client_start=process.start_time(os.getpid()),
             run=self._settings.run,
             journal=str(self._journal.path.absolute()),
-            claims=str(self._settings.claims.absolute()),
+            lease_dir=str(self._settings.lease_dir.absolute()),
             timings=self._settings.timings,
             ca_file=route.ca_file,
             proxy=route.proxy,
         )
-        timeout_s = self._settings.arm_timeout_s
+        timeout_s = self._settings.waits.arm_timeout_s
         return ReaperClient.start(
             arm, log=log, timeout_s=timeout_s, spawn=self._spawn, clock=self._clock
         )
 
-    def _notice(self) -> None:
+    def _notice_successions(self) -> None:
         """Replace a reaper whose standby stepped in: something kills processes here."""
-        if self._link.successions > self._noticed:
-            self._noticed = self._link.successions
+        if self._client.successions > self._noticed:
+            self._noticed = self._client.successions
             self._warn(f"{_KILLED}; another one has stepped in")
 
     def _replace(self) -> None:
@@ -196,18 +197,18 @@ class Supervisor:
             self._hand_over()
         except EndpointError as error:
             self._warn(f"endpoints were paused before the run's end: {error}")
-            timeout_s = self._settings.retry_s
+            timeout_s = self._settings.waits.retry_s
             self._own.update(self._pause_here(list(self._watches), timeout_s, REAPER_LOST))
 
     def _hand_over(self) -> None:
         if self._starts > 1:
             raise EndpointError("that process has been replaced once already.")
-        self._link.close()
-        self._link = self._start()
-        self._link.limit(self._until)
+        self._client.close()
+        self._client = self._start()
+        self._client.limit(self._until)
         for name, watch in self._watches.items():
-            again = replace(watch, waking=name in self._unsettled)
-            self._link.watch(again, timeout_s=self._settings.arm_timeout_s)
+            again = replace(watch, resuming=name in self._unsettled)
+            self._client.watch(again, timeout_s=self._settings.waits.arm_timeout_s)
 
     def _warn(self, text: str) -> None:
         self.warnings = (*self.warnings, text)
@@ -217,18 +218,18 @@ class Supervisor:
             return {}
         timings = replace(self._settings.timings, deadline_s=timeout_s)
 
-        def leave(name: str) -> Receipt:
-            claim, watch = self._claim(name), self._watches[name]
-            claims = LeaseStore(self._settings.claims, api=claim.api, endpoint=name, run=claim.run)
+        def release(name: str) -> Receipt:
+            lease, watch = self._new_lease(name), self._watches[name]
+            lease_store = self._settings.lease_store(name)
             settled = name not in self._unsettled
             pauser = Pauser(self._plane, watch, timings, settled=settled, clock=self._clock)
-            leaver = Releaser(claims, claim, pauser, clock=self._clock)
-            return leaver.run(lambda told: self._record(told, claim), reason=reason)
+            releaser = Releaser(lease_store, lease, pauser, clock=self._clock)
+            return releaser.run(lambda told: self._record(told, lease), reason=reason)
 
         with ThreadPoolExecutor(len(names), "hfbudget-pause") as pool:
-            return dict(zip(names, pool.map(leave, names), strict=True))
+            return dict(zip(names, pool.map(release, names), strict=True))
 
-    def _claim(self, name: str) -> HeldLease:
+    def _new_lease(self, name: str) -> HeldLease:
         pid, start = os.getpid(), process.start_time(os.getpid())
         return HeldLease(
             run=self._settings.run,
@@ -242,9 +243,9 @@ class Supervisor:
             scaling=self._watches[name].scaling,
         )
 
-    def _record(self, receipt: Receipt, claim: HeldLease) -> None:
+    def _record(self, receipt: Receipt, lease: HeldLease) -> None:
         try:
-            self._journal.write(entry(receipt, claim, at=self._clock.time()))
+            self._journal.write(entry(receipt, lease, at=self._clock.time()))
         except EndpointError as error:  # a full disk is no reason to stop pausing
             self._warn(str(error))
 

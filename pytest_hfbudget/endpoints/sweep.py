@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pytest_hfbudget.endpoints import process, tags
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import (
     LEFT,
     PAUSED,
@@ -28,10 +27,10 @@ from pytest_hfbudget.endpoints.journal import (
     unfinished,
 )
 from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore, inherited, lease_store_dir
-from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Timings, Watch
+from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Watch
 from pytest_hfbudget.endpoints.release import Pauser, Releaser
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.types import GONE, Endpoint
+from pytest_hfbudget.endpoints.retry import FORGET_S, SWEEP_S, SYSTEM_CLOCK, Clock, Timings
+from pytest_hfbudget.endpoints.types import GONE, Endpoint, tagged_run, tagged_until
 from pytest_hfbudget.endpoints.types import PAUSED as RESTING
 from pytest_hfbudget.errors import ConfigError, EndpointError
 from pytest_hfbudget.text import public_url
@@ -41,9 +40,6 @@ ELSEWHERE = "elsewhere"
 TAG = "tag"
 
 _AT_ONCE = 8
-_DEADLINE_S = 120.0
-# The lease of a run that can't be judged is closed after that time, if its endpoint rests.
-_FORGET_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -107,11 +103,12 @@ def find_local(
         intent, server = lease.intent, lease.intent.api.rstrip("/")
         if api is not None and api.rstrip("/") != server:
             continue
-        where = JOURNAL if process.judgeable(intent) else ELSEWHERE
+        where = JOURNAL if process.judgeable(intent.place) else ELSEWHERE
         if where == JOURNAL:
             why = _left_behind(lease, state_dir, kept)
         else:
-            why = f"its run, in another container or machine ({intent.host}), is over by its tag"
+            host = intent.place.host
+            why = f"its run, in another container or machine ({host}), is over by its tag"
         if why is None or (where == ELSEWHERE and not elsewhere):
             continue
         key = (server, intent.endpoint, where)
@@ -130,7 +127,7 @@ def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[StrayE
         ControlPlaneError: the namespace can't be listed.
     """
     return tuple(
-        StrayEndpoint(one.full_name, plane.base_url, tags.run_of(one.tags) or "", _over(one), TAG)
+        StrayEndpoint(one.full_name, plane.base_url, tagged_run(one.tags) or "", _over(one), TAG)
         for one in plane.list(namespace)
         if one.state != RESTING and _is_over(one, now)
     )
@@ -143,7 +140,7 @@ def sweep(
     state_dir: Path,
     most: int | None = None,
     dry_run: bool = False,
-    timings: Timings = Timings(deadline_s=_DEADLINE_S),  # noqa: B008  # frozen
+    timings: Timings = Timings(deadline_s=SWEEP_S),  # noqa: B008  # frozen
     clock: Clock = SYSTEM_CLOCK,
 ) -> tuple[SweepOutcome, ...]:
     """Pause strays and verify it; what any run of this machine uses is never touched.
@@ -156,11 +153,11 @@ def sweep(
     # The journal knows more than a tag does.
     for stray in sorted(strays, key=lambda one: (JOURNAL, ELSEWHERE, TAG).index(one.where)):
         chosen.setdefault((stray.api, stray.name), stray)
-    broom = _Sweeper(plane, state_dir, timings, clock)
+    sweeper = _Sweeper(plane, state_dir, timings, clock)
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-sweep") as pool:
-        looks = list(pool.map(broom.look, chosen.values()))
+        looks = list(pool.map(sweeper.look, chosen.values()))
         looks = _limited(looks, most)
-        return tuple(looks if dry_run else pool.map(broom.pause, chosen.values(), looks))
+        return tuple(looks if dry_run else pool.map(sweeper.pause, chosen.values(), looks))
 
 
 class _Sweeper:
@@ -198,13 +195,13 @@ class _Sweeper:
         """Pause it, unless ``look`` has found a reason not to, and close what was left open."""
         if look.skipped:
             return look
-        claims = self._claims(stray)
-        for claim in claims.others():
-            claim.end_stopped_reaper()
-        watch = Watch(stray.name, self._scaling(stray, claims), untag=True)
+        lease_store = self._lease_store(stray)
+        for held_lease in lease_store.others():
+            held_lease.end_stopped_reaper()
+        watch = Watch(stray.name, self._scaling(stray, lease_store), untag=True)
         pauser = Pauser(self._plane, watch, self._timings, settled=True, clock=self._clock)
-        leaver = Releaser(claims, self._claim(stray), pauser, clock=self._clock)
-        receipt = leaver.run(lambda told: self._record(stray, told), reason=SWEPT)
+        releaser = Releaser(lease_store, self._new_lease(stray), pauser, clock=self._clock)
+        receipt = releaser.run(lambda told: self._record(stray, told), reason=SWEPT)
         if receipt.left_to:
             return replace(look, skipped=f"run {receipt.left_to} has come to use it")
         return replace(
@@ -219,7 +216,7 @@ class _Sweeper:
         """Why it is not touched although no run that lives here uses it."""
         now = self._clock.time()
         users: list[HeldLease | Record] = [
-            one for one in self._claims(stray).others() if one.elsewhere
+            one for one in self._lease_store(stray).others() if one.elsewhere
         ]
         if stray.where == ELSEWHERE:
             users += [lease.intent for lease in stray.leases]
@@ -227,26 +224,28 @@ class _Sweeper:
             return None
         last = max(users, key=lambda one: one.at)
         if found.state == RESTING:
-            forgotten = stray.where == JOURNAL or last.at < now - _FORGET_S
+            forgotten = stray.where == JOURNAL or last.at < now - FORGET_S
             return None if forgotten else "it is paused"
-        until = tags.until(found.tags)
+        until = tagged_until(found.tags)
         ends = f"It has until {_clock(until)}" if until else "No tag tells when it is over"
         return (
-            f"run {last.run} (process {last.owner_pid} on {last.host}) is in another container or "
-            f"on another machine, and can't be judged from here. {ends}; if it is dead: "
-            f"hfbudget pause --force {stray.name}"
+            f"run {last.run} (process {last.owner_pid} on {last.place.host}) is in another "
+            f"container or on another machine, and can't be judged from here. {ends}; "
+            f"if it is dead: hfbudget pause --force {stray.name}"
         )
 
     def _in_use(self, stray: StrayEndpoint) -> str | None:
-        for claim in self._claims(stray).others():
-            if claim.owned:
-                return f"run {claim.run} (process {claim.owner_pid}) uses it"
-            if claim.kept and claim.run not in {lease.intent.run for lease in stray.leases}:
-                return f"process {claim.reaper_pid} is about to pause it"
+        for held_lease in self._lease_store(stray).others():
+            if held_lease.in_use:
+                return f"run {held_lease.run} (process {held_lease.owner_pid}) uses it"
+            if held_lease.reaper_works and held_lease.run not in {
+                lease.intent.run for lease in stray.leases
+            }:
+                return f"process {held_lease.reaper_pid} is about to pause it"
         return None
 
-    def _scaling(self, stray: StrayEndpoint, claims: LeaseStore) -> dict[str, object] | None:
-        known = [(claim.run, claim.scaling) for claim in claims.others()]
+    def _scaling(self, stray: StrayEndpoint, lease_store: LeaseStore) -> dict[str, object] | None:
+        known = [(held_lease.run, held_lease.scaling) for held_lease in lease_store.others()]
         known += [(lease.intent.run, lease.intent.scaling) for lease in stray.leases]
         try:
             scaling = inherited(self._plane.get(stray.name), known)
@@ -254,11 +253,11 @@ class _Sweeper:
             return None  # pausing comes first, and will say what is wrong
         return None if scaling is None else dict(scaling)
 
-    def _claims(self, stray: StrayEndpoint) -> LeaseStore:
+    def _lease_store(self, stray: StrayEndpoint) -> LeaseStore:
         folder = lease_store_dir(self._state_dir)
         return LeaseStore(folder, api=stray.api, endpoint=stray.name, run=self._run)
 
-    def _claim(self, stray: StrayEndpoint) -> HeldLease:
+    def _new_lease(self, stray: StrayEndpoint) -> HeldLease:
         pid, start = os.getpid(), process.start_time(os.getpid())
         at = self._clock.time()
         return HeldLease(self._run, stray.name, stray.api, pid, start, pid, start, at)
@@ -305,18 +304,22 @@ def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
     own = LeaseStore(
         lease_store_dir(state_dir), api=intent.api, endpoint=intent.endpoint, run=intent.run
     )
-    claim = own.own()
-    reaper = claim.reaper_pid if claim is not None and claim.kept else None
+    held_lease = own.own()
+    reaper = held_lease.reaper_pid if held_lease is not None and held_lease.reaper_works else None
     if reaper and not kept:
         return None
-    # A pause that failed for good has ended the lease, even if its owner lives on.
+    # A pause that failed for good has ended the lease, even if the run goes on.
     if lease.paused is not None and not reaper:
         return f"its pause failed: {lease.paused.error or lease.paused.state}"
     if process.alive(intent.owner_pid, intent.owner_start):
         return None
     dead = f"its run died (process {intent.owner_pid})"
-    if claim is not None and claim.here and process.stopped(claim.reaper_pid, claim.reaper_start):
-        return f"{dead}, and its reaper (process {claim.reaper_pid}) is stopped"
+    if (
+        held_lease is not None
+        and held_lease.here
+        and process.stopped(held_lease.reaper_pid, held_lease.reaper_start)
+    ):
+        return f"{dead}, and its reaper (process {held_lease.reaper_pid}) is stopped"
     return (
         f"{dead}, and its reaper (process {reaper}) is still at it"
         if reaper
@@ -325,12 +328,12 @@ def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
 
 
 def _is_over(endpoint: Endpoint, now: float) -> bool:
-    until = tags.until(endpoint.tags)
-    return tags.run_of(endpoint.tags) is not None and until is not None and until < now
+    until = tagged_until(endpoint.tags)
+    return tagged_run(endpoint.tags) is not None and until is not None and until < now
 
 
 def _over(endpoint: Endpoint) -> str:
-    return f"its run was to be over by {_clock(tags.until(endpoint.tags) or 0)}"
+    return f"its run was to be over by {_clock(tagged_until(endpoint.tags) or 0)}"
 
 
 def _clock(at: float) -> str:

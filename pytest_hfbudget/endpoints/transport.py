@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import STALE_CONNECTION_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.version import __version__
 
 if TYPE_CHECKING:
@@ -85,11 +85,6 @@ class _TlsPool(HTTPSConnectionPool):
 POOLS = {"http": _PlainPool, "https": _TlsPool}
 
 
-# A NAT may forget an idle connection without telling either side (hosted CI does after a few
-# minutes), and a request on such a connection hangs for a whole try. Younger ones are safe.
-STALE_S = 15.0
-
-
 _MOST_BYTES = 16 * 2**20
 
 
@@ -133,7 +128,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """How this machine reaches the internet; found once by the owner, handed to the reaper.
+    """How this machine reaches the internet; the pytest process sends it to the reaper.
 
     Attributes:
         ca_file: a bundle of certificate authorities; None is the system's.
@@ -177,8 +172,6 @@ class Urllib3Transport:
     def __init__(self, route: Route | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         import urllib3  # importing this package must stay cheap
 
-        from pytest_hfbudget.endpoints.transport import POOLS
-
         self._urllib3, self._clock, self._used = urllib3, clock, clock.monotonic()
         route = route or Route()
         options = {"maxsize": 16, "retries": False, "ca_certs": route.ca_file}
@@ -193,7 +186,7 @@ class Urllib3Transport:
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
     ) -> HttpAnswer:
         """See `Transport.send`."""
-        if self._clock.monotonic() - self._used > STALE_S:
+        if self._clock.monotonic() - self._used > STALE_CONNECTION_S:
             self._pool.clear()
         errors = self._urllib3.exceptions
         unsent = (errors.NewConnectionError, errors.ConnectTimeoutError, errors.NameResolutionError)
@@ -260,7 +253,7 @@ _TRIES = 2
 
 
 def read_public_json(url: str, *, within_s: float) -> bytes:
-    """What a URL answers with, after a second try where the first had no answer.
+    """The body of a URL's answer, after a second try where the first had no answer.
 
     Args:
         within_s: the most that connecting may take, and again the whole answer, of both tries.

@@ -1,9 +1,9 @@
-"""Plain types: an endpoint as the control plane describes it, the settings, and the receipts."""
+"""An endpoint as the control plane describes it, its name, its states and its tags."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +143,18 @@ class Endpoint:
         )
 
     @property
+    def at_rest(self) -> bool:
+        """Whether it serves only after a resume."""
+        return self.state in ASLEEP | BROKEN
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, as the server says."""
+        status = _mapping(self.raw.get("status"))
+        told = status.get("errorMessage") or status.get("message") or "no reason given"
+        return printable(str(told))
+
+    @property
     def first_replicas(self) -> int:
         """How many replicas there are, or will be after a resume."""
         return max(self.scaling.min_replica, self.target_replica, 1)
@@ -177,3 +189,43 @@ def _count(value: object, default: int) -> int:
 def objects(items: object) -> tuple[Mapping[str, Any], ...]:
     """The objects of a list; whatever else a server may put there is nothing to go by."""
     return tuple(o for o in items if isinstance(o, Mapping)) if isinstance(items, list) else ()
+
+
+# Nothing is published about the characters or the length that a tag may have, but that several
+# are given as one text with commas between them: so letters, digits and hyphens, not many.
+RUN_TAG = "hfbudget-run-"
+UNTIL_TAG = "hfbudget-until-"
+
+_ODD_IN_TAG = re.compile(r"[^A-Za-z0-9-]+")
+_MOST_IN_TAG = 48
+
+
+def run_tag(run: str) -> str:
+    """The tag that names a run."""
+    return RUN_TAG + _ODD_IN_TAG.sub("-", run)[:_MOST_IN_TAG]
+
+
+def end_tag(until: float) -> str:
+    """The tag that says when, in unix seconds, the run is over at the latest."""
+    return f"{UNTIL_TAG}{int(until)}"
+
+
+def with_run_tags(tags: Iterable[str], run: str, until: float) -> list[str]:
+    """Other people's tags, and those of one run instead of any other's."""
+    return [*without_run_tags(tags), run_tag(run), end_tag(until)]
+
+
+def without_run_tags(tags: Iterable[str]) -> list[str]:
+    """Other people's tags."""
+    return [tag for tag in tags if not tag.startswith((RUN_TAG, UNTIL_TAG))]
+
+
+def tagged_run(tags: Iterable[str]) -> str | None:
+    """The run that is named, if one is."""
+    return next((tag.removeprefix(RUN_TAG) for tag in tags if tag.startswith(RUN_TAG)), None)
+
+
+def tagged_until(tags: Iterable[str]) -> float | None:
+    """The latest end that is given, in unix seconds; None if there is none that can be read."""
+    ends = [tag.removeprefix(UNTIL_TAG) for tag in tags if tag.startswith(UNTIL_TAG)]
+    return max((float(end) for end in ends if end.isascii() and end.isdigit()), default=None)

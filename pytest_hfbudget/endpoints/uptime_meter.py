@@ -1,19 +1,19 @@
-"""What the endpoints of one run cost, as well as can be known from outside."""
+"""The public prices of hardware, and what the endpoints of a run cost."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
-from pytest_hfbudget.endpoints.endpoint_state import EndpointState
-from pytest_hfbudget.endpoints.hardware import HardwareFile, HardwareList, price_per_hour
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, EndpointState
 from pytest_hfbudget.endpoints.reaper_messages import Receipt
-from pytest_hfbudget.endpoints.retry import Clock, RetryPolicy
-from pytest_hfbudget.endpoints.types import Endpoint
+from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, Clock, RetryPolicy
+from pytest_hfbudget.endpoints.types import Endpoint, objects
 from pytest_hfbudget.endpoints.uptime import (
     NOTHING,
     Uptime,
@@ -23,9 +23,107 @@ from pytest_hfbudget.endpoints.uptime import (
     earlier_replicas,
     from_replicas,
 )
+from pytest_hfbudget.files import cache_file, keep, kept
+from pytest_hfbudget.money import parse_rate
+from pytest_hfbudget.text import public_url
 
-# What a report would like to know may not keep a run from ending.
-_NICE_TO_KNOW_S = 5.0
+
+@dataclass(frozen=True)
+class HardwareList:
+    """``GET /v2/provider`` of a control plane.
+
+    Attributes:
+        vendors: the answer as it came.
+        read_at: unix seconds.
+        problem: why it is not today's, where it is the copy on disk.
+    """
+
+    vendors: Mapping[str, Any]
+    read_at: float = 0.0
+    problem: str = ""
+
+    @property
+    def day(self) -> str:
+        """The day on which it was read."""
+        return datetime.fromtimestamp(self.read_at, timezone.utc).date().isoformat()
+
+
+@dataclass(frozen=True)
+class HardwareFile:
+    """The copy on disk, so that a run still knows its prices when the list can't be read."""
+
+    path: Path
+    origin: str
+
+    @classmethod
+    def of(cls, api: str) -> HardwareFile:
+        """Where the list of a control plane is kept for this user."""
+        return cls(cache_file("hardware", api), api)
+
+    def load(self) -> HardwareList | None:
+        """What was read last from this control plane, if anything."""
+        try:
+            copy = kept(self.path)
+            listed = HardwareList(copy["hardware"], float(copy["read_at"]))
+            of_this = copy["origin"] == self.origin and bool(listed.day)
+            return listed if of_this and _is_list(listed.vendors) else None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return None  # absent or damaged: the next list that is read replaces it
+
+    def read(self, ask: Callable[[], Mapping[str, Any]], now: float) -> HardwareList:
+        """The list of today, or the copy where that can't be had.
+
+        Raises:
+            ControlPlaneError: neither the one nor the other.
+        """
+        try:
+            vendors = self._checked(ask())
+        except ControlPlaneError as error:
+            copy = self.load()
+            if copy is None:
+                raise
+            return HardwareList(copy.vendors, copy.read_at, str(error))
+        keep(self.path, {"origin": self.origin, "read_at": now, "hardware": vendors})
+        return HardwareList(vendors, now)
+
+    def _checked(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not _is_list(answer):
+            raise ControlPlaneError(
+                f"{public_url(self.origin)}/provider did not answer with a list."
+            )
+        return answer
+
+
+def price_per_hour(hardware: Mapping[str, Any], endpoint: Endpoint) -> int | None:
+    """Atto-USD per replica-hour from the public list of hardware; None if it is not listed.
+
+    Joined on vendor, region, instance type and size. Should an instance be listed more than
+    once, the most expensive counts. An invalid price, or zero, is a gap in the list.
+    """
+    prices = [
+        _rate(compute.get("pricePerHour"))
+        for vendor in _named(hardware.get("vendors"), endpoint.vendor)
+        for region in _named(vendor.get("regions"), endpoint.region)
+        for compute in objects(region.get("computes"))
+        if compute.get("instanceType") == endpoint.instance_type
+        and compute.get("instanceSize") == endpoint.instance_size
+    ]
+    return max(prices, default=0) or None
+
+
+def _rate(value: object) -> int:
+    try:
+        return parse_rate(value)
+    except ValueError:
+        return 0
+
+
+def _named(items: object, name: str) -> Iterator[Mapping[str, Any]]:
+    return (item for item in objects(items) if item.get("name") == name)
+
+
+def _is_list(hardware: object) -> bool:
+    return isinstance(hardware, Mapping) and isinstance(hardware.get("vendors"), list)
 
 
 _TRIES = 2
@@ -36,20 +134,22 @@ class UptimeMeter:
 
     def __init__(self, plane: ControlPlane, settings: EndpointSettings, clock: Clock) -> None:
         self._plane, self._settings, self._clock = plane, settings, clock
-        try_s = min(settings.try_s, _NICE_TO_KNOW_S)
-        self._quick = plane.with_pace(RetryPolicy(try_s=try_s, total_s=0.0))
+        try_s = min(settings.timings.try_s, NICE_TO_KNOW_S)
+        self._quick = plane.with_retry(RetryPolicy(try_s=try_s, total_s=0.0))
         self._lock = threading.Lock()
         self._file = HardwareFile.of(settings.api)
         self._hardware: HardwareList | None = None
 
-    def price(self, slot: EndpointState, found: Endpoint) -> int | None:
+    def price(self, state: EndpointState, found: Endpoint) -> int | None:
         """Fill in the price of a replica; nano-USD for a minute of what will run at first."""
-        listed = self._listed(slot)
-        slot.price_atto = None if listed is None else price_per_hour(listed.vendors, found)
-        slot.count(found.first_replicas)
-        return None if slot.price_atto is None else cost(slot.price_atto, slot.replicas)
+        listed = self._listed(state)
+        state.use.price_atto = None if listed is None else price_per_hour(listed.vendors, found)
+        state.use.count(found.first_replicas)
+        return (
+            None if state.use.price_atto is None else cost(state.use.price_atto, state.use.replicas)
+        )
 
-    def _listed(self, slot: EndpointState) -> HardwareList | None:
+    def _listed(self, state: EndpointState) -> HardwareList | None:
         with self._lock:
             if self._hardware is None:
                 # Where there is a copy, a run does not wait long for a newer list.
@@ -57,51 +157,51 @@ class UptimeMeter:
                 try:
                     self._hardware = self._file.read(plane.hardware, self._clock.time())
                 except ControlPlaneError as error:
-                    slot.warn(f"{slot.name}: its price is unknown: {error}")
+                    state.warn(f"{state.name}: its price is unknown: {error}")
                     return None
             listed = self._hardware
         if listed.problem:
-            slot.warn(f"{slot.name}: its price is that of {listed.day}: {listed.problem}")
+            state.warn(f"{state.name}: its price is that of {listed.day}: {listed.problem}")
         return listed
 
-    def look(self, slot: EndpointState) -> Endpoint | None:
+    def look(self, state: EndpointState) -> Endpoint | None:
         """The endpoint as it is now; None where the server does not say so soon."""
         try:
-            return self._quick.get(slot.name)
+            return self._quick.get(state.name)
         except ControlPlaneError:
             return None  # what was counted before still counts
 
-    def zero(self, slot: EndpointState) -> None:
+    def zero(self, state: EndpointState) -> None:
         """Remember the replicas that were there before; None where that is unknown."""
         for _ in range(_TRIES):
-            replicas = self._replicas(slot.name)
-            slot.earlier = None if replicas is None else earlier_replicas(replicas)
+            replicas = self._replicas(state.name)
+            state.use.earlier = None if replicas is None else earlier_replicas(replicas)
             if replicas is not None:
                 return
 
-    def uptime(self, slot: EndpointState, pause: Receipt | None, *, final: bool) -> Uptime:
+    def uptime(self, state: EndpointState, pause: Receipt | None, *, final: bool) -> Uptime:
         """What one endpoint has cost: by the server's times when ``final``, else at most."""
-        if not slot.leased or (slot.found_asleep and not slot.resumed):
+        if not state.leased or (state.found_asleep and not state.resumed):
             return NOTHING
-        window_s = slot.window_s(self._until(pause))
-        price, minute_s = slot.price_atto, self._settings.billing_minute_s
-        exact = slot.earlier is not None and from_replicas(
-            (self._replicas(slot.name) or ()) if final else (),
+        window_s = state.use.window_s(self._until(pause))
+        price, minute_s = state.use.price_atto, self._settings.billing_minute_s
+        exact = state.use.earlier is not None and from_replicas(
+            (self._replicas(state.name) or ()) if final else (),
             window_s=window_s,
-            earlier=slot.earlier,
+            earlier=state.use.earlier,
             atto_per_hour=price,
             billing_minute_s=minute_s,
         )
         return exact or at_most(
             window_s=window_s,
-            replicas=slot.most_replicas,
+            replicas=state.use.most_replicas,
             atto_per_hour=price,
             billing_minute_s=minute_s,
         )
 
-    def window(self, slot: EndpointState, pause: Receipt | None) -> UsageWindow:
+    def window(self, state: EndpointState, pause: Receipt | None) -> UsageWindow:
         """The time that one endpoint's cost is for."""
-        return slot.window(self._until(pause), self._settings.billing_minute_s)
+        return state.use.window(self._until(pause), self._settings.billing_minute_s)
 
     def _until(self, pause: Receipt | None) -> float:
         until = pause.paused_mono if pause else None

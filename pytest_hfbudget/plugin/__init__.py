@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(run.role.last_words)  # after `pytest_unconfigure`, where others speak too
     if config.get_verbosity() > 0:
         config.pluginmanager.register(
-            CostOnLine(partial(run.charging.note_cost, last=False)), "hfbudget-cost-on-line"
+            CostOnLine(partial(run.attribution.note_cost, last=False)), "hfbudget-cost-on-line"
         )
     if (github := GitHub.of(run)) is not None:
         config.pluginmanager.register(github, "hfbudget-github")

@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 
 class ControllerServer:
-    """The ledger of a run, and its owner, behind a socket.
+    """The ledger of a run, and its controller, behind a socket.
 
     Attributes:
         path: the socket's.
         problem: the first thing that a worker found wrong with what it was asked to run.
     """
 
-    def __init__(self, owner: Controller) -> None:
-        self._owner = owner
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
         self.problem: HFBudgetError | None = None
-        self._server = LedgerServer(owner.ledger, self._questions())
+        self._server = LedgerServer(controller.ledger, self._questions())
         self._server.start()
 
     @property
@@ -55,34 +55,34 @@ class ControllerServer:
         self._server.stop()
 
     def _questions(self) -> dict[str, Callable[..., Any]]:
-        owner = self._owner
+        controller = self._controller
         return {
             "declare": self._declare,
             "problem": self._note,
             "begin_use": self._begin_use,
-            "ensure": lambda name, keep: owner.ensure(name, keep_running=keep),
-            "leased": lambda: owner.leased,
-            "foresee": owner.foresee,
-            "revive": owner.revive,
-            "paused": owner.paused,
-            "end_use": owner.end_use,
-            "share": owner.share,
-            "blame": owner.blame,
-            "warn": owner.warn,
-            "first": owner.first,
-            "use_up": owner.use_up,
-            "used_up": owner.used_up,
-            "catalogue": owner.catalogue_as_read,
+            "ensure": lambda name, keep: controller.ensure(name, keep_running=keep),
+            "leased": lambda: controller.leased,
+            "foresee": controller.foresee,
+            "revive": controller.revive,
+            "paused": controller.paused,
+            "end_use": controller.end_use,
+            "share": controller.share,
+            "blame": controller.blame,
+            "warn": controller.warn,
+            "first": controller.first,
+            "use_up": controller.use_up,
+            "used_up": controller.used_up,
+            "catalogue": controller.catalogue_as_read,
         }
 
     def _declare(self, names: list[str], paid: bool) -> None:
         try:
-            self._owner.declare(tuple(names), paid=paid)
+            self._controller.declare(tuple(names), paid=paid)
         except HFBudgetError as error:
             self._note(str(error))
 
     def _begin_use(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
-        self._owner.begin_use(test, name, tuple(Scope(*scope) for scope in scopes), worker)
+        self._controller.begin_use(test, name, tuple(Scope(*scope) for scope in scopes), worker)
 
     def _note(self, message: str) -> None:
         self.problem = self.problem or HFBudgetError(message)
@@ -98,8 +98,8 @@ class Controller(Role):
         self.leased: dict[str, str] = {}
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
-        self._fleet: RunEndpoints | None = None
-        self._desk: ControllerServer | None = None
+        self._endpoints: RunEndpoints | None = None
+        self._server_for_workers: ControllerServer | None = None
         self._rehearsal: Rehearsal | None = None
         self._prices_ready = self._foreseen = False
         self._read: Catalogue | None = None
@@ -153,7 +153,7 @@ class Controller(Role):
         needed = tuple(dict.fromkeys((*given, *names)))
         with self._lock:  # several workers declare at once
             if needed:
-                self.fleet.check(needed)
+                self.endpoints.check(needed)
             if paid:
                 self._prepare_prices()
 
@@ -179,53 +179,53 @@ class Controller(Role):
         return self._read or kept_catalogue(self.settings.router)
 
     def planned(self) -> None:
-        if self._desk is not None and self._desk.problem is not None:
-            raise self._desk.problem
+        if self._server_for_workers is not None and self._server_for_workers.problem is not None:
+            raise self._server_for_workers.problem
 
     def begin(self) -> None:
         names = [full_name(name, self.settings.namespace) for name in self.settings.endpoints]
-        if names and self._desk is not None:
-            self.fleet.check(tuple(names))  # workers have that done too, but later than now
+        if names and self._server_for_workers is not None:
+            self.endpoints.check(tuple(names))  # workers have that done too, but later than now
         for name in names:
             self.ensure(name)
 
     # --- endpoints
 
     @property
-    def fleet(self) -> RunEndpoints:
+    def endpoints(self) -> RunEndpoints:
         """The endpoints of the run, known since the first one was declared."""
         with self._lock:
-            if self._fleet is None:
+            if self._endpoints is None:
                 from pytest_hfbudget.plugin.endpoints import RunEndpoints
 
-                self._fleet = RunEndpoints(
+                self._endpoints = RunEndpoints(
                     self.config, self.settings, self.run_id, self.ledger, self._rehearsal
                 )
-                if self._desk is not None:
-                    self._fleet.tend_alone()  # tests end in the workers, not here
-            return self._fleet
+                if self._server_for_workers is not None:
+                    self._endpoints.tend_alone()  # tests end in the workers, not here
+            return self._endpoints
 
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
-        endpoint = self.fleet.ensure(name, keep_running=keep_running)
+        endpoint = self.endpoints.ensure(name, keep_running=keep_running)
         if endpoint.url:
             self.leased[endpoint.url] = name
         return dict(endpoint.raw)
 
     def revive(self, name: str) -> bool:
-        return self._fleet is not None and self._fleet.revive(name)
+        return self._endpoints is not None and self._endpoints.revive(name)
 
     def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...], worker: str = "") -> None:
-        self.fleet.begin_use(test, name, scopes, worker)
+        self.endpoints.begin_use(test, name, scopes, worker)
 
     def end_use(self, test: str, worker: str | None = None) -> None:
-        if self._fleet is not None:
-            self._fleet.end_use(test, worker)
+        if self._endpoints is not None:
+            self._endpoints.end_use(test, worker)
 
     def share(self, test: str) -> int:
-        return self._fleet.share(test) if self._fleet is not None else 0
+        return self._endpoints.share(test) if self._endpoints is not None else 0
 
     def paused(self, name: str) -> str | None:
-        error = self._fleet.paused(name) if self._fleet is not None else None
+        error = self._endpoints.paused(name) if self._endpoints is not None else None
         return str(error) if error else None
 
     def blame(self, refusals: tuple[str, ...]) -> None:
@@ -253,24 +253,24 @@ class Controller(Role):
             tell = self._announcer.tell
             tell("pytest_hfbudget_charge", "charge", ledger.charges)
             tell("pytest_hfbudget_refusal", "refusal", ledger.refusals)
-        if (fleet := self._fleet) is not None:
-            self._announcer.tell("pytest_hfbudget_endpoint", "event", fleet.log.all)
+        if (endpoints := self._endpoints) is not None:
+            self._announcer.tell("pytest_hfbudget_endpoint", "event", endpoints.log.all)
 
     def between(self) -> None:
-        if self._fleet is not None:
-            self._fleet.tend()
+        if self._endpoints is not None:
+            self._endpoints.tend()
 
     def ask_pause(self) -> None:
-        if self._fleet is not None:
-            self._fleet.ask_pause()
+        if self._endpoints is not None:
+            self._endpoints.ask_pause()
 
     # --- after the tests
 
     def finish(self, outcomes: Mapping[str, str]) -> bool:
         if not self._done:
             try:
-                if self._fleet is not None:
-                    self._verified = self._fleet.finish()
+                if self._endpoints is not None:
+                    self._verified = self._endpoints.finish()
                 self._done = True
             finally:
                 self._write_report(outcomes)
@@ -280,13 +280,13 @@ class Controller(Role):
     @property
     def quiet(self) -> bool:
         """Whether nothing has happened that could cost anything."""
-        return self._ledger is None and self._fleet is None
+        return self._ledger is None and self._endpoints is None
 
     def report(self, outcomes: Mapping[str, str]) -> Report:
         """The report as it stands now."""
         from pytest_hfbudget.reporting import Report
 
-        lines = self._fleet.lines() if self._fleet is not None else ()
+        lines = self._endpoints.lines() if self._endpoints is not None else ()
         report = Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return replace(
@@ -313,7 +313,7 @@ class Controller(Role):
 
     def record(self, store: StoreCosts, session: pytest.Session) -> None:
         if self.settings.store_costs:
-            events = self._fleet.log.all() if self._fleet is not None else ()
+            events = self._endpoints.log.all() if self._endpoints is not None else ()
             store(session, self.ledger, events)
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
@@ -324,18 +324,18 @@ class Controller(Role):
         report_writer.show(terminal, report, self._blamed, self.standing(), self.settings.report)
 
     def last_words(self) -> None:
-        if self._done and self._fleet is not None:
-            for line in self._fleet.lines():
+        if self._done and self._endpoints is not None:
+            for line in self._endpoints.lines():
                 if not line.in_order:
                     say(self.config, f"{line.name}: {line.to_do}", red=True, bold=True)
 
     # --- workers
 
     def serve(self) -> dict[str, Any]:
-        if self._desk is None:
-            self._desk = ControllerServer(self)
+        if self._server_for_workers is None:
+            self._server_for_workers = ControllerServer(self)
         return {
-            "socket": self._desk.path,
+            "socket": self._server_for_workers.path,
             "router": self.settings.router,
             "endpoints_api": self.settings.endpoints_api,
             "hub": self.settings.hub or "",
@@ -347,9 +347,9 @@ class Controller(Role):
         return self._catalogue().as_read()
 
     def close(self) -> None:
-        if self._desk is not None:
-            self._desk.close()
-            self._desk = None
+        if self._server_for_workers is not None:
+            self._server_for_workers.close()
+            self._server_for_workers = None
         if self._ledger is not None:
             from pytest_hfbudget.plugin import run_history
 

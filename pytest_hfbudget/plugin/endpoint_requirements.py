@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class EndpointUsage:
-    """Tells the owner of the endpoints when a test begins to use one, and when it is over."""
+    """Tells the controller when a test begins to use one, and when it is over."""
 
     def __init__(self) -> None:
         self._test: RunningTest | None = None
@@ -67,7 +67,7 @@ class EndpointRequirements:
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self._occupancy = EndpointUsage()
+        self._usage = EndpointUsage()
         self._undecided: pytest.Item | None = None
         self._only_replayed: pytest.Item | None = None
         self._blocked: list[HFBudgetError] = []
@@ -127,18 +127,18 @@ class EndpointRequirements:
         """From now on the running test shares in what an endpoint costs."""
         runtime = self._run.runtime
         test = runtime.meter.budgets.test if runtime is not None else None
-        self._occupancy.begin(self._run.role, test, name)
+        self._usage.begin(self._run.role, test, name)
 
     def share(self) -> int:
         """Nano-USD that the running test owes by now for its time on endpoints."""
-        return self._occupancy.share(self._run.role)
+        return self._usage.share(self._run.role)
 
     def beyond(self) -> str | None:
         """Which budget the running test's share of an endpoint's uptime is too much for."""
         runtime = self._run.runtime
         if runtime is None:
             return None
-        return self._occupancy.beyond(self._run.role, runtime.meter.ledger)
+        return self._usage.beyond(self._run.role, runtime.meter.ledger)
 
     def take_blocked(self) -> list[HFBudgetError]:
         """What kept a test's endpoints from being brought up for want of money."""
@@ -148,7 +148,7 @@ class EndpointRequirements:
     def end(self) -> None:
         """The test is over."""
         self._undecided = self._only_replayed = None
-        self._occupancy.end(self._run.role)
+        self._usage.end(self._run.role)
 
     def _ensure(self, names: dict[str, bool]) -> None:
         try:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.api import ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointSettings
+from pytest_hfbudget.endpoints.retry import RunTimings, Timings
 from pytest_hfbudget.endpoints.sweep import SweepOutcome
 from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime import Shares
@@ -60,7 +61,7 @@ class RunEndpoints:
         self.sharing = UptimeSharing(ledger, settings.billing_minute)
         self._armed_until = 0.0
         self._ticker: run_history.Ticker | None = None
-        self._tender: run_history.Ticker | None = None
+        self._tending: run_history.Ticker | None = None
         self._said: dict[str, tuple[str, float]] = {}
         self._lifecycle = Lifecycle(
             _terms(settings, run_id),
@@ -111,7 +112,7 @@ class RunEndpoints:
 
     def tend_alone(self) -> None:
         """Tend every second in a thread; for a process in which no test runs, so none can fork."""
-        self._tender = run_history.Ticker(TEND_S, self.tend)
+        self._tending = run_history.Ticker(TEND_S, self.tend)
 
     @at_work
     @off_loop()
@@ -132,7 +133,7 @@ class RunEndpoints:
 
     def _forget_unless_billed(self, name: str) -> None:
         receipt = next((one for one in self._lifecycle.live() if one.name == name), None)
-        if receipt is None or not receipt.minutes:
+        if receipt is None or not receipt.cost.minutes:
             self._uptime.forget(name)
             self.accrue()
 
@@ -214,13 +215,13 @@ class RunEndpoints:
     @at_work
     def finish(self) -> bool:
         """Wait for the pauses and book the uptime; whether every pause is verified."""
-        for ticker in filter(None, (self._ticker, self._tender)):
+        for ticker in filter(None, (self._ticker, self._tending)):
             ticker.stop()
         if self._receipts is None:
             receipts = self._lifecycle.finish()
             with self._uptime.lock:  # a tick may be booking what is only an upper bound
                 self._receipts = receipts
-                self._uptime.close(sum(receipt.nano_usd for receipt in receipts))
+                self._uptime.close(sum(receipt.cost.nano_usd for receipt in receipts))
             self.log.ended(self._receipts)
             self.sharing.settle(self._receipts)
         in_order = all(receipt.in_order for receipt in self._receipts)
@@ -279,13 +280,17 @@ def _terms(settings: Settings, run_id: str) -> EndpointSettings:
         run=run_id,
         capped=bool(run_history.caps(settings)),
         idle_timeout_min=settings.idle_timeout,
-        wait_timeout_s=settings.endpoint_wait,
-        looks_s=settings.endpoint_looks,
         billing_minute_s=settings.billing_minute,
+        waits=RunTimings(wait_timeout_s=settings.endpoint_wait),
+        timings=Timings(looks_s=settings.endpoint_looks),
     )
     # A rehearsal's endpoints start in no time, and its control plane ends with it.
     if settings.emulator:
-        return replace(terms, poll_s=0.05, reaper_deadline_s=10.0, looks_s=())
+        return replace(
+            terms,
+            waits=replace(terms.waits, poll_s=0.05),
+            timings=replace(terms.timings, deadline_s=10.0, looks_s=()),
+        )
     return terms
 
 
@@ -298,8 +303,8 @@ def _line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
     return EndpointLine(
         name=receipt.name,
         state=receipt.state,
-        nano_usd=receipt.nano_usd,
-        minutes=receipt.minutes,
+        nano_usd=receipt.cost.nano_usd,
+        minutes=receipt.cost.minutes,
         resumed=receipt.resumed,
         paused=receipt.paused_at is not None,
         verified=receipt.verified,

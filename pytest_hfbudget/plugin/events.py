@@ -73,8 +73,8 @@ class EndpointLog:
                         receipt.name,
                         _end(receipt),
                         receipt.paused_at or time.time(),
-                        receipt.minutes,
-                        receipt.nano_usd,
+                        receipt.cost.minutes,
+                        receipt.cost.nano_usd,
                         receipt.error or "; ".join(receipt.warnings),
                     )
                 )

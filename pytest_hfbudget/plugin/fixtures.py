@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def hf_endpoints(request: pytest.FixtureRequest) -> dict[str, InferenceEndpoint]:
     """The live endpoints of this test by their full names, those of the closest marker first."""
-    return request.config.stash[RUN].needs.live(request)
+    return request.config.stash[RUN].requirements.live(request)
 
 
 @pytest.fixture

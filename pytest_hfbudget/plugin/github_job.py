@@ -26,10 +26,10 @@ ACTIONS = "GITHUB_ACTIONS"
 
 
 class GitHub:
-    """Registered by the owner of a run, where one of the two variables is set."""
+    """Registered by the controller of a run, where one of the two variables is set."""
 
-    def __init__(self, run: Run, owner: Controller) -> None:
-        self.run, self.owner, self.config = run, owner, run.config
+    def __init__(self, run: Run, controller: Controller) -> None:
+        self.run, self.controller, self.config = run, controller, run.config
         self._summary = os.environ.get(SUMMARY, "")
         self._annotates = os.environ.get(ACTIONS) == "true"
         self._places: dict[str, RefusalPlace] = {}
@@ -89,7 +89,7 @@ class GitHub:
 
     def _report(self) -> SavedReport | None:
         """The report of the run, as it would be read from its file; None if it says nothing."""
-        if self.owner.quiet or (report := self.owner.report(self.run.outcomes)).empty:
+        if self.controller.quiet or (report := self.controller.report(self.run.outcomes)).empty:
             return None
         from pytest_hfbudget.reporting.json_report import as_json
         from pytest_hfbudget.reporting.saved import ReportFileError, parse

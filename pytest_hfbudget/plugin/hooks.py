@@ -90,11 +90,11 @@ class Hooks:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self) -> Generator[None, object, object]:
         """Tell the reports of subtests from that of the test."""
-        self.run.charging.called = True
+        self.run.attribution.called = True
         try:
             return (yield)
         finally:
-            self.run.charging.called = False
+            self.run.attribution.called = False
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
@@ -103,15 +103,15 @@ class Hooks:
         """Charge the session for what several tests share."""
         if fixturedef.scope == "function":
             with failures():
-                self.run.needs.decide(fixturedef, request)
+                self.run.requirements.decide(fixturedef, request)
             return (yield)
         where = f"{fixturedef.scope} fixture {fixturedef.argname}"
         # Its own tear-down comes in between, since the last finalizer that was added is the first.
         end = ExitStack()
         fixturedef.addfinalizer(end.close)
-        with self.run.charging.shared(where):
+        with self.run.attribution.shared(where):
             made = yield
-        fixturedef.addfinalizer(lambda: end.enter_context(self.run.charging.shared(where)))
+        fixturedef.addfinalizer(lambda: end.enter_context(self.run.attribution.shared(where)))
         return made
 
     @pytest.hookimpl(wrapper=True)
@@ -120,7 +120,7 @@ class Hooks:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Fail a test that was refused a call, and note what it cost."""
         if call.when == "teardown":
-            self.run.charging.note_cost(item)  # before the report copies the item's properties
+            self.run.attribution.note_cost(item)  # before the report copies the item's properties
         report = yield
         verdicts.judge(self.run, item, call, report)
         return report

@@ -134,14 +134,14 @@ def _look(
     from huggingface_hub import get_token
 
     from pytest_hfbudget.endpoints.api import ControlPlane
-    from pytest_hfbudget.endpoints.hardware import price_per_hour
     from pytest_hfbudget.endpoints.retry import RetryPolicy
+    from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 
     found: dict[str, tuple[Endpoint | None, int | None]] = {}
     token = get_token()
     if not token:
         return found
-    plane = ControlPlane(settings.endpoints_api, token, pace=RetryPolicy(try_s=ASK_S, total_s=0.0))
+    plane = ControlPlane(settings.endpoints_api, token, retry=RetryPolicy(try_s=ASK_S, total_s=0.0))
     try:
         hardware = plane.hardware()
         for name in names:

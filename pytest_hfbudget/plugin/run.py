@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 RUN = pytest.StashKey["Run"]()
 
 # A test that imports one of these is about to spend, or to ask what was spent.
-DOORBELLS = ("huggingface_hub", "pytest_hfbudget.metering.budget")
+SPENDING_MODULES = ("huggingface_hub", "pytest_hfbudget.metering.budget")
 
 
 class Run:
     """Everything that the hooks of one config share.
 
-    The meter is built when a doorbell rings, so that a suite without Hugging Face pays nothing.
+    The meter is built when a module that spends is imported: a suite without one pays nothing.
     """
 
     def __init__(self, config: pytest.Config, role: Role) -> None:
@@ -39,9 +39,9 @@ class Run:
         self.runtime: Runtime | None = None
         self.outcomes = Outcomes(each=config.getoption("dist", None) == "each")
         self.recording = Recording(config, self.settings, self.outcomes)
-        self.needs = EndpointRequirements(self)
-        self.charging = Attribution(self, self.needs.share)
-        self._doorbell = PostImport(dict.fromkeys(DOORBELLS, self._ring))
+        self.requirements = EndpointRequirements(self)
+        self.attribution = Attribution(self, self.requirements.share)
+        self._import_hook = PostImport(dict.fromkeys(SPENDING_MODULES, self._imported))
 
     @property
     def role(self) -> Role:
@@ -68,9 +68,9 @@ class Run:
         self.role.open()
         self.settings = self.role.settings
         self.recording.check()
-        self._doorbell.install()
+        self._import_hook.install()
 
-    def _ring(self, module: object) -> None:
+    def _imported(self, module: object) -> None:
         self.start()
 
     def start(self) -> Runtime:
@@ -78,11 +78,11 @@ class Run:
         if self.runtime is None:
             self.runtime = self.role.make_runtime()
             self.runtime.meter.endpoints.revive = self.role.revive
-            self.runtime.meter.endpoints.using = self.needs.begin_use
+            self.runtime.meter.endpoints.using = self.requirements.begin_use
             self.runtime.meter.watcher.first = self.role.first
             self.runtime.meter.budgets.know_this_context()
             self.runtime.acquire()
-            self.charging.begin()
+            self.attribution.begin()
             if self.settings.capped:
                 self.runtime.require_hub()
         return self.runtime
@@ -174,12 +174,12 @@ class Run:
 
     def enter(self, item: pytest.Item) -> None:
         """From now on calls are charged to this test."""
-        self.charging.enter(item)
+        self.attribution.enter(item)
 
     def leave(self, item: pytest.Item) -> None:
         """Nothing that the test has opened stays held."""
-        self.charging.leave(item)
-        self.needs.end()
+        self.attribution.leave(item)
+        self.requirements.end()
         self.role.between()
         if self.settings.on_exhausted == "stop" and self.role.used_up():
             item.session.shouldfail = outcomes.STOPPED
@@ -193,7 +193,7 @@ class Run:
 
     def costlier(self, item: pytest.Item, report: pytest.TestReport) -> str | None:
         """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
-        test = self.charging.test()
+        test = self.attribution.test()
         if self.settings.max_increase is None or self.runtime is None or test is None:
             return None
         self.runtime.meter.drain()
@@ -230,14 +230,14 @@ class Run:
             ConfigError: it has a cap, and calls can't be seen.
             EndpointError: an endpoint can't be brought up.
         """
-        self.charging.check()
+        self.attribution.check()
         if self.runtime is not None and self.runtime.meter.budgets.capped():
             self.runtime.require_hub()
         if self.settings.endpoints and not self._only_looking():
             self.role.meet()
         if not _is_marked(item) or self._only_looking():
             return
-        self.needs.bring_up(item)
+        self.requirements.bring_up(item)
 
     def ask_pause(self) -> None:
         """Have everything paused now, without waiting for it."""
@@ -278,12 +278,12 @@ class Run:
         self.recording.summarise(terminal)
 
     def serve(self) -> dict[str, Any]:
-        """What a worker needs to know, and the counter that it is to call at."""
+        """What a worker needs to know, and the address of the ledger."""
         return self.role.serve()
 
     def close(self) -> None:
         """Undo everything, also after an end that skipped `finish`."""
-        self._doorbell.uninstall()
+        self._import_hook.uninstall()
         try:
             self._settle_all()
             self.role.ask_pause()

@@ -168,7 +168,7 @@ class UptimeSharing:
         here = (stay for stay in self._stays if stay.key.endpoint == receipt.name)
         open_uses = [EndpointUse(stay.key.test, stay.start) for stay in here]
         uses = [*self._uses.get(receipt.name, ()), *open_uses]
-        return share_out(receipt.nano_usd, receipt.window, uses)
+        return share_out(receipt.cost.nano_usd, receipt.cost.window, uses)
 
     def _book(self, key: Key, nano_usd: int) -> None:
         difference = nano_usd - self._booked.get(key, 0)

@@ -30,15 +30,15 @@ def judge(
         tracebacks.shorten(item, call.excinfo, report)
     if report.when == "call" and report.passed and (paused := run.paused(item)):
         _fail(item, report, paused)
-    test = run.charging.test()
+    test = run.attribution.test()
     on_exceed = test.on_exceed if test else "fail"
-    subtest = run.charging.called
+    subtest = run.attribution.called
     refusals = test.take_refusals(of_subtest=subtest) if test else []
     warned = list(_warn(run, item))
     handled = on_exceed == "raise" and report.passed
     if run.settings.on_exhausted != "fail" and not handled:
         raised = _raised(call) if subtest or call.when == "setup" else ()
-        errors = itertools.chain(refusals, run.needs.take_blocked(), raised)
+        errors = itertools.chain(refusals, run.requirements.take_blocked(), raised)
         if (error := used_up_by(errors, run.budgets())) is not None:
             mark(report, item, error)
             run.role.use_up()
@@ -47,7 +47,7 @@ def judge(
         _fail(item, report, _hidden(refusals, report))
     if costlier := run.costlier(item, report):
         _fail(item, report, costlier)
-    if (beyond := run.needs.beyond()) is not None:
+    if (beyond := run.requirements.beyond()) is not None:
         _fail(item, report, beyond)
     if warned:
         _fail(item, report, warned[0])
@@ -66,7 +66,7 @@ def _raised(call: pytest.CallInfo[None]) -> Iterator[BaseException]:
 def _warn(run: Run, item: pytest.Item) -> Iterator[str]:
     """Raise the warnings that are due, in the test that crossed; yields those that are errors."""
     path, line, _ = item.reportinfo()
-    for text in run.charging.take_notices():
+    for text in run.attribution.take_notices():
         try:
             warnings.warn_explicit(text, HFBudgetWarning, str(path), (line or 0) + 1)
         except HFBudgetWarning as error:

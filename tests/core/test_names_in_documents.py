@@ -1,4 +1,4 @@
-"""What the documents and docstrings call by its name in the code is there under that name."""
+"""What documents and docstrings name in the code exists, and so do the targets of links."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(ROOT.glob("pytest_hfbudget/**/*.py"))
-PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md")
-TEXTS = [*sorted(ROOT.glob("docs/**/*.md")), *PAGES, *MODULES]
+PAGES = [path for place in ("", "docs/", "examples/") for path in sorted(ROOT.glob(f"{place}*.md"))]
+TEXTS = [*PAGES, *MODULES]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 QUOTED = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 DOTTED = re.compile(r"(?<![\w./-])([A-Za-z_]\w*)\.(\w+)(?![\w-])")
 FILES = {"py", "md", "json", "toml", "html", "yml", "sqlite3"}
@@ -66,3 +68,22 @@ def test_what_is_named_is_there(path: Path, known: dict[str, set[str]]) -> None:
 @pytest.fixture(scope="module")
 def known() -> dict[str, set[str]]:
     return members()
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = HEADING.findall(page.read_text("utf-8"))
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_link_leads_to_a_file_and_a_heading_that_exist(page: Path) -> None:
+    broken = []
+    for link in LINK.findall(page.read_text("utf-8")):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if "://" in link:
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []

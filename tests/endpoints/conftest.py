@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.retry import RetryPolicy
+from pytest_hfbudget.endpoints.retry import RetryPolicy, RunTimings, Timings
 
 TOKEN = "hf_the_secret_of_this_test"
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +139,15 @@ def hub(_emulator: str) -> EmulatorClient:
     return client
 
 
+def changed(settings: EndpointSettings, **changes: Any) -> EndpointSettings:
+    """Other settings; times are given by their own names."""
+    for part in ("waits", "timings"):
+        times = getattr(settings, part)
+        given = {name: changes.pop(name) for name in vars(times).keys() & changes.keys()}
+        changes[part] = replace(times, **given)
+    return replace(settings, **changes)
+
+
 @pytest.fixture
 def settings(hub: EmulatorClient, tmp_path: Path) -> Iterator[EndpointSettings]:
     """Impatient, so that tests are quick."""
@@ -147,18 +156,18 @@ def settings(hub: EmulatorClient, tmp_path: Path) -> Iterator[EndpointSettings]:
         token=TOKEN,
         run="run-1",
         state_dir=tmp_path / "state",
-        wait_timeout_s=10,
-        poll_s=0.02,
-        verify_poll_s=0.02,
-        verify_deadline_s=10,
-        reaper_deadline_s=10,
-        arm_timeout_s=10,
-        try_s=0.5,
-        retry_s=3,
-        settle_s=0.5,
-        resend_s=0.2,
-        doubt_s=2,
-        looks_s=(0.1,),
+        waits=RunTimings(
+            wait_timeout_s=10, poll_s=0.02, verify_deadline_s=10, arm_timeout_s=10, retry_s=3
+        ),
+        timings=Timings(
+            verify_poll_s=0.02,
+            deadline_s=10,
+            try_s=0.5,
+            settle_s=0.5,
+            resend_s=0.2,
+            doubt_s=2,
+            looks_s=(0.1,),
+        ),
     )
     yield made
     # Also one that has stepped in: it would go on with the endpoint of the next test.
@@ -169,7 +178,7 @@ def settings(hub: EmulatorClient, tmp_path: Path) -> Iterator[EndpointSettings]:
 def plane(settings: EndpointSettings) -> ControlPlane:
     """A client of the emulator's control plane."""
     return ControlPlane(
-        settings.api, TOKEN, pace=RetryPolicy(try_s=0.5, total_s=5, first_wait_s=0.01)
+        settings.api, TOKEN, retry=RetryPolicy(try_s=0.5, total_s=5, first_wait_s=0.01)
     )
 
 
@@ -178,10 +187,12 @@ def lifecycle(settings: EndpointSettings) -> Iterator[Callable[..., Lifecycle]]:
     """Makes lifecycles, and finishes them if the test did not."""
     made: list[Lifecycle] = []
 
-    def make(progress: Any = None, afford: Any = None, **changes: Any) -> Lifecycle:
-        hooks = {"progress": progress, "afford": afford}
+    def make(
+        progress: Any = None, afford: Any = None, clock: Any = None, **changes: Any
+    ) -> Lifecycle:
+        hooks = {"progress": progress, "afford": afford, "clock": clock}
         given = {name: hook for name, hook in hooks.items() if hook}
-        made.append(Lifecycle(replace(settings, **changes), **given))
+        made.append(Lifecycle(changed(settings, **changes), **given))
         return made[-1]
 
     yield make
@@ -242,7 +253,7 @@ def owner(settings: EndpointSettings) -> Iterator[Callable[..., Owner]]:
     started: list[Owner] = []
 
     def start(*names: str, wait: bool = True, run: str = "run-1", **env: str) -> Owner:
-        told = {**settings.__dict__, "state_dir": str(settings.state_dir), "run": run}
+        told = {**asdict(settings), "state_dir": str(settings.state_dir), "run": run}
         process = subprocess.Popen(
             [sys.executable, str(OWNER), *(names or ("acme/llm",))],
             stdin=subprocess.PIPE,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
+from pytest_hfbudget.endpoints.retry import RunTimings, Timings
 from pytest_hfbudget.endpoints.run_command import run_command
 
 
@@ -42,6 +43,8 @@ def main() -> None:
     """Bring up the endpoints named in the arguments."""
     told = json.loads(os.environ["OWNER"])
     told["state_dir"] = Path(told["state_dir"])
+    told["waits"] = RunTimings(**told["waits"])
+    told["timings"] = Timings(**told["timings"])
     lifecycle = Lifecycle(EndpointSettings(**told))
     print("begun", flush=True)
     for name in sys.argv[1:]:

@@ -7,12 +7,12 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.retry import RetryPolicy
 from pytest_hfbudget.endpoints.transport import NoAnswerError, Route, Urllib3Transport
 from pytest_hfbudget.errors import ConfigError
@@ -44,7 +44,7 @@ def clock() -> FastClock:
 @pytest.fixture
 def fast(hub: EmulatorClient, clock: FastClock) -> ControlPlane:
     return ControlPlane(
-        f"{hub.url}/v2", TOKEN, pace=RetryPolicy(try_s=0.3, total_s=30), clock=clock
+        f"{hub.url}/v2", TOKEN, retry=RetryPolicy(try_s=0.3, total_s=30), clock=clock
     )
 
 
@@ -261,7 +261,7 @@ def test_a_resume_that_was_turned_away_is_repeated(
 
 
 def test_nobody_at_the_address_is_an_error_that_says_so():
-    plane = ControlPlane("http://127.0.0.1:9/v2", TOKEN, pace=RetryPolicy(try_s=0.2, total_s=0))
+    plane = ControlPlane("http://127.0.0.1:9/v2", TOKEN, retry=RetryPolicy(try_s=0.2, total_s=0))
     with pytest.raises(
         ControlPlaneError, match=r"127\.0\.0\.1:9.* did not answer .*refused"
     ) as caught:
@@ -270,17 +270,32 @@ def test_nobody_at_the_address_is_an_error_that_says_so():
     assert TOKEN not in str(caught.value)
 
 
-def test_old_connections_are_not_trusted(hub: EmulatorClient, clock: FastClock):
-    transport = Urllib3Transport(clock=clock)
+def test_old_connections_are_not_trusted(clock: FastClock):
+    callers = []
 
-    def answer() -> int:
-        return transport.send("GET", hub.url + "/v2/provider", {}, None, 1).status
+    class Answer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
 
-    assert answer() == 200
-    pool = next(iter(transport._pool.pools._container.values()))
-    clock.sleep(60)
-    assert answer() == 200
-    assert next(iter(transport._pool.pools._container.values())) is not pool
+        def do_GET(self) -> None:
+            callers.append(self.client_address)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Into no log."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        transport = Urllib3Transport(clock=clock)
+        url = f"http://127.0.0.1:{server.server_port}/"
+        for pause_s in (0, 60, 0):
+            clock.sleep(pause_s)
+            assert transport.send("GET", url, {}, None, 1).status == 200
+        server.shutdown()
+    first, after_a_minute, at_once = callers
+    assert first != after_a_minute == at_once
 
 
 def test_a_redirect_is_not_followed(hub: EmulatorClient, fast: ControlPlane):

@@ -247,8 +247,8 @@ def test_a_revived_endpoint_is_billed_as_the_server_does(hub: EmulatorClient, li
     run.revive("acme/llm")
     (receipt,) = run.finish()
     (billed,) = hub.invoice()["endpoints"]
-    assert receipt.minutes == billed["minutes"]
-    assert not receipt.estimated
+    assert receipt.cost.minutes == billed["minutes"]
+    assert not receipt.cost.estimated
 
 
 def test_a_revived_endpoint_that_had_been_running_gets_its_settings_back(

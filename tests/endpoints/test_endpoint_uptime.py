@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from pytest_hfbudget.endpoints.hardware import price_per_hour
 from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime import (
     Uptime,
@@ -17,6 +16,7 @@ from pytest_hfbudget.endpoints.uptime import (
     parse_time,
     started_minutes,
 )
+from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 from pytest_hfbudget.money import parse_rate
 
 L4 = parse_rate("0.8")  # USD per hour, in atto-USD

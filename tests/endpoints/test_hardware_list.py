@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.api_errors import ControlPlaneError
-from pytest_hfbudget.endpoints.hardware import HardwareFile
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
+from pytest_hfbudget.endpoints.uptime_meter import HardwareFile
 
 Make = Callable[..., Lifecycle]
 JUNE_1 = 1780272000.0
@@ -93,6 +92,6 @@ def test_a_run_uses_the_price_of_the_copy_and_says_so(hub: EmulatorClient, lifec
     run = lifecycle(run="run-2")
     run.ensure("acme/other")
     (receipt,) = run.finish()
-    assert receipt.price_nano_per_hour
-    assert receipt.nano_usd > 0
+    assert receipt.cost.price_nano_per_hour
+    assert receipt.cost.nano_usd > 0
     assert any("its price is that of 20" in warning for warning in receipt.warnings)

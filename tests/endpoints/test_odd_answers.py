@@ -13,12 +13,12 @@ import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.hardware import price_per_hour
 from pytest_hfbudget.endpoints.journal import leases, leases_dir, read_all
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.types import Endpoint
+from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 from pytest_hfbudget.errors import EndpointError
 
 from .conftest import gone, kill, seconds_of, until
@@ -78,8 +78,8 @@ def test_replicas_that_are_none_leave_an_estimate(
     hub.add_fault("replicas", times=None, status=200, json=answer)
     (receipt,) = run.finish()
     assert receipt.verified
-    assert receipt.minutes >= 1
-    assert receipt.estimated
+    assert receipt.cost.minutes >= 1
+    assert receipt.cost.estimated
 
 
 def test_what_ran_before_is_not_charged_though_the_first_look_failed(
@@ -94,8 +94,8 @@ def test_what_ran_before_is_not_charged_though_the_first_look_failed(
     run.ensure("acme/llm")
     hub.clear_faults()
     (receipt,) = run.finish()
-    assert receipt.estimated
-    assert receipt.minutes <= 2  # as many as it may have replicas; three more ran before
+    assert receipt.cost.estimated
+    assert receipt.cost.minutes <= 2  # as many as it may have replicas; three more ran before
 
 
 def test_scaling_that_could_not_be_put_back_is_by_the_next_run(
@@ -235,7 +235,7 @@ def test_an_endpoint_that_was_deleted_is_gone_for_certain(
 
 
 def test_404_for_what_its_namespace_lists_is_not_gone(hub: EmulatorClient, lifecycle: Make) -> None:
-    run = lifecycle(doubt_s=0.2, reaper_deadline_s=1.5)
+    run = lifecycle(doubt_s=0.2, deadline_s=1.5)
     run.ensure("acme/llm")
     hub.add_fault("get", times=None, status=404)
     (receipt,) = run.finish()

@@ -7,13 +7,12 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
-from pytest_hfbudget.endpoints.journal import Record
 from pytest_hfbudget.endpoints.process import (
     DeathWatch,
+    Place,
     PollingWatch,
     alive,
     judgeable,
@@ -95,29 +94,24 @@ def test_without_a_pidfd_start_times_are_compared(monkeypatch: pytest.MonkeyPatc
 OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
 
 
-def record(**changes: str) -> Record:
-    plain = Record("intent", "r", "acme/llm", "http://hub/v2", 1.0, 7, "1")
-    return replace(plain, **changes)
-
-
 def test_what_was_written_here_can_be_judged_here():
-    assert judgeable(record())
+    assert judgeable(Place())
 
 
 def test_what_was_written_on_another_host_can_not():
-    assert not judgeable(record(host="elsewhere"))
+    assert not judgeable(Place(host="elsewhere"))
 
 
 def test_a_container_without_a_process_left_can_be_judged_from_outside_only():
-    outside = record().pid_namespace == OUTSIDE_OF_CONTAINERS
-    assert judgeable(record(pid_namespace="pid:[1]")) == outside
+    outside = Place().pid_namespace == OUTSIDE_OF_CONTAINERS
+    assert judgeable(Place(pid_namespace="pid:[1]")) == outside
 
 
 def test_an_earlier_boot_of_this_machine_has_no_processes_left():
-    outside = record().pid_namespace == OUTSIDE_OF_CONTAINERS
-    assert judgeable(record(boot_id="another")) == outside
+    outside = Place().pid_namespace == OUTSIDE_OF_CONTAINERS
+    assert judgeable(Place(boot_id="another")) == outside
 
 
 def test_what_an_older_version_wrote_is_judged_by_its_host():
-    assert judgeable(record(boot_id="", pid_namespace=""))
-    assert not judgeable(record(boot_id="", pid_namespace="", host="elsewhere"))
+    assert judgeable(Place(boot_id="", pid_namespace=""))
+    assert not judgeable(Place(boot_id="", pid_namespace="", host="elsewhere"))

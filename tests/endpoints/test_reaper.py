@@ -403,11 +403,11 @@ def arm(settings: EndpointSettings, **changes: object) -> Arm:
     known = {
         "token": TOKEN,
         "api": settings.api,
-        "owner_pid": os.getpid(),
-        "owner_start": start_time(os.getpid()),
+        "client_pid": os.getpid(),
+        "client_start": start_time(os.getpid()),
         "run": "r",
         "journal": str(settings.state_dir / "r.jsonl"),
-        "claims": str(settings.claims),
+        "lease_dir": str(settings.lease_dir),
     }
     return Arm(**{**known, **changes})  # type: ignore[arg-type]
 
@@ -462,7 +462,7 @@ def test_an_owner_that_is_dead_already_is_noticed(settings: EndpointSettings, tm
     settings.state_dir.mkdir()
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    dead = arm(settings, owner_pid=child.pid, owner_start="1")
+    dead = arm(settings, client_pid=child.pid, client_start="1")
     link = ReaperClient.start(dead, log=tmp_path / "log", timeout_s=10)
     assert link.pid is not None
     assert gone(link.pid)

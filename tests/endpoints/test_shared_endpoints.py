@@ -27,7 +27,7 @@ from pytest_hfbudget.endpoints.lease_store import (
 )
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.process import start_time
+from pytest_hfbudget.endpoints.process import Place, start_time
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.version import __version__
 
@@ -56,19 +56,19 @@ def test_the_second_run_joins_and_the_last_one_out_pauses(
     assert asked(hub, "resume") == 1
     left = first.receipts()["acme/llm"]
     assert (left["state"], left["left_to"], left["verified"]) == ("left to run b", "b", False)
-    assert (left["error"], left["reason"], left["minutes"]) == (None, "asked", 1)
+    assert (left["error"], left["reason"], left["cost"]["minutes"]) == (None, "asked", 1)
     assert gone(first.reaper)
     assert asked(hub, "pause") == 0
     last = second.receipts()["acme/llm"]
     assert (last["state"], last["joined"], last["verified"]) == ("paused", "a", True)
     assert not last["resumed"]
-    assert last["minutes"] > 0, "each run pays for its own span"
+    assert last["cost"]["minutes"] > 0, "each run pays for its own span"
     assert gone(second.reaper)
     assert asked(hub, "resume") == asked(hub, "pause") == 1
     assert as_before(plane)
     ends = [lease.paused for lease in leases(leases_dir(settings.state_dir))]
     assert {end.run: end.kind for end in ends if end} == {"a": "left", "b": "paused"}
-    assert read_held_leases(settings.claims) == ()
+    assert read_held_leases(settings.lease_dir) == ()
 
 
 def test_runs_that_begin_at_the_same_time_resume_once(hub: EmulatorClient, owner: Start):
@@ -121,7 +121,7 @@ def test_when_all_runs_are_killed_it_is_paused(
     assert hub.log(kind="state", endpoint="acme/llm")[-1]["state"] == "paused"
     assert as_before(plane)
     assert unfinished(leases_dir(settings.state_dir)) == ()
-    assert read_held_leases(settings.claims) == ()
+    assert read_held_leases(settings.lease_dir) == ()
 
 
 def test_a_run_that_vanished_with_its_reaper_is_cleaned_up_after_by_the_last(
@@ -255,23 +255,23 @@ def claim(claims_of: EndpointSettings, run: str, **changes: object) -> HeldLease
 
 
 def book(settings: EndpointSettings, run: str, *, api: str | None = None) -> LeaseStore:
-    return LeaseStore(settings.claims, api=api or settings.api, endpoint="acme/llm", run=run)
+    return LeaseStore(settings.lease_dir, api=api or settings.api, endpoint="acme/llm", run=run)
 
 
 def test_a_claim_counts_while_its_owner_lives(settings: EndpointSettings):
     mine = book(settings, "mine")
-    assert mine.heir() is None
+    assert mine.successor() is None
     book(settings, "a").put(claim(settings, "a", owner_start="1"))
-    assert mine.heir() is None
-    book(settings, "b").put(claim(settings, "b", host="elsewhere"))
-    assert mine.heir() is None
+    assert mine.successor() is None
+    book(settings, "b").put(claim(settings, "b", place=Place(host="elsewhere")))
+    assert mine.successor() is None
     book(settings, "c").put(claim(settings, "c", phase=OVER))
-    assert mine.heir() is None
+    assert mine.successor() is None
     book(settings, "d").put(claim(settings, "d"))
-    found = mine.heir()
+    found = mine.successor()
     assert found is not None
     assert found.run == "d"
-    assert book(settings, "d").heir() is None, "its own claim is no reason to leave"
+    assert book(settings, "d").successor() is None, "its own claim is no reason to leave"
 
 
 def test_endpoints_of_another_control_plane_are_others(settings: EndpointSettings):
@@ -293,14 +293,14 @@ def test_a_verified_pause_takes_what_the_dead_left_with_it(settings: EndpointSet
     mine = claim(settings, "mine", owner_start="1", phase=PAUSING, scaling={"minReplica": 1})
     book(settings, "mine").put(mine)
     book(settings, "mine").end(mine, paused=False)
-    assert len(read_held_leases(settings.claims)) == 3
+    assert len(read_held_leases(settings.lease_dir)) == 3
     book(settings, "mine").end(mine, paused=True)
-    assert read_held_leases(settings.claims) == ()
+    assert read_held_leases(settings.lease_dir) == ()
 
 
 def test_garbage_among_the_claims_is_passed_over(settings: EndpointSettings):
     book(settings, "a").put(claim(settings, "a"))
-    (path,) = settings.claims.iterdir()
+    (path,) = settings.lease_dir.iterdir()
     for number, content in enumerate((b"", b"\xff{", b"[]", b'{"run": 1}', b'{"news": 1}')):
         path.with_name(path.name.replace(".a.", f".{number}.")).write_bytes(content)
     assert [each.run for each in book(settings, "b").others()] == ["a"]
@@ -338,9 +338,9 @@ def test_a_turn_that_does_not_come_can_be_given_up(tmp_path: Path):
 def test_only_old_claims_that_count_no_more_are_removed(settings: EndpointSettings):
     book(settings, "live").put(claim(settings, "live"))
     book(settings, "dead").put(claim(settings, "dead", owner_start="1", reaper_start="1"))
-    (settings.claims / "torn.draft").write_text("{")
-    prune_held_leases(settings.claims, before=0)
-    assert len(list(settings.claims.iterdir())) == 3
-    prune_held_leases(settings.claims, before=time.time() + 60)
-    assert [each.run for each in read_held_leases(settings.claims)] == ["live"]
-    assert len(list(settings.claims.iterdir())) == 1
+    (settings.lease_dir / "torn.draft").write_text("{")
+    prune_held_leases(settings.lease_dir, before=0)
+    assert len(list(settings.lease_dir.iterdir())) == 3
+    prune_held_leases(settings.lease_dir, before=time.time() + 60)
+    assert [each.run for each in read_held_leases(settings.lease_dir)] == ["live"]
+    assert len(list(settings.lease_dir.iterdir())) == 1

@@ -16,7 +16,7 @@ from pytest_hfbudget.endpoints.journal import Journal, leases, leases_dir, unfin
 from pytest_hfbudget.endpoints.lease_store import read_held_leases
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.reaper_messages import Timings
+from pytest_hfbudget.endpoints.retry import SystemClock, Timings
 from pytest_hfbudget.endpoints.sweep import (
     StrayEndpoint,
     SweepOutcome,
@@ -24,12 +24,24 @@ from pytest_hfbudget.endpoints.sweep import (
     find_tagged,
     sweep,
 )
+from pytest_hfbudget.endpoints.types import tagged_until
 
 from .conftest import Owner
 
 Start = Callable[..., Owner]
 Make = Callable[..., Lifecycle]
-QUICK = Timings(try_s=0.5, poll_s=0.02, resend_s=0.2, settle_s=0.1, deadline_s=1, doubt_s=0.3)
+QUICK = Timings(
+    try_s=0.5, verify_poll_s=0.02, resend_s=0.2, settle_s=0.1, deadline_s=1, doubt_s=0.3
+)
+
+
+class LaterClock(SystemClock):
+    """The system's clock, with a time of day that the test moves on."""
+
+    later_s = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.later_s
 
 
 @pytest.fixture
@@ -70,7 +82,7 @@ def test_what_a_dead_run_and_its_dead_reaper_left_is_paused_and_put_back(
     assert lease.finished
     assert lease.paused is not None
     assert lease.paused.reason == "swept"
-    assert read_held_leases(settings.claims) == ()
+    assert read_held_leases(settings.lease_dir) == ()
     assert clean() == ()
 
 
@@ -126,7 +138,7 @@ def test_a_reaper_at_work_is_left_to_it(hub: EmulatorClient, owner: Start, clean
 def test_what_a_reaper_has_given_up_is_found_while_its_run_lives(
     hub: EmulatorClient, lifecycle: Make, clean
 ):
-    run = lifecycle(reaper_deadline_s=0.2)
+    run = lifecycle(deadline_s=0.2)
     run.ensure("acme/llm")
     hub.add_fault("pause", times=None, status=503)
     assert not run.finish()[0].verified
@@ -222,17 +234,19 @@ def test_a_lease_that_was_renewed_since_it_was_listed_is_respected(
 
 
 def test_a_run_renews_its_tags_before_they_are_over(lifecycle: Make, plane: ControlPlane):
-    run = lifecycle(max_run_s=60)
+    clock = LaterClock()
+    run = lifecycle(max_run_s=60, clock=clock)
     run.ensure("acme/llm")
     first = plane.get("acme/llm").tags
     run.tend()
     assert plane.get("acme/llm").tags == first
-    (slot,) = run._slots.values()
-    slot.until = time.time() + 5
+    clock.later_s = 55
     run.tend()
-    assert slot.until > time.time() + 50
-    assert plane.get("acme/llm").tags[0] == first[0]
-    assert slot.warnings == ()
+    renewed = plane.get("acme/llm").tags
+    assert (tagged_until(renewed) or 0) >= (tagged_until(first) or 0) + 54
+    assert renewed[0] == first[0]
+    (receipt,) = run.finish()
+    assert receipt.warnings == ()
 
 
 # -- races

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
@@ -18,9 +19,12 @@ _init = EndpointSettings.__init__
 def impatient(self: EndpointSettings, *args: Any, **fields: Any) -> None:
     """The settings as they come, but for what the test has given."""
     _init(self, *args, **fields)
-    for name, value in GIVEN.items():
-        assert hasattr(self, name), f"there is no setting {name}"
-        object.__setattr__(self, name, value)
+    given = dict(GIVEN)
+    for part in ("waits", "timings"):
+        times = getattr(self, part)
+        ours = {name: given.pop(name) for name in vars(times).keys() & given.keys()}
+        object.__setattr__(self, part, replace(times, **ours))
+    assert not given, f"there are no such times: {given}"
 
 
 EndpointSettings.__init__ = impatient  # type: ignore[method-assign]

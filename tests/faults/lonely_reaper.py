@@ -25,4 +25,4 @@ def pytest_configure() -> None:
         link = folder / package.__name__
         if not link.is_symlink():
             link.symlink_to(Path(str(package.__file__)).parent)
-    spawn._import_paths = lambda: [str(folder)]
+    spawn.import_paths = lambda: [str(folder)]

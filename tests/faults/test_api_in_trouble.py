@@ -136,7 +136,7 @@ def test_a_look_that_fails_does_not_count_as_paused(box: Box) -> None:
 )
 def test_a_server_that_fails_for_ever_is_given_up_loudly(box: Box, fault: dict[str, Any]) -> None:
     """Row 32: red, with the command to type; and the journal keeps the open lease."""
-    box.hurry(reaper_deadline_s=3, verify_deadline_s=8, try_s=TRY_S, resend_s=0.5)
+    box.hurry(deadline_s=3, verify_deadline_s=8, try_s=TRY_S, resend_s=0.5)
     box.suite()
     run = box.start()
     run.reached()
@@ -154,7 +154,7 @@ def test_a_server_that_fails_for_ever_is_given_up_loudly(box: Box, fault: dict[s
 @pytest.mark.parametrize("status", [401, pytest.param(403, marks=pytest.mark.quick)])
 def test_a_token_that_is_refused_at_the_pause_says_what_to_type(box: Box, status: int) -> None:
     """Row 33: the run ends, and its reaper goes on trying for its time."""
-    box.hurry(doubt_s=1, reaper_deadline_s=4)
+    box.hurry(doubt_s=1, deadline_s=4)
     box.suite()
     run = box.start()
     run.reached()
@@ -170,7 +170,7 @@ def test_a_token_that_is_refused_at_the_pause_says_what_to_type(box: Box, status
 
 def test_a_token_that_is_revoked_in_the_run_is_said_loudly(box: Box) -> None:
     """Row 33: it is refused everywhere then."""
-    box.hurry(doubt_s=1, reaper_deadline_s=4)
+    box.hurry(doubt_s=1, deadline_s=4)
     box.suite()
     run = box.start()
     run.reached()
@@ -356,9 +356,9 @@ class Wire:
     def __init__(self, hub: str, certificate: Path | None = None) -> None:
         host, _, port = hub.partition("://")[2].partition(":")
         self._hub = (host, int(port))
-        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
-        if self._tls and certificate:
-            self._tls.load_cert_chain(certificate)
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
+        if self.tls and certificate:
+            self.tls.load_cert_chain(certificate)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.stalling = threading.Event()
@@ -394,8 +394,8 @@ class Wire:
     def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError):
             # The endpoint's own address is on this port too, and is not https there.
-            if self._tls and client.recv(1, socket.MSG_PEEK) == b"\x16":
-                client = self._tls.wrap_socket(client, server_side=True)
+            if self.tls and client.recv(1, socket.MSG_PEEK) == b"\x16":
+                client = self.tls.wrap_socket(client, server_side=True)
                 self._open.append(client)
             server = socket.create_connection(self._hub)
             self._open.append(server)
@@ -447,7 +447,7 @@ def test_a_network_that_stalls_at_the_pause_is_outlasted(
 ) -> None:
     """Row 32: connections are accepted, and then nothing, not even a handshake."""
     box.hurry(try_s=TRY_S)
-    tls = wire._tls is not None
+    tls = wire.tls is not None
     env = {"HFBUDGET_ENDPOINTS_API": f"{'https' if tls else 'http'}://127.0.0.1:{wire.port}/v2"}
     if tls:
         certificate = request.getfixturevalue("certificate").with_suffix(".crt")

@@ -429,9 +429,9 @@ def test_a_stopped_reaper_pauses_when_it_goes_on(box: Box) -> None:
 def test_a_reaper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path) -> None:
     """Row 40: an hour ahead and back with each look; the deadline is on the steady clock."""
     from pytest_hfbudget.endpoints.api import ControlPlane
-    from pytest_hfbudget.endpoints.reaper_messages import Timings, Watch
+    from pytest_hfbudget.endpoints.reaper_messages import Watch
     from pytest_hfbudget.endpoints.release import Pauser
-    from pytest_hfbudget.endpoints.retry import SystemClock
+    from pytest_hfbudget.endpoints.retry import SystemClock, Timings
 
     class Jumping(SystemClock):
         ahead = 1
@@ -443,7 +443,7 @@ def test_a_reaper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path
     box.hub.change_endpoint(NAME, state="running")
     box.hub.add_fault("pause", times=2, status=503)
     plane = ControlPlane(f"{box.hub.url}/v2", "hf_any")
-    timings = Timings(deadline_s=20, poll_s=0.02)
+    timings = Timings(deadline_s=20, verify_poll_s=0.02)
     clock = Jumping()
     receipt = Pauser(plane, Watch(NAME), timings, settled=True, clock=clock).run(lambda _: None)
     assert receipt.verified

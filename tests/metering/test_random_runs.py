@@ -40,8 +40,8 @@ STEPS = 14
 class RandomRun:
     """One run of steps that a random generator chooses; its time is the emulator's."""
 
-    def __init__(self, bench: Bench, fleet: RunEndpoints, random: Random) -> None:
-        self.bench, self.fleet, self.random = bench, fleet, random
+    def __init__(self, bench: Bench, endpoints: RunEndpoints, random: Random) -> None:
+        self.bench, self.endpoints, self.random = bench, endpoints, random
         self.control = bench.emulator.client
         self.up: dict[str, str] = {}
         for name in ENDPOINTS:
@@ -92,7 +92,7 @@ class RandomRun:
         asleep = [name for name in ENDPOINTS if name not in self.up]
         if asleep:
             name = self.random.choice(asleep)
-            self.up[name] = self.fleet.ensure(name).url
+            self.up[name] = self.endpoints.ensure(name).url
             self.bench.book.leased[self.up[name]] = name
 
     def use(self) -> None:
@@ -101,7 +101,7 @@ class RandomRun:
             return
         name = self.random.choice(list(self.up))
         if (test := self.bench.budgets.test) is not None:
-            self.fleet.begin_use(test.id, name, test.scopes, "")
+            self.endpoints.begin_use(test.id, name, test.scopes, "")
         before = self.state(name)
         try:
             self.bench.client(self.up[name]).chat_completion(say(5), max_tokens=50)
@@ -121,7 +121,7 @@ class RandomRun:
 
     def another_test(self) -> None:
         if (test := self.bench.budgets.test) is not None:
-            self.fleet.end_use(test.id)
+            self.endpoints.end_use(test.id)
         name = self.random.choice([*TESTS, None])
         scopes = (Scope(f"test:{name}", f"{name}"),)
         self.bench.budgets.test = RunningTest(name, scopes) if name else None
@@ -132,15 +132,15 @@ class RandomRun:
 
 
 @pytest.fixture
-def fleet(bench: Bench, pytester: pytest.Pytester) -> Iterator[RunEndpoints]:
+def endpoints(bench: Bench, pytester: pytest.Pytester) -> Iterator[RunEndpoints]:
     bench.cap(10_000)
     bench.ledger.open(bench.budgets.session)
     settings = Settings(emulator=bench.emulator.url, endpoints_api=bench.emulator.endpoints_api)
     config = pytester.parseconfig("-p", "no:terminal", "-s")
-    fleet = RunEndpoints(config, settings, "random-run", bench.ledger, None)
-    bench.runtime.meter.endpoints.revive = fleet.revive
-    yield fleet
-    fleet.finish()
+    endpoints = RunEndpoints(config, settings, "random-run", bench.ledger, None)
+    bench.runtime.meter.endpoints.revive = endpoints.revive
+    yield endpoints
+    endpoints.finish()
 
 
 # A second each: CI takes some, RANDOM_RUNS=210 and more.
@@ -151,14 +151,14 @@ SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, RUNS)]
 @routed
 @pytest.mark.parametrize("seed", [*range(4), *SLOW])
 def test_the_ledger_is_the_invoice_to_the_nano_dollar(
-    bench: Bench, fleet: RunEndpoints, seed: int
+    bench: Bench, endpoints: RunEndpoints, seed: int
 ) -> None:
-    RandomRun(bench, fleet, Random(seed)).go()
-    assert fleet.finish()
+    RandomRun(bench, endpoints, Random(seed)).go()
+    assert endpoints.finish()
     invoice = bench.emulator.client.invoice()
     assert bench.held == 0
     assert bench.ledger.total(SESSION).spent == invoice["total_nano_usd"]
     billed = {each["name"]: each["nano_usd"] for each in invoice["endpoints"]}
-    for line in fleet.lines():
+    for line in endpoints.lines():
         parts = [*dict(line.shares).values(), line.idle, line.cold_start]
         assert sum(parts) == line.nano_usd == billed[line.name]

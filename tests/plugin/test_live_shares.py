@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, UptimeCost
 from pytest_hfbudget.endpoints.uptime import UsageWindow
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
@@ -32,7 +32,7 @@ def sharing(ledger: Ledger) -> UptimeSharing:
 
 def receipt(nano_usd: int, window: UsageWindow, name: str = "ns/llm") -> EndpointReceipt:
     return EndpointReceipt(
-        name, "paused", True, 0.0, 0.0, True, 1, nano_usd, None, None, False, window=window
+        name, "paused", True, 0.0, 0.0, True, UptimeCost(1, nano_usd, window=window), None, False
     )
 
 
