@@ -39,7 +39,7 @@ def inside() -> bool:
     """
     if threading.current_thread() is not threading.main_thread():
         return False
-    return True in [lock._is_owned() for lock in _locks]
+    return True in [lock._is_owned() for lock in tuple(_locks)]
 
 
 def is_owned(lock: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Who is charged: the test that runs in this process, and the blocks that are open."""
+"""Which budgets apply here and now: those of the running test, and the blocks that are open."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class ActiveBudgets(NamedTuple):
         capped: whether any of them has a limit, of USD or of calls.
         paid: whether any of them has a limit of USD.
         explicit: the price that the innermost block or the test's marker states, if any does.
-        thresholds: what these budgets want done from a part of them on, the innermost last.
+        thresholds: the warnings and fallbacks of these budgets, the innermost last.
         test: what answers for a refusal, unless it is over by then.
     """
 
@@ -119,7 +119,7 @@ class RunningTest:
     """The budgets of the test that is running, and what was refused to it.
 
     Attributes:
-        reported: how many of the refusals the reports of its subtests have told.
+        reported: how many of the refusals are in the reports of its subtests.
     """
 
     id: str
@@ -233,7 +233,7 @@ class BudgetContext:
                 self._seen.setdefault(task, before - 1)
 
     def active(self) -> ActiveBudgets:
-        """All that a call needs to know of these scopes; made anew only when they change."""
+        """The budgets that a call made here and now has to fit into; cached until they change."""
         # Each is read once: another thread may begin a test, or enter a block, at any time.
         entered = _entered.get(None)
         blocks = entered.blocks if entered and entered.certain else self.open_blocks()

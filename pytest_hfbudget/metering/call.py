@@ -157,7 +157,7 @@ class Call:
     # --- after it was sent
 
     def headers(self, headers: Mapping[str, str]) -> None:
-        """Take in who answered, and what else a response's headers tell of its cost."""
+        """Take in who answered, and what else a response's headers say of its cost."""
         outcome = self.outcome
         provider = printable(headers.get("x-inference-provider") or "")
         outcome.provider = provider or outcome.provider
@@ -243,7 +243,7 @@ class Call:
     # --- settlement, once
 
     def settle(self, status: str) -> None:
-        """Charge what usage says, or its upper bound where it says nothing."""
+        """Charge the usage of the answer, or its upper bound where it has none."""
         usage, request = self.outcome.usage, self.request
         # What was held pays for the whole context, so it was sent without a limit.
         unlimited = request.generates and request.max_output is None and self.limit is None

@@ -126,7 +126,7 @@ class DeferredCall:
         return body
 
     def may_wait(self) -> bool:
-        """Whether what has to be kept for it is small, and tells all that will be needed.
+        """Whether what has to be kept for it is small, and holds all that will be needed.
 
         An answer without usage is charged by its question, which is the caller's own object and
         may have changed by then.

@@ -1,4 +1,4 @@
-"""A cheaper model for a call, from a part of its budget on.
+"""The model that a call asks for, or a cheaper one from a part of its budget on.
 
 huggingface_hub itself builds the request for the other model: it knows the provider's own name of
 it, the URL, and whether the provider serves it for this task at all.
@@ -6,24 +6,33 @@ it, the URL, and whether the provider serves it for this task at all.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import Any, Protocol
 
+from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.request import AskedModel, Parameters, describe, shown
 from pytest_hfbudget.pricing.quote import split_model
 from pytest_hfbudget.pricing.table import is_below
 
-if TYPE_CHECKING:
-    from pytest_hfbudget.metering.meter import Meter
-
 Prepare = Callable[..., Parameters]
+
+# Where the parameters of a request keep its `AskedModel`.
+ASKED = "hfbudget_asked"
+
+
+class HasMeter(Protocol):
+    """What knows the meter that calls go through now."""
+
+    meter: Meter | None
 
 
 class UnfitError(ValueError):
     """The call can't be sent with that model."""
 
 
-def prepared(
+def _prepared(
     meter: Meter, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any]
 ) -> tuple[Parameters, AskedModel]:
     """What is to be posted: with the model that was asked for, or with the one that is due.
@@ -88,3 +97,29 @@ def _asked_name(arguments: Mapping[str, Any]) -> str:
     """The model as the caller named it."""
     parameters = arguments.get("parameters") or {}
     return str(parameters.get("model") or arguments.get("model") or "")
+
+
+def recording_asked_model(original: Any, hub: HasMeter) -> Any:
+    """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
+
+    What it makes carries the provider's own id of the model, and no provider; huggingface_hub
+    hands on nothing else, so that is where the Hub id is kept. It is also where another model can
+    be put in the caller's place.
+    """
+
+    @functools.wraps(original)
+    def prepare_request(self: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        provider = getattr(self, "provider", None)
+        meter = hub.meter
+        if meter is not None and meter.budgets.active().thresholds:
+            prepare = functools.partial(original, self)
+            parameters, asked = _prepared(meter, prepare, provider, kwargs)
+        else:
+            parameters = original(self, **kwargs)
+            asked = AskedModel(kwargs.get("model"), provider)
+        with suppress(TypeError):  # a stand-in of a test may have no attributes
+            vars(parameters)[ASKED] = asked
+        return parameters
+
+    return prepare_request

@@ -17,8 +17,9 @@ from pytest_hfbudget.ledger import Charge, Hold, Ledger
 from pytest_hfbudget.ledger.locks import inside
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
+from pytest_hfbudget.metering.instrumentation.addresses import DEFAULT_ROUTER
 from pytest_hfbudget.metering.limits import bounds, check_share, limit_of, put, unpriced
-from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
+from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.request import (
     OutgoingCall,
     allowances,
@@ -238,8 +239,10 @@ def _hold(call: Call, ask: Callable[[], Hold | HoldWait]) -> None:
 
 def _ask(call: Call, blocks: bool) -> Hold | HoldWait:
     meter, keys, least, most = call.meter, call.draft.scopes, 0, 0
-    call.quote = _price(call)
-    if call.quote is not None and call.outgoing.budgets.paid:
+    budgets = call.outgoing.budgets
+    stated = budgets.explicit if call.draft.endpoint is None else None
+    call.quote = stated or _price(call)
+    if call.quote is not None and budgets.paid:
         least, most = bounds(call.request, call.quote, call.outgoing.variant, meter.book)
     caller = current_caller(blocks=blocks) if meter.hold_wait else None
     if caller is None:
@@ -253,8 +256,6 @@ def _ask(call: Call, blocks: bool) -> Hold | HoldWait:
 def _price(call: Call) -> Quote | None:
     """The price of a call; None where it has no known price and needs none."""
     budgets, request = call.outgoing.budgets, call.request
-    if budgets.explicit is not None and call.draft.endpoint is None:
-        return budgets.explicit
     try:
         quote = call.meter.book.quote(request, budgets.explicit)
     except Exception:  # a price hook raised

@@ -112,8 +112,8 @@ def bounds(
     """The least and the most nano-USD that a call may hold.
 
     Raises:
-        UnpricedCallError: its price says nothing of what it can cost.
-        BudgetExceededError: nothing says how much a server will write that takes no limit.
+        UnpricedCallError: its price does not bound what it can cost.
+        BudgetExceededError: its server takes no limit, and the length of its context is not known.
     """
     if quote.free:
         return 0, 0

@@ -15,11 +15,10 @@ from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
 from pytest_hfbudget.ledger.locks import inside
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.deferred import DeferredCalls, SentCall
+from pytest_hfbudget.metering.instrumentation.addresses import DEFAULT_ROUTER
 from pytest_hfbudget.metering.thresholds import ThresholdWatcher
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.settings import HOLD_WAIT_S
-
-DEFAULT_ROUTER = "https://router.huggingface.co"
 
 # The longest reason for which a call was not metered, in characters: it is shown on one line.
 LONGEST_REASON = 200

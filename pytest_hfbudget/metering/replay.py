@@ -12,7 +12,6 @@ from operator import attrgetter
 from types import ModuleType, NoneType, TracebackType
 from typing import Any
 
-from pytest_hfbudget.metering.mocks import is_mock
 from pytest_hfbudget.metering.settlement import status_of
 from pytest_hfbudget.metering.transport_probe import ProbedRequest, TransportProbe, genuine
 
@@ -21,6 +20,25 @@ from pytest_hfbudget.metering.transport_probe import ProbedRequest, TransportPro
 own_transports = attrgetter(
     "HTTPTransport", "AsyncHTTPTransport", "MockTransport", "WSGITransport", "ASGITransport"
 )
+
+
+def is_mock(value: object) -> bool:
+    """Whether `unittest.mock` made it."""
+    mock = sys.modules.get("unittest.mock")
+    return mock is not None and isinstance(value, mock.NonCallableMock)
+
+
+def result_of(make: Any) -> Any:
+    """What a function returns; of a mock what it would return, since tests count its calls.
+
+    Raises:
+        LookupError: a mock decides that only when it is called.
+    """
+    if not is_mock(make):
+        return make()
+    if make.side_effect is not None or make._mock_wraps is not None:
+        raise LookupError(make)
+    return make.return_value
 
 
 class SendWatch(ProbedRequest):

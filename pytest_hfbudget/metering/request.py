@@ -1,4 +1,4 @@
-"""From what huggingface_hub is about to post to what it can cost."""
+"""What is asked: a request of huggingface_hub, and the most that it can use."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pytest_hfbudget.metering.budget_context import ActiveBudgets
 from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
-from pytest_hfbudget.metering.mocks import is_mock
-from pytest_hfbudget.metering.replay import SendWatch
+from pytest_hfbudget.metering.replay import SendWatch, is_mock
 from pytest_hfbudget.pricing.quote import CallRequest, split_model
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.text import parse_json, printable, public_url
@@ -90,7 +89,7 @@ class UnreadableLimitError(ValueError):
 
 
 class AskedModel(NamedTuple):
-    """What the parameters of a call no longer tell.
+    """The model that a call asks for, which its parameters no longer name.
 
     Attributes:
         model: by its Hub id; what is posted carries the provider's own.
@@ -127,9 +126,11 @@ def changed(parameters: P, **values: Any) -> P:
         vars(other).update(values)
         return other
     other = object.__new__(type(parameters))  # as `replace`, without its look at every field
-    own = vars(parameters)
-    vars(other).update(own)
-    vars(other).update((name, value) for name, value in values.items() if name in own)
+    own = vars(other)
+    own.update(vars(parameters))
+    for name, value in values.items():
+        if name in own:
+            own[name] = value
     return other
 
 
@@ -166,13 +167,11 @@ def describe(
         timeout: the client's own, in seconds; anything else counts as no time-out.
     """
     payload = parameters.json if isinstance(parameters.json, dict) else _in_data(parameters.data)
-    task, provider = _text(parameters.task), _text(asked.provider) or None
-    model, provider = _addressed(
-        parameters.url,
-        routers,
-        _text(asked.model) or _text(parameters.model),
-        _text(payload.get("model")),
-        provider,
+    task, hub_model, own_model, posted, provider = _names(
+        parameters.task, asked.model, parameters.model, payload.get("model"), asked.provider
+    )
+    model, chosen = _addressed(
+        parameters.url, routers, hub_model or own_model, posted, provider or None
     )
     unreadable = ""
     try:
@@ -182,7 +181,7 @@ def describe(
     return CallRequest(  # by position, which is twice as fast
         task,
         model,
-        provider,
+        chosen,
         parameters.url,
         input_bound(parameters.json, parameters.data),
         limit,
@@ -342,9 +341,9 @@ def _in_data(data: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _text(value: object) -> str:
-    """A name; empty for anything but a string, such as a mock."""
-    return value if isinstance(value, str) else ""
+def _names(*values: object) -> list[str]:
+    """Names; empty for anything but a string, such as a mock."""
+    return [value if isinstance(value, str) else "" for value in values]
 
 
 def _seconds(timeout: object) -> float | None:

@@ -1,4 +1,4 @@
-"""What a process tells its children beside the ledger's lines: who they are, and prices."""
+"""What a process sends its children beside the answers of the ledger: their place, and prices."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
-from pytest_hfbudget.metering.mocks import Headers
 
 
 class ProbedRequest:
@@ -109,6 +108,41 @@ def headers_listener() -> HeadersListener | None:
     """What receives the headers of the responses in this context."""
     request = _current.get()
     return request.on_headers if request is not None else None
+
+
+# Those that a call's cost depends on.
+HEADERS = (
+    "x-inference-provider",
+    "x-prompt-tokens",
+    "x-generated-tokens",
+    "x-compute-tokens",
+    "x-compute-time",
+)
+
+
+class Headers(Mapping[str, str]):
+    """The headers of an answer, without those that are not strings."""
+
+    def __init__(self, answer: object) -> None:
+        try:
+            self._headers: Any = getattr(answer, "headers", None)
+        except Exception:  # a property of another library
+            self._headers = None
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            value = self._headers.get(name)
+        except Exception:
+            value = None
+        if not isinstance(value, str):
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in HEADERS if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class ProbePoint(NamedTuple):

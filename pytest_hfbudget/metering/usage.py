@@ -14,7 +14,7 @@ from pytest_hfbudget.text import parse_json
 
 UNREADABLE_ANSWER = "hfbudget could not make sense of an answer"
 
-# Longer than any call: what is beyond it is no time.
+# Longer than any call: a longer time is an error.
 LONGEST = 86_400 * MICROSECONDS
 
 # No call has a trillion tokens: what is beyond that is no number of them.
@@ -96,14 +96,15 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
     usage = message.get("usage")
     if not isinstance(usage, dict):
         return _tgi_usage(message)
-    tokens_in, tokens_out, total = (
+    tokens_in, tokens_out, total = [
         value if type(value) is int and 0 <= value < MOST_TOKENS else None
         for value in map(usage.get, COUNTS)
-    )
-    if not (tokens_in or tokens_out) or (request.generates and None in (tokens_in, tokens_out)):
+    ]
+    generates = request.generates
+    if not (tokens_in or tokens_out) or (generates and None in (tokens_in, tokens_out)):
         return None
     beside = 0
-    if request.generates:
+    if generates:
         beside = 0 if total else _reasoning(usage)
         tokens_out = max(tokens_out or 0, (total or 0) - (tokens_in or 0)) + beside
     cached, details = usage.get("cached_tokens"), usage.get("prompt_tokens_details")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from urllib.request import urlopen
 
@@ -47,7 +47,7 @@ class Bench:
 
     @property
     def ledger(self) -> Ledger:
-        """The ledger, with all in it that was only noted before."""
+        """The ledger, with the calls that were deferred."""
         self.runtime.meter.drain()
         return self.books
 
@@ -61,7 +61,9 @@ class Bench:
 
     def know(self, catalogue: Catalogue) -> None:
         """Have the router's prices and contexts be these."""
-        self.book.load_catalogue, self.book._read = (lambda: catalogue), None
+        known = {each.name: getattr(self.book, each.name) for each in fields(self.book)}
+        stated = {name: value for name, value in known.items() if not name.startswith("_")}
+        self.runtime.meter.book = PriceBook(**{**stated, "load_catalogue": lambda: catalogue})
 
     def client(self, model: str = MODEL, **options: Any) -> InferenceClient:
         return InferenceClient(model=model, token="hf_of_the_tests", **options)

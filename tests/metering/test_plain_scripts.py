@@ -11,6 +11,9 @@ from metering_bench import MODEL, say
 
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.emulator import Emulator
+from pytest_hfbudget.ledger import Ledger
+from pytest_hfbudget.metering.processes import VARIABLE
+from pytest_hfbudget.metering.runtime import runtime
 
 PRICE = {"input": 0.1, "output": 0.5}
 
@@ -74,14 +77,16 @@ def test_a_block_that_is_kept_keeps_nothing_of_the_others() -> None:
     asked(kept)
     for _ in range(3):
         asked(budget())
-    assert kept._runtime is not None
-    assert len(kept._runtime.meter.ledger.charges()) == 1
+    with kept:
+        ledger = runtime().meter.ledger
+        assert isinstance(ledger, Ledger)
+        assert len(ledger.charges()) == 1
 
 
 def test_a_block_is_open_to_children_each_time_it_is_entered() -> None:
     block = budget(1, price=PRICE)
     for _ in range(2):
         with block:
-            assert block._runtime is not None
-            assert block._runtime.children._open() is not None
-        assert block._runtime.children._open() is None
+            runtime().children.export()
+            assert VARIABLE in os.environ
+        assert VARIABLE not in os.environ

@@ -12,15 +12,15 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.fallback import prepared
+from pytest_hfbudget.metering.fallback import ASKED, recording_asked_model
 from pytest_hfbudget.metering.hold import begin, deferred, resume
+from pytest_hfbudget.metering.instrumentation.addresses import DEFAULT_ROUTER, routed
 from pytest_hfbudget.metering.instrumentation.hub_contract import (
     CHOKE_POINT,
     PACKAGE,
@@ -34,25 +34,22 @@ from pytest_hfbudget.metering.instrumentation.hub_contract import (
 )
 from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
 from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
-from pytest_hfbudget.metering.meter import DEFAULT_ROUTER, Meter
-from pytest_hfbudget.metering.mocks import Headers, is_mock, result_of
-from pytest_hfbudget.metering.replay import SendWatch
+from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.replay import SendWatch, is_mock, result_of
 from pytest_hfbudget.metering.request import (
     UNKNOWN_MODEL,
     AskedModel,
     OutgoingCall,
-    P,
-    changed,
 )
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
 from pytest_hfbudget.metering.transport_probe import (
+    Headers,
     TransportProbe,
     headers_listener,
     traced_session,
 )
 from pytest_hfbudget.metering.usage import UNREADABLE_ANSWER
 from pytest_hfbudget.metering.waiting import in_thread
-from pytest_hfbudget.pricing.table import is_below
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -61,10 +58,6 @@ ASYNC = "huggingface_hub.inference._generated._async_client"
 HELPERS = "huggingface_hub.inference._providers._common"
 NEEDED = (SYNC, ASYNC, HELPERS)
 
-EMULATED_TASK = "x-emulator-task"
-
-# Where the parameters of a request keep its `AskedModel`.
-ASKED = "hfbudget_asked"
 NO_ATTRIBUTES: dict[str, Any] = {}
 
 
@@ -207,7 +200,7 @@ class ClientRoute:
         try:
             url = str.__str__(parameters.url)  # raises for anything else, such as a mock
             if meter.router != DEFAULT_ROUTER or meter.emulator:
-                parameters = routed(meter, parameters)
+                parameters = routed(parameters, meter.router, meter.emulator)
                 url = parameters.url
         except (TypeError, AttributeError) as error:
             meter.unknown(error, capped=budgets.capped())
@@ -224,20 +217,6 @@ class ClientRoute:
             meter.clock(),
             variant,
         )
-
-
-def routed(meter: Meter, parameters: P) -> P:
-    """What is to be posted, with this run's router in place of the public one.
-
-    Also for calls that can't be metered: a rehearsal must not reach the real service. The
-    emulator receives the task, which an endpoint that plays them all can't see otherwise.
-    """
-    if meter.router != DEFAULT_ROUTER and parameters.url.startswith(f"{DEFAULT_ROUTER}/"):
-        parameters = changed(parameters, url=meter.router + parameters.url[len(DEFAULT_ROUTER) :])
-    if meter.emulator and is_below(parameters.url, meter.emulator):
-        headers = {**parameters.headers, EMULATED_TASK: parameters.task}
-        parameters = changed(parameters, headers=headers)
-    return parameters
 
 
 def _async_session(client: Any) -> Any:
@@ -409,29 +388,3 @@ def reporting_headers(original: Any) -> Any:
         return original(response, *args, **kwargs)
 
     return hf_raise_for_status
-
-
-def recording_asked_model(original: Any, hub: HubInstrumentation) -> Any:
-    """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
-
-    What it makes carries the provider's own id of the model, and no provider; huggingface_hub
-    hands on nothing else, so that is where the Hub id is kept. It is also where another model can
-    be put in the caller's place.
-    """
-
-    @functools.wraps(original)
-    def prepare_request(self: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        provider = getattr(self, "provider", None)
-        meter = hub.meter
-        if meter is not None and meter.budgets.active().thresholds:
-            prepare = functools.partial(original, self)
-            parameters, asked = prepared(meter, prepare, provider, kwargs)
-        else:
-            parameters = original(self, **kwargs)
-            asked = AskedModel(kwargs.get("model"), provider)
-        with suppress(TypeError):  # a stand-in of a test may have no attributes
-            vars(parameters)[ASKED] = asked
-        return parameters
-
-    return prepare_request
