@@ -1,4 +1,4 @@
-"""What a GitHub Actions job shows of a run: a summary in Markdown, and an error at each refusal."""
+"""What a GitHub Actions job shows of a run: a summary in Markdown, and a line at each refusal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pytest_hfbudget.money import show
-from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, counted, unmetered
+from pytest_hfbudget.reporting.model import (
+    IN_ORDER,
+    REHEARSAL,
+    REMARKS,
+    Report,
+    counted,
+    distinct,
+    unmetered,
+)
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, tests
 from pytest_hfbudget.text import printable
 
@@ -15,7 +23,7 @@ NAME = 120
 MESSAGE = 500
 # GitHub refuses a step's summary above 1 MiB, and drops all of it.
 MOST_BYTES = 1 << 20
-# GitHub shows ten errors of a step.
+# GitHub shows ten errors of a step, and ten warnings.
 ANNOTATIONS = 10
 LINE_ENDS = "\r\n"
 
@@ -32,13 +40,28 @@ def step_summary(report: Report) -> str:
     return "\n".join([*_head(report), *_tables(report)]) + "\n"
 
 
-def errors(report: Report, places: dict[str, RefusalPlace]) -> Iterator[str]:
-    """A workflow command for each of the first refusals, at the line of the test that called."""
-    for refusal in report.refusals[:ANNOTATIONS]:
+def notices(report: Report, places: dict[str, RefusalPlace], *, green: bool) -> Iterator[str]:
+    """A workflow command for each of the first refusals, at the line of the test that called.
+
+    Equal refusals to one test are one command. It is an error where the test or the run fails, and
+    a warning where the code under test has handled the refusal.
+
+    Args:
+        green: the run passes.
+    """
+    outcomes = {test.id: test.outcome for test in report.tests}
+    found: dict[str, list[str]] = {"error": [], "warning": []}
+    for refusal, times in distinct(report.refusals):
+        handled = green or outcomes.get(refusal.test or "") in IN_ORDER
         properties = ["title=hfbudget refused a call"]
         if place := places.get(refusal.test or ""):
             properties[:0] = [f"file={_property(place.file)}", f"line={place.line}"]
-        yield f"::error {','.join(properties)}::{_data(printable(refusal.message, keep=LINE_ENDS))}"
+        again = f" ({times} such calls)" if times > 1 else ""
+        said = _data(printable(refusal.message, keep=LINE_ENDS) + again)
+        kind = "warning" if handled else "error"
+        found[kind].append(f"::{kind} {','.join(properties)}::{said}")
+    for commands in found.values():
+        yield from commands[:ANNOTATIONS]
 
 
 def _head(report: Report) -> Iterator[str]:

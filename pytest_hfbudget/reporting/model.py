@@ -5,6 +5,7 @@ Money is nano-USD. `json_report` writes a `Report` to a file and reads the same 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from pytest_hfbudget.settings import NOT_RUN
 
 TEST_PREFIX = "test:"
 NO_TEST = "(no test)"
+# As outcomes of tests that handled what they were refused; an expected failure counts as skipped.
+IN_ORDER = ("passed", "skipped")
+_FIGURES = re.compile(r"\d[\d.,]*")
 REHEARSAL = "a rehearsal against the emulator: nothing was paid"
 
 
@@ -106,6 +110,11 @@ class TestLine:
     def whole(self) -> int:
         """Both together: what was charged to its budget."""
         return self.spent + self.uptime
+
+    @property
+    def harmed(self) -> bool:
+        """Whether it was refused a call and did not pass: code may handle a refusal."""
+        return bool(self.refused) and self.outcome not in IN_ORDER
 
 
 @dataclass(frozen=True)
@@ -290,3 +299,19 @@ def _tests(ledger: Ledger, outcomes: Mapping[str, str], uptime: Counter[str]) ->
             )
     for test, outcome in silent.items():  # they asked for no call
         yield TestLine(test, outcome, 0, None, 0, 0)
+
+
+def distinct(refusals: Iterable[Refusal]) -> Iterator[tuple[Refusal, int]]:
+    """Each refusal that says something new of its test, and how many say the same.
+
+    Figures do not count: a sum that grows from call to call, or a block with the next number,
+    makes the same refusal.
+    """
+    first: dict[tuple[str | None, str, str], Refusal] = {}
+    times: Counter[tuple[str | None, str, str]] = Counter()
+    for refusal in refusals:
+        sentence = _FIGURES.sub("0", refusal.message.replace(refusal.model, ""))
+        key = refusal.test, refusal.model, sentence
+        first.setdefault(key, refusal)
+        times[key] += 1
+    return ((refusal, times[key]) for key, refusal in first.items())

@@ -13,6 +13,7 @@ from pytest_hfbudget.reporting.model import (
     NO_TEST,
     Report,
     TestLine,
+    distinct,
     remarks,
     total,
 )
@@ -152,13 +153,17 @@ def shares(report: Report) -> Table:
 
 
 def refusals(report: Report) -> Table:
-    """The calls that were not sent."""
+    """The calls that were not sent; equal refusals to one test are one row."""
     columns = (
         Column("test", "name"),
         Column("model", "name"),
+        Column("times", "count"),
         Column("why", "text"),
     )
-    rows = tuple((one.test or NO_TEST, one.model, one.message) for one in report.refusals)
+    rows = tuple(
+        (one.test or NO_TEST, one.model, times, one.message)
+        for one, times in distinct(report.refusals)
+    )
     return Table("refusals", "Refused calls", columns, rows)
 
 

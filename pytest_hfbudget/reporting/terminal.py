@@ -48,9 +48,14 @@ def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
     return f"hfbudget: {'; '.join(parts)}" if parts else None
 
 
-def summary(report: Report, *, blocks: bool = True) -> Iterator[TerminalLine]:
-    """The section at the end of a run; without ``blocks`` its bar is drawn in ASCII."""
-    yield _session(report, ("█", "░") if blocks else ("#", "."))
+def summary(report: Report, *, blocks: bool = True, blamed: bool = False) -> Iterator[TerminalLine]:
+    """The section at the end of a run.
+
+    Args:
+        blocks: whether the bar may have characters that are not ASCII.
+        blamed: a refusal outside of every test fails the run.
+    """
+    yield _session(report, ("█", "░") if blocks else ("#", "."), blamed)
     yield from map(_endpoint, report.endpoints)
     top = sorted(report.tests, key=lambda test: -test.whole)[:TOP]
     width = min(max((len(test.id) for test in top), default=0), NAME)
@@ -77,10 +82,11 @@ def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: i
     return used * filled + free * (width - filled)
 
 
-def _session(report: Report, drawn: tuple[str, str]) -> TerminalLine:
+def _session(report: Report, drawn: tuple[str, str], blamed: bool) -> TerminalLine:
     if report.cap is None:
         return TerminalLine(f"spent {show(report.spent)} ({report.counts}; no session budget)")
-    colour = "red" if report.refused or report.spent > report.cap else "green"
+    harmed = blamed or report.not_run or any(test.harmed for test in report.tests)
+    colour = "red" if harmed or report.spent > report.cap else "green"
     used = bar(report.spent, report.cap, drawn)
     return TerminalLine(
         f"spent {show(report.spent)} of {show(report.cap)} {used} ({report.counts})", colour
@@ -92,7 +98,7 @@ def _test(test: TestLine, width: int) -> TerminalLine:
     uptime = f", uptime {show(test.uptime)}" if test.uptime else ""
     calls = call_counts(test.calls, test.replayed, test.refused)
     text = f"  {shortened(test.id, width):<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
-    return TerminalLine(text, "red" if test.refused else "")
+    return TerminalLine(text, "red" if test.harmed else "")
 
 
 def _endpoint(endpoint: EndpointLine) -> TerminalLine:
