@@ -120,7 +120,7 @@ def bounds(
     if request.unreadable:
         raise BudgetExceededError(
             f"{request.unreadable}, so no cap can hold the call to {request.model}. "
-            "The call was not sent. Give it a whole number.",
+            "The call was not sent. Give it one whole number.",
             model=request.model,
         )
     try:

@@ -281,9 +281,16 @@ def output_limit(payload: Mapping[str, Any]) -> int | None:
     """The caller's own limit on the output tokens of one answer: the highest, if it sets several.
 
     Servers differ in which of several they follow.
+
+    Raises:
+        UnreadableLimitError: one is not a number, or means no limit beside one that is a limit.
     """
     # Servers read 0 and -1 as no limit at all.
-    return max([value for value in _numbers(payload, LIMITS) if value > 0], default=None)
+    given = _numbers(payload, LIMITS)
+    meant = [value for value in given if value > 0]
+    if meant and len(meant) < len(given):
+        raise UnreadableLimitError(f"a limit of {min(given)} beside one of {max(given)} is unclear")
+    return max(meant, default=None)
 
 
 def answers(payload: Mapping[str, Any], task: str) -> int:
@@ -298,12 +305,15 @@ def fits(body: bytes, held: CallRequest) -> bool:
     payload = _in_data(body)
     if not payload:
         return len(body) <= held.input_bound
-    limit = output_limit(payload)
+    try:
+        limit, several = output_limit(payload), answers(payload, held.task)
+    except UnreadableLimitError:
+        return False
     unlimited = held.generates and held.max_output is not None and limit is None
     return (
         not unlimited
         and (limit or 0) <= (held.max_output if held.max_output is not None else limit or 0)
-        and answers(payload, held.task) <= held.n
+        and several <= held.n
         and input_bound(payload) <= held.input_bound
     )
 

@@ -90,6 +90,20 @@ def test_a_limit_of_nothing_is_replaced_by_what_the_cap_pays_for(bench: Bench, n
     assert 0 < bench.billed <= bench.spent <= 1_000_000
 
 
+@pytest.mark.parametrize("none", [0, -1, "0"])
+def test_a_limit_of_nothing_beside_another_limit_is_refused_under_a_cap(
+    bench: Bench, none: object
+) -> None:
+    bench.emulator.client.configure(zero_limit="none")
+    bench.prices(**PRICE)
+    bench.cap("0.001")
+    with pytest.raises(BudgetExceededError, match="is unclear"):
+        bench.client().chat_completion(
+            say(4000), max_tokens=5, extra_body={"max_completion_tokens": none}
+        )
+    assert (bench.sent, bench.held) == (0, 0)
+
+
 def test_an_empty_list_in_a_tool_takes_room_in_a_prompt() -> None:
     tools = [{"type": "function", "function": {"parameters": {"enum": [[]] * 1000}}}]
     assert input_bound({"messages": [], "tools": tools}) > 4000

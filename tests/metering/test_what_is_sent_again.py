@@ -223,8 +223,9 @@ def test_what_another_thread_reads_of_that_host_is_not_refused_with_a_call(
 
 
 @by_httpx
+@pytest.mark.parametrize("limit", [5000, "many"])
 def test_a_hook_that_makes_the_request_larger_is_stopped(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: object
 ) -> None:
     import json
 
@@ -234,7 +235,7 @@ def test_a_hook_that_makes_the_request_larger_is_stopped(
 
     def enlarge(request: Any) -> None:
         body = json.loads(request.content)
-        replaced = json.dumps({**body, "max_tokens": 5000}).encode()
+        replaced = json.dumps({**body, "max_tokens": limit}).encode()
         request.stream = httpx.ByteStream(replaced)
         request._content = replaced
         request.headers["content-length"] = str(len(replaced))
