@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]*")
-
-
 _PLACES = ("emulator", "endpoints_api", "namespace")
-
-
 _NO_TOKEN = "there is no token: set HF_TOKEN, or run: hf auth login"  # noqa: S105
 
 

@@ -228,8 +228,6 @@ def _tokens(usage: Usage) -> str:
 
 
 FETCH_S = 10.0
-
-
 ONLY_PYTEST = (
     "Before all these, pytest asks the price of a budget() and the hook pytest_hfbudget_price."
 )

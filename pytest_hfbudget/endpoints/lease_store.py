@@ -26,8 +26,6 @@ from pytest_hfbudget.text import parse_json
 # A lock of this kind is not inherited by forks, and ends with its process whatever ends that.
 # But it does not keep a process from itself: for threads there is another one.
 _here: dict[Path, threading.Lock] = {}
-
-
 _supervisor = threading.Lock()
 
 
@@ -81,11 +79,7 @@ def _try(fd: int) -> bool:
 
 
 HOLDING = "holding"  # in use, or about to be
-
-
 PAUSING = "pausing"  # its reaper is about to pause it, or does so
-
-
 OVER = "over"  # left to another run, or given up; kept for the scaling that it remembers
 
 
@@ -146,8 +140,6 @@ class HeldLease:
 
 
 _FIELDS = frozenset(item.name for item in fields(HeldLease)) - {"place"}
-
-
 _TEXTS = ("run", "endpoint", "api", "phase")
 
 

@@ -27,14 +27,11 @@ from pytest_hfbudget.money import nano
 
 DEFAULT_API = "https://api.endpoints.huggingface.cloud/v2"
 
-
 # Name, state and seconds since the wait began; called each time that the state was read.
 Progress: TypeAlias = Callable[[str, str, float], None]
 
-
 # The endpoint and nano-USD for a minute of it (None: no known price); raises to refuse.
 Afford: TypeAlias = Callable[[Endpoint, "int | None"], None]
-
 
 # The endpoint, how many replicas may run beside those that are paid for, nano-USD for a minute of
 # these, and whether it was not resumed yet: then it raises to refuse.

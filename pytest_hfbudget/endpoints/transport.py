@@ -83,8 +83,6 @@ class _TlsPool(HTTPSConnectionPool):
 
 # For `urllib3.PoolManager.pool_classes_by_scheme`.
 POOLS = {"http": _PlainPool, "https": _TlsPool}
-
-
 _MOST_BYTES = 16 * 2**20
 
 
@@ -247,8 +245,6 @@ def _reason(error: BaseException) -> str:
 
 
 _OK = 200
-
-
 _TRIES = 2
 
 

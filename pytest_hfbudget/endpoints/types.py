@@ -11,29 +11,13 @@ from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.text import printable
 
 UPDATE_FAILED = "updateFailed"
-
-
 RUNNING = "running"
-
-
 PAUSED = "paused"
-
-
 FAILED = "failed"
-
-
 SCALED_TO_ZERO = "scaledToZero"
-
-
 GONE = "gone"  # ours, not the server's: the endpoint was deleted
-
-
 ASLEEP = frozenset({PAUSED, SCALED_TO_ZERO})
-
-
 BROKEN = frozenset({FAILED, UPDATE_FAILED})
-
-
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

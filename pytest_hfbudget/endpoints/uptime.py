@@ -13,14 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 from pytest_hfbudget.money import ATTO_PER_NANO
 
 MINUTES_PER_HOUR = 60
-
-
 _MICROSECOND = timedelta(microseconds=1)
-
-
 _FRACTION = re.compile(r"\.(\d+)")
-
-
 ReplicaKey: TypeAlias = tuple[str, str]
 
 

@@ -14,13 +14,9 @@ from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 # Tokens of prompt and answer that any model in use can take, where its context is not known.
 UNKNOWN_CONTEXT = 8192
 
-
 # A prompt that leaves room for less than this fills the context by itself.
 SMALLEST = 16
-
-
 NAMES = ("max_tokens", "max_completion_tokens")
-
 
 # How servers say that a limit is too high for them, as opposed to unknown.
 TOO_HIGH = ("context", "too large", "too long", "exceed", "must be <=", "less than or equal")

@@ -119,7 +119,6 @@ class RemoteBook(PriceBook):
 # Tells a freshly started interpreter where to join. No secret: only its owner can open it.
 VARIABLE = LEDGER
 
-
 # Where nobody answers: a child that is forked after the run's end is refused under a cap.
 NOWHERE = "/"
 

@@ -20,51 +20,30 @@ from pytest_hfbudget.text import parse_json, printable, public_url
 # A chat template adds tokens that no message shows: markers around each message, a default
 # system prompt, a preamble that explains the tools. These are generous, they only bound a hold.
 TEMPLATE_TOKENS = 256
-
-
 MESSAGE_TOKENS = 16
-
-
 TOOLS_TOKENS = 512
-
 
 # What a message shows instead of saying may be a URL of a few bytes. The vision models in wide use
 # make 16,384 tokens of an image at most; sounds, films and documents have no such end, so they are
 # taken to fill a long context. Either is cut down to the context, where that is known.
 IMAGE_TOKENS = 16_384
-
-
 MEDIA_TOKENS = 131_072
-
-
 IMAGES = frozenset({"image", "image_url", "input_image"})
-
-
 MEDIA = frozenset(
     {"audio", "audio_url", "file", "input_audio", "input_file", "input_video", "video", "video_url"}
 )
 
-
 # What a message may have that shows something; some servers need no type.
 SHOWN = IMAGES | MEDIA | {"type"}
 
-
 # As text in a prompt, a number is a handful of tokens.
 NUMBER_BYTES = 8
-
-
 NUMBERS = (bool, int, float)
-
 
 # What a template that shows JSON writes around each item of a list: brackets, a comma, white space.
 STRUCTURE_TOKENS = 4
-
-
 LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
-
-
 ANSWERS = ("n", "best_of", "num_return_sequences")
-
 
 # Each provider has its own word for the number of images.
 PICTURES = (
@@ -77,10 +56,7 @@ PICTURES = (
     "samples",
 )
 
-
 BATCHES = ("batch_size",)
-
-
 CONTAINERS = (dict, list, tuple)
 
 

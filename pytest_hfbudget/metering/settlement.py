@@ -34,13 +34,8 @@ NEVER_CONNECTED = frozenset(
     }
 )
 
-
 CANCELLED = frozenset({"Cancelled", "CancelledError"})  # trio's and asyncio's
-
-
 TIMED_OUT = frozenset({"InferenceTimeoutError", "ReadTimeout", "TimeoutError", "WriteTimeout"})
-
-
 CLIENT_ERROR = 400
 
 

@@ -81,26 +81,18 @@ class ProbedRequest:
 # Only these are billed: a redirect may turn one into a GET, and a proxy is asked by CONNECT first.
 PAID_METHOD = "POST"
 
-
 # The body of a request, as far as it can be read without using it up.
 Body = Callable[[], "bytes | None"]
-
 
 # A body that is written by itself, after the head of its request.
 FOLLOWS = b""
 
-
 # The request that is in flight in this context: all that is sent meanwhile is sent for it.
 _current: ContextVar[ProbedRequest | None] = ContextVar("hfbudget_request", default=None)
 
-
 # What ``http.client`` writes first of each request; the body follows by itself.
 REQUEST_LINE = re.compile(rb"([A-Z]+) [^\r\n]* HTTP/1\.[01]\r\n")
-
-
 Wrapper = Callable[["TransportProbe", Any], Any]
-
-
 HeadersListener = Callable[[Mapping[str, str]], None]
 
 

@@ -25,7 +25,6 @@ LOOK_EVERY_S = 0.1
 # The ledger has answered already; its answer has only to come through.
 ANSWER_S = 5.0
 
-
 # The numbers of tasks: like tasks they belong to the process, and none is given twice.
 _task_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _numbers = itertools.count(1)

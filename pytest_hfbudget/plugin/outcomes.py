@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 STOPPED = "the budget of the run is used up (--hf-on-exhausted=stop)"
 
-
 # On a report, where it travels from a worker to its controller.
 _MARK = "hfbudget_not_run"
 
@@ -54,8 +53,6 @@ def _used_up(error: BaseException, keys: Collection[str]) -> bool:
 
 
 INTERRUPTED = "interrupted"
-
-
 FROM_BEST_TO_WORST = ("rerun", "passed", "skipped", NOT_RUN, "failed")
 
 

@@ -17,7 +17,6 @@ from pytest_hfbudget.ledger import Ledger, Scope
 
 HORIZON_S = 86_400.0
 
-
 # A pause takes its time on the way; this share of a minute is left for it.
 MARGIN = 0.03
 

@@ -20,10 +20,7 @@ from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.money import parse_usd, show, usd_text
 
 SCHEMA = 1
-
-
 _COUNTS = ("calls", "input_tokens", "output_tokens", "endpoint_s")
-
 
 # A time that differs by less than a fifth counts as unchanged: no two runs take the same time.
 _SAME_TIME = 5

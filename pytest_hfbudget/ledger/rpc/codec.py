@@ -23,7 +23,6 @@ KINDS = (
     "HistoryError",
 )
 
-
 _to_text = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one each time
 
 
