@@ -47,12 +47,14 @@ def quote_of(*prices: Price) -> Quote:
 def usage_within(draw: st.DrawFn, asked: CallRequest, output: int) -> Usage:
     """Anything that a request of this bound can come to use."""
     tokens_in = draw(st.integers(0, asked.input_bound))
+    # A stream's time-out limits each pause, not the whole call.
+    longest = CALL_SECONDS if asked.stream else asked.timeout or CALL_SECONDS
     return Usage(
         input_tokens=tokens_in,
         output_tokens=draw(st.integers(0, output * asked.n)) if asked.generates else 0,
         cached_tokens=draw(st.integers(0, tokens_in)),
         images=draw(st.integers(0, asked.n)) if asked.task.endswith("to-image") else 0,
-        microseconds=draw(st.integers(0, int((asked.timeout or CALL_SECONDS) * 10**6))),
+        microseconds=draw(st.integers(0, int(longest * 10**6))),
     )
 
 

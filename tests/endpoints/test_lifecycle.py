@@ -116,7 +116,7 @@ def test_a_net_that_cannot_be_had_is_a_warning(hub: EmulatorClient, lifecycle: M
     run.ensure("acme/llm")
     (receipt,) = run.finish()
     assert receipt.verified
-    assert "has no net" in receipt.warnings[0]
+    assert "was not told to scale it to zero" in receipt.warnings[0]
 
 
 def test_settings_that_cannot_be_put_back_are_a_warning(hub: EmulatorClient, lifecycle: Make):
@@ -354,7 +354,7 @@ def test_being_paused_by_another_is_an_end_and_not_a_wait(hub: EmulatorClient, l
             hub.change_endpoint("acme/llm", state="paused")
 
     run = lifecycle(progress)
-    with pytest.raises(EndpointError, match="someone else"):
+    with pytest.raises(EndpointError, match="another process"):
         run.ensure("acme/llm")
 
 
