@@ -94,6 +94,12 @@ class LedgerUnreachableError(BudgetExceededError):
     used_up = False
 
 
+class RunOverError(BudgetExceededError):
+    """A call of a run that no budget can hold: the run has ended, or has not been able to begin."""
+
+    used_up = False
+
+
 class LedgerBusyError(BudgetExceededError):
     """A call of a signal handler that has interrupted the ledger in the middle of a change."""
 
@@ -115,6 +121,14 @@ def interrupted(what: str) -> LedgerBusyError:
         "after it.",
         model=what,
     )
+
+
+ONLY_HELP = "pytest only shows its help, so no budget holds the call. It was not sent."
+NOT_YET = "this worker does not know its ledger before it is configured. The call was not sent."
+AFTER_THE_REPORT = (
+    "the run is over and its report is written, so the call was not sent. Make it in a test, in a "
+    "fixture, or in a pytest_sessionfinish hook that is no wrapper."
+)
 
 
 def too_late(seconds: float) -> str:

@@ -17,9 +17,9 @@ T = TypeVar("T")
 # The folder of the leases, the budgets over many runs and the usage log; without it caps are lost.
 STATE_DIR = "HFBUDGET_STATE_DIR"
 CACHE_DIR = "HFBUDGET_CACHE_DIR"
-# The plugin sets it for the processes that a run starts: the address of the run's ledger.
+# The plugin sets them for processes that a run starts, and for workers: where its ledger is.
 LEDGER = "HFBUDGET_LEDGER"
-
+WORKERS = "HFBUDGET_WORKERS"
 # The outcome of a test that the session budget had too little left for.
 NOT_RUN = "not run"
 ON_EXHAUSTED = ("skip", "stop", "fail")
@@ -306,7 +306,7 @@ _ENTRIES = {k: each for k, each in vars(Settings).items() if isinstance(each, Se
 DEFAULTS = {key: each.default for key, each in _ENTRIES.items()}
 # Those that can be given to a run.
 SETTINGS: dict[str, Setting[Any]] = {key: each for key, each in _ENTRIES.items() if each.variable}
-VARIABLES = {each.variable for each in SETTINGS.values()} | {STATE_DIR, CACHE_DIR, LEDGER}
+VARIABLES = {each.variable for each in SETTINGS.values()} | {STATE_DIR, CACHE_DIR, LEDGER, WORKERS}
 INI_KEYS = {each.ini for each in SETTINGS.values() if each.ini}
 
 

@@ -153,6 +153,7 @@ class BudgetContext:
     Attributes:
         over_runs: the budgets that this run shares with others.
         unowned: refusals to calls that belong to no test and no block.
+        over: why no budget can hold a call any more, if that is so.
     """
 
     session: Scope = field(default_factory=lambda: Scope(SESSION, "session budget"))
@@ -160,6 +161,7 @@ class BudgetContext:
     test: RunningTest | None = None
     where: str = ""
     unowned: list[BudgetExceededError] = field(default_factory=list)
+    over: str = ""
     inherited: InheritedBudgets = field(default_factory=InheritedBudgets)
     _opened: list[OpenBlock] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=itertools.count)

@@ -11,6 +11,7 @@ from pytest_hfbudget.errors import (
     BudgetExceededError,
     HFBudgetError,
     LedgerUnreachableError,
+    RunOverError,
     interrupted,
 )
 from pytest_hfbudget.ledger import Charge, Hold, Ledger
@@ -40,7 +41,7 @@ def deferred(meter: Meter, outgoing: OutgoingCall) -> DeferredCall | None:
     process that spends from the ledger of another one, which may be gone by then.
     """
     plain = isinstance(meter.ledger, Ledger) and not meter.book.leased
-    if not plain or outgoing.stream or outgoing.budgets.capped:
+    if meter.budgets.over or not plain or outgoing.stream or outgoing.budgets.capped:
         return None
     return DeferredCall(
         meter.deferred, outgoing, partial(_begin_ended, meter, outgoing), meter.clock
@@ -66,6 +67,8 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
         return None
     if meter.later or meter.deferred.ended:
         meter.drain()
+    if meter.budgets.over and (outgoing.budgets.capped or meter.emulator):
+        raise _too_late(meter, outgoing)
     try:
         call = _held(meter, outgoing, blocks)
     except Exception as error:
@@ -122,6 +125,14 @@ def _interrupting(meter: Meter, outgoing: OutgoingCall) -> None:
     error = interrupted(draft.model)
     meter.refuse(draft, error, outgoing.budgets.test)
     raise error
+
+
+def _too_late(meter: Meter, outgoing: OutgoingCall) -> RunOverError:
+    """The refusal of a call that no budget can hold; a rehearsal lets none out, capped or not."""
+    model = _described(meter, outgoing).model
+    error = RunOverError(f"{model}: {meter.budgets.over}", model=model)
+    meter.budgets.record_refusal(error, outgoing.budgets.test)
+    return error
 
 
 def _not_held(meter: Meter, outgoing: OutgoingCall, error: Exception) -> None:

@@ -32,6 +32,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     options.add(parser)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """From now on calls are held and counted: conftest files may make some."""
+    given = early_config.known_args_namespace
+    try:
+        Run.early(early_config)
+    except HFBudgetError as error:
+        if not (given.help or given.version):
+            raise pytest.UsageError(str(error)) from None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Read the settings, and wait until huggingface_hub is imported."""
     options.register_markers(config)
@@ -39,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return  # nothing runs, and a wrong setting must not stand in the way of its explanation
     try:
         options.check_rootdir(config)
-        run = config.stash[RUN] = Run.of(config)
+        run = Run.of(config)
         run.open()
     except HFBudgetError as error:
         raise pytest.UsageError(str(error)) from None
@@ -57,5 +68,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Whatever ended the session before its own end: pause, report, clean up."""
-    if (run := config.stash.get(RUN, None)) is not None:
+    if (run := config.stash.get(RUN, None)) is not None and run.opened:
         run.close()

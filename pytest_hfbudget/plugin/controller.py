@@ -94,6 +94,7 @@ class Controller(Role):
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         super().__init__(settings)
+        self.reports = True
         self.config = config
         self.run_id, self._started = uuid.uuid4().hex[:12], time.time()
         self.leased: dict[str, str] = {}

@@ -151,6 +151,11 @@ class Hooks:
         self.run.summarise(terminalreporter)
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_setupnodes(self) -> None:
+        """Have workers find the ledger before they import their first conftest file."""
+        self.run.announce_to_workers()
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Give a worker the address of the ledger."""
         node.workerinput["hfbudget"] = self.run.serve()

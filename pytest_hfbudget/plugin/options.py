@@ -15,6 +15,8 @@ from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.settings import INI_KEYS, SETTINGS, VARIABLES, Settings, merge
 
 LOOKS = (
+    "help",
+    "version",
     "collectonly",
     "setupplan",
     "showfixtures",
@@ -55,6 +57,17 @@ def read(config: pytest.Config) -> Settings:
     check_ini_keys(_ini_keys(config), lambda key: _is_read(config, key))
     values = {key: config.getoption(_dest(key), None) for key in SETTINGS}
     return merge(values, os.environ, config.getini)
+
+
+def read_early(config: pytest.Config) -> Settings:
+    """The same before conftest files are imported: they may still register ini keys.
+
+    Raises:
+        ConfigError: a setting makes no sense, or the name of a variable is mistyped.
+    """
+    check_variables(os.environ)
+    given = vars(config.known_args_namespace)
+    return merge({key: given.get(_dest(key)) for key in SETTINGS}, os.environ, config.getini)
 
 
 def check_variables(environ: Iterable[str]) -> None:

@@ -26,6 +26,8 @@ class Role:
     the run. The controller, a worker of xdist and a forked process override what differs.
     """
 
+    reports = False  # whether it tells the user how the run ended
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.errors import NOT_YET, ONLY_HELP, ConfigError, HFBudgetError
 from pytest_hfbudget.metering.instrumentation.patching import PostImport
 from pytest_hfbudget.plugin import options, outcomes, tracebacks
+from pytest_hfbudget.plugin.after_report import RunEnd, known_to_worker, started_as
 from pytest_hfbudget.plugin.attribution import Attribution
 from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
 from pytest_hfbudget.plugin.outcomes import Outcomes
 from pytest_hfbudget.plugin.recording import Recording
-from pytest_hfbudget.settings import NOT_RUN
+from pytest_hfbudget.settings import NOT_RUN, WORKERS
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.runtime import Runtime
@@ -38,11 +41,15 @@ class Run:
         self.config, self.settings = config, role.settings
         self._role, self._pid = role, os.getpid()
         self.runtime: Runtime | None = None
-        self.outcomes = Outcomes(each=config.getoption("dist", None) == "each")
+        each = getattr(config.known_args_namespace, "dist", None) == "each"
+        self.outcomes = Outcomes(each=each)
         self.recording = Recording(config, self.settings, self.outcomes)
         self.requirements = EndpointRequirements(self)
         self.attribution = Attribution(self, self.requirements.share)
         self._import_hook = PostImport(dict.fromkeys(SPENDING_MODULES, self._imported))
+        self.opened = False
+        self._problem: HFBudgetError | None = None
+        self._end = RunEnd(config)
 
     @property
     def role(self) -> Role:
@@ -53,6 +60,22 @@ class Run:
 
         return ForkedChild(self.settings)
 
+    # --- from the moment that the plugin is loaded to the first test
+
+    @classmethod
+    def early(cls, config: pytest.Config) -> None:
+        """Begin before the first conftest file is imported, which may make calls.
+
+        Raises:
+            ConfigError: a setting that makes no sense.
+        """
+        run = cls._begun(config, options.read_early(config))
+        given = config.known_args_namespace
+        if given.help or given.version:
+            run.opened, run._problem = True, ConfigError(ONLY_HELP)
+        elif run.role.reports and started_as() == "worker":
+            run.opened, run._problem = True, ConfigError(NOT_YET)
+
     @classmethod
     def of(cls, config: pytest.Config) -> Run:
         """The run of a config, in the role that its process has.
@@ -60,18 +83,56 @@ class Run:
         Raises:
             ConfigError: a setting that makes no sense.
         """
-        return cls(config, _role_of(config, options.read(config)))
+        settings = options.read(config)
+        early = config.stash.get(RUN, None)
+        if early is not None and early.runtime is not None and not early._problem:
+            return early  # calls may have been made already
+        refused = early._give_way() if early is not None else ()
+        run = cls._begun(config, settings)
+        if refused:
+            run.role.blame(refused)
+        return run
 
-    # --- from configure to the first test
+    def _give_way(self) -> tuple[str, ...]:
+        """Undo the beginning of a run that could hold no call; what it has refused."""
+        self._import_hook.uninstall()
+        self.role.close()
+        if self.runtime is None:
+            return ()
+        self.runtime.release()
+        return tuple(map(str, self.runtime.meter.budgets.unowned))
+
+    @classmethod
+    def _begun(cls, config: pytest.Config, settings: Settings) -> Run:
+        if RUN not in config.stash:
+            config.add_cleanup(partial(_end, config))  # the first to come is the last to go
+        run = config.stash[RUN] = cls(config, _role_of(config, settings))
+        run._import_hook.install()
+        return run
 
     def open(self) -> None:
-        """Check the prices, and listen for the first use of Hugging Face."""
-        self.role.open()
-        self.settings = self.role.settings
+        """Check the prices and what was recorded.
+
+        Raises:
+            ConfigError: one of them can't be used.
+        """
+        self._open()
+        if self._problem is not None:
+            raise self._problem
         self.recording.check()
-        self._import_hook.install()
+
+    def _open(self) -> None:
+        if not self.opened:
+            self.opened = True
+            try:
+                self.role.open()
+            except HFBudgetError as error:
+                self._problem = error
+            self.settings = self.role.settings
 
     def _imported(self, module: object) -> None:
+        # In an import, which must not fail: what is wrong ends the run when it is configured.
+        self._open()
         self.start()
 
     def start(self) -> Runtime:
@@ -82,6 +143,9 @@ class Run:
             self.runtime.meter.endpoints.using = self.requirements.begin_use
             self.runtime.meter.watcher.first = self.role.first
             self.runtime.meter.budgets.know_this_context()
+            if self._problem is not None:
+                self.runtime.meter.budgets.over = str(self._problem)
+            self._end.watch(self.runtime)
             self.runtime.acquire()
             self.attribution.begin()
             if self.settings.capped:
@@ -260,6 +324,7 @@ class Run:
         if not self._only_looking():
             self.role.record(self.recording.store, session)
         self.role.announce()
+        self._end.begin(session)
 
     def _settle_all(self) -> None:
         """Settle what is open: nothing is settled later. Refusals outside tests fail the run."""
@@ -282,23 +347,43 @@ class Run:
         """What a worker needs to know, and the address of the ledger."""
         return self.role.serve()
 
+    def announce_to_workers(self) -> None:
+        """Let workers hold what they call for while they import their conftest files."""
+        os.environ[WORKERS] = json.dumps(self.serve())
+
     def close(self) -> None:
-        """Undo everything, also after an end that skipped `finish`."""
-        self._import_hook.uninstall()
+        """Undo everything but the metering, also after an end that skipped `finish`."""
         try:
-            self._settle_all()
+            if not (self._end.begun and self.role.reports):
+                self._settle_all()  # else the end tells of what was refused since
             self.role.ask_pause()
             self.role.finish(self.outcomes)
         finally:
-            if self.runtime is not None:
-                runtime, self.runtime = self.runtime, None
-                runtime.release()
+            self._end.begin()
             self.role.close()
+
+    def end(self) -> None:
+        """Tell what came after the report; go on with calls where the process ends with the run."""
+        os.environ.pop(WORKERS, None)
+        if os.getpid() != self._pid:
+            return
+        if self.runtime is not None and not self._end.begun:
+            self.close()  # a conftest file that called and then failed: nothing was configured
+        self._end.tell()
+        if self.runtime is not None and not self._end.lasts:
+            runtime, self.runtime = self.runtime, None
+            runtime.release()
+        if not self._end.lasts:
+            self._import_hook.uninstall()
+
+
+def _end(config: pytest.Config) -> None:
+    config.stash[RUN].end()
 
 
 def _role_of(config: pytest.Config, settings: Settings) -> Role:
     """The role of the process that this config belongs to."""
-    given: dict[str, Any] = getattr(config, "workerinput", {})
+    given = known_to_worker(config)
     if given:
         from pytest_hfbudget.plugin.worker import Worker
 

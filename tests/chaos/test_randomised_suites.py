@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from chaos_judge import rows
-from chaos_suite import SuitePlan, suite_of
+from chaos_suite import LATE, SuitePlan, suite_of
 
 from pytest_hfbudget.emulator import Emulator
 
@@ -32,13 +32,21 @@ def test_workers_that_live_and_die_break_no_cap_and_lose_no_charge(
     plan = suite_of(number)
     one_emulator.client.reset(faults=FAULTS)
     monkeypatch.setenv("HFBUDGET_EMULATOR", one_emulator.url)
-    monkeypatch.setenv("PYTHONPATH", "")
     # Streams are kept to the end of their tests, so that who waits for them waits for nothing.
     monkeypatch.setenv("HFBUDGET_HOLD_WAIT", "0.2")
     (pytester.path / "test_suite.py").write_text(plan.code)
+    (pytester.path / "late_calls.py").write_text(LATE)
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
     cap = f"--hf-session-budget={plan.cap / 10**9:.9f}"
     pytester.runpytest_subprocess(
-        *("-p", "no:cacheprovider", f"-n{plan.workers}", "--max-worker-restart=9"),
+        *(
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "late_calls",
+            f"-n{plan.workers}",
+            "--max-worker-restart=9",
+        ),
         *(cap, "--hf-on-exhausted=fail", "--hf-report=report.json"),
     )
     judge(plan, one_emulator, json.loads((pytester.path / "report.json").read_text()))

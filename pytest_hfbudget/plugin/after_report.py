@@ -1,0 +1,121 @@
+"""Where a run ends: calls after its report are refused under a cap, else counted on a last line.
+
+That depends on what the process was started for, as does where it finds its ledger.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_hfbudget.errors import AFTER_THE_REPORT
+from pytest_hfbudget.plugin.console import say
+from pytest_hfbudget.settings import WORKERS
+from pytest_hfbudget.text import printable
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from pytest_hfbudget.metering.runtime import Runtime
+
+
+class RunEnd:
+    """What happens to calls that come after the report.
+
+    Attributes:
+        begun: whether the report is written.
+        lasts: whether the process ends with this run, so that all its calls are the run's.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config, self._pid = config, os.getpid()
+        self._session: pytest.Session | None = None
+        self._runtime: Runtime | None = None
+        self._told = 0
+        self.begun = False
+        self.lasts = started_as() in ("pytest", "worker")
+        if self.lasts:
+            atexit.register(self._at_exit)  # the earlier it is registered, the later it runs
+
+    def watch(self, runtime: Runtime) -> None:
+        """Have calls go through this meter, which may come about after the end."""
+        self._runtime = runtime
+        if self.begun:
+            runtime.meter.budgets.over = AFTER_THE_REPORT
+
+    def begin(self, session: pytest.Session | None = None) -> None:
+        """From now on no budget holds a call."""
+        self._session = session or self._session
+        if not self.begun:
+            self.begun = True
+            if self._runtime is not None:
+                self._told = _calls(self._runtime)
+                self._runtime.meter.budgets.over = AFTER_THE_REPORT
+
+    def tell(self) -> None:
+        """Say what was called since, and fail the run for what was refused."""
+        lines, refused = self._lines()
+        for line in lines:
+            say(self._config, line, red=refused, yellow=not refused)
+        codes = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if refused and self._session is not None and self._session.exitstatus in codes:
+            self._session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _lines(self) -> tuple[list[str], bool]:
+        """What to say, and whether any of it is a refusal."""
+        if self._runtime is None:
+            return [], False
+        self._runtime.meter.settle_all()
+        unowned = self._runtime.meter.budgets.unowned
+        lines = [f"refused after the report: {refusal}" for refusal in unowned]
+        unowned.clear()
+        refused, calls = bool(lines), _calls(self._runtime)
+        if self.begun and (late := calls - self._told) > 0:
+            self._told = calls
+            what = "1 call came" if late == 1 else f"{late} calls came"
+            lines.append(f"hfbudget: {what} after the report, which does not count them")
+        return lines, refused
+
+    def _at_exit(self) -> None:
+        if self.begun and os.getpid() == self._pid:
+            for line in self._lines()[0]:
+                sys.stderr.write(f"{printable(line)}\n")
+
+
+def _calls(runtime: Runtime) -> int:
+    from pytest_hfbudget.ledger import Ledger
+
+    ledger, budgets = runtime.meter.ledger, runtime.meter.budgets
+    # The ledger of others, which may be gone, is told of no call after the end.
+    return ledger.total(budgets.session.key).calls if isinstance(ledger, Ledger) else 0
+
+
+def started_as() -> str:
+    """What this process was started for: ``pytest``, a ``worker`` of xdist, or another program."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        module, caller = frame.f_globals.get("__name__"), frame.f_back
+        if module == "__channelexec__":
+            return "worker"
+        if module == "_pytest.config" and frame.f_code.co_name in ("main", "_main"):
+            by = caller.f_code.co_name if caller is not None else ""
+            return "pytest" if by in ("console_main", "_console_main") else ""
+        frame = caller
+    return ""
+
+
+def known_to_worker(config: pytest.Config) -> dict[str, Any]:
+    """What a worker of xdist knows of its run; nothing in another process.
+
+    The controller's environment tells a worker of it before xdist itself does.
+    """
+    told = os.environ.pop(WORKERS, None) if started_as() == "worker" else None
+    given: dict[str, Any] = getattr(config, "workerinput", {})
+    if given or not told:
+        return given
+    return {"hfbudget": json.loads(told), "workerid": os.environ["PYTEST_XDIST_WORKER"]}

@@ -1,0 +1,236 @@
+"""Calls before the first test and after the report: none escapes a cap or a rehearsal."""
+
+from __future__ import annotations
+
+import pytest
+from plugin_suite import CLIENTS, PREAMBLE, Suite
+
+PRICES = """
+[tool.hfbudget.prices."emulator/chat"]
+input = 0.1
+output = 0.1
+"""
+CAPPED = "--hf-session-budget=0.000000001"  # too little for any call
+A_TEST = """
+    def test_it():
+        pass
+"""
+# Each is a conftest file that makes one call and swallows what comes of it.
+TRY = """
+def attempt():
+    try:
+        call()
+    except Exception as error:
+        print("MET", type(error).__name__)
+"""
+EARLY = {
+    "the import of a conftest file": "attempt()",
+    "pytest_cmdline_main": """
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main():
+    attempt()
+""",
+    "a first pytest_configure": """
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure():
+    attempt()
+""",
+}
+LATE = {
+    "a wrapper of pytest_sessionfinish": """
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish():
+    yield
+    attempt()
+""",
+    "pytest_terminal_summary": """
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary():
+    attempt()
+""",
+    "a last pytest_unconfigure": """
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure():
+    attempt()
+""",
+    "a client that is imported then": """
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure():
+    from huggingface_hub import InferenceClient
+    client = InferenceClient(model="emulator/chat", provider="groq")
+    try:
+        client.chat_completion([{"role": "user", "content": "late"}], max_tokens=20)
+    except Exception as error:
+        print("MET", type(error).__name__)
+""",
+    "a cleanup": """
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    config.add_cleanup(attempt)
+""",
+}
+AFTER_PYTEST = {
+    "a function that Python calls at its exit": """
+import atexit
+atexit.register(attempt)
+""",
+    "a thread that works on": """
+def when_pytest_is_over():
+    threading.main_thread().join()
+    attempt()
+
+def pytest_unconfigure():
+    threading.Thread(target=when_pytest_is_over).start()
+""",
+}
+
+
+def conftest(code: str) -> str:
+    """A conftest file; where its code imports a client by itself, that is the first import."""
+    return PREAMBLE + ("" if "InferenceClient" in code else CLIENTS) + TRY + code
+
+
+def write(suite: Suite, code: str) -> None:
+    (suite.path / "conftest.py").write_text(conftest(code))
+    (suite.path / "pyproject.toml").write_text(PRICES)
+    suite.test_file(A_TEST)
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in EARLY.items()])
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["serial", "workers"])
+def test_a_call_before_the_first_test_is_held_by_the_cap(
+    suite: Suite, code: str, workers: tuple[str, ...]
+) -> None:
+    write(suite, code)
+    assert suite.run(CAPPED, *workers).ret == 1
+    assert suite.sent == 0
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in EARLY.items()])
+def test_a_call_before_the_first_test_is_in_the_report(suite: Suite, code: str) -> None:
+    write(suite, code)
+    assert suite.run("--hf-session-budget=1", "--hf-report=report.json").ret == 0
+    assert suite.sent == 1
+    assert len(suite.report()["calls"]) == 1
+
+
+def test_the_calls_of_each_process_before_the_first_test_are_in_the_report(suite: Suite) -> None:
+    write(suite, "attempt()")
+    assert suite.run("--hf-session-budget=1", "--hf-report=report.json", "-n2").ret == 0
+    assert suite.sent == 3
+    assert len(suite.report()["calls"]) == 3
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in LATE.items()])
+def test_a_call_after_the_report_is_refused_under_a_cap_and_fails_the_run(
+    suite: Suite, code: str
+) -> None:
+    write(suite, code)
+    result = suite.run("--hf-session-budget=1", "-s")
+    assert suite.sent == 0
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*MET RunOverError", "*refused after the report: *"])
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in LATE.items()])
+def test_a_call_after_the_report_is_counted_on_the_last_line(real: Suite, code: str) -> None:
+    write(real, code)
+    result = real.run()
+    assert real.sent == 1
+    assert result.ret == 0
+    assert result.outlines[-1] == (
+        "hfbudget: 1 call came after the report, which does not count them"
+    )
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=name) for name, code in AFTER_PYTEST.items()]
+)
+def test_a_call_after_pytest_itself_is_refused_under_a_cap(real: Suite, code: str) -> None:
+    write(real, code)
+    result = real.run("--hf-session-budget=1", "-s")
+    assert real.sent == 0
+    result.stdout.fnmatch_lines(["*MET RunOverError"])
+    result.stderr.fnmatch_lines(["refused after the report: *"])
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=name) for name, code in AFTER_PYTEST.items()]
+)
+def test_a_call_after_pytest_itself_is_counted_on_the_last_line(real: Suite, code: str) -> None:
+    write(real, code)
+    result = real.run()
+    assert real.sent == 1
+    result.stderr.fnmatch_lines(["hfbudget: 1 call came after the report, *"])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [pytest.param(code, id=name) for name, code in {**EARLY, **LATE, **AFTER_PYTEST}.items()],
+)
+def test_a_rehearsal_lets_no_call_out_at_any_time(real: Suite, code: str) -> None:
+    write(real, code)
+    real.run("--hf-emulator", "-s")
+    assert real.sent == 0
+
+
+def test_a_rehearsal_of_workers_lets_no_call_out_before_the_first_test(real: Suite) -> None:
+    write(real, "attempt()")
+    real.run("--hf-emulator", "-n1")
+    assert real.sent == 0
+
+
+def test_a_worker_that_is_told_of_no_ledger_yet_sends_nothing(
+    real: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one on another machine, where the controller's environment does not come."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    write(
+        real,
+        """
+@pytest.hookimpl(optionalhook=True, trylast=True)
+def pytest_xdist_setupnodes():
+    os.environ.pop("HFBUDGET_WORKERS")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    attempt()
+""",
+    )
+    result = real.run("--hf-session-budget=1", "-n1")
+    assert real.sent == 0
+    assert result.ret == 1
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["refused outside of every test: *does not know its ledger*"])
+
+
+def test_a_bad_price_file_is_one_line_though_a_conftest_file_imports_a_client(
+    suite: Suite,
+) -> None:
+    write(suite, "attempt()")
+    (suite.path / "prices.toml").write_text("nonsense")
+    result = suite.run("--hf-session-budget=1", "--hf-prices=prices.toml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert suite.sent == 0
+    result.stderr.fnmatch_lines(["ERROR: *prices.toml*"])
+
+
+def test_a_program_goes_on_calling_after_a_run_inside_of_it(real: Suite) -> None:
+    write(real, "")
+    program = real.path / "program.py"
+    program.write_text(
+        PREAMBLE
+        + CLIENTS
+        + """
+assert pytest.main(["--hf-session-budget=1", "test_suite.py"]) == 0
+client = InferenceClient(base_url=os.environ["HFBUDGET_ROUTER"] + "/v1")
+client.chat_completion(SAY, model="emulator/chat", max_tokens=5)
+"""
+    )
+    assert real.pytester.runpython(program).ret == 0
+    assert real.sent == 1
+
+
+def test_help_is_shown_though_a_conftest_file_calls(suite: Suite) -> None:
+    write(suite, "attempt()")
+    assert suite.run("--help", CAPPED).ret == 0
+    assert suite.sent == 0
