@@ -144,9 +144,10 @@ def page(measured: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield (
         f"And the nemesis: one run of 16 steps, killed at each of them by SIGINT, SIGTERM, SIGKILL "
-        f"and a kill of its tree, and from the resume on also on a full disk and in bursts of 401, "
-        f"403 and 404: {len(took)} runs, all paused, the longest after {_longest(took)} (a resume "
-        f"that takes effect late is part of it)."
+        f"and a kill of its tree, and from the resume on also on a full disk, in bursts of 401, "
+        f"403 and 404, with stopped reapers, and with reapers that are killed under workers: "
+        f"{len(took)} runs, all paused, the longest after {_longest(took)} (a resume that takes "
+        f"effect late is part of it)."
     )
 
 
