@@ -162,8 +162,8 @@ def test_a_run_that_is_killed_at_a_step_in_a_burst_leaves_nothing_running(
 
 # How long a process may stay stopped that has to act.
 STOPPED_S = 3.0
-# At these the run waits for its reaper, or the reaper itself stands still at its own request.
-PAUSING = ("ask-for-the-pause", "verify-the-pause")
+# At these the reaper is at its pause, or has done all that it had to do.
+PAUSING = (*ASKED_BEFORE, "ask-for-the-pause")
 WHILE_IT_WATCHES = [step for step in AFTER_THE_RESUME if step.values[0].name not in PAUSING]
 
 
