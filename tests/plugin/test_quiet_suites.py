@@ -26,7 +26,8 @@ def test_nothing_heavy_is_imported(quiet: Suite) -> None:
 def test_a_cap_alone_opens_no_database(quiet: Suite) -> None:
     (quiet.path / "test_quiet.py").write_text("import huggingface_hub\ndef test_it(): pass\n")
     (quiet.path / "conftest.py").write_text(
-        "import sys\ndef pytest_unconfigure():\n    print('database:', 'sqlite3' in sys.modules)\n"
+        "import sys\nDATABASE = 'pytest_hfbudget.history.database'\n"
+        "def pytest_unconfigure():\n    print('database:', DATABASE in sys.modules)\n"
     )
     result = quiet.run("-p", "no:hypothesispytest", "--hf-test-budget=1")
     result.stdout.fnmatch_lines(["database: False"])
