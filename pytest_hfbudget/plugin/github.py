@@ -1,4 +1,4 @@
-"""A run inside of a GitHub Actions job: its step summary, and an error at each refused test."""
+"""A run inside of a GitHub Actions job: its step summary, and a line at each refused test."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class GitHub:
         self._summary = os.environ.get(SUMMARY, "")
         self._annotates = os.environ.get(ACTIONS) == "true"
         self._places: dict[str, Place] = {}
+        self._session: pytest.Session | None = None
 
     @classmethod
     def of(cls, run: Run) -> GitHub | None:
@@ -52,13 +53,18 @@ class GitHub:
         path = os.path.relpath(self.config.rootpath / file, workspace)
         return Place(Path(path).as_posix(), (line or 0) + 1)
 
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Keep the session, which knows how the run ends; others of us make it red at its end."""
+        self._session = session
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Write an error for each refusal: GitHub shows it at the line of the test."""
+        """Write an error or a warning for each refusal: GitHub shows it at the line of the test."""
         if self._annotates and (report := self._report()) is not None:
-            from pytest_hfbudget.reporting.github import errors
+            from pytest_hfbudget.reporting.github import notices
 
             terminalreporter.ensure_newline()
-            for line in errors(report, self._places):
+            green = self._session is not None and self._session.exitstatus == pytest.ExitCode.OK
+            for line in notices(report, self._places, green=green):
                 terminalreporter.write_line(line)
 
     # Outermost: when it goes on after its yield, the pauses are verified.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def write(config: pytest.Config, report: Report, name: Path) -> None:
 
 
 def show(
-    terminal: Any, report: Report, blamed: Iterable[str], left: Iterable[str], file: Path | None
+    terminal: Any, report: Report, blamed: Collection[str], left: Iterable[str], file: Path | None
 ) -> None:
     """Print the section of a run.
 
@@ -40,7 +40,7 @@ def show(
     for refusal in blamed:
         said = printable(refusal, keep="\n")
         terminal.write_line(f"refused outside of every test: {said}", red=True)
-    for line in summary(report, blocks=blocks):
+    for line in summary(report, blocks=blocks, blamed=bool(blamed)):
         terminal.write_line(printable(line.text), **({line.colour: True} if line.colour else {}))
     for budget in left:
         terminal.write_line(f"  {budget}")

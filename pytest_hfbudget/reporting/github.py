@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pytest_hfbudget.money import show
-from pytest_hfbudget.reporting.saved import SavedReport
+from pytest_hfbudget.reporting.saved import SavedReport, refused_once
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, tests
 from pytest_hfbudget.text import printable
 
@@ -15,8 +15,10 @@ NAME = 120
 MESSAGE = 500
 # GitHub refuses a step's summary above 1 MiB, and drops all of it.
 MOST_BYTES = 1 << 20
-# GitHub shows ten errors of a step.
+# GitHub shows ten errors of a step, and ten warnings.
 ANNOTATIONS = 10
+# As outcomes of tests that had refusals and dealt with them; an expected failure counts as skipped.
+IN_ORDER = ("passed", "skipped")
 LINE_ENDS = "\r\n"
 
 
@@ -32,13 +34,28 @@ def step_summary(report: SavedReport) -> str:
     return "\n".join([*_head(report), *_tables(report)]) + "\n"
 
 
-def errors(report: SavedReport, places: dict[str, Place]) -> Iterator[str]:
-    """A workflow command for each of the first refusals, at the test that was refused."""
-    for refusal in report.refusals[:ANNOTATIONS]:
+def notices(report: SavedReport, places: dict[str, Place], *, green: bool) -> Iterator[str]:
+    """A workflow command for each of the first refusals, at the test that was refused.
+
+    What a test was refused time and again is one refusal. It is an error where the test, or the
+    run, is not in order; a warning where the code under test has dealt with it.
+
+    Args:
+        green: the run passes.
+    """
+    outcomes = {test.id: test.outcome for test in report.tests}
+    found: dict[str, list[str]] = {"error": [], "warning": []}
+    for refusal, times in refused_once(report.refusals):
+        handled = green or outcomes.get(refusal.test or "") in IN_ORDER
         properties = ["title=hfbudget refused a call"]
         if place := places.get(refusal.test or ""):
             properties[:0] = [f"file={_property(place.file)}", f"line={place.line}"]
-        yield f"::error {','.join(properties)}::{_data(printable(refusal.message, keep=LINE_ENDS))}"
+        again = f" ({times} such calls)" if times > 1 else ""
+        said = _data(printable(refusal.message, keep=LINE_ENDS) + again)
+        kind = "warning" if handled else "error"
+        found[kind].append(f"::{kind} {','.join(properties)}::{said}")
+    for commands in found.values():
+        yield from commands[:ANNOTATIONS]
 
 
 def _head(report: SavedReport) -> Iterator[str]:

@@ -36,6 +36,11 @@ class TestLine:
         """Both together: what its budget has paid."""
         return self.spent + self.uptime
 
+    @property
+    def harmed(self) -> bool:
+        """Whether it was refused a call and is not in order: code may deal with a refusal."""
+        return bool(self.refused) and self.outcome not in ("passed", "skipped")
+
 
 @dataclass(frozen=True)
 class EndpointLine:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +22,7 @@ from pytest_hfbudget.reporting.jsonfile import SCHEMA
 from pytest_hfbudget.text import undirected
 
 T = TypeVar("T")
+FIGURES = re.compile(r"\d[\d.,]*")
 
 
 class ReportFileError(HFBudgetError, ValueError):
@@ -110,6 +113,22 @@ class SavedReport:
     def day(self) -> str:
         """Its date for people, to the minute, in UTC."""
         return self.date.strftime("%Y-%m-%d %H:%M")
+
+
+def refused_once(refusals: Iterable[SavedRefusal]) -> Iterator[tuple[SavedRefusal, int]]:
+    """Each refusal that says something new of its test, and how many say the same.
+
+    Figures do not count: a sum that grows from call to call, and a block that has the next number,
+    make the same refusal.
+    """
+    first: dict[tuple[str | None, str, str], SavedRefusal] = {}
+    times: Counter[tuple[str | None, str, str]] = Counter()
+    for refusal in refusals:
+        sentence = FIGURES.sub("0", refusal.message.replace(refusal.model, ""))
+        key = refusal.test, refusal.model, sentence
+        first.setdefault(key, refusal)
+        times[key] += 1
+    return ((refusal, times[key]) for key, refusal in first.items())
 
 
 def read(path: Path) -> SavedReport:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from pytest_hfbudget.reporting.saved import SavedCall, SavedReport, SavedTest
+from pytest_hfbudget.reporting.saved import SavedCall, SavedReport, SavedTest, refused_once
 
 Kind = Literal["text", "name", "word", "usd", "count", "seconds"]
 Cell = str | int | float | None
@@ -122,13 +122,17 @@ def shares(report: SavedReport) -> Table:
 
 
 def refusals(report: SavedReport) -> Table:
-    """The calls that were not sent."""
+    """The calls that were not sent; those that were refused to one test alike are one row."""
     columns = (
         Column("test", "name"),
         Column("model", "name"),
+        Column("times", "count"),
         Column("why", "text"),
     )
-    rows = tuple((one.test or NO_TEST, one.model, one.message) for one in report.refusals)
+    rows = tuple(
+        (one.test or NO_TEST, one.model, times, one.message)
+        for one, times in refused_once(report.refusals)
+    )
     return Table("refusals", "Refused calls", columns, rows)
 
 

@@ -38,9 +38,14 @@ def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
     return f"hfbudget: {'; '.join(parts)}" if parts else None
 
 
-def summary(report: Report, *, blocks: bool = True) -> Iterator[Line]:
-    """The section at the end of a run; without ``blocks`` its bar is drawn in ASCII."""
-    yield _session(report, ("█", "░") if blocks else ("#", "."))
+def summary(report: Report, *, blocks: bool = True, blamed: bool = False) -> Iterator[Line]:
+    """The section at the end of a run.
+
+    Args:
+        blocks: whether the bar may have characters that are not ASCII.
+        blamed: something was refused for which the run fails, and no test does.
+    """
+    yield _session(report, ("█", "░") if blocks else ("#", "."), blamed)
     yield from map(_endpoint, report.endpoints)
     dearest = sorted(report.tests, key=lambda test: -test.whole)[:DEAREST]
     width = min(max((len(test.id) for test in dearest), default=0), NAME)
@@ -62,13 +67,14 @@ def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: i
     return used * filled + free * (width - filled)
 
 
-def _session(report: Report, drawn: tuple[str, str]) -> Line:
+def _session(report: Report, drawn: tuple[str, str], blamed: bool) -> Line:
     calls = _calls(report.calls)
     calls += f", {report.replayed} replayed" if report.replayed else ""
     refused = f", {report.refused} refused" if report.refused else ""
     if report.cap is None:
         return Line(f"spent {show(report.spent)} ({calls}{refused}; no session budget)")
-    colour = "red" if report.refused or report.spent > report.cap else "green"
+    harmed = blamed or report.not_run or any(test.harmed for test in report.tests)
+    colour = "red" if harmed or report.spent > report.cap else "green"
     used = bar(report.spent, report.cap, drawn)
     return Line(
         f"spent {show(report.spent)} of {show(report.cap)} {used} ({calls}{refused})", colour
@@ -83,7 +89,7 @@ def _test(test: TestLine, width: int) -> Line:
     uptime = f", uptime {show(test.uptime)}" if test.uptime else ""
     calls = f"{_calls(test.calls)}{replayed}{refused}"
     text = f"  {name:<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
-    return Line(text, "red" if test.refused else "")
+    return Line(text, "red" if test.harmed else "")
 
 
 def _endpoint(endpoint: EndpointLine) -> Line:

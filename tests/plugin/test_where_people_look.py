@@ -22,6 +22,7 @@ TWO = """
     def test_is_refused():
         call()
 """
+RED = "\x1b[31m"
 COST = r"\[\$0\.0000\d+\]"
 
 
@@ -179,6 +180,33 @@ def test_a_refusal_is_an_error_at_the_line_of_its_test(suite: Suite, job: Path) 
     assert int(at) == line  # of the decorator, which is where pytest says that the test begins
     assert title == "hfbudget refused a call"
     assert "may cost up to" in message
+
+
+def test_a_refusal_that_was_handled_in_a_green_run_is_one_warning_and_nothing_is_red(
+    suite: Suite, job: Path
+) -> None:
+    suite.test_file("""
+        def test_it():
+            for limit in range(100, 120):
+                with pytest.raises(BudgetExceededError), budget(max_usd=0, on_exceed="raise"):
+                    call(limit)
+    """)
+    result = suite.run("--hf-session-budget=1", "--color=yes")
+    assert result.ret == 0
+    said = result.stdout.str()
+    assert said.count("::warning file=") == 1
+    assert "(20 such calls)" in said
+    assert "::error" not in said
+    assert RED not in said
+
+
+def test_a_run_that_is_red_for_want_of_budget_alone_has_an_error(suite: Suite, job: Path) -> None:
+    suite.test_file("def test_it(): call()")
+    result = suite.run("--hf-session-budget=0", "--color=yes")
+    assert result.ret == 1
+    said = result.stdout.str()
+    assert said.count("::error file=") == 1
+    assert f"{RED}spent " in said
 
 
 def _said(suite: Suite) -> str:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from written_report import full, saved
 
-from pytest_hfbudget.reporting.github import ANNOTATIONS, MOST_BYTES, Place, errors, step_summary
+from pytest_hfbudget.reporting.github import (
+    ANNOTATIONS,
+    MOST_BYTES,
+    Place,
+    notices,
+    step_summary,
+)
+
+
+def _red(content: dict[str, Any], places: dict[str, Place]) -> list[str]:
+    return list(notices(saved(content), places, green=False))
 
 
 def test_the_summary_has_all_that_matters() -> None:
@@ -30,14 +41,15 @@ def test_names_are_neither_markdown_nor_html() -> None:
 def test_a_summary_of_ten_thousand_long_names_stays_within_what_github_takes() -> None:
     content = full()
     content["tests"] = [{**content["tests"][0], "id": "<" * 5000}] * 10_000
-    content["refusals"] *= 10_000
+    one = content["refusals"][0]
+    content["refusals"] = [{**one, "test": f"test_a.py::test_{n}"} for n in range(10_000)]
     text = step_summary(saved(content))
     assert len(text.encode()) < MOST_BYTES // 10
     assert "… and 9,990 more" in text
 
 
 def test_an_error_names_file_and_line_and_stays_one_line() -> None:
-    (line,) = errors(saved(full()), {"test_a.py::test_a": Place("a,b:c%.py", 7)})
+    (line,) = _red(full(), {"test_a.py::test_a": Place("a,b:c%.py", 7)})
     assert line == (
         "::error file=a%2Cb%3Ac%25.py,line=7,title=hfbudget refused a call"
         "::org/model may cost up to 100%25,%0Abut only $0.01 is left"
@@ -47,11 +59,43 @@ def test_an_error_names_file_and_line_and_stays_one_line() -> None:
 def test_a_refusal_of_no_test_is_an_error_without_a_place() -> None:
     content = full()
     content["refusals"][0]["test"] = None
-    (line,) = errors(saved(content), {})
+    (line,) = _red(content, {})
     assert line.startswith("::error title=hfbudget refused a call::")
 
 
 def test_no_more_errors_are_written_than_github_shows() -> None:
     content = full()
-    content["refusals"] *= 50
-    assert len(list(errors(saved(content), {}))) == ANNOTATIONS
+    one = content["refusals"][0]
+    content["refusals"] = [{**one, "test": f"test_a.py::test_{n}"} for n in range(50)]
+    assert len(_red(content, {})) == ANNOTATIONS
+
+
+def test_what_a_test_was_refused_time_and_again_is_one_error_and_one_row() -> None:
+    content = full()
+    one = content["refusals"][0]
+    content["refusals"] = [
+        {**one, "message": f"org/model may cost up to ${n}.5, but only $0.01 is left"}
+        for n in range(100)
+    ]
+    content["refusals"].append({**one, "test": "test_a.py::test_b"})
+    first, second = _red(content, {})
+    assert first.endswith(
+        "::org/model may cost up to $0.5, but only $0.01 is left (100 such calls)"
+    )
+    assert second.endswith("but only $0.01 is left")
+    rows = [line for line in step_summary(saved(content)).splitlines() if "may cost up to" in line]
+    assert [row.split(" | ")[2] for row in rows] == ["100", "1"]
+
+
+def test_a_refusal_that_its_test_has_dealt_with_is_a_warning() -> None:
+    content = full()
+    content["tests"][0]["outcome"] = "passed"
+    (line,) = _red(content, {})
+    assert line.startswith("::warning title=hfbudget refused a call::")
+
+
+def test_in_a_green_run_nothing_is_an_error() -> None:
+    content = full()
+    content["refusals"][0]["test"] = None
+    (line,) = notices(saved(content), {}, green=True)
+    assert line.startswith("::warning ")
