@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.saved import SavedReport, refused_once
-from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, tests
+from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, shared, tests
 from pytest_hfbudget.text import printable
 
 TOP = 10
@@ -87,7 +87,7 @@ def _remarks(report: SavedReport) -> Iterator[str]:
 
 
 def _tables(report: SavedReport) -> Iterator[str]:
-    for table in (endpoints(report), refusals(report), tests(report)):
+    for table in (endpoints(report), refusals(report), shared(report), tests(report)):
         if table.rows:
             yield ""
             yield from _table(table)

@@ -10,7 +10,7 @@ from typing import Any
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.money import usd_text
 from pytest_hfbudget.reporting.files import write_whole
-from pytest_hfbudget.reporting.report import EndpointLine, Report, TestLine
+from pytest_hfbudget.reporting.report import EndpointLine, Report, SharedLine, TestLine
 
 SCHEMA = 1
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
@@ -25,6 +25,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "rehearsal": report.rehearsal,
         "session": _session(report),
         "tests": [_test(test) for test in report.tests],
+        "shared": [_shared(budget) for budget in report.shared],
         "calls": [_call(charge) for charge in report.charges],
         "refusals": [refusal._asdict() for refusal in report.refusals],
         "endpoints": [_endpoint(endpoint) for endpoint in report.endpoints],
@@ -61,6 +62,18 @@ def _test(test: TestLine) -> dict[str, Any]:
         "refused": test.refused,
         "replayed": test.replayed,
         "uptime_usd": usd_text(test.uptime),
+    }
+
+
+def _shared(budget: SharedLine) -> dict[str, Any]:
+    return {
+        "name": budget.name,
+        "level": budget.level,
+        "spent_usd": usd_text(budget.spent),
+        "cap_usd": _usd(budget.cap),
+        "max_calls": budget.max_calls,
+        "calls": budget.calls,
+        "refused": budget.refused,
     }
 
 

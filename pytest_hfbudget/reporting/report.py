@@ -11,6 +11,8 @@ from pytest_hfbudget.ledger.scope import SESSION
 
 TEST_PREFIX = "test:"
 NOT_RUN = "not run"
+# What stands first in the key of a budget that tests share.
+SHARING = ("class", "module", "package", "session")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,24 @@ class TestLine:
     def harmed(self) -> bool:
         """Whether it was refused a call and is not in order: code may deal with a refusal."""
         return bool(self.refused) and self.outcome not in ("passed", "skipped")
+
+
+@dataclass(frozen=True)
+class SharedLine:
+    """One budget that several tests share, by a marker with a wider ``scope``.
+
+    Attributes:
+        level: ``class``, ``module``, ``package`` or ``session``.
+        max_calls: the most calls that it lets through; None for any number.
+    """
+
+    name: str
+    level: str
+    spent: int
+    cap: int | None
+    max_calls: int | None
+    calls: int
+    refused: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,7 @@ class Report:
         rehearsal: the calls went to the emulator; nothing was paid.
         over_runs: there were budgets over many runs as well.
         unmetered: why calls were sent that are not in here, and how many for each reason.
+        shared: the budgets of classes, modules and packages, in the order of their first call.
     """
 
     spent: int
@@ -110,6 +131,7 @@ class Report:
     rehearsal: bool = False
     over_runs: bool = False
     unmetered: tuple[tuple[str, int], ...] = ()
+    shared: tuple[SharedLine, ...] = ()
 
     @classmethod
     def of(
@@ -134,6 +156,7 @@ class Report:
             endpoints=endpoints,
             not_run=sum(outcome == NOT_RUN for outcome in outcomes.values()),
             unmetered=tuple(ledger.unmetered().items()),
+            shared=tuple(_shared(ledger)),
         )
 
     @property
@@ -171,6 +194,16 @@ class Report:
     def outside(self) -> tuple[Charge, ...]:
         """Calls that belong to no test: fixtures of the session, imports, stray threads."""
         return tuple(charge for charge in self.charges if charge.test is None)
+
+
+def _shared(ledger: Ledger) -> Iterable[SharedLine]:
+    for key, (scope, totals) in ledger.scopes().items():
+        level = key.partition(":")[0]
+        if level in SHARING and key != SESSION and (totals.calls or totals.refused or totals.spent):
+            yield SharedLine(
+                *(scope.name, level, totals.spent, scope.cap, scope.max_calls),
+                *(totals.calls, totals.refused),
+            )
 
 
 def _uptime(endpoints: Iterable[EndpointLine]) -> Counter[str]:

@@ -40,6 +40,17 @@ class SavedTest(NamedTuple):
     refused: int
 
 
+class SavedShared(NamedTuple):
+    """One budget that several tests share."""
+
+    name: str
+    level: str
+    spent: int
+    cap: int | None
+    calls: int
+    refused: int
+
+
 class SavedCall(NamedTuple):
     """One call. ``usd`` is None where nobody knew a price."""
 
@@ -108,6 +119,7 @@ class SavedReport:
     refusals: tuple[SavedRefusal, ...]
     endpoints: tuple[SavedEndpoint, ...]
     unmetered: Mapping[str, int]
+    shared: tuple[SavedShared, ...] = ()
 
     @property
     def day(self) -> str:
@@ -172,6 +184,7 @@ def parse(content: object, *, written: datetime) -> SavedReport:
         refusals=tuple(_refusal(one) for one in top.each("refusals")),
         endpoints=tuple(_endpoint(one) for one in top.each("endpoints")),
         unmetered=_counts(session.inner("unmetered")),
+        shared=tuple(_shared(one) for one in top.each("shared")),
     )
 
 
@@ -183,6 +196,17 @@ def _test(row: _Fields) -> SavedTest:
     return SavedTest(
         id=row.text("id"),
         outcome=row.text("outcome"),
+        spent=row.usd("spent_usd") or 0,
+        cap=row.usd("cap_usd"),
+        calls=row.count("calls"),
+        refused=row.count("refused"),
+    )
+
+
+def _shared(row: _Fields) -> SavedShared:
+    return SavedShared(
+        name=row.text("name"),
+        level=row.text("level"),
         spent=row.usd("spent_usd") or 0,
         cap=row.usd("cap_usd"),
         calls=row.count("calls"),

@@ -42,6 +42,7 @@ def tables(reports: Sequence[SavedReport]) -> Iterator[Table]:
         endpoints(newest),
         shares(newest),
         tests(newest),
+        shared(newest),
         models(newest),
         providers(newest),
         prices(newest),
@@ -67,6 +68,22 @@ def tests(report: SavedReport) -> Table:
         rows.append(SavedTest(NO_TEST, "", spent, None, len(outside), 0))
     told = ((one.id, one.spent, one.cap, one.calls, one.refused, one.outcome) for one in rows)
     return Table("tests", "By test", columns, _dearest(told, 1))
+
+
+def shared(report: SavedReport) -> Table:
+    """The budgets that several tests share, as they were first used."""
+    columns = (
+        Column("budget", "name"),
+        Column("of a", "word"),
+        Column("spent", "usd", bar=True),
+        Column("cap", "usd"),
+        Column("calls", "count"),
+        Column("refused", "count"),
+    )
+    rows = tuple(
+        (one.name, one.level, one.spent, one.cap, one.calls, one.refused) for one in report.shared
+    )
+    return Table("shared", "Shared budgets", columns, rows)
 
 
 def models(report: SavedReport) -> Table:

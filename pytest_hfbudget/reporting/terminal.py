@@ -7,12 +7,13 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pytest_hfbudget.money import show
-from pytest_hfbudget.reporting.report import EndpointLine, Report, TestLine
+from pytest_hfbudget.reporting.report import EndpointLine, Report, SharedLine, TestLine
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.text import public_url
 
 BAR = 24
 DEAREST = 5
+MOST_REFUSED = 20
 NAME = 56
 
 
@@ -47,13 +48,23 @@ def summary(report: Report, *, blocks: bool = True, blamed: bool = False) -> Ite
     """
     yield _session(report, ("█", "░") if blocks else ("#", "."), blamed)
     yield from map(_endpoint, report.endpoints)
-    dearest = sorted(report.tests, key=lambda test: -test.whole)[:DEAREST]
-    width = min(max((len(test.id) for test in dearest), default=0), NAME)
-    for test in dearest:
-        yield _test(test, width)
-    if left := len(report.tests) - len(dearest):
-        yield Line(f"  … and {left} more tests with calls")
+    yield from map(_shared, report.shared)
+    yield from _tests(report)
     yield from _remarks(report)
+
+
+def _tests(report: Report) -> Iterator[Line]:
+    """The dearest tests, and those that were refused a call and are not in order."""
+    by_cost = sorted(report.tests, key=lambda test: -test.whole)
+    harmed = [test for test in by_cost[DEAREST:] if test.harmed][:MOST_REFUSED]
+    told = [*by_cost[:DEAREST], *harmed]
+    width = min(max((len(test.id) for test in told), default=0), NAME)
+    for test in told:
+        yield _test(test, width)
+    if left := len(by_cost) - len(told):
+        hidden = sum(test.harmed for test in by_cost[DEAREST:]) - len(harmed)
+        refused = f", {hidden} of them refused" if hidden else ""
+        yield Line(f"  … and {left} more tests with calls{refused}", "red" if hidden else "")
 
 
 def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: int = BAR) -> str:
@@ -90,6 +101,17 @@ def _test(test: TestLine, width: int) -> Line:
     calls = f"{_calls(test.calls)}{replayed}{refused}"
     text = f"  {name:<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
     return Line(text, "red" if test.harmed else "")
+
+
+def _shared(budget: SharedLine) -> Line:
+    cap = f" of {show(budget.cap)}" if budget.cap is not None else ""
+    most = f" of {budget.max_calls}" if budget.max_calls is not None else ""
+    refused = f", {budget.refused} refused" if budget.refused else ""
+    calls = f"{budget.calls}{most} calls" if most else _calls(budget.calls)
+    name = (
+        budget.name if budget.name.startswith(budget.level) else f"{budget.name} ({budget.level})"
+    )
+    return Line(f"  shared by {name}: {show(budget.spent)}{cap} ({calls}{refused})")
 
 
 def _endpoint(endpoint: EndpointLine) -> Line:
@@ -134,10 +156,17 @@ def _too_little(report: Report) -> str:
     return f"the session budget of {cap} has too little left. Raise --hf-session-budget."
 
 
+def not_run(report: Report) -> str:
+    """Which tests were not run for want of budget, and what to do; empty where there are none."""
+    if not report.not_run:
+        return ""
+    tests = "1 test" if report.not_run == 1 else f"{report.not_run} tests"
+    return f"{tests} not run: {_too_little(report)}"
+
+
 def _remarks(report: Report) -> Iterator[Line]:
-    if report.not_run:
-        tests = "1 test" if report.not_run == 1 else f"{report.not_run} tests"
-        yield Line(f"  {tests} not run: {_too_little(report)}", "red")
+    if said := not_run(report):
+        yield Line(f"  {said}", "red")
     if swapped := report.swapped:
         total = sum(charge.nano_usd or 0 for charge in swapped)
         models = ", ".join(sorted({f"{c.model} instead of {c.instead_of}" for c in swapped}))
