@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -20,6 +24,9 @@ from pytest_hfbudget.text import public_url
 
 # A run without a cap only watches, so it does not wait for prices as one does that needs them.
 PATIENT_S, BRIEF_S = 10.0, 3.0
+# A name server that is silent can take a minute, which no time-out of a connection covers.
+MOST_S = 15.0
+SILENCE_S = 2.0
 
 
 def book(
@@ -72,12 +79,37 @@ def refresh(config: pytest.Config, settings: Settings, *, needed: bool) -> Catal
         return kept  # huggingface_hub's calls fail then, so there is nothing to be priced
     try:
         within_s = PATIENT_S if needed else BRIEF_S
-        return file.refresh(settings.router, partial(read_document, within_s=within_s), now)
+        read = partial(read_document, within_s=within_s)
+        return file.refresh(settings.router, partial(_in_time, config, read), now)
     except (OSError, ValueError, RuntimeError) as error:  # the last is how suites block sockets
         what = f"that of {kept.age(now)} is used" if kept else "there is none yet"
         where = f"the prices of {public_url(settings.router)}"
         say(config, f"hfbudget: could not read {where} ({error}); {what}", yellow=True)
         return kept
+
+
+def _in_time(config: pytest.Config, read: Callable[[str], bytes], url: str) -> bytes:
+    """What is read within `MOST_S`; after `SILENCE_S` a line says what is waited for.
+
+    Raises:
+        OSError: it takes longer, or whatever ``read`` raises.
+    """
+    answer: Future[bytes] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(read(url))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="hfbudget-prices", daemon=True).start()
+    with suppress(NotYet):
+        return answer.result(SILENCE_S)
+    say(config, f"hfbudget: reading the prices of {public_url(url)} …")
+    try:
+        return answer.result(MOST_S - SILENCE_S)
+    except NotYet:
+        raise OSError(f"no answer within {MOST_S:.0f} s") from None
 
 
 def _offline() -> bool:

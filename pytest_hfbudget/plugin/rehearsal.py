@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.settings import Settings
+from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:
     from pytest_hfbudget.emulator import EmulatorClient
@@ -40,6 +42,7 @@ class Rehearsal:
             ConfigError: it can't be started.
         """
         if where.startswith(("http://", "https://")):
+            _check(where)
             return cls(where.rstrip("/"))
         if where not in ("start", "1", "true", "yes"):
             raise ConfigError(f"--hf-emulator={where}: write the URL of an emulator, or nothing")
@@ -99,6 +102,23 @@ def led_to(url: str, settings: Settings) -> Settings:
         endpoints_api=f"{url}/v2",
         hub=f"{url}/hub",
     )
+
+
+def _check(url: str) -> None:
+    """Make sure that there is an emulator, before anything is collected.
+
+    Raises:
+        ConfigError: none answers there.
+    """
+    from pytest_hfbudget.emulator import EmulatorClient
+
+    try:
+        EmulatorClient(url).state()
+    except (OSError, ValueError, RuntimeError, HTTPException) as error:
+        raise ConfigError(
+            f"no emulator answers at {public_url(url)} ({error}). Start one with "
+            "`python -m pytest_hfbudget.emulator`, or write --hf-emulator without a URL."
+        ) from None
 
 
 def _said() -> IO[bytes]:

@@ -10,6 +10,9 @@ import pytest
 
 from pytest_hfbudget.text import printable
 
+# In the place of the path that pytest's reporter thinks its current line begins with.
+PASSING: Any = object()
+
 
 def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bool) -> None:
     """Write a line of its own; a ``passing`` one is overwritten by the next, on a terminal.
@@ -23,11 +26,19 @@ def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bo
         return
     capture: Any = config.pluginmanager.get_plugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else nullcontext():
+        ours = terminal.currentfspath is PASSING
         if passing and terminal.isatty:
+            if not ours:
+                terminal.ensure_newline()  # what pytest has written on this line stays
             terminal.rewrite(text, erase=True, **markup)
-        else:
-            terminal.ensure_newline()
-            terminal.write_line(text, **markup)
+            terminal.currentfspath = PASSING  # so whoever writes next begins a line of its own
+            return
+        if ours:
+            terminal.rewrite("", erase=True)
+            terminal.write("\r")
+            terminal.currentfspath = None
+        terminal.ensure_newline()
+        terminal.write_line(text, **markup)
 
 
 def on_a_terminal(config: pytest.Config) -> bool:
