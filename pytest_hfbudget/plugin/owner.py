@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.announcer import Announcer
+from pytest_hfbudget.plugin.exhaustion import NOT_RUN
 from pytest_hfbudget.plugin.voice import say
 from pytest_hfbudget.settings import Settings, full_name
 
@@ -49,6 +51,8 @@ class Owner:
         self._used_up = False
         self._announcer = Announcer(config)
         self._done = False
+        self._why_red = ""
+        self._written: Path | None = None
         self._verified = True
 
     # --- before the tests
@@ -220,14 +224,34 @@ class Owner:
                     self._verified = self._fleet.finish()
                 self._done = True
             finally:
+                self._why_red = self._reason(outcomes)
                 self._write_report(outcomes)
                 self._add_to_log(outcomes)
         return self._verified and not self._blamed
+
+    def _reason(self, outcomes: Mapping[str, str]) -> str:
+        """Why the run is red though no test has failed, where pytest's own last line is silent."""
+        told = set(outcomes.values())
+        if "failed" in told or "interrupted" in told:
+            return ""
+        if NOT_RUN in told:
+            from pytest_hfbudget.reporting.terminal import not_run
+
+            return not_run(self.report(outcomes))
+        calls = "1 call was" if len(self._blamed) == 1 else f"{len(self._blamed)} calls were"
+        return f"{calls} refused outside of every test." if self._blamed else ""
 
     @property
     def quiet(self) -> bool:
         """Whether nothing has happened that could cost anything."""
         return self._ledger is None and self._fleet is None
+
+    def uneventful(self, outcomes: Mapping[str, str]) -> bool:
+        """Whether there is nothing to tell of the run; known without making a report."""
+        if self._fleet is not None or NOT_RUN in outcomes.values():
+            return False
+        ledger = self._ledger
+        return ledger is None or not (ledger.charges() or ledger.refusals() or ledger.unmetered())
 
     def report(self, outcomes: Mapping[str, str]) -> Report:
         """The report as it stands now."""
@@ -249,10 +273,11 @@ class Owner:
             return  # a look spends nothing, and what the last run has spent is worth keeping
         from pytest_hfbudget.plugin import paperwork
 
-        paperwork.write(self.config, self.report(outcomes), self.settings.report)
+        if paperwork.write(self.config, self.report(outcomes), self.settings.report):
+            self._written = self.settings.report
 
     def _add_to_log(self, outcomes: Mapping[str, str]) -> None:
-        if self._ledger is not None:
+        if self._ledger is not None and not self.uneventful(outcomes):
             from pytest_hfbudget.plugin import history
 
             report = self.report(outcomes)
@@ -264,13 +289,20 @@ class Owner:
             recording.store(session, self.ledger, events)
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
-        if self.quiet or ((report := self.report(outcomes)).empty and report.cap is None):
+        # A daily budget of which nothing was spent says so, as one of the session does.
+        capped = self.settings.session_cap is not None or self.settings.capped_over_runs
+        if self.quiet or (self.uneventful(outcomes) and not capped):
             return
+        if options.only_look(self.config, self.settings) and self.uneventful(outcomes):
+            return  # a look sends nothing, so there is nothing to sum up
+        report = self.report(outcomes)
         from pytest_hfbudget.plugin import paperwork
 
-        paperwork.show(terminal, report, self._blamed, self.standing(), self.settings.report)
+        paperwork.show(terminal, report, self._blamed, self.standing(), self._written)
 
     def last_words(self) -> None:
+        if self._done and (why := self._why_red):
+            say(self.config, f"hfbudget: the run is red: {why}", red=True, bold=True)
         if self._done and self._fleet is not None:
             for line in self._fleet.lines():
                 if not line.in_order:

@@ -14,8 +14,8 @@ from pytest_hfbudget.reporting import Report, summary
 from pytest_hfbudget.text import printable
 
 
-def write(config: pytest.Config, report: Report, name: Path) -> None:
-    """Write the JSON report; where that can't be done, say so and go on."""
+def write(config: pytest.Config, report: Report, name: Path) -> bool:
+    """Write the JSON report; where that can't be done, say so and go on. Whether it is written."""
     from pytest_hfbudget.reporting import jsonfile
 
     path = config.invocation_params.dir / name
@@ -23,6 +23,8 @@ def write(config: pytest.Config, report: Report, name: Path) -> None:
         jsonfile.write(report, path)
     except OSError as error:
         say(config, f"hfbudget: the report {path} could not be written: {error}", red=True)
+        return False
+    return True
 
 
 def show(
