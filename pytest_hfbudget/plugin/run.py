@@ -204,7 +204,7 @@ class Run:
             self.role.foresee()
 
     def _compare_with_budget(self, items: list[pytest.Item]) -> None:
-        if self.settings.session_cap is not None:
+        if self.settings.session_cap is not None and self.settings.plan_gate != "off":
             from pytest_hfbudget.plugin import planning
 
             planning.gate(items, self.settings, self.recording.costs, self.role)

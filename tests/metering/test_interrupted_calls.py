@@ -20,6 +20,9 @@ OURS = str(Path(pytest_hfbudget.__file__).parent)
 # The ledger's own book-keeping: a handful of instructions between one account and the next.
 BOOKING = {("scope.py", "charge"), ("charge_list.py", "append")}
 
+# Generators of which only the first item is taken.
+LEFT_EARLY = ("<genexpr>", "_stated")
+
 LARGE = [{"role": "user", "content": "x" * (SMALL_BYTES + 1)}]
 
 
@@ -47,7 +50,7 @@ class Interrupter:
         file = frame.f_code.co_filename
         ours = file.startswith(OURS) and "emulator" not in file
         # The closing of a generator is traced like a call; an error in it would go nowhere.
-        if event == "call" and ours and frame.f_code.co_name != "<genexpr>":
+        if event == "call" and ours and frame.f_code.co_name not in LEFT_EARLY:
             self._left -= 1
             if not self._left:
                 self.spared = (Path(file).name, frame.f_code.co_name) in BOOKING
@@ -93,7 +96,7 @@ def test_an_interrupted_call_is_charged_once_and_exactly(
         assert len(bench.books.charges()) == calls + 1, at
         assert bench.spent - spent == bench.billed - billed > 0, at
         came = interrupter.came
-    assert at > 100
+    assert at > 60
     assert bench.held == 0
 
 
@@ -113,4 +116,4 @@ def test_an_interrupted_call_below_a_cap_holds_nothing_and_is_never_undercharged
         assert len(bench.books.charges()) <= calls + 1, at
         assert bench.spent - spent >= bench.billed - billed, at
         came = interrupter.came
-    assert at > 100
+    assert at > 60

@@ -136,7 +136,7 @@ def endpoints(bench: Bench, pytester: pytest.Pytester) -> Iterator[RunEndpoints]
     bench.cap(10_000)
     bench.ledger.open(bench.budgets.session)
     settings = Settings(emulator=bench.emulator.url, endpoints_api=bench.emulator.endpoints_api)
-    config = pytester.parseconfig("-p", "no:terminal", "-s")
+    config = pytester.parseconfig("-p", "no:terminal", "-p", "no:hfbudget", "-s")
     endpoints = RunEndpoints(config, settings, "random-run", bench.ledger, None)
     bench.runtime.meter.endpoints.revive = endpoints.revive
     yield endpoints

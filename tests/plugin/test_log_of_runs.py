@@ -148,9 +148,9 @@ def test_a_run_that_is_killed_while_it_logs_leaves_the_log_whole(real: Suite) ->
     real.run().assert_outcomes(passed=1)
     (real.path / "conftest.py").write_text(
         "import os, signal\n"
-        "from pytest_hfbudget.history import log\n"
+        "from pytest_hfbudget.history import usage_log\n"
         "def last_entry(line, run):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "log._call = last_entry\n"
+        "usage_log._call = last_entry\n"
     )
     assert real.run().ret == -signal.SIGKILL
     assert log()["total"]["calls"] == 1

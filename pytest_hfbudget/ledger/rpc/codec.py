@@ -16,6 +16,7 @@ KINDS = (
     "BudgetExceededError",
     "UnpricedCallError",
     "LedgerBusyError",
+    "RunOverError",
     "LedgerUnreachableError",
     "UnaffordableEndpointError",
     "EndpointError",
