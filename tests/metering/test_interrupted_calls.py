@@ -21,7 +21,7 @@ OURS = str(Path(pytest_hfbudget.__file__).parent)
 BOOKING = {("scope.py", "charge"), ("charge_list.py", "append")}
 
 # Generators of which only the first item is taken.
-LEFT_EARLY = ("<genexpr>", "_sources", "_stated", "_listed")
+LEFT_EARLY = ("<genexpr>", "_sources", "_stated", "_listed", "_offers")
 
 LARGE = [{"role": "user", "content": "x" * (SMALL_BYTES + 1)}]
 
