@@ -7,8 +7,9 @@ WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 # Compiled files make every run of pytest that the tests start a second faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Folders of tests, type-checked one by one: each has modules that others have, too.
-ROOMS := core metering endpoints plugin cli history reporting emulator chaos faults browser
+# Folders of tests, type-checked one by one: each has modules that others have, too. Still to come:
+# core, metering, endpoints, history, faults, browser.
+ROOMS := plugin cli reporting emulator chaos
 
 .PHONY: demo test lint ecosystem mutants clean
 
