@@ -261,6 +261,7 @@ class LedgerClient:
         """Leave the queue, and book in full what is held."""
         self._gone = True
         for request in list(self._queued):
+            self._waiting.pop(request, None)
             self._leave(request)
         for hold in list(self._held):
             draft, amount = self._held.pop(hold, (None, 0))
@@ -332,7 +333,8 @@ class LedgerClient:
         return hold
 
     def _leave(self, request: int) -> None:
-        for requests in (self._queued, self._held, self._waiting):
+        # `_wait` takes it out of those that wait, and tells the client why it ended.
+        for requests in (self._queued, self._held):
             requests.pop(request, None)
         with suppress(HFBudgetError):
             self._ledger.leave(request)
