@@ -280,7 +280,7 @@ def _price(call: Call) -> Quote | None:
 
 
 def _hold_nothing(call: Call, error: BudgetExceededError) -> Hold:
-    """A hold of nothing, for a call that can be stopped later, right before it is sent.
+    """A hold of $0, for a call that can be stopped later, right before it is sent.
 
     Raises:
         BudgetExceededError: it could leave unseen, or not even a replay is allowed.

@@ -76,7 +76,7 @@ def _connect(meter: Meter, path: str) -> None:
     ledger, slow = LedgerConnection(path), LedgerConnection(path)
     meter.ledger = RemoteLedger(ledger)
     meter.endpoints.revive = lambda name: bool(slow.ask("revive", name))
-    # It may be a server that nobody has capped, and that lives longer than the tests.
+    # It may be a server without a cap that lives longer than the tests.
     meter.stops_with_ledger = False
 
 
@@ -119,7 +119,7 @@ class RemoteBook(PriceBook):
 # Tells a freshly started interpreter where to join. No secret: only its owner can open it.
 VARIABLE = LEDGER
 
-# Where nobody answers: a child that is forked after the run's end is refused under a cap.
+# An address without a server: a child forked after the run's end is refused under a cap.
 NOWHERE = "/"
 
 

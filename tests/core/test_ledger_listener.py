@@ -1,4 +1,4 @@
-"""The listener for child processes: its threads step aside for a fork, and nobody notices."""
+"""The listener for child processes: its threads pause for a fork, and no client notices."""
 
 from __future__ import annotations
 
@@ -332,4 +332,4 @@ def test_a_desk_whose_client_hung_up_is_left(echo: Echo) -> None:
     with ours:
         theirs.sendall(b"1\n")
         theirs.close()
-        assert not _ClientSocket(ours, echo).serve()  # there is nobody to give the answer to
+        assert not _ClientSocket(ours, echo).serve()  # the client that asked is gone
