@@ -15,7 +15,7 @@ from pytest_hfbudget.reporting.model import (
     distinct,
     unmetered,
 )
-from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, tests
+from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, shared, tests
 from pytest_hfbudget.text import printable
 
 TOP = 10
@@ -86,7 +86,7 @@ def _remarks(report: Report) -> Iterator[str]:
 
 
 def _tables(report: Report) -> Iterator[str]:
-    for table in (endpoints(report), refusals(report), tests(report)):
+    for table in (endpoints(report), refusals(report), shared(report), tests(report)):
         if table.rows:
             yield ""
             yield from _table(table)

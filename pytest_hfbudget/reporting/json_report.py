@@ -18,7 +18,7 @@ from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.files import write_whole
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.money import parse_usd, usd_text
-from pytest_hfbudget.reporting.model import REPLAYED, EndpointLine, Report, TestLine
+from pytest_hfbudget.reporting.model import REPLAYED, EndpointLine, Report, SharedLine, TestLine
 from pytest_hfbudget.text import undirected
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "rehearsal": report.rehearsal,
         "session": _session(report),
         "tests": [_test(test) for test in report.tests],
+        "shared": [_shared(budget) for budget in report.shared],
         "calls": [_call(charge) for charge in report.charges],
         "refusals": [refusal._asdict() for refusal in report.refusals],
         "endpoints": [_endpoint(endpoint) for endpoint in report.endpoints],
@@ -76,6 +77,18 @@ def _test(test: TestLine) -> dict[str, Any]:
         "refused": test.refused,
         "replayed": test.replayed,
         "uptime_usd": usd_text(test.uptime),
+    }
+
+
+def _shared(budget: SharedLine) -> dict[str, Any]:
+    return {
+        "name": budget.name,
+        "level": budget.level,
+        "spent_usd": usd_text(budget.spent),
+        "cap_usd": _usd(budget.cap),
+        "max_calls": budget.max_calls,
+        "calls": budget.calls,
+        "refused": budget.refused,
     }
 
 
@@ -171,6 +184,7 @@ def parse(content: object, *, written: datetime) -> Report:
         run=top.text("run"),
         date=top.date("date") or written,
         rehearsal=top.flag("rehearsal"),
+        shared=tuple(map(_read_shared, top.each("shared"))),
         unmetered=tuple((why, unmetered.count(why)) for why in unmetered.values),
     )
 
@@ -185,6 +199,18 @@ def _read_test(row: _Fields) -> TestLine:
         refused=row.count("refused"),
         replayed=row.count("replayed"),
         uptime=row.usd("uptime_usd") or 0,
+    )
+
+
+def _read_shared(row: _Fields) -> SharedLine:
+    return SharedLine(
+        name=row.text("name"),
+        level=row.text("level"),
+        spent=row.usd("spent_usd") or 0,
+        cap=row.usd("cap_usd"),
+        max_calls=None if row.values.get("max_calls") is None else row.count("max_calls"),
+        calls=row.count("calls"),
+        refused=row.count("refused"),
     )
 
 

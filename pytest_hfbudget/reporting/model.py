@@ -18,6 +18,8 @@ from pytest_hfbudget.settings import NOT_RUN
 
 TEST_PREFIX = "test:"
 NO_TEST = "(no test)"
+# What stands first in the key of a budget that tests share.
+SHARED = ("class", "module", "package", "session")
 # As outcomes of tests that handled what they were refused; an expected failure counts as skipped.
 IN_ORDER = ("passed", "skipped")
 _FIGURES = re.compile(r"\d[\d.,]*")
@@ -118,6 +120,24 @@ class TestLine:
 
 
 @dataclass(frozen=True)
+class SharedLine:
+    """One budget that several tests share, by a marker with a wider ``scope``.
+
+    Attributes:
+        level: ``class``, ``module``, ``package`` or ``session``.
+        max_calls: the most calls that it lets through; None for any number.
+    """
+
+    name: str
+    level: str
+    spent: int
+    cap: int | None
+    max_calls: int | None
+    calls: int
+    refused: int
+
+
+@dataclass(frozen=True)
 class EndpointLine:
     """One leased endpoint.
 
@@ -182,6 +202,7 @@ class Report:
         rehearsal: the calls went to the emulator; nothing was paid.
         over_runs: budgets over many runs applied as well; not in a file.
         unmetered: why calls were sent that are not in here, and how many for each reason.
+        shared: the budgets that tests share, in the order of their first test.
     """
 
     spent: int
@@ -197,6 +218,7 @@ class Report:
     rehearsal: bool = False
     over_runs: bool = False
     unmetered: tuple[tuple[str, int], ...] = ()
+    shared: tuple[SharedLine, ...] = ()
 
     @classmethod
     def of(
@@ -220,6 +242,7 @@ class Report:
             refusals=ledger.refusals(),
             endpoints=endpoints,
             unmetered=tuple(ledger.unmetered().items()),
+            shared=tuple(_shared(ledger)),
         )
 
     @property
@@ -271,6 +294,22 @@ class Report:
 def total(charges: Iterable[Charge]) -> int:
     """What several calls cost; those without a price count as 0."""
     return sum(charge.nano_usd or 0 for charge in charges)
+
+
+def _shared(ledger: Ledger) -> Iterator[SharedLine]:
+    for key, (scope, totals) in ledger.scopes().items():
+        level = key.partition(":")[0]
+        used = totals.calls or totals.refused or totals.spent
+        if level in SHARED and key != SESSION and used:
+            yield SharedLine(
+                name=scope.name,
+                level=level,
+                spent=totals.spent,
+                cap=scope.cap,
+                max_calls=scope.max_calls,
+                calls=totals.calls,
+                refused=totals.refused,
+            )
 
 
 def _uptime(endpoints: Iterable[EndpointLine]) -> Counter[str]:

@@ -73,6 +73,7 @@ def tables(reports: Sequence[Report]) -> Iterator[Table]:
         endpoints(newest),
         shares(newest),
         tests(newest),
+        shared(newest),
         models(newest),
         providers(newest),
         prices(newest),
@@ -97,6 +98,22 @@ def tests(report: Report) -> Table:
         rows.append(TestLine(NO_TEST, "", total(outside), None, len(outside), 0))
     cells = ((one.id, one.spent, one.cap, one.calls, one.refused, one.outcome) for one in rows)
     return Table("tests", "By test", columns, _by_amount(cells, 1))
+
+
+def shared(report: Report) -> Table:
+    """The budgets that several tests share, in the order of their first test."""
+    columns = (
+        Column("budget", "name"),
+        Column("of a", "word"),
+        Column("spent", "usd", bar=True),
+        Column("cap", "usd"),
+        Column("calls", "count"),
+        Column("refused", "count"),
+    )
+    rows = tuple(
+        (one.name, one.level, one.spent, one.cap, one.calls, one.refused) for one in report.shared
+    )
+    return Table("shared", "Shared budgets", columns, rows)
 
 
 def models(report: Report) -> Table:

@@ -12,6 +12,7 @@ from pytest_hfbudget.reporting.model import (
     UNPRICED,
     EndpointLine,
     Report,
+    SharedLine,
     TestLine,
     call_counts,
     counted,
@@ -23,6 +24,7 @@ from pytest_hfbudget.text import public_url
 
 BAR = 24
 TOP = 5
+MOST_REFUSED = 20
 NAME = 56
 
 
@@ -57,12 +59,8 @@ def summary(report: Report, *, blocks: bool = True, blamed: bool = False) -> Ite
     """
     yield _session(report, ("█", "░") if blocks else ("#", "."), blamed)
     yield from map(_endpoint, report.endpoints)
-    top = sorted(report.tests, key=lambda test: -test.whole)[:TOP]
-    width = min(max((len(test.id) for test in top), default=0), NAME)
-    for test in top:
-        yield _test(test, width)
-    if left := len(report.tests) - len(top):
-        yield TerminalLine(f"  … and {left} more tests with calls")
+    yield from map(_shared, report.shared)
+    yield from _tests(report)
     yield from _remarks(report)
 
 
@@ -93,12 +91,35 @@ def _session(report: Report, drawn: tuple[str, str], blamed: bool) -> TerminalLi
     )
 
 
+def _tests(report: Report) -> Iterator[TerminalLine]:
+    """The most expensive tests, and those that a refusal harmed."""
+    by_amount = sorted(report.tests, key=lambda test: -test.whole)
+    harmed = [test for test in by_amount[TOP:] if test.harmed]
+    shown = [*by_amount[:TOP], *harmed[:MOST_REFUSED]]
+    width = min(max((len(test.id) for test in shown), default=0), NAME)
+    for test in shown:
+        yield _test(test, width)
+    if left := len(by_amount) - len(shown):
+        hidden = len(harmed[MOST_REFUSED:])
+        refused = f", {hidden} of them refused" if hidden else ""
+        yield TerminalLine(f"  … and {left} more tests with calls{refused}", "red" if hidden else "")
+
+
 def _test(test: TestLine, width: int) -> TerminalLine:
     cap = f" of {show(test.cap)}" if test.cap is not None else ""
     uptime = f", uptime {show(test.uptime)}" if test.uptime else ""
     calls = call_counts(test.calls, test.replayed, test.refused)
     text = f"  {shortened(test.id, width):<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
     return TerminalLine(text, "red" if test.harmed else "")
+
+
+def _shared(budget: SharedLine) -> TerminalLine:
+    cap = f" of {show(budget.cap)}" if budget.cap is not None else ""
+    calls = call_counts(budget.calls, 0, budget.refused)
+    most = f"; at most {counted(budget.max_calls, 'call')}" if budget.max_calls is not None else ""
+    level = "" if budget.name.startswith(budget.level) else f" ({budget.level})"
+    text = f"  shared by {budget.name}{level}: {show(budget.spent)}{cap} ({calls}{most})"
+    return TerminalLine(text)
 
 
 def _endpoint(endpoint: EndpointLine) -> TerminalLine:
@@ -135,10 +156,16 @@ def _too_little(report: Report) -> str:
     return f"the session budget of {cap} has too little left. Raise --hf-session-budget."
 
 
+def not_run(report: Report) -> str:
+    """How many tests were not run for want of budget, and what to do; empty where none was."""
+    if not report.not_run:
+        return ""
+    return f"{counted(report.not_run, 'test')} not run: {_too_little(report)}"
+
+
 def _remarks(report: Report) -> Iterator[TerminalLine]:
-    if report.not_run:
-        tests = counted(report.not_run, "test")
-        yield TerminalLine(f"  {tests} not run: {_too_little(report)}", "red")
+    if line := not_run(report):
+        yield TerminalLine(f"  {line}", "red")
     if swapped := report.swapped:
         models = ", ".join(sorted({f"{c.model} instead of {c.instead_of}" for c in swapped}))
         calls = counted(len(swapped), "call")

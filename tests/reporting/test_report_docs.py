@@ -23,7 +23,7 @@ def test_the_example_is_a_report() -> None:
 
 def test_every_key_of_the_docs_is_in_the_schema() -> None:
     parts = SCHEMA["properties"]
-    for part in ("session", "tests", "calls", "refusals", "endpoints"):
+    for part in ("session", "tests", "shared", "calls", "refusals", "endpoints"):
         explained = PAGE.partition(f"### `{part}`")[2].partition("###")[0]
         rows = re.findall(r"^\| (`.*?`) \|", explained, re.MULTILINE)
         keys = re.findall(r"`(\w+)`", " ".join(rows))
