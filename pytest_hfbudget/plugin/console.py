@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 
 from pytest_hfbudget.money import parse_usd, show
 from pytest_hfbudget.text import printable
+
+# After this many seconds of silence a person wants to know what the run waits for.
+SILENCE_S = 2.0
+# Stands where pytest's reporter keeps the path that its current line begins with.
+PASSING: Any = object()
 
 
 def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bool) -> None:
@@ -25,11 +31,31 @@ def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bo
         return
     capture: Any = config.pluginmanager.get_plugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else nullcontext():
+        ours = terminal.currentfspath is PASSING
         if passing and terminal.isatty:
+            if not ours:
+                terminal.ensure_newline()  # what pytest has written on this line stays
             terminal.rewrite(text, erase=True, **markup)
-        else:
-            terminal.ensure_newline()
-            terminal.write_line(text, **markup)
+            terminal.currentfspath = PASSING  # so that pytest's next result begins a new line
+            return
+        if ours:
+            terminal.rewrite("", erase=True)
+            terminal.write("\r")
+            terminal.currentfspath = None
+        terminal.ensure_newline()
+        terminal.write_line(text, **markup)
+
+
+@contextmanager
+def announced(config: pytest.Config, text: str, after_s: float = SILENCE_S) -> Iterator[None]:
+    """Say what the run waits for, once that takes longer than ``after_s``."""
+    timer = threading.Timer(after_s, say, (config, text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def on_a_terminal(config: pytest.Config) -> bool:

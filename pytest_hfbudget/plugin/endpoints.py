@@ -26,7 +26,7 @@ from pytest_hfbudget.ledger.locks import at_work
 from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.plugin import run_history
-from pytest_hfbudget.plugin.console import on_a_terminal, say
+from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.events import EndpointLog
 from pytest_hfbudget.plugin.uptime_booking import UptimeBooking
 from pytest_hfbudget.plugin.uptime_sharing import Key, UptimeSharing
@@ -80,7 +80,8 @@ class RunEndpoints:
         """
         if self._rehearsal is not None:
             self._rehearsal.provide(names)
-        self._lifecycle.check(names)
+        with announced(self._config, f"hfbudget: looking up {', '.join(names)} …"):
+            self._lifecycle.check(names)
         for swept in self._lifecycle.sweep(but=names):
             self._tell(swept)
 

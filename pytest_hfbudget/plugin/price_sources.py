@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.plugin.console import say
+from pytest_hfbudget.plugin.console import SILENCE_S, announced, say
 from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, parse_price
 from pytest_hfbudget.pricing.book import project_book
 from pytest_hfbudget.pricing.catalogue import CatalogueFile
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.text import public_url
 
-# A run without a cap only watches, so it does not wait for prices as one does that needs them.
-PATIENT_S, BRIEF_S = 10.0, 3.0
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a run waits for prices, in seconds.
+
+    Attributes:
+        needed_s, unneeded_s: for one connection; a run without a cap only counts.
+        most_s: for everything. A name server that is silent can take a minute, which the time-out
+            of a connection does not cover.
+        silence_s: a line says what the run waits for after this time.
+    """
+
+    needed_s: float = 10.0
+    unneeded_s: float = 3.0
+    most_s: float = 15.0
+    silence_s: float = SILENCE_S
+
 
 
 def book(
@@ -53,7 +72,9 @@ def check(config: pytest.Config, settings: Settings) -> None:
     book(config, settings, {})
 
 
-def refresh(config: pytest.Config, settings: Settings, *, needed: bool) -> Catalogue | None:
+def refresh(
+    config: pytest.Config, settings: Settings, *, needed: bool, patience: Patience = Patience()
+) -> Catalogue | None:
     """Read the router's catalogue anew when the copy on disk is older than a day.
 
     Without a network the old copy is used, and its age is said; what it does not know is refused
@@ -71,13 +92,37 @@ def refresh(config: pytest.Config, settings: Settings, *, needed: bool) -> Catal
     if _offline() and not settings.emulator:
         return kept  # huggingface_hub's calls fail then, so there is nothing to be priced
     try:
-        within_s = PATIENT_S if needed else BRIEF_S
-        return file.refresh(settings.router, partial(read_public_json, within_s=within_s), now)
+        within_s = patience.needed_s if needed else patience.unneeded_s
+        read = partial(_read_within, patience.most_s, partial(read_public_json, within_s=within_s))
+        waited_for = f"hfbudget: reading the prices of {public_url(settings.router)} …"
+        with announced(config, waited_for, patience.silence_s):
+            return file.refresh(settings.router, read, now)
     except (OSError, ValueError, RuntimeError) as error:  # the last is how suites block sockets
         what = f"that of {kept.age(now)} is used" if kept else "there is none yet"
         where = f"the prices of {public_url(settings.router)}"
         say(config, f"hfbudget: could not read {where} ({error}); {what}", yellow=True)
         return kept
+
+
+def _read_within(most_s: float, read: Callable[[str], bytes], url: str) -> bytes:
+    """What ``read`` returns, within ``most_s``.
+
+    Raises:
+        OSError: it takes longer, or whatever ``read`` raises.
+    """
+    answer: Future[bytes] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(read(url))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="hfbudget-prices", daemon=True).start()
+    try:
+        return answer.result(most_s)
+    except NotYet:
+        raise OSError(f"no answer within {most_s:g} s") from None
 
 
 def _offline() -> bool:

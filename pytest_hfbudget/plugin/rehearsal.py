@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.settings import Settings
+from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:
     from pytest_hfbudget.emulator import EmulatorClient
@@ -36,9 +38,10 @@ class Rehearsal:
         """Start an emulator, or use the one at a URL.
 
         Raises:
-            ConfigError: it can't be started.
+            ConfigError: it can't be started, or does not answer.
         """
         if where.startswith(("http://", "https://")):
+            _check(where)
             return cls(where.rstrip("/"))
         if where not in ("start", "1", "true", "yes"):
             raise ConfigError(f"--hf-emulator={where}: write the URL of an emulator, or nothing")
@@ -97,6 +100,24 @@ def led_to(url: str, settings: Settings) -> Settings:
         endpoints_api=f"{url}/v2",
         hub=f"{url}/hub",
     )
+
+
+def _check(url: str) -> None:
+    """Make sure that an emulator answers, before anything is collected.
+
+    Raises:
+        ConfigError: none does.
+    """
+    from pytest_hfbudget.emulator import EmulatorClient
+
+    try:
+        EmulatorClient(url).state()
+    except (OSError, ValueError, RuntimeError, HTTPException) as error:
+        raise ConfigError(
+            f"HFBUDGET_EMULATOR={public_url(url)}: no emulator answers there ({error}). Start one "
+            "with `python -m pytest_hfbudget.emulator`, or unset the variable and write "
+            "--hf-emulator."
+        ) from None
 
 
 def _said() -> IO[bytes]:
