@@ -1,19 +1,27 @@
-"""What the plugin costs a suite that never touches Hugging Face.
+"""What the plugin costs suites that send no paid call.
 
-Whole runs of pytest, with and without the plugin in turns, so that both meet the same machine;
-and the import alone, in a process that has pytest already.
+Whole runs of pytest, with and without the plugin in turns, so that both meet the same machine:
+
+- one empty test, which is the plugin's start;
+- a suite of a library's own style, a thousand short tests around huggingface_hub, in one process
+  and in two workers. It imports huggingface_hub, so the meter is in place around every test.
+
+Each is told in seconds of the clock and in seconds of the processor; the latter also mean something
+on a machine that others use. Last comes the import alone, in a process that has pytest already.
 
     python benchmarks/quiet_suite.py [ROUNDS]
 """
 
 from __future__ import annotations
 
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 IMPORT = """
 import time, pytest, _pytest.config, _pytest.python, _pytest.terminal, _pytest.junitxml
@@ -21,14 +29,96 @@ start = time.perf_counter()
 import pytest_hfbudget.plugin
 print(time.perf_counter() - start)
 """
+EMPTY = "def test_nothing(): pass\n"
+MODULES = 50
+LIBRARY = """
+import json
+from unittest.mock import patch
+
+import pytest
+from huggingface_hub import InferenceClient, ModelCard, hf_hub_url
+from huggingface_hub.utils import validate_repo_id
 
 
-def whole_run(directory: Path, *options: str) -> float:
-    """Milliseconds of one run of a suite with one empty test."""
-    start = time.perf_counter()
+@pytest.fixture(scope="module")
+def names():
+    return [f"org-{n}/model-{n}" for n in range(50)]
+
+
+@pytest.fixture
+def card(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("---\\nlicense: mit\\ntags: [a, b]\\n---\\n# A model\\n")
+    return ModelCard.load(path)
+
+
+@pytest.mark.parametrize("number", range(14))
+def test_name(names, number):
+    for name in names:
+        validate_repo_id(name)
+    assert hf_hub_url(names[number], "config.json").endswith("config.json")
+
+
+class TestCard:
+    def test_data(self, card):
+        assert card.data.license == "mit"
+
+    def test_text(self, card):
+        assert "# A model" in card.text
+
+    def test_tags(self, card):
+        assert json.loads(json.dumps(card.data.to_dict()))["tags"] == ["a", "b"]
+
+
+class TestClient:
+    @pytest.fixture(autouse=True)
+    def client(self):
+        self.client = InferenceClient(model="org/model", token="hf_x")
+
+    def test_model(self):
+        assert self.client.model == "org/model"
+
+    @pytest.mark.parametrize("text", ["a", "b"])
+    def test_mocked(self, text):
+        with patch.object(InferenceClient, "chat_completion", return_value=text) as chat:
+            assert self.client.chat_completion([]) == text
+        chat.assert_called_once()
+"""
+
+
+class Cost(NamedTuple):
+    """Seconds of one run, by the clock and on the processor, its workers included."""
+
+    clock: float
+    processor: float
+
+
+def whole_run(directory: Path, *options: str) -> Cost:
+    """Run the suite in a directory."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
     subprocess.run(command, cwd=directory, check=True, stdout=subprocess.DEVNULL)
-    return (time.perf_counter() - start) * 1000
+    clock, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(clock, used)
+
+
+def compare(what: str, directory: Path, rounds: int, *options: str) -> None:
+    """Print the medians of runs without the plugin and with it, and their ratio."""
+    off = ("-p", "no:hfbudget")
+    whole_run(directory, *options)  # compiles what is not compiled yet
+    without, with_it = [], []
+    for number in range(rounds):
+        turns = [(without, (*off, *options)), (with_it, options)]
+        for column, given in turns if number % 2 else reversed(turns):
+            column.append(whole_run(directory, *given))
+    for unit in Cost._fields:
+        one, two = (
+            statistics.median(getattr(c, unit) for c in each) for each in (without, with_it)
+        )
+        print(
+            f"{what:<24} {unit:<10} {one:7.3f} s without, {two:7.3f} s with it: {two / one:.3f} x"
+        )
 
 
 def import_alone() -> float:
@@ -38,19 +128,19 @@ def import_alone() -> float:
 
 
 def main() -> None:
-    """Print the medians."""
+    """Print what each suite takes, and the import."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        (directory / "test_empty.py").write_text("def test_nothing(): pass\n")
-        whole_run(directory)  # compiles what is not compiled yet
-        pairs = [
-            (whole_run(directory, "-p", "no:hfbudget"), whole_run(directory)) for _ in range(rounds)
-        ]
-    without, with_it = (statistics.median(column) for column in zip(*pairs, strict=True))
+        empty, library = Path(name, "empty"), Path(name, "library")
+        for directory in (empty, library):
+            directory.mkdir()
+        (empty / "test_empty.py").write_text(EMPTY)
+        for number in range(MODULES):
+            (library / f"test_part_{number}.py").write_text(LIBRARY)
+        compare("one empty test", empty, rounds)
+        compare("a library's suite", library, rounds)
+        compare("the same with -n2", library, rounds, "-n2")
     alone = statistics.median(import_alone() for _ in range(rounds))
-    print(f"a run without the plugin  {without:7.1f} ms")
-    print(f"a run with the plugin     {with_it:7.1f} ms  ({with_it / without:.3f} x)")
     print(f"the import alone          {alone:7.1f} ms")
 
 

@@ -93,6 +93,9 @@ class LedgerLike(Protocol):
     def total(self, key: str) -> Totals:
         """Where a scope stands now."""
 
+    def touched(self, key: str) -> bool:
+        """Whether this process has asked for anything in a scope; known without asking."""
+
     def charges_in(self, key: str) -> tuple[Charge, ...]:
         """Every settled call of one scope."""
 

@@ -176,6 +176,9 @@ class Ledger:
             account = self._accounts.get(key)
             return Totals() if account is None else account.totals
 
+    def touched(self, key: str) -> bool:
+        return key in self._accounts
+
     def book(self, key: str, nano_usd: int, *, what: str = "") -> None:
         """Add what is spent without a call: the uptime of an endpoint.
 

@@ -88,8 +88,10 @@ class Attribution:
             return
         meter = self._run.runtime.meter
         meter.settle_open(item.nodeid) if last else meter.drain()
-        share = self._share()
-        total = meter.ledger.total(test.scopes[-1].key)
+        share, key = self._share(), test.scopes[-1].key
+        if not share and not meter.ledger.touched(key):
+            return  # a worker would ask its controller, for each test that never calls
+        total = meter.ledger.total(key)
         if total.calls or total.refused or share:
             # A rerun counts on, so what its predecessor said is replaced.
             kept = [p for p in item.user_properties if not str(p[0]).startswith("hfbudget.")]

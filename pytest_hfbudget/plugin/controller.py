@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,14 +15,16 @@ from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.plugin.events import Announcer
+from pytest_hfbudget.plugin.report_writer import ReportWriter
 from pytest_hfbudget.plugin.role import Role
-from pytest_hfbudget.settings import Settings, full_name
+from pytest_hfbudget.settings import NOT_RUN, Settings, full_name
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.metering.thresholds import WarnedOnce
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
+    from pytest_hfbudget.plugin.price_sources import RunPrices
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
     from pytest_hfbudget.plugin.role import StoreCosts
     from pytest_hfbudget.pricing import Catalogue
@@ -92,25 +94,23 @@ class ControllerServer:
 class Controller(Role):
     """A run in one process, or the controller of one with workers."""
 
+    reports = True
+
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         super().__init__(settings)
-        self.reports = True
-        self.config = config
-        self.run_id, self._started = uuid.uuid4().hex[:12], time.time()
+        self.config, self.run_id = config, uuid.uuid4().hex[:12]
         self.leased: dict[str, str] = {}
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
         self._endpoints: RunEndpoints | None = None
         self._server_for_workers: ControllerServer | None = None
         self._rehearsal: Rehearsal | None = None
-        self._prices_ready = self._foreseen = False
-        self._read: Catalogue | None = None
-        self._blamed: list[str] = []
+        self._run_prices: RunPrices | None = None
+        self._writer = ReportWriter(config, self.run_id)
         self._once: WarnedOnce | None = None
         self._used_up = False
         self._announcer = Announcer(config)
-        self._done = False
-        self._verified = True
+        self._verified: bool | None = None  # None until the endpoints are finished
 
     # --- before the tests
 
@@ -157,28 +157,22 @@ class Controller(Role):
             if needed:
                 self.endpoints.check(needed)
             if paid:
-                self._prepare_prices()
-
-    def _prepare_prices(self) -> None:
-        if not self._prices_ready:
-            from pytest_hfbudget.plugin import price_sources
-
-            price_sources.check(self.config, self.settings)
-            self._read = price_sources.refresh(self.config, self.settings, needed=True)
-            self._prices_ready = True
+                self._prices.prepare()
 
     def foresee(self) -> None:
         with self._lock:
-            if not self._foreseen and self._read is None:
-                from pytest_hfbudget.plugin import price_sources
+            self._prices.foresee()
 
-                self._foreseen = True
-                self._read = price_sources.refresh(self.config, self.settings, needed=False)
+    @property
+    def _prices(self) -> RunPrices:
+        if self._run_prices is None:
+            from pytest_hfbudget.plugin.price_sources import RunPrices
+
+            self._run_prices = RunPrices(self.config, self.settings)
+        return self._run_prices
 
     def _catalogue(self) -> Catalogue:
-        from pytest_hfbudget.pricing.catalogue import kept_catalogue
-
-        return self._read or kept_catalogue(self.settings.router)
+        return self._prices.catalogue()
 
     def planned(self) -> None:
         if self._server_for_workers is not None and self._server_for_workers.problem is not None:
@@ -231,7 +225,7 @@ class Controller(Role):
         return str(error) if error else None
 
     def blame(self, refusals: tuple[str, ...]) -> None:
-        self._blamed += refusals
+        self._writer.blamed += refusals
 
     def warn(self, text: str) -> None:
         say(self.config, text, yellow=True)
@@ -269,20 +263,20 @@ class Controller(Role):
     # --- after the tests
 
     def finish(self, outcomes: Mapping[str, str]) -> bool:
-        if not self._done:
+        if self._verified is None:
             try:
-                if self._endpoints is not None:
-                    self._verified = self._endpoints.finish()
-                self._done = True
+                self._verified = self._endpoints is None or self._endpoints.finish()
             finally:
-                self._write_report(outcomes)
-                self._add_to_log(outcomes)
-        return self._verified and not self._blamed
+                eventful, make = not self.uneventful(outcomes), partial(self.report, outcomes)
+                self._writer.conclude(self.settings, outcomes, make, eventful=eventful)
+        return self._verified and not self._writer.blamed
 
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing has happened that could cost anything."""
-        return self._ledger is None and self._endpoints is None
+    def uneventful(self, outcomes: Mapping[str, str]) -> bool:
+        """Whether there is nothing to tell of the run; known without making a report."""
+        if self._endpoints is not None or NOT_RUN in outcomes.values():
+            return False
+        ledger = self._ledger
+        return ledger is None or not (ledger.charges() or ledger.refusals() or ledger.unmetered())
 
     def report(self, outcomes: Mapping[str, str]) -> Report:
         """The report as it stands now."""
@@ -297,34 +291,25 @@ class Controller(Role):
             over_runs=self.settings.capped_over_runs,
         )
 
-    def _write_report(self, outcomes: Mapping[str, str]) -> None:
-        if self.settings.report is None or options.only_look(self.config, self.settings):
-            return  # a look spends nothing, and what the last run has spent is worth keeping
-        from pytest_hfbudget.plugin import report_writer
-
-        report_writer.write(self.config, self.report(outcomes), self.settings.report)
-
-    def _add_to_log(self, outcomes: Mapping[str, str]) -> None:
-        if self._ledger is not None:
-            from pytest_hfbudget.plugin import run_history
-
-            report = self.report(outcomes)
-            run_history.add_to_log(self.config, self.settings, self.run_id, self._started, report)
-
     def record(self, store: StoreCosts, session: pytest.Session) -> None:
         if self.settings.store_costs:
             events = self._endpoints.log.all() if self._endpoints is not None else ()
             store(session, self.ledger, events)
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
-        if self.quiet or ((report := self.report(outcomes)).empty and report.cap is None):
-            return
-        from pytest_hfbudget.plugin import report_writer
-
-        report_writer.show(terminal, report, self._blamed, self.standing(), self.settings.report)
+        if self.uneventful(outcomes):
+            # A budget of which nothing was spent says so, unless this run only looked.
+            capped = self.settings.session_cap is not None or self.settings.capped_over_runs
+            looks = options.only_look(self.config, self.settings)
+            if self._ledger is None or looks or not capped:
+                return
+        self._writer.show(terminal, self.report(outcomes), self.standing())
 
     def last_words(self) -> None:
-        if self._done and self._endpoints is not None:
+        if self._verified is None:
+            return
+        self._writer.last_line()
+        if self._endpoints is not None:
             for line in self._endpoints.lines():
                 if not line.in_order:
                     say(self.config, f"{line.name}: {line.to_do}", red=True, bold=True)

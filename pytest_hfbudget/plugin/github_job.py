@@ -92,6 +92,7 @@ class GitHub:
 
     def _report(self) -> Report | None:
         """The report of the run; None if it is empty."""
-        if self.controller.quiet or (report := self.controller.report(self.run.outcomes)).empty:
+        if self.controller.uneventful(self.run.outcomes):
             return None
-        return report
+        report = self.controller.report(self.run.outcomes)
+        return None if report.empty else report

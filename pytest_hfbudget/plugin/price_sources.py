@@ -18,7 +18,7 @@ from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin.console import SILENCE_S, announced, say
 from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, parse_price
 from pytest_hfbudget.pricing.book import project_book
-from pytest_hfbudget.pricing.catalogue import CatalogueFile
+from pytest_hfbudget.pricing.catalogue import CatalogueFile, kept_catalogue
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.text import public_url
 
@@ -70,6 +70,36 @@ def check(config: pytest.Config, settings: Settings) -> None:
         ConfigError: as `book`.
     """
     book(config, settings, {})
+
+
+class RunPrices:
+    """The catalogue of a run: read anew before the first test, by whoever needs it first."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self._config, self._settings = config, settings
+        self._read: Catalogue | None = None
+        self._ready = self._foreseen = False
+
+    def prepare(self) -> None:
+        """Have prices that a cap may depend on.
+
+        Raises:
+            ConfigError: as `book`.
+        """
+        if not self._ready:
+            check(self._config, self._settings)
+            self._read = refresh(self._config, self._settings, needed=True)
+            self._ready = True
+
+    def foresee(self) -> None:
+        """Have prices for calls that no cap waits for."""
+        if not self._foreseen and self._read is None:
+            self._foreseen = True
+            self._read = refresh(self._config, self._settings, needed=False)
+
+    def catalogue(self) -> Catalogue:
+        """What was read, or else the copy on disk."""
+        return self._read or kept_catalogue(self._settings.router)
 
 
 def refresh(

@@ -1,51 +1,103 @@
-"""What a run writes down at its end: the JSON report, the terminal summary, the GitHub job."""
+"""What a run leaves behind at its end: a JSON file, a row in the usage log, lines in the terminal."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import can_show, say
-from pytest_hfbudget.reporting import Report, summary
+from pytest_hfbudget.settings import NOT_RUN, Settings
 from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
-    pass
+    from pytest_hfbudget.reporting import Report
 
 
-def write(config: pytest.Config, report: Report, name: Path) -> None:
-    """Write the JSON report; where that can't be done, say so and go on."""
-    from pytest_hfbudget.reporting import json_report
+class ReportWriter:
+    """Writes the report of one run to wherever it is wanted.
 
-    path = config.invocation_params.dir / name
-    try:
-        json_report.write(report, path)
-    except OSError as error:
-        say(config, f"hfbudget: the report {path} could not be written: {error}", red=True)
-
-
-def show(
-    terminal: Any, report: Report, blamed: Collection[str], left: Iterable[str], file: Path | None
-) -> None:
-    """Print the section of a run.
-
-    Args:
-        blamed: refusals that belong to no test.
-        left: what the budgets over many runs have left.
-        file: where the JSON report is.
+    Attributes:
+        blamed: refusals that belong to no test; each fails the run.
     """
-    blocks = can_show("█░", sys.stdout.encoding)
-    terminal.section("hf budget")
-    for refusal in blamed:
-        said = printable(refusal, keep="\n")
-        terminal.write_line(f"refused outside of every test: {said}", red=True)
-    for line in summary(report, blocks=blocks, blamed=bool(blamed)):
-        terminal.write_line(printable(line.text), **({line.colour: True} if line.colour else {}))
-    for budget in left:
-        terminal.write_line(f"  {budget}")
-    if file is not None:
-        terminal.write_line(f"  report: {file}")
+
+    def __init__(self, config: pytest.Config, run_id: str) -> None:
+        self._config, self._run_id, self._started = config, run_id, time.time()
+        self.blamed: list[str] = []
+        self._written: Path | None = None
+        self._why_red = ""
+
+    def conclude(
+        self,
+        settings: Settings,
+        outcomes: Mapping[str, str],
+        make: Callable[[], Report],
+        *,
+        eventful: bool,
+    ) -> None:
+        """Write the JSON file and, for an eventful run, the row of the usage log.
+
+        Args:
+            make: makes the report, which takes a moment.
+        """
+        self._why_red = self._reason(outcomes, make)
+        # A look spends nothing, and what the last run has spent is worth keeping.
+        if settings.report is not None and not options.only_look(self._config, settings):
+            self._write(make(), settings.report)
+        if eventful:
+            from pytest_hfbudget.plugin import run_history
+
+            run_history.add_to_log(self._config, settings, self._run_id, self._started, make())
+
+    def _reason(self, outcomes: Mapping[str, str], make: Callable[[], Report]) -> str:
+        """Why the run fails though no test has failed: pytest's own last line does not say it."""
+        if {"failed", "interrupted"} & set(outcomes.values()):
+            return ""
+        if NOT_RUN in outcomes.values():
+            from pytest_hfbudget.reporting.terminal import not_run
+
+            return not_run(make())
+        calls = "1 call was" if len(self.blamed) == 1 else f"{len(self.blamed)} calls were"
+        return f"{calls} refused outside of every test." if self.blamed else ""
+
+    def _write(self, report: Report, name: Path) -> None:
+        from pytest_hfbudget.reporting import json_report
+
+        path = self._config.invocation_params.dir / name
+        try:
+            json_report.write(report, path)
+        except OSError as error:
+            say(
+                self._config,
+                f"hfbudget: the report {path} could not be written: {error}",
+                red=True,
+            )
+        else:
+            self._written = name
+
+    def show(self, terminal: Any, report: Report, left: Iterable[str]) -> None:
+        """Print the section of a run; ``left``: what the budgets over many runs have left."""
+        from pytest_hfbudget.reporting import summary
+
+        blocks = can_show("█░", sys.stdout.encoding)
+        terminal.section("hf budget")
+        for refusal in self.blamed:
+            said = printable(refusal, keep="\n")
+            terminal.write_line(f"refused outside of every test: {said}", red=True)
+        for line in summary(report, blocks=blocks, blamed=bool(self.blamed)):
+            colour = {line.colour: True} if line.colour else {}
+            terminal.write_line(printable(line.text), **colour)
+        for budget in left:
+            terminal.write_line(f"  {budget}")
+        if self._written is not None:
+            terminal.write_line(f"  report: {self._written}")
+
+    def last_line(self) -> None:
+        """Say why the run fails, where nothing else does."""
+        if self._why_red:
+            say(self._config, f"hfbudget: the run failed: {self._why_red}", red=True, bold=True)

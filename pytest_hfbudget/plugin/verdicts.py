@@ -65,8 +65,11 @@ def _raised(call: pytest.CallInfo[None]) -> Iterator[BaseException]:
 
 def _warn(run: Run, item: pytest.Item) -> Iterator[str]:
     """Raise the warnings that are due, in the test that crossed; yields those that are errors."""
+    notices = run.attribution.take_notices()
+    if not notices:
+        return  # pytest takes longer to find the place than the rest of a quiet test's verdict
     path, line, _ = item.reportinfo()
-    for text in run.attribution.take_notices():
+    for text in notices:
         try:
             warnings.warn_explicit(text, HFBudgetWarning, str(path), (line or 0) + 1)
         except HFBudgetWarning as error:

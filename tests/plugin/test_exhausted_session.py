@@ -174,6 +174,25 @@ def test_the_tests_after_an_endpoint_was_paused_for_the_cap_are_not_run(
     suite.run("--hf-session-budget=0.002").assert_outcomes(failed=1, skipped=1)
 
 
+def test_the_last_line_says_why_a_run_failed_in_which_no_test_failed(suite: Suite) -> None:
+    suite.test_file("def test_calls(): call()")
+    result = suite.run(NONE, "-q")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    last = [line for line in result.outlines if line][-1]
+    assert last == (
+        "hfbudget: the run failed: 1 test not run: the session budget of $0.00 has too little "
+        "left. Raise --hf-session-budget."
+    )
+
+
+def test_a_run_with_a_failure_needs_no_last_line(suite: Suite) -> None:
+    suite.test_file("""
+        def test_calls(): call()
+        def test_fails(): assert False
+    """)
+    suite.run(NONE).stdout.no_fnmatch_line("*hfbudget: the run failed*")
+
+
 def test_the_json_report_says_not_run(suite: Suite) -> None:
     suite.test_file(THREE)
     suite.run(NONE, "--hf-report=report.json")

@@ -55,3 +55,75 @@ def test_the_markers_are_explained(quiet: Suite) -> None:
     quiet.run("--markers").stdout.fnmatch_lines(
         ["@pytest.mark.budget(max_usd=None*", "@pytest.mark.hf_endpoint(*"]
     )
+
+
+# --- huggingface_hub is there, and no test calls
+
+
+MANY = """
+import huggingface_hub
+import pytest
+
+@pytest.mark.parametrize("number", range(20))
+def test_it(number): pass
+"""
+
+
+def test_a_run_without_calls_makes_no_report(quiet: Suite) -> None:
+    (quiet.path / "test_many.py").write_text(MANY)
+    (quiet.path / "conftest.py").write_text(
+        "import sys\ndef pytest_unconfigure():\n"
+        "    print('report:', 'pytest_hfbudget.reporting.model' in sys.modules)\n"
+    )
+    quiet.run().stdout.fnmatch_lines(["report: False"])
+
+
+def test_a_test_that_does_not_call_is_not_asked_where_it_is(quiet: Suite) -> None:
+    (quiet.path / "test_many.py").write_text(MANY)
+    (quiet.path / "conftest.py").write_text("""
+import pytest
+
+class Function(pytest.Function):
+    asked = 0
+
+    def reportinfo(self):
+        Function.asked += 1
+        return super().reportinfo()
+
+def pytest_pycollect_makeitem(collector, name, obj):
+    if name == "test_counted":
+        return Function.from_parent(collector, name=name, callobj=obj)
+
+def pytest_unconfigure():
+    print("asked:", Function.asked)
+""")
+    (quiet.path / "test_counted.py").write_text("def test_counted(): pass\n")
+    said = {
+        line
+        for options in ((), ("-p", "no:hfbudget"))
+        for line in quiet.run(*options).outlines
+        if line.startswith("asked: ")
+    }
+    assert len(said) == 1
+
+
+def test_a_worker_whose_tests_do_not_call_asks_its_controller_nothing(quiet: Suite) -> None:
+    pytest.importorskip("xdist")
+    (quiet.path / "test_many.py").write_text(MANY)
+    (quiet.path / "conftest.py").write_text("""
+import socket, sys, pathlib
+
+asked = []
+
+def hook(event, arguments):
+    if event == "socket.connect" and arguments[0].family == socket.AF_UNIX:
+        asked.append(str(arguments[1]))
+
+sys.addaudithook(hook)
+
+def pytest_unconfigure(config):
+    if hasattr(config, "workerinput"):
+        pathlib.Path(__file__).with_name(config.workerinput["workerid"]).write_text(repr(asked))
+""")
+    quiet.run("-n2").assert_outcomes(passed=20)
+    assert [(quiet.path / worker).read_text() for worker in ("gw0", "gw1")] == ["[]", "[]"]

@@ -41,7 +41,7 @@ def test_the_json_report_has_the_documented_form(suite: Suite) -> None:
     suite.test_file(TWO)
     suite.run("--hf-session-budget=1", "--hf-report=report.json")
     report = suite.report()
-    parts = ["session", "tests", "calls", "refusals", "endpoints"]
+    parts = ["session", "tests", "shared", "calls", "refusals", "endpoints"]
     assert list(report) == ["schema", "run", "date", "rehearsal", *parts]
     assert (report["schema"], report["rehearsal"]) == (1, True)
     documented = "spent_usd cap_usd calls refused replayed unmetered"
@@ -142,3 +142,23 @@ def test_a_run_that_is_interrupted_by_a_signal_reports(suite: Suite) -> None:
     assert process.wait(30) == 2
     report = json.loads((suite.path / "report.json").read_text())
     assert report["session"]["calls"] == 1
+
+
+def test_a_report_that_could_not_be_written_is_not_announced(suite: Suite) -> None:
+    suite.test_file("def test_it(): call()")
+    (suite.path / "taken").write_text("a file, and no folder")
+    result = suite.run("--hf-session-budget=1", "--hf-report=taken/report.json")
+    result.stdout.fnmatch_lines(["hfbudget: the report * could not be written: *"])
+    result.stdout.no_fnmatch_line("  report: *")
+
+
+def test_a_look_at_the_tests_sums_up_nothing(suite: Suite) -> None:
+    suite.test_file("def test_it(): call()")
+    result = suite.run("--collect-only", "--hf-session-budget=1")
+    result.stdout.no_fnmatch_line("*= hf budget =*")
+
+
+def test_a_daily_budget_of_which_nothing_was_spent_is_shown(real: Suite) -> None:
+    real.test_file("def test_it(): pass")
+    result = real.run("--hf-daily-budget=2")
+    result.stdout.fnmatch_lines(["*= hf budget =*", "  daily budget $2.00 ($2.00 left)"])

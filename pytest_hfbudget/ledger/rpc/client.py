@@ -166,17 +166,20 @@ class RemoteLedger:
 
     def __init__(self, wire: LedgerConnection, *, ahead: bool = False) -> None:
         self._wire = wire
+        self._touched: set[str] = set()
         self._settle = wire.tell if ahead else wire.ask
 
     def open(self, scope: Scope) -> None:
         self._wire.ask("open", scope)
 
     def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
+        self._touched.update(keys)
         return Hold(*self._wire.ask("hold", keys, least, most, draft))
 
     def ask(
         self, keys: Sequence[str], least: int, most: int | None, draft: Charge, caller: Caller
     ) -> Hold | WaitingHold:
+        self._touched.update(keys)
         place, amount = self._wire.ask("ask", keys, least, most, draft, caller)
         if amount is not None:
             return Hold(place, amount)
@@ -224,6 +227,7 @@ class RemoteLedger:
         self._wire.flush()
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
+        self._touched.update(keys)
         self._wire.ask("refuse", keys, refusal)
 
     def miss(self, why: str, calls: int) -> None:
@@ -231,6 +235,9 @@ class RemoteLedger:
 
     def total(self, key: str) -> Totals:
         return Totals(*self._wire.ask("total", key))
+
+    def touched(self, key: str) -> bool:
+        return key in self._touched
 
     def charges_in(self, key: str) -> tuple[Charge, ...]:
         return tuple(codec.charge(fields) for fields in self._wire.ask("charges_in", key))
