@@ -30,12 +30,14 @@ class Demo:
     """Runs everything against one emulator, and checks what it shows.
 
     Attributes:
+        report: the JSON report of the first run; it stays after the demo.
         problems: what was not as promised; empty after a good run.
     """
 
     console: Console
     emulator: Emulator
     directory: Path
+    report: Path
     problems: list[str]
 
     @classmethod
@@ -43,10 +45,12 @@ class Demo:
         """The whole demo; whether everything was as promised."""
         config = {"endpoints": [{"namespace": "demo", "name": "llm", "initializing_s": 1.5}]}
         with Emulator(config=config) as emulator, tempfile.TemporaryDirectory() as directory:
-            demo = cls(console, emulator, Path(directory), [])
+            report = Path(tempfile.mkdtemp(prefix="hfbudget-demo-")) / "report.json"
+            demo = cls(console, emulator, Path(directory), report, [])
             demo.capped_run()
             demo.killed_run()
             demo.verdict()
+            console.print(f"\nLook at its report: hfbudget report {report} --html report.html")
             return not demo.problems
 
     # --- three acts
@@ -54,7 +58,7 @@ class Demo:
     def capped_run(self) -> None:
         """A suite under a session budget: one of its tests asks for more than its cap."""
         self._title("1. A suite under a cap, with an endpoint that is resumed and paused")
-        report = self.directory / "report.json"
+        report = self.report
         command = self._pytest("test_paid_inference.py", "--hf-report", str(report))
         self.console.print(
             f"$ pytest --hf-session-budget {SESSION_CAP} test_paid_inference.py", style="bold"

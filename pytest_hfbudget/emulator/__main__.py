@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     # At once, without waiting for open requests: whoever sends the signal is done with it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
-    emulator = Emulator(port=options.port, config=config, log_file=options.log).start()
+    emulator = _start(options, config)
     if options.ready_file:
         _write_ready(options.ready_file, emulator.url)
     else:
@@ -38,9 +38,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _start(options: argparse.Namespace, config: dict[str, Any]) -> Emulator:
+    try:
+        return Emulator(port=options.port, config=config, log_file=options.log).start()
+    except OSError:
+        if not options.or_any_port:
+            raise
+        return Emulator(config=config, log_file=options.log).start()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pytest_hfbudget.emulator", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one")
+    parser.add_argument("--or-any-port", action="store_true", help="if that port is taken")
     parser.add_argument("--ready-file", type=Path, help="gets {url, pid} as JSON when it listens")
     parser.add_argument("--log", type=Path, help="gets the event log as JSON lines")
     parser.add_argument("--config", type=Path, help="JSON with the parts of /_emulator/config")

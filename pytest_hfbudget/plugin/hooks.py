@@ -27,13 +27,10 @@ def usage_errors() -> Iterator[None]:
 @contextmanager
 def failures() -> Iterator[None]:
     """Our errors as the reason of a failure, without a traceback through here."""
-    problem = ""
     try:
         yield
     except HFBudgetError as error:
-        problem = str(error)
-    if problem:
-        pytest.fail(problem, pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 class Hooks:

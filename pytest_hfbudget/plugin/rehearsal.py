@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.files import cache_file
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.text import public_url
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 # Any name will do there. A real token has no business on the way to it.
 TOKEN = "hf_emulator"  # noqa: S105
 START_S = 30.0
+# The same in each rehearsal, if it is free: a cassette that one of them records has the port in its
+# URLs, and a reaper that outlived its rehearsal finds the leases of the next one.
+PORT = 47_743
 
 
 class Rehearsal:
@@ -56,6 +61,7 @@ class Rehearsal:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "pytest_hfbudget.emulator"),
+                    *("--port", str(PORT), "--or-any-port"),
                     *("--ready-file", str(ready), "--exit-with", str(os.getpid())),
                 ],
                 stdout=subprocess.DEVNULL,
@@ -85,6 +91,9 @@ class Rehearsal:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+            for kind, origin in (("catalogue", f"{self.url}/router"), ("hardware", f"{self.url}/v2")):
+                with suppress(OSError):
+                    cache_file(kind, origin).unlink()
 
     def _client(self) -> EmulatorClient:
         from pytest_hfbudget.emulator import EmulatorClient

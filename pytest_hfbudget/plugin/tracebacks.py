@@ -43,6 +43,8 @@ def shorten(
     full = item.config.getoption("fulltrace", False)
     if not refused or full or not isinstance(item, pytest.Function):
         return
+    if isinstance(excinfo.value, pytest.fail.Exception) and not excinfo.value.pytrace:
+        return  # of these pytest shows the sentence alone
     if style == "line" and refused[0] is excinfo.value:
         entry = list(_own(excinfo))[-1]
         report.longrepr = excinfo.exconly()

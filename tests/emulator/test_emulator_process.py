@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -109,3 +110,12 @@ def test_it_ends_with_the_process_that_it_was_told_to_end_with(start: Start) -> 
     other.kill()
     assert process.wait(5) == 0  # though `other` is a zombie: nobody has waited for it
     other.communicate()
+
+
+def test_it_takes_another_port_where_it_may(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = start("--port", port, "--or-any-port")
+        assert not address(process).endswith(f":{port}")
+    free = start("--port", port, "--or-any-port")
+    assert address(free).endswith(f":{port}")

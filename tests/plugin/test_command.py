@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from plugin_suite import Suite
@@ -40,6 +42,9 @@ def test_the_demo_shows_a_refusal_a_pause_and_a_ledger_that_is_the_bill() -> Non
     assert "demo/llm: paused, verified" in done.stdout
     assert "later the pause was on the wire" in done.stdout
     assert "As promised" in done.stdout
+    report = re.search(r"hfbudget report (\S+) --html", done.stdout.replace("\n", ""))
+    assert report is not None
+    assert Path(report[1]).exists()
 
 
 @pytest.fixture

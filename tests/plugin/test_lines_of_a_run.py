@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from _pytest.terminal import TerminalReporter
@@ -89,6 +91,19 @@ def test_an_emulator_that_does_not_answer_is_one_line(
     assert len([line for line in result.errlines if line]) == 1
     result.stderr.fnmatch_lines([f"ERROR: HFBUDGET_EMULATOR=http://127.0.0.1:{port}: no emulator answers there (*"])
     result.stderr.no_fnmatch_line("*secret*")
+
+
+def test_a_read_only_state_folder_is_one_sentence_for_a_test(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint): pass
+    """)
+    Path(os.environ["HFBUDGET_STATE_DIR"]).write_text("a file, and no folder")
+    result = suite.run()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["the journal of leases can't be written (*"])
+    result.stdout.no_fnmatch_line("*exception*")
+    assert len(result.outlines) < 20
 
 
 def test_prices_that_take_long_are_announced_and_given_up(

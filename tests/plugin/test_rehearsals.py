@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
 from plugin_suite import Suite
+
+from pytest_hfbudget.plugin.rehearsal import PORT
 
 EVERY_TASK = """
     ASKED = {
@@ -74,3 +84,55 @@ def test_a_client_without_a_provider_is_served_each_task(suite: Suite) -> None:
     """
     )
     suite.run().assert_outcomes(passed=9)
+
+
+@pytest.fixture
+def own(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """A suite whose rehearsals start an emulator of their own, on the usual port."""
+    monkeypatch.delenv("HFBUDGET_EMULATOR")
+    return suite
+
+
+def _wait_for_port() -> None:
+    ends = time.monotonic() + 30
+    while time.monotonic() < ends:
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind(("127.0.0.1", PORT))
+                return
+            except OSError as error:
+                assert error.errno == errno.EADDRINUSE
+        threading.Event().wait(0.05)
+
+
+def test_a_rehearsal_leaves_nothing_in_the_cache(own: Suite) -> None:
+    own.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint): call()
+    """)
+    own.run("--hf-emulator", "--hf-session-budget=1").assert_outcomes(passed=1)
+    cache = Path(os.environ["HFBUDGET_CACHE_DIR"])
+    assert not list(cache.rglob("*.json"))
+
+
+def test_a_cassette_of_a_rehearsal_is_played_back_in_the_next_one(
+    own: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vcr")
+    own.test_file("""
+        import vcr
+
+        def test_it():
+            with vcr.use_cassette("it.yaml", record_mode=os.environ["MODE"]):
+                call()
+    """)
+    said = []
+    for mode in ("once", "none"):
+        monkeypatch.setenv("MODE", mode)
+        _wait_for_port()
+        result = own.run("--hf-emulator", "--hf-session-budget=1")
+        result.assert_outcomes(passed=1)
+        said += [line for line in result.outlines if line.startswith("spent")]
+    assert "1 replayed" not in said[0]
+    assert "1 replayed" in said[1]
