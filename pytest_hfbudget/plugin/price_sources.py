@@ -40,7 +40,6 @@ class Patience:
     silence_s: float = SILENCE_S
 
 
-
 def book(
     config: pytest.Config,
     settings: Settings,

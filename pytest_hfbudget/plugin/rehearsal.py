@@ -91,7 +91,8 @@ class Rehearsal:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
-            for kind, origin in (("catalogue", f"{self.url}/router"), ("hardware", f"{self.url}/v2")):
+            kept = (("catalogue", f"{self.url}/router"), ("hardware", f"{self.url}/v2"))
+            for kind, origin in kept:
                 with suppress(OSError):
                     cache_file(kind, origin).unlink()
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind at its end: a JSON file, a row in the usage log, lines in the terminal."""
+"""What a run leaves behind at its end: a JSON file, a row in the usage log, terminal lines."""
 
 from __future__ import annotations
 

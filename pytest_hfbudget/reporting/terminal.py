@@ -102,7 +102,8 @@ def _tests(report: Report) -> Iterator[TerminalLine]:
     if left := len(by_amount) - len(shown):
         hidden = len(harmed[MOST_REFUSED:])
         refused = f", {hidden} of them refused" if hidden else ""
-        yield TerminalLine(f"  … and {left} more tests with calls{refused}", "red" if hidden else "")
+        colour = "red" if hidden else ""
+        yield TerminalLine(f"  … and {left} more tests with calls{refused}", colour)
 
 
 def _test(test: TestLine, width: int) -> TerminalLine:

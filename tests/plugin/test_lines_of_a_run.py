@@ -89,7 +89,8 @@ def test_an_emulator_that_does_not_answer_is_one_line(
     result = suite.run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert len([line for line in result.errlines if line]) == 1
-    result.stderr.fnmatch_lines([f"ERROR: HFBUDGET_EMULATOR=http://127.0.0.1:{port}: no emulator answers there (*"])
+    said = f"ERROR: HFBUDGET_EMULATOR=http://127.0.0.1:{port}: no emulator answers there (*"
+    result.stderr.fnmatch_lines([said])
     result.stderr.no_fnmatch_line("*secret*")
 
 

@@ -50,10 +50,9 @@ def test_a_budget_that_tests_share_is_told(ledger: Ledger) -> None:
         _call(ledger, f"test_a.py::TestA::{name}", shared)
     report = Report.of(ledger, None, {})
 
-    assert any(
-        line.text == "  shared by class test_a.py::TestA: $0.0000002 of $0.0000005 (2 calls; at most 3 calls)"
-        for line in summary(report)
-    )
+    spent = "$0.0000002 of $0.0000005 (2 calls; at most 3 calls)"
+    lines = [line.text for line in summary(report)]
+    assert f"  shared by class test_a.py::TestA: {spent}" in lines
     content = {**as_json(report), "run": "r", "date": "2026-11-22T03:10:00+00:00"}
     jsonschema.validate(content, json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
     assert content["shared"] == [
