@@ -110,6 +110,14 @@ def cache_file(kind: str, origin: str) -> Path:
     return Path(directory) / f"{kind}-{name}.json"
 
 
+def written_since(path: Path, moment: float) -> bool:
+    """Whether a file was written after a moment (Unix seconds); False where there is none."""
+    try:
+        return moment < path.stat().st_mtime
+    except OSError:
+        return False
+
+
 def kept(path: Path) -> Any:
     """The value that is kept in a file.
 

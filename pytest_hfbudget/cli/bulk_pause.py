@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import click
 
-from pytest_hfbudget.cli.holders import EndpointUser, Records
-from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.cli import output
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir
+from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
 from pytest_hfbudget.endpoints.reaper_messages import Watch
 from pytest_hfbudget.endpoints.release import Pauser
 from pytest_hfbudget.endpoints.retry import Timings
-from pytest_hfbudget.endpoints.sweep import StrayEndpoint, SweepOutcome, sweep
-from pytest_hfbudget.endpoints.types import GONE
+from pytest_hfbudget.endpoints.sweep import StrayEndpoint, SweepOutcome, find_local, sweep
+from pytest_hfbudget.endpoints.types import GONE, tagged_run, tagged_until
 
 PAUSE_S = 120.0
 _AT_ONCE = 16
@@ -92,3 +95,50 @@ def print_outcomes(outcomes: Iterable[PauseOutcome | SweepOutcome]) -> None:
             click.echo(one.error or f"{one.name}: not verified as paused", err=True)
         for warning in one.warnings:
             click.echo(warning, err=True)
+
+
+@dataclass(frozen=True)
+class EndpointUser:
+    """A run that has an endpoint in use; ``who`` is a clause for people."""
+
+    run: str
+    who: str
+
+
+@dataclass(frozen=True)
+class Records:
+    """What this machine knows at one time.
+
+    Attributes:
+        users: by endpoint, the live run that uses it.
+        strays: by endpoint, what a dead run has left.
+    """
+
+    users: dict[str, EndpointUser]
+    strays: dict[str, StrayEndpoint]
+
+    @classmethod
+    def read(cls, api: str, state_dir: Path | None = None) -> Records:
+        """As of now, for one control plane."""
+        folder = state_dir or default_state_dir()
+        leases = [
+            one
+            for one in read_held_leases(lease_store_dir(folder))
+            if one.api.rstrip("/") == api and one.in_use
+        ]
+        users = {one.endpoint: EndpointUser(one.run, f"process {one.owner_pid}") for one in leases}
+        strays = find_local(folder, api=api, kept=True)
+        return cls(users, {stray.name: stray for stray in strays})
+
+    def user(self, plane: ControlPlane, name: str) -> EndpointUser | None:
+        """The run that uses an endpoint, on this machine or, as far as tags tell, on another."""
+        if name in self.users or name in self.strays:
+            return self.users.get(name)
+        try:
+            marks = plane.get(name).tags
+        except ControlPlaneError:
+            return None  # the attempt to pause it will tell what is wrong
+        run, until = tagged_run(marks), tagged_until(marks)
+        if run is None or until is None or until < time.time():
+            return None
+        return EndpointUser(run, f"not of this machine, until {output.clock_time(until)}")

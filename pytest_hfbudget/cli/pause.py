@@ -12,7 +12,7 @@ from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HFBudgetError
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.cli.holders import Records
+    from pytest_hfbudget.cli.bulk_pause import Records
 
 
 @click.command()
@@ -38,8 +38,7 @@ def pause(
     Exit codes: 0 every pause is verified, or there was nothing to pause; 1 at least one is not
     verified or was left alone, or the question was answered with no; 2 wrong usage.
     """
-    from pytest_hfbudget.cli.bulk_pause import BulkPauser, print_outcomes
-    from pytest_hfbudget.cli.holders import Records
+    from pytest_hfbudget.cli.bulk_pause import BulkPauser, Records, print_outcomes
 
     records = Records.read(access.api())
     wanted = _wanted(names, leased, every, records)

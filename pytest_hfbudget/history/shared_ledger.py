@@ -18,8 +18,8 @@ from pytest_hfbudget.history.sqlite_store import BudgetStore
 from pytest_hfbudget.history.windows import BudgetWindow
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, WaitingHold
 from pytest_hfbudget.ledger.locks import alone, is_owned, own_lock
-from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.off_loop import off_loop
 
 _BEFORE_ALL_DAYS = 0
 

@@ -18,7 +18,6 @@ from pytest_hfbudget.ledger import Charge, Hold, Ledger
 from pytest_hfbudget.ledger.locks import inside
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
-from pytest_hfbudget.metering.instrumentation.addresses import DEFAULT_ROUTER
 from pytest_hfbudget.metering.limits import bounds, check_share, limit_of, put, unpriced
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.request import (
@@ -30,6 +29,7 @@ from pytest_hfbudget.metering.request import (
 )
 from pytest_hfbudget.metering.waiting import HoldWait, current_caller
 from pytest_hfbudget.pricing import CallRequest, Quote
+from pytest_hfbudget.settings import ROUTER
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -178,7 +178,7 @@ def _take(call: Call) -> None:
 def _described(meter: Meter, outgoing: OutgoingCall) -> CallRequest:
     request = describe(
         outgoing.parameters,
-        routers=(meter.router, DEFAULT_ROUTER),
+        routers=(meter.router, ROUTER),
         asked=outgoing.asked,
         stream=outgoing.stream,
         timeout=outgoing.timeout,

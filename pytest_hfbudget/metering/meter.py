@@ -15,10 +15,9 @@ from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
 from pytest_hfbudget.ledger.locks import inside
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.deferred import DeferredCalls, SentCall
-from pytest_hfbudget.metering.instrumentation.addresses import DEFAULT_ROUTER
 from pytest_hfbudget.metering.thresholds import ThresholdWatcher
 from pytest_hfbudget.pricing import PriceBook
-from pytest_hfbudget.settings import HOLD_WAIT_S
+from pytest_hfbudget.settings import HOLD_WAIT_S, ROUTER
 
 # The longest reason for which a call was not metered, in characters: it is shown on one line.
 LONGEST_REASON = 200
@@ -65,7 +64,7 @@ class Meter:
     ledger: LedgerLike
     book: PriceBook
     budgets: BudgetContext
-    router: str = DEFAULT_ROUTER
+    router: str = ROUTER
     emulator: str = ""
     endpoints: EndpointHooks = field(default_factory=EndpointHooks)
     hold_wait: float = HOLD_WAIT_S
@@ -81,7 +80,7 @@ class Meter:
     @property
     def routers(self) -> tuple[str, ...]:
         """The base URLs under which the Hugging Face router may be addressed."""
-        return (self.router, DEFAULT_ROUTER)
+        return (self.router, ROUTER)
 
     # --- calls that are not metered
 

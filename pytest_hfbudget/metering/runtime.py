@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pytest_hfbudget.ledger import Ledger
-from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.addresses import Addresses, Redirect
-from pytest_hfbudget.metering.instrumentation.hub import HubInstrumentation
+from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION, ForkSteps
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.processes import (
     ChildProcesses,
@@ -22,6 +21,7 @@ from pytest_hfbudget.metering.processes import (
     child_prefix,
     connected_meter,
 )
+from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
@@ -60,18 +60,12 @@ class Runtime:
             self._users += 1
             if self._users > 1:
                 return
-            if not _stack:
-                _hub.install()
             _stack.append(self)
-            _hub.meter = self.meter
+            INSTRUMENTATION.meter = self.meter
+            INSTRUMENTATION.install()
             self.children.reopen()
             self._redirect = Redirect(self.addresses)
             self._redirect.install()
-
-    @property
-    def calls_foreseen(self) -> bool:
-        """Whether one of the clients was imported, so that calls are to be expected."""
-        return _hub.in_place
 
     def require_hub(self) -> None:
         """Make sure that calls can be seen: a cap that sees nothing would hold nothing.
@@ -79,7 +73,7 @@ class Runtime:
         Raises:
             ConfigError: this huggingface_hub sends its calls in a way that is not known.
         """
-        _hub.require()
+        INSTRUMENTATION.require()
 
     def release(self) -> None:
         """Stop doing so when the last user is done."""
@@ -90,9 +84,8 @@ class Runtime:
             if self._redirect is not None:
                 self._redirect.uninstall()
             _stack.remove(self)
-            _hub.meter = _stack[-1].meter if _stack else None
-            if not _stack:
-                _hub.uninstall()
+            INSTRUMENTATION.meter = _stack[-1].meter if _stack else None
+            INSTRUMENTATION.uninstall()
             listener = self.children.detach()  # another thread may enter it from here on
         if listener is not None:
             listener.close()
@@ -177,9 +170,6 @@ def _safely(step: Callable[[], None]) -> None:
 # A test run may start another one inside its process, hence a stack; the innermost rules.
 _lock = threading.RLock()
 _stack: list[Runtime] = []
-_hub = HubInstrumentation()
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
+INSTRUMENTATION.around_forks.append(
+    ForkSteps(_before_fork, _after_fork_in_parent, _after_fork_in_child)
 )

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.ledger import Caller, Hold, LedgerLike, WaitingHold
-from pytest_hfbudget.ledger.off_loop import off_loop
+from pytest_hfbudget.off_loop import off_loop
 
 T = TypeVar("T")
 

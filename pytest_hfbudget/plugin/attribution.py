@@ -28,6 +28,7 @@ class Attribution:
         self._run, self._share = run, share
         self._item: pytest.Item | None = None
         self._where = "before the first test"
+        self._markers = 0
         self._problem: HFBudgetError | None = None
         self.called = False
 
@@ -39,10 +40,19 @@ class Attribution:
 
     def enter(self, item: pytest.Item) -> None:
         """From now on calls are charged to this test."""
-        self._item = item
+        self._item, self._markers = item, len(item.own_markers)
         if self._run.runtime is not None:
             self._run.runtime.meter.budgets.know_this_context()
             self._charge_to(item)
+
+    def begin_call(self, item: pytest.Item) -> None:
+        """The test itself is called now, under the budgets that its fixtures have added, too."""
+        self.called = True
+        if len(item.own_markers) != self._markers and (before := self.test()) is not None:
+            self._charge_to(item)
+            if (now := self.test()) is not None:
+                now.refusals += before.refusals
+            self.check()
 
     def leave(self, item: pytest.Item) -> None:
         """Nothing that the test has opened stays held."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.files import cache_file, written_since
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.plugin.events import Announcer
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.role import StoreCosts
     from pytest_hfbudget.pricing import Catalogue
     from pytest_hfbudget.reporting import Report
+
+
+DAY_S = 86_400.0
 
 
 class ControllerServer:
@@ -160,8 +165,11 @@ class Controller(Role):
                 self._prices.prepare()
 
     def foresee(self) -> None:
-        with self._lock:
-            self._prices.foresee()
+        # The copy of today is read with the first call, so nothing is imported for it now.
+        copy = cache_file("catalogue", self.settings.router)
+        if self.settings.emulator or not written_since(copy, time.time() - DAY_S):
+            with self._lock:
+                self._prices.foresee()
 
     @property
     def _prices(self) -> RunPrices:

@@ -63,14 +63,24 @@ class EndpointUsage:
 
 
 class EndpointRequirements:
-    """Brings up what a test names, unless it turns out that all of its calls are replayed."""
+    """Brings up what a test names, unless it turns out that all of its calls are replayed.
+
+    Attributes:
+        used: whether any test has named an endpoint so far.
+    """
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
+        self.used = False
         self._usage = EndpointUsage()
         self._undecided: pytest.Item | None = None
         self._only_replayed: pytest.Item | None = None
         self._blocked: list[HFBudgetError] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether it is not decided yet if the running test needs endpoints."""
+        return self._undecided is not None
 
     def bring_up(self, item: pytest.Item) -> None:
         """Have the endpoints of a test running, before its own set-up begins.
@@ -81,6 +91,7 @@ class EndpointRequirements:
         from pytest_hfbudget.plugin.markers import endpoints
         from pytest_hfbudget.plugin.replays import undecided
 
+        self.used = True
         names = endpoints(item, self._run.settings)
         if names and undecided(item):
             self._undecided = item

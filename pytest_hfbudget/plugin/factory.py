@@ -9,16 +9,16 @@ import pytest
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.history.windows import windows
 from pytest_hfbudget.ledger import LedgerLike, Scope
-from pytest_hfbudget.ledger.off_loop import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.addresses import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.runtime import Runtime
+from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.plugin import price_sources
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.pricing import Catalogue, PriceBook
-from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
+from pytest_hfbudget.settings import Settings
 
 
 @off_loop()  # price files are read, also where a test imports huggingface_hub in its event loop
@@ -52,20 +52,9 @@ def make_meter(
         hold_wait=settings.hold_wait,
     )
     prefix = f"{worker}/" if worker else ""
-    return Runtime(meter, worker=prefix, addresses=addresses(settings))
+    return Runtime(meter, worker=prefix, addresses=Addresses.of(settings))
 
 
 def session_scope(settings: Settings) -> Scope:
     """The budget of the whole run."""
     return Scope(SESSION, "session budget", settings.session_cap)
-
-
-def addresses(settings: Settings) -> Addresses:
-    """What huggingface_hub has to be told of other base URLs."""
-    api, router = settings.endpoints_api, settings.router
-    return Addresses(
-        router=router if router != ROUTER else None,
-        endpoints_api=api if api != ENDPOINTS_API else None,
-        hub=settings.hub,
-        emulator=settings.emulator,
-    )

@@ -85,10 +85,11 @@ class Hooks:
             self.run.bring_up(item)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_call(self) -> Generator[None, object, object]:
-        """Tell the reports of subtests from that of the test."""
-        self.run.attribution.called = True
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Tell the reports of subtests from that of the test, and see markers of fixtures."""
         try:
+            with failures():
+                self.run.attribution.begin_call(item)
             return (yield)
         finally:
             self.run.attribution.called = False
@@ -99,8 +100,9 @@ class Hooks:
     ) -> Generator[None, object, object]:
         """Charge the session for what several tests share."""
         if fixturedef.scope == "function":
-            with failures():
-                self.run.requirements.decide(fixturedef, request)
+            if self.run.requirements.open:
+                with failures():
+                    self.run.requirements.decide(fixturedef, request)
             return (yield)
         where = f"{fixturedef.scope} fixture {fixturedef.argname}"
         # Its own tear-down comes in between, since the last finalizer that was added is the first.

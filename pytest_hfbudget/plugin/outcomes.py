@@ -68,6 +68,8 @@ class Outcomes(Mapping[str, str]):
 
     def note(self, report: pytest.TestReport) -> None:
         """Take in what is told of one phase, or of a part of one."""
+        if report.when == "teardown" and report.outcome == "passed":
+            return
         worker = getattr(report, "worker_id", "") if self._each else ""
         of_test = self._worst.get(report.nodeid, {})
         outcome = NOT_RUN if marked(report) else str(report.outcome)

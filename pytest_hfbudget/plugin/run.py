@@ -16,11 +16,14 @@ from pytest_hfbudget.plugin import options, outcomes, tracebacks
 from pytest_hfbudget.plugin.after_report import RunEnd, known_to_worker, started_as
 from pytest_hfbudget.plugin.attribution import Attribution
 from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
+from pytest_hfbudget.plugin.first_call import FirstCall
 from pytest_hfbudget.plugin.outcomes import Outcomes
 from pytest_hfbudget.plugin.recording import Recording
 from pytest_hfbudget.settings import NOT_RUN, WORKERS
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.role import Role
     from pytest_hfbudget.settings import Settings
@@ -28,13 +31,14 @@ if TYPE_CHECKING:
 RUN = pytest.StashKey["Run"]()
 
 # A test that imports one of these is about to spend, or to ask what was spent.
-SPENDING_MODULES = ("huggingface_hub", "pytest_hfbudget.metering.budget")
+BUDGET_MODULE = "pytest_hfbudget.metering.budget"
+SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE)
 
 
 class Run:
     """Everything that the hooks of one config share.
 
-    The meter is built when a module that spends is imported: a suite without one pays nothing.
+    The meter is built when a module that spends is imported; without a cap, for the first call.
     """
 
     def __init__(self, config: pytest.Config, role: Role) -> None:
@@ -47,6 +51,7 @@ class Run:
         self.requirements = EndpointRequirements(self)
         self.attribution = Attribution(self, self.requirements.share)
         self._import_hook = PostImport(dict.fromkeys(SPENDING_MODULES, self._imported))
+        self._first_call = FirstCall(self.start)
         self.opened = False
         self._problem: HFBudgetError | None = None
         self._end = RunEnd(config)
@@ -96,6 +101,7 @@ class Run:
     def _give_way(self) -> tuple[str, ...]:
         """Undo the beginning of a run that could hold no call; what it has refused."""
         self._import_hook.uninstall()
+        self._first_call.cancel()
         self.role.close()
         if self.runtime is None:
             return ()
@@ -130,10 +136,14 @@ class Run:
                 self._problem = error
             self.settings = self.role.settings
 
-    def _imported(self, module: object) -> None:
+    def _imported(self, module: ModuleType) -> None:
         # In an import, which must not fail: what is wrong ends the run when it is configured.
         self._open()
-        self.start()
+        # No cap has to hold the first call, so the meter can come about with it.
+        bare = not (self.settings.capped or self.settings.endpoints or self._problem)
+        later = bare and self.runtime is None and module.__name__ != BUDGET_MODULE
+        if not later or not self._first_call.wait_for(self.settings):
+            self.start()
 
     def start(self) -> Runtime:
         """Put the meter in place, once."""
@@ -146,7 +156,7 @@ class Run:
             if self._problem is not None:
                 self.runtime.meter.budgets.over = str(self._problem)
             self._end.watch(self.runtime)
-            self.runtime.acquire()
+            self._first_call.cancel(self.runtime.acquire)
             self.attribution.begin()
             if self.settings.capped:
                 self.runtime.require_hub()
@@ -175,9 +185,7 @@ class Run:
         marked = [item for item in items if _is_marked(item)]
         # A suite that imports budget() has caps that can't be seen before they are entered, and
         # prices are to be read before the first test, not in the middle of one.
-        paid = (
-            bool(marked) or self.settings.capped or "pytest_hfbudget.metering.budget" in sys.modules
-        )
+        paid = bool(marked) or self.settings.capped or BUDGET_MODULE in sys.modules
         if not items or not (paid or self.settings.endpoints):
             self._foresee(items)
             return
@@ -199,8 +207,8 @@ class Run:
         A suite that has imported no client by now reads nothing, and neither does it later: nothing
         is fetched while a test runs.
         """
-        expected = self.runtime is not None and self.runtime.calls_foreseen
-        if items and (expected or self.settings.emulator) and not self._only_looking():
+        expected = self._first_call.foreseen or self.settings.emulator
+        if items and expected and not self._only_looking():
             self.role.foresee()
 
     def _compare_with_budget(self, items: list[pytest.Item]) -> None:
@@ -249,37 +257,18 @@ class Run:
         if self.settings.on_exhausted == "stop" and self.role.used_up():
             item.session.shouldfail = outcomes.STOPPED
 
-    def budgets(self) -> tuple[str, ...]:
-        """The keys of the budgets that are the run's own, and no test's."""
-        if self.runtime is None:
-            return ()
-        budgets = self.runtime.meter.budgets
-        return (budgets.session.key, *(scope.key for scope in budgets.over_runs))
-
-    def costlier(self, item: pytest.Item, report: pytest.TestReport) -> str | None:
-        """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
-        test = self.attribution.test()
-        if self.settings.max_increase is None or self.runtime is None or test is None:
-            return None
-        self.runtime.meter.drain()
-        ledger = self.runtime.meter.ledger
-        return self.recording.costlier(item, report, ledger, test.scopes[-1].key)
-
-    def paused(self, item: pytest.Item) -> str | None:
-        """Why an endpoint of a test is not running any more, if that is so."""
-        if item.get_closest_marker("hf_endpoint") is None or self._only_looking():
-            return None
-        from pytest_hfbudget.plugin.markers import endpoints
-
-        said = (self.role.paused(name) for name in endpoints(item, self.settings))
-        return next((text for text in said if text), None)
+    @property
+    def quiet(self) -> bool:
+        """Whether no test can have been refused anything, or have used an endpoint."""
+        return self.runtime is None and not (self.requirements.used or self.settings.endpoints)
 
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
         self.outcomes.note(report)
-        tracebacks.as_printed(self.config, report)
-        if outcomes.marked(report):
-            outcomes.keep_for_next_time(self.config, report.nodeid)
+        if report.outcome != "passed":
+            tracebacks.as_printed(self.config, report)
+            if outcomes.marked(report):
+                outcomes.keep_for_next_time(self.config, report.nodeid)
         self.recording.note(report)
         if report.when == "teardown":
             self.role.announce()
@@ -300,9 +289,9 @@ class Run:
             self.runtime.require_hub()
         if self.settings.endpoints and not self._only_looking():
             self.role.meet()
-        if not _is_marked(item) or self._only_looking():
-            return
-        self.requirements.bring_up(item)
+        # Much faster than to ask each node above the item for its markers.
+        if "hf_endpoint" in item.keywords and not self._only_looking():
+            self.requirements.bring_up(item)
 
     def ask_pause(self) -> None:
         """Have everything paused now, without waiting for it."""
@@ -375,6 +364,7 @@ class Run:
             runtime.release()
         if not self._end.lasts:
             self._import_hook.uninstall()
+            self._first_call.cancel()
 
 
 def _end(config: pytest.Config) -> None:

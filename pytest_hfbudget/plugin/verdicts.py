@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetWarning
-from pytest_hfbudget.plugin import tracebacks
+from pytest_hfbudget.plugin import options, tracebacks
 from pytest_hfbudget.plugin.outcomes import mark, used_up_by
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def judge(
     """
     if call.excinfo is not None and report.failed:
         tracebacks.shorten(item, call.excinfo, report)
-    if report.when == "call" and report.passed and (paused := run.paused(item)):
+    if run.quiet:
+        return
+    if report.when == "call" and report.passed and (paused := _paused(run, item)):
         _fail(item, report, paused)
     test = run.attribution.test()
     on_exceed = test.on_exceed if test else "fail"
@@ -39,18 +41,48 @@ def judge(
     if run.settings.on_exhausted != "fail" and not handled:
         raised = _raised(call) if subtest or call.when == "setup" else ()
         errors = itertools.chain(refusals, run.requirements.take_blocked(), raised)
-        if (error := used_up_by(errors, run.budgets())) is not None:
+        if (error := used_up_by(errors, _budgets(run))) is not None:
             mark(report, item, error)
             run.role.use_up()
             return
     if refusals and on_exceed != "raise":
         _fail(item, report, _hidden(refusals, report))
-    if costlier := run.costlier(item, report):
+    if costlier := _costlier(run, item, report):
         _fail(item, report, costlier)
     if (beyond := run.requirements.beyond()) is not None:
         _fail(item, report, beyond)
     if warned:
         _fail(item, report, warned[0])
+
+
+def _budgets(run: Run) -> tuple[str, ...]:
+    """The keys of the budgets that are the run's own, and no test's."""
+    if run.runtime is None:
+        return ()
+    budgets = run.runtime.meter.budgets
+    return (budgets.session.key, *(scope.key for scope in budgets.over_runs))
+
+
+def _costlier(run: Run, item: pytest.Item, report: pytest.TestReport) -> str | None:
+    """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
+    test = run.attribution.test()
+    if run.settings.max_increase is None or run.runtime is None or test is None:
+        return None
+    run.runtime.meter.drain()
+    ledger = run.runtime.meter.ledger
+    return run.recording.costlier(item, report, ledger, test.scopes[-1].key)
+
+
+def _paused(run: Run, item: pytest.Item) -> str | None:
+    """Why an endpoint of a test is not running any more, if that is so."""
+    if item.get_closest_marker("hf_endpoint") is None or options.only_look(
+        run.config, run.settings
+    ):
+        return None
+    from pytest_hfbudget.plugin.markers import endpoints
+
+    said = (run.role.paused(name) for name in endpoints(item, run.settings))
+    return next((text for text in said if text), None)
 
 
 def _raised(call: pytest.CallInfo[None]) -> Iterator[BaseException]:

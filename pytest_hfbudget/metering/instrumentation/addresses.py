@@ -6,11 +6,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 from pytest_hfbudget.metering.instrumentation.patching import PostImport
-from pytest_hfbudget.metering.request import P, changed
-from pytest_hfbudget.pricing.table import is_below
-
-DEFAULT_ROUTER = "https://router.huggingface.co"
-EMULATED_TASK = "x-emulator-task"
+from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
 
 
 @dataclass(frozen=True)
@@ -25,6 +21,17 @@ class Addresses:
     endpoints_api: str | None = None
     hub: str | None = None
     emulator: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Addresses:
+        """What huggingface_hub has to be told of a run's addresses."""
+        api, router = settings.endpoints_api, settings.router
+        return cls(
+            router=router if router != ROUTER else None,
+            endpoints_api=api if api != ENDPOINTS_API else None,
+            hub=settings.hub,
+            emulator=settings.emulator,
+        )
 
     def constants(self) -> dict[str, str]:
         """The constants of huggingface_hub that hold them; none of these is an env variable."""
@@ -64,21 +71,3 @@ class Redirect:
         for name, value in self.addresses.constants().items():
             self._before[name] = getattr(module, name)
             setattr(module, name, value)
-
-
-def routed(parameters: P, router: str, emulator: str) -> P:
-    """What is to be posted, with this run's router in place of the public one.
-
-    Also for calls that can't be metered: a rehearsal must not reach the real service. The
-    emulator receives the task, which an endpoint that plays them all can't see otherwise.
-
-    Args:
-        router: the base URL of this run's router.
-        emulator: the base URL of a rehearsal's emulator, or empty.
-    """
-    if router != DEFAULT_ROUTER and parameters.url.startswith(f"{DEFAULT_ROUTER}/"):
-        parameters = changed(parameters, url=router + parameters.url[len(DEFAULT_ROUTER) :])
-    if emulator and is_below(parameters.url, emulator):
-        headers = {**parameters.headers, EMULATED_TASK: parameters.task}
-        parameters = changed(parameters, headers=headers)
-    return parameters

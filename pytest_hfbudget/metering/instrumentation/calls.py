@@ -1,0 +1,264 @@
+"""What a paid call of huggingface_hub's clients goes through: held before, settled after."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.fallback import ASKED
+from pytest_hfbudget.metering.hold import begin, deferred, resume
+from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
+from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.replay import SendWatch, is_mock, result_of
+from pytest_hfbudget.metering.request import (
+    UNKNOWN_MODEL,
+    AskedModel,
+    OutgoingCall,
+    P,
+    changed,
+)
+from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
+from pytest_hfbudget.metering.transport_probe import TransportProbe
+from pytest_hfbudget.metering.usage import UNREADABLE_ANSWER
+from pytest_hfbudget.metering.waiting import in_thread
+from pytest_hfbudget.pricing.table import is_below
+from pytest_hfbudget.settings import ROUTER
+
+logger = logging.getLogger("pytest_hfbudget")
+
+EMULATED_TASK = "x-emulator-task"
+NO_ATTRIBUTES: dict[str, Any] = {}
+
+
+class Instrumentation(Protocol):
+    """What knows where calls go now, and what HTTP libraries send for them."""
+
+    meter: Meter | None
+    probe: TransportProbe
+
+
+@dataclass(frozen=True)
+class ClientRoute:
+    """How the calls of one kind of client go out: through which meter, by which session."""
+
+    hub: Instrumentation
+    session: Callable[[Any], Any]
+
+    def outgoing(
+        self, client: Any, parameters: Any, stream: bool, variant: RequestVariant
+    ) -> tuple[Meter, OutgoingCall] | None:
+        """What is known of a call that is about to be sent; None where it is not metered."""
+        meter = self.hub.meter
+        if meter is None:
+            return None
+        budgets, at = meter.budgets, time.time()
+        asked = getattr(parameters, "__dict__", NO_ATTRIBUTES).get(ASKED)
+        try:
+            url = str.__str__(parameters.url)  # raises for anything else, such as a mock
+            if meter.router != ROUTER or meter.emulator:
+                parameters = routed(parameters, meter.router, meter.emulator)
+                url = parameters.url
+        except (TypeError, AttributeError) as error:
+            meter.unknown(error, capped=budgets.capped())
+            return None
+        return meter, OutgoingCall(
+            parameters,
+            SendWatch(self.hub.probe, self.session, client, url),
+            asked if isinstance(asked, AskedModel) else UNKNOWN_MODEL,
+            stream,
+            getattr(client, "timeout", None),
+            budgets.active(),
+            budgets.where,
+            at if isinstance(at, float) else 0.0,  # a test may have put a mock there
+            meter.clock(),
+            variant,
+        )
+
+
+def routed(parameters: P, router: str, emulator: str) -> P:
+    """What is to be posted, with this run's router in place of the public one.
+
+    Also for calls that can't be metered: a rehearsal must not reach the real service. The
+    emulator receives the task, which an endpoint that plays them all can't see otherwise.
+
+    Args:
+        router: the base URL of this run's router.
+        emulator: the base URL of a rehearsal's emulator, or empty.
+    """
+    if router != ROUTER and parameters.url.startswith(f"{ROUTER}/"):
+        parameters = changed(parameters, url=router + parameters.url[len(ROUTER) :])
+    if emulator and is_below(parameters.url, emulator):
+        headers = {**parameters.headers, EMULATED_TASK: parameters.task}
+        parameters = changed(parameters, headers=headers)
+    return parameters
+
+
+def sync_session(module: ModuleType) -> Callable[[Any], Any]:
+    """What a sync client posts by, as its module gets it."""
+
+    def session(client: Any) -> Any:
+        return result_of(module.get_session)
+
+    return session
+
+
+def async_session(client: Any) -> Any:
+    """What an async client posts by; before 1.0 it makes a session for each call."""
+    if hasattr(client, "_get_async_client"):
+        make = client._get_async_client
+        return result_of(make) if is_mock(make) else client._async_client
+    return sys.modules["aiohttp"].ClientSession
+
+
+@dataclass
+class RetryState:
+    """When a call that failed is sent once more: as a variant, or to a revived endpoint."""
+
+    variant: RequestVariant = DEFAULT_VARIANT
+    revived: bool = False
+
+    def again(self, call: Call, error: BaseException) -> bool:
+        """Whether to try again, after having removed what was in the way.
+
+        Raises:
+            BudgetExceededError: the endpoint that was called is paused for the sake of a cap.
+        """
+        if not isinstance(error, Exception):
+            return False  # a Ctrl-C, a cancelled task
+        if variant := call.another_variant(error):
+            self.variant = variant
+            return True
+        try:
+            self.revived = not self.revived and call.revive(error)
+        except HFBudgetError as refusal:
+            # Not chained to the HTTP error: its frames hold the request's headers, and pytest
+            # would show the token in them.
+            raise refusal.with_traceback(None) from None
+        return self.revived
+
+
+# The two shells differ by an ``await``; all that they do is in `hold`, `call` and `deferred`.
+
+
+def metered(original: Any, route: ClientRoute) -> Any:
+    """``InferenceClient._inner_post``, with every call held before and settled after."""
+
+    @functools.wraps(original)
+    def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
+        __tracebackhide__ = True
+        retry = RetryState()
+        while True:
+            found = route.outgoing(self, request_parameters, stream, retry.variant)
+            if found is None:
+                return original(self, request_parameters, stream=stream)
+            meter, outgoing = found
+            if (later := deferred(meter, outgoing)) is not None:
+                with later:
+                    return later.answered(original(self, outgoing.parameters, stream=False))
+            call = begin(meter, outgoing, blocks=True)
+            if call is not None and call.wait is not None:
+                call.wait.block()
+                call = resume(call)
+            if call is None:
+                return original(self, outgoing.parameters, stream=stream)
+            try:
+                with outgoing.watch:
+                    answer = original(self, call.parameters, stream=stream)
+            except BaseException as error:
+                _failed(call, error)
+                if not retry.again(call, error):
+                    raise
+                continue
+            return _answer(call, answer, MeteredStream if stream else None)
+
+    return _inner_post
+
+
+def metered_async(original: Any, route: ClientRoute) -> Any:
+    """``AsyncInferenceClient._inner_post``, with every call held before and settled after."""
+
+    @functools.wraps(original)
+    async def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
+        __tracebackhide__ = True
+        retry = RetryState()
+        make = getattr(self, "_get_async_client", None)
+        if make is not None and not is_mock(make):
+            await make()  # as the original does first, because the probe looks at it
+        while True:
+            found = route.outgoing(self, request_parameters, stream, retry.variant)
+            if found is None:
+                return await original(self, request_parameters, stream=stream)
+            meter, outgoing = found
+            if (later := deferred(meter, outgoing)) is not None:
+                with later:
+                    return later.answered(await original(self, outgoing.parameters, stream=False))
+            call = begin(meter, outgoing, blocks=False)
+            if call is not None and call.wait is not None:
+                await call.wait.suspend()
+                call = resume(call)
+            if call is None:
+                return await original(self, outgoing.parameters, stream=stream)
+            try:
+                with outgoing.watch:
+                    answer = await original(self, call.parameters, stream=stream)
+            except GeneratorExit:
+                # The garbage collector may run while a lock of the plugin is held.
+                meter.later.append(call.close)
+                raise
+            except BaseException as error:
+                _failed(call, error)
+                if not await _again(retry, call, error):
+                    raise
+                continue
+            return _answer(call, answer, MeteredAsyncStream if stream else None)
+
+    return _inner_post
+
+
+async def _again(retry: RetryState, call: Call, error: BaseException) -> bool:
+    if call.draft.endpoint is None:
+        return retry.again(call, error)
+    # An endpoint may take minutes to come back: other tasks go on meanwhile.
+    return await in_thread(retry.again, call, error)
+
+
+def _failed(call: Call, error: BaseException) -> None:
+    """Settle a call that raised.
+
+    Raises:
+        BudgetExceededError: it was refused on its way out.
+    """
+    __tracebackhide__ = True
+    call.failed(error)
+    if call.refusal is not None:
+        raise call.refusal.with_traceback(None) from None
+
+
+def _answer(call: Call, answer: Any, stream: Callable[[Call, Any], Any] | None) -> Any:
+    """What the caller gets: the answer, which is settled now, or the stream that settles itself.
+
+    Raises:
+        BudgetExceededError: the answer was cut off by the limit that a cap had set.
+    """
+    if stream is not None:
+        try:
+            return stream(call, answer)
+        except (TypeError, AttributeError):  # it is no iterator
+            call.close()
+            return answer
+    try:
+        call.answered(answer)
+    except HFBudgetError:
+        raise
+    except Exception:
+        logger.exception(UNREADABLE_ANSWER)
+        call.lost("200")
+    return answer

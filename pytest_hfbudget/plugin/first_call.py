@@ -1,0 +1,58 @@
+"""Leaves the meter to the first call of a client, where no cap needs it earlier."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.metering.instrumentation.addresses import Redirect
+    from pytest_hfbudget.settings import Settings
+
+INSTRUMENTATION = "pytest_hfbudget.metering.instrumentation.hub"
+
+
+class FirstCall:
+    """Waits for it, if that was asked for."""
+
+    def __init__(self, start: Callable[[], object]) -> None:
+        """``start`` makes the meter and puts it in place."""
+        self._start = start
+        self._redirect: Redirect | None = None
+
+    def wait_for(self, settings: Settings) -> bool:
+        """Have the first call start the meter; False where another run would get that call."""
+        from pytest_hfbudget.metering.instrumentation.addresses import Addresses, Redirect
+        from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION
+
+        if INSTRUMENTATION.meter is not None:
+            return False
+        if self._redirect is None:
+            self._redirect = Redirect(Addresses.of(settings))
+            self._redirect.install()
+            INSTRUMENTATION.wakers.append(self._start)
+            INSTRUMENTATION.install()
+        return True
+
+    def cancel(self, put_in_place: Callable[[], object] | None = None) -> None:
+        """Wait no longer, and have another meter, if given, put in place; harmless if not waiting.
+
+        The clients stay wrapped meanwhile: what has wrapped them again can't be undone.
+        """
+        redirect, self._redirect = self._redirect, None
+        if redirect is not None:
+            redirect.uninstall()  # the meter has one of its own
+        if put_in_place is not None:
+            put_in_place()
+        if redirect is not None:
+            from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION
+
+            INSTRUMENTATION.wakers.remove(self._start)
+            INSTRUMENTATION.uninstall()
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether one of the clients was imported, so that calls are to be expected."""
+        module: Any = sys.modules.get(INSTRUMENTATION)
+        return module is not None and bool(module.INSTRUMENTATION.in_place)
