@@ -103,6 +103,7 @@ def whole_run(directory: Path, *options: str) -> Cost:
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "HFBUDGET_CACHE_DIR": str(directory / "cache")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled
     subprocess.run(command, cwd=directory, env=environment, check=True, stdout=subprocess.DEVNULL)
     clock, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -7,11 +7,12 @@ import re
 from typing import Any
 
 UNSHOWABLE = "\N{REPLACEMENT CHARACTER}"
+# Patterns are compiled when they are used: the plugin imports this in every run of pytest.
 # Control characters but the line end, and the marks, embeddings and isolates of UAX #9.
-_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_AUTHORITY_ENDS = re.compile(r"[/?#]")
+_CONTROLS = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+_AUTHORITY_ENDS = "[/?#]"
 # The authority of a URL that has no user and no password.
-_HOST = re.compile(r"(\[[^\]]*\]|[^:@\[\]]*)(:\d*)?")
+_HOST = r"(\[[^\]]*\]|[^:@\[\]]*)(:\d*)?"
 
 
 def public_url(url: str) -> str:
@@ -22,10 +23,10 @@ def public_url(url: str) -> str:
     scheme, colon, rest = url.partition("://")
     if not colon:
         return url
-    authority = _AUTHORITY_ENDS.split(rest, maxsplit=1)[0]
+    authority = re.split(_AUTHORITY_ENDS, rest, maxsplit=1)[0]
     if "@" in authority:
         rest = authority.rpartition("@")[2] + rest[len(authority) :]
-    elif not _HOST.fullmatch(authority):
+    elif not re.fullmatch(_HOST, authority):
         rest = rest.rpartition("@")[2]
     return f"{scheme}://{re.split('[?#]', rest, maxsplit=1)[0]}"
 
@@ -45,7 +46,7 @@ def printable(text: str, keep: str = "") -> str:
 
 def undirected(text: str) -> str:
     """Text for a page: without control characters and marks that change its direction."""
-    return _CONTROLS.sub(UNSHOWABLE, text)
+    return re.sub(_CONTROLS, UNSHOWABLE, text)
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:

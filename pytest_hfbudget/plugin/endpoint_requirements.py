@@ -66,12 +66,12 @@ class EndpointRequirements:
     """Brings up what a test names, unless it turns out that all of its calls are replayed.
 
     Attributes:
-        used: whether any test has named an endpoint so far.
+        used: whether the run, or any test so far, has named an endpoint.
     """
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self.used = False
+        self.used = bool(run.settings.endpoints)
         self._usage = EndpointUsage()
         self._undecided: pytest.Item | None = None
         self._only_replayed: pytest.Item | None = None

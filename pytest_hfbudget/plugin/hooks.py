@@ -118,6 +118,8 @@ class Hooks:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Fail a test that was refused a call, and note what it cost."""
+        if self.run.quiet and call.excinfo is None:
+            return (yield)
         if call.when == "teardown":
             self.run.attribution.note_cost(item)  # before the report copies the item's properties
         report = yield

@@ -68,8 +68,15 @@ class Outcomes(Mapping[str, str]):
 
     def note(self, report: pytest.TestReport) -> None:
         """Take in what is told of one phase, or of a part of one."""
-        if report.when == "teardown" and report.outcome == "passed":
-            return
+        if report.outcome == "passed" and not self._each:
+            if report.when == "teardown":
+                return
+            if report.when == "setup":
+                self._worst[report.nodeid] = {"": INTERRUPTED}
+                return
+            if self._worst.get(report.nodeid) == {"": INTERRUPTED} and not is_part(report):
+                self._worst[report.nodeid] = {"": "passed"}
+                return
         worker = getattr(report, "worker_id", "") if self._each else ""
         of_test = self._worst.get(report.nodeid, {})
         outcome = NOT_RUN if marked(report) else str(report.outcome)

@@ -99,8 +99,8 @@ class Recording:
     # --- writing
 
     def note(self, report: pytest.TestReport) -> None:
-        """Remember how long a test took, should it need an endpoint."""
-        if self._settings.store_costs and report.when == "call" and not is_part(report):
+        """Remember how long the call of a test took, should it need an endpoint."""
+        if self._settings.store_costs and not is_part(report):
             self._seconds[report.nodeid] += report.duration
             if "hf_endpoint" in report.keywords:
                 self._on_endpoint.add(report.nodeid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from pytest_hfbudget.settings import NOT_RUN, WORKERS
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from _pytest.nodes import Node
+
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.role import Role
     from pytest_hfbudget.settings import Settings
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 RUN = pytest.StashKey["Run"]()
 
 # A test that imports one of these is about to spend, or to ask what was spent.
+MARKERS = ("budget", "hf_endpoint")
 BUDGET_MODULE = "pytest_hfbudget.metering.budget"
 SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE)
 
@@ -182,7 +186,7 @@ class Run:
         except HFBudgetError as error:
             self.role.problem(error)
             return
-        marked = [item for item in items if _is_marked(item)]
+        marked = _marked(items)
         # A suite that imports budget() has caps that can't be seen before they are entered, and
         # prices are to be read before the first test, not in the middle of one.
         paid = bool(marked) or self.settings.capped or BUDGET_MODULE in sys.modules
@@ -252,6 +256,8 @@ class Run:
     def leave(self, item: pytest.Item) -> None:
         """Nothing that the test has opened stays held."""
         self.attribution.leave(item)
+        if self.quiet:
+            return
         self.requirements.end()
         self.role.between()
         if self.settings.on_exhausted == "stop" and self.role.used_up():
@@ -260,7 +266,7 @@ class Run:
     @property
     def quiet(self) -> bool:
         """Whether no test can have been refused anything, or have used an endpoint."""
-        return self.runtime is None and not (self.requirements.used or self.settings.endpoints)
+        return self.runtime is None and not self.requirements.used
 
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
@@ -269,10 +275,11 @@ class Run:
             tracebacks.as_printed(self.config, report)
             if outcomes.marked(report):
                 outcomes.keep_for_next_time(self.config, report.nodeid)
-        self.recording.note(report)
         if report.when == "teardown":
             self.role.announce()
-        elif report.when not in ("setup", "call"):
+        elif report.when == "call":
+            self.recording.note(report)
+        elif report.when != "setup":
             self.role.end_use(report.nodeid)  # its worker crashed, and says no more
 
     # --- endpoints
@@ -284,6 +291,8 @@ class Run:
             ConfigError: it has a cap, and calls can't be seen.
             EndpointError: an endpoint can't be brought up.
         """
+        if self.quiet and "hf_endpoint" not in item.keywords:
+            return
         self.attribution.check()
         if self.runtime is not None and self.runtime.meter.budgets.capped():
             self.runtime.require_hub()
@@ -383,6 +392,14 @@ def _role_of(config: pytest.Config, settings: Settings) -> Role:
     return Controller(config, settings)
 
 
-def _is_marked(item: pytest.Item) -> bool:
-    names = ("budget", "hf_endpoint")
-    return any(item.get_closest_marker(name) is not None for name in names)
+def _marked(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """The items with a marker of the plugin's, of their own or of a class, module or package."""
+    known: dict[Node, bool] = {}
+
+    def is_marked(node: Node) -> bool:
+        if node not in known:
+            own = any(mark.name in MARKERS for mark in node.own_markers)
+            known[node] = own or (node.parent is not None and is_marked(node.parent))
+        return known[node]
+
+    return [item for item in items if is_marked(item)]

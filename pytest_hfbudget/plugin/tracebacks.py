@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import sysconfig
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from _pytest._code.code import Traceback, TracebackEntry
 
 INSTALLED = ("site-packages", "dist-packages")
-LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
 SENDERS = ("huggingface_hub", "pytest_hfbudget")
 
 # On a report, where it travels from a worker to its controller.
@@ -130,9 +129,17 @@ def _of(step: TracebackEntry, packages: Iterable[str]) -> bool:
     return name.partition(".")[0] in packages
 
 
+@functools.cache
+def _libraries() -> tuple[str, ...]:
+    """The folders of the standard library."""
+    import sysconfig  # takes 3 ms that only a failure needs
+
+    return tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
+
+
 def _is_own(path: str) -> bool:
     installed = any(folder in path.split(os.sep) for folder in INSTALLED)
-    return not installed and not path.startswith(("<", *LIBRARIES))
+    return not installed and not path.startswith(("<", *_libraries()))
 
 
 def _relative(item: pytest.Item, path: object) -> str:
