@@ -1,15 +1,20 @@
-"""Leaves the meter to the first call of a client, where no cap needs it earlier."""
+"""Leaves the meter to the first call of a client, unless a cap or a marker needs it earlier."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
+    from _pytest.nodes import Node
+
     from pytest_hfbudget.metering.instrumentation.addresses import Redirect
     from pytest_hfbudget.settings import Settings
 
+MARKERS = ("budget", "hf_endpoint")
 INSTRUMENTATION = "pytest_hfbudget.metering.instrumentation.hub"
 
 
@@ -56,3 +61,16 @@ class FirstCall:
         """Whether one of the clients was imported, so that calls are to be expected."""
         module: Any = sys.modules.get(INSTRUMENTATION)
         return module is not None and bool(module.INSTRUMENTATION.in_place)
+
+
+def marked(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """The items with a marker of the plugin's, of their own or of a class, module or package."""
+    known: dict[Node, bool] = {}
+
+    def is_marked(node: Node) -> bool:
+        if node not in known:
+            own = any(mark.name in MARKERS for mark in node.own_markers)
+            known[node] = own or (node.parent is not None and is_marked(node.parent))
+        return known[node]
+
+    return [item for item in items if is_marked(item)]

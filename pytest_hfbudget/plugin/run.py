@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +16,13 @@ from pytest_hfbudget.plugin import options, outcomes, tracebacks
 from pytest_hfbudget.plugin.after_report import RunEnd, known_to_worker, started_as
 from pytest_hfbudget.plugin.attribution import Attribution
 from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
-from pytest_hfbudget.plugin.first_call import FirstCall
+from pytest_hfbudget.plugin.first_call import FirstCall, marked
 from pytest_hfbudget.plugin.outcomes import Outcomes
 from pytest_hfbudget.plugin.recording import Recording
 from pytest_hfbudget.settings import NOT_RUN, WORKERS
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-    from _pytest.nodes import Node
 
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.role import Role
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 RUN = pytest.StashKey["Run"]()
 
 # A test that imports one of these is about to spend, or to ask what was spent.
-MARKERS = ("budget", "hf_endpoint")
 BUDGET_MODULE = "pytest_hfbudget.metering.budget"
 SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE)
 
@@ -186,17 +182,17 @@ class Run:
         except HFBudgetError as error:
             self.role.problem(error)
             return
-        marked = _marked(items)
+        bounded = marked(items)
         # A suite that imports budget() has caps that can't be seen before they are entered, and
         # prices are to be read before the first test, not in the middle of one.
-        paid = bool(marked) or self.settings.capped or BUDGET_MODULE in sys.modules
+        paid = bool(bounded) or self.settings.capped or BUDGET_MODULE in sys.modules
         if not items or not (paid or self.settings.endpoints):
             self._foresee(items)
             return
         from pytest_hfbudget.plugin import markers
 
         try:
-            needed = markers.check(marked, self.settings)
+            needed = markers.check(bounded, self.settings)
             if not self._only_looking():
                 self.role.declare(needed, paid=paid)
                 if paid:
@@ -390,16 +386,3 @@ def _role_of(config: pytest.Config, settings: Settings) -> Role:
     from pytest_hfbudget.plugin.controller import Controller
 
     return Controller(config, settings)
-
-
-def _marked(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """The items with a marker of the plugin's, of their own or of a class, module or package."""
-    known: dict[Node, bool] = {}
-
-    def is_marked(node: Node) -> bool:
-        if node not in known:
-            own = any(mark.name in MARKERS for mark in node.own_markers)
-            known[node] = own or (node.parent is not None and is_marked(node.parent))
-        return known[node]
-
-    return [item for item in items if is_marked(item)]
