@@ -17,8 +17,7 @@ from pytest_hfbudget.reporting.model import UNPRICED
 from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.history.usage_log import Entry
-    from pytest_hfbudget.history.usage_query import Total, UsageQuery
+    from pytest_hfbudget.history.usage_log import Entry, Total, UsageQuery
 
 LIMIT = 50
 TEXTS = ("test", "model", "provider", "endpoint", "status", "kind", "run", "project")
@@ -62,7 +61,7 @@ def log(
 
     Exit codes: 0 shown, also when there is nothing; 1 the log can't be read; 2 wrong usage.
     """
-    from pytest_hfbudget.history.usage_query import UsageQuery
+    from pytest_hfbudget.history.usage_log import UsageQuery
 
     if as_json and as_csv:
         raise click.UsageError("Choose one of --json and --csv.")
@@ -95,8 +94,7 @@ def _ask(
 ) -> tuple[tuple[str, ...], Iterator[dict[str, Any]], Total]:
     """The names of the columns, the rows as dicts, and what all of them add up to."""
     from pytest_hfbudget.endpoints.journal import default_state_dir
-    from pytest_hfbudget.history.usage_log import COLUMNS, FILE
-    from pytest_hfbudget.history.usage_query import QueryResult
+    from pytest_hfbudget.history.usage_log import COLUMNS, FILE, QueryResult
 
     answers = QueryResult(default_state_dir() / FILE)
     total = answers.total(question)

@@ -24,7 +24,7 @@ from pytest_hfbudget.pricing.book import (
     SourcePrice,
     toml_hint,
 )
-from pytest_hfbudget.pricing.quote import split_model
+from pytest_hfbudget.pricing.price import split_model
 from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:

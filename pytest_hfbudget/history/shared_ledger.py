@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
-from pytest_hfbudget.history.sqlite_store import BudgetStore
+from pytest_hfbudget.history.database import BudgetStore
 from pytest_hfbudget.history.windows import BudgetWindow
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, WaitingHold
 from pytest_hfbudget.ledger.locks import alone, is_owned, own_lock

@@ -25,8 +25,8 @@ from pytest_hfbudget.metering.summary import (
 from pytest_hfbudget.money import show, to_usd
 
 if TYPE_CHECKING:
+    from pytest_hfbudget.metering.budget_args import Threshold
     from pytest_hfbudget.metering.runtime import Runtime
-    from pytest_hfbudget.metering.thresholds import Threshold
 
 
 _numbers = itertools.count(1)

@@ -15,7 +15,7 @@ from pytest_hfbudget.ledger.scope import SESSION, Scope
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import BudgetExceededError
-    from pytest_hfbudget.metering.thresholds import Threshold
+    from pytest_hfbudget.metering.budget_args import Threshold
     from pytest_hfbudget.pricing import Quote
 
 

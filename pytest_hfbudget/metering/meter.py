@@ -13,9 +13,9 @@ from functools import partial
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, LedgerUnreachableError
 from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
 from pytest_hfbudget.ledger.locks import inside
+from pytest_hfbudget.metering.budget_args import ThresholdWatcher
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.deferred import DeferredCalls, SentCall
-from pytest_hfbudget.metering.thresholds import ThresholdWatcher
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.settings import HOLD_WAIT_S, ROUTER
 

@@ -12,8 +12,8 @@ from functools import partial
 
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.metering.budget_context import BudgetContext
-from pytest_hfbudget.metering.instrumentation.addresses import Addresses, Redirect
 from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION, ForkSteps
+from pytest_hfbudget.metering.instrumentation.patching import Addresses, Redirect
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.processes import (
     ChildProcesses,

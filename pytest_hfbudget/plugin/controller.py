@@ -23,8 +23,8 @@ from pytest_hfbudget.settings import NOT_RUN, Settings, full_name
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
+    from pytest_hfbudget.metering.budget_args import WarnedOnce
     from pytest_hfbudget.metering.runtime import Runtime
-    from pytest_hfbudget.metering.thresholds import WarnedOnce
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
     from pytest_hfbudget.plugin.price_sources import RunPrices
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
@@ -241,7 +241,7 @@ class Controller(Role):
     def first(self, key: str) -> bool:
         with self._lock:
             if self._once is None:
-                from pytest_hfbudget.metering.thresholds import WarnedOnce
+                from pytest_hfbudget.metering.budget_args import WarnedOnce
 
                 self._once = WarnedOnce()
         return self._once(key)

@@ -28,8 +28,7 @@ from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.events import EndpointLog
-from pytest_hfbudget.plugin.uptime_booking import UptimeBooking
-from pytest_hfbudget.plugin.uptime_sharing import Key, UptimeSharing
+from pytest_hfbudget.plugin.uptime_booking import Key, UptimeBooking, UptimeSharing
 from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.settings import Settings
 

@@ -11,7 +11,7 @@ from pytest_hfbudget.history.windows import windows
 from pytest_hfbudget.ledger import LedgerLike, Scope
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.metering.budget_context import BudgetContext
-from pytest_hfbudget.metering.instrumentation.addresses import Addresses
+from pytest_hfbudget.metering.instrumentation.patching import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.runtime import Runtime
 from pytest_hfbudget.off_loop import off_loop

@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from _pytest.nodes import Node
 
-    from pytest_hfbudget.metering.instrumentation.addresses import Redirect
+    from pytest_hfbudget.metering.instrumentation.patching import Redirect
     from pytest_hfbudget.settings import Settings
 
 MARKERS = ("budget", "hf_endpoint")
@@ -28,8 +28,8 @@ class FirstCall:
 
     def wait_for(self, settings: Settings) -> bool:
         """Have the first call start the meter; False where another run would get that call."""
-        from pytest_hfbudget.metering.instrumentation.addresses import Addresses, Redirect
         from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION
+        from pytest_hfbudget.metering.instrumentation.patching import Addresses, Redirect
 
         if INSTRUMENTATION.meter is not None:
             return False

@@ -9,9 +9,8 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger.scope import Scope
-from pytest_hfbudget.metering.budget_args import BudgetArgs, budget_args, thresholds
+from pytest_hfbudget.metering.budget_args import BudgetArgs, Threshold, budget_args, thresholds
 from pytest_hfbudget.metering.budget_context import RunningTest
-from pytest_hfbudget.metering.thresholds import Threshold
 from pytest_hfbudget.plugin.replays import undecided
 from pytest_hfbudget.settings import Settings, full_name
 

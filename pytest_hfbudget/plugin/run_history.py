@@ -32,8 +32,8 @@ def ledger_of(config: pytest.Config, settings: Settings, run: str) -> Ledger:
     if not shared:
         return Ledger()
     from pytest_hfbudget.endpoints.journal import default_state_dir
+    from pytest_hfbudget.history.database import FILE, MemoryStore, SqliteStore
     from pytest_hfbudget.history.shared_ledger import SharedLedger
-    from pytest_hfbudget.history.sqlite_store import FILE, MemoryStore, SqliteStore
 
     if settings.emulator:
         return SharedLedger(MemoryStore(), shared)

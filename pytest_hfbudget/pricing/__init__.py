@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from pytest_hfbudget.pricing.book import PriceBook
 from pytest_hfbudget.pricing.catalogue import Catalogue, Offer
-from pytest_hfbudget.pricing.price import Price, Usage
-from pytest_hfbudget.pricing.quote import CallRequest, Quote, UnboundedCallError, UnpricedPolicy
+from pytest_hfbudget.pricing.price import (
+    CallRequest,
+    Price,
+    Quote,
+    UnboundedCallError,
+    UnpricedPolicy,
+    Usage,
+)
 from pytest_hfbudget.pricing.table import PriceTable, parse_price
 
 __all__ = [

@@ -1,11 +1,15 @@
-"""A price, a usage, and their product in nano-USD."""
+"""A price and a usage, their product in nano-USD, and the price of one call from its source."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
-from pytest_hfbudget.money import nano, rate_text
+from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.money import ATTO_PER_NANO, nano, rate_text
+from pytest_hfbudget.values import assumed_rates
 
 MICROSECONDS = 10**6
 
@@ -97,3 +101,208 @@ class Price:
 
 
 FREE = Price(free=True)
+
+# Router suffixes that choose by a policy instead of naming a provider (hub-docs,
+# "Inference Providers": provider selection).
+POLICIES = frozenset({"fastest", "cheapest", "preferred"})
+
+# How long a call that is billed by the second is held for, where neither its client nor its price
+# has a limit.
+CALL_SECONDS = 300
+
+# Their answers are vectors, scores or labels of a fixed size, so only input tokens are billed.
+READS = frozenset({"feature-extraction", "sentence-similarity", "text-classification"})
+
+
+class UnboundedCallError(ValueError):
+    """The price has no unit that this task is billed by, so the call has no bound."""
+
+
+class CallRequest(NamedTuple):
+    """What is about to be sent.
+
+    Attributes:
+        model: the Hub id without a provider suffix, or the URL of a server.
+        provider: None when the router chooses.
+        input_bound: the most input tokens that the payload can make.
+        max_output: the caller's own limit on output tokens, None where it set none.
+        n: how many answers were asked for.
+        timeout: seconds after which the client gives up; None where it has no time-out.
+        unreadable: the error in a limit or a number of answers that can't be read.
+    """
+
+    task: str
+    model: str
+    provider: str | None = None
+    url: str = ""
+    input_bound: int = 0
+    max_output: int | None = None
+    n: int = 1
+    stream: bool = False
+    timeout: float | None = None
+    unreadable: str = ""
+
+    @property
+    def generates(self) -> bool:
+        """Whether the answer consists of billed tokens."""
+        return self.task in ("conversational", "text-generation")
+
+    @property
+    def draws(self) -> bool:
+        """Whether the answer consists of images."""
+        return self.task.endswith("to-image")
+
+    @property
+    def is_url(self) -> bool:
+        """Whether a server is addressed directly instead of through the router."""
+        return self.model.startswith(("http://", "https://"))
+
+    def longest(self, price: Price) -> int:
+        """The microseconds that this call is held for, if its price is by the second, else 0.
+
+        The time-out of a stream does not count: it limits each pause, not the whole call.
+        """
+        if not price.second:
+            return 0
+        timeout = None if self.stream else self.timeout
+        given = None if timeout is None else math.ceil(timeout * MICROSECONDS)
+        limits = [limit for limit in (given, price.longest) if limit is not None]
+        return min(limits, default=CALL_SECONDS * MICROSECONDS)
+
+    def most_usage(self, price: Price, output: int) -> Usage:
+        """The most that this call can use when each answer has at most ``output`` tokens.
+
+        Raises:
+            UnboundedCallError: the price has no unit that bounds this task.
+        """
+        if not self._bounded_by(price):
+            raise UnboundedCallError(f"the price of {self.model} does not bound a {self.task} call")
+        written = output * self.n if self.generates else 0
+        drawn = self.n if self.draws else 0
+        return Usage(self.input_bound, written, 0, drawn, self.longest(price), True)
+
+    def _bounded_by(self, price: Price) -> bool:
+        """Whether a price has every unit that this task is billed by; a missing one is not $0."""
+        if price.free or price.call is not None or price.second:
+            return True
+        if self.generates:
+            return price.input is not None and price.output is not None
+        if self.draws:
+            return price.image is not None
+        return self.task in READS and price.input is not None
+
+
+def split_model(name: str) -> tuple[str, str | None]:
+    """``org/model:provider`` as the Hub id and the provider that it pins, if it pins one."""
+    if name.startswith(("http://", "https://")) or ":" not in name:
+        return name, None
+    model, _, suffix = name.rpartition(":")
+    return model, None if suffix in POLICIES else suffix
+
+
+@dataclass(frozen=True)
+class UnpricedPolicy:
+    """The policy of ``--hf-unpriced``; without a price it refuses the call."""
+
+    price: Price | None = None
+    source: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> UnpricedPolicy:
+        """``refuse``, ``free``, or ``assume:IN/OUT`` in USD per 1M tokens.
+
+        Raises:
+            ConfigError: anything else.
+        """
+        source = f"--hf-unpriced={text}"
+        try:
+            rates = assumed_rates(text)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        if rates is not None:
+            return cls(Price(input=rates[0], output=rates[1]), source)
+        return cls(FREE, source) if text == "free" else cls()
+
+
+@dataclass(frozen=True)
+class Quote:
+    """Prices, each with its source; at every use the most expensive one counts."""
+
+    options: tuple[tuple[Price, str], ...]
+
+    @classmethod
+    def of(cls, price: Price, source: str) -> Quote:
+        """A quote of one known price."""
+        return cls(((price, source),))
+
+    @cached_property
+    def free(self) -> bool:
+        """Whether this costs nothing whichever price applies."""
+        return all(price.free for price, _ in self.options)
+
+    @cached_property
+    def certain(self) -> bool:
+        """Whether all providers that may answer have the same price."""
+        return len({price for price, _ in self.options}) == 1
+
+    @cached_property
+    def by_token(self) -> bool:
+        """Whether tokens count in any of these prices."""
+        return any(price.input is not None or price.output is not None for price, _ in self.options)
+
+    @cached_property
+    def by_second(self) -> bool:
+        """Whether time counts in any of these prices."""
+        return any(price.second for price, _ in self.options)
+
+    def longest(self, request: CallRequest) -> int:
+        """The microseconds that are held for a call that is billed by the second."""
+        return max(request.longest(price) for price, _ in self.options)
+
+    def cost(self, usage: Usage) -> tuple[int, str]:
+        """Nano-USD of this usage at its most expensive price, and the source of that price."""
+        if len(self.options) == 1:
+            price, source = self.options[0]
+            return price.cost(usage), source
+        return max([(price.cost(usage), source) for price, source in self.options])
+
+    def most(self, request: CallRequest, output: int) -> int:
+        """Nano-USD that a request can cost when each answer has at most ``output`` tokens.
+
+        Raises:
+            UnboundedCallError: a price has no unit that bounds this task.
+        """
+        if len(self.options) == 1:
+            price, _ = self.options[0]
+            return price.cost(request.most_usage(price, output))
+        return max([price.cost(request.most_usage(price, output)) for price, _ in self.options])
+
+    def most_within(self, request: CallRequest, context: int) -> int:
+        """Nano-USD of a call whose prompt and each answer share ``context`` tokens.
+
+        A longer prompt leaves less for the answers, so one of the two extremes costs most.
+
+        Raises:
+            UnboundedCallError: as `most`.
+        """
+        prompt = min(request.input_bound, context)
+        return max(
+            self.most(request._replace(input_bound=size), context - size) for size in (0, prompt)
+        )
+
+    def affordable_output(self, request: CallRequest, amount: int) -> int | None:
+        """The output tokens per answer that ``amount`` nano-USD pays for; None for any number."""
+        limits = [_affordable(price, request, amount) for price, _ in self.options]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _affordable(price: Price, request: CallRequest, amount: int) -> int | None:
+    if price.free:
+        return None
+    time = -(-request.longest(price) * (price.second or 0) // MICROSECONDS)
+    fixed = request.input_bound * price.highest_input + (price.call or 0) + time
+    left = amount * ATTO_PER_NANO - fixed
+    if left < 0:
+        return 0  # it does not even pay for the input
+    each = (price.output or 0) * request.n
+    return left // each if each else None

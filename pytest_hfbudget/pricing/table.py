@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
-from pytest_hfbudget.pricing.price import MICROSECONDS, Price
-from pytest_hfbudget.pricing.quote import POLICIES
+from pytest_hfbudget.pricing.price import MICROSECONDS, POLICIES, Price
 from pytest_hfbudget.pricing.toml_file import TomlFile
 from pytest_hfbudget.text import public_url
 

@@ -24,7 +24,7 @@ from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
-from pytest_hfbudget.metering.instrumentation.addresses import Addresses
+from pytest_hfbudget.metering.instrumentation.patching import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.runtime import Runtime
 from pytest_hfbudget.money import to_usd

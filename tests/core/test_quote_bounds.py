@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_hfbudget.money import ATTO_PER_NANO
 from pytest_hfbudget.pricing import CallRequest, Price, Quote, UnboundedCallError, Usage
-from pytest_hfbudget.pricing.price import FREE
-from pytest_hfbudget.pricing.quote import CALL_SECONDS, split_model
+from pytest_hfbudget.pricing.price import CALL_SECONDS, FREE, split_model
 
 quick = settings(max_examples=100, deadline=None, database=None)
 

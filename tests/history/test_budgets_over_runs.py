@@ -13,7 +13,7 @@ import pytest
 from run_books import DAY_S, NOON, Project, Run
 
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
-from pytest_hfbudget.history.sqlite_store import MemoryStore, SqliteStore
+from pytest_hfbudget.history.database import MemoryStore, SqliteStore
 from pytest_hfbudget.history.windows import BudgetWindow, day_of
 from pytest_hfbudget.ledger.scope import SESSION
 
@@ -359,7 +359,7 @@ def test_the_clock_is_that_of_the_file_and_can_not_be_frozen(
 ) -> None:
     import time
 
-    from pytest_hfbudget.history.sqlite_store import SqliteStore
+    from pytest_hfbudget.history.database import SqliteStore
 
     today = day_of(time.time())
     monkeypatch.setattr(time, "time", lambda: 0.0)

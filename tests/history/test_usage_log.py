@@ -12,8 +12,15 @@ from run_books import DAY_S, NOON, charge
 
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.history.database import Schema, connect, transaction
-from pytest_hfbudget.history.usage_log import FILE, LoggedRun, UsageLog, entries
-from pytest_hfbudget.history.usage_query import GROUPS, QueryResult, UsageQuery
+from pytest_hfbudget.history.usage_log import (
+    FILE,
+    GROUPS,
+    LoggedRun,
+    QueryResult,
+    UsageLog,
+    UsageQuery,
+    entries,
+)
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.reporting import EndpointLine, Report
 

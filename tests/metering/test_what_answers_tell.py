@@ -18,7 +18,7 @@ from pytest_hfbudget.metering.request import (
     AskedModel,
     describe,
 )
-from pytest_hfbudget.pricing.quote import CALL_SECONDS
+from pytest_hfbudget.pricing.price import CALL_SECONDS
 from pytest_hfbudget.reporting.json_report import as_json
 from pytest_hfbudget.reporting.model import Report
 from pytest_hfbudget.reporting.terminal import summary

@@ -8,7 +8,7 @@ from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, UptimeCos
 from pytest_hfbudget.endpoints.uptime import UsageWindow
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.plugin.uptime_sharing import Key, UptimeSharing
+from pytest_hfbudget.plugin.uptime_booking import Key, UptimeSharing
 
 A, B = Scope("test:a", "a", 100), Scope("test:b", "b")
 CLASS = Scope("class:T", "T")
