@@ -24,6 +24,8 @@ T = TypeVar("T")
 LOOK_EVERY_S = 0.1
 # The ledger has answered already; its answer has only to come through.
 ANSWER_S = 5.0
+# A loop schedules the end of a generator, begins it, and closes the response inside of it.
+TURNS = 5
 
 # The numbers of tasks: like tasks they belong to the process, and none is given twice.
 _task_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -136,6 +138,16 @@ def _trio_task() -> object:
         return trio.lowlevel.current_task()
     except (RuntimeError, AttributeError):  # the latter while it is being imported
         return None
+
+
+async def let_the_loop_turn() -> None:
+    """Leave the loop the turns in which it ends a generator that was dropped."""
+    if _trio_task() is not None:
+        for _ in range(TURNS):
+            await sys.modules["trio"].lowlevel.checkpoint()
+    elif asyncio._get_running_loop() is not None:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
 
 async def in_thread(work: Callable[..., T], *arguments: Any) -> T:

@@ -7,6 +7,7 @@ import gc
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import Context
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from urllib.request import urlopen
+from weakref import ref
 
 from chaos_plan import CONTEXT, KINDS, PAID, Block, Call, Lane, Plan, Trial
 from huggingface_hub import AsyncInferenceClient, InferenceClient
@@ -31,6 +33,7 @@ from pytest_hfbudget.money import to_usd
 from pytest_hfbudget.pricing import Catalogue, PriceBook, PriceTable
 
 PATIENCE_S = 60
+COLLECT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ class Walk:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.kept: list[Any] = []
+        self.last: Callable[[], Any] = lambda: None  # the last stream, if it is still there
 
     async def all(self, lane: Lane) -> None:
         """Every step; then let go of the streams that were kept."""
@@ -176,7 +180,14 @@ class Walk:
                 return Outcome(call, "failed", error.with_traceback(None))
             finally:
                 if call.ending in ("drop", "unread"):
-                    gc.collect()
+                    self.collect()
+
+    def collect(self) -> None:
+        """Have the last stream collected: `gc.collect` does nothing while another thread does."""
+        ends = time.monotonic() + COLLECT_S
+        while self.last() is not None and time.monotonic() < ends:
+            gc.collect()
+            threading.Event().wait(0.001)
 
     async def use(self, call: Call) -> str:
         client = self.client(InferenceClient, call)
@@ -186,6 +197,7 @@ class Walk:
         if call.ending == "read":
             list(answer)
             return "answered"
+        self.last = ref(answer)
         if call.ending != "unread":
             for _ in range(call.seen):
                 next(answer, None)
@@ -229,6 +241,7 @@ class WalkOfTask(Walk):
             async for _ in answer:
                 pass
             return "answered"
+        self.last = ref(answer)
         if call.ending != "unread":
             for _ in range(call.seen):
                 await anext(answer, None)

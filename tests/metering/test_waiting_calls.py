@@ -273,6 +273,25 @@ def test_a_task_does_not_wait_for_a_stream_of_its_own(bench: Bench, ledger: Watc
     assert bench.sent == 1
 
 
+def test_a_stream_that_a_task_has_dropped_is_not_in_the_way_of_its_next_call(
+    bench: Bench, ledger: WatchedLedger
+) -> None:
+    """The loop ends a dropped generator at its next turns, which such a call leaves it."""
+    bench.emulator.client.configure(stream_usage="every_chunk")
+
+    async def main() -> None:
+        async with bench.async_client() as client:
+            stream = await client.chat_completion(say(1), max_tokens=20, stream=True)
+            while not (await stream.__anext__()).choices[0].finish_reason:
+                pass
+            del stream
+            gc.collect()
+            assert await client.chat_completion(say(1), max_tokens=20)
+
+    asyncio.run(main())
+    assert (bench.sent, bench.held) == (2, 0)
+
+
 def test_a_call_that_blocks_the_loop_does_not_wait_for_a_task_of_it(
     bench: Bench, ledger: WatchedLedger
 ) -> None:

@@ -28,7 +28,7 @@ from pytest_hfbudget.metering.request import (
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
 from pytest_hfbudget.metering.transport_probe import TransportProbe
 from pytest_hfbudget.metering.usage import UNREADABLE_ANSWER
-from pytest_hfbudget.metering.waiting import in_thread
+from pytest_hfbudget.metering.waiting import in_thread, let_the_loop_turn
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.settings import ROUTER
 
@@ -200,6 +200,8 @@ def metered_async(original: Any, route: ClientRoute) -> Any:
             if (later := deferred(meter, outgoing)) is not None:
                 with later:
                     return later.answered(await original(self, outgoing.parameters, stream=False))
+            if meter.open_calls:
+                await let_the_loop_turn()
             call = begin(meter, outgoing, blocks=False)
             if call is not None and call.wait is not None:
                 await call.wait.suspend()
