@@ -180,7 +180,7 @@ _TAKEN = (
 
 
 class Snapshot(NamedTuple):
-    """What there is beside this run's own tab of today: by window, in nano-USD."""
+    """What there is beside this run's own row of today: by window, in nano-USD."""
 
     day: int
     taken: Mapping[str, int]
@@ -196,8 +196,8 @@ class BudgetStore(Protocol):
             HistoryError: it can't be reached.
         """
 
-    def end(self, tabs: Mapping[int, int]) -> None:
-        """Write this run's tabs, nano-USD by day, and let the others go on.
+    def end(self, rows: Mapping[int, int]) -> None:
+        """Write this run's rows, nano-USD by day, and let the others go on.
 
         Raises:
             HistoryError: they are not written.
@@ -207,10 +207,10 @@ class BudgetStore(Protocol):
         """Hold nothing open: the process is about to be forked, or will not come back."""
 
     def forked(self) -> None:
-        """From now on this is the tab of a child."""
+        """From now on this is the row of a child."""
 
     def close(self) -> None:
-        """The run is over and holds nothing: what is on its tab is spent."""
+        """The run is over and holds nothing: what is in its row is spent."""
 
 
 class MemoryStore:
@@ -220,7 +220,7 @@ class MemoryStore:
         today = max(day_of(time.time()), not_before)
         return Snapshot(today, dict.fromkeys((window.key for window in windows), 0))
 
-    def end(self, tabs: Mapping[int, int]) -> None:
+    def end(self, rows: Mapping[int, int]) -> None:
         """Nothing is written."""
 
     def pause(self) -> None:
@@ -234,7 +234,7 @@ class MemoryStore:
 
 
 class SqliteStore:
-    """The tab of one run in the file of all projects.
+    """The rows of one run in the file of all projects.
 
     Args:
         clock: unix seconds. The file's own by default, which no test can freeze.
@@ -258,11 +258,11 @@ class SqliteStore:
                 connection.execute("ROLLBACK")
                 raise
 
-    def end(self, tabs: Mapping[int, int]) -> None:
+    def end(self, rows: Mapping[int, int]) -> None:
         with explained(self.path, SCHEMA):
             connection = self._open()
             try:
-                for day, nano_usd in tabs.items():
+                for day, nano_usd in rows.items():
                     connection.execute(_PUT, (self.project, day, self.run, nano_usd))
                 connection.execute("COMMIT")
             except BaseException:

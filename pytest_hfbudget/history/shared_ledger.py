@@ -2,7 +2,7 @@
 
 Every step of it is taken between the beginning and the end of one transaction of the store, with
 what the others have taken counted as spent. So two runs can't both take what is left, and what
-this run takes is on its tab before anything is sent.
+this run holds is in its row before anything is sent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BEFORE_ALL_DAYS = 0
 
 
 class WindowAccount(Protocol):
-    """What the booth changes in the ledger's accounts."""
+    """What the lock changes in the ledger's accounts."""
 
     scope: Scope
     spent: int
@@ -35,7 +35,7 @@ class WindowAccount(Protocol):
 class StoreLock:
     """The lock of a ledger: the thread inside it is the only one that uses the store.
 
-    A store that fails does not keep a call that was sent from being settled: tabs are written as
+    A store that fails does not keep a call that was sent from being settled: rows are written as
     amounts, not as changes, so the next time that it works puts everything right. Until then
     there is no room in any window.
 
@@ -81,10 +81,10 @@ class StoreLock:
         return is_owned(self._lock)
 
     def close(self) -> None:
-        """The run is over: what is on its tab is spent.
+        """The run is over: what is in its row is spent.
 
         Raises:
-            HistoryError: the tab stays open, and counts as it stands.
+            HistoryError: the row stays open, and counts as it stands.
         """
         with self._lock:
             self._store.close()
@@ -126,14 +126,14 @@ class StoreLock:
         self._own = account.spent - self._taken[key]
         if not self._in_transaction:
             return
-        tabs = {**self._earlier, self._day: self._own + account.held}
+        rows = {**self._earlier, self._day: self._own + account.held}
         self._in_transaction = False
         try:
-            self._store.end({} if tabs == self._written else tabs)
+            self._store.end({} if rows == self._written else rows)
         except HistoryError as error:
             self.problem = str(error)
         else:
-            self.problem, self._written, self._earlier = "", {self._day: tabs[self._day]}, {}
+            self.problem, self._written, self._earlier = "", {self._day: rows[self._day]}, {}
 
     # --- SQLite's files don't survive being open on both sides of a fork
 
@@ -147,7 +147,7 @@ class StoreLock:
         self._lock.__exit__(None, None, None)
 
     def after_in_child(self) -> None:
-        """The child has a tab of its own; what it has of its parent is on the parent's."""
+        """The child has a row of its own; what it has of its parent is on the parent's."""
         self._lock = own_lock()
         self._store.forked()
         self._own, self._earlier, self._written = 0, {}, {}
@@ -165,16 +165,14 @@ class SharedLedger(Ledger):
         self._windows = tuple(window.key for window in windows)
         for window in windows:
             self.open(window.scope())
-        self._lock = self._booth = StoreLock(store, windows, self._accounts)
-        with self._booth:
+        self._lock = self._store_lock = StoreLock(store, windows, self._accounts)
+        with self._store_lock:
             pass
-        if self._booth.problem:
+        if self._store_lock.problem:
             store.pause()
-            raise HistoryError(self._booth.problem)
+            raise HistoryError(self._store_lock.problem)
 
-    def hold(
-        self, keys: Sequence[str], least: int, most: int | None, draft: Charge, owner: object = None
-    ) -> Hold:
+    def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
         """As `Ledger.hold`.
 
         Raises:
@@ -182,7 +180,7 @@ class SharedLedger(Ledger):
             BudgetExceededError: as `Ledger.hold`.
         """
         with self._kept(draft.model):
-            return self._on_the_tab(super().hold(keys, least, most, draft, owner), draft.model)
+            return self._on_record(super().hold(keys, least, most, draft), draft.model)
 
     def ask(
         self,
@@ -191,12 +189,11 @@ class SharedLedger(Ledger):
         most: int | None,
         draft: Charge,
         caller: Caller | None = None,
-        owner: object = None,
     ) -> Hold | WaitingHold:
         """As `Ledger.ask`, and as `hold`."""
         with self._kept(draft.model):
-            answer = super().ask(keys, least, most, draft, caller, owner)
-            return self._on_the_tab(answer, draft.model) if isinstance(answer, Hold) else answer
+            answer = super().ask(keys, least, most, draft, caller)
+            return self._on_record(answer, draft.model) if isinstance(answer, Hold) else answer
 
     @contextmanager
     def _kept(self, model: str) -> Iterator[None]:
@@ -204,12 +201,12 @@ class SharedLedger(Ledger):
         try:
             yield
         except BudgetExceededError as error:
-            if error.scope_key in self._windows and self._booth.problem:
+            if error.scope_key in self._windows and self._store_lock.problem:
                 raise self._unreachable(model) from None
             raise
 
-    def _on_the_tab(self, granted: Hold, model: str) -> Hold:
-        if granted.amount and self._booth.problem:
+    def _on_record(self, granted: Hold, model: str) -> Hold:
+        if granted.amount and self._store_lock.problem:
             self.release(granted.id)
             raise self._unreachable(model)
         return granted
@@ -234,18 +231,18 @@ class SharedLedger(Ledger):
         Raises:
             HistoryError: what it still holds counts as spent.
         """
-        self._booth.close()
+        self._store_lock.close()
 
     def _unreachable(self, model: str) -> LedgerUnreachableError:
         return LedgerUnreachableError(
             f"{model} was not called, because a budget over many runs can't be kept: "
-            f"{self._booth.problem}",
+            f"{self._store_lock.problem}",
             scope_key=self._windows[0],
             model=model,
         )
 
 
-def _watch_forks(booth: StoreLock) -> None:
+def _watch_forks(lock: StoreLock) -> None:
     # Weakly: what is registered for forks stays registered, and a process may see many runs.
     def call(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:
         def now() -> None:
@@ -256,7 +253,7 @@ def _watch_forks(booth: StoreLock) -> None:
         return now
 
     os.register_at_fork(
-        before=call(weakref.WeakMethod(booth.before_fork)),
-        after_in_parent=call(weakref.WeakMethod(booth.after_in_parent)),
-        after_in_child=call(weakref.WeakMethod(booth.after_in_child)),
+        before=call(weakref.WeakMethod(lock.before_fork)),
+        after_in_parent=call(weakref.WeakMethod(lock.after_in_parent)),
+        after_in_child=call(weakref.WeakMethod(lock.after_in_child)),
     )

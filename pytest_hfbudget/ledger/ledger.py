@@ -51,13 +51,10 @@ class Ledger:
         with alone(self._lock):
             self._accounts.setdefault(scope.key, Account(scope))
 
-    def hold(
-        self, keys: Sequence[str], least: int, most: int | None, draft: Charge, owner: object = None
-    ) -> Hold:
+    def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
         """Set aside from ``least`` to ``most`` nano-USD in every scope at once, or in none.
 
-        ``draft`` is what is known of the call so far, ``owner`` the connection it came over:
-        when that is lost, the draft is booked at the whole hold.
+        ``draft`` is what is known of the call so far.
 
         Raises:
             BudgetExceededError: a scope has less than ``least`` left, or no call left.
@@ -65,7 +62,7 @@ class Ledger:
         if self._uptime is not None:
             self._uptime.accrue()
         with alone(self._lock):
-            answer = self._ask(self._bid(keys, least, most, draft, None, owner))
+            answer = self._ask(self._request(keys, least, most, draft, None))
             if isinstance(answer, Waiter):
                 refusal = sent_away(answer, self._queue, SMALLER)
                 self._queue.remove(answer)
@@ -81,7 +78,6 @@ class Ledger:
         most: int | None,
         draft: Charge,
         caller: Caller | None = None,
-        owner: object = None,
     ) -> Hold | WaitingHold:
         """As `hold`, but where only calls in flight are in the way, a place in the queue for it.
 
@@ -92,10 +88,12 @@ class Ledger:
         if self._uptime is not None:
             self._uptime.accrue()
         with alone(self._lock):
-            answer = self._ask(self._bid(keys, least, most, draft, caller, owner))
+            answer = self._ask(self._request(keys, least, most, draft, caller))
         if self._uptime is not None:
             self._uptime.rearm()
-        return WaitingHold(answer.bid.id, answer.answer) if isinstance(answer, Waiter) else answer
+        return (
+            WaitingHold(answer.request.id, answer.answer) if isinstance(answer, Waiter) else answer
+        )
 
     def give_up(self, place: int, seconds: float) -> Hold | None:
         """The end of patience: the hold, if it has come; None if there is another answer.
@@ -199,23 +197,6 @@ class Ledger:
         """Let something that costs by the minute spend from this ledger, too."""
         self._uptime = uptime
 
-    def abandon(self, owner: object) -> int:
-        """Book every open hold of a dead owner in full: what it was billed is unknown."""
-        with alone(self._lock):
-            for place in [each for each in self._queue if each.bid.owner is owner]:
-                self._send_away(place, LedgerUnreachableError("the connection was lost"))
-            lost = [held for held in self._holds.values() if held.bid.owner is owner]
-            for bid, amount in lost:
-                self._resolve(bid.id)
-                for account in bid.accounts:
-                    account.charge(amount)
-                self._charges.append(
-                    bid.draft._replace(nano_usd=amount, status="lost", estimated=True)
-                )
-        if self._queue:
-            self._serve()
-        return len(lost)
-
     def scopes(self) -> dict[str, tuple[Scope, Totals]]:
         """Every scope with where it stands, for the report."""
         with self._lock:
@@ -241,49 +222,48 @@ class Ledger:
 
     # --- under the lock
 
-    def _bid(
+    def _request(
         self,
         keys: Sequence[str],
         least: int,
         most: int | None,
         draft: Charge,
         caller: Caller | None,
-        owner: object,
     ) -> HoldRequest:
         accounts = tuple(map(self._accounts.__getitem__, dict.fromkeys(keys)))
         self._next += 1
-        return HoldRequest(self._next, accounts, least, most, draft, owner, caller)
+        return HoldRequest(self._next, accounts, least, most, draft, caller)
 
-    def _ask(self, bid: HoldRequest) -> Hold | Waiter:
+    def _ask(self, request: HoldRequest) -> Hold | Waiter:
         if not self._queue:
-            amount = grant(bid, NO_QUEUE)
+            amount = grant(request, NO_QUEUE)
             if amount is not None:
-                return self._grant(bid, amount)
-        place = Waiter(bid, unanswered())
+                return self._grant(request, amount)
+        place = Waiter(request, unanswered())
         self._queue.append(place)
         self._answer_line()
         return place.answer.result() if place.answer.done() else place
 
-    def _grant(self, bid: HoldRequest, amount: int) -> Hold:
-        for account in bid.accounts:
+    def _grant(self, request: HoldRequest, amount: int) -> Hold:
+        for account in request.accounts:
             account.held += amount
             account.in_flight += 1
-        self._holds[bid.id] = OpenHold(bid, amount)
-        return Hold(bid.id, amount)
+        self._holds[request.id] = OpenHold(request, amount)
+        return Hold(request.id, amount)
 
     def _resolve(self, hold: int) -> HoldRequest:
-        bid, amount = self._holds.pop(hold)
-        for account in bid.accounts:
+        request, amount = self._holds.pop(hold)
+        for account in request.accounts:
             account.held -= amount
             account.in_flight -= 1
-        return bid
+        return request
 
     def _answer_line(self) -> None:
         while (decision := decide(self._queue, self._holds.values())) is not None:
             place, verdict = decision
             if isinstance(verdict, int):
                 self._queue.remove(place)
-                place.answer.set_result(self._grant(place.bid, verdict))
+                place.answer.set_result(self._grant(place.request, verdict))
             else:
                 self._send_away(place, verdict)
 
@@ -292,7 +272,7 @@ class Ledger:
         place.answer.set_exception(why)
 
     def _in_line(self, place: int) -> Waiter | None:
-        return next((each for each in self._queue if each.bid.id == place), None)
+        return next((each for each in self._queue if each.request.id == place), None)
 
     # --- around the lock
 

@@ -27,21 +27,20 @@ class HoldRequest(NamedTuple):
     least: int
     most: int | None
     draft: Charge
-    owner: object
     caller: Caller | None
 
 
 class OpenHold(NamedTuple):
-    """A bid that was granted."""
+    """A request that was granted."""
 
-    bid: HoldRequest
+    request: HoldRequest
     amount: int
 
 
 class Waiter(NamedTuple):
-    """A bid that waits, and where its answer is put: the hold, or the refusal."""
+    """A request that waits, and where its answer is put: the hold, or the refusal."""
 
-    bid: HoldRequest
+    request: HoldRequest
     answer: Future[Hold]
 
 
@@ -52,37 +51,37 @@ class QueueAhead:
         self.nano_usd: dict[Account, int] = {}
         self.calls: dict[Account, int] = {}
 
-    def add(self, bid: HoldRequest) -> None:
+    def add(self, request: HoldRequest) -> None:
         """Let one more stand there."""
-        for account in bid.accounts:
-            self.nano_usd[account] = self.nano_usd.get(account, 0) + bid.least
+        for account in request.accounts:
+            self.nano_usd[account] = self.nano_usd.get(account, 0) + request.least
             self.calls[account] = self.calls.get(account, 0) + 1
 
 
 NO_QUEUE = QueueAhead()
 
 
-def grant(bid: HoldRequest, ahead: QueueAhead) -> int | None:
-    """The amount that a bid gets now; None where it has to wait for others.
+def grant(request: HoldRequest, ahead: QueueAhead) -> int | None:
+    """The amount that a request gets now; None where it has to wait for others.
 
     Raises:
         BudgetExceededError: it would not fit either if nothing were held.
     """
-    waits, amount = False, bid.most
-    for account in bid.accounts:
+    waits, amount = False, request.most
+    for account in request.accounts:
         if (left := account.calls_left()) is not None:
             if left < 1:
-                raise account.out_of_calls(bid.draft.model)
+                raise account.out_of_calls(request.draft.model)
             waits = waits or left <= ahead.calls.get(account, 0)
         if (room := account.room()) is not None:
-            if 0 < bid.least > room + account.held:  # what is free fits into any cap
-                raise account.over(bid.least, bid.draft.model)
+            if 0 < request.least > room + account.held:  # what is free fits into any cap
+                raise account.over(request.least, request.draft.model)
             room -= ahead.nano_usd.get(account, 0)
-            waits = waits or 0 < bid.least > room
+            waits = waits or 0 < request.least > room
             amount = room if amount is None else min(amount, room)
     if waits:
         return None
-    return bid.least if amount is None else max(amount, bid.least)
+    return request.least if amount is None else max(amount, request.least)
 
 
 def decide(
@@ -94,12 +93,12 @@ def decide(
     for place in queue:
         # A caller that holds something waits behind no one: others may be waiting for its hold.
         try:
-            amount = grant(place.bid, NO_QUEUE if place.bid.id in holders else ahead)
+            amount = grant(place.request, NO_QUEUE if place.request.id in holders else ahead)
         except BudgetExceededError as refusal:
             return place, refusal
         if amount is not None:
             return place, amount
-        ahead.add(place.bid)
+        ahead.add(place.request)
     return _deadlock(queue, holds, holders) if holders else None
 
 
@@ -107,24 +106,24 @@ def sent_away(place: Waiter, queue: Sequence[Waiter], advice: str) -> BudgetExce
     """The refusal of a waiter that is not to wait any longer."""
     ahead = QueueAhead()
     for other in queue[: queue.index(place)]:
-        ahead.add(other.bid)
-    bid = place.bid
-    for account in bid.accounts:
+        ahead.add(other.request)
+    request = place.request
+    for account in request.accounts:
         room, claimed = account.room(), ahead.nano_usd.get(account, 0)
-        if room is not None and 0 < bid.least > room - claimed:
-            return account.over(bid.least, bid.draft.model, ahead=claimed, advice=advice)
+        if room is not None and 0 < request.least > room - claimed:
+            return account.over(request.least, request.draft.model, ahead=claimed, advice=advice)
     full = (
         a
-        for a in bid.accounts
+        for a in request.accounts
         if (left := a.calls_left()) is not None and left <= ahead.calls.get(a, 0)
     )
-    return next(full).out_of_calls(bid.draft.model)
+    return next(full).out_of_calls(request.draft.model)
 
 
 def _holders(queue: Iterable[Waiter], holds: Iterable[OpenHold]) -> set[int]:
-    """The bids of those in line who have other calls in flight."""
-    within = {part for held in holds if held.bid.caller for part in held.bid.caller.within}
-    return {p.bid.id for p in queue if p.bid.caller and p.bid.caller.stops in within}
+    """The requests of those in line who have other calls in flight."""
+    within = {part for held in holds if held.request.caller for part in held.request.caller.within}
+    return {p.request.id for p in queue if p.request.caller and p.request.caller.stops in within}
 
 
 def _deadlock(
@@ -138,29 +137,29 @@ def _deadlock(
     stuck = list(queue)
     while stuck:
         frozen = _frozen(stuck, holds)
-        short = [(place, a) for place in stuck if (a := _short(place.bid, frozen)) is not None]
+        short = [(place, a) for place in stuck if (a := _short(place.request, frozen)) is not None]
         if len(short) == len(stuck):
-            last, account = next(each for each in reversed(short) if each[0].bid.id in holders)
-            return last, account.over(last.bid.least, last.bid.draft.model, advice=IN_VAIN)
+            last, account = next(each for each in reversed(short) if each[0].request.id in holders)
+            return last, account.over(last.request.least, last.request.draft.model, advice=IN_VAIN)
         stuck = [place for place, _ in short]
     return None
 
 
 def _frozen(waiting: Iterable[Waiter], holds: Iterable[OpenHold]) -> Counter[Account]:
     """What stays held while these wait, in each account."""
-    still = {place.bid.caller.stops for place in waiting if place.bid.caller}
+    still = {place.request.caller.stops for place in waiting if place.request.caller}
     frozen: Counter[Account] = Counter()
     for held in holds:
-        if held.bid.caller and not still.isdisjoint(held.bid.caller.within):
-            for account in held.bid.accounts:
+        if held.request.caller and not still.isdisjoint(held.request.caller.within):
+            for account in held.request.accounts:
                 frozen[account] += held.amount
     return frozen
 
 
-def _short(bid: HoldRequest, frozen: Counter[Account]) -> Account | None:
-    """The first account that could not take a bid, though all but the frozen were given back."""
-    for account in bid.accounts:
+def _short(request: HoldRequest, frozen: Counter[Account]) -> Account | None:
+    """The first account that could not take it though all but the frozen were given back."""
+    for account in request.accounts:
         room = account.room()
-        if room is not None and 0 < bid.least > room + account.held - frozen[account]:
+        if room is not None and 0 < request.least > room + account.held - frozen[account]:
             return account
     return None

@@ -432,26 +432,3 @@ def test_a_hold_is_settled_by_one_of_many_threads() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(settle, range(8))) == 1
     assert ledger.total("all") == Totals(spent=5, calls=1)
-
-
-def test_the_holds_of_an_owner_that_died_are_booked_in_full() -> None:
-    ledger, gone, alive = Ledger(), object(), object()
-    ledger.open(Scope("all", "all", 100))
-    settled = ledger.hold(["all"], 10, 10, draft("all"), gone)
-    ledger.settle(settled.id, charge(1, "all"))
-    for owner in (gone, gone, alive):
-        ledger.hold(["all"], 10, 10, draft("all"), owner)
-    assert ledger.abandon(gone) == 2
-    assert ledger.total("all") == Totals(spent=21, held=10, calls=3)
-    lost = draft("all")._replace(nano_usd=10, status="lost", estimated=True)
-    assert ledger.charges() == (charge(1, "all"), lost, lost)
-
-
-def test_an_owner_dies_once() -> None:
-    ledger, gone = Ledger(), object()
-    ledger.open(Scope("all", "all", 100))
-    hold = ledger.hold(["all"], 10, 10, draft("all"), gone)
-    assert (ledger.abandon(gone), ledger.abandon(gone)) == (1, 0)
-    with pytest.raises(KeyError):
-        ledger.settle(hold.id, charge(1, "all"))
-    assert ledger.total("all") == Totals(spent=10, calls=1)

@@ -490,22 +490,6 @@ def test_one_can_leave_twice(ledger: LedgerLike, both: Books) -> None:
     assert both.kept.total("all") == Totals(held=60)
 
 
-def test_an_owner_that_died_stands_in_line_no_more(both: Books) -> None:
-    ledger, gone = both.kept, object()
-    ledger.open(Scope("all", "the session", CAP))
-    ledger.ask(["all"], 60, 60, draft(), A, gone)
-    place = ledger.ask(["all"], 30, 30, draft(), B, gone)
-    waits = [ledger.ask(["all"], 20, 20, draft(), Caller(9, n), gone) for n in range(2)]
-    other = stand(ledger, 40, caller=C)
-    assert isinstance(place, Hold)
-    assert ledger.abandon(gone) == 2
-    assert ledger.waiting() == 0
-    assert [refusal(w) for w in waits if isinstance(w, WaitingHold)] == [
-        "the connection was lost"
-    ] * 2
-    assert "only $0.00000001 of" in refusal(other)
-
-
 # --- uptime under the same cap
 
 

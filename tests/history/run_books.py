@@ -40,8 +40,8 @@ def charge(nano_usd: int | None = None, **more: object) -> Charge:
 class Run:
     """One run: what it calls is in every window, and in its session."""
 
-    def __init__(self, tabs: SqliteStore, windows: tuple[BudgetWindow, ...]) -> None:
-        self.tabs, self.ledger = tabs, SharedLedger(tabs, windows)
+    def __init__(self, store: SqliteStore, windows: tuple[BudgetWindow, ...]) -> None:
+        self.store, self.ledger = store, SharedLedger(store, windows)
         self.ledger.open(Scope(SESSION, "session budget"))
         self.keys = (*(window.key for window in windows), SESSION)
 
@@ -75,8 +75,8 @@ class Project:
 
     def run(self) -> Run:
         """Another run of it, in this process."""
-        tabs = SqliteStore(self.path, self.name, f"run{len(self.runs)}", clock=lambda: self.now)
-        run = Run(tabs, self.windows)
+        store = SqliteStore(self.path, self.name, f"run{len(self.runs)}", clock=lambda: self.now)
+        run = Run(store, self.windows)
         self.runs.append(run)
         return run
 
@@ -86,4 +86,4 @@ def project(tmp_path: Path) -> Iterator[Project]:
     made = Project(tmp_path)
     yield made
     for run in made.runs:
-        run.tabs.pause()
+        run.store.pause()

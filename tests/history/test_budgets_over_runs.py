@@ -249,7 +249,7 @@ def test_a_store_that_was_emptied_ends_a_run_before_it_begins(
 ) -> None:
     run = project.run()
     run.spend(90)
-    run.tabs.close()
+    run.store.close()
     project.path.write_bytes(left)
     with pytest.raises(HistoryError, match=r"(is empty|not a database).*move it aside"):
         project.run()
@@ -259,11 +259,11 @@ def test_runs_that_begin_at_once_make_one_store(project: Project) -> None:
     start = threading.Barrier(8)
 
     def begin(number: int) -> Run:
-        tabs = SqliteStore(
+        store = SqliteStore(
             project.path, project.name, f"at once {number}", clock=lambda: project.now
         )
         start.wait()
-        return Run(tabs, project.windows)
+        return Run(store, project.windows)
 
     with ThreadPoolExecutor(8) as pool:
         project.runs += pool.map(begin, range(8))
@@ -327,10 +327,10 @@ def test_a_store_that_works_again_hears_of_what_happened_meanwhile(project: Proj
     hold = run.hold(10)
     with sqlite3.connect(project.path) as file:
         file.execute("PRAGMA user_version")
-        broken = run.ledger._booth._store
-        run.ledger._booth._store = NoStore()
+        broken = run.ledger._store_lock._store
+        run.ledger._store_lock._store = NoStore()
         run.settle(hold, 7)
-        run.ledger._booth._store = broken
+        run.ledger._store_lock._store = broken
     file.close()
     run.spend(1)
     assert project.run().spent() == 8

@@ -39,9 +39,8 @@ class WatchedLedger(Ledger):
         most: int | None,
         draft: Charge,
         caller: Caller | None = None,
-        owner: object = None,
     ) -> Hold | WaitingHold:
-        answer = super().ask(keys, least, most, draft, caller, owner)
+        answer = super().ask(keys, least, most, draft, caller)
         if isinstance(answer, WaitingHold):
             self.joined.release()
         return answer
