@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import NamedTuple
 
 from pytest_hfbudget.money import show, to_usd
 
@@ -31,13 +32,34 @@ class HistoryError(HFBudgetError):
     """What this machine remembers of earlier runs can't be read or written."""
 
 
+class Figures(NamedTuple):
+    """What a budget had when it refused a call, in nano-USD.
+
+    Attributes:
+        held: set aside for calls in flight.
+        needed: the most that the call could have cost.
+    """
+
+    cap: int = 0
+    spent: int = 0
+    held: int = 0
+    needed: int = 0
+
+    @property
+    def left(self) -> int:
+        """What neither is spent nor held."""
+        return max(self.cap - self.spent - self.held, 0)
+
+
+NO_FIGURES = Figures()
+
+
 class BudgetExceededError(HFBudgetError):
     """A call that was not sent, because a cap would not hold it.
 
     Attributes:
         scope, scope_key: the name of the budget that refused, and its key in the ledger.
-        cap, spent, held, needed: the figures behind the refusal, in nano-USD. ``held`` is set
-            aside for calls that are still in flight.
+        figures: what is behind the refusal, in nano-USD.
         model: what was asked for.
         used_up: whether it was refused because there is too little left, so that more money
             would have let it through.
@@ -51,35 +73,31 @@ class BudgetExceededError(HFBudgetError):
         *,
         scope: str = "",
         scope_key: str = "",
-        cap: int = 0,
-        spent: int = 0,
-        held: int = 0,
-        needed: int = 0,
         model: str = "",
+        figures: Figures = NO_FIGURES,
     ) -> None:
         super().__init__(message)
-        self.scope, self.scope_key, self.model = scope, scope_key, model
-        self.cap_nano, self.spent_nano, self.held_nano, self.needed_nano = cap, spent, held, needed
+        self.scope, self.scope_key, self.model, self.figures = scope, scope_key, model, figures
 
     @property
     def spent(self) -> Decimal:
         """USD that the refusing budget had been charged."""
-        return to_usd(self.spent_nano)
+        return to_usd(self.figures.spent)
 
     @property
     def limit(self) -> Decimal:
         """USD cap of the refusing budget."""
-        return to_usd(self.cap_nano)
+        return to_usd(self.figures.cap)
 
     @property
     def held(self) -> Decimal:
         """USD set aside for calls in flight."""
-        return to_usd(self.held_nano)
+        return to_usd(self.figures.held)
 
     @property
     def needed(self) -> Decimal:
         """USD that the refused call could have cost at most."""
-        return to_usd(self.needed_nano)
+        return to_usd(self.figures.needed)
 
 
 class UnpricedCallError(BudgetExceededError):
@@ -143,24 +161,18 @@ def over_cap(
     *,
     scope: str,
     scope_key: str,
-    cap: int,
-    spent: int,
-    held: int,
-    needed: int,
     model: str,
+    figures: Figures,
     advice: str = SMALLER,
 ) -> BudgetExceededError:
     """The refusal of a call that does not fit into what a cap has left."""
-    in_flight = f", {show(held)} held for calls in flight" if held else ""
+    in_flight = f", {show(figures.held)} held for calls in flight" if figures.held else ""
     return BudgetExceededError(
-        f"{scope}: {model} may cost up to {show(needed)}, but only "
-        f"{show(max(cap - spent - held, 0))} of {show(cap)} is left "
-        f"({show(spent)} spent{in_flight}). {advice}",
+        f"{scope}: {model} may cost up to {show(figures.needed)}, but only "
+        f"{show(figures.left)} of {show(figures.cap)} is left "
+        f"({show(figures.spent)} spent{in_flight}). {advice}",
         scope=scope,
         scope_key=scope_key,
-        cap=cap,
-        spent=spent,
-        held=held,
-        needed=needed,
         model=model,
+        figures=figures,
     )

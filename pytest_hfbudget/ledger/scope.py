@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pytest_hfbudget.errors import SMALLER, BudgetExceededError, over_cap
+from pytest_hfbudget.errors import SMALLER, BudgetExceededError, Figures, over_cap
 
 
 class Scope(NamedTuple):
@@ -70,11 +70,8 @@ class Account:
         return over_cap(
             scope=self.scope.name,
             scope_key=self.scope.key,
-            cap=self.scope.cap or 0,
-            spent=self.spent,
-            held=self.held + ahead,
-            needed=needed,
             model=model,
+            figures=Figures(self.scope.cap or 0, self.spent, self.held + ahead, needed),
             advice=advice,
         )
 
@@ -85,8 +82,6 @@ class Account:
             f"but max_calls is {self.scope.max_calls}. The call was not sent. Raise max_calls.",
             scope=self.scope.name,
             scope_key=self.scope.key,
-            cap=self.scope.cap or 0,
-            spent=self.spent,
-            held=self.held,
             model=model,
+            figures=Figures(self.scope.cap or 0, self.spent, self.held),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pytest_hfbudget.errors import BudgetExceededError, UnpricedCallError
+from pytest_hfbudget.errors import BudgetExceededError, Figures, UnpricedCallError
 from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.money import show
@@ -159,8 +159,8 @@ def unpriced(request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallErr
         f"in the file of --hf-prices:\n\n{toml_hint(request)}\n{_endpoint_hint(request)}",
         scope=capped.name,
         scope_key=capped.key,
-        cap=capped.cap or 0,
         model=request.model,
+        figures=Figures(cap=capped.cap or 0),
     )
 
 
@@ -186,9 +186,8 @@ def changed_after_hold(model: str, held: int, tightest: Scope) -> BudgetExceeded
         "not sent. Change the request before the call instead.",
         scope=tightest.name,
         scope_key=tightest.key,
-        cap=tightest.cap or 0,
-        held=held,
         model=model,
+        figures=Figures(cap=tightest.cap or 0, held=held),
     )
 
 
@@ -210,10 +209,8 @@ def cut_off(model: str, limit: OutputLimit, held: int, tightest: Scope) -> Budge
         f"{tightest.name}: {model} was stopped after {limit.tokens} tokens, {why}",
         scope=tightest.name,
         scope_key=tightest.key,
-        cap=tightest.cap or 0,
-        held=held,
-        needed=held,
         model=model,
+        figures=Figures(cap=tightest.cap or 0, held=held, needed=held),
     )
     error.used_up = limit.by_cap
     return error
@@ -235,8 +232,6 @@ def check_share(ledger: LedgerLike, test: RunningTest | None, hold: Hold, name: 
                 "The call was not sent. Raise the cap.",
                 scope=scope.name,
                 scope_key=scope.key,
-                cap=scope.cap,
-                spent=total.spent,
-                held=total.held,
                 model=name,
+                figures=Figures(cap=scope.cap, spent=total.spent, held=total.held),
             )

@@ -19,6 +19,7 @@ from pytest_hfbudget.endpoints.uptime import Shares
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     EndpointError,
+    Figures,
     UnaffordableEndpointError,
 )
 from pytest_hfbudget.ledger import Ledger, Scope
@@ -202,9 +203,8 @@ class RunEndpoints:
             f"{name} was paused while it was needed: {why}.",
             scope="session budget",
             scope_key=SESSION,
-            cap=cap or 0,
-            spent=self._ledger.total(SESSION).spent,
             model=name,
+            figures=Figures(cap=cap or 0, spent=self._ledger.total(SESSION).spent),
         )
 
     @at_work

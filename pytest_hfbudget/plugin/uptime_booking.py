@@ -71,10 +71,10 @@ class UptimeBooking:
             raise EndpointError(str(error)) from None
         except BudgetExceededError as error:
             own = error.scope_key == SESSION
-            left = max(error.cap_nano - error.spent_nano - error.held_nano, 0)
+            left, cap = error.figures.left, error.figures.cap
             raise UnaffordableEndpointError(
                 f"{error.scope}: {name}: its first minute costs {show(nano_per_minute)}, but only "
-                f"{show(left)} of the {error.scope} of {show(error.cap_nano)} is left. It was not "
+                f"{show(left)} of the {error.scope} of {show(cap)} is left. It was not "
                 f"resumed. Raise {'--hf-session-budget' if own else 'that cap'}."
             ) from None
 
@@ -97,7 +97,7 @@ class UptimeBooking:
             except LedgerUnreachableError as error:
                 raise EndpointError(str(error)) from None
             except BudgetExceededError as error:
-                most, cap = endpoint.most_replicas, f"{error.scope} of {show(error.cap_nano)}"
+                most, cap = endpoint.most_replicas, f"{error.scope} of {show(error.figures.cap)}"
                 raise UnaffordableEndpointError(
                     f"{error.scope}: {name} may scale to {most} replicas. The first minute of "
                     f"{more} more costs {show(nano_per_minute)}, and the {cap} has less left. "

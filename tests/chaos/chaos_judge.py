@@ -160,10 +160,10 @@ class Judge:
     def judge_amount(self, block: Block, call: Call, error: BudgetExceededError) -> None:
         """Whether it is true that there was no room, by what had been charged until then."""
         cap, needed, spent, held = (
-            error.cap_nano,
-            error.needed_nano,
-            error.spent_nano,
-            error.held_nano,
+            error.figures.cap,
+            error.figures.needed,
+            error.figures.spent,
+            error.figures.held,
         )
         assert block.cap == cap, error
         assert needed > cap - spent - held, f"it fitted: {error}"

@@ -11,6 +11,7 @@ import pytest
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     ConfigError,
+    Figures,
     HFBudgetError,
     LedgerUnreachableError,
     UnpricedCallError,
@@ -24,10 +25,7 @@ def refusal() -> BudgetExceededError:
         scope="test_a",
         scope_key="a",
         model="org/m",
-        cap=10**9,
-        spent=3 * 10**8,
-        held=2 * 10**8,
-        needed=6 * 10**8,
+        figures=Figures(cap=10**9, spent=3 * 10**8, held=2 * 10**8, needed=6 * 10**8),
     )
 
 
@@ -40,12 +38,12 @@ def test_a_refusal_says_every_figure_and_what_to_do(refusal: BudgetExceededError
 
 
 def test_a_refusal_with_nothing_in_flight_does_not_speak_of_it() -> None:
-    error = over_cap(scope="s", scope_key="s", cap=1, spent=1, held=0, needed=1, model="m")
+    error = over_cap(scope="s", scope_key="s", model="m", figures=Figures(cap=1, spent=1, needed=1))
     assert "in flight" not in str(error)
 
 
 def test_what_is_left_is_never_less_than_nothing() -> None:
-    error = over_cap(scope="s", scope_key="s", cap=1, spent=9, held=0, needed=1, model="m")
+    error = over_cap(scope="s", scope_key="s", model="m", figures=Figures(cap=1, spent=9, needed=1))
     assert "only $0.00 of $0.000000001 is left" in str(error)
 
 

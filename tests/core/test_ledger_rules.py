@@ -104,7 +104,7 @@ def test_a_cap_of_nothing_is_said_to_be_one(ledger: LedgerLike) -> None:
     ledger.open(Scope("nothing", "a block", 0))
     with pytest.raises(BudgetExceededError, match=r"only \$0\.00 of \$0\.00 is left") as caught:
         take(ledger, 1, "nothing")
-    assert caught.value.cap_nano == 0
+    assert caught.value.figures.cap == 0
 
 
 def test_a_scope_named_twice_is_charged_once(ledger: LedgerLike) -> None:
@@ -210,10 +210,10 @@ def test_a_refusal_by_number_carries_the_figures_of_its_scope(ledger: LedgerLike
         take(ledger, 1, "few")
     error = caught.value
     assert (error.scope, error.scope_key, error.model) == ("a block", "few", "org/model")
-    assert (error.cap_nano, error.spent_nano, error.held_nano) == (parse_usd(1), 7, 5)
+    assert (error.figures.cap, error.figures.spent, error.figures.held) == (parse_usd(1), 7, 5)
     with pytest.raises(BudgetExceededError) as caught:
         take(ledger, 1, "uncapped")
-    assert caught.value.cap_nano == 0
+    assert caught.value.figures.cap == 0
 
 
 def test_a_call_in_flight_counts_as_a_call(ledger: LedgerLike) -> None:

@@ -32,6 +32,7 @@ from pytest_hfbudget.errors import (
     BudgetExceededError,
     ConfigError,
     EndpointError,
+    Figures,
     HFBudgetError,
     LedgerUnreachableError,
     UnpricedCallError,
@@ -268,8 +269,9 @@ def test_a_connection_that_arrives_while_the_server_stops_is_not_served(
 
 
 def test_a_server_does_not_keep_its_process_from_ending(server: LedgerServer) -> None:
-    (thread,) = (t for t in threading.enumerate() if t.name == "hfbudget-ledger")
-    assert thread.daemon
+    threads = [t for t in threading.enumerate() if t.name == "hfbudget-ledger"]
+    assert threads
+    assert all(thread.daemon for thread in threads)
 
 
 def test_a_client_that_waits_for_an_answer_is_refused_within_a_second(
@@ -391,8 +393,8 @@ def test_a_long_answer_arrives_as_it_is(ledger: WatchedLedger) -> None:
 def test_a_refusal_keeps_its_class_and_figures(
     ledger: WatchedLedger, kind: type[BudgetExceededError]
 ) -> None:
-    figures = {"cap": 10**9, "spent": 7, "held": 5, "needed": 3}
-    told = kind("no", scope="test_a", scope_key="a", model="org/m", **figures)
+    figures = Figures(cap=10**9, spent=7, held=5, needed=3)
+    told = kind("no", scope="test_a", scope_key="a", model="org/m", figures=figures)
 
     def fail() -> None:
         raise told

@@ -96,7 +96,7 @@ def test_who_waits_over_the_wire_is_refused_in_the_ledgers_own_words(
     remote.settle(held.id, charge(60, "all"))
     error = place.answer.exception(PATIENCE_S)
     assert isinstance(error, BudgetExceededError)
-    assert (error.scope_key, error.spent_nano, error.needed_nano) == ("all", 60, 60)
+    assert (error.scope_key, error.figures.spent, error.figures.needed) == ("all", 60, 60)
 
 
 def test_what_a_lost_worker_held_is_booked_before_those_who_waited_for_it_are_answered(

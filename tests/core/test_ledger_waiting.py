@@ -428,7 +428,7 @@ def test_who_gives_up_behind_others_is_told_what_they_wait_for(ledger: LedgerLik
     place = stand(ledger, 30, caller=C)
     with pytest.raises(BudgetExceededError, match=r"held for calls in flight") as caught:
         ledger.give_up(place.id, 1)
-    assert caught.value.held_nano == 101
+    assert caught.value.figures.held == 101
 
 
 def test_a_hold_that_comes_at_the_last_moment_is_taken(ledger: LedgerLike) -> None:

@@ -11,7 +11,6 @@ from pytest_hfbudget.ledger.charge import Charge
 # Before an operation that is not answered.
 TELL = "tell"
 
-FIGURES = ("scope", "scope_key", "cap", "spent", "held", "needed", "model")
 KINDS = (
     "BudgetExceededError",
     "UnpricedCallError",
@@ -51,11 +50,8 @@ def error_fields(error: Exception) -> dict[str, Any]:
         **fields,
         "scope": error.scope,
         "scope_key": error.scope_key,
-        "cap": error.cap_nano,
-        "spent": error.spent_nano,
-        "held": error.held_nano,
-        "needed": error.needed_nano,
         "model": error.model,
+        "figures": error.figures,
     }
 
 
@@ -63,8 +59,13 @@ def raised(fields: dict[str, Any]) -> Exception:
     """The error behind its fields."""
     kind = getattr(errors, fields["error"])
     if issubclass(kind, errors.BudgetExceededError):
-        figures = {name: fields[name] for name in FIGURES}
-        made: Exception = kind(fields["message"], **figures)
+        made: Exception = kind(
+            fields["message"],
+            scope=fields["scope"],
+            scope_key=fields["scope_key"],
+            model=fields["model"],
+            figures=errors.Figures(*fields["figures"]),
+        )
         return made
     plain: Exception = kind(fields["message"])
     return plain
