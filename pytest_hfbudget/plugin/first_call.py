@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,6 +62,15 @@ class FirstCall:
         """Whether one of the clients was imported, so that calls are to be expected."""
         module: Any = sys.modules.get(INSTRUMENTATION)
         return module is not None and bool(module.INSTRUMENTATION.in_place)
+
+
+def has_price_table(settings: Settings, root: Path) -> bool:
+    """Whether the project may have prices of its own: read now, since a test may replace `open`."""
+    project = root / "pyproject.toml"
+    try:
+        return settings.prices is not None or b"hfbudget" in project.read_bytes()
+    except OSError:
+        return False
 
 
 def marked(items: Iterable[pytest.Item]) -> list[pytest.Item]:

@@ -16,7 +16,7 @@ from pytest_hfbudget.plugin import options, outcomes, tracebacks
 from pytest_hfbudget.plugin.after_report import RunEnd, known_to_worker, started_as
 from pytest_hfbudget.plugin.attribution import Attribution
 from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
-from pytest_hfbudget.plugin.first_call import FirstCall, marked
+from pytest_hfbudget.plugin.first_call import FirstCall, has_price_table, marked
 from pytest_hfbudget.plugin.outcomes import Outcomes
 from pytest_hfbudget.plugin.recording import Recording
 from pytest_hfbudget.settings import NOT_RUN, WORKERS
@@ -142,7 +142,8 @@ class Run:
         # No cap has to hold the first call, so the meter can come about with it.
         bare = not (self.settings.capped or self.settings.endpoints or self._problem)
         later = bare and self.runtime is None and module.__name__ != BUDGET_MODULE
-        if not later or not self._first_call.wait_for(self.settings):
+        tables = later and has_price_table(self.settings, self.config.rootpath)
+        if not later or tables or not self._first_call.wait_for(self.settings):
             self.start()
 
     def start(self) -> Runtime:

@@ -205,3 +205,22 @@ def test_a_marker_of_a_fixture_that_makes_no_sense_fails_its_test(suite: Suite) 
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*max_usd*much*"])
     assert suite.sent == 0
+
+
+def test_prices_of_the_project_are_read_before_a_test_can_replace_the_files(suite: Suite) -> None:
+    (suite.path / "pyproject.toml").write_text(
+        '[tool.hfbudget.prices]\n["emulator/chat"]\ncall = 0.002\n'
+    )
+    _write(
+        suite,
+        """
+        from pathlib import Path
+
+        def test_it(monkeypatch):
+            monkeypatch.setattr(Path, "read_bytes", lambda self: b"")
+            monkeypatch.setattr(Path, "is_file", lambda self: False)
+            call()
+        """,
+    )
+    suite.run("--hf-report=report.json").assert_outcomes(passed=1)
+    assert suite.report()["session"]["spent_usd"] == "0.002"
