@@ -209,7 +209,7 @@ def test_a_marker_of_a_fixture_that_makes_no_sense_fails_its_test(suite: Suite) 
 
 def test_prices_of_the_project_are_read_before_a_test_can_replace_the_files(suite: Suite) -> None:
     (suite.path / "pyproject.toml").write_text(
-        '[tool.hfbudget.prices]\n["emulator/chat"]\ncall = 0.002\n'
+        '[tool.hfbudget.prices."emulator/chat"]\ninput = 0\noutput = 100\n'
     )
     _write(
         suite,
@@ -223,4 +223,4 @@ def test_prices_of_the_project_are_read_before_a_test_can_replace_the_files(suit
         """,
     )
     suite.run("--hf-report=report.json").assert_outcomes(passed=1)
-    assert suite.report()["session"]["spent_usd"] == "0.002"
+    assert suite.report()["session"]["spent_usd"] == "0.001"
