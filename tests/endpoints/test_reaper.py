@@ -49,6 +49,8 @@ def test_a_killed_run_is_paused_at_once(
     hub: EmulatorClient, other_run: Start, settings: EndpointSettings
 ):
     run = other_run()
+    # A standby that is still being started would open the log once more.
+    assert until(lambda: reserves_of(settings.state_dir, settings.run))
     delay = paused_within(hub, run.end(signal.SIGKILL))
     assert delay < 0.5
     assert gone(run.reaper)
