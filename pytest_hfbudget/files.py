@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
@@ -110,12 +111,17 @@ def cache_file(kind: str, origin: str) -> Path:
     return Path(directory) / f"{kind}-{name}.json"
 
 
-def written_since(path: Path, moment: float) -> bool:
-    """Whether a file was written after a moment (Unix seconds); False where there is none."""
+def read_at(path: Path) -> float:
+    """When the content of a kept file was read, in Unix seconds; 0.0 where the file says nothing.
+
+    Only its first bytes are looked at: a catalogue is large, and most runs never need it.
+    """
     try:
-        return moment < path.stat().st_mtime
-    except OSError:
-        return False
+        with path.open("rb") as file:
+            found = re.search(rb'"read_at": ([0-9.]+)', file.read(256))
+        return float(found[1]) if found else 0.0
+    except (OSError, ValueError):
+        return 0.0
 
 
 def kept(path: Path) -> Any:

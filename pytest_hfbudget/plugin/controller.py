@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.files import cache_file, written_since
+from pytest_hfbudget.files import cache_file, read_at
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.plugin.events import Announcer
@@ -166,8 +166,8 @@ class Controller(Role):
 
     def foresee(self) -> None:
         # The copy of today is read with the first call, so nothing is imported for it now.
-        copy = cache_file("catalogue", self.settings.router)
-        if self.settings.emulator or not written_since(copy, time.time() - DAY_S):
+        age_s = time.time() - read_at(cache_file("catalogue", self.settings.router))
+        if self.settings.emulator or not 0 <= age_s < DAY_S:
             with self._lock:
                 self._prices.foresee()
 
