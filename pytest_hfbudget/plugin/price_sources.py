@@ -72,7 +72,7 @@ def check(config: pytest.Config, settings: Settings) -> None:
 
 
 class RunPrices:
-    """The catalogue of a run: read anew before the first test, by whoever needs it first."""
+    """The catalogue of a run, read anew at the first request for it, before the first test."""
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self._config, self._settings = config, settings

@@ -82,8 +82,8 @@ def test_a_result_after_a_line_that_passes_begins_a_line_of_its_own(
 def test_an_emulator_that_does_not_answer_is_one_line(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
     suite.test_file("def test_it():\n    call()\n")
     monkeypatch.setenv("HFBUDGET_EMULATOR", f"http://me:secret@127.0.0.1:{port}")
     result = suite.run()
