@@ -17,7 +17,7 @@ from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnre
 from pytest_hfbudget.history.database import BudgetStore
 from pytest_hfbudget.history.windows import BudgetWindow
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, WaitingHold
-from pytest_hfbudget.ledger.locks import alone, is_owned, own_lock
+from pytest_hfbudget.ledger.locks import alone, own_lock
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.off_loop import off_loop
 
@@ -78,7 +78,7 @@ class StoreLock:
             self._lock.__exit__(None, None, None)
 
     def _is_owned(self) -> bool:
-        return is_owned(self._lock)
+        return self._lock._is_owned()
 
     def close(self) -> None:
         """The run is over: what is in its row is spent.

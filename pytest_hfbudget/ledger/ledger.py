@@ -7,16 +7,20 @@ another call can overtake.
 
 from __future__ import annotations
 
+import json
+import marshal
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from pytest_hfbudget.errors import SMALLER, LedgerUnreachableError, too_late
+from pytest_hfbudget.errors import SMALLER, LedgerUnreachableError, interrupted, too_late
 from pytest_hfbudget.ledger.charge import Charge, Refusal
-from pytest_hfbudget.ledger.charge_list import Charges
 from pytest_hfbudget.ledger.interface import Caller, Hold, UptimeSource, WaitingHold, unanswered
 from pytest_hfbudget.ledger.locks import Lock, alone, own_lock
 from pytest_hfbudget.ledger.queue import (
     NO_QUEUE,
+    Account,
     HoldRequest,
     OpenHold,
     Waiter,
@@ -24,7 +28,43 @@ from pytest_hfbudget.ledger.queue import (
     grant,
     sent_away,
 )
-from pytest_hfbudget.ledger.scope import Account, Scope, Totals
+from pytest_hfbudget.ledger.rpc import codec
+from pytest_hfbudget.ledger.scope import Scope, Totals
+
+# Charges that are packed at a time. Most runs make fewer, and pack nothing.
+PACK = 1024
+
+
+class Charges:
+    """Charges in the order of their settlement; its user holds a lock.
+
+    Plain tuples at first, and packed in the end: as objects they would be twenty times as large,
+    and the garbage collector would walk over all of them again and again.
+    """
+
+    def __init__(self) -> None:
+        self._packs: list[bytes] = []
+        self._recent: list[tuple[Any, ...]] = []
+
+    def append(self, charge: Charge) -> None:
+        """Keep one more."""
+        self._recent.append(tuple(charge))
+        if len(self._recent) >= PACK:
+            self._packs.append(zlib.compress(_dumped(self._recent), 1))
+            self._recent = []
+
+    def __iter__(self) -> Iterator[Charge]:
+        for pack in self._packs:
+            yield from map(Charge._make, marshal.loads(zlib.decompress(pack)))  # noqa: S302 - own
+        yield from map(Charge._make, self._recent)
+
+
+def _dumped(rows: list[tuple[Any, ...]]) -> bytes:
+    """Rows in the quickest format: they are read by the process that writes them, and no other."""
+    try:
+        return marshal.dumps(rows)
+    except ValueError:  # a name that is an enum's member; as JSON it is plain text
+        return marshal.dumps([tuple(codec.charge(row)) for row in json.loads(json.dumps(rows))])
 
 
 class Ledger:
@@ -62,7 +102,7 @@ class Ledger:
         if self._uptime is not None:
             self._uptime.accrue()
         with alone(self._lock):
-            answer = self._ask(self._request(keys, least, most, draft, None))
+            answer = self._ask(keys, least, most, draft, None)
             if isinstance(answer, Waiter):
                 refusal = sent_away(answer, self._queue, SMALLER)
                 self._queue.remove(answer)
@@ -87,8 +127,10 @@ class Ledger:
         """
         if self._uptime is not None:
             self._uptime.accrue()
-        with alone(self._lock):
-            answer = self._ask(self._request(keys, least, most, draft, caller))
+        if self._lock._is_owned():  # as `alone`, without its call
+            raise interrupted("the ledger")
+        with self._lock:
+            answer = self._ask(keys, least, most, draft, caller)
         if self._uptime is not None:
             self._uptime.rearm()
         return (
@@ -130,9 +172,12 @@ class Ledger:
         Raises:
             KeyError: the hold was resolved before; a hold resolves once.
         """
-        with alone(self._lock):
+        if self._lock._is_owned():  # as `alone`, without its call
+            raise interrupted("the ledger")
+        with self._lock:
             for account in self._resolve(hold).accounts:
-                account.charge(charge.nano_usd or 0)
+                account.spent += charge.nano_usd or 0
+                account.calls += 1
             self._charges.append(charge)
         if self._queue:
             self._serve()
@@ -222,19 +267,17 @@ class Ledger:
 
     # --- under the lock
 
-    def _request(
+    def _ask(
         self,
         keys: Sequence[str],
         least: int,
         most: int | None,
         draft: Charge,
         caller: Caller | None,
-    ) -> HoldRequest:
+    ) -> Hold | Waiter:
         accounts = tuple(map(self._accounts.__getitem__, dict.fromkeys(keys)))
         self._next += 1
-        return HoldRequest(self._next, accounts, least, most, draft, caller)
-
-    def _ask(self, request: HoldRequest) -> Hold | Waiter:
+        request = HoldRequest(self._next, accounts, least, most, draft, caller)
         if not self._queue:
             amount = grant(request, NO_QUEUE)
             if amount is not None:

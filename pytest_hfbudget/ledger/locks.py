@@ -11,25 +11,36 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ParamSpec, TypeVar
+from contextlib import nullcontext
+from operator import methodcaller
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from pytest_hfbudget.errors import interrupted
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Lock = AbstractContextManager[object]
+
+class Lock(Protocol):
+    """A lock that knows whether this thread has it, as `threading.Condition` asks its own."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *error: object) -> object: ...
+
+    def _is_owned(self) -> bool: ...
+
 
 # Locks of every run in this process: a handler interrupts whichever of them is at work.
-_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+OWN_LOCKS: weakref.WeakSet[Lock] = weakref.WeakSet()
+is_owned = methodcaller("_is_owned")
 
 
 def own_lock() -> Lock:
     """A lock of the plugin's own; only its owner can take it again."""
-    lock = threading.RLock()
-    _locks.add(lock)
-    return lock
+    lock: Any = threading.RLock()
+    OWN_LOCKS.add(lock)
+    return lock  # type: ignore[no-any-return] # typeshed has no `_is_owned`
 
 
 def inside() -> bool:
@@ -39,13 +50,7 @@ def inside() -> bool:
     """
     if threading.current_thread() is not threading.main_thread():
         return False
-    return True in [lock._is_owned() for lock in tuple(_locks)]
-
-
-def is_owned(lock: Any) -> bool:
-    """Whether this thread has the lock, as `threading.Condition` asks its own."""
-    owned: bool = lock._is_owned()
-    return owned
+    return any(map(is_owned, tuple(OWN_LOCKS)))
 
 
 def alone(lock: Lock) -> Lock:
@@ -54,7 +59,7 @@ def alone(lock: Lock) -> Lock:
     Raises:
         LedgerBusyError: this thread has it already.
     """
-    if is_owned(lock):
+    if lock._is_owned():
         raise interrupted("the ledger")
     return lock
 

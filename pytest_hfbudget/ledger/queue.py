@@ -13,10 +13,57 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from pytest_hfbudget.errors import IN_VAIN, BudgetExceededError
+from pytest_hfbudget.errors import IN_VAIN, SMALLER, BudgetExceededError, Figures, over_cap
 from pytest_hfbudget.ledger.charge import Charge
 from pytest_hfbudget.ledger.interface import Caller, Hold
-from pytest_hfbudget.ledger.scope import Account
+from pytest_hfbudget.ledger.scope import Scope, Totals
+
+
+class Account:
+    """One scope with what is spent and held in it."""
+
+    __slots__ = ("calls", "held", "in_flight", "refused", "scope", "spent")
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.spent = self.held = self.calls = self.in_flight = self.refused = 0
+
+    @property
+    def totals(self) -> Totals:
+        return Totals(self.spent, self.held, self.calls, self.refused)
+
+    def room(self) -> int | None:
+        """What is neither spent nor held; None without a cap."""
+        cap = self.scope.cap
+        return None if cap is None else cap - self.spent - self.held
+
+    def calls_left(self) -> int | None:
+        """How many more calls may be sent; one in flight is as good as sent."""
+        most = self.scope.max_calls
+        return None if most is None else most - self.calls - self.in_flight
+
+    def over(
+        self, needed: int, model: str, *, ahead: int = 0, advice: str = SMALLER
+    ) -> BudgetExceededError:
+        """The refusal of a call that needs more than is left behind those that wait ahead."""
+        return over_cap(
+            scope=self.scope.name,
+            scope_key=self.scope.key,
+            model=model,
+            figures=Figures(self.scope.cap or 0, self.spent, self.held + ahead, needed),
+            advice=advice,
+        )
+
+    def out_of_calls(self, model: str) -> BudgetExceededError:
+        """The refusal of one call more than may be sent."""
+        return BudgetExceededError(
+            f"{self.scope.name}: {model} would be call {self.calls + self.in_flight + 1}, "
+            f"but max_calls is {self.scope.max_calls}. The call was not sent. Raise max_calls.",
+            scope=self.scope.name,
+            scope_key=self.scope.key,
+            model=model,
+            figures=Figures(self.scope.cap or 0, self.spent, self.held),
+        )
 
 
 class HoldRequest(NamedTuple):
@@ -69,14 +116,17 @@ def grant(request: HoldRequest, ahead: QueueAhead) -> int | None:
     """
     waits, amount = False, request.most
     for account in request.accounts:
-        if (left := account.calls_left()) is not None:
+        scope = account.scope
+        if scope.max_calls is not None:
+            left = scope.max_calls - account.calls - account.in_flight
             if left < 1:
                 raise account.out_of_calls(request.draft.model)
             waits = waits or left <= ahead.calls.get(account, 0)
-        if (room := account.room()) is not None:
-            if 0 < request.least > room + account.held:  # what is free fits into any cap
+        if scope.cap is not None:
+            unspent = scope.cap - account.spent
+            if 0 < request.least > unspent:  # what is free fits into any cap
                 raise account.over(request.least, request.draft.model)
-            room -= ahead.nano_usd.get(account, 0)
+            room = unspent - account.held - ahead.nano_usd.get(account, 0)
             waits = waits or 0 < request.least > room
             amount = room if amount is None else min(amount, room)
     if waits:

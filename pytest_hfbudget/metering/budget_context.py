@@ -1,9 +1,11 @@
-"""Which budgets apply here and now: those of the running test, and the blocks that are open."""
+"""Who calls here and now, and inside of which budgets: those of the test, and the open blocks."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, ref
 
+from pytest_hfbudget.ledger.interface import Caller
 from pytest_hfbudget.ledger.scope import SESSION, Scope
 
 if TYPE_CHECKING:
@@ -113,6 +116,10 @@ class BudgetKey(NamedTuple):
 
 _entered: ContextVar[ContextBlocks] = ContextVar("hfbudget_entered")
 
+# The numbers of tasks: like tasks they belong to the process, and none is given twice.
+_task_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_numbers = itertools.count(1)
+
 
 @dataclass(eq=False)  # a test may run twice: each time it is another one
 class RunningTest:
@@ -154,6 +161,7 @@ class BudgetContext:
         over_runs: the budgets that this run shares with others.
         unowned: refusals to calls that belong to no test and no block.
         over: why no budget can hold a call any more, if that is so.
+        watched: whether any block so far has had thresholds.
     """
 
     session: Scope = field(default_factory=lambda: Scope(SESSION, "session budget"))
@@ -162,6 +170,7 @@ class BudgetContext:
     where: str = ""
     unowned: list[BudgetExceededError] = field(default_factory=list)
     over: str = ""
+    watched: bool = False
     inherited: InheritedBudgets = field(default_factory=InheritedBudgets)
     _opened: list[OpenBlock] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=itertools.count)
@@ -178,6 +187,7 @@ class BudgetContext:
 
     def enter(self, block: OpenBudget) -> None:
         """Open a block in this context."""
+        self.watched = self.watched or bool(block.thresholds)
         enclosing = self._here()
         _entered.set(enclosing._replace(blocks=(*enclosing.blocks, block)))
         at = next(self._order)
@@ -282,8 +292,35 @@ def _active(inside: BudgetKey) -> ActiveBudgets:
     )
 
 
+def current_caller(*, blocks: bool) -> Caller | None:
+    """The thread and task that runs this; None in a coroutine that is not of asyncio or trio.
+
+    Args:
+        blocks: whether the thread stands still while the caller waits.
+    """
+    task: object = None
+    if asyncio._get_running_loop() is not None:  # outside of any loop, current_task() raises
+        task = asyncio.current_task()
+    if task is None and "trio" in sys.modules:
+        task = trio_task()
+    if task is None:
+        return Caller(os.getpid(), threading.get_native_id(), 0, blocks) if blocks else None
+    number = _task_numbers.setdefault(task, next(_numbers))
+    return Caller(os.getpid(), threading.get_native_id(), number, blocks)
+
+
+def trio_task() -> object:
+    """The running task of trio, if it is trio that runs this, and no task of asyncio inside."""
+    trio = sys.modules.get("trio")
+    if trio is None or _task() is not None:
+        return None
+    try:
+        return trio.lowlevel.current_task()
+    except (RuntimeError, AttributeError):  # the latter while it is being imported
+        return None
+
+
 def _task() -> asyncio.Task[Any] | None:
-    # Outside of any loop, current_task() raises, which is slow.
     return asyncio.current_task() if asyncio._get_running_loop() else None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 
-from pytest_hfbudget.errors import BudgetExceededError
+from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.metering.limits import (
     OutputLimit,
@@ -41,6 +41,7 @@ from pytest_hfbudget.metering.usage import (
 )
 from pytest_hfbudget.metering.waiting import HoldWait
 from pytest_hfbudget.pricing import CallRequest, Quote, Usage
+from pytest_hfbudget.pricing.price import DRAW
 from pytest_hfbudget.text import printable
 
 logger = logging.getLogger("pytest_hfbudget")
@@ -176,7 +177,7 @@ class Call:
         request, outcome = self.request, self.outcome
         timed = self.quote is not None and self.quote.by_second
         # Where its usage is all that is needed of the answer, the rest of it is not read.
-        enough = self.limit is None and not timed and not request.draws
+        enough = self.limit is None and not timed and not request.task.endswith(DRAW)
         if enough and (usage := usage_of(ending_with_usage(body), request)):
             self._book(usage, "200")
             return
@@ -337,7 +338,10 @@ class Call:
         self._final = charge
         if not self._once.acquire(blocking=False):
             return
-        self.meter.write(partial(how, self.held.id, charge))
+        try:
+            how(self.held.id, charge)
+        except HFBudgetError as error:
+            self.meter.not_written(partial(how, self.held.id, charge), error)
         self._closed()
         if self.outgoing.budgets.thresholds:
             self.meter.watcher.settled(self.outgoing.budgets.thresholds, self.meter.ledger)

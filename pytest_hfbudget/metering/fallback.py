@@ -6,10 +6,8 @@ it, the URL, and whether the provider serves it for this task at all.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.request import AskedModel, Parameters, describe, shown
@@ -18,21 +16,12 @@ from pytest_hfbudget.pricing.table import is_below
 
 Prepare = Callable[..., Parameters]
 
-# Where the parameters of a request keep its `AskedModel`.
-ASKED = "hfbudget_asked"
-
-
-class HasMeter(Protocol):
-    """What knows the meter that calls go through now."""
-
-    meter: Meter | None
-
 
 class UnfitError(ValueError):
     """The call can't be sent with that model."""
 
 
-def _prepared(
+def prepared(
     meter: Meter, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any]
 ) -> tuple[Parameters, AskedModel]:
     """What is to be posted: with the model that was asked for, or with the one that is due.
@@ -97,29 +86,3 @@ def _asked_name(arguments: Mapping[str, Any]) -> str:
     """The model as the caller named it."""
     parameters = arguments.get("parameters") or {}
     return str(parameters.get("model") or arguments.get("model") or "")
-
-
-def recording_asked_model(original: Any, hub: HasMeter) -> Any:
-    """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
-
-    What it makes carries the provider's own id of the model, and no provider; huggingface_hub
-    hands on nothing else, so that is where the Hub id is kept. It is also where another model can
-    be put in the caller's place.
-    """
-
-    @functools.wraps(original)
-    def prepare_request(self: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        provider = getattr(self, "provider", None)
-        meter = hub.meter
-        if meter is not None and meter.budgets.active().thresholds:
-            prepare = functools.partial(original, self)
-            parameters, asked = _prepared(meter, prepare, provider, kwargs)
-        else:
-            parameters = original(self, **kwargs)
-            asked = AskedModel(kwargs.get("model"), provider)
-        with suppress(TypeError):  # a stand-in of a test may have no attributes
-            vars(parameters)[ASKED] = asked
-        return parameters
-
-    return prepare_request

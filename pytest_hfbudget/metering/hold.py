@@ -15,19 +15,21 @@ from pytest_hfbudget.errors import (
     interrupted,
 )
 from pytest_hfbudget.ledger import Charge, Hold, Ledger
-from pytest_hfbudget.ledger.locks import inside
+from pytest_hfbudget.ledger.locks import OWN_LOCKS, is_owned
+from pytest_hfbudget.metering.budget_context import current_caller
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
 from pytest_hfbudget.metering.limits import bounds, check_share, limit_of, put, unpriced
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.request import (
+    IMAGE_TOKENS,
     OutgoingCall,
     allowances,
     changed,
     describe,
     with_own_payload,
 )
-from pytest_hfbudget.metering.waiting import HoldWait, current_caller
+from pytest_hfbudget.metering.waiting import HoldWait
 from pytest_hfbudget.pricing import CallRequest, Quote
 from pytest_hfbudget.settings import ROUTER
 
@@ -35,13 +37,13 @@ logger = logging.getLogger("pytest_hfbudget")
 
 
 def deferred(meter: Meter, outgoing: OutgoingCall) -> DeferredCall | None:
-    """What accounts for a call after its end; None where it has to be held before it is sent.
+    """What accounts for a call without a cap after its end; None where it is held before that.
 
-    It has to where a budget has a limit or an endpoint is paid for by the minute, and in a
-    process that spends from the ledger of another one, which may be gone by then.
+    It is where an endpoint is paid for by the minute, and in a process that spends from the ledger
+    of another one, which may be gone by then.
     """
     plain = isinstance(meter.ledger, Ledger) and not meter.book.leased
-    if meter.budgets.over or not plain or outgoing.stream or outgoing.budgets.capped:
+    if meter.budgets.over or not plain or outgoing.stream:
         return None
     return DeferredCall(
         meter.deferred, outgoing, partial(_begin_ended, meter, outgoing), meter.clock
@@ -62,7 +64,7 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
             for is gone; nothing is to be sent.
     """
     __tracebackhide__ = True
-    if inside():
+    if any(map(is_owned, tuple(OWN_LOCKS))):  # as `inside`, without its call
         _interrupting(meter, outgoing)
         return None
     if meter.later or meter.deferred.ended:
@@ -159,9 +161,10 @@ def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
     if outgoing.budgets.paid:
         outgoing = outgoing._replace(parameters=with_own_payload(outgoing.parameters))
     request = _described(meter, outgoing)
-    endpoint = meter.book.leased_name(request.url)
+    endpoint = meter.book.leased_name(request.url) if meter.book.leased else None
     draft = _draft(outgoing, request, endpoint)
-    meter.open_scopes(outgoing.budgets.scopes)
+    if not meter.opened.issuperset(outgoing.budgets.scopes):
+        meter.open_scopes(outgoing.budgets.scopes)
     if endpoint is not None:
         meter.endpoints.using(endpoint)
     call = Call(meter, outgoing, request, draft)
@@ -183,6 +186,8 @@ def _described(meter: Meter, outgoing: OutgoingCall) -> CallRequest:
         stream=outgoing.stream,
         timeout=outgoing.timeout,
     )
+    if request.input_bound < IMAGE_TOKENS:  # it shows none
+        return request
     # Images and sounds make no more tokens than a server would take. Text is bounded by its own
     # bytes, whatever the catalogue says of the context.
     longest = meter.book.catalogue.contexts(request.model, request.provider).longest

@@ -59,6 +59,7 @@ class Meter:
             collector may run while a lock of the plugin is held.
         deferred: the calls that are accounted for after they have ended.
         open_calls: the calls that hold something.
+        opened: the scopes that are open in the ledger.
     """
 
     ledger: LedgerLike
@@ -74,7 +75,7 @@ class Meter:
     later: deque[Callable[[], None]] = field(default_factory=deque)
     deferred: DeferredCalls = field(default_factory=DeferredCalls)
     open_calls: dict[int, SentCall] = field(default_factory=dict)
-    _known: set[Scope] = field(default_factory=set)
+    opened: set[Scope] = field(default_factory=set)
     _missed: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -120,26 +121,26 @@ class Meter:
 
     def open_scopes(self, scopes: tuple[Scope, ...]) -> None:
         """Open scopes in the ledger that are not open there yet."""
-        if self._known.issuperset(scopes):
-            return
         for scope in scopes:
             self.ledger.open(scope)
-            self._known.add(scope)
+            self.opened.add(scope)
 
     def write(self, step: Callable[[], None]) -> None:
-        """Take a step in the ledger, or put it off where a signal handler has interrupted it.
+        """Take a step in the ledger, or put it off as `not_written` says."""
+        try:
+            step()
+        except HFBudgetError as error:
+            self.not_written(step, error)
+
+    def not_written(self, step: Callable[[], None], error: HFBudgetError) -> None:
+        """Put off a step in the ledger that a signal handler has interrupted.
 
         A ledger that is gone, or has booked the hold when a connection broke, raises nothing here:
         its next call is refused, and an answer that was paid for is worth more than an error.
         """
-        try:
-            step()
-        except LedgerUnreachableError:
-            return
-        except BudgetExceededError:
+        gone = isinstance(error, LedgerUnreachableError)
+        if isinstance(error, BudgetExceededError) and not gone:
             self.later.append(step)
-        except HFBudgetError:
-            return
 
     def refuse(
         self, draft: Charge, error: BudgetExceededError, test: RunningTest | None

@@ -13,7 +13,12 @@ from types import ModuleType, NoneType, TracebackType
 from typing import Any
 
 from pytest_hfbudget.metering.settlement import status_of
-from pytest_hfbudget.metering.transport_probe import ProbedRequest, TransportProbe, genuine
+from pytest_hfbudget.metering.transport_probe import (
+    CURRENT,
+    ProbedRequest,
+    TransportProbe,
+    genuine,
+)
 
 # httpx's own transports: two that end at connections which the probe watches, and three without
 # a network.
@@ -62,7 +67,9 @@ class SendWatch(ProbedRequest):
         self._probe, self._session, self._client = probe, session, client
 
     def __enter__(self) -> None:
-        self._token = self._probe.enter(self)
+        # What is sent from now on is sent for this call.
+        self._probe.in_flight.append(self)
+        self._token = CURRENT.set(self)
 
     def __exit__(
         self,
@@ -70,14 +77,19 @@ class SendWatch(ProbedRequest):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._probe.leave(self, self._token)
+        try:
+            CURRENT.reset(self._token)
+        except ValueError:
+            pass  # the collector closes a coroutine that is not awaited, in another context
+        finally:
+            self._probe.in_flight.remove(self)
         # Without this each call would be a circle, left to the garbage collector.
         self.on_headers = self.on_resend = self.check_body = None
         # A connection that was asked for where the probe sees it would have been used there.
         self.unsent = not self.posts and (self.tried or self.watched())
         # An error status is an answer, too.
-        answered = error is None or status_of(error) is not None
-        self.replayed = self.unsent and answered and not self.tried
+        if self.unsent and not self.tried:
+            self.replayed = error is None or status_of(error) is not None
 
     def watched(self) -> bool:
         """Whether nothing of this call can leave unseen."""

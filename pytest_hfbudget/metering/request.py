@@ -118,12 +118,15 @@ def with_own_payload(parameters: P) -> P:
 
 def _copy(value: Any) -> Any:
     """A copy of a dictionary, list or tuple and of all that are in it."""
-    if isinstance(value, dict):
-        return {
-            key: _copy(item) if isinstance(item, CONTAINERS) else item
-            for key, item in value.items()
-        }
-    return [_copy(item) if isinstance(item, CONTAINERS) else item for item in value]
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    parts: list[Any] = [copied]
+    while parts:
+        part = parts.pop()
+        for key, item in part.items() if isinstance(part, dict) else enumerate(part):
+            if isinstance(item, CONTAINERS):
+                part[key] = dict(item) if isinstance(item, dict) else list(item)
+                parts.append(part[key])
+    return copied
 
 
 def describe(
@@ -143,9 +146,17 @@ def describe(
         timeout: the client's own, in seconds; anything else counts as no time-out.
     """
     payload = parameters.json if isinstance(parameters.json, dict) else _in_data(parameters.data)
-    task, hub_model, own_model, posted, provider = _names(
-        parameters.task, asked.model, parameters.model, payload.get("model"), asked.provider
-    )
+    # Anything but a string, such as a mock, is no name.
+    task, hub_model, own_model, posted, provider = [
+        name if isinstance(name, str) else ""
+        for name in (
+            parameters.task,
+            asked.model,
+            parameters.model,
+            payload.get("model"),
+            asked.provider,
+        )
+    ]
     model, chosen = _addressed(
         parameters.url, routers, hub_model or own_model, posted, provider or None
     )
@@ -163,7 +174,7 @@ def describe(
         limit,
         max(several, 1),
         stream,
-        _seconds(timeout),
+        None if timeout is None else _seconds(timeout),
         unreadable,
     )
 
@@ -201,7 +212,7 @@ def input_bound(payload: object, data: object = None) -> int:
     count = len(messages) if isinstance(messages, list) else 1
     tools = TOOLS_TOKENS if asked.get("tools") else 0
     raw = len(data) if isinstance(data, (bytes, bytearray)) else 0
-    return text_bytes(asked) + raw + TEMPLATE_TOKENS + MESSAGE_TOKENS * count + tools
+    return _mapping_bytes(asked) + raw + TEMPLATE_TOKENS + MESSAGE_TOKENS * count + tools
 
 
 def text_bytes(value: object) -> int:
@@ -209,7 +220,8 @@ def text_bytes(value: object) -> int:
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, (list, tuple)):
-        return sum(map(text_bytes, value)) + STRUCTURE_TOKENS * len(value)
+        sizes = [_mapping_bytes(v) if type(v) is dict else text_bytes(v) for v in value]
+        return sum(sizes) + STRUCTURE_TOKENS * len(value)
     if isinstance(value, dict):
         return _mapping_bytes(value)
     if value is None or isinstance(value, NUMBERS):
@@ -325,11 +337,6 @@ def _in_data(data: object) -> Mapping[str, Any]:
     except ValueError:
         return {}  # a picture may begin with any byte
     return value if isinstance(value, dict) else {}
-
-
-def _names(*values: object) -> list[str]:
-    """Names; empty for anything but a string, such as a mock."""
-    return [value if isinstance(value, str) else "" for value in values]
 
 
 def _seconds(timeout: object) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, Usage
-from pytest_hfbudget.pricing.price import MICROSECONDS
+from pytest_hfbudget.pricing.price import DRAW, MICROSECONDS
 
 # No connection came about, so no request can have reached a server.
 NEVER_CONNECTED = frozenset(
@@ -128,7 +128,7 @@ def charge_of(
     cost: int | None = None
     source, estimated = "unpriced", usage is not None and usage.estimated
     if quote is not None:
-        if usage is not None and (estimated or request.draws or quote.by_second):
+        if usage is not None and (estimated or request.task.endswith(DRAW) or quote.by_second):
             usage = _completed(usage, request, quote, outcome, seconds)
             estimated = usage.estimated
         cost, source = quote.cost(usage or Usage())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -88,7 +88,7 @@ Body = Callable[[], "bytes | None"]
 FOLLOWS = b""
 
 # The request that is in flight in this context: all that is sent meanwhile is sent for it.
-_current: ContextVar[ProbedRequest | None] = ContextVar("hfbudget_request", default=None)
+CURRENT: ContextVar[ProbedRequest | None] = ContextVar("hfbudget_request", default=None)
 
 # What ``http.client`` writes first of each request; the body follows by itself.
 REQUEST_LINE = re.compile(rb"([A-Z]+) [^\r\n]* HTTP/1\.[01]\r\n")
@@ -98,7 +98,7 @@ HeadersListener = Callable[[Mapping[str, str]], None]
 
 def headers_listener() -> HeadersListener | None:
     """What receives the headers of the responses in this context."""
-    request = _current.get()
+    request = CURRENT.get()
     return request.on_headers if request is not None else None
 
 
@@ -153,11 +153,12 @@ class TransportProbe:
 
     Attributes:
         blind: libraries in which a point was not found, so that nothing is known of them.
+        in_flight: the requests that are being sent.
     """
 
     blind: set[str] = field(default_factory=set)
+    in_flight: list[ProbedRequest] = field(default_factory=list)
     _patches: Patches = field(default_factory=Patches)
-    _in_flight: list[ProbedRequest] = field(default_factory=list)
     _watch: PostImport | None = None
 
     def install(self) -> None:
@@ -173,20 +174,6 @@ class TransportProbe:
             self._watch = None
         self._patches.restore()
         self.blind.clear()
-
-    def enter(self, request: ProbedRequest) -> Token[ProbedRequest | None]:
-        """Ascribe what is sent from now on to a request."""
-        self._in_flight.append(request)
-        return _current.set(request)
-
-    def leave(self, request: ProbedRequest, token: Token[ProbedRequest | None]) -> None:
-        """Do so no longer."""
-        try:
-            _current.reset(token)
-        except ValueError:
-            pass  # the collector closes a coroutine that is not awaited, in another context
-        finally:
-            self._in_flight.remove(request)
 
     def connecting(self) -> None:
         """Take note that a connection is about to be opened in this context."""
@@ -209,8 +196,8 @@ class TransportProbe:
             request.writing(body)
 
     def _own(self) -> ProbedRequest | None:
-        own = _current.get()
-        return own if own in self._in_flight else None
+        own = CURRENT.get()
+        return own if own in self.in_flight else None
 
     def _only_own(self) -> tuple[ProbedRequest, ...]:
         own = self._own()
@@ -224,7 +211,7 @@ class TransportProbe:
         """
         return self._only_own() or tuple(
             request
-            for request in self._in_flight
+            for request in self.in_flight
             if not request.settled and request.host == host.lower()
         )
 

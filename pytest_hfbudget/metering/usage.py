@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_hfbudget.metering.request import text_bytes
 from pytest_hfbudget.pricing import CallRequest, Usage
-from pytest_hfbudget.pricing.price import MICROSECONDS
+from pytest_hfbudget.pricing.price import GENERATE, MICROSECONDS
 from pytest_hfbudget.text import parse_json
 
 UNREADABLE_ANSWER = "hfbudget could not make sense of an answer"
@@ -100,7 +100,7 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
         value if type(value) is int and 0 <= value < MOST_TOKENS else None
         for value in map(usage.get, COUNTS)
     ]
-    generates = request.generates
+    generates = request.task in GENERATE
     if not (tokens_in or tokens_out) or (generates and None in (tokens_in, tokens_out)):
         return None
     beside = 0

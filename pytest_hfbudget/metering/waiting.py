@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.ledger import Caller, Hold, LedgerLike, WaitingHold
+from pytest_hfbudget.ledger import Hold, LedgerLike, WaitingHold
+from pytest_hfbudget.metering.budget_context import trio_task
 from pytest_hfbudget.off_loop import off_loop
 
 T = TypeVar("T")
@@ -26,25 +23,6 @@ LOOK_EVERY_S = 0.1
 ANSWER_S = 5.0
 # A loop schedules the end of a generator, begins it, and closes the response inside of it.
 TURNS = 5
-
-# The numbers of tasks: like tasks they belong to the process, and none is given twice.
-_task_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-_numbers = itertools.count(1)
-
-
-def current_caller(*, blocks: bool) -> Caller | None:
-    """The thread and task that runs this; None in a coroutine that is not of asyncio or trio.
-
-    Args:
-        blocks: whether the thread stands still while the caller waits.
-    """
-    task = None
-    if asyncio._get_running_loop() is not None or "trio" in sys.modules:
-        task = _asyncio_task() or _trio_task()
-    if task is None:
-        return Caller(os.getpid(), threading.get_native_id(), 0, blocks) if blocks else None
-    number = _task_numbers.setdefault(task, next(_numbers))
-    return Caller(os.getpid(), threading.get_native_id(), number, blocks)
 
 
 class HoldWait:
@@ -72,7 +50,7 @@ class HoldWait:
     async def suspend(self) -> None:
         """Wait, while other tasks go on."""
         with self._in_queue():
-            await (self._suspend_trio() if _trio_task() else self._suspend_asyncio())
+            await (self._suspend_trio() if trio_task() else self._suspend_asyncio())
 
     async def _suspend_asyncio(self) -> None:
         answer = asyncio.wrap_future(self._waiting.answer)
@@ -124,25 +102,9 @@ class HoldWait:
             raise
 
 
-def _asyncio_task() -> object:
-    # Asked for first: outside of any loop, current_task() raises, which is slow.
-    return asyncio.current_task() if asyncio._get_running_loop() else None
-
-
-def _trio_task() -> object:
-    """The running task of trio, if it is trio that runs this, and no task of asyncio inside."""
-    trio = sys.modules.get("trio")
-    if trio is None or _asyncio_task() is not None:
-        return None
-    try:
-        return trio.lowlevel.current_task()
-    except (RuntimeError, AttributeError):  # the latter while it is being imported
-        return None
-
-
 async def let_the_loop_turn() -> None:
     """Leave the loop the turns in which it ends a generator that was dropped."""
-    if _trio_task() is not None:
+    if trio_task() is not None:
         for _ in range(TURNS):
             await sys.modules["trio"].lowlevel.checkpoint()
     elif asyncio._get_running_loop() is not None:
@@ -152,7 +114,7 @@ async def let_the_loop_turn() -> None:
 
 async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
     """What a function returns that blocks for long, while other tasks go on."""
-    if _trio_task() is not None:
+    if trio_task() is not None:
         result: T = await sys.modules["trio"].to_thread.run_sync(work, *arguments)
         return result
     if asyncio._get_running_loop() is not None:

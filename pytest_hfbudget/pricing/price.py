@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.money import ATTO_PER_NANO, nano, rate_text
+from pytest_hfbudget.money import ATTO_PER_NANO, rate_text
 from pytest_hfbudget.values import assumed_rates
 
 MICROSECONDS = 10**6
@@ -87,7 +87,7 @@ class Price:
         if self.free:
             return 0
         cached = usage.cached_tokens if self.cached is not None else 0
-        if usage.estimated and self.cached == self.highest_input:
+        if usage.estimated and self.cached is not None and self.cached >= (self.input or 0):
             cached = usage.input_tokens
         atto = (
             (usage.input_tokens - cached) * (self.input or 0)
@@ -97,7 +97,7 @@ class Price:
             + (self.call or 0)
             + -(-usage.microseconds * (self.second or 0) // MICROSECONDS)
         )
-        return nano(atto)
+        return -(-atto // ATTO_PER_NANO)
 
 
 FREE = Price(free=True)
@@ -109,6 +109,10 @@ POLICIES = frozenset({"fastest", "cheapest", "preferred"})
 # How long a call that is billed by the second is held for, where neither its client nor its price
 # has a limit.
 CALL_SECONDS = 300
+
+# Their answers consist of billed tokens, or of images.
+GENERATE = frozenset({"conversational", "text-generation"})
+DRAW = "to-image"  # how the names of these tasks end
 
 # Their answers are vectors, scores or labels of a fixed size, so only input tokens are billed.
 READS = frozenset({"feature-extraction", "sentence-similarity", "text-classification"})
@@ -145,12 +149,12 @@ class CallRequest(NamedTuple):
     @property
     def generates(self) -> bool:
         """Whether the answer consists of billed tokens."""
-        return self.task in ("conversational", "text-generation")
+        return self.task in GENERATE
 
     @property
     def draws(self) -> bool:
         """Whether the answer consists of images."""
-        return self.task.endswith("to-image")
+        return self.task.endswith(DRAW)
 
     @property
     def is_url(self) -> bool:
@@ -175,11 +179,18 @@ class CallRequest(NamedTuple):
         Raises:
             UnboundedCallError: the price has no unit that bounds this task.
         """
-        if not self._bounded_by(price):
+        generates, draws = self.task in GENERATE, self.task.endswith(DRAW)
+        by_token = generates and price.input is not None and price.output is not None
+        if not by_token and not self._bounded_by(price):
             raise UnboundedCallError(f"the price of {self.model} does not bound a {self.task} call")
-        written = output * self.n if self.generates else 0
-        drawn = self.n if self.draws else 0
-        return Usage(self.input_bound, written, 0, drawn, self.longest(price), True)
+        return Usage(
+            self.input_bound,
+            output * self.n if generates else 0,
+            0,
+            self.n if draws else 0,
+            self.longest(price) if price.second else 0,
+            True,
+        )
 
     def _bounded_by(self, price: Price) -> bool:
         """Whether a price has every unit that this task is billed by; a missing one is not $0."""

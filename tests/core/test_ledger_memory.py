@@ -8,7 +8,7 @@ from enum import Enum
 import pytest
 
 from pytest_hfbudget.ledger import Charge, Ledger, Scope
-from pytest_hfbudget.ledger.charge_list import PACK, Charges
+from pytest_hfbudget.ledger.ledger import PACK, Charges
 
 
 class Model(str, Enum):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 OURS = str(Path(pytest_hfbudget.__file__).parent)
 # The ledger's own book-keeping: a handful of instructions between one account and the next.
-BOOKING = {("scope.py", "charge"), ("charge_list.py", "append")}
+BOOKING = {("ledger.py", "append")}
 
 # Generators of which only the first item is taken.
 LEFT_EARLY = ("<genexpr>", "_sources", "_stated", "_listed", "_offers")

@@ -16,7 +16,7 @@ from metering_bench import Bench, say
 
 from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, WaitingHold
-from pytest_hfbudget.metering.waiting import current_caller
+from pytest_hfbudget.metering.budget_context import current_caller
 
 PATIENCE_S = 20
 # A call may cost 20 tokens, and costs one: the cap holds one at a time, and pays for many.

@@ -7,13 +7,14 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Protocol
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.fallback import ASKED
+from pytest_hfbudget.metering.fallback import prepared
 from pytest_hfbudget.metering.hold import begin, deferred, resume
 from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
 from pytest_hfbudget.metering.meter import Meter
@@ -35,6 +36,9 @@ from pytest_hfbudget.settings import ROUTER
 logger = logging.getLogger("pytest_hfbudget")
 
 EMULATED_TASK = "x-emulator-task"
+
+# Where the parameters of a request keep its `AskedModel`.
+ASKED = "hfbudget_asked"
 NO_ATTRIBUTES: dict[str, Any] = {}
 
 
@@ -105,7 +109,8 @@ def sync_session(module: ModuleType) -> Callable[[Any], Any]:
     """What a sync client posts by, as its module gets it."""
 
     def session(client: Any) -> Any:
-        return result_of(module.get_session)
+        make = module.get_session
+        return make() if isinstance(make, FunctionType) else result_of(make)
 
     return session
 
@@ -145,6 +150,34 @@ class RetryState:
         return self.revived
 
 
+def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
+    """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
+
+    What it makes carries the provider's own id of the model, and no provider; huggingface_hub
+    hands on nothing else, so that is where the Hub id is kept. It is also where another model can
+    be put in the caller's place.
+    """
+
+    @functools.wraps(original)
+    def prepare_request(self: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        provider = getattr(self, "provider", None)
+        meter = hub.meter
+        test = meter.budgets.test if meter is not None else None
+        watched = test is not None and test.thresholds
+        if meter is not None and (watched or meter.budgets.watched):
+            prepare = functools.partial(original, self)
+            parameters, asked = prepared(meter, prepare, provider, kwargs)
+        else:
+            parameters = original(self, **kwargs)
+            asked = AskedModel(kwargs.get("model"), provider)
+        with suppress(TypeError):  # a stand-in of a test may have no attributes
+            vars(parameters)[ASKED] = asked
+        return parameters
+
+    return prepare_request
+
+
 # The two shells differ by an ``await``; all that they do is in `hold`, `call` and `deferred`.
 
 
@@ -160,7 +193,7 @@ def metered(original: Any, route: ClientRoute) -> Any:
             if found is None:
                 return original(self, request_parameters, stream=stream)
             meter, outgoing = found
-            if (later := deferred(meter, outgoing)) is not None:
+            if not outgoing.budgets.capped and (later := deferred(meter, outgoing)) is not None:
                 with later:
                     return later.answered(original(self, outgoing.parameters, stream=False))
             call = begin(meter, outgoing, blocks=True)
@@ -197,7 +230,7 @@ def metered_async(original: Any, route: ClientRoute) -> Any:
             if found is None:
                 return await original(self, request_parameters, stream=stream)
             meter, outgoing = found
-            if (later := deferred(meter, outgoing)) is not None:
+            if not outgoing.budgets.capped and (later := deferred(meter, outgoing)) is not None:
                 with later:
                     return later.answered(await original(self, outgoing.parameters, stream=False))
             if meter.open_calls:

@@ -187,7 +187,7 @@ class HubInstrumentation:
         else:
 
             def make(original: Any) -> Any:
-                from pytest_hfbudget.metering.fallback import recording_asked_model
+                from pytest_hfbudget.metering.instrumentation.calls import recording_asked_model
 
                 return recording_asked_model(original, self)
 
