@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # core, metering, endpoints, history, faults, browser.
 ROOMS := plugin cli reporting emulator chaos
 
-.PHONY: demo test lint ecosystem mutants clean
+.PHONY: demo test lint docs ecosystem mutants clean
 
 demo: $(VENV)/installed ## the whole product in a few seconds, at $0
 	$(BIN)/hfbudget demo
@@ -25,6 +25,10 @@ lint: $(VENV)/installed ## style, types, and the contract between the rooms
 	$(BIN)/mypy
 	for room in $(ROOMS); do MYPYPATH=tests:tests/$$room $(BIN)/mypy tests/$$room || exit 1; done
 	$(BIN)/lint-imports
+
+docs: $(VENV)/installed ## the site, in build/docs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
 
 # They pin different releases of huggingface_hub, so each gets an environment of its own.
 TOOLS := $(patsubst tests/ecosystem/suites/%.txt,%,$(wildcard tests/ecosystem/suites/*.txt))

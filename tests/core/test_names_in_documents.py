@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(ROOT.glob("pytest_hfbudget/**/*.py"))
-PAGES = [path for place in ("", "docs/", "examples/") for path in sorted(ROOT.glob(f"{place}*.md"))]
+PAGES = [
+    path
+    for place in ("", "docs/", "docs/how-to/", "docs/tutorial/", "examples/")
+    for path in sorted(ROOT.glob(f"{place}*.md"))
+]
 TEXTS = [*PAGES, *MODULES]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
