@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
-from pytest_hfbudget.cli import demo, forecast, log, pause, prices, report, run, status, sweep
 from pytest_hfbudget.version import __version__
 
+# Each is in the module of its name, which is imported when it is asked for.
+COMMANDS = ("demo", "forecast", "log", "pause", "prices", "report", "run", "status", "sweep")
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Commands(click.Group):
+    """Imports a command when it is asked for: none waits for what only another one needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        return found
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hfbudget")
 def main() -> None:
     """Budgets for tests against Hugging Face inference, and endpoints that end up paused.
 
     The pytest options are shown by: pytest --help (group "budgets for Hugging Face inference").
     """
-
-
-for _each in (
-    demo.demo,
-    forecast.command,
-    log.log,
-    pause.pause,
-    prices.prices,
-    report.report,
-    run.run,
-    status.status,
-    sweep.sweep,
-):
-    main.add_command(_each)

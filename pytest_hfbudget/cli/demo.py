@@ -7,8 +7,8 @@ import sys
 import click
 
 
-@click.command()
-def demo() -> None:
+@click.command("demo")
+def command() -> None:
     """Show all of it in a few seconds, against a local emulator, at $0."""
     from rich.console import Console
 

@@ -33,7 +33,7 @@ def _texts(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command()
+@click.command("log")
 @_texts
 @click.option("--since", metavar="WHEN", help="From then on: 2026-11-21 (UTC), 36h, 7d, 2w.")
 @click.option("--until", metavar="WHEN", help="Up to then, the whole of that day.")
@@ -45,7 +45,7 @@ def _texts(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, names first.")
-def log(
+def command(
     since: str | None,
     until: str | None,
     group: str | None,

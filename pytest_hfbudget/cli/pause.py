@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.cli.bulk_pause import Records
 
 
-@click.command()
+@click.command("pause")
 @click.argument("names", nargs=-1, metavar="[NAMESPACE/NAME]…")
 @click.option("--leased", is_flag=True, help="Whatever runs of this machine hold a lease on.")
 @click.option(
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Also those that another run is using.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
-def pause(
+def command(
     names: tuple[str, ...], leased: bool, every: bool, yes: bool, force: bool, as_json: bool
 ) -> None:
     """Pause endpoints, all at once, and read each pause back.

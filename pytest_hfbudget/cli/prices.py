@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_hfbudget.cli import access, output
+from pytest_hfbudget.endpoints.transport import read_public_json
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import show, usd_text
 from pytest_hfbudget.pricing import CallRequest, Price, PriceBook, Usage
@@ -22,15 +23,15 @@ from pytest_hfbudget.pricing.book import (
     USED,
     Explanation,
     SourcePrice,
+    project_book,
     toml_hint,
 )
+from pytest_hfbudget.pricing.catalogue import CatalogueFile, kept_catalogue
 from pytest_hfbudget.pricing.price import split_model
 from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from pytest_hfbudget.pricing import PriceBook, Usage
 
 
 _STYLES = {"used": "bold", "overridden": "dim", "silent": "dim"}
@@ -233,7 +234,7 @@ ONLY_PYTEST = (
 )
 
 
-@click.command()
+@click.command("prices")
 @click.argument("model", required=False, metavar="[MODEL[:PROVIDER]]")
 @click.option("--refresh", is_flag=True, help="Read the router's catalogue anew before.")
 @click.option(
@@ -248,7 +249,7 @@ ONLY_PYTEST = (
 )
 @click.option("--tokens", metavar="IN/OUT", help="Also what so many tokens cost, at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def prices(
+def command(
     model: str | None,
     refresh: bool,
     file: Path | None,
@@ -265,8 +266,6 @@ def prices(
     Exit codes: 0 the price is known, or no MODEL was asked for; 1 it has no known price, or the
     catalogue could not be read; 2 wrong usage, also a price file or a variable that can't be used.
     """
-    from pytest_hfbudget.cli.prices import Overview, PriceAnswer
-
     usage = _usage(tokens, model)
     book = _book(file, unpriced)
     refreshed = _refresh() if refresh else None
@@ -297,8 +296,6 @@ def _show(told: PriceAnswer | Overview, refreshed: Refreshed | None) -> None:
 
 
 def _usage(tokens: str | None, model: str | None) -> Usage | None:
-    from pytest_hfbudget.pricing import Usage
-
     if tokens is None:
         return None
     if model is None:
@@ -310,9 +307,6 @@ def _usage(tokens: str | None, model: str | None) -> Usage | None:
 
 
 def _book(file: Path | None, unpriced: str | None) -> PriceBook:
-    from pytest_hfbudget.pricing.book import project_book
-    from pytest_hfbudget.pricing.catalogue import kept_catalogue
-
     settings, here = access.services(), Path.cwd()
     given = settings.replaced(
         prices=file or settings.prices, unpriced=unpriced or settings.unpriced
@@ -330,10 +324,6 @@ def _book(file: Path | None, unpriced: str | None) -> PriceBook:
 
 
 def _refresh() -> Refreshed:
-    from pytest_hfbudget.cli.prices import Refreshed
-    from pytest_hfbudget.endpoints.transport import read_public_json
-    from pytest_hfbudget.pricing.catalogue import CatalogueFile
-
     router, now = access.services().router, time.time()
     file = CatalogueFile.of(router)
     kept = file.load(router)

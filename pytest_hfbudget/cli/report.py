@@ -24,7 +24,7 @@ TOP = 10
 _FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command("report")
 @click.argument("files", nargs=-1, metavar="[FILE]…", type=_FILE)
 @click.option("--html", "page", metavar="OUT", type=_FILE, help="Write one page instead.")
 @click.option(
@@ -35,7 +35,7 @@ _FILE = click.Path(path_type=Path)
     help=f"Rows of each table in the terminal; 0 is all of them.  [default: {TOP}]",
 )
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the files.")
-def report(files: tuple[Path, ...], page: Path | None, top: int, schema: bool) -> None:
+def command(files: tuple[Path, ...], page: Path | None, top: int, schema: bool) -> None:
     """Show what `pytest --hf-report FILE` has written.
 
     Several FILEs are several runs: the newest by its date is shown in full, and all of them in a

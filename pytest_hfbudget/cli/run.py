@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _CTRL_C = 128 + signal.SIGINT
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command("run", context_settings={"allow_interspersed_args": False})
 @click.option(
     "--endpoint",
     "endpoints",
@@ -46,7 +46,7 @@ _CTRL_C = 128 + signal.SIGINT
     help="Write the receipts as JSON to FILE.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(
+def command(
     endpoints: tuple[str, ...],
     max_uptime: float | None,
     json_file: Path | None,

@@ -46,7 +46,7 @@ class View:
         )
 
 
-@click.command()
+@click.command("status")
 @click.argument("namespace", required=False)
 @click.option(
     "--watch",
@@ -57,7 +57,7 @@ class View:
     help=f"Draw it again every SECONDS ({EVERY_S:g}), until Ctrl-C.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per look.")
-def status(namespace: str | None, watch: str | None, as_json: bool) -> None:
+def command(namespace: str | None, watch: str | None, as_json: bool) -> None:
     """List every endpoint of a namespace: state, price, uptime so far, and who leases it.
 
     NAMESPACE is a user or an organisation; without it that of pytest's configuration counts:

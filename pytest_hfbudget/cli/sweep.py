@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TOO_MANY = 3
 
 
-@click.command()
+@click.command("sweep")
 @click.argument("namespaces", nargs=-1, metavar="[NAMESPACE]…")
 @click.option("--dry-run", is_flag=True, help="Only say what would be paused.")
 @click.option(
@@ -28,7 +28,7 @@ TOO_MANY = 3
     help="Pause at most N; what is above it is left as it is, for a person to look at.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
-def sweep(namespaces: tuple[str, ...], dry_run: bool, most: int | None, as_json: bool) -> None:
+def command(namespaces: tuple[str, ...], dry_run: bool, most: int | None, as_json: bool) -> None:
     """Pause what dead runs have left: those of this machine, and of any machine by their tags.
 
     This machine's journals tell which runs have died with a lease. For each NAMESPACE, endpoints
