@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,9 @@ from pytest_hfbudget.endpoints.types import Endpoint, run_tag
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.files import own_folder, read_own, replace_file
 from pytest_hfbudget.text import parse_json
+
+with contextlib.suppress(ImportError):  # on Windows, where no endpoint is leased
+    import fcntl
 
 # A lock of this kind is not inherited by forks, and ends with its process whatever ends that.
 # But it does not keep a process from itself: for threads there is another one.

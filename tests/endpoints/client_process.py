@@ -11,10 +11,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from pytest_hfbudget.cli.run import run_command
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.retry import RunTimings, Timings
-from pytest_hfbudget.endpoints.run_command import run_command
 
 
 def fork() -> str:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
+from pytest_hfbudget.cli.run import FAILED, NOT_FOUND, run_command
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.run_command import FAILED, NOT_FOUND, run_command
 
 from .conftest import RunProcess, gone
 

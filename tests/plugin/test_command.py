@@ -29,6 +29,21 @@ def test_help_names_the_commands() -> None:
     assert {"demo", "pause", "status"} <= set(done.stdout.split())
 
 
+WINDOWS = """
+import signal, sys
+sys.modules["fcntl"] = None
+for name in ("SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+    delattr(signal, name)
+from pytest_hfbudget.cli import main
+main(["--help"])
+"""
+
+
+def test_help_needs_nothing_that_windows_has_not() -> None:
+    done = subprocess.run([sys.executable, "-c", WINDOWS], capture_output=True, text=True)
+    assert "sweep" in done.stdout, done.stderr
+
+
 def test_version_is_the_packages() -> None:
     assert (
         hfbudget("--version").stdout.strip() == f"hfbudget, version {pytest_hfbudget.__version__}"
