@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pytest_hfbudget.cli.status import EndpointHolder, EndpointStanding, overview
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.overview import EndpointHolder, EndpointStanding, overview
 from pytest_hfbudget.endpoints.uptime import parse_time
 
 from .conftest import RunProcess
