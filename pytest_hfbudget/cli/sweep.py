@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import click
 
 from pytest_hfbudget.cli import access, output
+from pytest_hfbudget.cli.pause import print_outcomes
+from pytest_hfbudget.endpoints.journal import default_state_dir
+from pytest_hfbudget.endpoints.sweep import (
+    StrayEndpoint,
+    SweepOutcome,
+    find_local,
+    find_tagged,
+    sweep,
+)
 from pytest_hfbudget.errors import HFBudgetError
-
-if TYPE_CHECKING:
-    from pytest_hfbudget.endpoints.sweep import StrayEndpoint, SweepOutcome
 
 TOO_MANY = 3
 
@@ -59,9 +64,6 @@ def _exit_code(swept: tuple[SweepOutcome, ...], dry_run: bool) -> int:
 
 def _find(namespaces: tuple[str, ...]) -> tuple[tuple[StrayEndpoint, ...], list[str]]:
     """What there is to sweep, and which lists could not be read: that stops nothing else."""
-    from pytest_hfbudget.endpoints.journal import default_state_dir
-    from pytest_hfbudget.endpoints.sweep import find_local, find_tagged
-
     folder, api = default_state_dir(), access.api()
     found, unread = [*find_local(folder, api=api, kept=True, elsewhere=True)], []
     for name in namespaces:
@@ -75,16 +77,11 @@ def _find(namespaces: tuple[str, ...]) -> tuple[tuple[StrayEndpoint, ...], list[
 def _sweep(
     strays: tuple[StrayEndpoint, ...], dry_run: bool, most: int | None
 ) -> tuple[SweepOutcome, ...]:
-    from pytest_hfbudget.endpoints.journal import default_state_dir
-    from pytest_hfbudget.endpoints.sweep import sweep as sweep_up
-
     folder = default_state_dir()
-    return sweep_up(access.plane(), strays, state_dir=folder, most=most, dry_run=dry_run)
+    return sweep(access.plane(), strays, state_dir=folder, most=most, dry_run=dry_run)
 
 
 def _show(swept: tuple[SweepOutcome, ...], dry_run: bool) -> None:
-    from pytest_hfbudget.cli.bulk_pause import print_outcomes
-
     if not swept:
         click.echo("nothing is left of dead runs")
     for one in swept:
