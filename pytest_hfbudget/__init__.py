@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_hfbudget.version import __version__
-
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import (
         BudgetExceededError,
@@ -16,6 +14,8 @@ if TYPE_CHECKING:
         UnpricedCallError,
     )
     from pytest_hfbudget.metering.budget import budget, with_budget
+
+__version__ = "0.1.0"
 
 __all__ = [
     "BudgetExceededError",

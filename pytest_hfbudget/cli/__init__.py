@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from pytest_hfbudget.version import __version__
+from pytest_hfbudget import __version__
 
 # Each is in the module of its name, which is imported when it is asked for.
 COMMANDS = ("demo", "forecast", "log", "pause", "prices", "report", "run", "status", "sweep")

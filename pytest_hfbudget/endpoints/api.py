@@ -15,6 +15,7 @@ from json import dumps  # by name: a test may replace the module's
 from typing import Any, TypeAlias
 from urllib.parse import quote, urlencode
 
+from pytest_hfbudget import __version__
 from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock, RetryPolicy
 from pytest_hfbudget.endpoints.transport import (
     HttpAnswer,
@@ -26,7 +27,6 @@ from pytest_hfbudget.endpoints.transport import (
 from pytest_hfbudget.endpoints.types import Endpoint, objects, split_name
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.text import printable, public_url
-from pytest_hfbudget.version import __version__
 
 _NOT_DONE = frozenset({425, 429, 503})  # refused at the door: the server did not begin
 

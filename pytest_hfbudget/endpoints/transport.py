@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from pytest_hfbudget import __version__
 from pytest_hfbudget.endpoints.retry import STALE_CONNECTION_S, SYSTEM_CLOCK, Clock
-from pytest_hfbudget.version import __version__
 
 if TYPE_CHECKING:
     import urllib3

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_hfbudget import __version__
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import leases, leases_dir, unfinished
@@ -29,7 +30,6 @@ from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.process import Place, start_time
 from pytest_hfbudget.errors import EndpointError
-from pytest_hfbudget.version import __version__
 
 from .conftest import RunProcess, gone, until
 

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 
 import pytest_hfbudget
+from pytest_hfbudget import __version__
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.version import __version__
 
 TOKEN = "hf_secret_of_the_fault_tests"
 NAME = "acme/llm"

@@ -1,5 +1,0 @@
-"""The version, where the reaper can read it without the rest of the package."""
-
-from __future__ import annotations
-
-__version__ = "0.1.0"
