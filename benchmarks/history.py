@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import SqliteStore
 from pytest_hfbudget.history.shared_ledger import SharedLedger
 from pytest_hfbudget.history.usage_log import LoggedRun, QueryResult, UsageLog, UsageQuery, entries
-from pytest_hfbudget.history.windows import BudgetWindow
 from pytest_hfbudget.ledger import Charge, Ledger, Scope
 from pytest_hfbudget.reporting import Report
 

@@ -1,4 +1,95 @@
 """What outlasts a run: the usage log, and what the runs of a project may spend together.
 
-Nothing here is imported by a run without paid calls: sqlite3 takes its time.
+Their budgets are for stretches of the calendar in UTC, not rolling ones: a bill is made by the
+calendar, every machine has the same midnight, and a refusal can name the moment from which there
+is money again. A day is a number here, counted from 1970-01-01.
+
+A run without paid calls imports nothing of this room. sqlite3 takes its time: only a run that
+opens a file imports it.
 """
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta, timezone
+from typing import NamedTuple
+
+from pytest_hfbudget.ledger import Scope
+from pytest_hfbudget.settings import Settings
+
+_EPOCH = date(1970, 1, 1)
+_WEEK = 7
+LENGTHS = ("day", "week", "month")
+_MONDAY = 4  # 1970-01-05
+
+
+class BudgetWindow(NamedTuple):
+    """One budget over many runs.
+
+    Attributes:
+        length: ``day``, ``week`` or ``month``.
+        cap: nano-USD, inclusive.
+    """
+
+    length: str
+    cap: int
+
+    @property
+    def key(self) -> str:
+        """Its key in the ledger."""
+        return f"window:{self.length}"
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return {"day": "daily", "week": "weekly", "month": "monthly"}[self.length] + " budget"
+
+    def first_day(self, day: int) -> int:
+        """The day on which the window began that a day is in."""
+        if self.length == "day":
+            return day
+        if self.length == "week":
+            return day - (day - _MONDAY) % _WEEK
+        return _number(_date(day).replace(day=1))
+
+    def next_day(self, day: int) -> int:
+        """The day on which the window after that begins."""
+        if self.length == "month":
+            within_next = _date(self.first_day(day)) + timedelta(days=31)
+            return _number(within_next.replace(day=1))
+        return self.first_day(day) + (_WEEK if self.length == "week" else 1)
+
+    def scope(self, day: int | None = None) -> Scope:
+        """Its budget in the ledger; on a day, it says when there will be money again."""
+        if day is None:
+            return Scope(self.key, self.label, self.cap)
+        again = f"{_date(self.next_day(day))} 00:00 UTC"
+        return Scope(self.key, f"{self.label} (the next one begins {again})", self.cap)
+
+
+def windows(settings: Settings) -> tuple[BudgetWindow, ...]:
+    """The budgets that a run shares with others, the shortest first."""
+    caps = (settings.daily_cap, settings.weekly_cap, settings.monthly_cap)
+    each = zip(LENGTHS, caps, strict=True)
+    return tuple(BudgetWindow(length, cap) for length, cap in each if cap is not None)
+
+
+def oldest_day(day: int) -> int:
+    """The first day that a window of any length may need on this day, or needed in the one before.
+
+    A clock that is put forward into the next window, and back, forgets nothing by that.
+    """
+    each = (BudgetWindow(length, 0) for length in LENGTHS)
+    return min(window.first_day(window.first_day(day) - 1) for window in each)
+
+
+def day_of(unix_s: float) -> int:
+    """The day of a time."""
+    return _number(datetime.fromtimestamp(unix_s, timezone.utc).date())
+
+
+def _number(day: date) -> int:
+    return (day - _EPOCH).days
+
+
+def _date(day: int) -> date:
+    return _EPOCH + timedelta(days=day)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.files import check_own, own_folder
-from pytest_hfbudget.history.windows import BudgetWindow, day_of, oldest_day
+from pytest_hfbudget.history import BudgetWindow, day_of, oldest_day
 
 BUSY_S = 10.0
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
+from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import BudgetStore
-from pytest_hfbudget.history.windows import BudgetWindow
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, WaitingHold
 from pytest_hfbudget.ledger.locks import alone, own_lock
 from pytest_hfbudget.ledger.scope import SESSION

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.history.windows import windows
+from pytest_hfbudget.history import windows
 from pytest_hfbudget.ledger import LedgerLike, Scope
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.metering.budget_context import BudgetContext

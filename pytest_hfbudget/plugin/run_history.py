@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError, HistoryError
-from pytest_hfbudget.history.windows import windows
+from pytest_hfbudget.history import windows
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.money import show

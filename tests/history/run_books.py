@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import FILE, SqliteStore
 from pytest_hfbudget.history.shared_ledger import SharedLedger
-from pytest_hfbudget.history.windows import BudgetWindow
 from pytest_hfbudget.ledger import Charge, Hold, Scope
 from pytest_hfbudget.ledger.scope import SESSION
 

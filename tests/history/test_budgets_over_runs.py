@@ -13,8 +13,8 @@ import pytest
 from run_books import DAY_S, NOON, Project, Run
 
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
+from pytest_hfbudget.history import BudgetWindow, day_of
 from pytest_hfbudget.history.database import MemoryStore, SqliteStore
-from pytest_hfbudget.history.windows import BudgetWindow, day_of
 from pytest_hfbudget.ledger.scope import SESSION
 
 MIDNIGHT = NOON + DAY_S // 2
