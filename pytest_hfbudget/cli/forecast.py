@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pytest_hfbudget.cli import access, output
+from pytest_hfbudget.endpoints.uptime import ALWAYS, Forecast, Machine, Runs, Schedule, forecast
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.money import NANO_PER_USD, parse_rate, rate_text, show, usd_text
-from pytest_hfbudget.pricing.forecast import ALWAYS, Forecast, Machine, Runs, Schedule, forecast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

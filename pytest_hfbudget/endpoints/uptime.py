@@ -1,10 +1,14 @@
-"""What endpoints cost by running, and which tests that time belongs to."""
+"""What endpoints cost by running: hourly price x replica-hours, and nothing per call.
+
+A run is billed by started minutes. The formula of a forecast is Hugging Face's own (Inference
+Endpoints, "Pricing"):
+price per hour x (hours x replicas that always run + scale-up hours x additional replicas).
+"""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
@@ -13,6 +17,10 @@ from typing import Any, NamedTuple, TypeAlias
 from pytest_hfbudget.money import ATTO_PER_NANO
 
 MINUTES_PER_HOUR = 60
+HOURS_PER_DAY = 24
+DAYS_PER_WEEK = 7
+# The twelfth part of a year of 365 days, which is also the 730 hours of Hugging Face's examples.
+WEEKS_PER_MONTH = Fraction(365, 12 * DAYS_PER_WEEK)
 _MICROSECOND = timedelta(microseconds=1)
 _FRACTION = re.compile(r"\.(\d+)")
 ReplicaKey: TypeAlias = tuple[str, str]
@@ -129,17 +137,6 @@ def _micros(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-_NANOS = 10**9
-
-
-class EndpointUse(NamedTuple):
-    """A stretch of time that a test was on an endpoint; ``stop`` is None while it lasts."""
-
-    test: str
-    start: float
-    stop: float | None = None
-
-
 class UseStretch(NamedTuple):
     """From when until when."""
 
@@ -166,96 +163,128 @@ NO_TIME = UsageWindow(0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Shares:
-    """The cost of one endpoint, shared out.
+class Machine:
+    """An endpoint: its price in atto-USD per replica-hour, and its range of replicas.
+
+    Raises:
+        ValueError: the numbers of replicas are invalid, or would cost nothing.
+    """
+
+    name: str
+    atto_per_hour: int
+    min_replicas: int = 1
+    max_replicas: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_replicas <= self.max_replicas or not self.max_replicas:
+            raise ValueError(
+                f"{self.name}: {self.min_replicas} to {self.max_replicas} replicas; "
+                "the most can't be fewer than the fewest, nor 0"
+            )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When an endpoint runs.
 
     Attributes:
-        tests: what each test that used it owes, in the order in which they came.
-        idle: the time that no test used, with the rest of the last minute.
-        cold_start: the time from its resume until it served.
+        hours: a day, of all replicas that always run.
+        days: a week.
+        scale_up_hours: a day, of the replicas above the fewest.
+
+    Raises:
+        ValueError: the hours do not fit into a day, or the days into a week.
     """
 
-    tests: Mapping[str, int]
-    idle: int = 0
-    cold_start: int = 0
+    hours: Fraction
+    days: Fraction
+    scale_up_hours: Fraction = Fraction(0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hours <= HOURS_PER_DAY:
+            raise ValueError(f"{_text(self.hours)} hours a day; a day has more than 0 and up to 24")
+        if not 0 < self.days <= DAYS_PER_WEEK:
+            raise ValueError(f"{_text(self.days)} days a week; a week has more than 0 and up to 7")
+        if not 0 <= self.scale_up_hours <= HOURS_PER_DAY:
+            raise ValueError(f"{_text(self.scale_up_hours)} scale-up hours a day; at most 24")
 
 
-def share_out(nano_usd: int, window: UsageWindow, uses: Iterable[EndpointUse]) -> Shares:
-    """Share an endpoint's cost out; what comes back adds up to ``nano_usd`` exactly.
+ALWAYS = Schedule(Fraction(HOURS_PER_DAY), Fraction(DAYS_PER_WEEK))
 
-    Every second of the window costs the same. Tests that are on the endpoint at one time split
-    it evenly. A test pays nothing for a cold start, which all that come later profit from.
+
+@dataclass(frozen=True)
+class Runs:
+    """A day of short test runs; each resumes its endpoints before, and pauses them after.
+
+    Attributes:
+        minutes: of one run, as its tests take.
+        cold_start: minutes from the resume until it serves, which are billed too.
+        idle: minutes that it stays up after the run: none with a pause, the time-out with an
+            automatic scale to zero.
     """
-    uses = list(uses)
-    times: dict[str, Fraction] = {use.test: Fraction(0) for use in uses}
-    idle, cold = Fraction(0), Fraction(0)
-    for length, is_cold, tests in _pieces(window, uses):
-        if is_cold:
-            cold += length
-        elif tests:
-            for test in tests:
-                times[test] += Fraction(length, len(tests))
-        else:
-            idle += length
-    *owed, of_idle, of_cold = apportion(nano_usd, [*times.values(), idle, cold])
-    return Shares(dict(zip(times, owed, strict=True)), of_idle, of_cold)
+
+    per_day: int
+    minutes: Fraction
+    cold_start: Fraction = Fraction(0)
+    idle: Fraction = Fraction(0)
+
+    @property
+    def billed_minutes(self) -> int:
+        """Started minutes of one run: a part of a minute costs a whole one."""
+        spent = self.cold_start + self.minutes + self.idle
+        return max(-(-spent.numerator // spent.denominator), 1)
+
+    @property
+    def hours(self) -> Fraction:
+        """Billed hours a day, at most 24: runs that overlap keep it up all day."""
+        hours = Fraction(self.per_day * self.billed_minutes, MINUTES_PER_HOUR)
+        return min(hours, Fraction(HOURS_PER_DAY))
 
 
-def apportion(whole: int, weights: Sequence[Fraction]) -> list[int]:
-    """Parts of a whole in the proportion of their weights, by the largest remainder.
+@dataclass(frozen=True)
+class Forecast:
+    """Nano-USD per running hour, and per day, week and month; each is rounded up once."""
 
-    Each part is its exact value rounded down or up, and together they are the whole. Where all
-    weights are 0, the last but one has it all, or the only one.
+    hour: int
+    day: int
+    week: int
+    month: int
+
+
+def forecast(machines: Iterable[Machine], schedule: Schedule) -> Forecast:
+    """What several machines cost on one schedule.
+
+    The month is the average one, a twelfth of a year of 365 days: 4.345 weeks.
+
+    Raises:
+        ValueError: one of them would never run.
     """
-    total = sum(weights)
-    if not total:
-        parts = [0] * len(weights)
-        parts[-2 if len(parts) > 1 else 0] = whole
-        return parts
-    exact = [whole * weight / total for weight in weights]
-    parts = [math.floor(value) for value in exact]
-    by_remainder = sorted(range(len(parts)), key=lambda at: parts[at] - exact[at])
-    for at in by_remainder[: whole - sum(parts)]:
-        parts[at] += 1
-    return parts
+    given = tuple(machines)
+    day = sum((_day(machine, schedule) for machine in given), Fraction(0))
+    week = day * schedule.days
+    return Forecast(
+        hour=_nano(day / schedule.hours),
+        day=_nano(day),
+        week=_nano(week),
+        month=_nano(week * WEEKS_PER_MONTH),
+    )
 
 
-def _pieces(
-    window: UsageWindow, uses: list[EndpointUse]
-) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
-    """The window in pieces in which nothing changes: nanoseconds, cold or not, who was there."""
-    start, stop = _nanos(window.start), _nanos(window.stop)
-    changes: list[tuple[int, int, str | None]] = []
-    for use in uses:
-        until = stop if use.stop is None else _nanos(use.stop)
-        changes += _within(start, stop, _nanos(use.start), until, use.test)
-    for stretch in window.cold:
-        changes += _within(start, stop, _nanos(stretch.start), _nanos(stretch.stop), None)
-    there: dict[str | None, int] = {}
-    at = start
-    for moment, step, who in sorted(changes, key=lambda change: change[:2]):
-        if moment > at:
-            yield _piece(moment - at, there)
-            at = moment
-        there[who] = there.get(who, 0) + step
-        if not there[who]:
-            del there[who]
-    if stop > at:
-        yield _piece(stop - at, there)
-    if (rest := _nanos(window.paid_until) - max(stop, start)) > 0:
-        yield rest, False, ()
+def _day(machine: Machine, schedule: Schedule) -> Fraction:
+    """Exact atto-USD of one running day."""
+    more = machine.max_replicas - machine.min_replicas
+    hours = schedule.hours * machine.min_replicas + schedule.scale_up_hours * more
+    if not hours:
+        raise ValueError(
+            f"{machine.name}: with a minimum of 0 replicas it costs what it scales up to; "
+            "give the hours a day for which it does"
+        )
+    return machine.atto_per_hour * hours
 
 
-def _piece(length: int, there: Mapping[str | None, int]) -> tuple[int, bool, tuple[str, ...]]:
-    return length, None in there, tuple(who for who in there if who is not None)
+def _nano(atto: Fraction) -> int:
+    return -(-atto.numerator // (atto.denominator * ATTO_PER_NANO))
 
 
-def _within(
-    first: int, last: int, start: int, stop: int, who: str | None
-) -> list[tuple[int, int, str | None]]:
-    start, stop = max(start, first), min(stop, last)
-    return [(start, 1, who), (stop, -1, who)] if start < stop else []
-
-
-def _nanos(seconds: float) -> int:
-    return round(seconds * _NANOS)
+def _text(number: Fraction) -> str:
+    return f"{float(number):g}"

@@ -15,7 +15,7 @@ from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointS
 from pytest_hfbudget.endpoints.retry import RunTimings, Timings
 from pytest_hfbudget.endpoints.sweep import SweepOutcome
 from pytest_hfbudget.endpoints.types import Endpoint
-from pytest_hfbudget.endpoints.uptime import Shares
+from pytest_hfbudget.endpoints.uptime_meter import Shares
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     EndpointError,

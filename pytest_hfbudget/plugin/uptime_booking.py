@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
 from pytest_hfbudget.endpoints.types import Endpoint
-from pytest_hfbudget.endpoints.uptime import EndpointUse, Shares, share_out
+from pytest_hfbudget.endpoints.uptime_meter import EndpointUse, Shares, share_out
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     EndpointError,

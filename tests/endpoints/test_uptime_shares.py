@@ -7,14 +7,8 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_hfbudget.endpoints.uptime import (
-    EndpointUse,
-    Shares,
-    UsageWindow,
-    UseStretch,
-    apportion,
-    share_out,
-)
+from pytest_hfbudget.endpoints.uptime import UsageWindow, UseStretch
+from pytest_hfbudget.endpoints.uptime_meter import EndpointUse, Shares, apportion, share_out
 
 MINUTE = UsageWindow(start=100.0, stop=160.0)
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_hfbudget.endpoints.uptime import Forecast, Machine, Runs, Schedule, forecast
 from pytest_hfbudget.money import parse_rate, parse_usd
-from pytest_hfbudget.pricing.forecast import Forecast, Machine, Runs, Schedule, forecast
 
 
 def machine(rate: str, least: int = 1, most: int = 1) -> Machine:
