@@ -21,9 +21,9 @@ from pytest_hfbudget.endpoints.lifecycle_types import (
     Progress,
 )
 from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, REAPER_LOST, Receipt
+from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.endpoints.resume import Resumer, Startup
 from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S, SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.spawn import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.endpoints.supervisor import Supervisor
 from pytest_hfbudget.endpoints.sweep import SweepOutcome, adopt, find_local, sweep
 from pytest_hfbudget.endpoints.types import Endpoint, split_name

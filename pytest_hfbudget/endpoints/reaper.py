@@ -1,6 +1,6 @@
 """The reaper: a small process that pauses what a run has leased, when asked or when pytest is gone.
 
-It is started by `spawn`, shares one socket with the pytest process (the client) and nothing
+It is started by `spawn_reaper`, shares one socket with the pytest process (the client) and nothing
 else, and ends after its last look at what it has paused. The run does not wait for that look.
 """
 
@@ -40,9 +40,15 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Watching,
     encode,
 )
+from pytest_hfbudget.endpoints.reaper_processes import (
+    RESERVE,
+    STANDBY,
+    Standby,
+    Standbys,
+    spawn_standby,
+    start_reserve,
+)
 from pytest_hfbudget.endpoints.retry import FIRST_MESSAGE_S, SPAWN_S, SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.spawn import RESERVE, STANDBY, spawn_standby
-from pytest_hfbudget.endpoints.standby import Standby, Standbys, start_reserve
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
 
@@ -253,7 +259,7 @@ def log(text: str) -> None:
 
 
 def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
-    """Run a reaper, or one of its two standbys; called by the boot code of `spawn`.
+    """Run a reaper, or one of its two standbys; called by the boot code of `reaper_processes`.
 
     Args:
         role: the name of the process.

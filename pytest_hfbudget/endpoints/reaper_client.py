@@ -28,8 +28,8 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Watching,
     encode,
 )
+from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.endpoints.retry import READ_S, SEND_S, SYSTEM_CLOCK, Clock
-from pytest_hfbudget.endpoints.spawn import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.errors import EndpointError
 
 

@@ -23,9 +23,9 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Receipt,
     Watch,
 )
+from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess
 from pytest_hfbudget.endpoints.release import Pauser, Releaser, entry
 from pytest_hfbudget.endpoints.retry import Clock
-from pytest_hfbudget.endpoints.spawn import SpawnedProcess
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.errors import EndpointError

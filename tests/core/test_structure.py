@@ -18,14 +18,14 @@ FOLDER = Path(pytest_hfbudget.__file__).parent
 APART = "emulator"
 
 # To be lowered with every merge of two modules that are one idea; 125 is the aim.
-MOST_MODULES = 140
+MOST_MODULES = 129
 MOST_LINES = 400
 MOST_ATTRIBUTES = 15
 MOST_PARAMETERS = 7
 # The one signature that is wide on purpose: what a marker and a block take.
 WIDE = {"budget.__init__", "budget_args"}
 # Still above the limit. Nothing may be added here.
-WIDE |= {"command"}
+WIDE |= {"pytest_hfbudget.cli.forecast:command"}
 
 
 @cache
@@ -162,7 +162,7 @@ def test_no_function_takes_too_many_parameters() -> None:
         f"{module}:{name}": parameters(function)
         for module in modules()
         for name, function in functions(module)
-        if len(parameters(function)) > MOST_PARAMETERS and name not in WIDE
+        if len(parameters(function)) > MOST_PARAMETERS and not WIDE & {name, f"{module}:{name}"}
     }
     assert wide == {}
 

@@ -17,7 +17,7 @@ def pytest_configure() -> None:
     import urllib3
 
     import pytest_hfbudget
-    from pytest_hfbudget.endpoints import spawn
+    from pytest_hfbudget.endpoints import reaper_processes
 
     folder = Path(os.environ["FAULTS_BOX"]).parent / "importable"
     folder.mkdir(exist_ok=True)
@@ -25,4 +25,4 @@ def pytest_configure() -> None:
         link = folder / package.__name__
         if not link.is_symlink():
             link.symlink_to(Path(str(package.__file__)).parent)
-    spawn.import_paths = lambda: [str(folder)]
+    reaper_processes.import_paths = lambda: [str(folder)]
