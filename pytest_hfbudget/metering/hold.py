@@ -161,7 +161,9 @@ def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
     if outgoing.budgets.paid:
         outgoing = outgoing._replace(parameters=with_own_payload(outgoing.parameters))
     request = _described(meter, outgoing)
-    endpoint = meter.book.leased_name(request.url) if meter.book.leased else None
+    book, endpoint = meter.book, None
+    if book.leased or book.remote:
+        endpoint = book.leased_name(request.url)
     draft = _draft(outgoing, request, endpoint)
     if not meter.opened.issuperset(outgoing.budgets.scopes):
         meter.open_scopes(outgoing.budgets.scopes)

@@ -7,7 +7,7 @@ import secrets
 import threading
 import weakref
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Refusal, Scope, WaitingHold
@@ -92,6 +92,7 @@ def child_prefix(worker: str) -> str:
 class RemoteBook(PriceBook):
     """Prices as the process knows them that was joined: its tables, its hook, its catalogue."""
 
+    remote: ClassVar[bool] = True
     wire: LedgerConnection = field(kw_only=True)
 
     def __post_init__(self) -> None:

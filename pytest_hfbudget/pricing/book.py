@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
@@ -88,7 +88,8 @@ class PriceBook:
 
     `quote` is the answer, and `explain` gives the reasons; both walk the same sources.
     ``leased`` maps the URLs of this run's endpoints to their names: a call to one of those
-    costs no tokens, its price is the endpoint's uptime.
+    costs no tokens, its price is the endpoint's uptime. ``remote`` says that another process has
+    them.
     """
 
     table: PriceTable = field(default_factory=PriceTable)
@@ -97,6 +98,7 @@ class PriceBook:
     unpriced: UnpricedPolicy = field(default_factory=UnpricedPolicy)
     hook: PriceHook | None = None
     leased: dict[str, str] = field(default_factory=dict)
+    remote: ClassVar[bool] = False
     _read: Catalogue | None = None
     # The lists' answer for each model and provider, while table and catalogue stay the same.
     _kept: dict[tuple[str, str | None], Source] = field(default_factory=dict)

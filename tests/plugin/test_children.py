@@ -286,6 +286,33 @@ def test_a_child_that_runs_into_the_end_of_pytest_ends_nothing(children: Suite) 
     assert last_call < first_pause
 
 
+ENDPOINT_APP = """
+import sys
+import pytest_hfbudget.join
+from huggingface_hub import InferenceClient
+
+client = InferenceClient(base_url=sys.argv[1], token="hf_any")
+client.chat_completion([{"role": "user", "content": "Hello"}], max_tokens=5)
+"""
+
+
+def test_a_call_of_a_child_to_an_endpoint_of_the_run_is_paid_by_its_uptime(suite: Suite) -> None:
+    (suite.path / "asks.py").write_text(ENDPOINT_APP)
+    suite.test_file(
+        """
+        import subprocess, sys
+
+        @pytest.mark.budget(max_usd=1, price={"call": 0.1})
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint):
+            subprocess.run([sys.executable, "asks.py", hf_endpoint.url], check=True)
+    """
+    )
+    suite.run("--hf-session-budget=1", "--hf-report=report.json").assert_outcomes(passed=1)
+    (call,) = suite.report()["calls"]
+    assert (call["price_source"], call["usd"]) == ("uptime of acme/llm", "0")
+
+
 def test_no_thread_of_ours_is_there_in_a_fork(children: Suite) -> None:
     (children.path / "conftest.py").write_text(
         "import os, threading\n"
