@@ -17,9 +17,8 @@ from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnre
 from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import BudgetStore
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, WaitingHold
-from pytest_hfbudget.ledger.locks import alone, own_lock
+from pytest_hfbudget.ledger.locks import alone, off_loop, own_lock
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.off_loop import off_loop
 
 _BEFORE_ALL_DAYS = 0
 
@@ -252,8 +251,9 @@ def _watch_forks(lock: StoreLock) -> None:
 
         return now
 
-    os.register_at_fork(
-        before=call(weakref.WeakMethod(lock.before_fork)),
-        after_in_parent=call(weakref.WeakMethod(lock.after_in_parent)),
-        after_in_child=call(weakref.WeakMethod(lock.after_in_child)),
-    )
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=call(weakref.WeakMethod(lock.before_fork)),
+            after_in_parent=call(weakref.WeakMethod(lock.after_in_parent)),
+            after_in_child=call(weakref.WeakMethod(lock.after_in_child)),
+        )

@@ -1,5 +1,6 @@
-"""Locks that tell a signal handler that the code which it interrupts is inside of one.
+"""Locks of the plugin, and its own waiting: kept apart from what signal handlers and loops do.
 
+A signal handler has to know that the code which it interrupts is inside of a lock.
 A handler runs in the main thread, between any two of its instructions. If it calls while that
 thread changes an account, it can't wait: the change goes on when the handler has returned. And if
 it took another lock meanwhile, it could wait for a thread that waits for this one.
@@ -8,10 +9,11 @@ it took another lock meanwhile, it could wait for a thread that waits for this o
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from operator import methodcaller
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -77,3 +79,22 @@ def at_work(method: Callable[P, T]) -> Callable[P, T]:
             return method(*args, **kwargs)
 
     return marked
+
+
+@contextmanager
+def off_loop() -> Iterator[None]:
+    """Run a block, or a function, as if this thread had no running event loop.
+
+    A test may forbid blocking calls in its event loop. What the plugin writes down there takes
+    microseconds and is no call of the code under test.
+    """
+    events = sys.modules.get("asyncio.events")  # who has not imported it has no loop either
+    loop = events._get_running_loop() if events else None
+    if events is None or loop is None:
+        yield
+        return
+    events._set_running_loop(None)
+    try:
+        yield
+    finally:
+        events._set_running_loop(loop)

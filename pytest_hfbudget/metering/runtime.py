@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pytest_hfbudget.ledger import Ledger
+from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION, ForkSteps
 from pytest_hfbudget.metering.instrumentation.patching import Addresses, Redirect
@@ -21,7 +22,6 @@ from pytest_hfbudget.metering.processes import (
     child_prefix,
     connected_meter,
 )
-from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.ledger import Hold, LedgerLike, WaitingHold
+from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.metering.budget_context import trio_task
-from pytest_hfbudget.off_loop import off_loop
 
 T = TypeVar("T")
 

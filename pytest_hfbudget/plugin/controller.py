@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.files import cache_file, read_at
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import say
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 
 DAY_S = 86_400.0
+NO_ENDPOINTS = (
+    "Inference Endpoints need Linux or macOS. On this system no process can outlive pytest to "
+    "pause them, so none is resumed. Leave their tests out, for example by -m 'not hf_endpoint'."
+)
 
 
 class ControllerServer:
@@ -197,7 +202,13 @@ class Controller(Role):
 
     @property
     def endpoints(self) -> RunEndpoints:
-        """The endpoints of the run, known since the first one was declared."""
+        """The endpoints of the run, known since the first one was declared.
+
+        Raises:
+            ConfigError: this system has no process that could outlive pytest to pause them.
+        """
+        if not hasattr(os, "fork"):
+            raise ConfigError(NO_ENDPOINTS)
         with self._lock:
             if self._endpoints is None:
                 from pytest_hfbudget.plugin.endpoints import RunEndpoints

@@ -23,9 +23,8 @@ from pytest_hfbudget.errors import (
     UnaffordableEndpointError,
 )
 from pytest_hfbudget.ledger import Ledger, Scope
-from pytest_hfbudget.ledger.locks import at_work
+from pytest_hfbudget.ledger.locks import at_work, off_loop
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.events import EndpointLog

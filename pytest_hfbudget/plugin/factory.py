@@ -9,12 +9,12 @@ import pytest
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.history import windows
 from pytest_hfbudget.ledger import LedgerLike, Scope
+from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.patching import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.runtime import Runtime
-from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.plugin import price_sources
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.pricing import Catalogue, PriceBook

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from _socket import socket as BareSocket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from socket import AF_UNIX, SOCK_STREAM
 from typing import Any
 
 from pytest_hfbudget.errors import LedgerUnreachableError
@@ -17,33 +15,17 @@ from pytest_hfbudget.ledger.charge import Charge, Refusal
 from pytest_hfbudget.ledger.interface import Caller, Hold, WaitingHold, unanswered
 from pytest_hfbudget.ledger.locks import alone, own_lock
 from pytest_hfbudget.ledger.rpc import codec
+from pytest_hfbudget.ledger.rpc.channel import Address, PlainSocket
 from pytest_hfbudget.ledger.scope import Scope, Totals
 
 CHUNK = 65_536
-
-
-class PlainSocket(BareSocket):
-    """A Unix socket of the plugin's own, which no tool of a test gets hold of.
-
-    Tools that keep tests from the network, or from blocking calls, replace `socket.socket` or its
-    methods; a test may also have given all sockets a time-out.
-    """
-
-    def __init__(self, fileno: int | None = None) -> None:
-        super().__init__(AF_UNIX, SOCK_STREAM, fileno=fileno)
-        self.settimeout(None)
-
-    def accept(self) -> tuple[PlainSocket, object]:
-        """The next connection; `socket.socket` would make it of what stands in its own place."""
-        number, address = self._accept()  # type: ignore[attr-defined] # typeshed leaves it out
-        return PlainSocket(number), address
 
 
 class LedgerConnection:
     """One connection to a ledger's counter; reopened in a forked child, which must not share it.
 
     Args:
-        path: the address of the Unix socket.
+        path: the `Address` of the ledger, as text.
     """
 
     def __init__(self, path: str) -> None:
@@ -111,8 +93,10 @@ class LedgerConnection:
 
     def _send(self, line: bytes) -> PlainSocket:
         if self._socket is None:
+            address = Address.parse(self._path)
             self._socket = PlainSocket()
-            self._socket.connect(self._path)
+            self._socket.connect(address.target)
+            line = address.greeting + line
         self._socket.sendall(line)
         return self._socket
 
@@ -153,7 +137,8 @@ def _after_fork_in_child() -> None:
 
 # What is registered can't be taken back, so it is done once, for all that there are by then.
 _wires: weakref.WeakSet[LedgerConnection] = weakref.WeakSet()
-os.register_at_fork(after_in_child=_after_fork_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class RemoteLedger:

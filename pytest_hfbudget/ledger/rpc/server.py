@@ -1,18 +1,16 @@
-"""The ledger served to other processes over a Unix socket that only its owner can open."""
+"""The ledger served to other processes of the same user."""
 
 from __future__ import annotations
 
+import hmac
 import os
-import select
-import shutil
-import tempfile
+import selectors
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
-from pathlib import Path
 from socket import SHUT_RDWR
 from typing import Any, Protocol
 
@@ -20,7 +18,7 @@ from pytest_hfbudget.errors import HFBudgetError, LedgerUnreachableError
 from pytest_hfbudget.ledger.charge import Charge, Refusal
 from pytest_hfbudget.ledger.interface import Caller, Hold, LedgerLike, WaitingHold
 from pytest_hfbudget.ledger.rpc import codec
-from pytest_hfbudget.ledger.rpc.client import PlainSocket
+from pytest_hfbudget.ledger.rpc.channel import ListeningAddress, PlainSocket, WakeUp
 from pytest_hfbudget.ledger.scope import Scope
 
 CHUNK = 65_536
@@ -28,11 +26,13 @@ CHUNK = 65_536
 # How long a connection waits for an answer at a time: threads must be able to leave for a fork.
 LISTEN_S = 0.2
 
-# macOS has room for 104 bytes in a socket's address, Linux for 108; "/ledger" comes on top.
-LONGEST_DIRECTORY = 96
-
 # Threads that wait are gone within a millisecond; one in the middle of an answer is left to it.
 PAUSE_S = 0.5
+
+# Without a file of its own, where the system has such a one.
+SELECTOR: type[selectors.BaseSelector] = getattr(
+    selectors, "PollSelector", selectors.SelectSelector
+)
 
 Operation = Callable[..., Any]
 
@@ -59,21 +59,18 @@ class Listener:
         self._lock = threading.Lock()
         self._paused, self._closed = True, False
         # Readable from when the threads are to leave until they have left.
-        self._wake_reader, self._wake_writer = os.pipe()
-        self._directory = private_directory()
-        self.path = str(self._directory / "ledger")
-        listening = PlainSocket()
-        listening.bind(self.path)
-        listening.listen(64)
-        self._sockets: set[_Watched] = {_ListeningSocket(listening, self._accept)}
-        os.write(self._wake_writer, b"x")
+        self.wake_up = WakeUp()
+        self._bound = ListeningAddress()
+        self.path = str(self._bound.address)
+        self._sockets: set[_Watched] = {_ListeningSocket(self._bound.listen(), self._accept)}
+        self.wake_up.set()
 
     def resume(self) -> None:
         """Answer from now on, or again after a fork."""
         with self._lock:
             if self._closed or not self._paused:
                 return
-            os.read(self._wake_reader, 1)
+            self.wake_up.clear()
             self._paused = False
             for watched in self._sockets:
                 if watched.thread is None:
@@ -83,7 +80,7 @@ class Listener:
         """End the threads; what is asked meanwhile waits in the sockets."""
         with self._lock:
             if not self._paused:
-                os.write(self._wake_writer, b"x")
+                self.wake_up.set()
                 self._paused = True
             threads = [watched.thread for watched in self._sockets if watched.thread]
         until = time.monotonic() + PAUSE_S
@@ -100,30 +97,19 @@ class Listener:
             sockets, self._sockets = self._sockets, set()
         for watched in sockets:
             watched.end()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._bound.remove()
         if all(watched.thread is None for watched in sockets):
-            self._close_pipe()
+            self.wake_up.close()
 
     def forget(self) -> None:
         """Close a forked child's copies: else clients would not notice the parent's end."""
         for watched in self._sockets:
             watched.sock.close()
         self._sockets = set()
-        self._close_pipe()
-
-    def _close_pipe(self) -> None:
-        reader, self._wake_reader, writer, self._wake_writer = (
-            self._wake_reader,
-            -1,
-            self._wake_writer,
-            -1,
-        )
-        for end in (reader, writer):
-            if end >= 0:
-                os.close(end)
+        self.wake_up.close()
 
     def _accept(self, connection: PlainSocket) -> None:
-        client = _ClientSocket(connection, self._new_client())
+        client = _ClientSocket(connection, self._new_client(), self._bound.address.password)
         with self._lock:
             if not self._closed:
                 self._sockets.add(client)
@@ -139,16 +125,16 @@ class Listener:
         watched.thread.start()
 
     def _serve(self, watched: _Watched) -> None:
-        wake_up = self._wake_reader
-        poll = select.poll()
-        poll.register(wake_up, select.POLLIN)
-        poll.register(watched.sock, select.POLLIN)
-        while True:
-            ready = dict(poll.poll())
-            if wake_up in ready and self._leaves(watched, ready[wake_up]):
-                return
-            if len(ready) > (wake_up in ready) and not watched.serve():
-                break
+        wake_up = self.wake_up.reader
+        with SELECTOR() as selector:
+            selector.register(wake_up, selectors.EVENT_READ)
+            selector.register(watched.sock, selectors.EVENT_READ)
+            while True:
+                ready = {key.fileobj: event for key, event in selector.select()}
+                if wake_up in ready and self._leaves(watched, ready[wake_up]):
+                    return
+                if watched.sock in ready and not watched.serve():
+                    break
         with self._lock:
             self._sockets.discard(watched)
         watched.end()
@@ -156,7 +142,7 @@ class Listener:
     def _leaves(self, watched: _Watched, event: int) -> bool:
         # Under the lock, so that no thread stops for a fork that is over and is not started again.
         with self._lock:
-            if not self._paused and event == select.POLLIN:
+            if not self._paused and event == selectors.EVENT_READ:
                 return False
             watched.thread = None
             return True
@@ -203,10 +189,11 @@ class _ClientSocket(_Watched):
 
     name = "hfbudget-ledger-client"
 
-    def __init__(self, sock: PlainSocket, client: ConnectionHandler) -> None:
+    def __init__(self, sock: PlainSocket, client: ConnectionHandler, password: str = "") -> None:
         super().__init__(sock)
         self._client = client
         self._unread = bytearray()
+        self._greeting = f"{password}\n".encode() if password else b""
 
     def serve(self) -> bool:
         try:
@@ -215,6 +202,11 @@ class _ClientSocket(_Watched):
             while (end := self._unread.find(b"\n") + 1) > 0:
                 line = bytes(self._unread[:end])
                 del self._unread[:end]
+                if self._greeting:
+                    if not hmac.compare_digest(line, self._greeting):
+                        return False
+                    self._greeting = b""
+                    continue
                 if reply := self._client.answer(line):
                     self.sock.sendall(reply)
         except OSError:
@@ -363,15 +355,6 @@ class LedgerServer(Listener):
     def client(self) -> LedgerClient:
         """What answers a new connection."""
         return LedgerClient(self._ledger, self._waiting, self._more)
-
-
-def private_directory() -> Path:
-    """A directory that only this user can enter, short enough for a socket's address."""
-    directory = Path(tempfile.mkdtemp(prefix="hfbudget-"))  # mkdtemp makes it 0700
-    if len(os.fsencode(directory)) <= LONGEST_DIRECTORY:
-        return directory
-    directory.rmdir()
-    return Path(tempfile.mkdtemp(prefix="hfbudget-", dir="/tmp"))
 
 
 def answer(operations: Mapping[str, Operation], line: bytes) -> bytes:

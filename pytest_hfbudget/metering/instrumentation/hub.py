@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.metering.instrumentation.hub_contract import (
     CHOKE_POINT,
     PACKAGE,
@@ -37,7 +38,6 @@ from pytest_hfbudget.metering.transport_probe import (
     headers_listener,
     traced_session,
 )
-from pytest_hfbudget.off_loop import off_loop
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
@@ -297,8 +297,9 @@ def _after_fork_in_child() -> None:
 
 # The exception to "no module state": the patched classes belong to the process, so does this.
 INSTRUMENTATION = HubInstrumentation()
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
