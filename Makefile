@@ -8,8 +8,8 @@ WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 unexport PYTHONDONTWRITEBYTECODE
 
 # Folders of tests, type-checked one by one: each has modules that others have, too. Still to come:
-# core, metering, history.
-ROOMS := plugin cli reporting emulator chaos endpoints faults browser
+# core, history.
+ROOMS := plugin cli reporting emulator chaos endpoints faults browser metering
 
 .PHONY: demo test lint docs ecosystem mutants clean
 
