@@ -65,7 +65,7 @@ class Listener:
         listening = PlainSocket()
         listening.bind(self.path)
         listening.listen(64)
-        self._sockets: set[_Watched] = {_ListeningSocket(listening, self._accept)}
+        self._sockets: set[WatchedSocket] = {ListeningSocket(listening, self._accept)}
         os.write(self._wake_writer, b"x")
 
     def resume(self) -> None:
@@ -123,7 +123,7 @@ class Listener:
                 os.close(end)
 
     def _accept(self, connection: PlainSocket) -> None:
-        client = _ClientSocket(connection, self._new_client())
+        client = ClientSocket(connection, self._new_client())
         with self._lock:
             if not self._closed:
                 self._sockets.add(client)
@@ -132,20 +132,20 @@ class Listener:
                 return
         client.end()
 
-    def _start_thread(self, watched: _Watched) -> None:
+    def _start_thread(self, watched: WatchedSocket) -> None:
         watched.thread = threading.Thread(
             target=self._serve, args=(watched,), name=watched.name, daemon=True
         )
         watched.thread.start()
 
-    def _serve(self, watched: _Watched) -> None:
+    def _serve(self, watched: WatchedSocket) -> None:
         wake_up = self._wake_reader
         poll = select.poll()
         poll.register(wake_up, select.POLLIN)
         poll.register(watched.sock, select.POLLIN)
         while True:
             ready = dict(poll.poll())
-            if wake_up in ready and self._leaves(watched, ready[wake_up]):
+            if wake_up in ready and self.leaves(watched, ready[wake_up]):
                 return
             if len(ready) > (wake_up in ready) and not watched.serve():
                 break
@@ -153,7 +153,8 @@ class Listener:
             self._sockets.discard(watched)
         watched.end()
 
-    def _leaves(self, watched: _Watched, event: int) -> bool:
+    def leaves(self, watched: WatchedSocket, event: int) -> bool:
+        """Whether the thread of a socket, woken by the pipe, ends: not if the fork is over."""
         # Under the lock, so that no thread stops for a fork that is over and is not started again.
         with self._lock:
             if not self._paused and event == select.POLLIN:
@@ -162,7 +163,7 @@ class Listener:
             return True
 
 
-class _Watched:
+class WatchedSocket:
     """A socket, and the thread that serves it while there is one."""
 
     name = "hfbudget-ledger"
@@ -182,7 +183,7 @@ class _Watched:
         self.sock.close()
 
 
-class _ListeningSocket(_Watched):
+class ListeningSocket(WatchedSocket):
     """Lets clients in."""
 
     def __init__(self, sock: PlainSocket, accept: Callable[[PlainSocket], None]) -> None:
@@ -198,7 +199,7 @@ class _ListeningSocket(_Watched):
         return True
 
 
-class _ClientSocket(_Watched):
+class ClientSocket(WatchedSocket):
     """Answers one client."""
 
     name = "hfbudget-ledger-client"
