@@ -9,7 +9,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Folders of tests, type-checked one by one: each has a conftest, and some have helpers, of the same
 # name as others.
-ROOMS := core metering endpoints history reporting plugin cli emulator chaos faults browser
+ROOMS := core metering endpoints history reporting plugin cli emulator chaos faults browser \
+	ecosystem real
 
 .PHONY: demo test lint docs ecosystem mutants clean
 
