@@ -7,9 +7,10 @@ WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 # Compiled files make every run of pytest that the tests start a second faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Folders of tests, type-checked one by one: each has modules that others have, too. Still to come:
-# core, metering, endpoints, history, faults, browser.
-ROOMS := plugin cli reporting emulator chaos
+# Folders of tests, type-checked one by one: each has a conftest, and some have helpers, of the same
+# name as others.
+ROOMS := core metering endpoints history reporting plugin cli emulator chaos faults browser \
+	ecosystem real
 
 .PHONY: demo test lint docs ecosystem mutants clean
 

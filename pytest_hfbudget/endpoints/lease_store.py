@@ -33,7 +33,7 @@ _supervisor = threading.Lock()
 
 @contextlib.contextmanager
 def file_lock(
-    path: Path, *, wait: Callable[[float], None], ready: Callable[[], bool]
+    path: Path, *, wait: Callable[[float], object], ready: Callable[[], bool]
 ) -> Iterator[None]:
     """Hold the lock of ``path``, against other processes and other threads of this one.
 
@@ -55,7 +55,7 @@ def file_lock(
 
 
 @contextlib.contextmanager
-def _locked(path: Path, wait: Callable[[float], None]) -> Iterator[None]:
+def _locked(path: Path, wait: Callable[[float], object]) -> Iterator[None]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     inode = os.fstat(fd).st_ino
@@ -164,7 +164,7 @@ class LeaseStore:
         """The file to lock while the endpoint is brought up."""
         return self._directory / f"{self._stem}.lock"
 
-    def locked(self, wait: Callable[[float], None]) -> AbstractContextManager[None]:
+    def locked(self, wait: Callable[[float], object]) -> AbstractContextManager[None]:
         """Keep other runs of this machine from resuming the endpoint; begins when none pauses it.
 
         Args:

@@ -99,10 +99,10 @@ class PriceBook:
     hook: PriceHook | None = None
     leased: dict[str, str] = field(default_factory=dict)
     remote: ClassVar[bool] = False
-    _read: Catalogue | None = None
+    _read: Catalogue | None = field(default=None, init=False)
     # The lists' answer for each model and provider, while table and catalogue stay the same.
-    _kept: dict[tuple[str, str | None], Source] = field(default_factory=dict)
-    _kept_of: tuple[PriceTable, Catalogue | None] | None = None
+    _kept: dict[tuple[str, str | None], Source] = field(default_factory=dict, init=False)
+    _kept_of: tuple[PriceTable, Catalogue | None] | None = field(default=None, init=False)
 
     @property
     def catalogue(self) -> Catalogue:

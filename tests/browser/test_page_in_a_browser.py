@@ -93,7 +93,7 @@ def test_a_drawn_row_is_the_row_that_came_with_the_page(show: Open) -> None:
 
 def _rows(page: Page, section: str) -> list[str]:
     """The cells of a table with all that is in them, but for white space between tags."""
-    return page.eval_on_selector_all(
+    rows: list[str] = page.eval_on_selector_all(
         f"#{section} tbody tr",
         """rows => rows.map(row => [...row.cells].map(cell => [
             cell.className, cell.title, cell.textContent, cell.querySelector("span").className,
@@ -101,6 +101,7 @@ def _rows(page: Page, section: str) -> list[str]:
             Number(cell.querySelector("rect")?.getAttribute("width") ?? -1).toFixed(1),
         ].join("|")).join("\\n"))""",
     )
+    return rows
 
 
 def test_a_search_finds_calls_by_all_of_its_words(show: Open) -> None:

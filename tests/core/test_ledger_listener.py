@@ -8,20 +8,23 @@ import socket
 import stat
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE
 
 import pytest
 from bookkeeping import PATIENCE_S, Child
 
+from pytest_hfbudget.ledger.rpc.client import PlainSocket
 from pytest_hfbudget.ledger.rpc.server import (
     PAUSE_S,
+    ClientSocket,
     Listener,
-    _ClientSocket,
-    _ListeningSocket,
+    ListeningSocket,
+    WatchedSocket,
 )
 
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -64,6 +67,14 @@ def caller(listener: Listener) -> Iterator[socket.socket]:
         connection.settimeout(PATIENCE_S)
         connection.connect(listener.path)
         yield connection
+
+
+@contextmanager
+def pair() -> Iterator[tuple[PlainSocket, PlainSocket]]:
+    """Two ends of a connection, as a listener has them."""
+    ours, theirs = (PlainSocket(end.detach()) for end in socket.socketpair())
+    with closing(ours), closing(theirs):
+        yield ours, theirs
 
 
 def ask(connection: socket.socket, line: bytes) -> bytes:
@@ -270,12 +281,21 @@ def test_closing_leaves_no_file_open(echo: Echo) -> None:
         listener.close()
 
 
-def test_nothing_is_kept_of_a_client_that_left(listener: Listener, echo: Echo) -> None:
+def test_nothing_is_kept_of_a_client_that_left() -> None:
+    collected = threading.Event()
+
+    def new_client() -> Echo:
+        made = Echo()
+        weakref.finalize(made, collected.set)
+        return made
+
+    listener = Listener(new_client)
+    listener.resume()
     with caller(listener) as connection:
         ask(connection, b"1\n")
-        assert len(listener._sockets) == 2
-    assert echo.ends.acquire(timeout=PATIENCE_S)
-    assert len(listener._sockets) == 1
+        assert not collected.is_set()
+    assert collected.wait(PATIENCE_S)
+    listener.close()
 
 
 @forks
@@ -291,46 +311,55 @@ def test_a_child_may_close_what_it_has_forgotten(listener: Listener) -> None:
 
 def test_nobody_leaves_for_a_fork_that_is_over(listener: Listener, echo: Echo) -> None:
     """The bell may have rung, and a thread have heard it, before everybody was called back."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        desk = _ClientSocket(ours, echo)
-        assert not listener._leaves(desk, EVENT_READ)
-        assert listener._leaves(desk, EVENT_READ | EVENT_WRITE)  # the pipe itself is gone
+    with pair() as (ours, _):
+        client = ClientSocket(ours, echo)
+        assert not listener.leaves(client, EVENT_READ)
+        assert listener.leaves(client, EVENT_READ | EVENT_WRITE)  # the pipe itself is gone
         listener.pause()
-        assert listener._leaves(desk, EVENT_READ)
+        assert listener.leaves(client, EVENT_READ)
 
 
-def test_a_thread_that_heard_the_wake_reader_too_late_stays(
-    threads: Callable[[], int], listener: Listener
+def test_a_thread_that_is_woken_and_decides_after_the_fork_stays(
+    threads: Callable[[], int], echo: Echo
 ) -> None:
+    woken, fork_is_over = threading.Semaphore(0), threading.Event()
+
+    class SlowListener(Listener):
+        def leaves(self, watched: WatchedSocket, event: int) -> bool:
+            woken.release()
+            assert fork_is_over.wait(PATIENCE_S)
+            return super().leaves(watched, event)
+
+    listener = SlowListener(lambda: echo)
+    listener.resume()
     with caller(listener) as connection:
-        for _ in range(5):
-            assert ask(connection, b"1\n") == b"1\n"
-            with listener._lock:
-                listener.wake_up.set()
-                assert not select.select([connection], [], [], 0.02)[0]  # both hear it, and wait
-                listener.wake_up.clear()
+        assert ask(connection, b"1\n") == b"1\n"
+        listener.pause()
+        assert all(woken.acquire(timeout=PATIENCE_S) for _ in range(2))
+        listener.resume()
+        fork_is_over.set()
         assert ask(connection, b"2\n") == b"2\n"
+        with caller(listener) as new:
+            assert ask(new, b"3\n") == b"3\n"
         listener.pause()
         assert threads() == 0
+    listener.close()
 
 
-def test_a_post_may_end_twice(echo: Echo) -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        door = _ListeningSocket(ours, lambda connection: None)
-        door.end()
-        door.end()
+def test_a_socket_may_end_twice() -> None:
+    with pair() as (ours, _):
+        listening = ListeningSocket(ours, lambda connection: None)
+        listening.end()
+        listening.end()
 
 
-def test_a_door_at_which_nobody_can_be_let_in_is_left() -> None:
-    with socket.socket(socket.AF_UNIX) as deaf:
-        assert not _ListeningSocket(deaf, lambda connection: None).serve()
+def test_a_socket_that_accepts_no_connection_is_left() -> None:
+    with closing(PlainSocket()) as deaf:
+        assert not ListeningSocket(deaf, lambda connection: None).serve()
 
 
-def test_a_desk_whose_client_hung_up_is_left(echo: Echo) -> None:
-    ours, theirs = socket.socketpair()
-    with ours:
+def test_a_socket_whose_client_hung_up_is_left(echo: Echo) -> None:
+    with pair() as (ours, theirs):
         theirs.sendall(b"1\n")
         theirs.close()
-        assert not _ClientSocket(ours, echo).serve()  # the client that asked is gone
+        assert not ClientSocket(ours, echo).serve()  # the client that asked is gone

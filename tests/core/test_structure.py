@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest_hfbudget
 
 PACKAGE = "pytest_hfbudget"
 FOLDER = Path(pytest_hfbudget.__file__).parent
+TESTS = Path(__file__).parents[1]
 # The emulator is the oracle of the tests: a world of its own, beside the rooms.
 APART = "emulator"
 
@@ -165,6 +167,46 @@ def test_no_function_takes_too_many_parameters() -> None:
         if len(parameters(function)) > MOST_PARAMETERS and not WIDE & {name, f"{module}:{name}"}
     }
     assert wide == {}
+
+
+# Names that are also ours: of tuples, of huggingface_hub and of httpx.
+OF_OTHERS = {"_replace", "_inner_post", "_client", "_providers", "_transport"}
+
+
+@cache
+def private_names() -> frozenset[str]:
+    """The names with one leading underscore that the package gives to anything."""
+    names: set[str] = set()
+    for node in chain.from_iterable(ast.walk(tree(module)) for module in modules()):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return frozenset(name for name in names if re.match("_[^_]", name)) - OF_OTHERS
+
+
+def reached_names(path: Path) -> Iterator[str]:
+    """What a test takes from other objects and modules, also in the code that it writes."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            if not isinstance(node.value, ast.Name) or node.value.id not in ("self", "cls"):
+                yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"\b(?!self\.)\w+\.(_[a-z]\w*)", node.value)
+
+
+@pytest.mark.parametrize("folder", sorted({p.parent.name for p in TESTS.glob("*/*.py")}))
+def test_the_tests_of_a_folder_reach_no_private_name_of_the_package(folder: str) -> None:
+    reached = {
+        path.name: sorted(names)
+        for path in (TESTS / folder).rglob("*.py")
+        if (names := private_names().intersection(reached_names(path)))
+    }
+    assert reached == {}
 
 
 PATHS = re.compile(r"`((?:\w+/)+\w*(?:\.py)?)`")

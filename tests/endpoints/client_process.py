@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def main() -> None:
     for name in sys.argv[1:]:
         lifecycle.ensure(name)
     print("up", lifecycle.reaper_pid, flush=True)
-    deeds = {
+    deeds: dict[str, Callable[[], object]] = {
         "exit": lambda: os._exit(3),
         "segfault": lambda: ctypes.string_at(0),
         "abort": os.abort,

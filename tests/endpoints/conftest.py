@@ -28,6 +28,8 @@ TOKEN = "hf_the_secret_of_this_test"
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT_PROCESS = Path(__file__).with_name("client_process.py")
 
+Make = Callable[..., Lifecycle]  # the fixture `lifecycle`
+
 
 def gone(pid: int, timeout_s: float = 10.0) -> bool:
     """Whether a process ends within a time; the kernel says so, nobody polls."""
@@ -78,6 +80,12 @@ def _processes(state_dir: Path) -> Iterator[tuple[int, list[bytes]]]:
                 yield int(path.parent.name), said
 
 
+def reaper_of(run: Lifecycle) -> int:
+    """The process that is the reaper of a run now."""
+    assert run.reaper_pid is not None
+    return run.reaper_pid
+
+
 def kill(pid: int | None) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -86,15 +94,15 @@ def kill(pid: int | None) -> None:
 
 def kill_all(run: Lifecycle, settings: EndpointSettings) -> None:
     """Kill the reaper and its standbys so that none can stand in for another."""
-    assert run.reaper_pid is not None
     folder, name = settings.state_dir, settings.run
     assert until(lambda: reserves_of(folder, name))
-    os.kill(run.reaper_pid, signal.SIGSTOP)
+    reaper = reaper_of(run)
+    os.kill(reaper, signal.SIGSTOP)
     for pid in (*standbys_of(folder, name), *reserves_of(folder, name)):
         os.kill(pid, signal.SIGSTOP)
     for pid in (*standbys_of(folder, name), *reserves_of(folder, name)):
         kill(pid)
-    kill(run.reaper_pid)
+    kill(reaper)
 
 
 def until(true: Callable[[], Any], timeout_s: float = 10.0) -> Any:
@@ -183,7 +191,7 @@ def plane(settings: EndpointSettings) -> ControlPlane:
 
 
 @pytest.fixture
-def lifecycle(settings: EndpointSettings) -> Iterator[Callable[..., Lifecycle]]:
+def lifecycle(settings: EndpointSettings) -> Iterator[Make]:
     """Makes lifecycles, and finishes them if the test did not."""
     made: list[Lifecycle] = []
 
@@ -210,11 +218,15 @@ class RunProcess:
     state_dir: Path
     reaper: int = 0
 
-    def tell(self, command: str) -> str:
-        """Have it do something; returns what it says then."""
+    def order(self, command: str) -> None:
+        """Have it do something, and don't wait for what it says then."""
         assert self.process.stdin
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
+
+    def tell(self, command: str) -> str:
+        """Have it do something; returns what it says then."""
+        self.order(command)
         return self.hear()
 
     def hear(self) -> str:
@@ -247,8 +259,11 @@ class RunProcess:
         assert gone(self.reaper)
 
 
+Start = Callable[..., RunProcess]  # the fixture `other_run`
+
+
 @pytest.fixture
-def other_run(settings: EndpointSettings) -> Iterator[Callable[..., RunProcess]]:
+def other_run(settings: EndpointSettings) -> Iterator[Start]:
     """Starts a process that brings endpoints up, and waits until they are."""
     started: list[RunProcess] = []
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
 
 import pytest
 
 from pytest_hfbudget.cli.run import FAILED, NOT_FOUND, run_command
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 
-from .conftest import RunProcess, gone
+from .conftest import Make, Start, gone
 
-Make = Callable[..., Lifecycle]
 LOOK = """
 import json, urllib.request
 ask = urllib.request.Request("{api}/endpoint/acme/llm")
@@ -41,7 +38,7 @@ def asked(hub: EmulatorClient, op: str) -> list[int]:
 
 def test_a_command_has_its_endpoints_while_it_runs(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     hub.add_endpoint("acme/other")
     look = LOOK.format(api=settings.api, token=settings.token, wanted="running")
     outcome = run_command(lifecycle(), ["acme/llm", "acme/other"], python(look))
@@ -57,13 +54,13 @@ def test_a_command_has_its_endpoints_while_it_runs(
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL),
     ],
 )
-def test_the_exit_code_is_the_commands(lifecycle: Make, code: str, status: int):
+def test_the_exit_code_is_the_commands(lifecycle: Make, code: str, status: int) -> None:
     outcome = run_command(lifecycle(), ["acme/llm"], python(code))
     assert (outcome.exit_code, outcome.in_order) == (status, True)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
-def test_signals_go_on_to_the_command(hub: EmulatorClient, lifecycle: Make, name: str):
+def test_signals_go_on_to_the_command(hub: EmulatorClient, lifecycle: Make, name: str) -> None:
     before = signal.getsignal(signal.SIGTERM)
     outcome = run_command(lifecycle(), ["acme/llm"], python(TELL_PARENT.format(name=name)))
     assert outcome.exit_code == 7
@@ -71,7 +68,7 @@ def test_signals_go_on_to_the_command(hub: EmulatorClient, lifecycle: Make, name
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_what_is_ignored_stays_ignored(lifecycle: Make):
+def test_what_is_ignored_stays_ignored(lifecycle: Make) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         ignored = "import signal; raise SystemExit(signal.getsignal(1) is signal.SIG_IGN)"
@@ -80,7 +77,7 @@ def test_what_is_ignored_stays_ignored(lifecycle: Make):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_without_such_a_command_nothing_is_resumed(hub: EmulatorClient, lifecycle: Make):
+def test_without_such_a_command_nothing_is_resumed(hub: EmulatorClient, lifecycle: Make) -> None:
     outcome = run_command(lifecycle(), ["acme/llm"], ["no-such-command-here"])
     assert (outcome.exit_code, outcome.receipts) == (NOT_FOUND, ())
     assert outcome.error is not None
@@ -90,7 +87,7 @@ def test_without_such_a_command_nothing_is_resumed(hub: EmulatorClient, lifecycl
 
 def test_an_endpoint_that_is_not_there_is_found_before_any_is_resumed(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     outcome = run_command(lifecycle(), ["acme/llm", "acme/nope"], python(""))
     assert outcome.exit_code == FAILED
     assert outcome.error is not None
@@ -100,14 +97,14 @@ def test_an_endpoint_that_is_not_there_is_found_before_any_is_resumed(
 
 def test_an_endpoint_that_does_not_come_up_ends_it_with_all_paused(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     hub.add_endpoint("acme/broken", resume_to="failed")
     outcome = run_command(lifecycle(), ["acme/llm", "acme/broken"], python("raise SystemExit(9)"))
     assert outcome.exit_code == FAILED
     assert all(each.verified for each in outcome.receipts)
 
 
-def test_a_killed_command_is_paused(hub: EmulatorClient, other_run: Callable[..., RunProcess]):
+def test_a_killed_command_is_paused(hub: EmulatorClient, other_run: Start) -> None:
     run = other_run()
     assert run.tell("command") == "ran"
     run.end()
@@ -117,7 +114,7 @@ def test_a_killed_command_is_paused(hub: EmulatorClient, other_run: Callable[...
 
 def test_the_deadline_is_kept_whatever_the_command_does(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     wait = LOOK.format(api=settings.api, token=settings.token, wanted="paused")
 
     def progress(name: str, state: str, seconds: float) -> None:
@@ -131,7 +128,7 @@ def test_the_deadline_is_kept_whatever_the_command_does(
     assert len(asked(hub, "pause")) == 1
 
 
-def test_a_deadline_that_is_over_before_the_first_endpoint_says_so(lifecycle: Make):
+def test_a_deadline_that_is_over_before_the_first_endpoint_says_so(lifecycle: Make) -> None:
     run = lifecycle()
     outcome = run_command(run, ["acme/llm"], python(""), max_uptime_s=0)
     assert outcome.exit_code == FAILED

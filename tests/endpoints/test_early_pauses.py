@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,16 +12,12 @@ import pytest
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import leases_dir, read_all
-from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 
-from .conftest import RunProcess, gone, kill_all, until
+from .conftest import Make, Start, gone, kill_all, until
 
 pytestmark = pytest.mark.slow
-
-Start = Callable[..., RunProcess]
-Make = Callable[..., Lifecycle]
 
 
 def asked(hub: EmulatorClient, op: str) -> int:
@@ -34,7 +29,7 @@ def asked(hub: EmulatorClient, op: str) -> int:
 
 def test_a_deadline_is_told_at_once_and_nothing_is_resumed_after_it(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     hub.add_endpoint("acme/other")
     run = lifecycle()
     run.ensure("acme/llm")
@@ -55,11 +50,10 @@ def test_a_deadline_is_told_at_once_and_nothing_is_resumed_after_it(
     assert asked(hub, "resume") == 1
 
 
-def test_a_deadline_is_kept_while_the_run_hangs(hub: EmulatorClient, other_run: Start):
+def test_a_deadline_is_kept_while_the_run_hangs(hub: EmulatorClient, other_run: Start) -> None:
     run = other_run()
     run.tell("limit")
-    run.process.stdin.write("hang\n")  # type: ignore[union-attr]
-    run.process.stdin.flush()  # type: ignore[union-attr]
+    run.order("hang")
     hub.wait_for(kind="state", state="paused")
     assert gone(run.reaper)
     assert run.process.poll() is None
@@ -67,7 +61,7 @@ def test_a_deadline_is_kept_while_the_run_hangs(hub: EmulatorClient, other_run: 
 
 def test_a_deadline_is_kept_while_the_run_is_stopped(
     hub: EmulatorClient, other_run: Start, settings: EndpointSettings
-):
+) -> None:
     run = other_run()
     run.tell("limit")
     run.end(signal.SIGSTOP)
@@ -80,7 +74,9 @@ def test_a_deadline_is_kept_while_the_run_is_stopped(
     assert (last.kind, last.reason) == ("paused", "deadline")
 
 
-def test_the_wait_for_an_endpoint_ends_with_the_deadline(hub: EmulatorClient, lifecycle: Make):
+def test_the_wait_for_an_endpoint_ends_with_the_deadline(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
     hub.change_endpoint("acme/llm", resume_to="stuck")
     run = lifecycle()
     with ThreadPoolExecutor() as pool:
@@ -94,7 +90,7 @@ def test_the_wait_for_an_endpoint_ends_with_the_deadline(hub: EmulatorClient, li
 
 def test_the_receipt_tells_why_it_was_paused(
     hub: EmulatorClient, other_run: Start, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle(run="asked")
     run.ensure("acme/llm")
     assert run.finish()[0].reason == "asked"
@@ -105,7 +101,9 @@ def test_the_receipt_tells_why_it_was_paused(
     assert reasons == {"asked": "asked", "killed": "owner gone"}
 
 
-def test_a_reaper_that_is_lost_twice_is_told_of_too(lifecycle: Make, settings: EndpointSettings):
+def test_a_reaper_that_is_lost_twice_is_told_of_too(
+    lifecycle: Make, settings: EndpointSettings
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     for _ in range(2):
@@ -123,7 +121,7 @@ def test_a_reaper_that_is_lost_twice_is_told_of_too(lifecycle: Make, settings: E
 @pytest.mark.parametrize("state", ["paused", "scaledToZero"])
 def test_what_someone_else_put_to_rest_is_resumed_once_more(
     hub: EmulatorClient, lifecycle: Make, state: str, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     hub.change_endpoint("acme/llm", state=state)
@@ -139,7 +137,9 @@ def test_what_someone_else_put_to_rest_is_resumed_once_more(
     assert kinds == ["intent", "resumed", "revived", "resumed", "paused"]
 
 
-def test_eight_threads_that_fail_at_once_resume_it_once(hub: EmulatorClient, lifecycle: Make):
+def test_eight_threads_that_fail_at_once_resume_it_once(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     hub.change_endpoint("acme/llm", state="paused", initializing_s=0.1)
@@ -152,7 +152,7 @@ def test_eight_threads_that_fail_at_once_resume_it_once(hub: EmulatorClient, lif
 
 def test_two_runs_that_lose_it_resume_it_once(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     runs = [lifecycle(run=name) for name in "ab"]
     for run in runs:
         run.ensure("acme/llm")
@@ -163,7 +163,7 @@ def test_two_runs_that_lose_it_resume_it_once(
     assert sum(run.finish()[0].revived for run in runs) == 1
 
 
-def test_what_runs_is_just_returned(hub: EmulatorClient, lifecycle: Make):
+def test_what_runs_is_just_returned(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     assert run.revive("acme/llm").state == "running"
@@ -171,7 +171,9 @@ def test_what_runs_is_just_returned(hub: EmulatorClient, lifecycle: Make):
     assert run.finish()[0].revived == 0
 
 
-def test_what_someone_else_resumes_already_is_waited_for(hub: EmulatorClient, lifecycle: Make):
+def test_what_someone_else_resumes_already_is_waited_for(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     hub.change_endpoint("acme/llm", state="initializing")
@@ -184,7 +186,7 @@ def test_what_someone_else_resumes_already_is_waited_for(hub: EmulatorClient, li
     assert asked(hub, "resume") == 1
 
 
-def test_the_cap_is_asked_before_it_is_resumed_again(hub: EmulatorClient, lifecycle: Make):
+def test_the_cap_is_asked_before_it_is_resumed_again(hub: EmulatorClient, lifecycle: Make) -> None:
     asks: list[int | None] = []
 
     def afford(endpoint: object, nano_per_minute: int | None) -> None:
@@ -201,7 +203,7 @@ def test_the_cap_is_asked_before_it_is_resumed_again(hub: EmulatorClient, lifecy
     assert asked(hub, "resume") == 1
 
 
-def test_only_what_this_run_has_up_is_revived(hub: EmulatorClient, lifecycle: Make):
+def test_only_what_this_run_has_up_is_revived(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     with pytest.raises(EndpointError, match="was not brought up by this run"):
         run.revive("acme/llm")
@@ -213,7 +215,7 @@ def test_only_what_this_run_has_up_is_revived(hub: EmulatorClient, lifecycle: Ma
     assert asked(hub, "resume") == 0
 
 
-def test_a_run_that_ends_revives_nothing(hub: EmulatorClient, lifecycle: Make):
+def test_a_run_that_ends_revives_nothing(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     run.ask_pause()
@@ -225,20 +227,21 @@ def test_a_run_that_ends_revives_nothing(hub: EmulatorClient, lifecycle: Make):
 
 def test_a_kill_in_the_middle_of_a_revival_is_paused_after_it_took_effect(
     hub: EmulatorClient, other_run: Start
-):
+) -> None:
     run = other_run()
     hub.change_endpoint("acme/llm", state="paused")
     hub.add_fault("resume", delay=0.25)
     before = hub.last()
-    run.process.stdin.write("revive\n")  # type: ignore[union-attr]
-    run.process.stdin.flush()  # type: ignore[union-attr]
+    run.order("revive")
     hub.wait_for(op="resume", after=before)
     run.end()
     woken = hub.wait_for(kind="state", state="running", after=before)
     hub.wait_for(kind="state", state="paused", after=woken["seq"])
 
 
-def test_a_revived_endpoint_is_billed_as_the_server_does(hub: EmulatorClient, lifecycle: Make):
+def test_a_revived_endpoint_is_billed_as_the_server_does(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
     hub.configure(billing_minute_s=0.05)
     run = lifecycle(billing_minute_s=0.05)
     run.ensure("acme/llm")
@@ -253,7 +256,7 @@ def test_a_revived_endpoint_is_billed_as_the_server_does(hub: EmulatorClient, li
 
 def test_a_revived_endpoint_that_had_been_running_gets_its_settings_back(
     hub: EmulatorClient, lifecycle: Make, plane: ControlPlane
-):
+) -> None:
     hub.change_endpoint("acme/llm", state="running")
     before = plane.get("acme/llm").raw_scaling
     run = lifecycle()

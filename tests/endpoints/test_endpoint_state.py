@@ -36,7 +36,7 @@ RAW: dict[str, Any] = {
 }
 
 
-def test_a_whole_answer_is_read():
+def test_a_whole_answer_is_read() -> None:
     endpoint = Endpoint.parse("acme", RAW)
     assert endpoint.full_name == "acme/ci-llm"
     assert (endpoint.state, endpoint.health_route) == ("running", "/ready")
@@ -56,7 +56,7 @@ def test_a_whole_answer_is_read():
         {"status": {"state": 7, "readyReplica": "2"}, "compute": {"scaling": []}},
     ],
 )
-def test_missing_and_misshapen_keys_get_defaults(raw: dict[str, Any]):
+def test_missing_and_misshapen_keys_get_defaults(raw: dict[str, Any]) -> None:
     endpoint = Endpoint.parse("acme", raw)
     assert endpoint.state == ""
     assert endpoint.scaling == Scaling(0, 1, None)
@@ -65,7 +65,7 @@ def test_missing_and_misshapen_keys_get_defaults(raw: dict[str, Any]):
     assert endpoint.raw_scaling == {}
 
 
-def test_all_states_but_paused_and_scaled_to_zero_may_cost():
+def test_all_states_but_paused_and_scaled_to_zero_may_cost() -> None:
     free = {"paused", "scaledToZero", "gone"}
     states = {"pending", "initializing", "updating", "updateFailed", "running", "failed", "new?"}
     assert not any(billed(state) for state in free)
@@ -73,12 +73,12 @@ def test_all_states_but_paused_and_scaled_to_zero_may_cost():
 
 
 @pytest.mark.parametrize("name", ["llm", "a/b/c", "/llm", "acme/", "acme/l m", "../x", "acme/.."])
-def test_a_name_without_a_namespace_is_a_configuration_error(name: str):
+def test_a_name_without_a_namespace_is_a_configuration_error(name: str) -> None:
     with pytest.raises(ConfigError, match="namespace/name"):
         split_name(name)
 
 
-def test_importing_the_room_loads_no_http_client():
+def test_importing_the_room_loads_no_http_client() -> None:
     code = "import sys, pytest_hfbudget.endpoints; print('urllib3' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

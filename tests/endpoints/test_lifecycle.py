@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import threading
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.journal import leases, leases_dir, unfinished
-from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.errors import BudgetExceededError, EndpointError
 
-from .conftest import TOKEN
-
-Make = Callable[..., Lifecycle]
+from .conftest import TOKEN, Make
 
 
 def changes(hub: EmulatorClient, agent: str | None = None) -> list[str]:
@@ -41,7 +38,7 @@ def scaling(hub: EmulatorClient, lifecycle_settings: EndpointSettings) -> object
     return ControlPlane(lifecycle_settings.api, TOKEN).get("acme/llm").raw_scaling
 
 
-def test_an_endpoint_is_resumed_used_and_paused(hub: EmulatorClient, lifecycle: Make):
+def test_an_endpoint_is_resumed_used_and_paused(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     assert run.ensure("acme/llm").state == "running"
     (receipt,) = run.finish()
@@ -56,7 +53,7 @@ def test_an_endpoint_is_resumed_used_and_paused(hub: EmulatorClient, lifecycle: 
     assert states(hub)[-1] == "paused"
 
 
-def test_the_order_is_reaper_net_resume_pause_restore(hub: EmulatorClient, lifecycle: Make):
+def test_the_order_is_reaper_net_resume_pause_restore(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     run.finish()
@@ -70,7 +67,7 @@ def test_the_order_is_reaper_net_resume_pause_restore(hub: EmulatorClient, lifec
 
 def test_the_intent_is_on_disk_before_the_server_is_told(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     hub.add_fault("update", delay=0.3)
     run = lifecycle()
     with ThreadPoolExecutor() as pool:
@@ -97,7 +94,7 @@ def test_the_intent_is_on_disk_before_the_server_is_told(
 
 def test_the_server_has_a_net_while_it_runs_and_its_settings_back_after(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     before = scaling(hub, settings)
     run = lifecycle(idle_timeout_min=7)
     endpoint = run.ensure("acme/llm")
@@ -110,7 +107,7 @@ def test_the_server_has_a_net_while_it_runs_and_its_settings_back_after(
     assert hub.state()["endpoints"]
 
 
-def test_a_net_that_cannot_be_had_is_a_warning(hub: EmulatorClient, lifecycle: Make):
+def test_a_net_that_cannot_be_had_is_a_warning(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.add_fault("update", status=400)
     run = lifecycle()
     run.ensure("acme/llm")
@@ -119,7 +116,9 @@ def test_a_net_that_cannot_be_had_is_a_warning(hub: EmulatorClient, lifecycle: M
     assert "was not told to scale it to zero" in receipt.warnings[0]
 
 
-def test_settings_that_cannot_be_put_back_are_a_warning(hub: EmulatorClient, lifecycle: Make):
+def test_settings_that_cannot_be_put_back_are_a_warning(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
     hub.add_fault("update", skip=1, times=None, status=400)
     run = lifecycle()
     run.ensure("acme/llm")
@@ -130,7 +129,7 @@ def test_settings_that_cannot_be_put_back_are_a_warning(hub: EmulatorClient, lif
 
 def test_an_endpoint_that_wakes_over_its_settings_is_paused_again(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     hub.configure(update_resumes=True)
@@ -140,7 +139,7 @@ def test_an_endpoint_that_wakes_over_its_settings_is_paused_again(
     assert states(hub)[-1] == "paused"
 
 
-def test_eight_threads_resume_once(hub: EmulatorClient, lifecycle: Make):
+def test_eight_threads_resume_once(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.change_endpoint("acme/llm", initializing_s=0.1)
     run = lifecycle()
     with ThreadPoolExecutor(8) as pool:
@@ -149,7 +148,7 @@ def test_eight_threads_resume_once(hub: EmulatorClient, lifecycle: Make):
     assert changes(hub).count("resume") == 1
 
 
-def test_several_endpoints_share_a_reaper(hub: EmulatorClient, lifecycle: Make):
+def test_several_endpoints_share_a_reaper(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.add_endpoint("acme/other")
     run = lifecycle()
     with ThreadPoolExecutor(2) as pool:
@@ -159,7 +158,7 @@ def test_several_endpoints_share_a_reaper(hub: EmulatorClient, lifecycle: Make):
     assert all(receipt.verified for receipt in receipts)
 
 
-def test_the_bill_is_the_servers(hub: EmulatorClient, lifecycle: Make):
+def test_the_bill_is_the_servers(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.configure(billing_minute_s=0.05)
     hub.change_endpoint("acme/llm", initializing_s=0.12)
     run = lifecycle(billing_minute_s=0.05)
@@ -172,7 +171,9 @@ def test_the_bill_is_the_servers(hub: EmulatorClient, lifecycle: Make):
     assert not receipt.cost.estimated
 
 
-def test_without_the_servers_times_the_bill_is_an_upper_bound(hub: EmulatorClient, lifecycle: Make):
+def test_without_the_servers_times_the_bill_is_an_upper_bound(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
     hub.add_fault("replicas", times=None, status=500)
     run = lifecycle()
     run.ensure("acme/llm")
@@ -188,21 +189,21 @@ def test_without_the_servers_times_the_bill_is_an_upper_bound(hub: EmulatorClien
 
 def test_a_run_that_needs_no_endpoint_starts_nothing(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     assert run.live() == run.finish() == ()
     assert run.reaper_pid is None
     assert not settings.state_dir.exists()
 
 
-def test_finishing_twice_pauses_once(hub: EmulatorClient, lifecycle: Make):
+def test_finishing_twice_pauses_once(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     assert run.finish() == run.finish() == run.live()
     assert changes(hub).count("pause") == 1
 
 
-def test_asking_for_the_pause_does_not_wait_for_it(hub: EmulatorClient, lifecycle: Make):
+def test_asking_for_the_pause_does_not_wait_for_it(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     hub.add_fault("pause", delay=0.3)
@@ -216,7 +217,7 @@ def test_asking_for_the_pause_does_not_wait_for_it(hub: EmulatorClient, lifecycl
         run.ensure("acme/late")
 
 
-def test_a_pause_during_the_wait_ends_it(hub: EmulatorClient, lifecycle: Make):
+def test_a_pause_during_the_wait_ends_it(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.change_endpoint("acme/llm", resume_to="stuck")
     run = lifecycle()
     with ThreadPoolExecutor() as pool:
@@ -234,7 +235,7 @@ def test_a_pause_during_the_wait_ends_it(hub: EmulatorClient, lifecycle: Make):
 
 def test_check_finds_what_is_missing_before_anything_is_resumed(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     lifecycle().check(["acme/llm"])
     with pytest.raises(EndpointError, match='no endpoint "acme/nope"'):
         lifecycle().check(["acme/llm", "acme/nope"])
@@ -245,7 +246,9 @@ def test_check_finds_what_is_missing_before_anything_is_resumed(
     assert changes(hub) == []
 
 
-def test_what_was_running_is_paused_too_and_said_to_have_been(hub: EmulatorClient, lifecycle: Make):
+def test_what_was_running_is_paused_too_and_said_to_have_been(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
     hub.change_endpoint("acme/llm", state="running")
     run = lifecycle()
     run.ensure("acme/llm")
@@ -257,7 +260,7 @@ def test_what_was_running_is_paused_too_and_said_to_have_been(hub: EmulatorClien
     assert changes(hub) == ["pause"], "a change would have deployed it anew"
 
 
-def test_what_was_running_is_left_alone_when_asked_to(hub: EmulatorClient, lifecycle: Make):
+def test_what_was_running_is_left_alone_when_asked_to(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.change_endpoint("acme/llm", state="running")
     run = lifecycle()
     run.ensure("acme/llm", keep_running=True)
@@ -268,7 +271,9 @@ def test_what_was_running_is_left_alone_when_asked_to(hub: EmulatorClient, lifec
     assert changes(hub) == []
 
 
-def test_keeping_it_running_does_not_hold_for_what_slept(hub: EmulatorClient, lifecycle: Make):
+def test_keeping_it_running_does_not_hold_for_what_slept(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm", keep_running=True)
     (receipt,) = run.finish()
@@ -276,7 +281,7 @@ def test_keeping_it_running_does_not_hold_for_what_slept(hub: EmulatorClient, li
     assert not receipt.kept
 
 
-def test_what_is_scaled_to_zero_is_woken_by_a_resume(hub: EmulatorClient, lifecycle: Make):
+def test_what_is_scaled_to_zero_is_woken_by_a_resume(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.change_endpoint("acme/llm", state="scaledToZero")
     run = lifecycle()
     assert run.ensure("acme/llm").state == "running"
@@ -286,7 +291,7 @@ def test_what_is_scaled_to_zero_is_woken_by_a_resume(hub: EmulatorClient, lifecy
 @pytest.mark.parametrize("state", ["pending", "initializing", "updating"])
 def test_what_is_coming_up_is_waited_for_and_not_resumed(
     hub: EmulatorClient, lifecycle: Make, state: str
-):
+) -> None:
     hub.change_endpoint("acme/llm", state=state)
     seen: list[str] = []
 
@@ -306,7 +311,7 @@ def test_what_is_coming_up_is_waited_for_and_not_resumed(
 
 def test_a_cap_that_cannot_pay_a_minute_refuses_before_anything(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     asked: list[int | None] = []
 
     def afford(endpoint: object, nano_per_minute: int | None) -> None:
@@ -324,7 +329,7 @@ def test_a_cap_that_cannot_pay_a_minute_refuses_before_anything(
 
 def test_a_refused_resume_is_an_error_each_time_and_paused_all_the_same(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     hub.change_endpoint("acme/llm", quota_ok=False)
     run = lifecycle()
     for _ in range(2):
@@ -338,7 +343,9 @@ def test_a_refused_resume_is_an_error_each_time_and_paused_all_the_same(
 
 
 @pytest.mark.parametrize("state", ["failed", "updateFailed"])
-def test_a_failed_start_is_an_end_and_not_a_wait(hub: EmulatorClient, lifecycle: Make, state: str):
+def test_a_failed_start_is_an_end_and_not_a_wait(
+    hub: EmulatorClient, lifecycle: Make, state: str
+) -> None:
     hub.change_endpoint("acme/llm", resume_to=state)
     run = lifecycle()
     with pytest.raises(EndpointError, match=f'"{state}" instead of running: Endpoint failed to'):
@@ -346,7 +353,9 @@ def test_a_failed_start_is_an_end_and_not_a_wait(hub: EmulatorClient, lifecycle:
     assert run.finish()[0].verified
 
 
-def test_being_paused_by_another_is_an_end_and_not_a_wait(hub: EmulatorClient, lifecycle: Make):
+def test_being_paused_by_another_is_an_end_and_not_a_wait(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
     hub.change_endpoint("acme/llm", resume_to="stuck")
 
     def progress(name: str, state: str, seconds: float) -> None:
@@ -358,7 +367,7 @@ def test_being_paused_by_another_is_an_end_and_not_a_wait(hub: EmulatorClient, l
         run.ensure("acme/llm")
 
 
-def test_what_never_gets_healthy_ends_with_the_time(hub: EmulatorClient, lifecycle: Make):
+def test_what_never_gets_healthy_ends_with_the_time(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.change_endpoint("acme/llm", health_delay_s=60)
     run = lifecycle(wait_timeout_s=0.3)
     with pytest.raises(EndpointError, match=r"did not serve within 0\.3 s: its health route"):
@@ -366,14 +375,14 @@ def test_what_never_gets_healthy_ends_with_the_time(hub: EmulatorClient, lifecyc
     assert run.finish()[0].verified
 
 
-def test_it_is_not_served_before_its_health_says_so(hub: EmulatorClient, lifecycle: Make):
+def test_it_is_not_served_before_its_health_says_so(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.change_endpoint("acme/llm", health_delay_s=0.2)
     lifecycle().ensure("acme/llm")
     assert hub.log(op="health", status=503)
     assert hub.log(op="health", status=200)
 
 
-def test_a_control_plane_that_stutters_is_waited_out(hub: EmulatorClient, lifecycle: Make):
+def test_a_control_plane_that_stutters_is_waited_out(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.add_fault("get", skip=3, times=4, status=502)
     assert lifecycle(retry_s=0.1).ensure("acme/llm").state == "running"
 
@@ -383,8 +392,8 @@ def test_a_control_plane_that_stutters_is_waited_out(hub: EmulatorClient, lifecy
 
 @pytest.mark.parametrize("fault", [{"reset": "after"}, {"status": 500, "applied": True}])
 def test_a_resume_without_an_answer_counts_as_one(
-    hub: EmulatorClient, lifecycle: Make, fault: dict[str, object]
-):
+    hub: EmulatorClient, lifecycle: Make, fault: dict[str, Any]
+) -> None:
     hub.add_fault("resume", **fault)
     run = lifecycle()
     assert run.ensure("acme/llm").state == "running"
@@ -393,7 +402,7 @@ def test_a_resume_without_an_answer_counts_as_one(
     assert changes(hub).count("resume") == 1
 
 
-def test_a_resume_that_had_no_effect_is_repeated(hub: EmulatorClient, lifecycle: Make):
+def test_a_resume_that_had_no_effect_is_repeated(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.add_fault("resume", reset="before")
     run = lifecycle()
     assert run.ensure("acme/llm").state == "running"
@@ -403,7 +412,7 @@ def test_a_resume_that_had_no_effect_is_repeated(hub: EmulatorClient, lifecycle:
 # -- pauses that go wrong
 
 
-def test_a_pause_that_lies_is_seen_and_sent_again(hub: EmulatorClient, lifecycle: Make):
+def test_a_pause_that_lies_is_seen_and_sent_again(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     hub.add_fault("pause", lie=True, times=2)
@@ -413,7 +422,7 @@ def test_a_pause_that_lies_is_seen_and_sent_again(hub: EmulatorClient, lifecycle
     assert states(hub)[-1] == "paused"
 
 
-def test_a_pause_that_takes_its_time_is_waited_for(hub: EmulatorClient, lifecycle: Make):
+def test_a_pause_that_takes_its_time_is_waited_for(hub: EmulatorClient, lifecycle: Make) -> None:
     hub.change_endpoint("acme/llm", pause_lag_s=0.3)
     run = lifecycle()
     run.ensure("acme/llm")
@@ -437,8 +446,8 @@ def test_a_pause_that_takes_its_time_is_waited_for(hub: EmulatorClient, lifecycl
     ids=lambda fault: "-".join(map(str, fault)) + str(fault.get("status", "")),
 )
 def test_a_pause_comes_through_faults(
-    hub: EmulatorClient, lifecycle: Make, fault: dict[str, object]
-):
+    hub: EmulatorClient, lifecycle: Make, fault: dict[str, Any]
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     hub.add_fault("pause", **fault)
@@ -449,7 +458,7 @@ def test_a_pause_comes_through_faults(
 
 def test_an_endpoint_that_was_deleted_meanwhile_is_as_good_as_paused(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     request = urllib.request.Request(
@@ -463,7 +472,9 @@ def test_an_endpoint_that_was_deleted_meanwhile_is_as_good_as_paused(
     assert receipt.state == "gone"
 
 
-def test_an_endpoint_that_was_paused_meanwhile_is_verified(hub: EmulatorClient, lifecycle: Make):
+def test_an_endpoint_that_was_paused_meanwhile_is_verified(
+    hub: EmulatorClient, lifecycle: Make
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     hub.change_endpoint("acme/llm", state="paused")
@@ -472,7 +483,7 @@ def test_an_endpoint_that_was_paused_meanwhile_is_verified(hub: EmulatorClient, 
 
 def test_a_revoked_token_is_told_with_the_command_to_type(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     hub.configure(limited_tokens=[TOKEN])
@@ -487,7 +498,7 @@ def test_a_revoked_token_is_told_with_the_command_to_type(
 
 def test_a_pause_that_is_late_leaves_the_reaper_at_work(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle(verify_deadline_s=0.2)
     run.ensure("acme/llm")
     hub.add_fault("pause", times=None, status=503)
@@ -500,7 +511,7 @@ def test_a_pause_that_is_late_leaves_the_reaper_at_work(
     hub.wait_for(kind="state", state="paused")
 
 
-def test_a_reaper_gives_up_after_its_deadline(hub: EmulatorClient, lifecycle: Make):
+def test_a_reaper_gives_up_after_its_deadline(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle(deadline_s=0.4)
     run.ensure("acme/llm")
     hub.add_fault("pause", times=None, status=503)
@@ -510,7 +521,7 @@ def test_a_reaper_gives_up_after_its_deadline(hub: EmulatorClient, lifecycle: Ma
     assert "HTTP 503" in receipt.error
 
 
-def test_a_time_limit_is_kept_by_the_reaper_alone(hub: EmulatorClient, lifecycle: Make):
+def test_a_time_limit_is_kept_by_the_reaper_alone(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     run.pause_after(60)
@@ -520,7 +531,7 @@ def test_a_time_limit_is_kept_by_the_reaper_alone(hub: EmulatorClient, lifecycle
     assert receipt.verified
 
 
-def test_a_time_limit_can_be_taken_away(hub: EmulatorClient, lifecycle: Make):
+def test_a_time_limit_can_be_taken_away(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     run.pause_after(0.3)
@@ -532,7 +543,7 @@ def test_a_time_limit_can_be_taken_away(hub: EmulatorClient, lifecycle: Make):
 # -- a process among others
 
 
-def test_a_forked_child_has_no_say(hub: EmulatorClient, lifecycle: Make):
+def test_a_forked_child_has_no_say(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     child = os.fork()
@@ -544,7 +555,7 @@ def test_a_forked_child_has_no_say(hub: EmulatorClient, lifecycle: Make):
     assert run.finish()[0].verified
 
 
-def test_no_thread_stays_in_the_tests_process(hub: EmulatorClient, lifecycle: Make):
+def test_no_thread_stays_in_the_tests_process(hub: EmulatorClient, lifecycle: Make) -> None:
     before = threading.active_count()
     lifecycle().ensure("acme/llm")
     assert threading.active_count() == before
@@ -552,7 +563,7 @@ def test_no_thread_stays_in_the_tests_process(hub: EmulatorClient, lifecycle: Ma
 
 def test_what_cannot_be_journalled_is_not_resumed(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     settings.state_dir.write_text("in the way")
     with pytest.raises(EndpointError, match="HFBUDGET_STATE_DIR"):
         lifecycle().ensure("acme/llm")

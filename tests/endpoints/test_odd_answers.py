@@ -21,11 +21,9 @@ from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 from pytest_hfbudget.errors import EndpointError
 
-from .conftest import gone, kill, standbys_of, until
+from .conftest import Make, gone, kill, standbys_of, until
 
 pytestmark = pytest.mark.slow
-
-Make = Callable[..., Lifecycle]
 
 
 def state(hub: EmulatorClient) -> str:

@@ -7,14 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.journal import leases, leases_dir, unfinished
-from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.process import start_time
 from pytest_hfbudget.endpoints.reaper_client import ReaperClient
@@ -23,19 +23,18 @@ from pytest_hfbudget.errors import EndpointError
 
 from .conftest import (
     TOKEN,
-    RunProcess,
+    Make,
+    Start,
     comm_of,
     gone,
     kill,
     kill_all,
+    reaper_of,
     reapers_of,
     reserves_of,
     standbys_of,
     until,
 )
-
-Start = Callable[..., RunProcess]
-Make = Callable[..., Lifecycle]
 
 
 def paused_within(hub: EmulatorClient, since: float) -> float:
@@ -47,7 +46,7 @@ def paused_within(hub: EmulatorClient, since: float) -> float:
 
 def test_a_killed_run_is_paused_at_once(
     hub: EmulatorClient, other_run: Start, settings: EndpointSettings
-):
+) -> None:
     run = other_run()
     # A standby that is still being started would open the log once more.
     assert until(lambda: reserves_of(settings.state_dir, settings.run))
@@ -60,12 +59,12 @@ def test_a_killed_run_is_paused_at_once(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_a_terminated_run_is_paused(hub: EmulatorClient, other_run: Start, number: int):
+def test_a_terminated_run_is_paused(hub: EmulatorClient, other_run: Start, number: int) -> None:
     assert paused_within(hub, other_run().end(number)) < 1
 
 
 @pytest.mark.parametrize("deed", ["exit", "segfault", "abort"])
-def test_a_run_that_just_ends_is_paused(hub: EmulatorClient, other_run: Start, deed: str):
+def test_a_run_that_just_ends_is_paused(hub: EmulatorClient, other_run: Start, deed: str) -> None:
     run = other_run()
     run.tell(deed)
     hub.wait_for(kind="state", state="paused")
@@ -74,7 +73,7 @@ def test_a_run_that_just_ends_is_paused(hub: EmulatorClient, other_run: Start, d
 
 def test_a_forked_child_that_holds_every_descriptor_delays_nothing(
     hub: EmulatorClient, other_run: Start
-):
+) -> None:
     run = other_run()
     child = int(run.tell("fork"))
     try:
@@ -84,7 +83,9 @@ def test_a_forked_child_that_holds_every_descriptor_delays_nothing(
         os.kill(child, signal.SIGKILL)
 
 
-def test_killing_the_process_group_does_not_reach_the_reaper(hub: EmulatorClient, other_run: Start):
+def test_killing_the_process_group_does_not_reach_the_reaper(
+    hub: EmulatorClient, other_run: Start
+) -> None:
     run = other_run()
     assert os.getpgid(run.reaper) != os.getpgid(run.process.pid)
     assert os.getsid(run.reaper) != os.getsid(run.process.pid)
@@ -92,13 +93,13 @@ def test_killing_the_process_group_does_not_reach_the_reaper(hub: EmulatorClient
     hub.wait_for(kind="state", state="paused")
 
 
-def test_the_reaper_is_not_in_the_runs_process_tree(other_run: Start):
+def test_the_reaper_is_not_in_the_runs_process_tree(other_run: Start) -> None:
     run = other_run()
     parents = Path(f"/proc/{run.reaper}/stat").read_text().rpartition(")")[2].split()
     assert int(parents[1]) not in (run.process.pid, os.getpid())
 
 
-def test_signals_do_not_end_the_reaper(hub: EmulatorClient, other_run: Start):
+def test_signals_do_not_end_the_reaper(hub: EmulatorClient, other_run: Start) -> None:
     run = other_run()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         os.kill(run.reaper, number)
@@ -108,7 +109,7 @@ def test_signals_do_not_end_the_reaper(hub: EmulatorClient, other_run: Start):
 
 def test_a_process_that_closes_all_descriptors_is_paused_at_once(
     hub: EmulatorClient, other_run: Start
-):
+) -> None:
     run = other_run()
     assert run.tell("wreck") == "wrecked"
     hub.wait_for(kind="state", state="paused")
@@ -118,7 +119,7 @@ def test_a_process_that_closes_all_descriptors_is_paused_at_once(
 
 def test_a_kill_before_the_resume_is_answered_is_paused_after_it_took_effect(
     hub: EmulatorClient, other_run: Start
-):
+) -> None:
     hub.add_fault("resume", delay=0.25)
     run = other_run(wait=False)
     hub.wait_for(op="resume")
@@ -128,7 +129,9 @@ def test_a_kill_before_the_resume_is_answered_is_paused_after_it_took_effect(
     hub.wait_for(kind="state", state="paused", after=woken["seq"])
 
 
-def test_a_kill_while_the_endpoint_comes_up_is_paused(hub: EmulatorClient, other_run: Start):
+def test_a_kill_while_the_endpoint_comes_up_is_paused(
+    hub: EmulatorClient, other_run: Start
+) -> None:
     hub.change_endpoint("acme/llm", initializing_s=60)
     run = other_run(wait=False)
     hub.wait_for(kind="state", state="initializing")
@@ -137,7 +140,9 @@ def test_a_kill_while_the_endpoint_comes_up_is_paused(hub: EmulatorClient, other
     hub.wait_for(kind="state", state="paused")
 
 
-def test_all_endpoints_are_asked_before_any_is_verified(hub: EmulatorClient, other_run: Start):
+def test_all_endpoints_are_asked_before_any_is_verified(
+    hub: EmulatorClient, other_run: Start
+) -> None:
     names = [f"acme/e{number}" for number in range(4)]
     for name in names:
         hub.add_endpoint(name)
@@ -150,7 +155,9 @@ def test_all_endpoints_are_asked_before_any_is_verified(hub: EmulatorClient, oth
     assert ops[:4] == ["pause"] * 4
 
 
-def test_a_killed_run_gives_the_endpoint_its_settings_back(hub: EmulatorClient, other_run: Start):
+def test_a_killed_run_gives_the_endpoint_its_settings_back(
+    hub: EmulatorClient, other_run: Start
+) -> None:
     run = other_run()
     run.end()
     assert gone(run.reaper)
@@ -159,7 +166,9 @@ def test_a_killed_run_gives_the_endpoint_its_settings_back(hub: EmulatorClient, 
     assert shown["status"] == 200
 
 
-def test_faults_at_the_moment_of_the_kill_are_outlasted(hub: EmulatorClient, other_run: Start):
+def test_faults_at_the_moment_of_the_kill_are_outlasted(
+    hub: EmulatorClient, other_run: Start
+) -> None:
     run = other_run()
     hub.add_fault("pause", times=3, status=503)
     hub.add_fault("pause", reset="before")
@@ -171,7 +180,7 @@ def test_faults_at_the_moment_of_the_kill_are_outlasted(hub: EmulatorClient, oth
 
 def test_the_token_is_nowhere_to_be_found(
     hub: EmulatorClient, other_run: Start, settings: EndpointSettings
-):
+) -> None:
     run = other_run(HF_TOKEN=TOKEN, SECRET_OF_THE_JOB="x", RUNNER_TRACKING_ID="github_1")
     proc = Path(f"/proc/{run.reaper}")
     assert TOKEN.encode() not in (proc / "cmdline").read_bytes()
@@ -188,7 +197,7 @@ def test_the_token_is_nowhere_to_be_found(
     assert not any(TOKEN.encode() in content for content in files)
 
 
-def test_the_reaper_needs_nothing_of_the_surroundings_of_its_client(other_run: Start):
+def test_the_reaper_needs_nothing_of_the_surroundings_of_its_client(other_run: Start) -> None:
     run = other_run()
     proc = Path(f"/proc/{run.reaper}")
     assert os.readlink(proc / "cwd") == "/"
@@ -196,7 +205,7 @@ def test_the_reaper_needs_nothing_of_the_surroundings_of_its_client(other_run: S
     assert not [name for name in open_files if "pipe" in name], "it holds a pipe of the client's"
 
 
-def test_a_stopped_client_is_not_a_dead_one(hub: EmulatorClient, other_run: Start):
+def test_a_stopped_client_is_not_a_dead_one(hub: EmulatorClient, other_run: Start) -> None:
     run = other_run()
     run.end(signal.SIGSTOP)
     os.kill(run.reaper, signal.SIGSTOP)
@@ -211,7 +220,7 @@ def test_a_stopped_client_is_not_a_dead_one(hub: EmulatorClient, other_run: Star
 
 def test_a_killed_reaper_is_replaced_although_the_run_does_nothing(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     first, seen = run.reaper_pid, hub.last()
@@ -229,13 +238,18 @@ def test_a_killed_reaper_is_replaced_although_the_run_does_nothing(
 
 def test_reapers_that_are_killed_one_after_the_other_are_all_replaced(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
+
+    def replaced(known: int) -> bool:
+        run.tend()
+        return run.reaper_pid != known
+
     for _ in range(3):
-        known = run.reaper_pid
+        known = reaper_of(run)
         kill(known)
-        assert until(lambda known=known: run.tend() or run.reaper_pid != known)
+        assert until(partial(replaced, known))
     assert hub.log(op="pause") == []
     (receipt,) = run.finish()
     assert receipt.verified
@@ -243,7 +257,7 @@ def test_reapers_that_are_killed_one_after_the_other_are_all_replaced(
 
 def test_a_standby_that_is_killed_is_replaced(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     (second,) = standbys_of(settings.state_dir, settings.run)
@@ -261,7 +275,7 @@ def test_a_standby_that_is_killed_is_replaced(
 
 def test_a_reaper_that_is_killed_while_it_pauses_is_stood_in_for(
     hub: EmulatorClient, other_run: Start
-):
+) -> None:
     run = other_run()
     hub.add_fault("pause", hang=60, then="close")
     run.end(signal.SIGKILL)
@@ -270,7 +284,7 @@ def test_a_reaper_that_is_killed_while_it_pauses_is_stood_in_for(
     hub.wait_for(kind="state", state="paused")
 
 
-def test_a_limit_outlives_the_reaper_that_was_told_it(hub: EmulatorClient, lifecycle: Make):
+def test_a_limit_outlives_the_reaper_that_was_told_it(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     run.pause_after(1.5)
@@ -279,7 +293,7 @@ def test_a_limit_outlives_the_reaper_that_was_told_it(hub: EmulatorClient, lifec
     assert "time that this run may pay for is over" in run.paused_early()["acme/llm"]
 
 
-def test_no_standby_stays_behind(lifecycle: Make, settings: EndpointSettings):
+def test_no_standby_stays_behind(lifecycle: Make, settings: EndpointSettings) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     (second,) = standbys_of(settings.state_dir, settings.run)
@@ -291,10 +305,10 @@ def test_no_standby_stays_behind(lifecycle: Make, settings: EndpointSettings):
 
 def test_a_reaper_and_its_second_that_are_killed_at_once_are_stood_in_for(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
-    pair = (run.reaper_pid, *standbys_of(settings.state_dir, settings.run))
+    pair = (reaper_of(run), *standbys_of(settings.state_dir, settings.run))
     assert until(lambda: reserves_of(settings.state_dir, settings.run))
     seen = hub.last()
     for number in (signal.SIGSTOP, signal.SIGKILL):
@@ -311,7 +325,7 @@ def test_a_reaper_and_its_second_that_are_killed_at_once_are_stood_in_for(
 
 def test_a_reserve_that_is_killed_is_replaced(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     (first,) = until(lambda: reserves_of(settings.state_dir, settings.run))
@@ -324,10 +338,10 @@ def test_a_reserve_that_is_killed_is_replaced(
 
 def test_a_reaper_that_is_stopped_is_stood_in_for_at_the_end(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
-    stopped = run.reaper_pid
+    stopped = reaper_of(run)
     os.kill(stopped, signal.SIGSTOP)
     (receipt,) = run.finish()
     assert receipt.verified
@@ -337,17 +351,17 @@ def test_a_reaper_that_is_stopped_is_stood_in_for_at_the_end(
 
 def test_a_reaper_that_is_stopped_does_not_outlast_the_limit(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.pause_after(2)
     run.ensure("acme/llm")
-    os.kill(run.reaper_pid, signal.SIGSTOP)
+    os.kill(reaper_of(run), signal.SIGSTOP)
     hub.wait_for(kind="state", state="paused", timeout=10)
 
 
 def test_what_finds_pytest_by_its_name_does_not_find_a_reaper(
     lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     assert until(lambda: reserves_of(settings.state_dir, settings.run))
@@ -362,7 +376,7 @@ def test_what_finds_pytest_by_its_name_does_not_find_a_reaper(
 
 def test_a_reaper_whose_standbys_died_with_it_is_replaced_between_tests(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     first = run.reaper_pid
@@ -379,7 +393,7 @@ def test_a_reaper_whose_standbys_died_with_it_is_replaced_between_tests(
 
 def test_a_reaper_that_is_killed_again_means_a_pause_at_once(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     for _ in range(2):
@@ -394,7 +408,7 @@ def test_a_reaper_that_is_killed_again_means_a_pause_at_once(
 
 def test_a_reaper_that_is_found_dead_at_the_end_is_stood_in_for(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
-):
+) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
     kill_all(run, settings)
@@ -407,7 +421,7 @@ def test_a_reaper_that_is_found_dead_at_the_end_is_stood_in_for(
 # -- a reaper that can't be had
 
 
-def arm(settings: EndpointSettings, **changes: object) -> Arm:
+def arm(settings: EndpointSettings, **changes: Any) -> Arm:
     known = {
         "token": TOKEN,
         "api": settings.api,
@@ -417,12 +431,12 @@ def arm(settings: EndpointSettings, **changes: object) -> Arm:
         "journal": str(settings.state_dir / "r.jsonl"),
         "lease_dir": str(settings.lease_dir),
     }
-    return Arm(**{**known, **changes})  # type: ignore[arg-type]
+    return Arm(**{**known, **changes})
 
 
 def test_a_reaper_that_hangs_before_it_is_ready_is_not_waited_for(
     settings: EndpointSettings, tmp_path: Path
-):
+) -> None:
     held: list[socket.socket] = []
 
     def silent(end: socket.socket, run: str, log: Path, *, timeout_s: float) -> None:
@@ -437,7 +451,7 @@ def test_a_reaper_that_hangs_before_it_is_ready_is_not_waited_for(
 
 def test_a_reaper_that_dies_at_once_leaves_its_last_words(
     settings: EndpointSettings, tmp_path: Path
-):
+) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     broken = arm(settings, journal=str(in_the_way / "r.jsonl"))
@@ -449,7 +463,7 @@ def test_a_reaper_that_dies_at_once_leaves_its_last_words(
 
 def test_without_an_interpreter_nothing_is_resumed(
     hub: EmulatorClient, lifecycle: Make, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(EndpointError, match="can't be started"):
         lifecycle().ensure("acme/llm")
@@ -458,7 +472,7 @@ def test_without_an_interpreter_nothing_is_resumed(
 
 def test_a_reaper_that_cannot_reach_the_server_means_no_resume(
     hub: EmulatorClient, lifecycle: Make
-):
+) -> None:
     hub.add_fault("get", skip=1, times=None, status=503)
     with pytest.raises(EndpointError, match="the process that would pause it can't promise to"):
         lifecycle().ensure("acme/llm")
@@ -466,7 +480,9 @@ def test_a_reaper_that_cannot_reach_the_server_means_no_resume(
     assert hub.log(op="resume") == []
 
 
-def test_an_owner_that_is_dead_already_is_noticed(settings: EndpointSettings, tmp_path: Path):
+def test_an_owner_that_is_dead_already_is_noticed(
+    settings: EndpointSettings, tmp_path: Path
+) -> None:
     settings.state_dir.mkdir()
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()

@@ -6,10 +6,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,17 +26,14 @@ from pytest_hfbudget.endpoints.lease_store import (
     prune_held_leases,
     read_held_leases,
 )
-from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.process import Place, start_time
 from pytest_hfbudget.errors import EndpointError
 
-from .conftest import RunProcess, gone, until
+from .conftest import Make, Start, gone, until
 
 pytestmark = pytest.mark.slow
 
-Start = Callable[..., RunProcess]
-Make = Callable[..., Lifecycle]
 ORIGINAL = {"minReplica": 1, "maxReplica": 2, "scaleToZeroTimeout": None, "measure": None}
 
 
@@ -51,7 +48,7 @@ def as_before(plane: ControlPlane) -> bool:
 
 def test_the_second_run_joins_and_the_last_one_out_pauses(
     hub: EmulatorClient, other_run: Start, plane: ControlPlane, settings: EndpointSettings
-):
+) -> None:
     first, second = other_run(run="a"), other_run(run="b")
     assert asked(hub, "resume") == 1
     left = first.receipts()["acme/llm"]
@@ -71,7 +68,9 @@ def test_the_second_run_joins_and_the_last_one_out_pauses(
     assert read_held_leases(settings.lease_dir) == ()
 
 
-def test_runs_that_begin_at_the_same_time_resume_once(hub: EmulatorClient, other_run: Start):
+def test_runs_that_begin_at_the_same_time_resume_once(
+    hub: EmulatorClient, other_run: Start
+) -> None:
     hub.change_endpoint("acme/llm", initializing_s=0.2)
     hub.add_fault("update", delay=0.2)
     runs = [other_run(run=name, wait=False) for name in "abc"]
@@ -85,7 +84,7 @@ def test_runs_that_begin_at_the_same_time_resume_once(hub: EmulatorClient, other
 
 def test_a_killed_run_leaves_the_endpoint_to_the_other(
     hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
-):
+) -> None:
     first = other_run(run="a")
     second = lifecycle(run="b")
     second.ensure("acme/llm")
@@ -99,7 +98,7 @@ def test_a_killed_run_leaves_the_endpoint_to_the_other(
 
 def test_a_joined_run_that_is_killed_does_not_pause_under_the_first(
     hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
-):
+) -> None:
     first = lifecycle(run="a")
     first.ensure("acme/llm")
     second = other_run(run="b")
@@ -112,7 +111,7 @@ def test_a_joined_run_that_is_killed_does_not_pause_under_the_first(
 
 def test_when_all_runs_are_killed_it_is_paused(
     hub: EmulatorClient, other_run: Start, plane: ControlPlane, settings: EndpointSettings
-):
+) -> None:
     runs = [other_run(run="a"), other_run(run="b")]
     for run in runs:
         run.end()
@@ -126,7 +125,7 @@ def test_when_all_runs_are_killed_it_is_paused(
 
 def test_a_run_that_vanished_with_its_reaper_is_cleaned_up_after_by_the_last(
     hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
-):
+) -> None:
     first = other_run(run="a")
     second = lifecycle(run="b")
     second.ensure("acme/llm")
@@ -138,7 +137,7 @@ def test_a_run_that_vanished_with_its_reaper_is_cleaned_up_after_by_the_last(
 
 def test_the_next_run_takes_over_what_a_vanished_one_left_running(
     hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
-):
+) -> None:
     other_run(run="a").vanish()
     run = lifecycle(run="b")
     run.ensure("acme/llm")
@@ -150,7 +149,7 @@ def test_the_next_run_takes_over_what_a_vanished_one_left_running(
 
 def test_a_forked_child_does_not_keep_a_dead_runs_lease_alive(
     hub: EmulatorClient, other_run: Start, lifecycle: Make
-):
+) -> None:
     first = other_run(run="a")
     child = int(first.tell("fork"))
     try:
@@ -165,7 +164,7 @@ def test_a_forked_child_does_not_keep_a_dead_runs_lease_alive(
 
 def test_a_stopped_run_still_has_its_endpoint(
     hub: EmulatorClient, other_run: Start, lifecycle: Make
-):
+) -> None:
     first = other_run(run="a")
     first.end(signal.SIGSTOP)
     run = lifecycle(run="b")
@@ -178,7 +177,7 @@ def test_a_stopped_run_still_has_its_endpoint(
 
 def test_a_run_that_comes_during_the_pause_waits_for_it_and_resumes(
     hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
-):
+) -> None:
     hub.change_endpoint("acme/llm", pause_lag_s=0.4)
     first = other_run(run="a")
     first.end()
@@ -194,7 +193,7 @@ def test_a_run_that_comes_during_the_pause_waits_for_it_and_resumes(
 
 def test_a_kill_in_the_middle_of_a_resume_lets_the_next_run_go_on(
     hub: EmulatorClient, other_run: Start, lifecycle: Make, plane: ControlPlane
-):
+) -> None:
     hub.add_fault("resume", delay=0.6)
     first = other_run(run="a", wait=False)
     sent = hub.wait_for(op="resume")
@@ -212,7 +211,7 @@ def test_a_kill_in_the_middle_of_a_resume_lets_the_next_run_go_on(
 
 def test_keeping_it_running_does_not_hold_for_what_another_run_has_resumed(
     other_run: Start, lifecycle: Make
-):
+) -> None:
     first = other_run(run="a")
     run = lifecycle(run="b")
     run.ensure("acme/llm", keep_running=True)
@@ -224,7 +223,7 @@ def test_keeping_it_running_does_not_hold_for_what_another_run_has_resumed(
 
 def test_the_cap_of_one_run_does_not_pause_under_another(
     hub: EmulatorClient, other_run: Start, lifecycle: Make
-):
+) -> None:
     other_run(run="a")
     run = lifecycle(run="b")
     run.ensure("acme/llm")
@@ -237,7 +236,7 @@ def test_the_cap_of_one_run_does_not_pause_under_another(
 
 def test_what_only_the_first_run_resumed_is_tagged_until_the_last_has_left(
     other_run: Start, lifecycle: Make, plane: ControlPlane
-):
+) -> None:
     first = other_run(run="a")
     run = lifecycle(run="b")
     run.ensure("acme/llm")
@@ -250,17 +249,17 @@ def test_what_only_the_first_run_resumed_is_tagged_until_the_last_has_left(
 # -- the leases themselves
 
 
-def held_lease(settings: EndpointSettings, run: str, **changes: object) -> HeldLease:
+def held_lease(settings: EndpointSettings, run: str, **changes: Any) -> HeldLease:
     pid, start = os.getpid(), start_time(os.getpid())
     plain = HeldLease(run, "acme/llm", settings.api, pid, start, pid, start, at=1.0)
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)
 
 
 def store(settings: EndpointSettings, run: str, *, api: str | None = None) -> LeaseStore:
     return LeaseStore(settings.lease_dir, api=api or settings.api, endpoint="acme/llm", run=run)
 
 
-def test_a_claim_counts_while_its_owner_lives(settings: EndpointSettings):
+def test_a_claim_counts_while_its_owner_lives(settings: EndpointSettings) -> None:
     mine = store(settings, "mine")
     assert mine.successor() is None
     store(settings, "a").put(held_lease(settings, "a", owner_start="1"))
@@ -276,12 +275,12 @@ def test_a_claim_counts_while_its_owner_lives(settings: EndpointSettings):
     assert store(settings, "d").successor() is None, "its own lease is no successor"
 
 
-def test_endpoints_of_another_control_plane_are_others(settings: EndpointSettings):
+def test_endpoints_of_another_control_plane_are_others(settings: EndpointSettings) -> None:
     store(settings, "a", api="http://elsewhere/v2").put(held_lease(settings, "a"))
     assert store(settings, "b").others() == ()
 
 
-def test_a_pause_is_only_waited_for_while_somebody_does_it(settings: EndpointSettings):
+def test_a_pause_is_only_waited_for_while_somebody_does_it(settings: EndpointSettings) -> None:
     mine = store(settings, "mine")
     store(settings, "a").put(held_lease(settings, "a", phase=PAUSING))
     assert mine.pauser() is not None
@@ -289,7 +288,7 @@ def test_a_pause_is_only_waited_for_while_somebody_does_it(settings: EndpointSet
     assert mine.pauser() is None
 
 
-def test_a_verified_pause_takes_what_the_dead_left_with_it(settings: EndpointSettings):
+def test_a_verified_pause_takes_what_the_dead_left_with_it(settings: EndpointSettings) -> None:
     store(settings, "dead").put(held_lease(settings, "dead", owner_start="1", reaper_start="1"))
     store(settings, "over").put(held_lease(settings, "over", phase=OVER))
     mine = held_lease(settings, "mine", owner_start="1", phase=PAUSING, scaling={"minReplica": 1})
@@ -300,7 +299,7 @@ def test_a_verified_pause_takes_what_the_dead_left_with_it(settings: EndpointSet
     assert read_held_leases(settings.lease_dir) == ()
 
 
-def test_garbage_among_the_claims_is_passed_over(settings: EndpointSettings):
+def test_garbage_among_the_claims_is_passed_over(settings: EndpointSettings) -> None:
     store(settings, "a").put(held_lease(settings, "a"))
     (path,) = settings.lease_dir.iterdir()
     for number, content in enumerate((b"", b"\xff{", b"[]", b'{"run": 1}', b'{"news": 1}')):
@@ -308,7 +307,7 @@ def test_garbage_among_the_claims_is_passed_over(settings: EndpointSettings):
     assert [each.run for each in store(settings, "b").others()] == ["a"]
 
 
-def test_a_lost_turn_of_a_thread_is_not_a_second_one(tmp_path: Path):
+def test_a_lost_turn_of_a_thread_is_not_a_second_one(tmp_path: Path) -> None:
     inside, most = [0], [0]
 
     def go() -> None:
@@ -324,7 +323,7 @@ def test_a_lost_turn_of_a_thread_is_not_a_second_one(tmp_path: Path):
     assert most == [1]
 
 
-def test_a_turn_that_does_not_come_can_be_given_up(tmp_path: Path):
+def test_a_turn_that_does_not_come_can_be_given_up(tmp_path: Path) -> None:
     def enough(seconds: float) -> None:
         raise EndpointError("enough")
 
@@ -337,7 +336,7 @@ def test_a_turn_that_does_not_come_can_be_given_up(tmp_path: Path):
             pass
 
 
-def test_only_old_claims_that_count_no_more_are_removed(settings: EndpointSettings):
+def test_only_old_claims_that_count_no_more_are_removed(settings: EndpointSettings) -> None:
     store(settings, "live").put(held_lease(settings, "live"))
     store(settings, "dead").put(held_lease(settings, "dead", owner_start="1", reaper_start="1"))
     (settings.lease_dir / "torn.draft").write_text("{")

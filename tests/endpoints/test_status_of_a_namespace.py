@@ -11,17 +11,16 @@ import pytest
 from pytest_hfbudget.cli.status import EndpointHolder, EndpointStanding, overview
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.uptime import parse_time
 
-from .conftest import RunProcess
+from .conftest import Make, Start
+
+Show = Callable[..., dict[str, EndpointStanding]]  # the fixture `show`
 
 
 @pytest.fixture
-def show(
-    plane: ControlPlane, settings: EndpointSettings
-) -> Callable[..., dict[str, EndpointStanding]]:
+def show(plane: ControlPlane, settings: EndpointSettings) -> Show:
     """The overview of "acme", by name."""
 
     def run(now: float | None = None) -> dict[str, EndpointStanding]:
@@ -36,7 +35,7 @@ def started(plane: ControlPlane, name: str) -> float:
     return min(time.timestamp() for time in times if time)
 
 
-def test_all_pages_are_shown(hub: EmulatorClient, show):
+def test_all_pages_are_shown(hub: EmulatorClient, show: Show) -> None:
     hub.configure(page_limit=3)
     for number in range(10):
         hub.add_endpoint(f"acme/e{number}")
@@ -49,8 +48,8 @@ def test_all_pages_are_shown(hub: EmulatorClient, show):
 
 
 def test_what_runs_has_cost_every_started_minute_of_each_replica(
-    hub: EmulatorClient, plane: ControlPlane, show
-):
+    hub: EmulatorClient, plane: ControlPlane, show: Show
+) -> None:
     hub.change_endpoint("acme/llm", state="running")
     hub.change_endpoint("acme/llm", replicas=2)
     at = started(plane, "acme/llm")
@@ -61,8 +60,8 @@ def test_what_runs_has_cost_every_started_minute_of_each_replica(
 
 
 def test_without_the_replicas_times_it_counts_from_its_last_change(
-    hub: EmulatorClient, plane: ControlPlane, show
-):
+    hub: EmulatorClient, plane: ControlPlane, show: Show
+) -> None:
     hub.change_endpoint("acme/llm", state="running")
     hub.add_fault("replicas", times=None, status=403)
     changed = parse_time(plane.get("acme/llm").updated_at)
@@ -72,7 +71,7 @@ def test_without_the_replicas_times_it_counts_from_its_last_change(
     assert found.accrued_nano == 2 * 550_000
 
 
-def test_an_unknown_price_is_not_zero(hub: EmulatorClient, show):
+def test_an_unknown_price_is_not_zero(hub: EmulatorClient, show: Show) -> None:
     hub.change_endpoint("acme/llm", state="running")
     hub.add_fault("provider", times=None, status=404)
     found = show()["acme/llm"]
@@ -80,9 +79,7 @@ def test_an_unknown_price_is_not_zero(hub: EmulatorClient, show):
     assert found.since is not None
 
 
-def test_the_runs_that_use_it_are_named(
-    lifecycle: Callable[..., Lifecycle], other_run: Callable[..., RunProcess], show
-):
+def test_the_runs_that_use_it_are_named(lifecycle: Make, other_run: Start, show: Show) -> None:
     other = other_run(run="b")
     lifecycle(run="a").ensure("acme/llm")
     host = os.uname().nodename
@@ -94,7 +91,7 @@ def test_the_runs_that_use_it_are_named(
 
 
 def test_a_run_of_another_machine_is_known_by_its_tag(
-    plane: ControlPlane, show, settings: EndpointSettings, tmp_path: Path
-):
+    plane: ControlPlane, show: Show, settings: EndpointSettings, tmp_path: Path
+) -> None:
     plane.update("acme/llm", {"tags": ["x", "hfbudget-run-far", "hfbudget-until-12"]})
     assert show()["acme/llm"].holders == (EndpointHolder("far", until=12.0),)

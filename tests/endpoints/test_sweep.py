@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,6 @@ from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import Journal, leases, leases_dir, unfinished
 from pytest_hfbudget.endpoints.lease_store import read_held_leases
-from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.retry import SystemClock, Timings
 from pytest_hfbudget.endpoints.sweep import (
@@ -26,10 +26,8 @@ from pytest_hfbudget.endpoints.sweep import (
 )
 from pytest_hfbudget.endpoints.types import tagged_until
 
-from .conftest import RunProcess
+from .conftest import Make, Start
 
-Start = Callable[..., RunProcess]
-Make = Callable[..., Lifecycle]
 QUICK = Timings(
     try_s=0.5, verify_poll_s=0.02, resend_s=0.2, settle_s=0.1, deadline_s=1, doubt_s=0.3
 )
@@ -44,17 +42,18 @@ class LaterClock(SystemClock):
         return time.time() + self.later_s
 
 
+Clean = Callable[..., tuple[SweepOutcome, ...]]  # the fixture `clean`
+
+
 @pytest.fixture
-def clean(
-    plane: ControlPlane, settings: EndpointSettings
-) -> Callable[..., tuple[SweepOutcome, ...]]:
+def clean(plane: ControlPlane, settings: EndpointSettings) -> Clean:
     """Finds what is there and sweeps it."""
 
-    def run(namespace: str = "", **options: object) -> tuple[SweepOutcome, ...]:
+    def run(namespace: str = "", **options: Any) -> tuple[SweepOutcome, ...]:
         strays: tuple[StrayEndpoint, ...] = find_local(settings.state_dir, api=settings.api)
         if namespace:
             strays += find_tagged(plane, namespace, time.time())
-        return sweep(plane, strays, state_dir=settings.state_dir, timings=QUICK, **options)  # type: ignore[arg-type]
+        return sweep(plane, strays, state_dir=settings.state_dir, timings=QUICK, **options)
 
     return run
 
@@ -68,8 +67,12 @@ def tag(plane: ControlPlane, name: str, until: float) -> None:
 
 
 def test_what_a_dead_run_and_its_dead_reaper_left_is_paused_and_put_back(
-    hub: EmulatorClient, other_run: Start, plane: ControlPlane, settings: EndpointSettings, clean
-):
+    hub: EmulatorClient,
+    other_run: Start,
+    plane: ControlPlane,
+    settings: EndpointSettings,
+    clean: Clean,
+) -> None:
     before = plane.get("acme/llm").raw_scaling
     other_run(run="a").vanish()
     (swept,) = clean()
@@ -87,8 +90,8 @@ def test_what_a_dead_run_and_its_dead_reaper_left_is_paused_and_put_back(
 
 
 def test_a_dry_run_looks_and_touches_nothing(
-    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean
-):
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean: Clean
+) -> None:
     other_run(run="a").vanish()
     (swept,) = clean(dry_run=True)
     assert (swept.state, swept.verified, swept.skipped) == ("running", False, None)
@@ -96,7 +99,9 @@ def test_a_dry_run_looks_and_touches_nothing(
     assert len(unfinished(leases_dir(settings.state_dir))) == 1
 
 
-def test_no_more_than_the_limit_is_paused(hub: EmulatorClient, other_run: Start, clean):
+def test_no_more_than_the_limit_is_paused(
+    hub: EmulatorClient, other_run: Start, clean: Clean
+) -> None:
     names = [f"acme/e{number}" for number in range(3)]
     for name in names:
         hub.add_endpoint(name)
@@ -107,15 +112,17 @@ def test_no_more_than_the_limit_is_paused(hub: EmulatorClient, other_run: Start,
     assert sorted(pauses(hub)) == names[:2]
 
 
-def test_what_a_live_run_uses_is_not_found(hub: EmulatorClient, lifecycle: Make, clean):
+def test_what_a_live_run_uses_is_not_found(
+    hub: EmulatorClient, lifecycle: Make, clean: Clean
+) -> None:
     lifecycle().ensure("acme/llm")
     assert clean("acme") == ()
     assert pauses(hub) == []
 
 
 def test_what_a_dead_run_left_and_a_live_one_uses_is_that_ones_affair(
-    hub: EmulatorClient, other_run: Start, lifecycle: Make, clean
-):
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, clean: Clean
+) -> None:
     other_run(run="dead").vanish()
     run = lifecycle(run="live")
     run.ensure("acme/llm")
@@ -124,7 +131,9 @@ def test_what_a_dead_run_left_and_a_live_one_uses_is_that_ones_affair(
     assert run.finish()[0].verified
 
 
-def test_a_reaper_at_work_is_left_to_it(hub: EmulatorClient, other_run: Start, clean):
+def test_a_reaper_at_work_is_left_to_it(
+    hub: EmulatorClient, other_run: Start, clean: Clean
+) -> None:
     run = other_run(run="a")
     hub.add_fault("pause", times=None, status=503)
     run.end()
@@ -136,8 +145,8 @@ def test_a_reaper_at_work_is_left_to_it(hub: EmulatorClient, other_run: Start, c
 
 
 def test_what_a_reaper_has_given_up_is_found_while_its_run_lives(
-    hub: EmulatorClient, lifecycle: Make, clean
-):
+    hub: EmulatorClient, lifecycle: Make, clean: Clean
+) -> None:
     run = lifecycle(deadline_s=0.2)
     run.ensure("acme/llm")
     hub.add_fault("pause", times=None, status=503)
@@ -149,8 +158,8 @@ def test_what_a_reaper_has_given_up_is_found_while_its_run_lives(
 
 
 def test_leases_of_other_machines_are_passed_over(
-    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean
-):
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean: Clean
+) -> None:
     other_run(run="a").vanish()
     for journal in leases_dir(settings.state_dir).glob("*.jsonl"):
         lines = journal.read_text().replace('"host":"', '"host":"not-')
@@ -160,7 +169,7 @@ def test_leases_of_other_machines_are_passed_over(
 
 def test_another_control_planes_endpoint_is_not_paused_with_this_token(
     hub: EmulatorClient, other_run: Start, plane: ControlPlane, settings: EndpointSettings
-):
+) -> None:
     other_run(run="a").vanish()
     strays = [replace(each, api="http://elsewhere/v2") for each in find_local(settings.state_dir)]
     (swept,) = sweep(plane, strays, state_dir=settings.state_dir)
@@ -169,7 +178,9 @@ def test_another_control_planes_endpoint_is_not_paused_with_this_token(
     assert pauses(hub) == []
 
 
-def test_a_pause_that_fails_is_told_with_what_to_do(hub: EmulatorClient, other_run: Start, clean):
+def test_a_pause_that_fails_is_told_with_what_to_do(
+    hub: EmulatorClient, other_run: Start, clean: Clean
+) -> None:
     other_run(run="a").vanish()
     hub.add_fault("pause", times=None, status=503)
     (swept,) = clean()
@@ -179,8 +190,8 @@ def test_a_pause_that_fails_is_told_with_what_to_do(hub: EmulatorClient, other_r
 
 
 def test_several_dead_runs_of_one_endpoint_are_one_stray(
-    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean
-):
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean: Clean
+) -> None:
     runs = [other_run(run="a"), other_run(run="b")]
     for run in runs:
         run.vanish()
@@ -194,8 +205,8 @@ def test_several_dead_runs_of_one_endpoint_are_one_stray(
 
 
 def test_by_tag_only_runs_whose_latest_end_is_over_are_found(
-    hub: EmulatorClient, plane: ControlPlane, clean
-):
+    hub: EmulatorClient, plane: ControlPlane, clean: Clean
+) -> None:
     hub.configure(page_limit=2)
     for number in range(4):
         hub.add_endpoint(f"acme/e{number}", state="running")
@@ -211,8 +222,8 @@ def test_by_tag_only_runs_whose_latest_end_is_over_are_found(
 
 
 def test_a_tagged_endpoint_of_a_live_run_of_this_machine_is_not_touched(
-    hub: EmulatorClient, lifecycle: Make, plane: ControlPlane, clean
-):
+    hub: EmulatorClient, lifecycle: Make, plane: ControlPlane, clean: Clean
+) -> None:
     run = lifecycle(run="live")
     run.ensure("acme/llm")
     tag(plane, "acme/llm", 1)
@@ -223,7 +234,7 @@ def test_a_tagged_endpoint_of_a_live_run_of_this_machine_is_not_touched(
 
 def test_a_lease_that_was_renewed_since_it_was_listed_is_respected(
     hub: EmulatorClient, plane: ControlPlane, settings: EndpointSettings
-):
+) -> None:
     hub.change_endpoint("acme/llm", state="running")
     tag(plane, "acme/llm", 1)
     strays = find_tagged(plane, "acme", time.time())
@@ -233,7 +244,7 @@ def test_a_lease_that_was_renewed_since_it_was_listed_is_respected(
     assert pauses(hub) == []
 
 
-def test_a_run_renews_its_tags_before_they_are_over(lifecycle: Make, plane: ControlPlane):
+def test_a_run_renews_its_tags_before_they_are_over(lifecycle: Make, plane: ControlPlane) -> None:
     clock = LaterClock()
     run = lifecycle(max_run_s=60, clock=clock)
     run.ensure("acme/llm")
@@ -253,10 +264,11 @@ def test_a_run_renews_its_tags_before_they_are_over(lifecycle: Make, plane: Cont
 
 
 def test_a_sweep_in_a_loop_never_pauses_under_a_live_run(
-    hub: EmulatorClient, other_run: Start, lifecycle: Make, clean
-):
+    hub: EmulatorClient, other_run: Start, lifecycle: Make, clean: Clean
+) -> None:
     other_run(run="dead").vanish()
-    over, seen = threading.Event(), []
+    over = threading.Event()
+    seen: list[SweepOutcome] = []
 
     def loop() -> None:
         while not over.is_set():
@@ -282,8 +294,8 @@ def test_a_sweep_in_a_loop_never_pauses_under_a_live_run(
 
 
 def test_a_line_that_names_no_endpoint_does_not_stop_the_sweep(
-    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean
-):
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean: Clean
+) -> None:
     other_run(run="a").vanish()
     (lease,) = unfinished(leases_dir(settings.state_dir))
     odd = replace(lease.intent, run="odd", endpoint="../llm")

@@ -69,7 +69,7 @@ class Step:
     name: str
     op: str = ""
     fault: dict[str, Any] = field(default_factory=dict)
-    seen: dict[str, object] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)
     resumes: int = 1
     late: float = 0.0
     ready: Callable[[Box], object] | None = None
@@ -105,13 +105,14 @@ KILLS: dict[str, Callable[[Run], Moment]] = {
     "TREE": lambda run: run.kill_tree(),
 }
 CODES = {"TERM": -signal.SIGTERM, "KILL": -signal.SIGKILL, "TREE": -signal.SIGKILL}
-NUMBERED = [
-    pytest.param(step, id=f"{number:02}-{step.name}") for number, step in enumerate(STEPS, 1)
-]
+
+
+def _numbered(step: Step) -> str:
+    return f"{STEPS.index(step) + 1:02}-{step.name}"
 
 
 @pytest.mark.parametrize("kill", KILLS)
-@pytest.mark.parametrize("step", NUMBERED)
+@pytest.mark.parametrize("step", STEPS, ids=_numbered)
 def test_a_run_that_is_killed_at_a_step_leaves_nothing_running(
     box: Box, step: Step, kill: str
 ) -> None:
@@ -125,11 +126,11 @@ def test_a_run_that_is_killed_at_a_step_leaves_nothing_running(
 
 # Here the pause had been sent before the burst.
 ASKED_BEFORE = ("sessionfinish", "verify-the-pause", "unconfigure")
-AFTER_THE_RESUME = [step for step in NUMBERED if step.values[0].resumes]
+AFTER_THE_RESUME = [step for step in STEPS if step.resumes]
 
 
 @pytest.mark.parametrize("kill", ["TERM", "KILL"])
-@pytest.mark.parametrize("step", AFTER_THE_RESUME)
+@pytest.mark.parametrize("step", AFTER_THE_RESUME, ids=_numbered)
 def test_a_run_that_is_killed_at_a_step_on_a_full_disk_leaves_nothing_running(
     box: Box, step: Step, kill: str
 ) -> None:
@@ -142,7 +143,7 @@ def test_a_run_that_is_killed_at_a_step_on_a_full_disk_leaves_nothing_running(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-@pytest.mark.parametrize("step", AFTER_THE_RESUME)
+@pytest.mark.parametrize("step", AFTER_THE_RESUME, ids=_numbered)
 def test_a_run_that_is_killed_at_a_step_in_a_burst_leaves_nothing_running(
     box: Box, step: Step, status: int
 ) -> None:
@@ -164,10 +165,10 @@ def test_a_run_that_is_killed_at_a_step_in_a_burst_leaves_nothing_running(
 STOPPED_S = 3.0
 # At these the reaper is at its pause, or has done all that it had to do.
 PAUSING = (*ASKED_BEFORE, "ask-for-the-pause")
-WHILE_IT_WATCHES = [step for step in AFTER_THE_RESUME if step.values[0].name not in PAUSING]
+WHILE_IT_WATCHES = [step for step in AFTER_THE_RESUME if step.name not in PAUSING]
 
 
-@pytest.mark.parametrize("step", WHILE_IT_WATCHES)
+@pytest.mark.parametrize("step", WHILE_IT_WATCHES, ids=_numbered)
 def test_a_run_whose_reaper_is_stopped_at_a_step_leaves_nothing_running(
     box: Box, step: Step
 ) -> None:
@@ -180,10 +181,10 @@ def test_a_run_whose_reaper_is_stopped_at_a_step_leaves_nothing_running(
     box.judge(end, within=T + STOPPED_S + step.late, resumes=step.resumes)
 
 
-IN_A_TEST = [step for step in NUMBERED if step.values[0].name in ("wait-for-it", "call-in-a-test")]
+IN_A_TEST = [step for step in STEPS if step.name in ("wait-for-it", "call-in-a-test")]
 
 
-@pytest.mark.parametrize("step", IN_A_TEST)
+@pytest.mark.parametrize("step", IN_A_TEST, ids=_numbered)
 def test_reapers_that_are_killed_under_workers_at_a_step_are_replaced(box: Box, step: Step) -> None:
     """All of them, in one instant; and then the controller."""
     box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)

@@ -14,7 +14,7 @@ from run_books import DAY_S, NOON, Project, Run
 
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
 from pytest_hfbudget.history import BudgetWindow, day_of
-from pytest_hfbudget.history.database import MemoryStore, SqliteStore
+from pytest_hfbudget.history.database import SqliteStore
 from pytest_hfbudget.ledger.scope import SESSION
 
 MIDNIGHT = NOON + DAY_S // 2
@@ -325,28 +325,23 @@ def test_a_store_that_breaks_in_mid_run_lets_nothing_more_be_sent(project: Proje
 def test_a_store_that_works_again_hears_of_what_happened_meanwhile(project: Project) -> None:
     run = project.run()
     hold = run.hold(10)
-    with sqlite3.connect(project.path) as file:
-        file.execute("PRAGMA user_version")
-        broken = run.ledger._store_lock._store
-        run.ledger._store_lock._store = NoStore()
-        run.settle(hold, 7)
-        run.ledger._store_lock._store = broken
-    file.close()
+    break_it(project)
+    run.settle(hold, 7)
+    with pytest.raises(LedgerUnreachableError):
+        run.hold(1)
+    repair(project)
     run.spend(1)
     assert project.run().spent() == 8
 
 
 def break_it(project: Project) -> None:
-    with sqlite3.connect(project.path, isolation_level=None) as file:
-        file.execute("DROP TABLE tab")
-    file.close()
+    with closing(sqlite3.connect(project.path, isolation_level=None)) as file:
+        file.execute("ALTER TABLE tab RENAME TO elsewhere")
 
 
-class NoStore(MemoryStore):
-    """One that is out of reach."""
-
-    def begin(self, *_: object) -> None:  # type: ignore[override]
-        raise HistoryError("out of reach")
+def repair(project: Project) -> None:
+    with closing(sqlite3.connect(project.path, isolation_level=None)) as file:
+        file.execute("ALTER TABLE elsewhere RENAME TO tab")
 
 
 def test_only_this_user_can_read_it(project: Project) -> None:

@@ -19,7 +19,8 @@ class Parameters:
 
     def __init__(self, task: str, json: dict[str, Any]) -> None:
         self.url, self.task, self.model = "http://localhost/x", task, "m"
-        self.json, self.data, self.headers = json, None, {}
+        self.json, self.data = json, None
+        self.headers: dict[str, str] = {}
 
 
 def described(task: str, **payload: Any) -> Any:

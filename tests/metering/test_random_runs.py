@@ -160,5 +160,5 @@ def test_the_ledger_is_the_invoice_to_the_nano_dollar(
     assert bench.ledger.total(SESSION).spent == invoice["total_nano_usd"]
     billed = {each["name"]: each["nano_usd"] for each in invoice["endpoints"]}
     for line in endpoints.lines():
-        parts = [*dict(line.shares).values(), line.idle, line.cold_start]
+        parts = [*dict(line.shares).values(), line.idle or 0, line.cold_start or 0]
         assert sum(parts) == line.nano_usd == billed[line.name]

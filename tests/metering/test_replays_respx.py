@@ -53,8 +53,7 @@ def test_what_is_passed_through_without_a_price_is_refused(
 
 @pytest.mark.parametrize("ask", [*SYNC, *ASYNC])
 def test_a_mocked_timeout_bought_nothing(bench: Bench, ask: Ask) -> None:
-    import httpx
-
+    httpx = pytest.importorskip("httpx")
     bench.cap(1)
     using = MOCKERS[0]
     with (

@@ -21,7 +21,7 @@ def only(bench: Bench) -> Charge:
 def left_after(bench: Bench, chunks: int, **options: Any) -> None:
     """Leave a stream that tells its usage in every chunk, at a server that bills all of it."""
     bench.emulator.client.configure(stream_usage="every_chunk", disconnect_bills="full")
-    stream = bench.client().chat_completion(say(12), max_tokens=50, stream=True, **options)
+    stream: Any = bench.client().chat_completion(say(12), max_tokens=50, stream=True, **options)
     for _ in range(chunks):
         next(stream)
     stream.close()
@@ -97,8 +97,8 @@ def test_an_answer_that_nobody_understands_may_have_cost_all_that_was_held(
     bench.emulator.client.add_fault("chat", garbage=True)
     bench.cap(1)
     with suppress(ValueError):  # a stream of it shows nothing at all
-        asked = {"max_tokens": 200, "stream": stream}
-        list(bench.client(provider="groq").chat_completion(say(200), **asked))
+        client = bench.client(provider="groq")
+        list(client.chat_completion(say(200), max_tokens=200, stream=stream))
     assert only(bench).estimated
     assert bench.spent >= bench.billed > 0
 
@@ -122,7 +122,8 @@ def test_an_async_stream_that_nobody_understands_may_have_cost_all_that_was_held
 def test_a_schema_may_name_several_types(bench: Bench) -> None:
     """JSON Schema allows a list where a message has the word for an image."""
     parameters = {"type": "object", "properties": {"at": {"type": ["string", "null"]}}}
-    tool = {"type": "function", "function": {"name": "look", "parameters": parameters}}
+    function = {"name": "look", "parameters": parameters}
+    tool: Any = {"type": "function", "function": function}
     bench.cap(1)
     bench.client().chat_completion(say(1), tools=[tool], max_tokens=5)
     assert only(bench).nano_usd == bench.billed > 0

@@ -89,7 +89,8 @@ def test_reasoning_is_charged_wherever_usage_counts_it(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_tool_call_is_charged_like_any_output(bench: Bench, stream: bool) -> None:
-    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    function = {"name": "look", "parameters": {"type": "object"}}
+    tool: Any = {"type": "function", "function": function}
     bench.cap(1)
     client = bench.client()
     answer = client.chat_completion(
@@ -232,7 +233,7 @@ def test_images_are_charged_beside_the_tokens_that_an_answer_tells(bench: Bench)
 
 def test_a_count_of_thousands_of_digits_is_none(bench: Bench) -> None:
     """Python refuses to read such a number."""
-    client = priced(bench, "emulator/embed", "hf-inference", "feature-extraction", {"input": 1})
+    client = priced(bench, "emulator/embed", "hf-inference", "feature-extraction", {"input": "1"})
     told = {"x-compute-tokens": "9" * 5000}
     bench.emulator.client.add_fault("task", status=200, json=[[0.5]], headers=told)
     bench.cap(1)

@@ -23,6 +23,13 @@ requests_based = int(huggingface_hub.__version__.partition(".")[0]) < 1
 by_httpx = pytest.mark.skipif(requests_based, reason="this huggingface_hub posts by requests")
 
 
+def http_library() -> Any:
+    """What huggingface_hub posts by: httpx, and since its 2.0 httpx2."""
+    from huggingface_hub.utils import _http
+
+    return importlib.import_module("httpx2" if hasattr(_http, "httpx2") else "httpx")
+
+
 def ask(bench: Bench, **options: Any) -> None:
     """One call, whatever comes of it."""
     bench.client(**options).chat_completion(say(10), max_tokens=50)
@@ -127,11 +134,7 @@ def retrying(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A transport of the user's, which sends a call 20 times and then says it never connected."""
     if requests_based:
         pytest.skip("this huggingface_hub posts by requests")
-    from huggingface_hub.utils import _http
-
-    httpx = next(
-        module for name in ("httpx2", "httpx") if (module := getattr(_http, name, None)) is not None
-    )
+    httpx = http_library()
 
     class Retrying(httpx.HTTPTransport):  # type: ignore[name-defined, misc] # either library's
         def handle_request(self, request: Any) -> Any:
@@ -172,11 +175,10 @@ def test_a_connection_that_another_thread_has_taken_sends_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pool may hand one idle connection to two threads; the second goes on to another."""
-    from huggingface_hub.utils import _http
-
-    core = "httpcore2" if hasattr(_http, "httpx2") else "httpcore"
+    core = http_library().__name__.replace("httpx", "httpcore")
     connection = importlib.import_module(f"{core}._sync.http11").HTTP11Connection
-    handle, found = connection.handle_request, []
+    handle = connection.handle_request
+    found: list[object] = []
 
     def taken_at_first(self: Any, request: Any) -> Any:
         if self.is_idle() and not found:
@@ -199,9 +201,7 @@ def test_what_another_thread_reads_of_that_host_is_not_refused_with_a_call(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refused call is stopped on its way out, and only it: not a GET of the same moment."""
-    from huggingface_hub.utils import _http
-
-    httpx = getattr(_http, "httpx2", None) or _http.httpx
+    httpx = http_library()
     read: list[int] = []
 
     def elsewhere() -> None:
@@ -229,9 +229,7 @@ def test_a_hook_that_makes_the_request_larger_is_stopped(
 ) -> None:
     import json
 
-    from huggingface_hub.utils import _http
-
-    httpx = getattr(_http, "httpx2", None) or _http.httpx
+    httpx = http_library()
 
     def enlarge(request: Any) -> None:
         body = json.loads(request.content)
@@ -253,9 +251,7 @@ def test_a_hook_that_makes_the_request_larger_is_stopped(
 def test_a_hook_that_changes_no_limit_is_no_reason_to_refuse(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub.utils import _http
-
-    httpx = getattr(_http, "httpx2", None) or _http.httpx
+    httpx = http_library()
     seen: list[str] = []
     hooks = {"request": [lambda request: seen.append(request.method)]}
     with httpx.Client(event_hooks=hooks) as session:
@@ -272,9 +268,7 @@ def test_what_the_plugin_itself_adds_to_a_request_is_no_change_by_a_hook(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: int | None
 ) -> None:
     """A stream is asked for its usage under a cap, and a call without a limit gets one."""
-    from huggingface_hub.utils import _http
-
-    httpx = getattr(_http, "httpx2", None) or _http.httpx
+    httpx = http_library()
     with httpx.Client(event_hooks={"request": [lambda request: None]}) as session:
         monkeypatch.setattr("huggingface_hub.inference._client.get_session", lambda: session)
         bench.cap("0.01")
@@ -283,7 +277,9 @@ def test_what_the_plugin_itself_adds_to_a_request_is_no_change_by_a_hook(
     assert bench.spent == bench.billed > 0
 
 
-def test_what_another_thread_adds_to_a_question_is_not_sent(bench: Bench) -> None:
+def test_what_another_thread_adds_to_a_question_is_not_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The ledger asks for the time that the question is held: a moment to change it in."""
     bench.prices(**PRICE)
     bench.cap("0.01")
@@ -295,7 +291,7 @@ def test_what_another_thread_adds_to_a_question_is_not_sent(bench: Bench) -> Non
         question[0]["content"] += " and more" * 10_000
         return answer
 
-    bench.books.ask = slow  # type: ignore[method-assign] # stands for the other thread
+    monkeypatch.setattr(bench.books, "ask", slow)  # stands for the other thread
     bench.client(MODEL).chat_completion(question, max_tokens=5)
     (charge,) = bench.ledger.charges()
     assert charge.input_tokens < 100

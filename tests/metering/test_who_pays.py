@@ -312,10 +312,12 @@ def test_a_thread_started_from_an_empty_context_is_inside_the_block_around_it(
 
 
 @everywhere
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task can't be given a context")
 def test_a_task_with_an_empty_context_is_inside_the_block_around_it(
     bench: Bench, run: Callable[[Callable[[], None]], None]
 ) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("a task can't be given a context")
+
     async def call() -> None:
         with pytest.raises(BudgetExceededError):
             async with bench.async_client() as client:
@@ -411,7 +413,7 @@ class Flickering(BudgetContext):
     """A context whose test begins and ends while it is looked at, as another thread may have it."""
 
     @property
-    def test(self) -> RunningTest | None:  # type: ignore[override]
+    def test(self) -> RunningTest | None:
         self.looks += 1
         return TEST if self.looks % 2 else None
 

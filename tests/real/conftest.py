@@ -70,8 +70,8 @@ class Recount:
         names = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
         return self.text(jinja2.Template(self.template).render(messages=messages, **names))
 
-    def text(self, text: str) -> int:
-        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+    def text(self, text: str | None) -> int:
+        return len(self.tokenizer.encode(text or "", add_special_tokens=False).ids)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ TERMS: dict[str, Any] = {
     "max_usd": 1,
     "price_per_1k_tokens": {"input": 0.001, "output": 0.002},
 }
+WITH_USAGE: Any = {"include_usage": True}
 SAY_NOTHING: Any = {"1": 1000.0}  # token 1 is </s>
 
 
@@ -104,7 +105,7 @@ def test_an_end_token_is_charged_though_it_shows_no_text(
 def test_a_stream_is_charged_its_usage_though_its_caller_did_not_ask_for_it(
     client: InferenceClient, real_server: RealServer, recount: Recount
 ) -> None:
-    asked = {"model": real_server.model, "max_tokens": 7}
+    asked: dict[str, Any] = {"model": real_server.model, "max_tokens": 7}
     with budget(**TERMS) as b:
         chunks = list(client.chat_completion(MESSAGES, stream=True, **asked))
     twin = client.chat_completion(MESSAGES, **asked)
@@ -120,7 +121,7 @@ def test_a_metered_stream_gives_its_caller_every_chunk_that_an_unmetered_one_giv
     client: InferenceClient, real_server: RealServer
 ) -> None:
     # This server puts the usage on the finish chunk: to swallow that would lose the finish.
-    asked = {"model": real_server.model, "max_tokens": 7, "stream": True}
+    asked: dict[str, Any] = {"model": real_server.model, "max_tokens": 7, "stream": True}
     unmetered = list(client.chat_completion(MESSAGES, **asked))
     with budget(**TERMS):
         metered = list(client.chat_completion(MESSAGES, **asked))
@@ -133,6 +134,7 @@ def test_a_metered_stream_gives_its_caller_every_chunk_that_an_unmetered_one_giv
 def test_a_stream_whose_caller_set_include_usage_is_charged_the_same(
     client: InferenceClient, real_server: RealServer, recount: Recount, include: bool
 ) -> None:
+    options: Any = {"include_usage": include}
     with budget(**TERMS) as b:
         chunks = list(
             client.chat_completion(
@@ -140,7 +142,7 @@ def test_a_stream_whose_caller_set_include_usage_is_charged_the_same(
                 model=real_server.model,
                 max_tokens=7,
                 stream=True,
-                stream_options={"include_usage": include},
+                stream_options=options,
             )
         )
 
@@ -158,7 +160,7 @@ def test_a_caller_that_asked_for_the_usage_still_reads_it(
             model=real_server.model,
             max_tokens=7,
             stream=True,
-            stream_options={"include_usage": True},
+            stream_options=WITH_USAGE,
         )
 
     (charge,) = b.calls
@@ -178,6 +180,7 @@ def test_a_stream_that_is_closed_early_is_charged_no_less_than_what_was_read(
     (charge,) = b.calls
     assert charge.estimated is True
     # Money, not tokens: nobody knows how many there were, only what they cost at the most.
+    assert charge.nano_usd is not None
     assert charge.nano_usd >= cost((recount.prompt(MESSAGES), recount.text(text_of(read))))
 
 
@@ -222,7 +225,7 @@ def test_an_async_charge_equals_the_answers_usage_and_a_recount(
 def test_an_async_stream_is_charged_its_usage_though_its_caller_did_not_ask_for_it(
     client: InferenceClient, real_server: RealServer, recount: Recount
 ) -> None:
-    asked = {"model": real_server.model, "max_tokens": 6, "stream": True}
+    asked: dict[str, Any] = {"model": real_server.model, "max_tokens": 6, "stream": True}
 
     async def ask() -> list[Any]:
         async with AsyncInferenceClient(base_url=f"{real_server.url}/v1") as async_client:

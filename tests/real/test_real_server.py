@@ -21,7 +21,8 @@ MESSAGES = [
     {"role": "system", "content": "Count every token."},
     {"role": "user", "content": "What does the call cost? Ça coûte 3 €."},
 ]
-ASKING = [None, {"include_usage": True}, {"include_usage": False}]
+WITH_USAGE: Any = {"include_usage": True}
+ASKING: list[Any] = [None, WITH_USAGE, {"include_usage": False}]
 # The model never ends an answer by itself: this bias makes </s>, its token 1, the first it says.
 SAY_NOTHING: Any = {"1": 1000.0}
 NO_SUCH_TOKEN: Any = {"99999": 1.0}
@@ -54,7 +55,7 @@ def test_the_same_question_gets_the_same_answer(
 def test_the_openai_spelling_of_the_call_gets_the_same_usage(
     client: InferenceClient, real_server: RealServer
 ) -> None:
-    asked = {"model": real_server.model, "max_tokens": 5}
+    asked: dict[str, Any] = {"model": real_server.model, "max_tokens": 5}
     answer = client.chat.completions.create(MESSAGES, **asked)
 
     assert answer.usage == client.chat_completion(MESSAGES, **asked).usage
@@ -122,7 +123,7 @@ def test_a_stream_has_no_chunk_without_choices(
         model=real_server.model,
         max_tokens=7,
         stream=True,
-        stream_options={"include_usage": True},
+        stream_options=WITH_USAGE,
     )
     assert {len(chunk.choices) for chunk in stream} == {1}
 
@@ -157,7 +158,7 @@ def test_a_stream_ends_with_the_usage_and_no_done_line(real_server: RealServer) 
 def test_a_stream_and_a_whole_answer_say_and_count_the_same(
     client: InferenceClient, real_server: RealServer
 ) -> None:
-    asked = {"model": real_server.model, "max_tokens": 9}
+    asked: dict[str, Any] = {"model": real_server.model, "max_tokens": 9}
     whole = client.chat_completion(MESSAGES, **asked)
     chunks = list(client.chat_completion(MESSAGES, stream=True, **asked))
 

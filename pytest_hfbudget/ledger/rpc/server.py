@@ -59,18 +59,18 @@ class Listener:
         self._lock = threading.Lock()
         self._paused, self._closed = True, False
         # Readable from when the threads are to leave until they have left.
-        self.wake_up = WakeUp()
+        self._wake_up = WakeUp()
         self._bound = ListeningAddress()
         self.path = str(self._bound.address)
-        self._sockets: set[_Watched] = {_ListeningSocket(self._bound.listen(), self._accept)}
-        self.wake_up.set()
+        self._sockets: set[WatchedSocket] = {ListeningSocket(self._bound.listen(), self._accept)}
+        self._wake_up.set()
 
     def resume(self) -> None:
         """Answer from now on, or again after a fork."""
         with self._lock:
             if self._closed or not self._paused:
                 return
-            self.wake_up.clear()
+            self._wake_up.clear()
             self._paused = False
             for watched in self._sockets:
                 if watched.thread is None:
@@ -80,7 +80,7 @@ class Listener:
         """End the threads; what is asked meanwhile waits in the sockets."""
         with self._lock:
             if not self._paused:
-                self.wake_up.set()
+                self._wake_up.set()
                 self._paused = True
             threads = [watched.thread for watched in self._sockets if watched.thread]
         until = time.monotonic() + PAUSE_S
@@ -99,17 +99,17 @@ class Listener:
             watched.end()
         self._bound.remove()
         if all(watched.thread is None for watched in sockets):
-            self.wake_up.close()
+            self._wake_up.close()
 
     def forget(self) -> None:
         """Close a forked child's copies: else clients would not notice the parent's end."""
         for watched in self._sockets:
             watched.sock.close()
         self._sockets = set()
-        self.wake_up.close()
+        self._wake_up.close()
 
     def _accept(self, connection: PlainSocket) -> None:
-        client = _ClientSocket(connection, self._new_client(), self._bound.address.password)
+        client = ClientSocket(connection, self._new_client(), self._bound.address.password)
         with self._lock:
             if not self._closed:
                 self._sockets.add(client)
@@ -118,20 +118,20 @@ class Listener:
                 return
         client.end()
 
-    def _start_thread(self, watched: _Watched) -> None:
+    def _start_thread(self, watched: WatchedSocket) -> None:
         watched.thread = threading.Thread(
             target=self._serve, args=(watched,), name=watched.name, daemon=True
         )
         watched.thread.start()
 
-    def _serve(self, watched: _Watched) -> None:
-        wake_up = self.wake_up.reader
+    def _serve(self, watched: WatchedSocket) -> None:
+        wake_up = self._wake_up.reader
         with SELECTOR() as selector:
             selector.register(wake_up, selectors.EVENT_READ)
             selector.register(watched.sock, selectors.EVENT_READ)
             while True:
                 ready = {key.fileobj: event for key, event in selector.select()}
-                if wake_up in ready and self._leaves(watched, ready[wake_up]):
+                if wake_up in ready and self.leaves(watched, ready[wake_up]):
                     return
                 if watched.sock in ready and not watched.serve():
                     break
@@ -139,7 +139,8 @@ class Listener:
             self._sockets.discard(watched)
         watched.end()
 
-    def _leaves(self, watched: _Watched, event: int) -> bool:
+    def leaves(self, watched: WatchedSocket, event: int) -> bool:
+        """Whether the thread of a socket, woken by the pipe, ends: not if the fork is over."""
         # Under the lock, so that no thread stops for a fork that is over and is not started again.
         with self._lock:
             if not self._paused and event == selectors.EVENT_READ:
@@ -148,7 +149,7 @@ class Listener:
             return True
 
 
-class _Watched:
+class WatchedSocket:
     """A socket, and the thread that serves it while there is one."""
 
     name = "hfbudget-ledger"
@@ -168,7 +169,7 @@ class _Watched:
         self.sock.close()
 
 
-class _ListeningSocket(_Watched):
+class ListeningSocket(WatchedSocket):
     """Lets clients in."""
 
     def __init__(self, sock: PlainSocket, accept: Callable[[PlainSocket], None]) -> None:
@@ -184,7 +185,7 @@ class _ListeningSocket(_Watched):
         return True
 
 
-class _ClientSocket(_Watched):
+class ClientSocket(WatchedSocket):
     """Answers one client."""
 
     name = "hfbudget-ledger-client"
