@@ -1,4 +1,4 @@
-"""What a call may cost at least and at most, and the output limit that a cap sets."""
+"""The output limit that a cap sets, and the refusals of calls that no cap can hold."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from pytest_hfbudget.errors import BudgetExceededError, Figures, UnpricedCallErr
 from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.money import show
-from pytest_hfbudget.pricing import CallRequest, Catalogue, PriceBook, Quote, UnboundedCallError
+from pytest_hfbudget.pricing import CallRequest
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
-
-# Tokens of prompt and answer that any model in use can take, where its context is not known.
-UNKNOWN_CONTEXT = 8192
 
 # A prompt that leaves room for less than this fills the context by itself.
 SMALLEST = 16
@@ -57,41 +54,6 @@ class RequestVariant(NamedTuple):
 DEFAULT_VARIANT = RequestVariant()
 
 
-def most(request: CallRequest, quote: Quote, catalogue: Catalogue) -> int:
-    """Nano-USD that a call without a limit of its own can cost, whatever the model writes."""
-    longest = catalogue.contexts(request.model, request.provider).longest
-    if longest:
-        return quote.most_within(request, longest)
-    return quote.most(request, ceiling(request, catalogue))
-
-
-def limit_of(
-    request: CallRequest, quote: Quote, held: int, catalogue: Catalogue, variant: RequestVariant
-) -> OutputLimit | None:
-    """The limit with which a call costs no more than ``held``; None where it needs none."""
-    if request.max_output is not None or not request.generates or quote.free:
-        return None
-    longest = catalogue.contexts(request.model, request.provider).longest
-    if longest and held >= most(request, quote, catalogue):
-        return None
-    paid = quote.affordable_output(request, held)
-    if paid is None:
-        return None
-    highest = ceiling(request, catalogue)
-    if variant.at_most is not None:
-        highest = min(highest, variant.at_most)
-    return OutputLimit(min(paid, highest), by_cap=paid < highest)
-
-
-def ceiling(request: CallRequest, catalogue: Catalogue) -> int:
-    """The highest limit with which prompt and answer should still fit into the context.
-
-    The bound on the prompt counts a token for each byte; two bytes are closer, and safe for most.
-    """
-    shortest = catalogue.contexts(request.model, request.provider).shortest or UNKNOWN_CONTEXT
-    return max(shortest - request.input_bound // 2, shortest // 8)
-
-
 def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
     """Write a limit into a payload, where and as its server looks for it."""
     if "inputs" in payload:
@@ -100,52 +62,6 @@ def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
     for name in NAMES:  # one of 0 or less, which servers read as no limit
         payload.pop(name, None)
     payload[variant.limit_name or NAMES[0]] = limit
-
-
-def bounds(
-    request: CallRequest, quote: Quote, variant: RequestVariant, book: PriceBook
-) -> tuple[int, int]:
-    """The least and the most nano-USD that a call may hold.
-
-    Raises:
-        UnpricedCallError: its price does not bound what it can cost.
-        BudgetExceededError: its server takes no limit, and the length of its context is not known.
-    """
-    if quote.free:
-        return 0, 0
-    if request.unreadable:
-        raise BudgetExceededError(
-            f"{request.unreadable}, so no cap can hold the call to {request.model}. "
-            "The call was not sent. Give it one whole number.",
-            model=request.model,
-        )
-    try:
-        if request.max_output is not None or not request.generates:
-            fixed = quote.most(request, request.max_output or 0)
-            return fixed, fixed
-        catalogue = book.catalogue
-        least, highest = quote.most(request, 1), most(request, quote, catalogue)
-        if variant.limit_name is None:
-            return _without_limit(request, highest, catalogue)
-        return least, max(least, highest)
-    except UnboundedCallError as error:
-        raise UnpricedCallError(
-            f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
-            f"{toml_hint(request)}\n",
-            model=request.model,
-        ) from None
-
-
-def _without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> tuple[int, int]:
-    """The bound of a call to a server that takes no limit: what fills the context."""
-    if catalogue.contexts(request.model, request.provider).longest:
-        return highest, highest
-    raise BudgetExceededError(
-        f"{request.model} takes no limit on its output, and the length of its context is not "
-        "known, so no cap can hold the call. It was refused by the server and not sent again. "
-        "Give the limit by the name that this server uses, or a price by the call.",
-        model=request.model,
-    )
 
 
 def unpriced(request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:

@@ -318,17 +318,24 @@ def _scopes(rows: list[Any]) -> tuple[Scope, ...]:
 
 def pack_quote(quote: Quote | None) -> list[Any] | None:
     """A quote as JSON can hold it."""
-    return [[asdict(price), source] for price, source in quote.options] if quote else None
+    if not quote:
+        return None
+    providers = quote.providers or (None,) * len(quote.options)
+    rows = zip(quote.options, providers, strict=True)
+    return [[asdict(price), source, provider] for (price, source), provider in rows]
 
 
 def unpack_quote(rows: list[Any] | None) -> Quote | None:
     """What was packed."""
-    return Quote(tuple((Price(**price), source) for price, source in rows)) if rows else None
+    if not rows:
+        return None
+    options = tuple((Price(**price), source) for price, source, _ in rows)
+    return Quote(options, tuple(provider for *_, provider in rows))
 
 
 def pack_request(request: CallRequest) -> dict[str, Any]:
     """A request as JSON can hold it."""
-    return request._asdict()
+    return request._replace(inputs=(), prompt=None)._asdict()  # no price depends on them
 
 
 def unpack_request(fields: dict[str, Any]) -> CallRequest:
