@@ -21,7 +21,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.errors import BudgetExceededError, UnpricedCallError
-from pytest_hfbudget.metering.limits import OutputLimit, RequestVariant
+from pytest_hfbudget.metering.limits import RequestVariant, most, without_limit
 from pytest_hfbudget.metering.prompts import (
     ALIKE,
     BESIDE,
@@ -48,7 +48,6 @@ from pytest_hfbudget.metering.request import (
 )
 from pytest_hfbudget.pricing import (
     CallRequest,
-    Catalogue,
     PriceBook,
     Quote,
     UnboundedCallError,
@@ -56,9 +55,6 @@ from pytest_hfbudget.pricing import (
 )
 from pytest_hfbudget.pricing.book import toml_hint
 from pytest_hfbudget.pricing.price import BYTES, Prompt
-
-# Tokens of prompt and answer that any model in use can take, where its context is not known.
-UNKNOWN_CONTEXT = 8192
 
 # What a request may say that changes no token of its prompt. Whatever else it says is hashed.
 NEUTRAL = frozenset(
@@ -71,6 +67,10 @@ NEUTRAL = frozenset(
 )
 HASH_BYTES = 12
 MOST_KEPT = 1000
+# What a run learns of more prompts than these would take hundreds of megabytes.
+MOST_FACTS = 50_000
+
+Share = Callable[[list[Fact], int], tuple[list[Fact], int]]
 _packed = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
@@ -95,7 +95,8 @@ class TokenCounts:
         tokenizer: returns the tokenizer of a model; None where there is none on this machine.
 
     Attributes:
-        facts: what was learned in this run, in its order.
+        share: tells the process that leads this run what was learned here, and returns what was
+            learned elsewhere since the last time; None in that process itself.
         miscounted: the models whose tokenizer has counted less than a server.
     """
 
@@ -105,9 +106,11 @@ class TokenCounts:
         load: Callable[[str], Iterable[Fact]] = lambda model: (),
         tokenizer: Callable[[str], Tokenizer | None] = lambda model: None,
     ) -> None:
-        self.facts: list[Fact] = []
+        self.share: Share | None = None
         self.miscounted: set[str] = set()
         self._salt, self._load, self._tokenizer = router.encode(), load, tokenizer
+        self._journal: list[tuple[str, Fact]] = []  # and who has told it; empty for this process
+        self._shared = self._heard = 0
         self._models: dict[str, dict[str, Counts]] = {}
         self._loaded: set[str] = set()
         # What follows from all facts, for prompts that no server has counted: replays, for one.
@@ -212,6 +215,8 @@ class TokenCounts:
             return
         counts = self._models[model].get(provider) or self._counts(model, provider)
         before = counts.tokens.get(prompt.exact)
+        if before is None and len(self._journal) >= MOST_FACTS:
+            return
         if counts.doubted or (before == tokens and counts.alike and prompt.exact in counts.seen):
             return
         asked = request.at(provider)
@@ -251,13 +256,54 @@ class TokenCounts:
             known, here = counts.tokens.get(fact.key), live and fact.key in counts.seen
             if here and known is not None and fact.key[0] not in (TEMPLATE, BESIDE):
                 word = ALIKE if known == fact.tokens else DOUBT
-                self._apply(fact._replace(key=word), live=True)
+                self._note(fact._replace(key=word, tokens=0))
             else:
                 self._apply(fact._replace(tokens=max(known or 0, fact.tokens)), live=live)
 
+    @property
+    def facts(self) -> list[Fact]:
+        """What was learned in this run, in its order."""
+        return [fact for _, fact in self._journal]
+
+    def known(self, model: str) -> list[Fact]:
+        """All that is believed of a model, and what is not to be believed."""
+        if model not in self._loaded:
+            self._load_model(model)
+        found = [Fact(model, "", MISCOUNTED)] if model in self.miscounted else []
+        for provider, counts in tuple(self._models[model].items()):
+            found += [Fact(model, provider, DOUBT)] if counts.doubted else []
+            found += [Fact(model, provider, key, n) for key, n in tuple(counts.tokens.items())]
+        return found
+
+    def exchange(self) -> None:
+        """Share what was learned here since the last time, if anything was.
+
+        Raises:
+            HFBudgetError: the process that leads the run is gone.
+        """
+        journal = self._journal[self._shared :]
+        if self.share is None or not journal:
+            return
+        self._shared += len(journal)
+        news, self._heard = self.share([fact for _, fact in journal], self._heard)
+        self.take(news, live=True)
+
+    def shared_by(self, origin: str, facts: Iterable[Fact], heard: int) -> tuple[list[Fact], int]:
+        """The other end of `share`.
+
+        Args:
+            origin: the process that has learned these facts.
+            heard: how much of what this process has it was told already.
+        """
+        journal = self._journal[heard:]
+        for fact in facts:
+            self.take((fact,), live=True)
+            self._journal.append((origin, fact))
+        return [fact for who, fact in journal if who != origin], heard + len(journal)
+
     def _note(self, fact: Fact) -> None:
         self._apply(fact, live=True)
-        self.facts.append(fact)
+        self._journal.append(("", fact))
 
     def _apply(self, fact: Fact, *, live: bool) -> None:
         self._kept = {}
@@ -308,42 +354,6 @@ def _rest(payload: Mapping[str, Any], said: str) -> dict[str, Any]:
     return rest
 
 
-def most(request: CallRequest, quote: Quote, catalogue: Catalogue) -> int:
-    """Nano-USD that a call without a limit of its own can cost, whatever the model writes."""
-    longest = catalogue.contexts(request.model, request.provider).longest
-    if longest:
-        return quote.most_within(request, longest)
-    return quote.most(request, ceiling(request, catalogue))
-
-
-def limit_of(
-    request: CallRequest, quote: Quote, held: int, catalogue: Catalogue, variant: RequestVariant
-) -> OutputLimit | None:
-    """The limit with which a call costs no more than ``held``; None where it needs none."""
-    if request.max_output is not None or not request.generates or quote.free:
-        return None
-    longest = catalogue.contexts(request.model, request.provider).longest
-    if longest and held >= most(request, quote, catalogue):
-        return None
-    paid = quote.affordable_output(request, held)
-    if paid is None:
-        return None
-    highest = ceiling(request, catalogue)
-    if variant.at_most is not None:
-        highest = min(highest, variant.at_most)
-    return OutputLimit(min(paid, highest), by_cap=paid < highest)
-
-
-def ceiling(request: CallRequest, catalogue: Catalogue) -> int:
-    """The highest limit with which prompt and answer should still fit into the context.
-
-    A bound by bytes counts a token for each byte; two bytes are closer, and safe for most.
-    """
-    shortest = catalogue.contexts(request.model, request.provider).shortest or UNKNOWN_CONTEXT
-    prompt = request.input_bound // 2 if request.basis == BYTES else request.input_bound
-    return max(shortest - prompt, shortest // 8)
-
-
 def bounds(
     request: CallRequest, quote: Quote, variant: RequestVariant, book: PriceBook
 ) -> tuple[int, int]:
@@ -368,7 +378,7 @@ def bounds(
         catalogue = book.catalogue
         least, highest = quote.most(request, 1), most(request, quote, catalogue)
         if variant.limit_name is None:
-            return _without_limit(request, highest, catalogue)
+            return without_limit(request, highest, catalogue)
         return least, max(least, highest)
     except UnboundedCallError as error:
         raise UnpricedCallError(
@@ -376,15 +386,3 @@ def bounds(
             f"{toml_hint(request)}\n",
             model=request.model,
         ) from None
-
-
-def _without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> tuple[int, int]:
-    """The bound of a call to a server that takes no limit: what fills the context."""
-    if catalogue.contexts(request.model, request.provider).longest:
-        return highest, highest
-    raise BudgetExceededError(
-        f"{request.model} takes no limit on its output, and the length of its context is not "
-        "known, so no cap can hold the call. It was refused by the server and not sent again. "
-        "Give the limit by the name that this server uses, or a price by the call.",
-        model=request.model,
-    )

@@ -16,11 +16,11 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import Charge, Hold, Ledger
 from pytest_hfbudget.ledger.locks import OWN_LOCKS, is_owned
-from pytest_hfbudget.metering.bounds import bounds, limit_of
+from pytest_hfbudget.metering.bounds import bounds
 from pytest_hfbudget.metering.budget_context import current_caller
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
-from pytest_hfbudget.metering.limits import check_share, put, unpriced
+from pytest_hfbudget.metering.limits import check_share, limit_of, put, unpriced
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.prompts import by_bytes
 from pytest_hfbudget.metering.request import (

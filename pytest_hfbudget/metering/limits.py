@@ -8,8 +8,12 @@ from pytest_hfbudget.errors import BudgetExceededError, Figures, UnpricedCallErr
 from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.money import show
-from pytest_hfbudget.pricing import CallRequest
+from pytest_hfbudget.pricing import CallRequest, Catalogue, Quote
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
+from pytest_hfbudget.pricing.price import BYTES
+
+# Tokens of prompt and answer that any model in use can take, where its context is not known.
+UNKNOWN_CONTEXT = 8192
 
 # A prompt that leaves room for less than this fills the context by itself.
 SMALLEST = 16
@@ -54,6 +58,42 @@ class RequestVariant(NamedTuple):
 DEFAULT_VARIANT = RequestVariant()
 
 
+def most(request: CallRequest, quote: Quote, catalogue: Catalogue) -> int:
+    """Nano-USD that a call without a limit of its own can cost, whatever the model writes."""
+    longest = catalogue.contexts(request.model, request.provider).longest
+    if longest:
+        return quote.most_within(request, longest)
+    return quote.most(request, ceiling(request, catalogue))
+
+
+def limit_of(
+    request: CallRequest, quote: Quote, held: int, catalogue: Catalogue, variant: RequestVariant
+) -> OutputLimit | None:
+    """The limit with which a call costs no more than ``held``; None where it needs none."""
+    if request.max_output is not None or not request.generates or quote.free:
+        return None
+    longest = catalogue.contexts(request.model, request.provider).longest
+    if longest and held >= most(request, quote, catalogue):
+        return None
+    paid = quote.affordable_output(request, held)
+    if paid is None:
+        return None
+    highest = ceiling(request, catalogue)
+    if variant.at_most is not None:
+        highest = min(highest, variant.at_most)
+    return OutputLimit(min(paid, highest), by_cap=paid < highest)
+
+
+def ceiling(request: CallRequest, catalogue: Catalogue) -> int:
+    """The highest limit with which prompt and answer should still fit into the context.
+
+    A bound by bytes counts a token for each byte; two bytes are closer, and safe for most.
+    """
+    shortest = catalogue.contexts(request.model, request.provider).shortest or UNKNOWN_CONTEXT
+    prompt = request.input_bound // 2 if request.basis == BYTES else request.input_bound
+    return max(shortest - prompt, shortest // 8)
+
+
 def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
     """Write a limit into a payload, where and as its server looks for it."""
     if "inputs" in payload:
@@ -62,6 +102,18 @@ def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
     for name in NAMES:  # one of 0 or less, which servers read as no limit
         payload.pop(name, None)
     payload[variant.limit_name or NAMES[0]] = limit
+
+
+def without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> tuple[int, int]:
+    """The bound of a call to a server that takes no limit: what fills the context."""
+    if catalogue.contexts(request.model, request.provider).longest:
+        return highest, highest
+    raise BudgetExceededError(
+        f"{request.model} takes no limit on its output, and the length of its context is not "
+        "known, so no cap can hold the call. It was refused by the server and not sent again. "
+        "Give the limit by the name that this server uses, or a price by the call.",
+        model=request.model,
+    )
 
 
 def unpriced(request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:

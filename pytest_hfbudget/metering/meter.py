@@ -202,6 +202,7 @@ class Meter:
             self._tell_missed()
         with suppress(HFBudgetError):  # a ledger that is gone has booked what was held
             self.ledger.flush()
+            self.counts.exchange()
 
     def disown(self) -> None:
         """Leave the open calls to the process that has sent them: this one is its child."""
