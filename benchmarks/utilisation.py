@@ -174,7 +174,7 @@ def keep_tokenizer(cache: Path) -> None:
     from tokenizers.pre_tokenizers import Split
 
     tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))  # noqa: S106 - a token of text
-    tokenizer.pre_tokenizer = Split(Regex("(?s).{1,4}"), "isolated")
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]{1,4}"), "isolated")
     folder = cache / f"models--{MODEL.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0" * 40)

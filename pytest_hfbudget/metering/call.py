@@ -27,6 +27,7 @@ from pytest_hfbudget.metering.settlement import (
     word_for,
 )
 from pytest_hfbudget.metering.usage import (
+    above_what_came,
     compute_time,
     ending_with_usage,
     finished_by_length,
@@ -318,12 +319,9 @@ class Call:
             else:
                 price = price_of(self.meter.book, request, quote, outcome.provider)
             charge = charge_of(self.draft, request, price, outcome, usage, status, self._took())
-            if (
-                request.prompt is not None
-                and usage is not None
-                and not self.outgoing.watch.replayed
-            ):
-                self.meter.counts.learn(request, outcome.provider, usage)
+            told = None if self.outgoing.watch.replayed else usage
+            if told is not None and request.prompt is not None:
+                self.meter.counts.learn(request, outcome.provider, told)
         except Exception:
             # A price hook may raise; the call has been sent and must be booked.
             logger.exception("the price of a call could not be worked out; its hold is charged")
@@ -346,6 +344,8 @@ class Call:
         """Book a charge, which is worked out by now: a Ctrl-C before this changes nothing."""
         if self.outgoing.watch.replayed:
             charge = _replayed(charge)
+        elif charge.estimated:
+            charge = above_what_came(charge, self.request, self.quote, self.outcome)
         self._final = charge
         if not self._once.acquire(blocking=False):
             return

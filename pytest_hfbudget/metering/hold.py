@@ -177,6 +177,7 @@ def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
 def _take(call: Call) -> None:
     if call.wait is not None:
         wait, call.wait = call.wait, None
+        call.draft = call.draft._replace(waited=round(wait.waited, 6))
         _hold(call, wait.hold)
 
 

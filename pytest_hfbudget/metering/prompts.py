@@ -7,14 +7,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.metering.request import (
     IMAGE_TOKENS,
     MESSAGE_TOKENS,
+    SHOWN,
     Parameters,
+    allowance,
     allowances,
     input_bound,
     text_bytes,
@@ -76,6 +78,16 @@ class Counts:
         return tokens if tokens is None or self.alike else with_margin(tokens)
 
 
+def notes(facts: Iterable[Fact]) -> Iterator[str]:
+    """What a run has found out about how servers count, a sentence each."""
+    for model, provider, key, _ in dict.fromkeys(facts):
+        if key == MISCOUNTED:
+            yield f"the tokenizer of {model} has counted fewer tokens than its server: not used"
+        elif key == DOUBT:
+            who = provider or "the server"
+            yield f"{who} counts a prompt of {model} differently each time, so bytes bound it"
+
+
 def with_margin(tokens: int) -> int:
     """The most that a provider counts of what it has counted once."""
     return tokens + tokens // 4 + MARGIN
@@ -86,10 +98,12 @@ class Part(NamedTuple):
 
     Attributes:
         bytes: the most tokens of what it says, by its bytes.
+        media: the part of that which stands for what it shows.
         texts: what it says, if that is nothing but text.
     """
 
     bytes: int
+    media: int
     texts: tuple[str, ...] | None
 
 
@@ -98,13 +112,11 @@ class Measured(NamedTuple):
 
     Attributes:
         beginnings: the hash of each of its beginnings, with one message more each.
-        media: whether it shows an image, a sound, a film or a document.
     """
 
     prompt: Prompt
     parts: tuple[Part, ...]
     beginnings: tuple[str, ...]
-    media: bool
 
 
 # Counts the tokens of a text.
@@ -130,9 +142,9 @@ def bound_of(
     measured: Measured, strict: int, counts: Counts | None, tokenizer: Tokenizer | None
 ) -> tuple[int, str]:
     """The least of all bounds on a prompt, and how it came about."""
-    prompt, parts, beginnings, media = measured
+    prompt, parts, beginnings = measured
     whole = [(strict, BYTES)]
-    if tokenizer is not None and not media:
+    if tokenizer is not None and not any(part.media for part in parts):
         saved = sum(part.bytes for part in parts if part.texts) - _seen(parts, tokenizer)
         whole.append((strict - saved, TOKENIZER))
     if counts is None or counts.doubted:
@@ -144,8 +156,8 @@ def bound_of(
             new, basis = parts[at:], TOKENIZER if tokenizer else BEGINNING
             whole.append((tokens + _tokens(new, tokenizer) + MESSAGE_TOKENS * len(new), basis))
             break
-    if prompt.shape and (tokens := counts.most(TEMPLATE + prompt.shape)) is not None:
-        whole.append((tokens + _tokens(parts, None), SHAPE))
+    if (tokens := counts.most(TEMPLATE + prompt.shape)) is not None:
+        whole.append((tokens + sum(part.bytes - part.media for part in parts), SHAPE))
     if prompt.tokens is not None and (tokens := counts.most(BESIDE + prompt.shape)) is not None:
         # Between two parts a tokenizer of the whole may cut in another place.
         whole.append((tokens + prompt.tokens + len(parts), TOKENIZER))
@@ -174,16 +186,16 @@ def measured(
         shape: the hash of its shape.
         hashes: those of its beginnings, then its own.
     """
-    parts, media = tuple(map(_part, said)), bool(allowances(said))
+    parts = tuple(map(_part, said))
     *beginnings, exact = hashes
-    seen = tokenizer is not None and not media and all(part.texts for part in parts)
+    seen = tokenizer is not None and all(part.texts for part in parts)
     tokens = _tokens(parts, tokenizer) if seen else None
-    return Measured(Prompt(exact, "" if media else shape, tokens), parts, tuple(beginnings), media)
+    return Measured(Prompt(exact, shape, tokens), parts, tuple(beginnings))
 
 
 def _part(said: Any) -> Part:
     texts = _texts(said)
-    return Part(text_bytes(texts if texts is not None else said), texts)
+    return Part(text_bytes(said if texts is None else texts), allowances(said), texts)
 
 
 def _texts(said: Any) -> tuple[str, ...] | None:
@@ -202,8 +214,10 @@ def _texts(said: Any) -> tuple[str, ...] | None:
 
 
 def outline(said: Any) -> Any:
-    """A part without its texts: what a chat template makes something of."""
+    """A part without its texts: what a chat template makes something of, and what it shows."""
     if isinstance(said, dict):
+        if not SHOWN.isdisjoint(said) and allowance(said):
+            return said
         kept = ("role", "type", "name")
         return {k: v if k in kept else outline(v) for k, v in said.items() if isinstance(k, str)}
     if isinstance(said, (list, tuple)):

@@ -241,11 +241,12 @@ def allowances(value: object) -> int:
         return sum(map(allowances, value))
     if not isinstance(value, dict):
         return 0
-    own = _allowance(value)
+    own = allowance(value)
     return own or sum(map(allowances, value.values()))
 
 
-def _allowance(values: Mapping[str, Any]) -> int:
+def allowance(values: Mapping[str, Any]) -> int:
+    """The most tokens of what a part of a message shows; 0 where it shows nothing."""
     shown = values.get("type")
     kinds = {shown} if isinstance(shown, str) else values.keys()  # some servers need no type
     if not MEDIA.isdisjoint(kinds):
@@ -254,8 +255,8 @@ def _allowance(values: Mapping[str, Any]) -> int:
 
 
 def _mapping_bytes(values: Mapping[str, Any]) -> int:
-    if not SHOWN.isdisjoint(values) and (allowance := _allowance(values)):
-        return allowance + text_bytes(values.get("text", ""))
+    if not SHOWN.isdisjoint(values) and (most := allowance(values)):
+        return most + text_bytes(values.get("text", ""))
     total = 0
     for key, item in values.items():
         total += len(str(key))

@@ -182,6 +182,13 @@ class Controller(Role):
             with self._lock:
                 self._prices.foresee()
 
+    def _notes(self) -> tuple[str, ...]:
+        if self._run_prices is None or not (learned := self._learned()):
+            return ()
+        from pytest_hfbudget.metering.prompts import notes
+
+        return tuple(notes(learned))
+
     def _learned(self) -> list[Fact]:
         return self.counts.facts
 
@@ -315,6 +322,7 @@ class Controller(Role):
         report = Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
         return replace(
             report,
+            notes=self._notes(),
             run=self.run_id,
             rehearsal=self.settings.emulator is not None,
             over_runs=self.settings.capped_over_runs,

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
@@ -96,6 +96,19 @@ class RunPrices:
             check(self._config, self._settings)
             self._read = refresh(self._config, self._settings, needed=True)
             self._ready = True
+            if self._settings.tokenizer == "download" and not self._settings.emulator:
+                from pytest_hfbudget.plugin import tokenizers
+
+                tokenizers.download(self._config, self._models())
+
+    def _models(self) -> Iterator[str]:
+        """The models that this run may call: those of earlier runs, and of the price table."""
+        from pytest_hfbudget.plugin import recording, run_history
+
+        yield from (fact.model for fact in recording.counts(self._config, self._settings))
+        yield from run_history.models(self._config, self._settings)
+        for name in book(self._config, self._settings, {}).table.rows:
+            yield name if "://" in name else name.partition(":")[0]
 
     def foresee(self) -> None:
         """Have prices for calls that no cap waits for."""
@@ -108,9 +121,10 @@ class RunPrices:
         """What servers have counted in prompts, in this run and in earlier ones."""
         if self._counts is None:
             from pytest_hfbudget.metering.bounds import TokenCounts
+            from pytest_hfbudget.plugin.tokenizers import tokenizers
 
             load = off_loop()(partial(_remembered, self._config, self._settings))
-            self._counts = TokenCounts(self._settings.router, load)
+            self._counts = TokenCounts(self._settings.router, load, tokenizers(self._settings))
         return self._counts
 
     def catalogue(self) -> Catalogue:

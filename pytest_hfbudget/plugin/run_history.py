@@ -86,6 +86,20 @@ def counts(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact,
         return ()
 
 
+def models(config: pytest.Config, settings: Settings) -> tuple[str, ...]:
+    """The models of earlier runs, the most expensive first. Never fails a run."""
+    if not settings.log_days:
+        return ()
+    from pytest_hfbudget.endpoints.journal import default_state_dir
+    from pytest_hfbudget.history.usage_log import FILE, QueryResult, UsageQuery
+
+    asked = UsageQuery((("project", project(config, settings)),))
+    with suppress(HistoryError):
+        found = QueryResult(default_state_dir() / FILE).totals(asked, "model")
+        return tuple(each.name for each in found)
+    return ()
+
+
 def add_to_log(
     config: pytest.Config,
     settings: Settings,

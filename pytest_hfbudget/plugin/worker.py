@@ -66,8 +66,10 @@ class Worker(Role):
     def _counts(self) -> TokenCounts:
         from pytest_hfbudget.metering.bounds import TokenCounts
         from pytest_hfbudget.metering.processes import known_to, shares
+        from pytest_hfbudget.plugin.tokenizers import tokenizers
 
-        counts = TokenCounts(self.settings.router, off_loop()(known_to(self._wire)))
+        known = off_loop()(known_to(self._wire))
+        counts = TokenCounts(self.settings.router, known, tokenizers(self.settings))
         counts.share = shares(self._wire, self._name)
         return counts
 

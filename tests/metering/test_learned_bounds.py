@@ -194,6 +194,17 @@ def test_a_picture_behind_a_url_may_change_and_is_not_counted_once_and_for_all(
     assert far > 4000
 
 
+def test_another_question_about_a_picture_is_bounded_by_the_first(priced: Bench) -> None:
+    def shows(picture: str, text: str) -> list[Mapping[str, Any]]:
+        url = {"url": f"data:image/png;base64,{picture}"}
+        shown = {"type": "image_url", "image_url": url}
+        return [{"role": "user", "content": [shown, {"type": "text", "text": text}]}]
+
+    assert ask(priced, messages=shows("AAAA", "What is this?")) > 4000
+    assert ask(priced, messages=shows("AAAA", "Who has drawn it?")) < 300
+    assert ask(priced, messages=shows("BBBB", "Who has drawn it?")) > 4000
+
+
 # --- what is new in a prompt
 
 
