@@ -24,6 +24,7 @@ WORKERS = "HFBUDGET_WORKERS"
 NOT_RUN = "not run"
 ON_EXHAUSTED = ("skip", "stop", "fail")
 PLAN_GATE = ("stop", "warn", "off")
+TOKENIZER = ("cached", "download", "off")
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
 ROUTER = "https://router.huggingface.co"
 HOLD_WAIT_S = 60.0
@@ -148,6 +149,13 @@ class Settings:
         values.days,
         "HFBUDGET_LOG_DAYS hf_log_days",
         "days that a run stays in the usage log (90); 0 keeps no log",
+    )
+    tokenizer = Setting[str](
+        "cached",
+        values.one_of(TOKENIZER),
+        "HFBUDGET_TOKENIZER hf_tokenizer",
+        "whose count bounds a prompt: cached (a model's tokenizer in the Hugging Face cache), "
+        "download (before the first test), off",
     )
     prices = Guard[Path | None](
         None,
@@ -350,15 +358,6 @@ def full_name(name: str, namespace: str | None) -> str:
             f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
         )
     return "/".join(parts)
-
-
-def of_script(environ: Mapping[str, str]) -> Settings:
-    """The settings of a script without pytest, which has only the environment.
-
-    Raises:
-        ConfigError: one of them is invalid.
-    """
-    return merge({}, environ, lambda name: None, only=("router", "hold_wait"))
 
 
 def _find(

@@ -6,8 +6,9 @@ a style that a provider's offer, or a switch, can have.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -56,7 +57,21 @@ async def serve_chat(exchange: Exchange, server: Server) -> ASGIApp:
     """Answer a chat request. Raises Refusal (400)."""
     body, switches = exchange.json(), exchange.world.switches
     ask = chat.read_chat(body, server.context, switches.natural_tokens, switches)
+    ask = replace(ask, prompt_tokens=ask.prompt_tokens + _beside(exchange, server, body))
     return await _serve(exchange, server, ask, _CHAT)
+
+
+def _beside(exchange: Exchange, server: Server, body: dict[str, Any]) -> int:
+    """Prompt tokens that another server would not have counted."""
+    world, beside = exchange.world, 0
+    for each in world.switches.template_tokens:
+        provider, _, tokens = each.partition("=")
+        beside += int(tokens) if provider == server.provider else 0
+    if world.switches.recount == "more":
+        prompt = json.dumps([server.model, server.provider, body.get("messages")])
+        beside += world.counted[prompt]
+        world.counted[prompt] += 1
+    return beside
 
 
 async def serve_completion(exchange: Exchange, server: Server) -> ASGIApp:

@@ -39,6 +39,8 @@ class Switches:
     cached_tokens: int = 0  # of each prompt of a chat, as far as it is that long
     cached_usage: Literal["nested", "flat", "null"] = "nested"  # how usage tells them
     reasoning_usage: Literal["within", "beside"] = "within"  # of completion_tokens
+    recount: Literal["alike", "more"] = "alike"  # of a prompt: one token more each time
+    template_tokens: tuple[str, ...] = ()  # "PROVIDER=N": tokens that its template adds
     disconnect_bills: Literal["generated", "full"] = "generated"  # a stream dropped by the client
 
     compute_tokens_header: bool = True  # x-compute-tokens on what was only read, as of TEI

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import IO, Any
@@ -53,6 +54,7 @@ class World:
         self.deleted: list[Endpoint] = []
         self.turns = itertools.count()  # of round-robin routing
         self.ids = itertools.count(1)
+        self.counted: Counter[str] = Counter()  # how often each prompt was
         self.polls = 0  # that the queue will still answer with "not yet"
         self.tasks: set[asyncio.Task[Any] | None] = set()  # requests on their way
 

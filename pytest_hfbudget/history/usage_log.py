@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.history.database import Schema, connect, explained, transaction
+from pytest_hfbudget.history.prompt_tokens import LEARNED, PROMPT_TOKENS, facts, learn
 from pytest_hfbudget.ledger import Charge, Refusal
+from pytest_hfbudget.metering.prompts import RULE, Fact
 from pytest_hfbudget.reporting import EndpointLine, Report
 from pytest_hfbudget.text import public_url
 
@@ -60,7 +62,7 @@ _FIRST = (
 )
 
 SCHEMA = Schema(
-    steps=(_FIRST,),
+    steps=(_FIRST, PROMPT_TOKENS),
     remedy=(
         "Make it readable and writable, or move it aside; "
         "HFBUDGET_STATE_DIR names another folder, and hf_log_days = 0 keeps no log."
@@ -130,7 +132,14 @@ class UsageLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, run: LoggedRun, entries: Iterable[Entry], *, keep_days: int) -> None:
+    def write(
+        self,
+        run: LoggedRun,
+        entries: Iterable[Entry],
+        learned: Iterable[Fact] = (),
+        *,
+        keep_days: int,
+    ) -> None:
         """Add a run, whole or not at all, and forget those that are too old.
 
         Raises:
@@ -146,7 +155,9 @@ class UsageLog:
                     f"INSERT INTO entry ({', '.join(COLUMNS)}) VALUES ({marks})",  # noqa: S608
                     map(astuple, entries),
                 )
+                learn(connection, learned, run.started, run.ended)
                 before = (run.ended - keep_days * DAY_S,)
+                connection.execute("DELETE FROM prompt_tokens WHERE seen < ?", before)
                 connection.execute(
                     "DELETE FROM entry WHERE run IN (SELECT run FROM run WHERE ended < ?)", before
                 )
@@ -334,6 +345,10 @@ class QueryResult:
             [*values, limit],
         )
         return found[0] if found else (-math.inf, 0)
+
+    def counts(self, model: str) -> tuple[Fact, ...]:
+        """What servers have counted in prompts of a model, by the rule of this release."""
+        return facts(self._ask(LEARNED, [model, RULE]))
 
     def total(self, question: UsageQuery) -> Total:
         """What all of them add up to."""

@@ -15,7 +15,9 @@ class Charge(NamedTuple):
     that a recording or a mock answered, so that it cost nothing. ``instead_of`` is the
     model that the caller had asked for, where a budget's fallback has put another in its place.
     ``at`` is when the call was made, in unix seconds. ``endpoint`` is the endpoint of the run, by
-    ``namespace/name``, that the call went to; None for every other call.
+    ``namespace/name``, that the call went to; None for every other call. ``above`` is the part of
+    an estimated charge that is above what provably came back. ``waited`` is for how many seconds it
+    waited until calls in flight had settled.
     """
 
     test: str | None
@@ -36,6 +38,8 @@ class Charge(NamedTuple):
     instead_of: str = ""
     at: float = 0.0
     endpoint: str | None = None
+    above: int = 0
+    waited: float = 0.0
 
 
 class Refusal(NamedTuple):

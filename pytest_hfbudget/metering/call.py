@@ -17,7 +17,7 @@ from pytest_hfbudget.metering.limits import (
     cut_off,
 )
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.request import OutgoingCall, fits, input_bound
+from pytest_hfbudget.metering.request import OutgoingCall, fits, in_data, input_bound
 from pytest_hfbudget.metering.settlement import (
     Outcome,
     charge_of,
@@ -27,6 +27,7 @@ from pytest_hfbudget.metering.settlement import (
     word_for,
 )
 from pytest_hfbudget.metering.usage import (
+    above_what_came,
     compute_time,
     ending_with_usage,
     finished_by_length,
@@ -41,7 +42,7 @@ from pytest_hfbudget.metering.usage import (
 )
 from pytest_hfbudget.metering.waiting import HoldWait
 from pytest_hfbudget.pricing import CallRequest, Quote, Usage
-from pytest_hfbudget.pricing.price import DRAW
+from pytest_hfbudget.pricing.price import BYTES, DRAW
 from pytest_hfbudget.text import printable
 
 logger = logging.getLogger("pytest_hfbudget")
@@ -138,6 +139,9 @@ class Call:
         # Asked only now: some clients import their HTTP library when they first send.
         if not self.outgoing.watch.may_change():
             return
+        request = self.request
+        if not self.meter.counts.same(request, in_data(body)):
+            self.request = request._replace(prompt=None)  # what was sent says nothing of it
         if body is not None and fits(body, self._as_sent()):
             return
         if self.refusal is None:
@@ -148,12 +152,12 @@ class Call:
 
     def _as_sent(self) -> CallRequest:
         """What was held for, with what the plugin itself has put into it since."""
-        return self.request._replace(
-            max_output=self.limit.tokens if self.limit else self.request.max_output,
-            input_bound=max(
-                self.request.input_bound, input_bound(self.parameters.json, self.parameters.data)
-            ),
-        )
+        request, bound = self.request, self.request.input_bound
+        # What is known of a prompt bounds no other one.
+        if request.prompt is not None or (request.basis == BYTES and not request.inputs):
+            bound = max(bound, input_bound(self.parameters.json, self.parameters.data))
+        limit = self.limit.tokens if self.limit else request.max_output
+        return request._replace(max_output=limit, input_bound=bound)
 
     # --- after it was sent
 
@@ -248,14 +252,16 @@ class Call:
         usage, request = self.outcome.usage, self.request
         # What was held pays for the whole context, so it was sent without a limit.
         unlimited = request.generates and request.max_output is None and self.limit is None
-        if usage is None and unlimited and self.outgoing.budgets.paid:
+        anyone = bool(request.inputs) and self.outcome.provider is None
+        if usage is None and (unlimited or anyone) and self.outgoing.budgets.paid:
             self._resolve(self.meter.ledger.settle, self._held_in_full(status))
             return
         self._book(usage or self._most_usage(), status)
 
     def _most_usage(self) -> Usage:
         limit = self.limit.tokens if self.limit else self.request.max_output
-        return usage_without_count(self.request, self.outcome.written, limit)
+        request = self.request.at(self.outcome.provider)
+        return usage_without_count(request, self.outcome.written, limit)
 
     def lost(self, status: str) -> None:
         """Charge a call whose answer did not arrive in full: the hold, unless usage was final.
@@ -313,6 +319,9 @@ class Call:
             else:
                 price = price_of(self.meter.book, request, quote, outcome.provider)
             charge = charge_of(self.draft, request, price, outcome, usage, status, self._took())
+            told = None if self.outgoing.watch.replayed else usage
+            if told is not None and request.prompt is not None:
+                self.meter.counts.learn(request, outcome.provider, told)
         except Exception:
             # A price hook may raise; the call has been sent and must be booked.
             logger.exception("the price of a call could not be worked out; its hold is charged")
@@ -335,6 +344,8 @@ class Call:
         """Book a charge, which is worked out by now: a Ctrl-C before this changes nothing."""
         if self.outgoing.watch.replayed:
             charge = _replayed(charge)
+        elif charge.estimated:
+            charge = above_what_came(charge, self.request, self.quote, self.outcome)
         self._final = charge
         if not self._once.acquire(blocking=False):
             return

@@ -177,18 +177,22 @@ class DeferredCalls:
 
     Attributes:
         ended: the calls that wait for their accounting.
+        later: steps in the ledger that wait for `Meter.drain`: those of a signal handler which has
+            interrupted the ledger, and of streams that were garbage-collected, because the
+            collector may run while a lock of the plugin is held.
         lock: held during the accounting: a thread that reads meanwhile waits for its end.
     """
 
     def __init__(self) -> None:
         self._open: dict[int, DeferredCall] = {}
         self.ended: deque[DeferredCall] = deque()
+        self.later: deque[Callable[[], None]] = deque()
         self.lock = threading.RLock()
         self._accounting = False
 
     def __bool__(self) -> bool:
         """Whether there is any."""
-        return bool(self._open or self.ended)
+        return bool(self._open or self.ended or self.later)
 
     def open(self, call: DeferredCall) -> None:
         """Add a call that is being sent."""
@@ -232,7 +236,7 @@ class DeferredCalls:
 
     def disown(self) -> None:
         """Forget all of them: they belong to the parent, whose copy this process is."""
-        self._open, self.ended = {}, deque()
+        self._open, self.ended, self.later = {}, deque(), deque()
         self.lock, self._accounting = threading.RLock(), False
 
     def _enter(self, call: DeferredCall) -> None:

@@ -16,15 +16,15 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import Charge, Hold, Ledger
 from pytest_hfbudget.ledger.locks import OWN_LOCKS, is_owned
+from pytest_hfbudget.metering.bounds import bounds
 from pytest_hfbudget.metering.budget_context import current_caller
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
-from pytest_hfbudget.metering.limits import bounds, check_share, limit_of, put, unpriced
+from pytest_hfbudget.metering.limits import check_share, limit_of, put, unpriced
 from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.prompts import by_bytes
 from pytest_hfbudget.metering.request import (
-    IMAGE_TOKENS,
     OutgoingCall,
-    allowances,
     changed,
     describe,
     with_own_payload,
@@ -67,7 +67,7 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
     if any(map(is_owned, tuple(OWN_LOCKS))):  # as `inside`, without its call
         _interrupting(meter, outgoing)
         return None
-    if meter.later or meter.deferred.ended:
+    if meter.deferred.later or meter.deferred.ended:
         meter.drain()
     if meter.budgets.over and (outgoing.budgets.capped or meter.emulator):
         raise _too_late(meter, outgoing)
@@ -177,6 +177,7 @@ def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
 def _take(call: Call) -> None:
     if call.wait is not None:
         wait, call.wait = call.wait, None
+        call.draft = call.draft._replace(waited=round(wait.waited, 6))
         _hold(call, wait.hold)
 
 
@@ -187,16 +188,11 @@ def _described(meter: Meter, outgoing: OutgoingCall) -> CallRequest:
         asked=outgoing.asked,
         stream=outgoing.stream,
         timeout=outgoing.timeout,
+        measured=False,
     )
-    if request.input_bound < IMAGE_TOKENS:  # it shows none
-        return request
-    # Images and sounds make no more tokens than a server would take. Text is bounded by its own
-    # bytes, whatever the catalogue says of the context.
-    longest = meter.book.catalogue.contexts(request.model, request.provider).longest
-    if longest is None or request.input_bound < longest:
-        return request
-    text = request.input_bound - allowances(outgoing.parameters.json)
-    return request._replace(input_bound=max(text, min(longest - 1, request.input_bound)))
+    if outgoing.budgets.paid:  # else the payload is the caller's own, and may change
+        return meter.counts.bounded(request, outgoing.parameters, meter.book)
+    return request._replace(input_bound=by_bytes(request, outgoing.parameters, meter.book))
 
 
 def _draft(outgoing: OutgoingCall, request: CallRequest, endpoint: str | None) -> Charge:

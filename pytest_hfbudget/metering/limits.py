@@ -1,4 +1,4 @@
-"""What a call may cost at least and at most, and the output limit that a cap sets."""
+"""The output limit that a cap sets, and the refusals of calls that no cap can hold."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pytest_hfbudget.errors import BudgetExceededError, Figures, UnpricedCallErr
 from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.money import show
-from pytest_hfbudget.pricing import CallRequest, Catalogue, PriceBook, Quote, UnboundedCallError
+from pytest_hfbudget.pricing import CallRequest, Catalogue, Quote
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
+from pytest_hfbudget.pricing.price import BYTES
 
 # Tokens of prompt and answer that any model in use can take, where its context is not known.
 UNKNOWN_CONTEXT = 8192
@@ -86,10 +87,11 @@ def limit_of(
 def ceiling(request: CallRequest, catalogue: Catalogue) -> int:
     """The highest limit with which prompt and answer should still fit into the context.
 
-    The bound on the prompt counts a token for each byte; two bytes are closer, and safe for most.
+    A bound by bytes counts a token for each byte; two bytes are closer, and safe for most.
     """
     shortest = catalogue.contexts(request.model, request.provider).shortest or UNKNOWN_CONTEXT
-    return max(shortest - request.input_bound // 2, shortest // 8)
+    prompt = request.input_bound // 2 if request.basis == BYTES else request.input_bound
+    return max(shortest - prompt, shortest // 8)
 
 
 def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
@@ -102,41 +104,7 @@ def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
     payload[variant.limit_name or NAMES[0]] = limit
 
 
-def bounds(
-    request: CallRequest, quote: Quote, variant: RequestVariant, book: PriceBook
-) -> tuple[int, int]:
-    """The least and the most nano-USD that a call may hold.
-
-    Raises:
-        UnpricedCallError: its price does not bound what it can cost.
-        BudgetExceededError: its server takes no limit, and the length of its context is not known.
-    """
-    if quote.free:
-        return 0, 0
-    if request.unreadable:
-        raise BudgetExceededError(
-            f"{request.unreadable}, so no cap can hold the call to {request.model}. "
-            "The call was not sent. Give it one whole number.",
-            model=request.model,
-        )
-    try:
-        if request.max_output is not None or not request.generates:
-            fixed = quote.most(request, request.max_output or 0)
-            return fixed, fixed
-        catalogue = book.catalogue
-        least, highest = quote.most(request, 1), most(request, quote, catalogue)
-        if variant.limit_name is None:
-            return _without_limit(request, highest, catalogue)
-        return least, max(least, highest)
-    except UnboundedCallError as error:
-        raise UnpricedCallError(
-            f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
-            f"{toml_hint(request)}\n",
-            model=request.model,
-        ) from None
-
-
-def _without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> tuple[int, int]:
+def without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> tuple[int, int]:
     """The bound of a call to a server that takes no limit: what fills the context."""
     if catalogue.contexts(request.model, request.provider).longest:
         return highest, highest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from functools import partial
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, LedgerUnreachableError
 from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
 from pytest_hfbudget.ledger.locks import inside
+from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_args import ThresholdWatcher
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.deferred import DeferredCalls, SentCall
@@ -54,10 +55,8 @@ class Meter:
         hold_wait: seconds that a call waits for calls in flight; 0 for none.
         stops_with_ledger: whether calls without a cap are refused, too, once the ledger is gone.
         watcher: notices when a part of a budget is used up.
-        later: steps in the ledger that wait for `drain`: those of a signal handler which has
-            interrupted the ledger, and of streams that were garbage-collected, because the
-            collector may run while a lock of the plugin is held.
-        deferred: the calls that are accounted for after they have ended.
+        counts: what servers have counted of prompts.
+        deferred: the calls that are accounted for after they have ended, and steps that wait.
         open_calls: the calls that hold something.
         opened: the scopes that are open in the ledger.
     """
@@ -72,7 +71,7 @@ class Meter:
     clock: Callable[[], float] = time.monotonic
     stops_with_ledger: bool = True
     watcher: ThresholdWatcher = field(default_factory=ThresholdWatcher)
-    later: deque[Callable[[], None]] = field(default_factory=deque)
+    counts: TokenCounts = field(default_factory=TokenCounts)
     deferred: DeferredCalls = field(default_factory=DeferredCalls)
     open_calls: dict[int, SentCall] = field(default_factory=dict)
     opened: set[Scope] = field(default_factory=set)
@@ -140,7 +139,7 @@ class Meter:
         """
         gone = isinstance(error, LedgerUnreachableError)
         if isinstance(error, BudgetExceededError) and not gone:
-            self.later.append(step)
+            self.deferred.later.append(step)
 
     def refuse(
         self, draft: Charge, error: BudgetExceededError, test: RunningTest | None
@@ -163,19 +162,20 @@ class Meter:
 
     def drain(self) -> None:
         """Take the steps that were put off, and account for the deferred calls that have ended."""
-        if not (self.later or self.deferred.ended) or inside():
+        later = self.deferred.later
+        if not (later or self.deferred.ended) or inside():
             return
         # Each once: what still can't be written goes to the end, for the next time.
-        for _ in range(len(self.later)):
+        for _ in range(len(later)):
             with suppress(IndexError, KeyError):  # another thread has taken it, or it was booked
-                self.write(self.later.popleft())
+                self.write(later.popleft())
         self.deferred.account()
 
     # --- the end
 
     def settle_open(self, test: str | None) -> None:
         """Settle what a test leaves open, so that nothing is held after its end."""
-        if self.later or self.deferred or self.open_calls:
+        if self.deferred or self.open_calls:
             with self.deferred.lock:
                 self.drain()
                 self.deferred.leave(test)
@@ -202,6 +202,7 @@ class Meter:
             self._tell_missed()
         with suppress(HFBudgetError):  # a ledger that is gone has booked what was held
             self.ledger.flush()
+            self.counts.exchange()
 
     def disown(self) -> None:
         """Leave the open calls to the process that has sent them: this one is its child."""
@@ -209,5 +210,4 @@ class Meter:
             call.disown()
         self.open_calls.clear()
         self._missed.clear()
-        self.later.clear()
         self.deferred.disown()

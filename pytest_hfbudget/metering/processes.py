@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Refusal, Scope, WaitingHold
 from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerClient, Listener, Operation
+from pytest_hfbudget.metering.bounds import Share, TokenCounts
 from pytest_hfbudget.metering.budget_context import (
     BudgetContext,
     InheritedBudgets,
@@ -21,6 +23,7 @@ from pytest_hfbudget.metering.budget_context import (
 )
 from pytest_hfbudget.metering.instrumentation.patching import Addresses
 from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.prompts import Fact
 from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, Quote
 from pytest_hfbudget.settings import LEDGER
 
@@ -63,7 +66,12 @@ def connected_meter(path: str) -> tuple[Meter, ParentPlace]:
     budgets.inherited = InheritedBudgets(place.around, place.explicit)
     emulator = place.addresses.emulator or ""
     meter = Meter(
-        RemoteLedger(wire), RemoteBook(wire=wire), budgets, router=place.router, emulator=emulator
+        RemoteLedger(wire),
+        RemoteBook(wire=wire),
+        budgets,
+        router=place.router,
+        emulator=emulator,
+        counts=TokenCounts(place.router, known_to(wire)),
     )
     _connect(meter, path)
     return meter, place
@@ -73,9 +81,39 @@ def _connect(meter: Meter, path: str) -> None:
     # Two connections: a hold must never wait behind an endpoint that takes minutes to start.
     ledger, slow = LedgerConnection(path), LedgerConnection(path)
     meter.ledger = RemoteLedger(ledger)
+    meter.counts.share = shares(ledger, secrets.token_hex(6))
     meter.endpoints.revive = lambda name: bool(slow.ask("revive", name))
     # It may be a server without a cap that lives longer than the tests.
     meter.stops_with_ledger = False
+
+
+def shares(wire: LedgerConnection, origin: str) -> Share:
+    """How one process tells another what it has learned.
+
+    Args:
+        origin: tells it from all others.
+    """
+
+    def share(facts: list[Fact], heard: int) -> tuple[list[Fact], int]:
+        news, heard = wire.ask("learn", origin, facts, heard)
+        return [Fact(*each) for each in news], heard
+
+    return share
+
+
+def known_to(wire: LedgerConnection) -> Callable[[str], list[Fact]]:
+    """What another process knows of a model."""
+    return lambda model: [Fact(*each) for each in wire.ask("counts", model)]
+
+
+def learned(counts: TokenCounts) -> dict[str, Operation]:
+    """What other processes ask of what this one has learned."""
+    return {
+        "counts": counts.known,
+        "learn": lambda origin, facts, heard: counts.shared_by(
+            origin, [Fact(*each) for each in facts], heard
+        ),
+    }
 
 
 def child_prefix(worker: str) -> str:
@@ -229,6 +267,7 @@ def _operations(runtime: ParentProcess) -> dict[str, Operation]:
         "leased": book.leased_name,
         "catalogue": lambda: book.catalogue.as_read(),  # noqa: PLW0108 - read when asked for
         "revive": meter.endpoints.revive,
+        **learned(meter.counts),
     }
 
 
@@ -318,17 +357,24 @@ def _scopes(rows: list[Any]) -> tuple[Scope, ...]:
 
 def pack_quote(quote: Quote | None) -> list[Any] | None:
     """A quote as JSON can hold it."""
-    return [[asdict(price), source] for price, source in quote.options] if quote else None
+    if not quote:
+        return None
+    providers = quote.providers or (None,) * len(quote.options)
+    rows = zip(quote.options, providers, strict=True)
+    return [[asdict(price), source, provider] for (price, source), provider in rows]
 
 
 def unpack_quote(rows: list[Any] | None) -> Quote | None:
     """What was packed."""
-    return Quote(tuple((Price(**price), source) for price, source in rows)) if rows else None
+    if not rows:
+        return None
+    options = tuple((Price(**price), source) for price, source, _ in rows)
+    return Quote(options, tuple(provider for *_, provider in rows))
 
 
 def pack_request(request: CallRequest) -> dict[str, Any]:
     """A request as JSON can hold it."""
-    return request._asdict()
+    return request._replace(inputs=(), prompt=None)._asdict()  # no price depends on them
 
 
 def unpack_request(fields: dict[str, Any]) -> CallRequest:

@@ -136,6 +136,7 @@ def describe(
     asked: AskedModel,
     stream: bool,
     timeout: object = None,
+    measured: bool = True,
 ) -> CallRequest:
     """What is about to be sent.
 
@@ -144,8 +145,9 @@ def describe(
         asked: the model as the caller named it; a named provider's payload carries that
             provider's own id instead.
         timeout: the client's own, in seconds; anything else counts as no time-out.
+        measured: whether its input is bounded by its bytes; else that is left to the caller.
     """
-    payload = parameters.json if isinstance(parameters.json, dict) else _in_data(parameters.data)
+    payload = parameters.json if isinstance(parameters.json, dict) else in_data(parameters.data)
     # Anything but a string, such as a mock, is no name.
     task, hub_model, own_model, posted, provider = [
         name if isinstance(name, str) else ""
@@ -170,7 +172,7 @@ def describe(
         model,
         chosen,
         parameters.url,
-        input_bound(parameters.json, parameters.data),
+        input_bound(parameters.json, parameters.data) if measured else 0,
         limit,
         max(several, 1),
         stream,
@@ -239,11 +241,12 @@ def allowances(value: object) -> int:
         return sum(map(allowances, value))
     if not isinstance(value, dict):
         return 0
-    own = _allowance(value)
+    own = allowance(value)
     return own or sum(map(allowances, value.values()))
 
 
-def _allowance(values: Mapping[str, Any]) -> int:
+def allowance(values: Mapping[str, Any]) -> int:
+    """The most tokens of what a part of a message shows; 0 where it shows nothing."""
     shown = values.get("type")
     kinds = {shown} if isinstance(shown, str) else values.keys()  # some servers need no type
     if not MEDIA.isdisjoint(kinds):
@@ -252,8 +255,8 @@ def _allowance(values: Mapping[str, Any]) -> int:
 
 
 def _mapping_bytes(values: Mapping[str, Any]) -> int:
-    if not SHOWN.isdisjoint(values) and (allowance := _allowance(values)):
-        return allowance + text_bytes(values.get("text", ""))
+    if not SHOWN.isdisjoint(values) and (most := allowance(values)):
+        return most + text_bytes(values.get("text", ""))
     total = 0
     for key, item in values.items():
         total += len(str(key))
@@ -290,7 +293,7 @@ def answers(payload: Mapping[str, Any], task: str) -> int:
 
 def fits(body: bytes, held: CallRequest) -> bool:
     """Whether the body of a request asks for no more than what was held for it."""
-    payload = _in_data(body)
+    payload = in_data(body)
     if not payload:
         return len(body) <= held.input_bound
     try:
@@ -328,7 +331,12 @@ def _rounded_up(name: str, value: object) -> int:
         raise UnreadableLimitError(f"{name}={value!r} is not a number") from None
 
 
-def _in_data(data: object) -> Mapping[str, Any]:
+def payload_of(parameters: Parameters) -> Mapping[str, Any]:
+    """The JSON object that is posted; empty where it is something else."""
+    return parameters.json if isinstance(parameters.json, dict) else in_data(parameters.data)
+
+
+def in_data(data: object) -> Mapping[str, Any]:
     """The JSON object that a payload of bytes is: an image or a sound that goes with parameters."""
     if not isinstance(data, (bytes, bytearray)) or not data.startswith(b"{"):
         return {}

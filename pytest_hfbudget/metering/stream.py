@@ -93,7 +93,7 @@ class StreamAccounting:
         """Leave settling to a moment when no lock of ours can be held."""
         if not self._done:
             self._done = True
-            self.call.meter.later.append(self.call.close)
+            self.call.meter.deferred.later.append(self.call.close)
 
     def _chunk(self, chunk: dict[str, Any]) -> bool:
         if chunk.get("error") is not None:

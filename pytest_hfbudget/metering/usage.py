@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
+from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.request import text_bytes
-from pytest_hfbudget.pricing import CallRequest, Usage
+from pytest_hfbudget.metering.settlement import Outcome
+from pytest_hfbudget.pricing import CallRequest, Quote, Usage
 from pytest_hfbudget.pricing.price import GENERATE, MICROSECONDS
 from pytest_hfbudget.text import parse_json
 
@@ -183,6 +185,22 @@ def usage_without_count(request: CallRequest, written: int, output_bound: int | 
         output_tokens=most if request.generates else 0,
         estimated=True,
     )
+
+
+def above_what_came(
+    charge: Charge, request: CallRequest, quote: Quote | None, outcome: Outcome
+) -> Charge:
+    """An estimated charge, with the part of it that is above what provably came back.
+
+    What came back is the usage that the server has told; without one, the input at its bound and
+    the bytes that were written.
+    """
+    if quote is None or not charge.nano_usd:
+        return charge
+    asked = request.at(outcome.provider)
+    came = outcome.usage or usage_without_count(asked, outcome.written, None)
+    cost, _ = quote.cost(came._replace(estimated=False))
+    return charge._replace(above=max(charge.nano_usd - cost, 0))
 
 
 def written_bytes(message: Mapping[str, Any]) -> int:

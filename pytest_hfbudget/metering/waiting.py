@@ -38,7 +38,13 @@ class HoldWait:
         self, ledger: LedgerLike, waiting: WaitingHold, seconds: float, look: Callable[[], None]
     ) -> None:
         self._ledger, self._waiting, self._seconds = ledger, waiting, seconds
-        self._until, self._look = time.monotonic() + seconds, look
+        self._since, self._look = time.monotonic(), look
+        self._until = self._since + seconds
+
+    @property
+    def waited(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._since
 
     @off_loop()
     def block(self) -> None:

@@ -24,7 +24,9 @@ from pytest_hfbudget.settings import NOT_RUN, Settings, full_name
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
+    from pytest_hfbudget.metering.bounds import TokenCounts
     from pytest_hfbudget.metering.budget_args import WarnedOnce
+    from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
     from pytest_hfbudget.plugin.price_sources import RunPrices
@@ -68,6 +70,8 @@ class ControllerServer:
     def _questions(self) -> dict[str, Callable[..., Any]]:
         controller = self._controller
         return {
+            "counts": lambda model: controller.counts.known(model),  # noqa: PLW0108 - made when asked
+            "learn": self._learn,
             "declare": self._declare,
             "problem": self._note,
             "begin_use": self._begin_use,
@@ -91,6 +95,11 @@ class ControllerServer:
             self._controller.declare(tuple(names), paid=paid)
         except HFBudgetError as error:
             self._note(str(error))
+
+    def _learn(self, origin: str, facts: list[Any], heard: int) -> Any:
+        from pytest_hfbudget.metering.prompts import Fact
+
+        return self._controller.counts.shared_by(origin, [Fact(*one) for one in facts], heard)
 
     def _begin_use(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
         from pytest_hfbudget.ledger import Scope
@@ -146,7 +155,9 @@ class Controller(Role):
     def make_runtime(self) -> Runtime:
         from pytest_hfbudget.plugin.factory import make_meter
 
-        return make_meter(self.config, self.settings, self.ledger, self.leased, self._catalogue)
+        return make_meter(
+            self.config, self.settings, self.ledger, self.leased, self._catalogue, self.counts
+        )
 
     @property
     def ledger(self) -> Ledger:
@@ -175,6 +186,22 @@ class Controller(Role):
         if self.settings.emulator or not 0 <= age_s < DAY_S:
             with self._lock:
                 self._prices.foresee()
+
+    def _notes(self) -> tuple[str, ...]:
+        if self._run_prices is None or not (learned := self._learned()):
+            return ()
+        from pytest_hfbudget.metering.prompts import notes
+
+        return tuple(notes(learned))
+
+    def _learned(self) -> list[Fact]:
+        return self.counts.facts
+
+    @property
+    def counts(self) -> TokenCounts:
+        """What servers have counted, as far as any process of this run knows."""
+        with self._lock:
+            return self._prices.counts
 
     @property
     def _prices(self) -> RunPrices:
@@ -287,7 +314,8 @@ class Controller(Role):
                 self._verified = self._endpoints is None or self._endpoints.finish()
             finally:
                 eventful, make = not self.uneventful(outcomes), partial(self.report, outcomes)
-                self._writer.conclude(self.settings, outcomes, make, eventful=eventful)
+                learned = self._learned
+                self._writer.conclude(self.settings, outcomes, make, learned, eventful=eventful)
         return self._verified and not self._writer.blamed
 
     def uneventful(self, outcomes: Mapping[str, str]) -> bool:
@@ -305,6 +333,7 @@ class Controller(Role):
         report = Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
         return replace(
             report,
+            notes=self._notes(),
             run=self.run_id,
             rehearsal=self.settings.emulator is not None,
             over_runs=self.settings.capped_over_runs,
@@ -313,7 +342,7 @@ class Controller(Role):
     def record(self, store: StoreCosts, session: pytest.Session) -> None:
         if self.settings.store_costs:
             events = self._endpoints.log.all() if self._endpoints is not None else ()
-            store(session, self.ledger, events)
+            store(session, self.ledger, events, self.counts.facts)
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         if self.uneventful(outcomes):

@@ -11,6 +11,7 @@ from pytest_hfbudget.history import windows
 from pytest_hfbudget.ledger import LedgerLike, Scope
 from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.patching import Addresses
 from pytest_hfbudget.metering.meter import Meter
@@ -28,6 +29,7 @@ def make_meter(
     ledger: LedgerLike,
     leased: dict[str, str],
     load_catalogue: Callable[[], Catalogue],
+    counts: TokenCounts,
     *,
     worker: str = "",
 ) -> Runtime:
@@ -50,6 +52,7 @@ def make_meter(
         router=settings.router,
         emulator=settings.emulator or "",
         hold_wait=settings.hold_wait,
+        counts=counts,
     )
     prefix = f"{worker}/" if worker else ""
     return Runtime(meter, worker=prefix, addresses=Addresses.of(settings))

@@ -6,21 +6,27 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.plugin.console import SILENCE_S, announced, say
 from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, parse_price
 from pytest_hfbudget.pricing.book import project_book
 from pytest_hfbudget.pricing.catalogue import CatalogueFile, kept_catalogue
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.text import public_url
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.metering.bounds import TokenCounts
+    from pytest_hfbudget.metering.prompts import Fact
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class RunPrices:
         self._config, self._settings = config, settings
         self._read: Catalogue | None = None
         self._ready = self._foreseen = False
+        self._counts: TokenCounts | None = None
 
     def prepare(self) -> None:
         """Have prices that a cap may depend on.
@@ -89,12 +96,36 @@ class RunPrices:
             check(self._config, self._settings)
             self._read = refresh(self._config, self._settings, needed=True)
             self._ready = True
+            if self._settings.tokenizer == "download" and not self._settings.emulator:
+                from pytest_hfbudget.plugin import tokenizers
+
+                tokenizers.download(self._config, self._models())
+
+    def _models(self) -> Iterator[str]:
+        """The models that this run may call: those of earlier runs, and of the price table."""
+        from pytest_hfbudget.plugin import recording, run_history
+
+        yield from (fact.model for fact in recording.counts(self._config, self._settings))
+        yield from run_history.models(self._config, self._settings)
+        for name in book(self._config, self._settings, {}).table.rows:
+            yield name if "://" in name else name.partition(":")[0]
 
     def foresee(self) -> None:
         """Have prices for calls that no cap waits for."""
         if not self._foreseen and self._read is None:
             self._foreseen = True
             self._read = refresh(self._config, self._settings, needed=False)
+
+    @property
+    def counts(self) -> TokenCounts:
+        """What servers have counted in prompts, in this run and in earlier ones."""
+        if self._counts is None:
+            from pytest_hfbudget.metering.bounds import TokenCounts
+            from pytest_hfbudget.plugin.tokenizers import tokenizers
+
+            load = off_loop()(partial(_remembered, self._config, self._settings))
+            self._counts = TokenCounts(self._settings.router, load, tokenizers(self._settings))
+        return self._counts
 
     def catalogue(self) -> Catalogue:
         """What was read, or else the copy on disk."""
@@ -131,6 +162,19 @@ def refresh(
         where = f"the prices of {public_url(settings.router)}"
         say(config, f"hfbudget: could not read {where} ({error}); {what}", yellow=True)
         return kept
+
+
+def _remembered(config: pytest.Config, settings: Settings, model: str) -> Iterable[Fact]:
+    """What the usage log and the costs file know of a model."""
+    if settings.emulator or model.startswith("http"):  # there may be another model tomorrow
+        return ()
+    from pytest_hfbudget.plugin import recording, run_history
+
+    recorded = recording.counts(config, settings)
+    return (
+        *run_history.counts(config, settings, model),
+        *(fact for fact in recorded if fact.model == model),
+    )
 
 
 def _read_within(most_s: float, read: Callable[[str], bytes], url: str) -> bytes:

@@ -18,6 +18,7 @@ from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike
+    from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.plugin.events import EndpointEvent
     from pytest_hfbudget.reporting.costs import Cost, Costs
 
@@ -106,13 +107,20 @@ class Recording:
                 self._on_endpoint.add(report.nodeid)
 
     def store(
-        self, session: pytest.Session, ledger: Ledger, events: Iterable[EndpointEvent]
+        self,
+        session: pytest.Session,
+        ledger: Ledger,
+        events: Iterable[EndpointEvent],
+        learned: Iterable[Fact],
     ) -> None:
         """Write the file: the tests that passed in this run get a new entry, others keep theirs."""
         tests = self._passed(ledger)
         try:
             # Read anew: another run may have written meanwhile.
-            known = _load(self.path).with_run(tests, _cold_starts(events), self._existing(session))
+            exist, known = self._existing(session), _load(self.path)
+            known = known.with_run(tests, _cold_starts(events), exist)
+            if not self._settings.emulator:
+                known = known.with_counts(learned, whole=exist is not None)
             known.write(self.path)
         except (OSError, ConfigError) as error:
             say(self._config, f"hfbudget: no costs could be stored: {error}", red=True)
@@ -164,6 +172,14 @@ class Recording:
         if narrowed or not ended or session.shouldfail or session.shouldstop:
             return None
         return frozenset(item.nodeid for item in session.items)
+
+
+def counts(config: pytest.Config, settings: Settings) -> Iterable[Fact]:
+    """What the costs file knows of prompts; nothing where it can't be read."""
+    try:
+        return _load(_path(config, settings)).counts
+    except ConfigError:
+        return ()
 
 
 def _path(config: pytest.Config, settings: Settings) -> Path:

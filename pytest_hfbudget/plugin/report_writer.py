@@ -16,6 +16,7 @@ from pytest_hfbudget.settings import NOT_RUN, Settings
 from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
+    from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.reporting import Report
 
 
@@ -37,6 +38,7 @@ class ReportWriter:
         settings: Settings,
         outcomes: Mapping[str, str],
         make: Callable[[], Report],
+        learned: Callable[[], Iterable[Fact]],
         *,
         eventful: bool,
     ) -> None:
@@ -44,6 +46,7 @@ class ReportWriter:
 
         Args:
             make: makes the report, which takes a moment.
+            learned: returns what servers have counted in this run.
         """
         self._why_red = self._reason(outcomes, make)
         # A look spends nothing, and what the last run has spent is worth keeping.
@@ -52,7 +55,8 @@ class ReportWriter:
         if eventful:
             from pytest_hfbudget.plugin import run_history
 
-            run_history.add_to_log(self._config, settings, self._run_id, self._started, make())
+            begun = self._run_id, self._started
+            run_history.add_to_log(self._config, settings, *begun, make(), learned())
 
     def _reason(self, outcomes: Mapping[str, str], make: Callable[[], Report]) -> str:
         """Why the run fails though no test has failed: pytest's own last line does not say it."""

@@ -12,11 +12,13 @@ from pytest_hfbudget.settings import Settings
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
     from pytest_hfbudget.ledger import Ledger, Scope
+    from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.events import EndpointEvent
 
-    # Writes the costs file of a session from its ledger and from what happened to its endpoints.
-    StoreCosts = Callable[[pytest.Session, Ledger, Iterable[EndpointEvent]], None]
+    # Writes the costs file of a session from its ledger, from what happened to its endpoints, and
+    # from what servers have counted.
+    StoreCosts = Callable[[pytest.Session, Ledger, Iterable[EndpointEvent], Iterable[Fact]], None]
 
 
 class Role:

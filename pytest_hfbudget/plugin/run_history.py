@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
+    from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.reporting import Report
 
 
@@ -70,10 +71,47 @@ def caps(settings: Settings) -> str:
     return " or ".join(f"the {name} of {show(cap)}" for name, cap in named if cap is not None)
 
 
+def counts(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact, ...]:
+    """What earlier runs have learned of a model's prompts. Never fails a run."""
+    if not settings.log_days:
+        return ()
+    from pytest_hfbudget.endpoints.journal import default_state_dir
+    from pytest_hfbudget.history.usage_log import FILE, QueryResult
+
+    try:
+        return QueryResult(default_state_dir() / FILE).counts(model)
+    except HistoryError as error:
+        said = "what earlier runs have learned is not known, so prompts are bounded by their bytes"
+        say(config, f"hfbudget: {said}: {error}", yellow=True)
+        return ()
+
+
+def models(config: pytest.Config, settings: Settings) -> tuple[str, ...]:
+    """The models of earlier runs, the most expensive first. Never fails a run."""
+    if not settings.log_days:
+        return ()
+    from pytest_hfbudget.endpoints.journal import default_state_dir
+    from pytest_hfbudget.history.usage_log import FILE, QueryResult, UsageQuery
+
+    asked = UsageQuery((("project", project(config, settings)),))
+    with suppress(HistoryError):
+        found = QueryResult(default_state_dir() / FILE).totals(asked, "model")
+        return tuple(each.name for each in found)
+    return ()
+
+
 def add_to_log(
-    config: pytest.Config, settings: Settings, run: str, started: float, report: Report
+    config: pytest.Config,
+    settings: Settings,
+    run: str,
+    started: float,
+    report: Report,
+    learned: Iterable[Fact],
 ) -> None:
-    """Write down what a run was charged, unless that is nothing. Never fails a run."""
+    """Write down what a run was charged and has learned, unless that is nothing.
+
+    Never fails a run.
+    """
     if report.empty or settings.emulator or not settings.log_days:
         return
     from pytest_hfbudget.endpoints.journal import default_state_dir
@@ -82,7 +120,7 @@ def add_to_log(
     logged = LoggedRun(run, project(config, settings), started, time.time())
     try:
         log = UsageLog(default_state_dir() / FILE)
-        log.write(logged, entries(report, logged), keep_days=settings.log_days)
+        log.write(logged, entries(report, logged), learned, keep_days=settings.log_days)
     except HistoryError as error:
         say(config, f"hfbudget: this run is not in the usage log: {error}", yellow=True)
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_hfbudget.errors import EndpointError, HFBudgetError, LedgerUnreachableError
 from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
+from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.plugin.role import Role
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
     from pytest_hfbudget.ledger import Scope
+    from pytest_hfbudget.metering.bounds import TokenCounts
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.pricing import Catalogue
 
@@ -56,10 +59,19 @@ class Worker(Role):
     def make_runtime(self) -> Runtime:
         from pytest_hfbudget.plugin.factory import make_meter
 
-        ledger = RemoteLedger(self._wire, ahead=True)
-        return make_meter(
-            self.config, self.settings, ledger, self.leased, self._catalogue, worker=self._name
-        )
+        ledger, counts = RemoteLedger(self._wire, ahead=True), self._counts()
+        make = partial(make_meter, self.config, self.settings, ledger, self.leased)
+        return make(self._catalogue, counts, worker=self._name)
+
+    def _counts(self) -> TokenCounts:
+        from pytest_hfbudget.metering.bounds import TokenCounts
+        from pytest_hfbudget.metering.processes import known_to, shares
+        from pytest_hfbudget.plugin.tokenizers import tokenizers
+
+        known = off_loop()(known_to(self._wire))
+        counts = TokenCounts(self.settings.router, known, tokenizers(self.settings))
+        counts.share = shares(self._wire, self._name)
+        return counts
 
     def _catalogue(self) -> Catalogue:
         from pytest_hfbudget.pricing.catalogue import Catalogue

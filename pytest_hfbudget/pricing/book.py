@@ -185,8 +185,9 @@ class PriceBook:
             next((each for each in self._listed(request, provider) if each.verdict == USED), None)
             for provider in self._routes(request)
         ]
-        options = tuple((each.price, each.where) for each in used if each and each.price)
-        quote = Quote(options) if options else None
+        priced = [(each, each.price) for each in used if each and each.price]
+        options = tuple((price, each.where) for each, price in priced)
+        quote = Quote(options, tuple(each.provider for each, _ in priced)) if options else None
         return Source(quote, "", "", partial(self._all_listed, request))
 
     def _all_listed(self, request: CallRequest) -> Iterator[SourcePrice]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -122,6 +123,24 @@ class UnboundedCallError(ValueError):
     """The price has no unit that this task is billed by, so the call has no bound."""
 
 
+# How the input of a call is bounded where nothing better is known.
+BYTES = "bytes"
+
+
+class Prompt(NamedTuple):
+    """What tells a prompt from others, without its text.
+
+    Attributes:
+        exact: the hash of all that its tokens depend on.
+        shape: the hash of that without the texts of its messages; empty where it needs none.
+        tokens: what the model's tokenizer makes of the texts, where that is known.
+    """
+
+    exact: str
+    shape: str = ""
+    tokens: int | None = None
+
+
 class CallRequest(NamedTuple):
     """What is about to be sent.
 
@@ -133,6 +152,9 @@ class CallRequest(NamedTuple):
         n: how many answers were asked for.
         timeout: seconds after which the client gives up; None where it has no time-out.
         unreadable: the error in a limit or a number of answers that can't be read.
+        basis: how ``input_bound`` came about, in a word or two.
+        inputs: where the router chooses, a lower bound for some providers, and its basis.
+        prompt: None where its tokens can't be known before they are counted.
     """
 
     task: str
@@ -145,6 +167,16 @@ class CallRequest(NamedTuple):
     stream: bool = False
     timeout: float | None = None
     unreadable: str = ""
+    basis: str = BYTES
+    inputs: tuple[tuple[str, int, str], ...] = ()
+    prompt: Prompt | None = None
+
+    def at(self, provider: str | None) -> CallRequest:
+        """The request with the bound that holds at one provider."""
+        for name, bound, basis in self.inputs:
+            if name == provider:
+                return self._replace(input_bound=bound, basis=basis, inputs=())
+        return self._replace(inputs=()) if self.inputs else self
 
     @property
     def generates(self) -> bool:
@@ -237,9 +269,14 @@ class UnpricedPolicy:
 
 @dataclass(frozen=True)
 class Quote:
-    """Prices, each with its source; at every use the most expensive one counts."""
+    """Prices, each with its source; at every use the most expensive one counts.
+
+    Attributes:
+        providers: whose price each is, as far as that is known.
+    """
 
     options: tuple[tuple[Price, str], ...]
+    providers: tuple[str | None, ...] = ()
 
     @classmethod
     def of(cls, price: Price, source: str) -> Quote:
@@ -283,10 +320,16 @@ class Quote:
         Raises:
             UnboundedCallError: a price has no unit that bounds this task.
         """
-        if len(self.options) == 1:
+        if len(self.options) == 1 and not request.inputs:
             price, _ = self.options[0]
             return price.cost(request.most_usage(price, output))
-        return max([price.cost(request.most_usage(price, output)) for price, _ in self.options])
+        return max([price.cost(one.most_usage(price, output)) for price, one in self.each(request)])
+
+    def each(self, request: CallRequest) -> Iterator[tuple[Price, CallRequest]]:
+        """Each price, with the request as its provider counts it."""
+        for number, (price, _) in enumerate(self.options):
+            provider = self.providers[number] if self.providers else None
+            yield price, request.at(provider)
 
     def most_within(self, request: CallRequest, context: int) -> int:
         """Nano-USD of a call whose prompt and each answer share ``context`` tokens.
@@ -296,14 +339,15 @@ class Quote:
         Raises:
             UnboundedCallError: as `most`.
         """
-        prompt = min(request.input_bound, context)
         return max(
-            self.most(request._replace(input_bound=size), context - size) for size in (0, prompt)
+            price.cost(one._replace(input_bound=size).most_usage(price, context - size))
+            for price, one in self.each(request)
+            for size in (0, min(one.input_bound, context))
         )
 
     def affordable_output(self, request: CallRequest, amount: int) -> int | None:
         """The output tokens per answer that ``amount`` nano-USD pays for; None for any number."""
-        limits = [_affordable(price, request, amount) for price, _ in self.options]
+        limits = [_affordable(price, one, amount) for price, one in self.each(request)]
         return min((limit for limit in limits if limit is not None), default=None)
 
 

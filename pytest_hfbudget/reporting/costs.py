@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,12 @@ from typing import Any, NamedTuple
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.files import write_whole
 from pytest_hfbudget.ledger import Charge
+from pytest_hfbudget.metering.prompts import DOUBT, FORGET, RULE, Fact
 from pytest_hfbudget.money import parse_usd, show, usd_text
 
 SCHEMA = 1
+# Counts by another rule have another name: they are passed over, and not kept.
+PROMPTS = f"prompt_tokens_{RULE}"
 _COUNTS = ("calls", "input_tokens", "output_tokens", "endpoint_s")
 
 # A time that differs by less than a fifth counts as unchanged: no two runs take the same time.
@@ -68,10 +71,12 @@ class Costs:
     Attributes:
         tests: by node id.
         cold_starts: seconds from an endpoint's resume until it served, by ``namespace/name``.
+        counts: what servers have counted in prompts.
     """
 
     tests: Mapping[str, Cost] = field(default_factory=dict)
     cold_starts: Mapping[str, int] = field(default_factory=dict)
+    counts: tuple[Fact, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> Costs:
@@ -109,6 +114,7 @@ class Costs:
                 name: _count(_table(row, name), "cold_start_s", name)
                 for name, row in endpoints.items()
             },
+            tuple(_fact(*row) for row in _table(read.get(PROMPTS, {}), PROMPTS).items()),
         )
 
     def with_run(
@@ -127,13 +133,30 @@ class Costs:
         kept = {n: c for n, c in self.tests.items() if exist is None or n in exist}
         fresh = {name: _steady(cost, self.tests.get(name)) for name, cost in tests.items()}
         starts = {n: _steady_time(s, self.cold_starts.get(n)) for n, s in cold_starts.items()}
-        return Costs({**kept, **fresh}, {**self.cold_starts, **starts})
+        return replace(self, tests={**kept, **fresh}, cold_starts={**self.cold_starts, **starts})
+
+    def with_counts(self, learned: Iterable[Fact], *, whole: bool) -> Costs:
+        """The record with what servers have counted in one more run.
+
+        Args:
+            whole: whether all tests have run, so that other prompts are not sent any more.
+        """
+        kept = {} if whole else {fact[:3]: fact for fact in self.counts}
+        for fact in learned:
+            if fact.key in (FORGET, DOUBT):
+                kept = {key: each for key, each in kept.items() if key[:2] != fact[:2]}
+            elif fact.tokens and not fact.model.startswith("http"):
+                kept[fact[:3]] = fact
+        return replace(self, counts=tuple(kept.values()))
 
     def text(self) -> str:
         """The file: sorted, a line for each test, so that a diff shows what has changed."""
         starts = {name: {"cold_start_s": s} for name, s in self.cold_starts.items()}
         tests = {name: _row(cost) for name, cost in self.tests.items()}
         parts = [f'"schema": {SCHEMA}', _lines("endpoints", starts), _lines("tests", tests)]
+        if self.counts:
+            counts = {f"{f.model}:{f.provider} {f.key}": f.tokens for f in self.counts}
+            parts.append(_lines(PROMPTS, counts))
         return "{\n " + ",\n ".join(parts) + "\n}\n"
 
     def write(self, path: Path) -> None:
@@ -145,7 +168,17 @@ class Costs:
         write_whole(path, self.text())
 
 
-def _lines(name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _fact(name: str, tokens: object) -> Fact:
+    asked, _, key = name.rpartition(" ")
+    model, _, provider = asked.rpartition(":")
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise ValueError(f"{PROMPTS}, {name}: is not a whole number of 1 or more")
+    if not (model and provider and key):
+        raise ValueError(f"{PROMPTS}, {name!r}: is not a model, its provider and a hash")
+    return Fact(model, provider, key, tokens)
+
+
+def _lines(name: str, rows: Mapping[str, Any]) -> str:
     body = ",\n".join(f"  {json.dumps(key)}: {json.dumps(rows[key])}" for key in sorted(rows))
     return f'"{name}": {{\n{body}\n }}' if body else f'"{name}": {{}}'
 

@@ -42,6 +42,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "tests": [_test(test) for test in report.tests],
         "shared": [_shared(budget) for budget in report.shared],
         "calls": [_call(charge) for charge in report.charges],
+        "notes": list(report.notes),
         "refusals": [refusal._asdict() for refusal in report.refusals],
         "endpoints": [_endpoint(endpoint) for endpoint in report.endpoints],
     }
@@ -64,6 +65,8 @@ def _session(report: Report) -> dict[str, Any]:
         "refused": report.refused,
         "replayed": len(report.remarked(REPLAYED)),
         "unmetered": dict(report.unmetered),
+        "estimated_above_usd": usd_text(report.above),
+        "waited_s": round(sum(charge.waited for charge in report.waited), 6),
     }
 
 
@@ -110,6 +113,8 @@ def _call(charge: Charge) -> dict[str, Any]:
         "over_hold_usd": usd_text(charge.over),
         "where": charge.where,
         "instead_of": charge.instead_of or None,
+        "estimated_above_usd": usd_text(charge.above),
+        "waited_s": charge.waited,
     }
 
 
@@ -185,6 +190,7 @@ def parse(content: object, *, written: datetime) -> Report:
         date=top.date("date") or written,
         rehearsal=top.flag("rehearsal"),
         shared=tuple(map(_read_shared, top.each("shared"))),
+        notes=tuple(top.texts("notes")),
         unmetered=tuple((why, unmetered.count(why)) for why in unmetered.values),
     )
 
@@ -232,6 +238,8 @@ def _read_call(row: _Fields) -> Charge:
         over=row.usd("over_hold_usd") or 0,
         replayed=row.flag("replayed") or status == "replayed",
         instead_of=row.text("instead_of"),
+        above=row.usd("estimated_above_usd") or 0,
+        waited=row.seconds("waited_s"),
     )
 
 
@@ -327,6 +335,12 @@ class _Fields:
     def inner(self, key: str) -> _Fields:
         value = self.values.get(key)
         return _Fields.of({} if value is None else value, f"{self.where}, {key},")
+
+    def texts(self, key: str) -> Iterator[str]:
+        for value in self._checked(key, self.values.get(key, []), list, "a list"):
+            if not isinstance(value, str):
+                raise self._wrong(key, "a list of texts")
+            yield undirected(value)
 
     def each(self, key: str) -> Iterator[_Fields]:
         values = self._checked(key, self.values.get(key, []), list, "a list")

@@ -203,6 +203,7 @@ class Report:
         over_runs: budgets over many runs applied as well; not in a file.
         unmetered: why calls were sent that are not in here, and how many for each reason.
         shared: the budgets that tests share, in the order of their first test.
+        notes: what was found out about how servers count, a sentence each.
     """
 
     spent: int
@@ -219,6 +220,7 @@ class Report:
     over_runs: bool = False
     unmetered: tuple[tuple[str, int], ...] = ()
     shared: tuple[SharedLine, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -275,6 +277,16 @@ class Report:
     def over(self) -> tuple[Charge, ...]:
         """Calls that cost more than was held for them: they took longer than expected."""
         return tuple(charge for charge in self.charges if charge.over)
+
+    @property
+    def above(self) -> int:
+        """The part of ``spent`` that is estimated above what came back of its calls."""
+        return sum(charge.above for charge in self.charges if not charge.replayed)
+
+    @property
+    def waited(self) -> tuple[Charge, ...]:
+        """Calls that waited until calls in flight had settled."""
+        return tuple(charge for charge in self.charges if charge.waited)
 
     @property
     def swapped(self) -> tuple[Charge, ...]:

@@ -157,6 +157,14 @@ def _too_little(report: Report) -> str:
     return f"the session budget of {cap} has too little left. Raise --hf-session-budget."
 
 
+def estimated(report: Report) -> str:
+    """How much of what was spent is above what came back of its calls."""
+    return (
+        f"{show(report.above)} of {show(report.spent)} is estimated above what came back: "
+        "calls that were lost or left are charged what was held for them"
+    )
+
+
 def not_run(report: Report) -> str:
     """How many tests were not run for want of budget, and what to do; empty where none was."""
     if not report.not_run:
@@ -174,6 +182,14 @@ def _remarks(report: Report) -> Iterator[TerminalLine]:
     for remark in (UNPRICED, ESTIMATED):
         if number := len(report.remarked(remark)):
             yield TerminalLine(f"  {counted(number, 'call')} {remark.meaning}", "yellow")
+    if report.above:
+        yield TerminalLine(f"  {estimated(report)}", "yellow")
+    if waited := report.waited:
+        calls, seconds = counted(len(waited), "call"), sum(charge.waited for charge in waited)
+        text = f"{calls} waited {seconds:,.1f} s in all until calls in flight had settled"
+        yield TerminalLine(f"  {text}")
+    for note in report.notes:
+        yield TerminalLine(f"  {note}", "yellow")
     for why, number in report.unmetered:
         yield TerminalLine(f"  {unmetered(why, number)}", "yellow")
     if over := report.over:

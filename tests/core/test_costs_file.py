@@ -10,6 +10,7 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger import Charge
+from pytest_hfbudget.metering.prompts import ALIKE, DOUBT, FORGET, Fact
 from pytest_hfbudget.reporting.costs import Cost, Costs, increase
 
 PAID = Cost(4900, calls=1, input_tokens=17, output_tokens=32)
@@ -163,3 +164,39 @@ def test_an_upper_bound_is_compared_with_an_upper_bound() -> None:
     calls = (charge(180, estimated=True),)
     text = said(180, Cost(100, estimated=True), calls=calls)
     assert "recorded with charges at an upper bound; now with charges at an upper bound" in text
+
+
+# --- what servers have counted
+
+
+def test_counts_of_prompts_are_written_one_line_each_and_read_back() -> None:
+    facts = (Fact("org/model", "groq", "cd", 7), Fact("org/model", "groq", "ab", 100))
+    text = Costs().with_counts(facts, whole=False).text()
+    assert '  "org/model:groq ab": 100,\n  "org/model:groq cd": 7\n' in text
+    assert set(Costs.parse(text).counts) == set(facts)
+
+
+def test_prompts_that_a_whole_run_did_not_send_are_removed() -> None:
+    old, new = Fact("org/model", "groq", "ab", 100), Fact("org/model", "groq", "cd", 7)
+    known = Costs().with_counts([old], whole=True)
+    assert known.with_counts([new], whole=True).counts == (new,)
+    assert known.with_counts([new], whole=False).counts == (old, new)
+
+
+@pytest.mark.parametrize("sign", [DOUBT, FORGET])
+def test_counts_of_a_provider_that_has_changed_are_removed(sign: str) -> None:
+    old, other = Fact("org/model", "groq", "ab", 100), Fact("org/model", "novita", "ab", 90)
+    known = Costs().with_counts([old, other], whole=True)
+    learned = [Fact("org/model", "groq", sign), Fact("org/model", "groq", ALIKE)]
+    assert known.with_counts(learned, whole=False).counts == (other,)
+
+
+@pytest.mark.parametrize("tokens", ["-1", "0", "1.5", '"7"', "true"])
+def test_a_count_that_is_none_is_an_error(tokens: str) -> None:
+    with pytest.raises(ValueError, match="whole number of 1 or more"):
+        Costs.parse(f'{{"schema": 1, "prompt_tokens_1": {{"org/model:groq ab": {tokens}}}}}')
+
+
+def test_counts_by_another_rule_are_passed_over() -> None:
+    read = Costs.parse('{"schema": 1, "prompt_tokens_0": {"org/model:groq ab": 5}}')
+    assert read.counts == ()

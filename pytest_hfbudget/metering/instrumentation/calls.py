@@ -246,7 +246,7 @@ def metered_async(original: Any, route: ClientRoute) -> Any:
                     answer = await original(self, call.parameters, stream=stream)
             except GeneratorExit:
                 # The garbage collector may run while a lock of the plugin is held.
-                meter.later.append(call.close)
+                meter.deferred.later.append(call.close)
                 raise
             except BaseException as error:
                 _failed(call, error)

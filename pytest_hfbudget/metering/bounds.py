@@ -1,0 +1,388 @@
+"""The most that a call can use and cost: by its bytes, or by what a server has counted before.
+
+A server says how many tokens it has counted in a prompt. That is kept by a hash of the request,
+never its text, and used to bound the next calls:
+
+- a prompt that was counted before, by the model and provider that counted it;
+- a prompt that begins with such a one: what is new in it is bounded by its bytes;
+- a prompt of the same shape: what was counted there bounds its chat template.
+
+A count is exact as soon as its provider has counted some prompt of the model as it did before.
+Until then it gets a margin. A provider that counts a prompt differently in one run, or that counts
+more than a bound which was learned from it, is not believed any more. Where it differs from an
+earlier run, its counts of earlier runs are forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from pytest_hfbudget.errors import BudgetExceededError, UnpricedCallError
+from pytest_hfbudget.metering.limits import RequestVariant, most, without_limit
+from pytest_hfbudget.metering.prompts import (
+    ALIKE,
+    BESIDE,
+    COUNTED,
+    DOUBT,
+    FORGET,
+    MISCOUNTED,
+    TEMPLATE,
+    TOKENIZER,
+    Counts,
+    Fact,
+    Measured,
+    Tokenizer,
+    bound_of,
+    by_bytes,
+    measured,
+    outline,
+    with_margin,
+)
+from pytest_hfbudget.metering.request import (
+    Parameters,
+    allowances,
+    payload_of,
+)
+from pytest_hfbudget.pricing import (
+    CallRequest,
+    PriceBook,
+    Quote,
+    UnboundedCallError,
+    Usage,
+)
+from pytest_hfbudget.pricing.book import toml_hint
+from pytest_hfbudget.pricing.price import BYTES, Prompt
+
+# What a request may say that changes no token of its prompt. Whatever else it says is hashed.
+NEUTRAL = frozenset(
+    {
+        *("model", "stream", "stream_options", "seed", "stop", "user"),
+        *("max_tokens", "max_completion_tokens", "max_new_tokens"),
+        *("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty"),
+        *("logprobs", "top_logprobs", "logit_bias", "details", "decoder_input_details"),
+    }
+)
+HASH_BYTES = 12
+MOST_KEPT = 1000
+# What a run learns of more prompts than these would take hundreds of megabytes.
+MOST_FACTS = 50_000
+
+Share = Callable[[list[Fact], int], tuple[list[Fact], int]]
+_packed = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
+class Estimate(NamedTuple):
+    """What `CallRequest` says of a prompt."""
+
+    input_bound: int
+    basis: str
+    inputs: tuple[tuple[str, int, str], ...]
+    prompt: Prompt
+
+
+class TokenCounts:
+    """What servers have counted, and the bounds that follow from it.
+
+    Threads learn at the same time: each step is one operation of a dictionary, and whatever comes
+    between two of them only makes a bound larger.
+
+    Args:
+        router: the base URL of the router; what one has counted says nothing of another.
+        load: returns what is known of a model from earlier runs and from other processes.
+        tokenizer: returns the tokenizer of a model; None where there is none on this machine.
+
+    Attributes:
+        share: tells the process that leads this run what was learned here, and returns what was
+            learned elsewhere since the last time; None in that process itself.
+        miscounted: the models whose tokenizer has counted less than a server.
+    """
+
+    def __init__(
+        self,
+        router: str = "",
+        load: Callable[[str], Iterable[Fact]] = lambda model: (),
+        tokenizer: Callable[[str], Tokenizer | None] = lambda model: None,
+    ) -> None:
+        self.share: Share | None = None
+        self.miscounted: set[str] = set()
+        self._salt, self._load, self._tokenizer = router.encode(), load, tokenizer
+        self._journal: list[tuple[str, Fact]] = []  # and who has told it; empty for this process
+        self._shared = self._heard = 0
+        self._models: dict[str, dict[str, Counts]] = {}
+        self._loaded: set[str] = set()
+        # What follows from all facts, for prompts that no server has counted: replays, for one.
+        self._kept: dict[tuple[str, str | None, str], Estimate] = {}
+
+    # --- bounds
+
+    def bounded(self, request: CallRequest, parameters: Parameters, book: PriceBook) -> CallRequest:
+        """A request with the most input tokens that its payload can make."""
+        payload, provider = parameters.json, request.provider
+        if type(payload) is not dict:
+            payload = payload_of(parameters)
+        if request.model not in self._loaded:
+            self._load_model(request.model)
+        hashes = self._hashes(payload)
+        if not hashes:
+            return request._replace(input_bound=by_bytes(request, parameters, book))
+        if provider is None and request.model.startswith("http"):
+            provider = ""
+        providers = self._models[request.model]
+        counts = None if provider is None else providers.get(provider)
+        if counts is not None and (tokens := counts.tokens.get(hashes[-1])) is not None:
+            if not counts.alike:
+                tokens = with_margin(tokens)
+            return request._replace(input_bound=tokens, basis=COUNTED, prompt=Prompt(hashes[-1]))
+        key = request.model, provider, hashes[-1]
+        if (kept := self._kept.get(key)) is None:
+            kept = self._estimated(request, parameters, book, provider)
+            if len(self._kept) < MOST_KEPT:
+                self._kept[key] = kept
+        bound, basis, inputs, prompt = kept
+        return request._replace(input_bound=bound, basis=basis, inputs=inputs, prompt=prompt)
+
+    def _estimated(
+        self, request: CallRequest, parameters: Parameters, book: PriceBook, provider: str | None
+    ) -> Estimate:
+        """The bound on a prompt that was not counted before.
+
+        Args:
+            provider: None where the router chooses, empty where there is none.
+        """
+        providers, payload = self._models[request.model], payload_of(parameters)
+        tokenizer = None if request.model in self.miscounted else self._tokenizer(request.model)
+        strict, new = by_bytes(request, parameters, book), self._measured(payload, tokenizer)
+        if provider is not None:
+            bound, basis = bound_of(new, strict, providers.get(provider), tokenizer)
+            return Estimate(bound, basis, (), new.prompt)
+        inputs = tuple(
+            (name, *bound_of(new, strict, counts, tokenizer))
+            for name, counts in tuple(providers.items())
+        )
+        other, basis = bound_of(new, strict, None, tokenizer)
+        return Estimate(other, basis, inputs, new.prompt)
+
+    def same(self, request: CallRequest, payload: Mapping[str, Any]) -> bool:
+        """Whether a payload has the prompt that a request was bounded by."""
+        return request.prompt is not None and self._hashes(payload)[-1:] == [request.prompt.exact]
+
+    def _hashes(self, payload: Mapping[str, Any], *, beginnings: bool = False) -> list[str]:
+        """The hash of a prompt; with ``beginnings`` those of its beginnings before it.
+
+        Empty where it has no text, or shows what lies behind a URL, which may change.
+        """
+        name, parts = _said(payload)
+        if not name:
+            return []
+        found, digest = [], blake2b(self._salt, digest_size=HASH_BYTES)
+        try:
+            digest.update(_packed([name, _rest(payload, name)]).encode())
+            for number, part in enumerate(parts):
+                if beginnings and number:
+                    found.append(digest.hexdigest())
+                packed = _packed(part)
+                if "http" in packed and allowances(part):
+                    return []
+                digest.update(packed.encode())
+        except (TypeError, ValueError, RecursionError):
+            return []  # a mock, or something else that is not JSON
+        return [*found, digest.hexdigest()]
+
+    def _measured(self, payload: Mapping[str, Any], tokenizer: Tokenizer | None) -> Measured:
+        name, said = _said(payload)
+        drawn = [name, _rest(payload, name), [outline(part) for part in said]]
+        digest = blake2b(self._salt, digest_size=HASH_BYTES)
+        digest.update(_packed(drawn).encode())
+        hashes = self._hashes(payload, beginnings=True)
+        return measured(said, digest.hexdigest(), hashes, tokenizer)
+
+    # --- learning
+
+    def learn(self, request: CallRequest, answered_by: str | None, usage: Usage) -> None:
+        """Take in how many tokens a server has counted in the prompt of a request.
+
+        Args:
+            usage: as the server has told it.
+        """
+        prompt, tokens, model = request.prompt, usage.input_tokens, request.model
+        provider = "" if request.is_url else answered_by
+        if prompt is None or usage.estimated or tokens <= 0 or provider is None:
+            return
+        if request.provider and provider != request.provider:
+            return
+        counts = self._models[model].get(provider) or self._counts(model, provider)
+        before = counts.tokens.get(prompt.exact)
+        if before is None and len(self._journal) >= MOST_FACTS:
+            return
+        if counts.doubted or (before == tokens and counts.alike and prompt.exact in counts.seen):
+            return
+        asked = request.at(provider)
+        if tokens > asked.input_bound and asked.basis == TOKENIZER:
+            self._note(Fact(model, "", MISCOUNTED))
+        elif tokens > asked.input_bound and asked.basis != BYTES:
+            self._note(Fact(model, provider, DOUBT))
+            return
+        if prompt.shape:
+            self._narrow(model, provider, prompt, tokens)
+        if before == tokens:
+            self._note(Fact(model, provider, ALIKE))
+        elif before is not None:
+            live = prompt.exact in counts.seen
+            self._note(Fact(model, provider, DOUBT if live else FORGET))
+        self._note(Fact(model, provider, prompt.exact, tokens))
+
+    def _narrow(self, model: str, provider: str, prompt: Prompt, tokens: int) -> None:
+        """Bound the template of a shape by one of its prompts."""
+        known = self._counts(model, provider).tokens
+        template = known.get(TEMPLATE + prompt.shape)
+        if template is None or tokens < template:
+            self._note(Fact(model, provider, TEMPLATE + prompt.shape, tokens))
+        if prompt.tokens is not None:
+            beside = max(tokens - prompt.tokens, 1)
+            if beside > known.get(BESIDE + prompt.shape, 0):
+                self._note(Fact(model, provider, BESIDE + prompt.shape, beside))
+
+    def take(self, facts: Iterable[Fact], *, live: bool) -> None:
+        """Take in what others have learned.
+
+        Args:
+            live: whether that was in this run.
+        """
+        for fact in facts:
+            counts = self._counts(fact.model, fact.provider)
+            known, here = counts.tokens.get(fact.key), live and fact.key in counts.seen
+            if here and known is not None and fact.key[0] not in (TEMPLATE, BESIDE):
+                word = ALIKE if known == fact.tokens else DOUBT
+                self._note(fact._replace(key=word, tokens=0))
+            else:
+                self._apply(fact._replace(tokens=max(known or 0, fact.tokens)), live=live)
+
+    @property
+    def facts(self) -> list[Fact]:
+        """What was learned in this run, in its order."""
+        return [fact for _, fact in self._journal]
+
+    def known(self, model: str) -> list[Fact]:
+        """All that is believed of a model, and what is not to be believed."""
+        if model not in self._loaded:
+            self._load_model(model)
+        found = [Fact(model, "", MISCOUNTED)] if model in self.miscounted else []
+        for provider, counts in tuple(self._models[model].items()):
+            found += [Fact(model, provider, DOUBT)] if counts.doubted else []
+            found += [Fact(model, provider, key, n) for key, n in tuple(counts.tokens.items())]
+        return found
+
+    def exchange(self) -> None:
+        """Share what was learned here since the last time, if anything was.
+
+        Raises:
+            HFBudgetError: the process that leads the run is gone.
+        """
+        journal = self._journal[self._shared :]
+        if self.share is None or not journal:
+            return
+        self._shared += len(journal)
+        news, self._heard = self.share([fact for _, fact in journal], self._heard)
+        self.take(news, live=True)
+
+    def shared_by(self, origin: str, facts: Iterable[Fact], heard: int) -> tuple[list[Fact], int]:
+        """The other end of `share`.
+
+        Args:
+            origin: the process that has learned these facts.
+            heard: how much of what this process has it was told already.
+        """
+        journal = self._journal[heard:]
+        for fact in facts:
+            self.take((fact,), live=True)
+            self._journal.append((origin, fact))
+        return [fact for who, fact in journal if who != origin], heard + len(journal)
+
+    def _note(self, fact: Fact) -> None:
+        self._apply(fact, live=True)
+        self._journal.append(("", fact))
+
+    def _apply(self, fact: Fact, *, live: bool) -> None:
+        self._kept = {}
+        if fact.key == MISCOUNTED:
+            self.miscounted.add(fact.model)
+            return
+        counts = self._counts(fact.model, fact.provider)
+        if fact.key == DOUBT:
+            counts.doubted, counts.tokens = True, {}
+        elif fact.key == FORGET:
+            counts.tokens = {key: n for key, n in counts.tokens.items() if key in counts.seen}
+        elif fact.key == ALIKE:
+            counts.alike = counts.alike or live
+        elif not counts.doubted:
+            counts.tokens[fact.key] = fact.tokens
+            if live:
+                counts.seen.add(fact.key)
+
+    def _counts(self, model: str, provider: str) -> Counts:
+        return self._models.setdefault(model, {}).setdefault(provider, Counts())
+
+    def _load_model(self, model: str) -> None:
+        self._models.setdefault(model, {})
+        self.take(self._load(model), live=False)
+        self._loaded.add(model)
+
+
+def _said(payload: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Where a payload has its prompt, and the parts of that; empty where it has none."""
+    messages = payload.get("messages")
+    if isinstance(messages, list):
+        return ("messages", messages) if messages else ("", [])
+    for name in ("inputs", "input", "prompt"):
+        if payload.get(name) is not None:
+            return name, [payload[name]]
+    return "", []
+
+
+def _rest(payload: Mapping[str, Any], said: str) -> dict[str, Any]:
+    """What else may change the tokens of a prompt."""
+    rest = {
+        name: value
+        for name, value in payload.items()
+        if value is not None and name != said and name not in NEUTRAL
+    }
+    if isinstance(parameters := rest.get("parameters"), dict):
+        rest["parameters"] = _rest(parameters, "")
+    return rest
+
+
+def bounds(
+    request: CallRequest, quote: Quote, variant: RequestVariant, book: PriceBook
+) -> tuple[int, int]:
+    """The least and the most nano-USD that a call may hold.
+
+    Raises:
+        UnpricedCallError: its price does not bound what it can cost.
+        BudgetExceededError: its server takes no limit, and the length of its context is not known.
+    """
+    if quote.free:
+        return 0, 0
+    if request.unreadable:
+        raise BudgetExceededError(
+            f"{request.unreadable}, so no cap can hold the call to {request.model}. "
+            "The call was not sent. Give it one whole number.",
+            model=request.model,
+        )
+    try:
+        if request.max_output is not None or not request.generates:
+            fixed = quote.most(request, request.max_output or 0)
+            return fixed, fixed
+        catalogue = book.catalogue
+        least, highest = quote.most(request, 1), most(request, quote, catalogue)
+        if variant.limit_name is None:
+            return without_limit(request, highest, catalogue)
+        return least, max(least, highest)
+    except UnboundedCallError as error:
+        raise UnpricedCallError(
+            f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
+            f"{toml_hint(request)}\n",
+            model=request.model,
+        ) from None
