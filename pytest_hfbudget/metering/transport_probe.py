@@ -175,6 +175,10 @@ class TransportProbe:
         self._patches.restore()
         self.blind.clear()
 
+    def is_sending(self) -> bool:
+        """Whether what is sent in this context is sent for a call that is known."""
+        return self._own() is not None
+
     def connecting(self) -> None:
         """Take note that a connection is about to be opened in this context."""
         if (own := self._own()) is not None:

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.instrumentation.hub_contract import (
     CHOKE_POINT,
     PACKAGE,
@@ -60,6 +61,7 @@ class HubInstrumentation:
             without a meter, calls pass.
         around_forks: what the meters do when this process forks.
         problem: why calls can't be seen, where this huggingface_hub is not known.
+        http: the same for requests that other clients send.
     """
 
     meter: Meter | None = None
@@ -72,6 +74,9 @@ class HubInstrumentation:
     _wrapped: list[type] = field(default_factory=list)
     waking: threading.RLock = field(default_factory=threading.RLock)
 
+    def __post_init__(self) -> None:
+        self.http = HttpLayer(self)
+
     @property
     def in_place(self) -> bool:
         """Whether a client has been imported, so that calls are to be expected."""
@@ -82,6 +87,7 @@ class HubInstrumentation:
         if self._watch is not None:
             return
         self.probe.install()
+        self.http.install()
         self._watch = PostImport(
             {
                 SYNC: self._wrap_sync,
@@ -125,6 +131,7 @@ class HubInstrumentation:
             self._watch.uninstall()
             self._watch = None
         self._patches.restore()
+        self.http.uninstall()
         self.probe.uninstall()
         self._wrapped.clear()
         self.problem = ""

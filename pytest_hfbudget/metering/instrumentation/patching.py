@@ -111,12 +111,14 @@ class Addresses:
 
     Attributes:
         emulator: the one that all of them lead to, in a rehearsal.
+        paid_hosts: hosts whose calls are paid beside those of the public services.
     """
 
     router: str | None = None
     endpoints_api: str | None = None
     hub: str | None = None
     emulator: str | None = None
+    paid_hosts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: Settings) -> Addresses:
@@ -127,7 +129,12 @@ class Addresses:
             endpoints_api=api if api != ENDPOINTS_API else None,
             hub=settings.hub,
             emulator=settings.emulator,
+            paid_hosts=settings.paid_hosts,
         )
+
+    def paid(self) -> tuple[str, ...]:
+        """The addresses beside the router at which calls are paid in this run."""
+        return (*self.paid_hosts, *((f"{self.emulator}/endpoint",) if self.emulator else ()))
 
     def constants(self) -> dict[str, str]:
         """The constants of huggingface_hub that hold them; none of these is an env variable."""
