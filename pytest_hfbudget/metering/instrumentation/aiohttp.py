@@ -16,8 +16,8 @@ from pytest_hfbudget.metering.instrumentation.paid_requests import (
     as_bytes,
     encoded,
 )
+from pytest_hfbudget.metering.instrumentation.patching import genuine
 from pytest_hfbudget.metering.stream import AnswerBody
-from pytest_hfbudget.metering.transport_probe import genuine
 
 
 async def send(

@@ -15,20 +15,22 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
+from pytest_hfbudget.errors import UnseenCallError
+from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport, genuine
 from pytest_hfbudget.metering.paid_hosts import PaidHosts
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
     PAID_METHOD,
     ProbedRequest,
     TransportProbe,
-    genuine,
 )
 from pytest_hfbudget.off_loop import off_loop
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
 
+# The place of the flags among the arguments of ``getaddrinfo`` that follow host and port.
+FLAGS = 3
 HERE = __name__.rpartition(".")[0]
 
 
@@ -57,7 +59,9 @@ class HttpLayer:
 
     def install(self) -> None:
         """Wrap the libraries that are imported already, and the others as soon as they are."""
-        self._watch = PostImport(dict.fromkeys((point.module for point in POINTS), self._wrap))
+        self.hub.probe.stray = self.stray
+        modules = dict.fromkeys((point.module for point in POINTS), self._wrap)
+        self._watch = PostImport({**modules, "socket": self._wrap_names})
         self._watch.install()
 
     def uninstall(self) -> None:
@@ -102,6 +106,52 @@ class HttpLayer:
             CURRENT.reset(token)
             in_flight.remove(request)
 
+    def stray(self, host: str, url: Callable[[], str]) -> None:
+        """Deal with a POST that no known client has made.
+
+        Raises:
+            UnseenCallError: it goes to a paid host, and a cap would have to hold it.
+        """
+        if self.may_bill(host) and self.meters(url()):
+            self._unseen(host, "a request")
+
+    def resolving(self, host: object, port: object) -> None:
+        """Deal with a host that is looked up: a connection by something unknown may follow.
+
+        Raises:
+            UnseenCallError: as `stray`.
+        """
+        name = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+        if not isinstance(name, str) or not self.hosts.bills_on(name, port):
+            return
+        if name.lower() in self.hub.probe.opening or self.hub.probe.is_sending():
+            return
+        if self.hub.meter is None:
+            self.hub.wake()
+        self._unseen(name, "a connection")
+
+    def _unseen(self, host: str, what: str) -> None:
+        meter = self.hub.meter
+        if meter is None:
+            return
+        budgets = meter.budgets.active()
+        if not budgets.capped:
+            meter.missed(f"{what} to {host} by a client that pytest-hfbudget can't read")
+            return
+        capped = [s for s in budgets.scopes if s.cap is not None or s.max_calls is not None]
+        error = UnseenCallError(
+            f"{capped[-1].name}: {what} to {host} by a client that pytest-hfbudget can't read, so "
+            "no cap can hold what it costs. It was not sent. Send it by huggingface_hub, openai, "
+            "httpx, requests or aiohttp.",
+            scope=capped[-1].name,
+            scope_key=capped[-1].key,
+            model=host,
+        )
+        raise meter.refuse_unread(error, host)
+
+    def _wrap_names(self, module: ModuleType) -> None:
+        self._patches.replace(module, "getaddrinfo", _looks_up(self, module, module.getaddrinfo))
+
     def _wrap(self, module: ModuleType) -> None:
         for point in POINTS:
             if point.module != module.__name__:
@@ -128,6 +178,20 @@ def _adapter(name: str) -> Any:
     """The module that knows a library; it is imported for the first paid request."""
     with off_loop():
         return import_module(f"{HERE}.{name}")
+
+
+def _looks_up(layer: HttpLayer, module: ModuleType, original: Any) -> Any:
+    """``socket.getaddrinfo``, which most of what opens a connection asks for an address."""
+
+    @functools.wraps(original)
+    def getaddrinfo(host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        flags = options.get("flags", args[FLAGS] if len(args) > FLAGS else 0)
+        if not flags & module.AI_PASSIVE:  # else it is a server that looks up its own address
+            layer.resolving(host, port)
+        return original(host, port, *args, **options)
+
+    return getaddrinfo
 
 
 def _httpx(layer: HttpLayer, original: Any) -> Any:

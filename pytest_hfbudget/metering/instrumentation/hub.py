@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,9 +35,9 @@ from pytest_hfbudget.metering.instrumentation.hub_contract import (
 from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
 from pytest_hfbudget.metering.transport_probe import (
     Headers,
+    HeadersListener,
     TransportProbe,
     headers_listener,
-    traced_session,
 )
 from pytest_hfbudget.off_loop import off_loop
 
@@ -271,6 +272,31 @@ def reporting_headers(original: Any) -> Any:
         return original(response, *args, **kwargs)
 
     return hf_raise_for_status
+
+
+def traced_session(original: Any) -> Any:
+    """``AsyncInferenceClient._get_client_session``, with sessions that report their responses."""
+
+    @functools.wraps(original)
+    def _get_client_session(self: Any, *args: Any, **kwargs: Any) -> Any:
+        session = original(self, *args, **kwargs)
+        listener, traces = headers_listener(), getattr(session, "trace_configs", None)
+        if listener is not None and isinstance(traces, list):  # a mock has something else
+            traces.append(_trace(listener))
+        return session
+
+    return _get_client_session
+
+
+def _trace(listener: HeadersListener) -> Any:
+    trace = import_module("aiohttp").TraceConfig()  # imported already: the session is made of it
+
+    async def answered(session: object, context: object, end: Any) -> None:
+        listener(Headers(end.response))
+
+    trace.on_request_end.append(answered)
+    trace.freeze()
+    return trace
 
 
 class ForkSteps(NamedTuple):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pytest_hfbudget.errors import BudgetExceededError
+from pytest_hfbudget.errors import BudgetExceededError, UnseenCallError
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.hold import begin, resume
 from pytest_hfbudget.metering.instrumentation.calls import ClientRoute, RetryState
@@ -237,10 +237,8 @@ def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> Outgoing
     unknown = _unknown_size(asked) if outgoing.budgets.paid else ""
     if unknown:
         model = shown(asked.model or asked.url)
-        error = BudgetExceededError(f"{model}: {unknown} The call was not sent.", model=model)
-        error.used_up = False
-        meter.budgets.record_refusal(error, outgoing.budgets.test)
-        raise error
+        error = UnseenCallError(f"{model}: {unknown} The call was not sent.", model=model)
+        raise meter.refuse_unread(error, model)
     return outgoing._replace(timeout=request.timeout)
 
 

@@ -43,6 +43,28 @@ class Patches:
                 logger.warning("hfbudget left %s as it is: it was wrapped again", name)
 
 
+def genuine(module: ModuleType, name: str) -> type | None:
+    """The class that a library has under a name, also while a stand-in goes by it there."""
+    library = module.__name__.partition(".")[0]
+
+    def is_it(cls: object) -> bool:
+        # Libraries show their classes under shorter names than those of their modules.
+        return (
+            isinstance(cls, type)
+            and cls.__qualname__ == name
+            and cls.__module__.partition(".")[0] == library
+        )
+
+    if is_it(found := getattr(module, name, None)):
+        return found
+    classes = list(object.__subclasses__())
+    while classes:
+        if is_it(cls := classes.pop()):
+            return cls
+        classes += type.__subclasses__(cls)
+    return None
+
+
 Hook = Callable[[ModuleType], None]
 
 
