@@ -40,7 +40,7 @@ ecosystem-%:
 	$(PYTHON) -m venv --without-pip $(VENV)/ecosystem/$*
 	$(PYTHON) -m pip --python $(VENV)/ecosystem/$*/bin/python install --quiet \
 		--disable-pip-version-check \
-		-e '.[emulator]' pytest-timeout -r tests/ecosystem/suites/$*.txt
+		-e '.[emulator,xdist]' pytest-timeout -r tests/ecosystem/suites/$*.txt
 	ECOSYSTEM_TOOL=$* $(VENV)/ecosystem/$*/bin/python -m pytest -q -m ecosystem tests/ecosystem
 
 mutants: $(VENV)/installed ## what the tests of the ledger would not notice; half an hour

@@ -106,6 +106,12 @@ class UnpricedCallError(BudgetExceededError):
     used_up = False
 
 
+class UnseenCallError(BudgetExceededError):
+    """A request to a paid host by a client whose requests can't be read."""
+
+    used_up = False
+
+
 class LedgerUnreachableError(BudgetExceededError):
     """The process that keeps the ledger is gone, so nothing more may be spent."""
 

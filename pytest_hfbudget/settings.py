@@ -28,6 +28,7 @@ TOKENIZER = ("cached", "download", "off")
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
 ROUTER = "https://router.huggingface.co"
 HOLD_WAIT_S = 60.0
+UNKNOWN_TASK = "POST"  # that of a request whose path does not say what it asks for
 
 
 class Setting(Generic[T]):
@@ -158,10 +159,7 @@ class Settings:
         "download (before the first test), off",
     )
     prices = Guard[Path | None](
-        None,
-        Path,
-        "--hf-prices=FILE HFBUDGET_PRICES hf_prices",
-        "TOML file of prices",
+        None, Path, "--hf-prices=FILE HFBUDGET_PRICES hf_prices", "TOML file of prices"
     )
     unpriced = Setting[str](
         "refuse",
@@ -178,16 +176,10 @@ class Settings:
         repeatable=True,
     )
     namespace = Setting[str | None](
-        None,
-        str,
-        "--hf-namespace=NAME HFBUDGET_NAMESPACE hf_namespace",
-        "for endpoint names without one",
+        None, str, "--hf-namespace=NAME HFBUDGET_NAMESPACE hf_namespace", "of endpoints without one"
     )
     report = Setting[Path | None](
-        None,
-        Path,
-        "--hf-report=FILE HFBUDGET_REPORT hf_report",
-        "write a JSON report",
+        None, Path, "--hf-report=FILE HFBUDGET_REPORT hf_report", "write a JSON report"
     )
     costs = Setting[Path | None](
         None,
@@ -237,6 +229,13 @@ class Settings:
         values.url,
         "HFBUDGET_ROUTER hf_router",
         "base URL of the Inference Providers router",
+    )
+    paid_hosts = Guard[tuple[str, ...]](
+        (),
+        values.hosts,
+        "HFBUDGET_PAID_HOSTS hf_paid_hosts",
+        "more hosts or URLs whose calls cost money, such as a vLLM of your own",
+        repeatable=True,
     )
     hold_wait = Setting[float](
         HOLD_WAIT_S,

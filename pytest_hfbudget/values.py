@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from pytest_hfbudget.money import parse_rate
 
@@ -37,6 +38,22 @@ def names(value: str | Sequence[str]) -> tuple[str, ...]:
     """Names, separated by spaces or commas, each once."""
     names = value.replace(",", " ").split() if isinstance(value, str) else value
     return tuple(dict.fromkeys(names))
+
+
+def hosts(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Hosts with or without a port, or URLs, separated by spaces or commas."""
+    given = names(value)
+    for each in given:
+        try:
+            parts = urlsplit(each if "://" in each else f"//{each}")
+            wrong = not parts.hostname or parts.port == 0 or "*" in each
+        except ValueError:
+            wrong = True
+        if wrong or parts.scheme not in ("", "http", "https"):
+            raise ValueError(
+                f"{each} is no host; write for example api.example.com or http://localhost:8000/v1"
+            )
+    return given
 
 
 def url(value: str) -> str:

@@ -17,6 +17,7 @@ from pytest_hfbudget.emulator.exchange import Exchange, Handler, Route
 from pytest_hfbudget.emulator.media import TINY_PNG, TINY_WAV, WAV_TYPE
 from pytest_hfbudget.emulator.price import Consumed
 from pytest_hfbudget.emulator.refusal import number, refused, refused_by_model
+from pytest_hfbudget.emulator.responses import serve_response
 from pytest_hfbudget.emulator.routing import choose_offer, named_offer, split_model
 from pytest_hfbudget.emulator.serving import Server, serve_chat, serve_completion
 from pytest_hfbudget.emulator.tasks import VECTOR, serve_task
@@ -67,9 +68,38 @@ async def provider_completion(exchange: Exchange) -> ASGIApp:
     return await serve_completion(exchange, _provider_server(exchange))
 
 
+async def auto_response(exchange: Exchange) -> ASGIApp:
+    """Like `auto_chat` for the responses API."""
+    return await serve_response(exchange, _auto_server(exchange))
+
+
+async def provider_response(exchange: Exchange) -> ASGIApp:
+    """The responses API of a named provider."""
+    return await serve_response(exchange, _provider_server(exchange))
+
+
+async def auto_embeddings(exchange: Exchange) -> Response:
+    """Embeddings by the provider that the router takes."""
+    return _embeddings(exchange, _auto_server(exchange))
+
+
 async def provider_embeddings(exchange: Exchange) -> Response:
     """Embeddings in the form of the OpenAI API."""
-    server, given = _provider_server(exchange), exchange.json().get("input", "")
+    return _embeddings(exchange, _provider_server(exchange))
+
+
+async def auto_images(exchange: Exchange) -> Response:
+    """Pictures by the provider that the router takes."""
+    return _images(exchange, _auto_server(exchange))
+
+
+async def provider_images(exchange: Exchange) -> Response:
+    """Pictures in the form of the OpenAI API, `n` of them."""
+    return _images(exchange, _provider_server(exchange))
+
+
+def _embeddings(exchange: Exchange, server: Server) -> Response:
+    given = exchange.json().get("input", "")
     texts = given if isinstance(given, list) else [given]
     tokens = sum(chat.text_tokens(str(text)) for text in texts)
     server.book(exchange, Consumed(tokens))
@@ -79,9 +109,8 @@ async def provider_embeddings(exchange: Exchange) -> Response:
     return JSONResponse(answer, headers=server.headers(exchange))
 
 
-async def provider_images(exchange: Exchange) -> Response:
-    """Pictures in the form of the OpenAI API, `n` of them."""
-    server, count = _provider_server(exchange), int(number(exchange.json().get("n") or 1, "n"))
+def _images(exchange: Exchange, server: Server) -> Response:
+    count = int(number(exchange.json().get("n") or 1, "n"))
     server.book(exchange, Consumed(images=count))
     picture = {"b64_json": base64.b64encode(TINY_PNG).decode()}
     return JSONResponse({"data": [picture] * count}, headers=server.headers(exchange))
@@ -160,6 +189,9 @@ ROUTES = [
     Route("GET", "/router/v1/models/{model:path}", "model", show_model, "public"),
     _model("v1/chat/completions", "chat", auto_chat, "conversational"),
     _model("v1/completions", "completions", auto_completion, "text-generation"),
+    _model("v1/responses", "responses", auto_response, "conversational"),
+    _model("v1/embeddings", "embeddings", auto_embeddings, "feature-extraction"),
+    _model("v1/images/generations", "images", auto_images, "text-to-image"),
     _model(
         "hf-inference/models/{model:path}/v1/chat/completions",
         "chat",
@@ -177,6 +209,7 @@ ROUTES = [
     _model(
         "{provider}/{base:path}/embeddings", "embeddings", provider_embeddings, "feature-extraction"
     ),
+    _model("{provider}/{base:path}/responses", "responses", provider_response, "conversational"),
     _model("{provider}/{base:path}/audio/speech", "speech", provider_speech, "text-to-speech"),
     _model(
         "{provider}/{base:path}/audio/transcriptions",

@@ -27,9 +27,15 @@ class EventStream:
     """An ASGI answer that sends events and keeps the invoice at what was written."""
 
     def __init__(
-        self, exchange: Exchange, events: Sequence[Event], headers: Mapping[str, str]
+        self,
+        exchange: Exchange,
+        events: Sequence[Event],
+        headers: Mapping[str, str],
+        *,
+        ends_with_done: bool = True,
     ) -> None:
         self._exchange = exchange
+        self._end = _DONE if ends_with_done else b""
         self._events = events
         self._headers = {"content-type": "text/event-stream", **headers}
 
@@ -45,7 +51,7 @@ class EventStream:
             written += event.tokens
             self._exchange.chunks += 1
             await send(_body(_encoded(event.data)))
-        await send(_body(_DONE, more=False))
+        await send(_body(self._end, more=False))
 
     async def _may_go_on(self, count: int, send: Send) -> bool:
         exchange, connection = self._exchange, self._exchange.connection
@@ -70,7 +76,9 @@ class EventStream:
 
 
 def _encoded(data: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data).encode() + b"\n\n"
+    name = data.get("type")  # as the responses API names its events
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + json.dumps(data).encode() + b"\n\n"
 
 
 def _body(data: bytes, more: bool = True) -> dict[str, Any]:

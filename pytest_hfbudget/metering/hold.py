@@ -323,7 +323,8 @@ def _prepared(call: Call, payload: dict[str, Any]) -> dict[str, Any]:
         put(payload, call.limit.tokens, variant)
     options = payload.get("stream_options") or {}
     # Without a cap nothing is changed; with one, a stream has to say what it cost.
-    silent = call.request.stream and "messages" in payload and not options.get("include_usage")
+    asks = call.request.stream and ("messages" in payload or "prompt" in payload)
+    silent = asks and not options.get("include_usage")
     if silent and call.outgoing.budgets.paid and variant.ask_usage:
         payload["stream_options"] = {**options, "include_usage": True}
         call.swallow_usage = True

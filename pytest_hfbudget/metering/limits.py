@@ -99,6 +99,9 @@ def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
     if "inputs" in payload:
         payload["parameters"] = {**(payload.get("parameters") or {}), "max_new_tokens": limit}
         return
+    if "input" in payload:  # the responses API
+        payload["max_output_tokens"] = limit
+        return
     for name in NAMES:  # one of 0 or less, which servers read as no limit
         payload.pop(name, None)
     payload[variant.limit_name or NAMES[0]] = limit

@@ -141,6 +141,16 @@ class Meter:
         if isinstance(error, BudgetExceededError) and not gone:
             self.deferred.later.append(step)
 
+    def refuse_unread(self, error: BudgetExceededError, model: str) -> BudgetExceededError:
+        """As `refuse`, for a request of which no more is known than what it goes to."""
+        budgets = self.budgets.active()
+        self.open_scopes(budgets.scopes)
+        test = budgets.test.id if budgets.test else None
+        refusal = Refusal(test, error.scope, model, str(error), error.scope_key)
+        self.write(partial(self.ledger.refuse, budgets.keys, refusal))
+        self.budgets.record_refusal(error, budgets.test)
+        return error
+
     def refuse(
         self, draft: Charge, error: BudgetExceededError, test: RunningTest | None
     ) -> BudgetExceededError:

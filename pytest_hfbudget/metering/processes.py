@@ -346,7 +346,12 @@ class ParentPlace(NamedTuple):
                 "test": test,
                 "around": _scopes(fields["around"]),
                 "explicit": unpack_quote(fields["explicit"]),
-                "addresses": Addresses(**fields["addresses"]),
+                "addresses": Addresses(
+                    **{
+                        **fields["addresses"],
+                        "paid_hosts": tuple(fields["addresses"]["paid_hosts"]),
+                    }
+                ),
             }
         )
 

@@ -12,12 +12,12 @@ from operator import attrgetter
 from types import ModuleType, NoneType, TracebackType
 from typing import Any
 
+from pytest_hfbudget.metering.instrumentation.patching import genuine
 from pytest_hfbudget.metering.settlement import status_of
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
     ProbedRequest,
     TransportProbe,
-    genuine,
 )
 
 # httpx's own transports: two that end at connections which the probe watches, and three without

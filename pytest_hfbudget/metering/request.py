@@ -42,7 +42,7 @@ NUMBERS = (bool, int, float)
 
 # What a template that shows JSON writes around each item of a list: brackets, a comma, white space.
 STRUCTURE_TOKENS = 4
-LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens")
 ANSWERS = ("n", "best_of", "num_return_sequences")
 
 # Each provider has its own word for the number of images.

@@ -16,6 +16,7 @@ from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION, ForkSteps
 from pytest_hfbudget.metering.instrumentation.patching import Addresses, Redirect
 from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.paid_hosts import PaidHosts
 from pytest_hfbudget.metering.processes import (
     ChildProcesses,
     adopt,
@@ -62,10 +63,15 @@ class Runtime:
                 return
             _stack.append(self)
             INSTRUMENTATION.meter = self.meter
+            INSTRUMENTATION.http.hosts = self.paid_hosts()
             INSTRUMENTATION.install()
             self.children.reopen()
             self._redirect = Redirect(self.addresses)
             self._redirect.install()
+
+    def paid_hosts(self) -> PaidHosts:
+        """The hosts whose calls go through this meter."""
+        return PaidHosts((self.meter.router, *self.addresses.paid()))
 
     def require_hub(self) -> None:
         """Make sure that calls can be seen: a cap that sees nothing would hold nothing.
@@ -84,7 +90,9 @@ class Runtime:
             if self._redirect is not None:
                 self._redirect.uninstall()
             _stack.remove(self)
-            INSTRUMENTATION.meter = _stack[-1].meter if _stack else None
+            outer = _stack[-1] if _stack else None
+            INSTRUMENTATION.meter = outer.meter if outer else None
+            INSTRUMENTATION.http.hosts = outer.paid_hosts() if outer else PaidHosts()
             INSTRUMENTATION.uninstall()
             listener = self.children.detach()  # another thread may enter it from here on
         if listener is not None:
@@ -117,13 +125,15 @@ def runtime(known: Runtime | None = None) -> Runtime:
 
 def standalone() -> Runtime:
     """What ``budget()`` uses in a plain script: its own ledger, prices from the environment."""
-    settings = merge({}, os.environ, lambda name: None, only=("router", "hold_wait"))
+    of_scripts = ("router", "hold_wait", "paid_hosts")
+    settings = merge({}, os.environ, lambda name: None, only=of_scripts)
     router, hold_wait = settings.router, settings.hold_wait
     book = PriceBook(
         load_catalogue=off_loop()(partial(kept_catalogue, router)),
         environment=price_from_environment(os.environ),
     )
-    return Runtime(Meter(Ledger(), book, BudgetContext(), router=router, hold_wait=hold_wait))
+    meter = Meter(Ledger(), book, BudgetContext(), router=router, hold_wait=hold_wait)
+    return Runtime(meter, addresses=Addresses(paid_hosts=settings.paid_hosts))
 
 
 def join(path: str) -> None:

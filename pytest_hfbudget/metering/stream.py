@@ -11,12 +11,13 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.usage import (
     UNREADABLE_ANSWER,
     finished,
     finished_by_length,
+    inner,
     usage_of,
     written_bytes,
 )
@@ -96,11 +97,11 @@ class StreamAccounting:
             self.call.meter.deferred.later.append(self.call.close)
 
     def _chunk(self, chunk: dict[str, Any]) -> bool:
-        if chunk.get("error") is not None:
+        if chunk.get("error") is not None or chunk.get("type") == "error":
             self._done = self.broken = True
             self.call.lost("error")
             return True
-        usage = usage_of(chunk, self.call.request)
+        usage = usage_of(inner(chunk), self.call.request)
         self.call.outcome.usage = usage or self.call.outcome.usage
         details = chunk.get("details")
         if isinstance(details, dict) and details.get("generated_tokens"):
@@ -111,7 +112,7 @@ class StreamAccounting:
             self.call.outcome.written += written_bytes(chunk)
         self._ended |= finished(chunk)
         self.call.outcome.complete = len(self._ended) >= self.call.request.n
-        self._cut = self._cut or (bool(self.call.limit) and finished_by_length(chunk))
+        self._cut = self._cut or (bool(self.call.limit) and finished_by_length(inner(chunk)))
         if self._cut and usage:
             self.finish()
         # After the cut nothing is shown any more, but the usage that may follow is waited for.
@@ -197,3 +198,101 @@ class MeteredAsyncStream(AsyncIterator[Any]):
 
     def __del__(self) -> None:
         self._lines.dropped()
+
+
+def settle_whole(call: Call, body: bytes) -> None:
+    """Settle an answer that came in one piece.
+
+    Raises:
+        BudgetExceededError: it was cut off by the limit that a cap had set.
+    """
+    try:
+        call.answered(body)
+    except HFBudgetError:
+        raise
+    except Exception:
+        logger.exception(UNREADABLE_ANSWER)
+        call.lost("200")
+
+
+class AnswerBody:
+    """An answer as it is read: bytes in, and the bytes that the caller gets to see.
+
+    Args:
+        events: whether it is a stream of events, which settle as they pass. Anything else is kept
+            until its end, because usage stands there.
+    """
+
+    def __init__(self, call: Call, *, events: bool) -> None:
+        self.events = events
+        self._call = call
+        self._accounting = StreamAccounting(call)
+        self._kept = bytearray()
+        self._refusal: BudgetExceededError | None = None
+        self._ended = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Take in what came; what of it the caller gets to see now.
+
+        Raises:
+            BudgetExceededError: the answer was cut off by the limit that a cap had set.
+        """
+        self._raise()
+        self._kept += data
+        if not self.events:
+            return data
+        *lines, rest = bytes(self._kept).splitlines(keepends=True) or [b""]
+        if rest.endswith((b"\n", b"\r")):
+            lines, rest = [*lines, rest], b""
+        self._kept = bytearray(rest)
+        shown = []
+        for line in lines:
+            try:
+                if self._accounting.shows(line):
+                    shown.append(line)
+            except BudgetExceededError as error:
+                self._refusal = error
+                break
+        if not shown:
+            self._raise()
+        return b"".join(shown)
+
+    def end(self) -> bytes:
+        """Settle at the end of the answer; what the caller gets to see yet.
+
+        Raises:
+            BudgetExceededError: as `feed`.
+        """
+        self._raise()
+        if self._ended:
+            return b""
+        self._ended = True
+        if not self.events:
+            settle_whole(self._call, bytes(self._kept))
+            return b""
+        rest, self._kept = bytes(self._kept), bytearray()
+        shown = self._accounting.shows(rest)
+        self._accounting.ended()
+        return rest if shown else b""
+
+    def failed(self, error: BaseException) -> None:
+        """Settle an answer that broke off."""
+        self._ended = True
+        self._accounting.failed(error)
+
+    def close(self) -> None:
+        """Settle an answer that its caller reads no further."""
+        if not self._ended:
+            self._ended = True
+            self._call.close()
+
+    def dropped(self) -> None:
+        """Leave settling to a moment when no lock of the plugin can be held."""
+        if not self._ended:
+            self._ended = True
+            self._accounting.dropped()
+
+    def _raise(self) -> None:
+        if self._refusal is not None:
+            self._ended = True
+            raise self._refusal

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
+from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport, genuine
 
 
 class ProbedRequest:
@@ -86,12 +86,13 @@ Body = Callable[[], "bytes | None"]
 
 # A body that is written by itself, after the head of its request.
 FOLLOWS = b""
+HTTPS_PORT = 443
 
 # The request that is in flight in this context: all that is sent meanwhile is sent for it.
 CURRENT: ContextVar[ProbedRequest | None] = ContextVar("hfbudget_request", default=None)
 
 # What ``http.client`` writes first of each request; the body follows by itself.
-REQUEST_LINE = re.compile(rb"([A-Z]+) [^\r\n]* HTTP/1\.[01]\r\n")
+REQUEST_LINE = re.compile(rb"([A-Z]+) ([^\r\n]*) HTTP/1\.[01]\r\n")
 Wrapper = Callable[["TransportProbe", Any], Any]
 HeadersListener = Callable[[Mapping[str, str]], None]
 
@@ -153,10 +154,15 @@ class TransportProbe:
 
     Attributes:
         blind: libraries in which a point was not found, so that nothing is known of them.
+        stray: receives the host, and what makes the URL, of a POST that is sent for no known call;
+            raises to keep it from leaving.
+        opening: the hosts to which the libraries are opening connections now, once for each.
         in_flight: the requests that are being sent.
     """
 
     blind: set[str] = field(default_factory=set)
+    stray: Callable[[str, Callable[[], str]], None] | None = None
+    opening: list[str] = field(default_factory=list)
     in_flight: list[ProbedRequest] = field(default_factory=list)
     _patches: Patches = field(default_factory=Patches)
     _watch: PostImport | None = None
@@ -175,13 +181,21 @@ class TransportProbe:
         self._patches.restore()
         self.blind.clear()
 
+    def is_sending(self) -> bool:
+        """Whether what is sent in this context is sent for a call that is known."""
+        return self._own() is not None
+
     def connecting(self) -> None:
         """Take note that a connection is about to be opened in this context."""
         if (own := self._own()) is not None:
             own.connecting()
 
-    def leaving(self, host: str, method: str, body: Body) -> None:
-        """Take note that a request is about to be written to a connection to a host."""
+    def leaving(self, host: str, method: str, body: Body, url: Callable[[], str]) -> None:
+        """Take note that a request is about to be written to a connection to a host.
+
+        Raises:
+            BaseException: it is not to leave.
+        """
         requests = self._requests_to(host) if method == PAID_METHOD else self._only_own()
         for request in requests:
             request.connecting()
@@ -189,6 +203,18 @@ class TransportProbe:
             # Of several, any may have sent it. Each is taken to have sent one; what goes beyond
             # that is one of them sent again.
             min(requests, key=lambda request: request.posts).leaving(body)
+        elif method == PAID_METHOD and self.stray is not None:
+            self.stray(host, url)
+
+    @contextmanager
+    def open_to(self, host: str) -> Iterator[None]:
+        """Know meanwhile that a connection to a host is opened by a library which is watched."""
+        name = host.lower()
+        self.opening.append(name)  # threads add and remove at any time
+        try:
+            yield
+        finally:
+            self.opening.remove(name)
 
     def writing(self, host: str, body: bytes) -> None:
         """Take note that the body of a request is about to be written, where it goes by itself."""
@@ -227,37 +253,44 @@ class TransportProbe:
                 self._patches.replace(owner, point.method, point.wrapper(self, original))
 
 
-def genuine(module: ModuleType, name: str) -> type | None:
-    """The class that a library has under a name, also while a stand-in goes by it there."""
-    library = module.__name__.partition(".")[0]
-
-    def is_it(cls: object) -> bool:
-        # Libraries show their classes under shorter names than those of their modules.
-        return (
-            isinstance(cls, type)
-            and cls.__qualname__ == name
-            and cls.__module__.partition(".")[0] == library
-        )
-
-    if is_it(found := getattr(module, name, None)):
-        return found
-    classes = list(object.__subclasses__())
-    while classes:
-        if is_it(cls := classes.pop()):
-            return cls
-        classes += type.__subclasses__(cls)
-    return None
-
-
 def _opens(probe: TransportProbe, original: Any) -> Any:
     """httpcore's and urllib3's method that opens a connection."""
 
     @functools.wraps(original)
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         probe.connecting()
-        return original(self, *args, **kwargs)
+        with probe.open_to(_host(self)):
+            return original(self, *args, **kwargs)
 
     return connect
+
+
+def _opens_async(probe: TransportProbe, original: Any) -> Any:
+    """The same of httpcore's async connections."""
+
+    @functools.wraps(original)
+    async def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
+        probe.connecting()
+        with probe.open_to(_host(self)):
+            return await original(self, *args, **kwargs)
+
+    return connect
+
+
+def _host(connection: Any) -> str:
+    """The host that a connection of httpcore or of urllib3 is opened to."""
+    origin = getattr(connection, "_origin", None)
+    if origin is None:
+        return str(getattr(connection, "host", ""))
+    return str(origin.host.decode("ascii"))
+
+
+def _address(connection: Any, target: bytes) -> str:
+    """Where a request goes that is about to be written to a connection of ``http.client``."""
+    if not target.startswith(b"/"):
+        return target.decode("ascii", "replace")  # to a proxy
+    scheme = "https" if connection.default_port == HTTPS_PORT else "http"
+    return f"{scheme}://{connection.host}:{connection.port}{target.decode('ascii', 'replace')}"
 
 
 def _sends_httpcore(probe: TransportProbe, original: Any) -> Any:
@@ -270,7 +303,12 @@ def _sends_httpcore(probe: TransportProbe, original: Any) -> Any:
     @functools.wraps(original)
     def send_request_headers(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         host, method = request.url.host.decode("ascii"), request.method.decode("ascii")
-        probe.leaving(host, method, lambda: _replayable(request.stream))
+        probe.leaving(
+            host,
+            method,
+            lambda: _replayable(request.stream),
+            lambda: bytes(request.url).decode("ascii", "replace"),
+        )
         return original(self, request, *args, **kwargs)
 
     return send_request_headers
@@ -284,16 +322,26 @@ def _sends_http_client(probe: TransportProbe, original: Any) -> Any:
         if self.sock is None and self.auto_open:
             # What it would do first itself. A request whose connection fails was never sent.
             probe.connecting()
-            self.connect()
-        if isinstance(data, (bytes, bytearray)) and (line := REQUEST_LINE.match(data)):
-            probe.leaving(self.host, line[1].decode("ascii"), lambda: FOLLOWS)
-        elif isinstance(data, (bytes, bytearray)):
-            probe.writing(self.host, bytes(data))
-        else:
-            probe.connecting()
+            with probe.open_to(self.host):
+                self.connect()
+        try:
+            _tell_what_leaves(probe, self, data)
+        except BaseException:
+            self.close()
+            raise
         return original(self, data)
 
     return send
+
+
+def _tell_what_leaves(probe: TransportProbe, connection: Any, data: Any) -> None:
+    if not isinstance(data, (bytes, bytearray)):
+        probe.connecting()
+    elif (line := REQUEST_LINE.match(data)) is not None:
+        method, url = line[1].decode("ascii"), lambda: _address(connection, line[2])
+        probe.leaving(connection.host, method, lambda: FOLLOWS, url)
+    else:
+        probe.writing(connection.host, bytes(data))
 
 
 def _sends_aiohttp(probe: TransportProbe, original: Any) -> Any:
@@ -303,9 +351,10 @@ def _sends_aiohttp(probe: TransportProbe, original: Any) -> Any:
     async def connect(self: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
         host = req.url.host or ""
         probe.connecting()
-        connection = await original(self, req, *args, **kwargs)
+        with probe.open_to(host):
+            connection = await original(self, req, *args, **kwargs)
         try:
-            probe.leaving(host, req.method, lambda: None)
+            probe.leaving(host, req.method, lambda: None, lambda: str(req.url))
         except BaseException:
             connection.close()
             raise
@@ -326,7 +375,7 @@ def _httpcore(library: str, core: str) -> tuple[ProbePoint, ...]:
         ProbePoint(library, f"{core}.{kind}.{module}", prefix + owner, method, wrapper)
         for kind, prefix in (("_sync", ""), ("_async", "Async"))
         for module, owner, method, wrapper in (
-            ("connection", "HTTPConnection", "_connect", _opens),
+            ("connection", "HTTPConnection", "_connect", _opens_async if prefix else _opens),
             ("http11", "HTTP11Connection", "_send_request_headers", _sends_httpcore),
             ("http2", "HTTP2Connection", "_send_request_headers", _sends_httpcore),
         )
@@ -335,33 +384,9 @@ def _httpcore(library: str, core: str) -> tuple[ProbePoint, ...]:
 
 POINTS = (
     ProbePoint("requests", "http.client", "HTTPConnection", "send", _sends_http_client),
+    ProbePoint("requests", "http.client", "HTTPConnection", "connect", _opens),
     ProbePoint("requests", "urllib3.connection", "HTTPConnection", "_new_conn", _opens),
     ProbePoint("aiohttp", "aiohttp.connector", "BaseConnector", "connect", _sends_aiohttp),
     *_httpcore("httpx", "httpcore"),
     *_httpcore("httpx2", "httpcore2"),
 )
-
-
-def traced_session(original: Any) -> Any:
-    """``AsyncInferenceClient._get_client_session``, with sessions that report their responses."""
-
-    @functools.wraps(original)
-    def _get_client_session(self: Any, *args: Any, **kwargs: Any) -> Any:
-        session = original(self, *args, **kwargs)
-        listener, traces = headers_listener(), getattr(session, "trace_configs", None)
-        if listener is not None and isinstance(traces, list):  # a mock has something else
-            traces.append(_trace(listener))
-        return session
-
-    return _get_client_session
-
-
-def _trace(listener: HeadersListener) -> Any:
-    trace = import_module("aiohttp").TraceConfig()  # imported already: the session is made of it
-
-    async def answered(session: object, context: object, end: Any) -> None:
-        listener(Headers(end.response))
-
-    trace.on_request_end.append(answered)
-    trace.freeze()
-    return trace

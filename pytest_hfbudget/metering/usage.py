@@ -24,11 +24,20 @@ MOST_TOKENS = 10**12
 LONGEST_COUNT = 12  # digits
 
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+# How the responses API names them.
+NAMES_IN_CHAT = {
+    "input_tokens": "prompt_tokens",
+    "output_tokens": "completion_tokens",
+    "input_tokens_details": "prompt_tokens_details",
+    "output_tokens_details": "completion_tokens_details",
+}
 USAGE, BACKSLASH = b'"usage":', ord("\\")
 DECODER = json.JSONDecoder()
 
 # How the providers whose answers have to be fetched later say that they are not there yet.
 STATUS = ("status", "task_status")
+# The last events of the responses API.
+ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 UNDER_WAY = frozenset(
     {"created", "in_progress", "in_queue", "pending", "processing", "queued", "starting"}
 )
@@ -98,6 +107,8 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
     usage = message.get("usage")
     if not isinstance(usage, dict):
         return _tgi_usage(message)
+    if "input_tokens" in usage and "prompt_tokens" not in usage:
+        usage = {NAMES_IN_CHAT.get(name, name): value for name, value in usage.items()}
     tokens_in, tokens_out, total = [
         value if type(value) is int and 0 <= value < MOST_TOKENS else None
         for value in map(usage.get, COUNTS)
@@ -213,6 +224,9 @@ def written_bytes(message: Mapping[str, Any]) -> int:
         return generated  # text-generation-inference counts them itself
     if isinstance(token, dict):
         return max(text_bytes(token.get("text") or ""), 1)
+    if "sequence_number" in message:  # an event of the responses API, which repeats what it said
+        delta = message.get("delta")
+        return text_bytes(delta) if delta is not None else 0
     choices = message.get("choices")
     if isinstance(choices, list):
         parts = (c.get("message") or c.get("delta") or c for c in choices if isinstance(c, dict))
@@ -225,10 +239,18 @@ def size_of(body: object) -> int:
     return len(body) if isinstance(body, (bytes, bytearray, str)) else 0
 
 
+def inner(chunk: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The answer inside of an event of the responses API; any other chunk as it is."""
+    response = chunk.get("response")
+    return response if isinstance(response, dict) else chunk
+
+
 def finished(message: Mapping[str, Any]) -> set[str]:
     """The choices of which a chunk says why they ended: nothing more is written to them."""
     if isinstance(message.get("details"), dict):
         return {"0"}  # text-generation-inference's last event
+    if message.get("type") in ENDS:
+        return {"0"}
     choices = message.get("choices")
     found = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
     return {str(c.get("index", 0)) for c in found if c.get("finish_reason") is not None}
@@ -238,6 +260,9 @@ def finished_by_length(message: Mapping[str, Any]) -> bool:
     """Whether an answer stopped because of its limit on tokens."""
     details = message.get("details")
     if isinstance(details, dict) and details.get("finish_reason") == "length":
+        return True
+    incomplete = message.get("incomplete_details")
+    if isinstance(incomplete, dict) and incomplete.get("reason") == "max_output_tokens":
         return True
     choices = message.get("choices")
     return isinstance(choices, list) and any(

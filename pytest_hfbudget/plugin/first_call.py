@@ -31,12 +31,15 @@ class FirstCall:
         """Have the first call start the meter; False where another run would get that call."""
         from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION
         from pytest_hfbudget.metering.instrumentation.patching import Addresses, Redirect
+        from pytest_hfbudget.metering.paid_hosts import PaidHosts
 
         if INSTRUMENTATION.meter is not None:
             return False
         if self._redirect is None:
-            self._redirect = Redirect(Addresses.of(settings))
+            addresses = Addresses.of(settings)
+            self._redirect = Redirect(addresses)
             self._redirect.install()
+            INSTRUMENTATION.http.hosts = PaidHosts((settings.router, *addresses.paid()))
             INSTRUMENTATION.wakers.append(self._start)
             INSTRUMENTATION.install()
         return True

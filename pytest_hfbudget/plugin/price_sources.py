@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.off_loop import off_loop
+from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.plugin.console import SILENCE_S, announced, say
 from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, parse_price
 from pytest_hfbudget.pricing.book import project_book

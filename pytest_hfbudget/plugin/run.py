@@ -32,7 +32,8 @@ RUN = pytest.StashKey["Run"]()
 
 # A test that imports one of these is about to spend, or to ask what was spent.
 BUDGET_MODULE = "pytest_hfbudget.metering.budget"
-SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE)
+HTTP_MODULES = ("httpx", "httpx2", "requests", "aiohttp", "http.client")
+SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE, *HTTP_MODULES)
 
 
 class Run:
@@ -52,7 +53,7 @@ class Run:
         self.attribution = Attribution(self, self.requirements.share)
         self._import_hook = PostImport(dict.fromkeys(SPENDING_MODULES, self._imported))
         self._first_call = FirstCall(self.start)
-        self.opened = False
+        self.opened = self._opening = False
         self._problem: HFBudgetError | None = None
         self._end = RunEnd(config)
 
@@ -125,18 +126,22 @@ class Run:
         self._open()
         if self._problem is not None:
             raise self._problem
+        if self.runtime is None and (known := _imported_already()) is not None:
+            self._imported(known)
         self.recording.check()
 
     def _open(self) -> None:
         if not self.opened:
-            self.opened = True
+            self.opened = self._opening = True
             try:
                 self.role.open()
             except HFBudgetError as error:
                 self._problem = error
-            self.settings = self.role.settings
+            self.settings, self._opening = self.role.settings, False
 
     def _imported(self, module: ModuleType) -> None:
+        if self._opening:
+            return  # the plugin itself has imported it: it looks again when all is open
         # In an import, which must not fail: what is wrong ends the run when it is configured.
         self._open()
         # No cap has to hold the first call, so the meter can come about with it.
@@ -371,6 +376,10 @@ class Run:
         if not self._end.lasts:
             self._import_hook.uninstall()
             self._first_call.cancel()
+
+
+def _imported_already() -> ModuleType | None:
+    return next((sys.modules[name] for name in SPENDING_MODULES if name in sys.modules), None)
 
 
 def _end(config: pytest.Config) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.metering.prompts import Tokenizer
-from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.settings import Settings
 

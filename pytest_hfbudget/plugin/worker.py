@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import EndpointError, HFBudgetError, LedgerUnreachableError
+from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
-from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.plugin.role import Role
 from pytest_hfbudget.settings import Settings
 

@@ -15,7 +15,7 @@ from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
 from pytest_hfbudget.pricing.catalogue import Catalogue, Offer
 from pytest_hfbudget.pricing.price import FREE, READS, CallRequest, Price, Quote, UnpricedPolicy
 from pytest_hfbudget.pricing.table import PriceTable, TomlFile, is_below
-from pytest_hfbudget.settings import Settings
+from pytest_hfbudget.settings import UNKNOWN_TASK, Settings
 
 PriceHook = Callable[[CallRequest], "Price | None"]
 
@@ -296,7 +296,8 @@ def price_from_environment(environ: Mapping[str, str]) -> Price | None:
 def toml_hint(request: CallRequest) -> str:
     """The TOML lines that give this request a price."""
     if request.is_url:
-        server = "/".join(request.model.split("/")[:3])
+        whole = request.task == UNKNOWN_TASK  # other paths of that server have other prices
+        server = request.model if whole else "/".join(request.model.split("/")[:3])
         return f'["{server}"]\n{_row(request)}\n# or, where it costs nothing:\n# free = true'
     model = f"{request.model}:{request.provider}" if request.provider else request.model
     name = json.dumps(model, ensure_ascii=False)  # TOML escapes what a name may hold as JSON does

@@ -55,6 +55,8 @@ def _names(node: ast.ClassDef) -> Iterator[str]:
 
 # A word that is a module of ours, and in documents also something else.
 AMBIGUOUS = {"client", "charge", "pace", "report", "prices", "status"}
+# Modules of ours that are named after the library which they know.
+AMBIGUOUS |= {"aiohttp", "httpx", "requests"}
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

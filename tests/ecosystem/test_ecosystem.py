@@ -19,6 +19,9 @@ pytestmark = pytest.mark.ecosystem
 PLENTY = "--hf-test-budget=1"
 NEXT_TO_NOTHING = "--hf-test-budget=0.0000001"
 AGENT = ("-k", "test_agent")
+AGAIN = ("test_answer_again", "test_answer_of_huggingface_again")
+# Seconds within which a refusal has ended a call, retries of the tool included.
+AT_ONCE = 0.1
 
 
 def test_each_call_below_a_cap_is_charged_what_the_invoice_says(suite: Suite) -> None:
@@ -27,6 +30,32 @@ def test_each_call_below_a_cap_is_charged_what_the_invoice_says(suite: Suite) ->
     assert set(result.parseoutcomes()) == {"passed"}
     assert len(suite.invoice) > result.parseoutcomes()["passed"]
     assert suite.charged == suite.invoice
+
+
+def test_in_two_workers_each_call_is_charged_what_the_invoice_says(suite: Suite) -> None:
+    result = suite.run(PLENTY, "--hf-session-budget=1", "-n2")
+
+    assert set(result.parseoutcomes()) == {"passed"}
+    assert suite.charged == suite.invoice
+
+
+def test_two_workers_break_no_cap(suite: Suite) -> None:
+    suite.run()
+    whole = sum(suite.invoice)
+
+    result = suite.run(f"--hf-session-budget={usd_text(whole // 2)}", "-n2")
+
+    assert "skipped" in result.parseoutcomes()
+    assert 0 < sum(suite.invoice) <= whole // 2
+    assert suite.charged == suite.invoice
+
+
+def test_a_refusal_ends_a_call_at_once(suite: Suite) -> None:
+    if not suite.retries:
+        pytest.skip("its suite asks by huggingface_hub, which does not try again")
+    suite.run(NEXT_TO_NOTHING, "-k", "test_answer")
+
+    assert 0 < max(suite.seconds(*AGAIN)) <= AT_ONCE
 
 
 def test_without_a_cap_each_call_is_counted_and_no_test_notices(suite: Suite) -> None:

@@ -23,6 +23,7 @@ from pytest_hfbudget.money import parse_usd
 from pytest_hfbudget.pricing import Catalogue, PriceBook, PriceTable
 
 MODEL = "emulator/chat"
+PAID = ("chat", "task", "completions", "responses", "embeddings", "images")
 
 
 # Before 1.0 the client itself chose the provider, and knew no suffixes.
@@ -84,6 +85,13 @@ class Bench:
         named = {name.replace("__", "/"): row for name, row in rows.items()}
         self.book.table = PriceTable.parse(named, "prices.toml")
 
+    def pay_for(self, *hosts: str) -> None:
+        """Have calls to these be paid, as `hf_paid_hosts` does."""
+        paid = replace(self.runtime.addresses, paid_hosts=hosts)
+        self.runtime.release()
+        self.runtime.addresses = paid
+        self.runtime.acquire()
+
     @property
     def spent(self) -> int:
         return self.ledger.total(SESSION).spent
@@ -101,7 +109,7 @@ class Bench:
     def sent(self) -> int:
         """Paid requests that arrived at the emulator."""
         log = self.emulator.client.log(kind="request", phase="arrived")
-        return sum(entry["op"] in ("chat", "task", "completions") for entry in log)
+        return sum(entry["op"] in PAID for entry in log)
 
 
 @pytest.fixture(scope="session")

@@ -130,8 +130,8 @@ def test_a_mock_that_asks_the_network_in_another_thread_is_charged(bench: Bench,
     known_model(bench)
     use(httpx.MockTransport(forward))
     whole(bench)
-    assert not charge(bench).replayed
-    assert bench.spent == bench.billed
+    # The thread has no context: what it sends is a call by itself, and the mock has replayed one.
+    assert bench.spent == bench.billed > 0
 
 
 def test_a_connection_that_was_kept_alive_is_real(bench: Bench) -> None:

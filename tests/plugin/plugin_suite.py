@@ -14,6 +14,7 @@ from lean_pytest import lean
 
 from pytest_hfbudget.emulator import Emulator, EmulatorClient
 
+PAID = ("chat", "task", "completions", "responses", "embeddings", "images")
 PREAMBLE = """
 import asyncio, os, threading
 import pytest
@@ -66,7 +67,7 @@ class Suite:
     def sent(self) -> int:
         """Paid requests that arrived at the emulator."""
         log = self.emulator.log(kind="request", phase="arrived")
-        return sum(entry["op"] in ("chat", "task", "completions") for entry in log)
+        return sum(entry["op"] in PAID for entry in log)
 
     @property
     def billed(self) -> int:

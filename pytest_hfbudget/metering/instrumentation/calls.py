@@ -201,7 +201,8 @@ def metered(original: Any, route: ClientRoute) -> Any:
                 call.wait.block()
                 call = resume(call)
             if call is None:
-                return original(self, outgoing.parameters, stream=stream)
+                with outgoing.watch:  # so that it is not counted where it is sent, either
+                    return original(self, outgoing.parameters, stream=stream)
             try:
                 with outgoing.watch:
                     answer = original(self, call.parameters, stream=stream)
@@ -240,7 +241,8 @@ def metered_async(original: Any, route: ClientRoute) -> Any:
                 await call.wait.suspend()
                 call = resume(call)
             if call is None:
-                return await original(self, outgoing.parameters, stream=stream)
+                with outgoing.watch:
+                    return await original(self, outgoing.parameters, stream=stream)
             try:
                 with outgoing.watch:
                     answer = await original(self, call.parameters, stream=stream)

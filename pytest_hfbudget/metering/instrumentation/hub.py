@@ -15,11 +15,13 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger.locks import off_loop
+from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.instrumentation.hub_contract import (
     CHOKE_POINT,
     PACKAGE,
@@ -34,9 +36,9 @@ from pytest_hfbudget.metering.instrumentation.hub_contract import (
 from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
 from pytest_hfbudget.metering.transport_probe import (
     Headers,
+    HeadersListener,
     TransportProbe,
     headers_listener,
-    traced_session,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class HubInstrumentation:
             without a meter, calls pass.
         around_forks: what the meters do when this process forks.
         problem: why calls can't be seen, where this huggingface_hub is not known.
+        http: the same for requests that other clients send.
     """
 
     meter: Meter | None = None
@@ -72,6 +75,9 @@ class HubInstrumentation:
     _wrapped: list[type] = field(default_factory=list)
     waking: threading.RLock = field(default_factory=threading.RLock)
 
+    def __post_init__(self) -> None:
+        self.http = HttpLayer(self)
+
     @property
     def in_place(self) -> bool:
         """Whether a client has been imported, so that calls are to be expected."""
@@ -82,6 +88,7 @@ class HubInstrumentation:
         if self._watch is not None:
             return
         self.probe.install()
+        self.http.install()
         self._watch = PostImport(
             {
                 SYNC: self._wrap_sync,
@@ -125,6 +132,7 @@ class HubInstrumentation:
             self._watch.uninstall()
             self._watch = None
         self._patches.restore()
+        self.http.uninstall()
         self.probe.uninstall()
         self._wrapped.clear()
         self.problem = ""
@@ -264,6 +272,31 @@ def reporting_headers(original: Any) -> Any:
         return original(response, *args, **kwargs)
 
     return hf_raise_for_status
+
+
+def traced_session(original: Any) -> Any:
+    """``AsyncInferenceClient._get_client_session``, with sessions that report their responses."""
+
+    @functools.wraps(original)
+    def _get_client_session(self: Any, *args: Any, **kwargs: Any) -> Any:
+        session = original(self, *args, **kwargs)
+        listener, traces = headers_listener(), getattr(session, "trace_configs", None)
+        if listener is not None and isinstance(traces, list):  # a mock has something else
+            traces.append(_trace(listener))
+        return session
+
+    return _get_client_session
+
+
+def _trace(listener: HeadersListener) -> Any:
+    trace = import_module("aiohttp").TraceConfig()  # imported already: the session is made of it
+
+    async def answered(session: object, context: object, end: Any) -> None:
+        listener(Headers(end.response))
+
+    trace.on_request_end.append(answered)
+    trace.freeze()
+    return trace
 
 
 class ForkSteps(NamedTuple):

@@ -43,6 +43,28 @@ class Patches:
                 logger.warning("hfbudget left %s as it is: it was wrapped again", name)
 
 
+def genuine(module: ModuleType, name: str) -> type | None:
+    """The class that a library has under a name, also while a stand-in goes by it there."""
+    library = module.__name__.partition(".")[0]
+
+    def is_it(cls: object) -> bool:
+        # Libraries show their classes under shorter names than those of their modules.
+        return (
+            isinstance(cls, type)
+            and cls.__qualname__ == name
+            and cls.__module__.partition(".")[0] == library
+        )
+
+    if is_it(found := getattr(module, name, None)):
+        return found
+    classes = list(object.__subclasses__())
+    while classes:
+        if is_it(cls := classes.pop()):
+            return cls
+        classes += type.__subclasses__(cls)
+    return None
+
+
 Hook = Callable[[ModuleType], None]
 
 
@@ -111,12 +133,14 @@ class Addresses:
 
     Attributes:
         emulator: the one that all of them lead to, in a rehearsal.
+        paid_hosts: hosts whose calls are paid beside those of the public services.
     """
 
     router: str | None = None
     endpoints_api: str | None = None
     hub: str | None = None
     emulator: str | None = None
+    paid_hosts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: Settings) -> Addresses:
@@ -127,7 +151,12 @@ class Addresses:
             endpoints_api=api if api != ENDPOINTS_API else None,
             hub=settings.hub,
             emulator=settings.emulator,
+            paid_hosts=settings.paid_hosts,
         )
+
+    def paid(self) -> tuple[str, ...]:
+        """The addresses beside the router at which calls are paid in this run."""
+        return (*self.paid_hosts, *((f"{self.emulator}/endpoint",) if self.emulator else ()))
 
     def constants(self) -> dict[str, str]:
         """The constants of huggingface_hub that hold them; none of these is an env variable."""

@@ -1,0 +1,291 @@
+"""The requests that HTTP libraries send to paid hosts, whichever client has made them.
+
+Every client of the services, but huggingface_hub's own, is met here: one method of each library
+that all its requests pass. A request that is not a POST to a paid host goes on at once. What a
+paid one goes through is in `paid_requests`, which is imported for the first of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pytest_hfbudget.errors import UnseenCallError
+from pytest_hfbudget.ledger.locks import off_loop
+from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport, genuine
+from pytest_hfbudget.metering.paid_hosts import PaidHosts
+from pytest_hfbudget.metering.transport_probe import (
+    CURRENT,
+    PAID_METHOD,
+    ProbedRequest,
+    TransportProbe,
+)
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.metering.meter import Meter
+
+# The place of the flags among the arguments of ``getaddrinfo`` that follow host and port.
+FLAGS = 3
+HERE = __name__.rpartition(".")[0]
+
+
+class Metering(Protocol):
+    """What knows where calls go now."""
+
+    meter: Meter | None
+    probe: TransportProbe
+
+    def wake(self) -> None:
+        """Have a meter, if a run has left that to the first call."""
+
+
+@dataclass
+class HttpLayer:
+    """Wraps the methods of the HTTP libraries while it is installed.
+
+    Attributes:
+        hosts: where calls are paid.
+    """
+
+    hub: Metering
+    hosts: PaidHosts = field(default_factory=PaidHosts)
+    _patches: Patches = field(default_factory=Patches)
+    _watch: PostImport | None = None
+
+    def install(self) -> None:
+        """Wrap the libraries that are imported already, and the others as soon as they are."""
+        self.hub.probe.stray = self.stray
+        modules = dict.fromkeys((point.module for point in POINTS), self._wrap)
+        self._watch = PostImport({**modules, "socket": self._wrap_names})
+        self._watch.install()
+
+    def uninstall(self) -> None:
+        """Put back what was there, unless it was wrapped again since."""
+        if self._watch is not None:
+            self._watch.uninstall()
+            self._watch = None
+        self._patches.restore()
+
+    def meters(self, url: str) -> bool:
+        """Whether a POST to a possibly paid host is to be metered here and now.
+
+        What is sent for a call of huggingface_hub's client is metered there.
+        """
+        if self.hub.probe.is_sending() or not self._bills(url):
+            return False
+        if self.hub.meter is None:
+            self.hub.wake()
+        return self.hub.meter is not None
+
+    def may_bill(self, host: str) -> bool:
+        """Whether `meters` has to be asked."""
+        if self.hosts.may_bill(host):
+            return True
+        meter = self.hub.meter
+        return meter is not None and bool(meter.book.leased)
+
+    def _bills(self, url: str) -> bool:
+        meter = self.hub.meter
+        leased = meter is not None and meter.book.leased and meter.book.leased_name(url)
+        return bool(leased) or self.hosts.bills(url)
+
+    @contextmanager
+    def passing(self, url: str) -> Iterator[None]:
+        """Let a request out that was looked at and can't be metered."""
+        request, in_flight = ProbedRequest(url), self.hub.probe.in_flight
+        in_flight.append(request)
+        token = CURRENT.set(request)
+        try:
+            yield
+        finally:
+            CURRENT.reset(token)
+            in_flight.remove(request)
+
+    def stray(self, host: str, url: Callable[[], str]) -> None:
+        """Deal with a POST that no known client has made.
+
+        Raises:
+            UnseenCallError: it goes to a paid host, and a cap would have to hold it.
+        """
+        if self.may_bill(host) and self.meters(url()):
+            self._unseen(host, "a request")
+
+    def resolving(self, host: object, port: object) -> None:
+        """Deal with a host that is looked up: a connection by something unknown may follow.
+
+        Raises:
+            UnseenCallError: as `stray`.
+        """
+        name = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+        if not isinstance(name, str) or not self.hosts.bills_on(name, port):
+            return
+        if name.lower() in self.hub.probe.opening or self.hub.probe.is_sending():
+            return
+        if self.hub.meter is None:
+            self.hub.wake()
+        self._unseen(name, "a connection")
+
+    def _unseen(self, host: str, what: str) -> None:
+        meter = self.hub.meter
+        if meter is None:
+            return
+        budgets = meter.budgets.active()
+        if not budgets.capped:
+            meter.missed(f"{what} to {host} by a client that pytest-hfbudget can't read")
+            return
+        capped = [s for s in budgets.scopes if s.cap is not None or s.max_calls is not None]
+        error = UnseenCallError(
+            f"{capped[-1].name}: {what} to {host} by a client that pytest-hfbudget can't read, so "
+            "no cap can hold what it costs. It was not sent. Send it by huggingface_hub, openai, "
+            "httpx, requests or aiohttp.",
+            scope=capped[-1].name,
+            scope_key=capped[-1].key,
+            model=host,
+        )
+        raise meter.refuse_unread(error, host)
+
+    def _wrap_names(self, module: ModuleType) -> None:
+        self._patches.replace(module, "getaddrinfo", _looks_up(self, module, module.getaddrinfo))
+
+    def _wrap(self, module: ModuleType) -> None:
+        for point in POINTS:
+            if point.module != module.__name__:
+                continue
+            owner = genuine(module, point.owner)
+            original = vars(owner).get(point.method) if owner is not None else None
+            if original is not None:
+                self._patches.replace(owner, point.method, point.wrapper(self, original))
+
+
+Wrapper = Callable[[HttpLayer, Any], Any]
+
+
+class HttpPoint(NamedTuple):
+    """A method that every request of an HTTP library passes."""
+
+    module: str
+    owner: str
+    method: str
+    wrapper: Wrapper
+
+
+def _adapter(name: str) -> Any:
+    """The module that knows a library; it is imported for the first paid request."""
+    with off_loop():
+        return import_module(f"{HERE}.{name}")
+
+
+def _looks_up(layer: HttpLayer, module: ModuleType, original: Any) -> Any:
+    """``socket.getaddrinfo``, which most of what opens a connection asks for an address."""
+
+    @functools.wraps(original)
+    def getaddrinfo(host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        flags = options.get("flags", args[FLAGS] if len(args) > FLAGS else 0)
+        if not flags & module.AI_PASSIVE:  # else it is a server that looks up its own address
+            layer.resolving(host, port)
+        return original(host, port, *args, **options)
+
+    return getaddrinfo
+
+
+def _httpx(layer: HttpLayer, original: Any) -> Any:
+    @functools.wraps(original)
+    def send(self: Any, request: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        may_bill = request.method == PAID_METHOD and layer.may_bill(request.url.host)
+        if may_bill and layer.meters(str(request.url)):
+            return _adapter("httpx").send(layer, original, self, request, options)
+        return original(self, request, **options)
+
+    return send
+
+
+def _httpx_async(layer: HttpLayer, original: Any) -> Any:
+    @functools.wraps(original)
+    async def send(self: Any, request: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        may_bill = request.method == PAID_METHOD and layer.may_bill(request.url.host)
+        if may_bill and layer.meters(str(request.url)):
+            return await _adapter("httpx").send_async(layer, original, self, request, options)
+        return await original(self, request, **options)
+
+    return send
+
+
+def _requests(layer: HttpLayer, original: Any) -> Any:
+    @functools.wraps(original)
+    def send(self: Any, request: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        may_bill = request.method == PAID_METHOD and layer.may_bill(host_of(request.url))
+        if may_bill and layer.meters(request.url):
+            return _adapter("requests").send(layer, original, self, request, options)
+        return original(self, request, **options)
+
+    return send
+
+
+def _aiohttp(layer: HttpLayer, original: Any) -> Any:
+    @functools.wraps(original)
+    async def _request(self: Any, method: str, str_or_url: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+
+        async def send(changed: str | None, options: dict[str, Any]) -> Any:
+            return await original(self, method, changed or str_or_url, **options)
+
+        url = full_url(self, str_or_url) if method == PAID_METHOD else None
+        if url is not None and layer.may_bill(url.host or "") and layer.meters(str(url)):
+            return await _adapter("aiohttp").send(layer, send, self, str(url), options)
+        return await original(self, method, str_or_url, **options)
+
+    return _request
+
+
+def _aioresponses(layer: HttpLayer, original: Any) -> Any:
+    """What aioresponses puts in the place of aiohttp's own method."""
+
+    @functools.wraps(original)
+    async def _request_mock(
+        self: Any, session: Any, method: str, url: Any, *args: Any, **options: Any
+    ) -> Any:
+        async def send(changed: str | None, options: dict[str, Any]) -> Any:
+            return await original(self, session, method, changed or url, *args, **options)
+
+        full = full_url(session, url) if method == PAID_METHOD else None
+        if full is not None and layer.may_bill(full.host or "") and layer.meters(str(full)):
+            return await _adapter("aiohttp").send(layer, send, session, str(full), options)
+        return await original(self, session, method, url, *args, **options)
+
+    return _request_mock
+
+
+def host_of(url: object) -> str:
+    """The host in a URL, or nothing, found quickly."""
+    if not isinstance(url, str):
+        return ""
+    authority = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    return authority.partition(":")[0] if authority[:1] != "[" else authority[1:].partition("]")[0]
+
+
+def full_url(session: Any, given: Any) -> Any:
+    """The URL behind the one that a session of aiohttp is given; None if it can't be read."""
+    try:
+        return session._build_url(given)
+    except Exception:
+        return None
+
+
+POINTS = (
+    HttpPoint("httpx._client", "Client", "send", _httpx),
+    HttpPoint("httpx._client", "AsyncClient", "send", _httpx_async),
+    HttpPoint("httpx2._client", "Client", "send", _httpx),
+    HttpPoint("httpx2._client", "AsyncClient", "send", _httpx_async),
+    HttpPoint("requests.sessions", "Session", "send", _requests),
+    HttpPoint("aiohttp.client", "ClientSession", "_request", _aiohttp),
+    HttpPoint("aioresponses.core", "aioresponses", "_request_mock", _aioresponses),
+)

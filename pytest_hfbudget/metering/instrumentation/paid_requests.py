@@ -1,0 +1,317 @@
+"""What a paid request of an HTTP library goes through: held before, settled after.
+
+A library differs from the others in how a request and an answer look. That is in its adapter; what
+is done about them is here, once for all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pytest_hfbudget.errors import BudgetExceededError, UnseenCallError
+from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.hold import begin, resume
+from pytest_hfbudget.metering.instrumentation.calls import ClientRoute, RetryState
+from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
+from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.paid_hosts import shape_of
+from pytest_hfbudget.metering.request import OutgoingCall, shown
+from pytest_hfbudget.metering.stream import AnswerBody, settle_whole
+from pytest_hfbudget.metering.transport_probe import Headers
+from pytest_hfbudget.metering.waiting import in_thread, let_the_loop_turn
+from pytest_hfbudget.text import parse_json
+
+FIRST_ERROR = 400
+# The errors whose body says what to do about them.
+TELLING = frozenset({400, 402, 403, 404, 422, 502, 503})
+# The tasks whose prompts are billed by the token.
+READ_BY_TOKEN = frozenset({"conversational", "text-generation", "feature-extraction"})
+# What stands in a request of the responses API for a prompt that the service has kept.
+REMEMBERED = ("previous_response_id", "conversation", "prompt")
+EVENTS = "text/event-stream"
+
+
+@dataclass
+class HttpParameters:
+    """A request as `request.describe` reads one, and as it is changed before it is sent.
+
+    Attributes:
+        json: the body, where it is a JSON object.
+        data: the body, where it is anything else.
+    """
+
+    url: str
+    task: str
+    model: str
+    headers: dict[str, str] = field(default_factory=dict)
+    json: Any = None
+    data: Any = None
+
+    @classmethod
+    def of(cls, url: str, body: bytes | None) -> HttpParameters:
+        """What a POST asks for; without a body where that can't be read."""
+        task, model = shape_of(url)
+        payload = None
+        with suppress(ValueError):
+            payload = parse_json(body) if body and body.lstrip()[:1] == b"{" else None
+        if isinstance(payload, dict):
+            return cls(url, task, model, json=payload)
+        return cls(url, task, model, data=body)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is asked for in pieces."""
+        asked = isinstance(self.json, dict) and self.json.get("stream")
+        return bool(asked) or self.url.endswith("/generate_stream")
+
+
+def as_bytes(body: object) -> bytes | None:
+    """The body of a request; None where it is read only while it is sent."""
+    if body is None:
+        return b""
+    if isinstance(body, str):
+        return body.encode("utf-8", "surrogatepass")
+    return bytes(body) if isinstance(body, (bytes, bytearray)) else None
+
+
+def encoded(payload: Any) -> bytes:
+    """The body of a request whose payload was changed."""
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+class StatusError(Exception):
+    """An answer that is an error, in the form in which a settlement reads one."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Adapter(Protocol):
+    """One request of one library, and the answers to it."""
+
+    parameters: HttpParameters
+    client: Any
+    timeout: object
+
+    def session(self, client: Any) -> Any:
+        """What tells by which connections a client sends."""
+
+    def status(self, answer: Any) -> int:
+        """The status of an answer."""
+
+    def headers(self, answer: Any) -> Mapping[str, str]:
+        """The headers of an answer."""
+
+    def body(self, answer: Any) -> bytes | None:
+        """The body of an answer, where it has been read."""
+
+    def metered(self, answer: Any, body: AnswerBody) -> Any:
+        """An answer whose body is read by way of `AnswerBody`."""
+
+    def refused(self, error: BudgetExceededError) -> Any:
+        """The answer in place of a refusal; raises it where that is what ends the call at once."""
+
+
+class SyncAdapter(Adapter, Protocol):
+    """A request that is sent while its thread waits."""
+
+    def send(self, parameters: HttpParameters) -> Any:
+        """Send what is to be sent, and return the answer."""
+
+    def read(self, answer: Any) -> str:
+        """Read an answer to its end."""
+
+    def finish(self, answer: Any) -> Any:
+        """Read a metered answer, where its client wants it whole."""
+
+
+class AsyncAdapter(Adapter, Protocol):
+    """A request that a task sends."""
+
+    async def send(self, parameters: HttpParameters) -> Any:
+        """Send what is to be sent, and return the answer."""
+
+    async def read(self, answer: Any) -> str:
+        """Read an answer to its end."""
+
+    async def finish(self, answer: Any) -> Any:
+        """Read a metered answer, where its client wants it whole."""
+
+
+# The two shells differ by an ``await``.
+
+
+def send(layer: HttpLayer, request: SyncAdapter) -> Any:
+    """Send a paid request: held before, settled after.
+
+    Raises:
+        BudgetExceededError: a cap would not hold it, and its client is to see that as it is.
+    """
+    __tracebackhide__ = True
+    route, retry, sent = ClientRoute(layer.hub, request.session), RetryState(), request.parameters
+    try:
+        while True:
+            found = route.outgoing(request.client, sent, sent.streams, retry.variant)
+            if found is None:
+                return request.send(sent)
+            meter, outgoing = found
+            call = begin(meter, _checked(meter, outgoing, request), blocks=True)
+            if call is not None and call.wait is not None:
+                call.wait.block()
+                call = resume(call)
+            if call is None:
+                with layer.passing(sent.url):
+                    return request.send(outgoing.parameters)  # type: ignore[arg-type]
+            try:
+                with outgoing.watch:
+                    answer = request.send(call.parameters)  # type: ignore[arg-type]
+            except BaseException as error:
+                _failed(call, error)
+                if not retry.again(call, error):
+                    raise
+                continue
+            if (status := request.status(answer)) >= FIRST_ERROR:
+                told = request.read(answer) if status in TELLING else ""
+                if _refused(retry, call, StatusError(status, told)):
+                    continue
+                return answer
+            return request.finish(_answered(call, request, answer))
+    except BudgetExceededError as refusal:
+        return request.refused(refusal)
+
+
+async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
+    """As `send`, in a task."""
+    __tracebackhide__ = True
+    route, retry, sent = ClientRoute(layer.hub, request.session), RetryState(), request.parameters
+    try:
+        while True:
+            found = route.outgoing(request.client, sent, sent.streams, retry.variant)
+            if found is None:
+                return await request.send(sent)
+            meter, outgoing = found
+            if meter.open_calls:
+                await let_the_loop_turn()
+            call = begin(meter, _checked(meter, outgoing, request), blocks=False)
+            if call is not None and call.wait is not None:
+                await call.wait.suspend()
+                call = resume(call)
+            if call is None:
+                with layer.passing(sent.url):
+                    return await request.send(outgoing.parameters)  # type: ignore[arg-type]
+            try:
+                with outgoing.watch:
+                    answer = await request.send(call.parameters)  # type: ignore[arg-type]
+            except GeneratorExit:
+                # The garbage collector may run while a lock of the plugin is held.
+                meter.later.append(call.close)
+                raise
+            except BaseException as error:
+                _failed(call, error)
+                if not await _again(retry, call, error):
+                    raise
+                continue
+            if (status := request.status(answer)) >= FIRST_ERROR:
+                told = await request.read(answer) if status in TELLING else ""
+                if await _refused_async(retry, call, StatusError(status, told)):
+                    continue
+                return answer
+            return await request.finish(_answered(call, request, answer))
+    except BudgetExceededError as refusal:
+        return request.refused(refusal)
+
+
+def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> OutgoingCall:
+    """What is known of a call, with its time-out.
+
+    Raises:
+        BudgetExceededError: a cap would have to hold what can't be known before it is sent.
+    """
+    __tracebackhide__ = True
+    asked = request.parameters
+    unknown = _unknown_size(asked) if outgoing.budgets.paid else ""
+    if unknown:
+        model = shown(asked.model or asked.url)
+        error = UnseenCallError(f"{model}: {unknown} The call was not sent.", model=model)
+        raise meter.refuse_unread(error, model)
+    return outgoing._replace(timeout=request.timeout)
+
+
+def _unknown_size(asked: HttpParameters) -> str:
+    """Why the size of a prompt can't be known before it is sent, if that is so."""
+    if asked.json is None and asked.data is None and asked.task in READ_BY_TOKEN:
+        return (
+            "the body of the request is read only while it is sent, so no cap can hold the call. "
+            "Give the body as bytes, as text or as json."
+        )
+    if isinstance(asked.json, dict) and asked.url.rstrip("/").endswith("/responses"):
+        for name in REMEMBERED:
+            if asked.json.get(name):
+                return (
+                    f"{name} lets the service add what it remembers to the prompt, so no cap can "
+                    "hold the call. Send the whole prompt instead."
+                )
+    return ""
+
+
+def _failed(call: Call, error: BaseException) -> None:
+    """Settle a call that raised.
+
+    Raises:
+        BudgetExceededError: it was refused on its way out.
+    """
+    __tracebackhide__ = True
+    call.failed(error)
+    if call.refusal is not None:
+        raise call.refusal.with_traceback(None) from None
+
+
+def _refused(retry: RetryState, call: Call, error: StatusError) -> bool:
+    """Settle a call that the service has refused; whether to send it once more, and how."""
+    call.failed(error)
+    return retry.again(call, error)
+
+
+async def _refused_async(retry: RetryState, call: Call, error: StatusError) -> bool:
+    call.failed(error)
+    return await _again(retry, call, error)
+
+
+async def _again(retry: RetryState, call: Call, error: BaseException) -> bool:
+    if call.draft.endpoint is None:
+        return retry.again(call, error)
+    # An endpoint may take minutes to come back: other tasks go on meanwhile.
+    return await in_thread(retry.again, call, error)
+
+
+def _answered(call: Call, request: Adapter, answer: Any) -> Any:
+    """The answer, which is settled now, or as it is read.
+
+    Raises:
+        BudgetExceededError: it was cut off by the limit that a cap had set.
+    """
+    headers = Headers(answer)
+    call.headers(headers)
+    whole = request.body(answer)
+    body = AnswerBody(call, events=_is_events(request.headers(answer)))
+    if whole is None:
+        return request.metered(answer, body)
+    if body.events:
+        body.feed(whole)
+        body.end()
+        return answer
+    settle_whole(call, whole)
+    return answer
+
+
+def _is_events(headers: Mapping[str, str]) -> bool:
+    try:
+        kind = headers.get("content-type") or ""
+        return isinstance(kind, str) and kind.lower().startswith(EVENTS)
+    except Exception:  # a mock
+        return False

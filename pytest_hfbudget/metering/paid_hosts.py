@@ -1,0 +1,114 @@
+"""Which requests may cost money: the hosts that bill, and what a path there asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from pytest_hfbudget.settings import ROUTER, UNKNOWN_TASK
+
+OLD_API = "https://api-inference.huggingface.co"
+DEDICATED_HOST = ".endpoints.huggingface.cloud"
+# The control plane is below the same domain. Its requests cost nothing by themselves.
+CONTROL_PLANE = "api" + DEDICATED_HOST
+
+# How a path ends, and the task behind it. The first one that fits counts.
+SHAPES = (
+    ("/chat/completions", "conversational"),
+    ("/completions", "text-generation"),
+    ("/responses", "conversational"),
+    ("/embeddings", "feature-extraction"),
+    ("/images/generations", "text-to-image"),
+    ("/audio/speech", "text-to-speech"),
+    ("/audio/transcriptions", "automatic-speech-recognition"),
+    ("/generate", "text-generation"),  # text-generation-inference
+    ("/generate_stream", "text-generation"),
+    ("/embed", "feature-extraction"),  # text-embeddings-inference
+)
+# The paths of hf-inference and of the API before the router, which name the model.
+MODEL_PATH = re.compile(r"/models/([\w.-]+/[\w.-]+|[\w.-]+?)(?:/pipeline/([\w-]+))?(?:/v1/.*)?/?$")
+PIPELINE_PATH = re.compile(r"/pipeline/([\w-]+)/([\w.-]+/[\w.-]+)/?$")
+
+
+class Shape(NamedTuple):
+    """What a path asks for; ``model`` is empty where the body names it."""
+
+    task: str
+    model: str
+
+
+def shape_of(url: str) -> Shape:
+    """The task, and the model that a path names."""
+    path = urlsplit(url).path.rstrip("/")
+    task = next((task for end, task in SHAPES if path.endswith(end)), UNKNOWN_TASK)
+    if "/pipeline/" in path and (found := PIPELINE_PATH.search(path)):
+        return Shape(found[1], found[2])
+    if "/models/" in path and (found := MODEL_PATH.search(path)):
+        return Shape(found[2] or task, found[1])
+    return Shape(task, "" if task != UNKNOWN_TASK else url)
+
+
+class PaidPlace(NamedTuple):
+    """A part of a host; no port stands for each of them."""
+
+    port: int | None
+    path: str
+
+    def has(self, port: int | None, path: str) -> bool:
+        """Whether a request to its host goes there."""
+        below = not self.path or path == self.path or path.startswith(self.path + "/")
+        return below and self.port in (None, port)
+
+
+class PaidHosts:
+    """The router, the API before it, dedicated endpoints, and what is named in addition.
+
+    Args:
+        more: URLs, or hosts with or without a port.
+    """
+
+    def __init__(self, more: Iterable[str] = ()) -> None:
+        self._places: dict[str, list[PaidPlace]] = {}
+        self._known: dict[str, bool] = {}
+        for each in (ROUTER, OLD_API, *more):
+            parts = urlsplit(each if "://" in each else f"//{each}")
+            place = PaidPlace(parts.port, parts.path.rstrip("/"))
+            self._places.setdefault(parts.hostname or "", []).append(place)
+
+    def may_bill(self, host: str) -> bool:
+        """Whether some request to a host costs money: a quick look, for every POST there is."""
+        known = self._known.get(host)
+        if known is None:
+            name = host.lower().rstrip(".")
+            known = name in self._places or _is_dedicated(name)
+            if len(self._known) < MOST_KNOWN:
+                self._known[host] = known
+        return known
+
+    def bills(self, url: str) -> bool:
+        """Whether a POST to a URL may cost money."""
+        try:
+            parts = urlsplit(url)
+            host, port = (parts.hostname or "").rstrip("."), parts.port
+        except ValueError:
+            return False  # no library sends to an address that can't be read
+        if _is_dedicated(host):
+            return True
+        port = port or (443 if parts.scheme == "https" else 80)
+        return any(place.has(port, parts.path) for place in self._places.get(host, ()))
+
+    def bills_on(self, host: str, port: object) -> bool:
+        """Whether a connection to a host and port may be for something that costs money."""
+        name = host.lower().rstrip(".")
+        places = self._places.get(name, ())
+        return _is_dedicated(name) or any(place.port in (None, port) for place in places)
+
+
+# Hosts whose answer is kept: a crawler under test may meet any number of them.
+MOST_KNOWN = 1024
+
+
+def _is_dedicated(host: str) -> bool:
+    return host.endswith(DEDICATED_HOST) and host != CONTROL_PLANE
