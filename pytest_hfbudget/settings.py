@@ -11,12 +11,14 @@ from typing import Any, Generic, NoReturn, TypeVar, overload
 from pytest_hfbudget import values
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import parse_usd
+from pytest_hfbudget.text import public_url
 
 T = TypeVar("T")
 
 # The folder of the leases, the budgets over many runs and the usage log; without it caps are lost.
 STATE_DIR = "HFBUDGET_STATE_DIR"
 CACHE_DIR = "HFBUDGET_CACHE_DIR"
+SHARED_PASSWORD = "HFBUDGET_SHARED_PASSWORD"  # noqa: S105 - no option: `ps` would show it
 # The plugin sets them for processes that a run starts, and for workers: where its ledger is.
 LEDGER = "HFBUDGET_LEDGER"
 WORKERS = "HFBUDGET_WORKERS"
@@ -137,6 +139,25 @@ class Settings:
         "--hf-monthly-budget=USD HFBUDGET_MONTHLY hf_monthly_budget",
         "USD cap of all runs of this project on this machine in a calendar month (UTC)",
     )
+    shared = Guard[str | None](
+        None,
+        values.shared_server,
+        "--hf-shared=URL HFBUDGET_SHARED hf_shared",
+        "Redis or Valkey server over which the budgets and endpoints of this run are shared with "
+        "other machines; its password comes from HFBUDGET_SHARED_PASSWORD",
+    )
+    shared_run = Guard[str | None](
+        None,
+        values.label,
+        "HFBUDGET_SHARED_RUN",
+        "name of the run that several jobs belong to (made of what the CI gives to all its jobs)",
+    )
+    shared_expiry = Setting[float](
+        30.0,
+        values.seconds,
+        "HFBUDGET_SHARED_EXPIRY hf_shared_expiry",
+        "seconds without a sign of life after which a job counts as lost (30)",
+    )
     project = Guard[str | None](
         None,
         str,
@@ -150,10 +171,7 @@ class Settings:
         "days that a run stays in the usage log (90); 0 keeps no log",
     )
     prices = Guard[Path | None](
-        None,
-        Path,
-        "--hf-prices=FILE HFBUDGET_PRICES hf_prices",
-        "TOML file of prices",
+        None, Path, "--hf-prices=FILE HFBUDGET_PRICES hf_prices", "TOML file of prices"
     )
     unpriced = Setting[str](
         "refuse",
@@ -176,10 +194,7 @@ class Settings:
         "for endpoint names without one",
     )
     report = Setting[Path | None](
-        None,
-        Path,
-        "--hf-report=FILE HFBUDGET_REPORT hf_report",
-        "write a JSON report",
+        None, Path, "--hf-report=FILE HFBUDGET_REPORT hf_report", "write a JSON report"
     )
     costs = Setting[Path | None](
         None,
@@ -272,8 +287,7 @@ class Settings:
         "HFBUDGET_BILLING_MINUTE hf_billing_minute",
         "seconds in a billed minute (60); only a rehearsal has another",
     )
-    # Where the emulator has the Hub; only a rehearsal sets it.
-    hub = Setting[str | None](None, str, "", "")
+    hub = Setting[str | None](None, str, "", "")  # that of the emulator, in a rehearsal
 
     def __init__(self, **values: Any) -> None:
         if unknown := values.keys() - DEFAULTS.keys():
@@ -293,8 +307,14 @@ class Settings:
     @property
     def capped_over_runs(self) -> bool:
         """Whether this run shares a cap with other runs."""
-        caps = (self.daily_cap, self.weekly_cap, self.monthly_cap)
+        of_run = None if self.shared is None else self.session_cap
+        caps = (of_run, self.daily_cap, self.weekly_cap, self.monthly_cap)
         return any(cap is not None for cap in caps)
+
+    @property
+    def own_cap(self) -> int | None:
+        """The cap of what this run alone may spend: one that jobs share is not its own."""
+        return None if self.shared is not None else self.session_cap
 
     @property
     def worth_a_header(self) -> bool:
@@ -306,7 +326,8 @@ _ENTRIES = {k: each for k, each in vars(Settings).items() if isinstance(each, Se
 DEFAULTS = {key: each.default for key, each in _ENTRIES.items()}
 # Those that can be given to a run.
 SETTINGS: dict[str, Setting[Any]] = {key: each for key, each in _ENTRIES.items() if each.variable}
-VARIABLES = {each.variable for each in SETTINGS.values()} | {STATE_DIR, CACHE_DIR, LEDGER, WORKERS}
+VARIABLES = {each.variable for each in SETTINGS.values()}
+VARIABLES |= {STATE_DIR, CACHE_DIR, LEDGER, WORKERS, SHARED_PASSWORD}
 INI_KEYS = {each.ini for each in SETTINGS.values() if each.ini}
 
 
@@ -335,30 +356,6 @@ def merge(
     return Settings(
         **{key: _parse(SETTINGS[key], *each) for key, each in found.items() if each is not None}
     )
-
-
-def full_name(name: str, namespace: str | None) -> str:
-    """``namespace/name`` of an endpoint that may be named without its namespace.
-
-    Raises:
-        ConfigError: the name has no namespace and none is given, or it is invalid.
-    """
-    given = name.strip()
-    parts = (f"{namespace}/{given}" if namespace and "/" not in given else given).split("/")
-    if len(parts) != 2 or not all(parts):  # noqa: PLR2004 - namespace and name
-        raise ConfigError(
-            f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
-        )
-    return "/".join(parts)
-
-
-def of_script(environ: Mapping[str, str]) -> Settings:
-    """The settings of a script without pytest, which has only the environment.
-
-    Raises:
-        ConfigError: one of them is invalid.
-    """
-    return merge({}, environ, lambda name: None, only=("router", "hold_wait"))
 
 
 def _find(
@@ -394,7 +391,10 @@ def _empty(name: str) -> ConfigError:
 
 
 def _parse(setting: Setting[Any], name: str, value: Any) -> Any:
+    shown = public_url(value) if isinstance(value, str) else value
     try:
+        if setting is SETTINGS["shared"] and name != setting.variable:
+            values.without_password(value)
         return setting.parse(value)
     except ValueError as error:
-        raise ConfigError(" ".join(f"{name}={value}: {error}".split())) from None
+        raise ConfigError(" ".join(f"{name}={shown}: {error}".split())) from None

@@ -13,6 +13,7 @@ N = TypeVar("N", int, float)
 
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _LATEST_S = 3600
+_LONGEST_LABEL = 200
 
 
 def assumed_rates(policy: str) -> tuple[int, int] | None:
@@ -44,6 +45,37 @@ def url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError("write a URL that starts with http:// or https://")
     return value.rstrip("/")
+
+
+def shared_server(value: str) -> str:
+    """The URL of a Redis or Valkey server; a message about it never has its password."""
+    from urllib.parse import urlsplit  # takes milliseconds that few runs need
+
+    parts = urlsplit(value.strip())
+    named = parts.path.strip("/") if parts.scheme == "unix" else parts.hostname
+    if parts.scheme not in ("redis", "rediss", "unix") or not named:
+        raise ValueError("write redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS) or unix:///PATH")
+    return value.strip()
+
+
+def without_password(url: str) -> None:
+    """Refuse a password where others can read it: in an argument list, or in a file."""
+    from urllib.parse import urlsplit  # takes milliseconds that few runs need
+
+    parts = urlsplit(url)
+    if parts.password or "password=" in parts.query:
+        raise ValueError(
+            "its password can be read here. Put the password into HFBUDGET_SHARED_PASSWORD, or "
+            "the whole URL into HFBUDGET_SHARED"
+        )
+
+
+def label(value: str) -> str:
+    """A name of up to 200 printable characters."""
+    name = value.strip()
+    if not name.isprintable() or len(name) > _LONGEST_LABEL:
+        raise ValueError(f"write up to {_LONGEST_LABEL} printable characters")
+    return name
 
 
 def emulator(value: str) -> str | None:

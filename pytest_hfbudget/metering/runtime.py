@@ -25,7 +25,7 @@ from pytest_hfbudget.off_loop import off_loop
 from pytest_hfbudget.pricing import PriceBook
 from pytest_hfbudget.pricing.book import price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
-from pytest_hfbudget.settings import of_script
+from pytest_hfbudget.settings import merge
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -117,7 +117,7 @@ def runtime(known: Runtime | None = None) -> Runtime:
 
 def standalone() -> Runtime:
     """What ``budget()`` uses in a plain script: its own ledger, prices from the environment."""
-    settings = of_script(os.environ)
+    settings = merge({}, os.environ, lambda name: None, only=("router", "hold_wait"))
     router, hold_wait = settings.router, settings.hold_wait
     book = PriceBook(
         load_catalogue=off_loop()(partial(kept_catalogue, router)),
