@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from redis_server import RedisServer, redis_server
@@ -22,6 +24,7 @@ from pytest_hfbudget.shared import PREFIX, SharedAddress, SharedServer, SharedSe
 __all__ = ["redis_server"]
 
 KEY = f"window:{RUN}"
+callers = itertools.count()
 
 
 class Job:
@@ -40,7 +43,7 @@ class Job:
         return self.ledger.hold(self.keys, least, most or least, charge())
 
     def ask(self, least: int) -> Hold | WaitingHold:
-        caller = Caller(os.getpid(), id(self))
+        caller = Caller(os.getpid(), next(callers))
         return self.ledger.ask(self.keys, least, least, charge(), caller)
 
     def settle(self, hold: Hold, nano_usd: int) -> None:
@@ -165,7 +168,7 @@ def test_the_advance_of_a_lost_job_counts_as_spent(jobs: Jobs) -> None:
     assert isinstance(second.ask(30), Hold)
 
 
-def test_a_request_that_arrives_late_changes_nothing(jobs: Jobs) -> None:
+def test_a_request_that_was_lost_on_the_way_gives_nothing_away(jobs: Jobs) -> None:
     jobs.timeout_s = 0.2
     first, second = jobs.job(), jobs.job()
     first.hold(10)
@@ -178,6 +181,27 @@ def test_a_request_that_arrives_late_changes_nothing(jobs: Jobs) -> None:
     with pytest.raises(BudgetExceededError):
         second.hold(31)
     assert second.hold(30)
+
+
+def test_a_request_that_arrives_late_or_twice_changes_nothing(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+    run = SharedServer.run
+
+    def noted(*request: Any) -> Any:
+        sent.append(request)
+        return run(*request)
+
+    monkeypatch.setattr(SharedServer, "run", noted)
+    job = jobs.job()
+    job.hold(10)
+    job.hold(60)
+    key = f"{PREFIX}run:run:budget"
+    known = jobs.server.client().hgetall(key)
+    for request in sent:
+        run(*request)
+        assert jobs.server.client().hgetall(key) == known
 
 
 def test_without_the_server_a_job_spends_its_advance_and_no_more(jobs: Jobs) -> None:
