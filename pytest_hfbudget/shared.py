@@ -69,6 +69,26 @@ class SharedAddress:
         return public_url(self.url)
 
 
+@dataclass(frozen=True)
+class SharedPlace:
+    """What a reaper has to know of the server; it goes through its socket, as the token does.
+
+    Attributes:
+        run: the run that the job belongs to.
+        expiry_s: seconds without a sign of life after which a job counts as lost.
+    """
+
+    url: str = field(repr=False)
+    password: str | None = field(default=None, repr=False)
+    run: str = ""
+    expiry_s: float = 30.0
+
+    @property
+    def address(self) -> SharedAddress:
+        """Where the server is."""
+        return SharedAddress(self.url, self.password)
+
+
 class SharedServer:
     """One server. Every step is one script, so that nothing happens between its parts.
 
@@ -96,6 +116,19 @@ class SharedServer:
             if known is None:
                 known = self._scripts[script] = self._connected().register_script(script)
             return known(keys=list(keys), args=[str(each) for each in arguments])
+        except (RedisError, OSError, ValueError) as error:
+            raise self._explained(error) from None
+
+    def keys(self, pattern: str) -> tuple[str, ...]:
+        """The keys that match a pattern, sorted.
+
+        Raises:
+            SharedServerError: the server can't be reached, or refuses.
+        """
+        from redis.exceptions import RedisError
+
+        try:
+            return tuple(sorted(self._connected().scan_iter(pattern, count=1000)))
         except (RedisError, OSError, ValueError) as error:
             raise self._explained(error) from None
 
@@ -144,6 +177,19 @@ class SharedServer:
         for secret in secrets:
             said = said.replace(secret, "***")
         return SharedServerError(f"the shared server {self.address} can't be used: {said}")
+
+
+def place(settings: Settings, environ: Mapping[str, str] = os.environ) -> SharedPlace | None:
+    """What the reaper of a run has to know; None for a run that shares nothing.
+
+    Raises:
+        ConfigError: it is not known which run this job belongs to.
+    """
+    if settings.shared is None or settings.emulator:
+        return None
+    address = SharedAddress.of(settings.shared, environ)
+    name = run_name(settings, environ)
+    return SharedPlace(address.url, address.password, name, settings.shared_expiry)
 
 
 def connect(settings: Settings, environ: Mapping[str, str] = os.environ) -> SharedServer:
