@@ -17,7 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_hfbudget.endpoints.lease_store import HOLDING, PAUSING, HeldLease, LeaseStore
+from pytest_hfbudget.endpoints.lease_store import (
+    HOLDING,
+    PAUSING,
+    HeldLease,
+    LeaseStore,
+    lease_store_dir,
+)
 from pytest_hfbudget.endpoints.retry import LOCK_POLL_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.errors import EndpointError, HistoryError
 from pytest_hfbudget.text import parse_json
@@ -242,14 +248,13 @@ class SharedLeaseStore(LeaseStore):
             return ""
         return next((one.run for one in view.others if one.live), "")
 
-    def strays(self) -> tuple[RemoteLease, ...]:
-        """The leases that have expired, if no job lives that has one.
+    def leases(self) -> tuple[RemoteLease, ...]:
+        """All other jobs' leases on the server.
 
         Raises:
-            HistoryError: the server can't be asked.
+            HistoryError: it can't be asked.
         """
-        others = self._ask("look").others
-        return () if any(one.live for one in others) else others
+        return self._ask("look").others
 
     def _release(self, lease: HeldLease) -> None:
         """Leave the endpoint to another job, or become the one that pauses it: in one step.
@@ -330,11 +335,14 @@ def lease_key(api: str, endpoint: str) -> str:
     return lease_prefix(api) + endpoint
 
 
-def shared_endpoints(place: SharedPlace, api: str) -> tuple[str, ...]:
-    """The endpoints of a control plane on which any job has, or had, a lease.
+def shared_leases(
+    place: SharedPlace, *, api: str, state_dir: Path
+) -> dict[str, tuple[RemoteLease, ...]]:
+    """The leases on each endpoint of a control plane that any job has, or had.
 
     Raises:
         HistoryError: the server can't be asked.
     """
-    prefix = lease_prefix(api)
-    return tuple(key.removeprefix(prefix) for key in server_of(place).keys(f"{prefix}*"))
+    prefix, folder = lease_prefix(api), lease_store_dir(state_dir)
+    names = [key.removeprefix(prefix) for key in server_of(place).keys(f"{prefix}*")]
+    return {name: _shared_store(folder, api, name, "look", place).leases() for name in names}

@@ -243,6 +243,34 @@ class RedisStore:
             self._pools[window.key] = PoolStanding(*figures[at * 6 : at * 6 + 6])
 
 
+class JobShare(NamedTuple):
+    """What one job has of one budget, in nano-USD."""
+
+    budget: str
+    job: str
+    advanced: int
+    spent: int
+    age_s: float
+
+
+def read_shares(server: SharedServer) -> tuple[JobShare, ...]:
+    """What each job has of each shared budget, except those that have ended.
+
+    Raises:
+        SharedServerError: the server can't be used.
+    """
+    found = []
+    now = float(server.run("return redis.call('TIME')", [], [])[0])
+    for key in (*server.keys(f"{PREFIX}run:*:budget"), *server.keys(f"{PREFIX}project:*")):
+        told = server.run("return redis.call('HGETALL', KEYS[1])", [key], [])
+        for name, value in sorted(zip(told[::2], told[1::2], strict=True)):
+            if name.startswith("j:"):
+                _, advanced, spent, beat, _ = map(int, value.split())
+                budget = key.removeprefix(PREFIX).removesuffix(":budget")
+                found.append(JobShare(budget, name[2:], advanced, spent, max(now - beat, 0.0)))
+    return tuple(found)
+
+
 class Heartbeat:
     """A thread that shows every second that this job lives, and draws for calls that wait.
 
