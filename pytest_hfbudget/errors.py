@@ -29,7 +29,7 @@ class UnaffordableEndpointError(EndpointError):
 
 
 class HistoryError(HFBudgetError):
-    """What this machine remembers of earlier runs can't be read or written."""
+    """What runs know of each other can't be read or written."""
 
 
 class Figures(NamedTuple):

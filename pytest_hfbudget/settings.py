@@ -6,17 +6,18 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar, overload
+from typing import Any
 
 from pytest_hfbudget import values
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import parse_usd
-
-T = TypeVar("T")
+from pytest_hfbudget.text import public_url
+from pytest_hfbudget.values import Guard, Setting
 
 # The folder of the leases, the budgets over many runs and the usage log; without it caps are lost.
 STATE_DIR = "HFBUDGET_STATE_DIR"
 CACHE_DIR = "HFBUDGET_CACHE_DIR"
+SHARED_PASSWORD = "HFBUDGET_SHARED_PASSWORD"  # noqa: S105 - no option: `ps` would show it
 # The plugin sets them for processes that a run starts, and for workers: where its ledger is.
 LEDGER = "HFBUDGET_LEDGER"
 WORKERS = "HFBUDGET_WORKERS"
@@ -29,66 +30,6 @@ ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
 ROUTER = "https://router.huggingface.co"
 HOLD_WAIT_S = 60.0
 UNKNOWN_TASK = "POST"  # that of a request whose path does not say what it asks for
-
-
-class Setting(Generic[T]):
-    """One entry of the table; on a `Settings` it is the value there.
-
-    Attributes:
-        default: the value where it is given nowhere.
-        parse: the value behind what is written; raises `ValueError` with what to write instead.
-        option, variable, ini: its three names; a name that does not exist is empty.
-        metavar: what the option's value is called; empty where the option takes none.
-        help: what `pytest --help` says.
-        guards_money: an empty value is an error, see `Guard`.
-        repeatable: the option may be given several times, and the ini key has a list.
-    """
-
-    guards_money = False
-
-    def __init__(
-        self,
-        default: T,
-        parse: Callable[[Any], Any],
-        names: str,
-        help: str,
-        *,
-        repeatable: bool = False,
-    ) -> None:
-        """``names`` are ``--option=METAVAR VARIABLE ini``, those of them that exist."""
-        self.name = self.option = self.metavar = self.variable = self.ini = ""
-        self.default, self.parse, self.help, self.repeatable = default, parse, help, repeatable
-        for name in names.split():
-            if name.startswith("--"):
-                self.option, _, self.metavar = name.partition("=")
-            elif name.isupper():
-                self.variable = name
-            else:
-                self.ini = name
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    @overload
-    def __get__(self, settings: None, owner: type) -> Setting[T]: ...
-    @overload
-    def __get__(self, settings: Settings, owner: type) -> T: ...
-    def __get__(self, settings: Settings | None, owner: type) -> Setting[T] | T:
-        return self if settings is None else settings.by_name[self.name]
-
-    def __set__(self, settings: Settings, value: NoReturn) -> None:
-        raise AttributeError(f"{self.name} can't be set; `Settings.replaced` makes a copy")
-
-    @property
-    def is_file(self) -> bool:
-        """Whether its value is the path of a file."""
-        return self.parse is Path
-
-
-class Guard(Setting[T]):
-    """A setting without which a run could spend more, so an empty value is an error."""
-
-    guards_money = True
 
 
 class Settings:
@@ -138,6 +79,25 @@ class Settings:
         parse_usd,
         "--hf-monthly-budget=USD HFBUDGET_MONTHLY hf_monthly_budget",
         "USD cap of all runs of this project on this machine in a calendar month (UTC)",
+    )
+    shared = Guard[str | None](
+        None,
+        values.shared_server,
+        "--hf-shared=URL HFBUDGET_SHARED hf_shared",
+        "Redis or Valkey server over which the budgets and endpoints of this run are shared with "
+        "other machines; its password comes from HFBUDGET_SHARED_PASSWORD",
+    )
+    shared_run = Guard[str | None](
+        None,
+        values.label,
+        "HFBUDGET_SHARED_RUN",
+        "name of the run that several jobs belong to (made of what the CI gives to all its jobs)",
+    )
+    shared_expiry = Setting[float](
+        30.0,
+        values.seconds,
+        "HFBUDGET_SHARED_EXPIRY hf_shared_expiry",
+        "seconds without a sign of life after which a job counts as lost (30)",
     )
     project = Guard[str | None](
         None,
@@ -279,8 +239,7 @@ class Settings:
         "HFBUDGET_BILLING_MINUTE hf_billing_minute",
         "seconds in a billed minute (60); only a rehearsal has another",
     )
-    # Where the emulator has the Hub; only a rehearsal sets it.
-    hub = Setting[str | None](None, str, "", "")
+    hub = Setting[str | None](None, str, "", "")  # that of the emulator, in a rehearsal
 
     def __init__(self, **values: Any) -> None:
         if unknown := values.keys() - DEFAULTS.keys():
@@ -300,8 +259,14 @@ class Settings:
     @property
     def capped_over_runs(self) -> bool:
         """Whether this run shares a cap with other runs."""
-        caps = (self.daily_cap, self.weekly_cap, self.monthly_cap)
+        of_run = None if self.shared is None else self.session_cap
+        caps = (of_run, self.daily_cap, self.weekly_cap, self.monthly_cap)
         return any(cap is not None for cap in caps)
+
+    @property
+    def own_cap(self) -> int | None:
+        """The cap of what this run alone may spend: one that jobs share is not its own."""
+        return None if self.shared is not None else self.session_cap
 
     @property
     def worth_a_header(self) -> bool:
@@ -313,7 +278,8 @@ _ENTRIES = {k: each for k, each in vars(Settings).items() if isinstance(each, Se
 DEFAULTS = {key: each.default for key, each in _ENTRIES.items()}
 # Those that can be given to a run.
 SETTINGS: dict[str, Setting[Any]] = {key: each for key, each in _ENTRIES.items() if each.variable}
-VARIABLES = {each.variable for each in SETTINGS.values()} | {STATE_DIR, CACHE_DIR, LEDGER, WORKERS}
+VARIABLES = {each.variable for each in SETTINGS.values()}
+VARIABLES |= {STATE_DIR, CACHE_DIR, LEDGER, WORKERS, SHARED_PASSWORD}
 INI_KEYS = {each.ini for each in SETTINGS.values() if each.ini}
 
 
@@ -342,21 +308,6 @@ def merge(
     return Settings(
         **{key: _parse(SETTINGS[key], *each) for key, each in found.items() if each is not None}
     )
-
-
-def full_name(name: str, namespace: str | None) -> str:
-    """``namespace/name`` of an endpoint that may be named without its namespace.
-
-    Raises:
-        ConfigError: the name has no namespace and none is given, or it is invalid.
-    """
-    given = name.strip()
-    parts = (f"{namespace}/{given}" if namespace and "/" not in given else given).split("/")
-    if len(parts) != 2 or not all(parts):  # noqa: PLR2004 - namespace and name
-        raise ConfigError(
-            f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
-        )
-    return "/".join(parts)
 
 
 def _find(
@@ -392,7 +343,10 @@ def _empty(name: str) -> ConfigError:
 
 
 def _parse(setting: Setting[Any], name: str, value: Any) -> Any:
+    shown = public_url(value) if isinstance(value, str) else value
     try:
+        if setting is SETTINGS["shared"] and name != setting.variable:
+            values.without_password(value)
         return setting.parse(value)
     except ValueError as error:
-        raise ConfigError(" ".join(f"{name}={value}: {error}".split())) from None
+        raise ConfigError(" ".join(f"{name}={shown}: {error}".split())) from None

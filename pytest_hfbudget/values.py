@@ -1,19 +1,92 @@
-"""Parsers of settings; each raises `ValueError` with what to write instead."""
+"""What a setting is, and the parsers of settings.
+
+Each parser raises `ValueError` with what to write instead.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, Generic, NoReturn, Protocol, TypeVar, overload
 from urllib.parse import urlsplit
 
 from pytest_hfbudget.money import parse_rate
 
 N = TypeVar("N", int, float)
+T = TypeVar("T")
 
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _LATEST_S = 3600
+_LONGEST_LABEL = 200
+
+
+class HasValues(Protocol):
+    """An object with the value of every setting by its name."""
+
+    @property
+    def by_name(self) -> Mapping[str, Any]: ...
+
+
+class Setting(Generic[T]):
+    """One entry of the table; on a `Settings` it is the value there.
+
+    Attributes:
+        default: the value where it is given nowhere.
+        parse: the value behind what is written; raises `ValueError` with what to write instead.
+        option, variable, ini: its three names; a name that does not exist is empty.
+        metavar: what the option's value is called; empty where the option takes none.
+        help: what `pytest --help` says.
+        guards_money: an empty value is an error, see `Guard`.
+        repeatable: the option may be given several times, and the ini key has a list.
+    """
+
+    guards_money = False
+
+    def __init__(
+        self,
+        default: T,
+        parse: Callable[[Any], Any],
+        names: str,
+        help: str,
+        *,
+        repeatable: bool = False,
+    ) -> None:
+        """``names`` are ``--option=METAVAR VARIABLE ini``, those of them that exist."""
+        self.name = self.option = self.metavar = self.variable = self.ini = ""
+        self.default, self.parse, self.help, self.repeatable = default, parse, help, repeatable
+        for name in names.split():
+            if name.startswith("--"):
+                self.option, _, self.metavar = name.partition("=")
+            elif name.isupper():
+                self.variable = name
+            else:
+                self.ini = name
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, settings: None, owner: type) -> Setting[T]: ...
+    @overload
+    def __get__(self, settings: HasValues, owner: type) -> T: ...
+    def __get__(self, settings: HasValues | None, owner: type) -> Setting[T] | T:
+        return self if settings is None else settings.by_name[self.name]
+
+    def __set__(self, settings: HasValues, value: NoReturn) -> None:
+        raise AttributeError(f"{self.name} can't be set; `Settings.replaced` makes a copy")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether its value is the path of a file."""
+        return self.parse is Path
+
+
+class Guard(Setting[T]):
+    """A setting without which a run could spend more, so an empty value is an error."""
+
+    guards_money = True
 
 
 def assumed_rates(policy: str) -> tuple[int, int] | None:
@@ -61,6 +134,37 @@ def url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError("write a URL that starts with http:// or https://")
     return value.rstrip("/")
+
+
+def shared_server(value: str) -> str:
+    """The URL of a Redis or Valkey server; a message about it never has its password."""
+    from urllib.parse import urlsplit  # takes milliseconds that few runs need
+
+    parts = urlsplit(value.strip())
+    named = parts.path.strip("/") if parts.scheme == "unix" else parts.hostname
+    if parts.scheme not in ("redis", "rediss", "unix") or not named:
+        raise ValueError("write redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS) or unix:///PATH")
+    return value.strip()
+
+
+def without_password(url: str) -> None:
+    """Refuse a password where others can read it: in an argument list, or in a file."""
+    from urllib.parse import urlsplit  # takes milliseconds that few runs need
+
+    parts = urlsplit(url)
+    if parts.password or "password=" in parts.query:
+        raise ValueError(
+            "its password can be read here. Put the password into HFBUDGET_SHARED_PASSWORD, or "
+            "the whole URL into HFBUDGET_SHARED"
+        )
+
+
+def label(value: str) -> str:
+    """A name of up to 200 printable characters."""
+    name = value.strip()
+    if not name.isprintable() or len(name) > _LONGEST_LABEL:
+        raise ValueError(f"write up to {_LONGEST_LABEL} printable characters")
+    return name
 
 
 def emulator(value: str) -> str | None:

@@ -21,6 +21,7 @@ from pytest_hfbudget.settings import SETTINGS, Settings, merge
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.api import ControlPlane
+    from pytest_hfbudget.shared import SharedPlace
 
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -161,6 +162,30 @@ def namespace(given: str | None) -> str:
     if not _NAMESPACE.fullmatch(name):
         raise click.UsageError(f"{name!r} is no namespace: write a user or an organisation.")
     return name
+
+
+def shared(given: str | None) -> SharedPlace | None:
+    """The server that was given, or that of the configuration (also for ""); None for none.
+
+    Raises:
+        click.UsageError: it can't be used, or none is configured.
+    """
+    from pytest_hfbudget import values
+    from pytest_hfbudget.shared import SharedAddress, SharedPlace
+
+    found = settings()
+    try:
+        if given:
+            values.without_password(given)
+        url = values.shared_server(given) if given else found.shared
+        if url is None:
+            if given is None:
+                return None
+            raise click.UsageError("--shared: which server? Name its URL, or set HFBUDGET_SHARED.")
+        address = SharedAddress.of(url)
+    except ValueError as error:
+        raise click.UsageError(f"--shared: {error}") from None
+    return SharedPlace(url, address.password, found.shared_run or "", found.shared_expiry)
 
 
 def endpoint_name(given: str) -> str:

@@ -119,6 +119,7 @@ def _lifecycle(most_s: float | None) -> Lifecycle:
         billing_minute_s=given.billing_minute,
         waits=RunTimings(wait_timeout_s=min(given.endpoint_wait, most_s or math.inf)),
         timings=Timings(looks_s=() if given.emulator else given.endpoint_looks),
+        shared=access.shared(None),
     )
     return Lifecycle(settings, progress=_progress)
 

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pytest_hfbudget.cli import access, output
+from pytest_hfbudget.cli.shared_view import SharedView
 from pytest_hfbudget.endpoints import process, uptime
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir, leases_dir, unfinished
@@ -74,8 +76,16 @@ class View:
     metavar="[SECONDS]",
     help=f"Draw it again every SECONDS ({EVERY_S:g}), until Ctrl-C.",
 )
+@click.option(
+    "--shared",
+    is_flag=False,
+    flag_value="",
+    default=None,
+    metavar="[URL]",
+    help="Show who holds what on the server over which machines share budgets and endpoints.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per look.")
-def command(namespace: str | None, watch: str | None, as_json: bool) -> None:
+def command(namespace: str | None, watch: str | None, shared: str | None, as_json: bool) -> None:
     """List every endpoint of a namespace: state, price, uptime so far, and who leases it.
 
     NAMESPACE is a user or an organisation; without it that of pytest's configuration counts:
@@ -86,7 +96,11 @@ def command(namespace: str | None, watch: str | None, as_json: bool) -> None:
     """
     access.services()  # what is wrong with a setting is said before anything is read
     seconds, namespace = _interval(watch, namespace)
-    look = _look(access.namespace(namespace))
+    look: Callable[[], View | SharedView]
+    if (place := access.shared(shared) if shared is not None else None) is not None:
+        look = partial(SharedView.of, place, access.api())
+    else:
+        look = _look(access.namespace(namespace))
     show = _show_json if as_json else _show_table
     if seconds is None:
         show(look())
@@ -130,7 +144,7 @@ def _look(namespace: str) -> Callable[[], View]:
     return look
 
 
-def _redraw(look: Callable[[], View], seconds: float) -> None:
+def _redraw(look: Callable[[], View | SharedView], seconds: float) -> None:
     from rich.live import Live
 
     with Live(console=output.console(), auto_refresh=False) as live:
@@ -139,14 +153,18 @@ def _redraw(look: Callable[[], View], seconds: float) -> None:
             _wait(seconds)
 
 
-def _repeat(look: Callable[[], View], show_it: Callable[[View], None], seconds: float) -> None:
+def _repeat(
+    look: Callable[[], View | SharedView],
+    show_it: Callable[[View | SharedView], None],
+    seconds: float,
+) -> None:
     while True:
         show_it(look())
         sys.stdout.flush()
         _wait(seconds)
 
 
-def _framed(look: Callable[[], View]) -> RenderableType:
+def _framed(look: Callable[[], View | SharedView]) -> RenderableType:
     """A look, or in its place why there is none: the next one may succeed."""
     try:
         return look().table()
@@ -160,11 +178,11 @@ def _wait(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def _show_json(view: View) -> None:
+def _show_json(view: View | SharedView) -> None:
     output.print_json(view.json())
 
 
-def _show_table(view: View) -> None:
+def _show_table(view: View | SharedView) -> None:
     output.console().print(view.table())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,10 +15,14 @@ from pytest_hfbudget.endpoints.sweep import (
     StrayEndpoint,
     SweepOutcome,
     find_local,
+    find_shared,
     find_tagged,
     sweep,
 )
 from pytest_hfbudget.errors import HFBudgetError
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.shared import SharedPlace
 
 TOO_MANY = 3
 
@@ -32,20 +37,41 @@ TOO_MANY = 3
     metavar="N",
     help="Pause at most N; what is above it is left as it is, for a person to look at.",
 )
+@click.option(
+    "--shared",
+    is_flag=False,
+    flag_value="",
+    default=None,
+    metavar="[URL]",
+    help="Also what jobs of lost machines have left that share endpoints over this server.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
-def command(namespaces: tuple[str, ...], dry_run: bool, most: int | None, as_json: bool) -> None:
+def command(
+    namespaces: tuple[str, ...],
+    dry_run: bool,
+    most: int | None,
+    shared: str | None,
+    as_json: bool,
+) -> None:
     """Pause what dead runs have left: those of this machine, and of any machine by their tags.
 
     This machine's journals tell which runs have died with a lease. For each NAMESPACE, endpoints
     that carry the tag of a run whose time is over are paused too. What has neither is never
-    touched, and neither is what a live run has leased.
+    touched, and neither is what a live run has leased. With HFBUDGET_SHARED or --shared, neither
+    is what a job of another machine has leased over that server.
 
     Exit codes: 0 nothing is left, or all of it is paused (with --dry-run: would be); 1 at least
     one pause is not verified, or a list could not be read; 2 wrong usage; 3 there were more than
     --max, and those above it were not touched.
     """
-    strays, unread = _find(tuple(access.namespace(name) for name in namespaces))
-    swept = _sweep(strays, dry_run, most) if strays else ()
+    place = access.shared(shared)
+    strays, unread = _find(tuple(access.namespace(name) for name in namespaces), place)
+    swept: tuple[SweepOutcome, ...] = ()
+    if strays:
+        folder = default_state_dir()
+        swept = sweep(
+            access.plane(), strays, state_dir=folder, most=most, dry_run=dry_run, shared=place
+        )
     if as_json:
         told = {"endpoints": [vars(one) for one in swept], "unread": unread}
         output.print_json({"dry_run": dry_run, **told})
@@ -62,7 +88,9 @@ def _exit_code(swept: tuple[SweepOutcome, ...], dry_run: bool) -> int:
     return int(not dry_run and not all(one.verified or one.skipped for one in swept))
 
 
-def _find(namespaces: tuple[str, ...]) -> tuple[tuple[StrayEndpoint, ...], list[str]]:
+def _find(
+    namespaces: tuple[str, ...], place: SharedPlace | None
+) -> tuple[tuple[StrayEndpoint, ...], list[str]]:
     """What there is to sweep, and which lists could not be read: that stops nothing else."""
     folder, api = default_state_dir(), access.api()
     found, unread = [*find_local(folder, api=api, kept=True, elsewhere=True)], []
@@ -71,14 +99,12 @@ def _find(namespaces: tuple[str, ...]) -> tuple[tuple[StrayEndpoint, ...], list[
             found += find_tagged(access.plane(), name, time.time())
         except HFBudgetError as error:
             unread.append(str(error))
+    if place is not None:
+        try:
+            found += find_shared(place, api=api, state_dir=folder)
+        except HFBudgetError as error:
+            unread.append(str(error))
     return tuple(found), unread
-
-
-def _sweep(
-    strays: tuple[StrayEndpoint, ...], dry_run: bool, most: int | None
-) -> tuple[SweepOutcome, ...]:
-    folder = default_state_dir()
-    return sweep(access.plane(), strays, state_dir=folder, most=most, dry_run=dry_run)
 
 
 def _show(swept: tuple[SweepOutcome, ...], dry_run: bool) -> None:

@@ -22,6 +22,7 @@ from pytest_hfbudget.endpoints.reaper_messages import (
 )
 from pytest_hfbudget.endpoints.release import Pauser, Releaser, awake_again, entry
 from pytest_hfbudget.endpoints.retry import LOOK_S, STUCK_S, SYSTEM_CLOCK, Clock, Timings
+from pytest_hfbudget.endpoints.shared_leases import open_lease_store
 from pytest_hfbudget.errors import EndpointError
 
 # Servers behind one address may differ.
@@ -35,6 +36,12 @@ class HeldEndpoint:
     watch: Watch
     lease: HeldLease
     settled: bool = False
+
+
+def lease_store_of(arm: Arm, name: str) -> LeaseStore:
+    """The leases on an endpoint, as the run of a reaper sees them."""
+    folder = Path(arm.lease_dir)
+    return open_lease_store(folder, api=arm.api, endpoint=name, run=arm.run, shared=arm.shared)
 
 
 class FinalPause:
@@ -149,8 +156,7 @@ class FinalPause:
         return Releaser(self._lease_store(name), held.lease, pauser)
 
     def _lease_store(self, name: str) -> LeaseStore:
-        arm = self._arm
-        return LeaseStore(Path(arm.lease_dir), api=arm.api, endpoint=name, run=arm.run)
+        return lease_store_of(self._arm, name)
 
     def _look_later(self, held: HeldEndpoint) -> None:
         paused_at = self._clock.monotonic()

@@ -202,12 +202,33 @@ class LeaseStore:
 
     def others(self) -> tuple[HeldLease, ...]:
         """All other runs' lease_store, the oldest first, whether they still count or not."""
+        return self._others_here()
+
+    def _others_here(self) -> tuple[HeldLease, ...]:
         found = (_read(path) for path in self._files() if path != self._path)
         return tuple(sorted((lease for lease in found if lease), key=lambda lease: lease.at))
 
     def successor(self) -> HeldLease | None:
         """Another live run that uses the endpoint, and will pause it; None if there is none."""
         return next((lease for lease in self.others() if lease.in_use), None)
+
+    def in_use_here(self) -> tuple[HeldLease, ...]:
+        """Other live runs of this machine that use the endpoint."""
+        return tuple(lease for lease in self._others_here() if lease.in_use)
+
+    def renew(self) -> None:
+        """Show that this run lives, where that can't be seen."""
+
+    def resumed(self, scaling: Mapping[str, Any] | None) -> None:
+        """Note that this run has resumed the endpoint, which had this scaling before."""
+
+    def coming_up(self) -> bool:
+        """Whether another run has just resumed it, though it may be seen at rest yet."""
+        return False
+
+    def superseded(self) -> str:
+        """The run that has taken over what this one was to pause; empty if none has."""
+        return ""
 
     def pauser(self) -> HeldLease | None:
         """A run whose reaper is about to pause the endpoint."""

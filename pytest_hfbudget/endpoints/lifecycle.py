@@ -126,11 +126,16 @@ class Lifecycle:
         self._spared |= set(but)
         others = [stray for stray in left if stray.name not in self._spared]
         timings = replace(self._settings.timings, deadline_s=SWEEP_BEFORE_RUN_S)
-        folder = self._settings.state_dir
-        return (
-            sweep(self._plane, others, state_dir=folder, timings=timings, clock=self._clock)
-            if others
-            else ()
+        if not others:
+            return ()
+        folder, shared = settings.state_dir, settings.shared
+        return sweep(
+            self._plane,
+            others,
+            state_dir=folder,
+            shared=shared,
+            timings=timings,
+            clock=self._clock,
         )
 
     def ensure(self, name: str, *, keep_running: bool = False) -> Endpoint:

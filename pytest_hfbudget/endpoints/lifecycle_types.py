@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.lease_store import LeaseStore, lease_store_dir
 from pytest_hfbudget.endpoints.reaper_messages import Receipt
 from pytest_hfbudget.endpoints.retry import RetryPolicy, RunTimings, Timings
+from pytest_hfbudget.endpoints.shared_leases import open_lease_store
 from pytest_hfbudget.endpoints.types import Endpoint, run_tag
 from pytest_hfbudget.endpoints.uptime import (
     NO_TIME,
@@ -24,6 +25,9 @@ from pytest_hfbudget.endpoints.uptime import (
 )
 from pytest_hfbudget.errors import EndpointError, HFBudgetError
 from pytest_hfbudget.money import nano
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.shared import SharedPlace
 
 DEFAULT_API = "https://api.endpoints.huggingface.cloud/v2"
 
@@ -59,6 +63,7 @@ class EndpointSettings:
         billing_minute_s: length of a billing minute; other than 60 for tests only.
         waits: how long the run waits for endpoints and for its reaper.
         timings: how endpoints are paused.
+        shared: the server over which other machines share the endpoints; None for none.
     """
 
     api: str
@@ -70,6 +75,7 @@ class EndpointSettings:
     billing_minute_s: float = 60.0
     waits: RunTimings = field(default_factory=RunTimings)
     timings: Timings = field(default_factory=Timings)
+    shared: SharedPlace | None = field(default=None, repr=False)
 
     @property
     def retry(self) -> RetryPolicy:
@@ -88,7 +94,9 @@ class EndpointSettings:
 
     def lease_store(self, endpoint: str) -> LeaseStore:
         """The leases of all runs on an endpoint, as this run sees them."""
-        return LeaseStore(self.lease_dir, api=self.api, endpoint=endpoint, run=self.run)
+        return open_lease_store(
+            self.lease_dir, api=self.api, endpoint=endpoint, run=self.run, shared=self.shared
+        )
 
 
 @dataclass(frozen=True)

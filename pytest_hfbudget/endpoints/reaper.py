@@ -17,11 +17,11 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
-from pytest_hfbudget.endpoints.final_pause import FinalPause, HeldEndpoint
+from pytest_hfbudget.endpoints.final_pause import FinalPause, HeldEndpoint, lease_store_of
 from pytest_hfbudget.endpoints.journal import Journal
 from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import (
@@ -50,7 +50,13 @@ from pytest_hfbudget.endpoints.reaper_processes import (
 )
 from pytest_hfbudget.endpoints.retry import FIRST_MESSAGE_S, SPAWN_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.transport import Route
-from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.errors import EndpointError, HistoryError
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.shared import SharedPlace
+
+# How often a lease is renewed before it would expire, and the longest time between two times.
+BEATS, MOST_BEAT_S = 5, 5.0
 
 _STDERR = 2
 
@@ -98,6 +104,7 @@ class Reaper:
         """``stands_in``: it replaces a reaper that was killed, and endpoints may run already."""
         self._channel, self._arm, self._standbys, self._clock = channel, arm, standbys, clock
         self._held: dict[str, HeldEndpoint] = {}
+        self._stores: dict[str, LeaseStore] = {}
         self._start = process.start_time(os.getpid())
         self._limit: float | None = None
         self._journal = Journal(Path(arm.journal), known=stands_in)
@@ -112,6 +119,8 @@ class Reaper:
         Args:
             heard: what the client sent to the reaper that this one stands in for.
         """
+        if self._arm.shared is not None:
+            threading.Thread(target=self._renew, args=(self._arm.shared,), daemon=True).start()
         death = process.watch(self._arm.client_pid, self._arm.client_start)
         reason = self._act(heard)
         if reason is None:
@@ -130,6 +139,14 @@ class Reaper:
         verified = ending.pause(self._held.values(), reason)
         self._standbys.dismiss()
         return ending.look_again() and verified
+
+    def _renew(self, shared: SharedPlace) -> None:
+        """Show the jobs of other machines that this one lives, until its work is done."""
+        while True:
+            self._clock.sleep(min(shared.expiry_s / BEATS, MOST_BEAT_S))
+            for name in list(self._held):
+                with suppress(HistoryError):  # its lease expires, should that go on
+                    self._stores.setdefault(name, self._lease_store(name)).renew()
 
     def _state(self) -> Iterator[Message]:
         """All that a standby has to know."""
@@ -204,8 +221,7 @@ class Reaper:
             self._channel.send(Watching(name, str(error)))
 
     def _lease_store(self, name: str) -> LeaseStore:
-        arm = self._arm
-        return LeaseStore(Path(arm.lease_dir), api=arm.api, endpoint=name, run=arm.run)
+        return lease_store_of(self._arm, name)
 
     def _new_lease(self, watch: Watch) -> HeldLease:
         known = self._held.get(watch.endpoint)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from json import dumps, loads  # by name: a test may replace those of the module
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_hfbudget.endpoints.retry import Timings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.shared import SharedPlace
 
 # Why endpoints are paused; `Receipt.reason` is one of these.
 ASKED = "asked"
@@ -20,7 +23,7 @@ AWAKE = "awake again"
 
 @dataclass(frozen=True)
 class Arm:
-    """Client: the first message; the only place where the token ever passes."""
+    """Client: the first message; the only place where the token and the password ever pass."""
 
     token: str | None = field(repr=False)
     api: str
@@ -32,6 +35,7 @@ class Arm:
     timings: Timings = field(default_factory=Timings)
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
+    shared: SharedPlace | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,10 @@ def _decode(line: bytes) -> Message:
     if "timings" in data:
         timings = data["timings"]
         data["timings"] = Timings(**{**timings, "looks_s": tuple(timings["looks_s"])})
+    if data.get("shared") is not None:
+        from pytest_hfbudget.shared import SharedPlace
+
+        data["shared"] = SharedPlace(**data["shared"])
     if "warnings" in data:
         data["warnings"] = tuple(data["warnings"])
     return make(**data)

@@ -149,12 +149,16 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def import_paths() -> list[str]:
-    """The folders from which a reaper imports this package and its HTTP client."""
+    """The folders from which a reaper imports this package, its HTTP client, and redis-py."""
+    from importlib.util import find_spec
+
     import urllib3
 
     import pytest_hfbudget
 
     found = [_parent(pytest_hfbudget.__file__), _parent(urllib3.__file__)]
+    if (redis := find_spec("redis")) is not None and redis.origin:
+        found.append(_parent(redis.origin))
     return list(dict.fromkeys(found))
 
 

@@ -57,8 +57,9 @@ class Pauser:
         self._state, self._error, self._attempts = "", "", 0
         self._send_at = began
         self._doubted: Callable[[Receipt], None] | None = None
+        self._superseded: Callable[[], str] = str
         self._told = False
-        self._only, self._since = "", began
+        self._only = "", began  # the one kind of answer that comes, and since when
         self._flips = 0
 
     @property
@@ -71,6 +72,7 @@ class Pauser:
         record: Callable[[Receipt], None],
         *,
         doubted: Callable[[Receipt], None] | None = None,
+        superseded: Callable[[], str] = str,
     ) -> Receipt:
         """Pause, verify, ``record`` it, and only then put the endpoint's settings back.
 
@@ -79,11 +81,12 @@ class Pauser:
         Args:
             doubted: told once the token has been refused for ``doubt_s``; the pause is tried on
                 until the deadline. None: that is the end of it.
+            superseded: the run that has taken over, if one has; then nothing more is sent.
         """
-        self._doubted = doubted
+        self._doubted, self._superseded = doubted, superseded
         receipt = self._pause()
         record(receipt)
-        if not receipt.verified or receipt.state == GONE:
+        if not receipt.verified or receipt.state == GONE or superseded():
             return receipt
         warnings, awake = self._restore()
         if awake:  # never seen so far, but nothing published rules it out
@@ -103,6 +106,8 @@ class Pauser:
 
     def _pause(self) -> Receipt:
         if not self._until_paused():
+            if run := self._superseded():
+                return left(self.endpoint, run, self._clock.monotonic())
             return self.failed(self._unpaused())
         return Receipt(
             endpoint=self.endpoint,
@@ -119,9 +124,11 @@ class Pauser:
         while True:
             try:
                 if self._clock.monotonic() >= self._send_at:
+                    if self._superseded():
+                        return False
                     self._send()
                 wait = self._look()
-                failures, self._only = 0, ""
+                failures, self._only = 0, ("", 0.0)
                 if wait is None:
                     return True
             except ControlPlaneError as error:
@@ -171,12 +178,12 @@ class Pauser:
         A gateway in trouble may answer 404, 401 or 403 for seconds, for an endpoint that runs.
         """
         kind = "gone" if error.gone else "denied" if error.denied else ""
-        if kind != self._only:
-            self._only, self._since = kind, self._clock.monotonic()
+        if kind != self._only[0]:
+            self._only = kind, self._clock.monotonic()
         if not kind or (kind == "gone" and self._is_listed()):
-            self._only = ""
+            self._only = "", 0.0
             return False
-        if self._clock.monotonic() - self._since < self._timings.doubt_s:
+        if self._clock.monotonic() - self._only[1] < self._timings.doubt_s:
             return False
         if kind == "gone":
             self._state = GONE
@@ -274,7 +281,9 @@ class Releaser:
             self._lease_store.end(self._lease, paused=False)
             return receipt
         receipt = self._pauser.run(
-            lambda told: record(replace(told, reason=reason)), doubted=doubted
+            lambda told: record(replace(told, reason=reason)),
+            doubted=doubted,
+            superseded=self._lease_store.superseded,
         )
         # What could not be put back is remembered, for the next run that pauses it.
         self._lease_store.end(self._lease, paused=receipt.verified and receipt.restored)
@@ -299,14 +308,19 @@ class Releaser:
             return None
 
     def _left(self, successor: HeldLease, reason: str) -> Receipt:
-        return Receipt(
-            endpoint=self.endpoint,
-            state=f"left to run {successor.run}",
-            verified=False,
-            paused_mono=self._clock.monotonic(),
-            left_to=successor.run,
-            reason=reason,
-        )
+        receipt = left(self.endpoint, successor.run, self._clock.monotonic())
+        return replace(receipt, reason=reason)
+
+
+def left(endpoint: str, run: str, at_mono: float) -> Receipt:
+    """The receipt of an endpoint that another run goes on using, and will pause."""
+    return Receipt(
+        endpoint=endpoint,
+        state=f"left to run {run}",
+        verified=False,
+        paused_mono=at_mono,
+        left_to=run,
+    )
 
 
 def awake_again(

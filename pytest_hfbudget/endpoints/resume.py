@@ -283,19 +283,18 @@ class Startup:
         found = state.found = self._plane.get(state.name)
         self._meter.zero(state)
         lease_store = self._settings.lease_store(state.name)
-        successor = lease_store.successor()
-        state.scaling = inherited(
-            found, ((each.run, each.scaling) for each in lease_store.others())
-        )
+        successor, others = lease_store.successor(), lease_store.others()
+        state.scaling = inherited(found, ((each.run, each.scaling) for each in others))
         if state.scaling is None and found.at_rest:
             state.scaling = found.raw_scaling
         supervisor.write(INTENT, found, scaling=state.scaling)
         # Only an endpoint at rest gets other settings: a change makes a running one deploy anew.
         untag = found.at_rest or tagged_run(found.tags) is not None
         self._watch(supervisor, Watch(state.name, state.scaling, untag=untag))
-        if found.at_rest:
+        if found.at_rest and not lease_store.coming_up():
             self._limit_scaling(state, found)
             self._resume(state, found, supervisor)
+            lease_store.resumed(state.scaling)
         else:
             self._count(state, found, found.most_replicas)
             state.joined = successor.run if successor else None

@@ -179,6 +179,7 @@ class Supervisor:
             timings=self._settings.timings,
             ca_file=route.ca_file,
             proxy=route.proxy,
+            shared=self._settings.shared,
         )
         timeout_s = self._settings.waits.arm_timeout_s
         return ReaperClient.start(

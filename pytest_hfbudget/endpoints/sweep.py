@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
@@ -30,13 +31,18 @@ from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore, inherit
 from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Watch
 from pytest_hfbudget.endpoints.release import Pauser, Releaser
 from pytest_hfbudget.endpoints.retry import FORGET_S, SWEEP_S, SYSTEM_CLOCK, Clock, Timings
+from pytest_hfbudget.endpoints.shared_leases import open_lease_store, shared_leases
 from pytest_hfbudget.endpoints.types import GONE, Endpoint, tagged_run, tagged_until
 from pytest_hfbudget.endpoints.types import PAUSED as RESTING
 from pytest_hfbudget.errors import ConfigError, EndpointError
 from pytest_hfbudget.text import public_url
 
+if TYPE_CHECKING:
+    from pytest_hfbudget.shared import SharedPlace
+
 JOURNAL = "journal"
 ELSEWHERE = "elsewhere"
+SHARED = "shared"
 TAG = "tag"
 
 _AT_ONCE = 8
@@ -50,7 +56,8 @@ class StrayEndpoint:
         run: the run; the first of them, if several have left it.
         why: a clause for people.
         where: `JOURNAL`, of a run that is dead for certain; `ELSEWHERE`, in the journal of a run
-            that can't be judged from here; or `TAG`, on the server.
+            that can't be judged from here; `SHARED`, over which machines share it; or `TAG`, on
+            the control plane.
         leases: what the journals say of it.
     """
 
@@ -133,6 +140,21 @@ def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[StrayE
     )
 
 
+def find_shared(place: SharedPlace, *, api: str, state_dir: Path) -> tuple[StrayEndpoint, ...]:
+    """What jobs of any machine have leased over a server, and none that lives has.
+
+    Raises:
+        HistoryError: the server can't be asked.
+    """
+    found = []
+    for name, leases in shared_leases(place, api=api, state_dir=state_dir).items():
+        if leases and not any(lease.live for lease in leases):
+            last = max(leases, key=lambda lease: -lease.age_s)
+            why = f"nothing was heard of its job on {last.host} for {last.age_s:.0f} s"
+            found.append(StrayEndpoint(name, api.rstrip("/"), last.run, why, SHARED))
+    return tuple(found)
+
+
 def sweep(
     plane: ControlPlane,
     strays: Iterable[StrayEndpoint],
@@ -140,6 +162,7 @@ def sweep(
     state_dir: Path,
     most: int | None = None,
     dry_run: bool = False,
+    shared: SharedPlace | None = None,
     timings: Timings = Timings(deadline_s=SWEEP_S),  # noqa: B008  # frozen
     clock: Clock = SYSTEM_CLOCK,
 ) -> tuple[SweepOutcome, ...]:
@@ -148,12 +171,13 @@ def sweep(
     Args:
         most: how many may be paused at the most; the rest is skipped.
         dry_run: look at each, and touch none.
+        shared: the server over which machines share the endpoints; None for none.
     """
     chosen: dict[tuple[str, str], StrayEndpoint] = {}
     # The journal knows more than a tag does.
-    for stray in sorted(strays, key=lambda one: (JOURNAL, ELSEWHERE, TAG).index(one.where)):
+    for stray in sorted(strays, key=lambda one: (JOURNAL, ELSEWHERE, SHARED, TAG).index(one.where)):
         chosen.setdefault((stray.api, stray.name), stray)
-    sweeper = _Sweeper(plane, state_dir, timings, clock)
+    sweeper = _Sweeper(plane, state_dir, timings, clock, shared)
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-sweep") as pool:
         looks = list(pool.map(sweeper.look, chosen.values()))
         looks = _limited(looks, most)
@@ -164,9 +188,14 @@ class _Sweeper:
     """Works on one stray at a time, in several threads."""
 
     def __init__(
-        self, plane: ControlPlane, state_dir: Path, timings: Timings, clock: Clock
+        self,
+        plane: ControlPlane,
+        state_dir: Path,
+        timings: Timings,
+        clock: Clock,
+        shared: SharedPlace | None,
     ) -> None:
-        self._plane, self._state_dir = plane, state_dir
+        self._plane, self._state_dir, self._shared = plane, state_dir, shared
         self._timings, self._clock = timings, clock
         self._run = f"sweep-{uuid.uuid4().hex[:12]}"
 
@@ -255,7 +284,9 @@ class _Sweeper:
 
     def _lease_store(self, stray: StrayEndpoint) -> LeaseStore:
         folder = lease_store_dir(self._state_dir)
-        return LeaseStore(folder, api=stray.api, endpoint=stray.name, run=self._run)
+        return open_lease_store(
+            folder, api=stray.api, endpoint=stray.name, run=self._run, shared=self._shared
+        )
 
     def _new_lease(self, stray: StrayEndpoint) -> HeldLease:
         pid, start = os.getpid(), process.start_time(os.getpid())

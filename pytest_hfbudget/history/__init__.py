@@ -19,6 +19,7 @@ from pytest_hfbudget.settings import Settings
 _EPOCH = date(1970, 1, 1)
 _WEEK = 7
 LENGTHS = ("day", "week", "month")
+RUN = "run"
 _MONDAY = 4  # 1970-01-05
 
 
@@ -26,7 +27,7 @@ class BudgetWindow(NamedTuple):
     """One budget over many runs.
 
     Attributes:
-        length: ``day``, ``week`` or ``month``.
+        length: ``day``, ``week`` or ``month``; `RUN` for all jobs of one run.
         cap: nano-USD, inclusive.
     """
 
@@ -41,10 +42,14 @@ class BudgetWindow(NamedTuple):
     @property
     def label(self) -> str:
         """What people call it."""
+        if self.length == RUN:
+            return "session budget of all jobs"
         return {"day": "daily", "week": "weekly", "month": "monthly"}[self.length] + " budget"
 
     def first_day(self, day: int) -> int:
         """The day on which the window began that a day is in."""
+        if self.length == RUN:
+            return 0
         if self.length == "day":
             return day
         if self.length == "week":
@@ -60,16 +65,17 @@ class BudgetWindow(NamedTuple):
 
     def scope(self, day: int | None = None) -> Scope:
         """Its budget in the ledger; on a day, it says when there will be money again."""
-        if day is None:
+        if day is None or self.length == RUN:
             return Scope(self.key, self.label, self.cap)
         again = f"{_date(self.next_day(day))} 00:00 UTC"
         return Scope(self.key, f"{self.label} (the next one begins {again})", self.cap)
 
 
 def windows(settings: Settings) -> tuple[BudgetWindow, ...]:
-    """The budgets that a run shares with others, the shortest first."""
-    caps = (settings.daily_cap, settings.weekly_cap, settings.monthly_cap)
-    each = zip(LENGTHS, caps, strict=True)
+    """The budgets that a run shares: with other jobs of its own, then by the day, week, month."""
+    of_run = settings.session_cap if settings.shared is not None else None
+    caps = (of_run, settings.daily_cap, settings.weekly_cap, settings.monthly_cap)
+    each = zip((RUN, *LENGTHS), caps, strict=True)
     return tuple(BudgetWindow(length, cap) for length, cap in each if cap is not None)
 
 

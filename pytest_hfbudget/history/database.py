@@ -180,14 +180,40 @@ _TAKEN = (
 
 
 class Snapshot(NamedTuple):
-    """What there is beside this run's own row of today: by window, in nano-USD."""
+    """What there is beside this run's own row of today: by window, in nano-USD.
+
+    Attributes:
+        taken: what is spent.
+        away: what is neither spent nor at hand: others may give it back.
+    """
 
     day: int
     taken: Mapping[str, int]
+    away: Mapping[str, int] = {}
+
+
+class DaySpending(NamedTuple):
+    """What a run has spent on one day, and what it holds for calls in flight."""
+
+    spent: int = 0
+    held: int = 0
+
+
+class DrawNeed(NamedTuple):
+    """What a call needs beyond what is at hand: at least, and at the most, in nano-USD."""
+
+    least: int
+    most: int
 
 
 class BudgetStore(Protocol):
-    """Where runs share what they may spend. Used under a lock; a run may be forked."""
+    """Where runs share what they may spend. Used under a lock; a run may be forked.
+
+    Attributes:
+        trouble: why no more can be drawn at the moment; empty if it can.
+    """
+
+    trouble: str
 
     def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
         """From here to `end` no other run changes anything.
@@ -196,8 +222,16 @@ class BudgetStore(Protocol):
             HistoryError: it can't be reached.
         """
 
-    def end(self, rows: Mapping[int, int]) -> None:
-        """Write this run's rows, nano-USD by day, and let the others go on.
+    def draw(self, needs: Mapping[str, DrawNeed], row: DaySpending) -> Snapshot | None:
+        """Have more at hand, all that is needed or nothing; None where everything is at hand.
+
+        Args:
+            needs: by window.
+            row: this run's row of today, as it is now.
+        """
+
+    def end(self, rows: Mapping[int, DaySpending]) -> None:
+        """Write this run's rows, by day, and let the others go on.
 
         Raises:
             HistoryError: they are not written.
@@ -216,11 +250,16 @@ class BudgetStore(Protocol):
 class MemoryStore:
     """The store of a rehearsal: no other run shares it, and it keeps nothing."""
 
+    trouble = ""
+
     def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
         today = max(day_of(time.time()), not_before)
         return Snapshot(today, dict.fromkeys((window.key for window in windows), 0))
 
-    def end(self, rows: Mapping[int, int]) -> None:
+    def draw(self, needs: Mapping[str, DrawNeed], row: DaySpending) -> None:
+        """Everything is at hand."""
+
+    def end(self, rows: Mapping[int, DaySpending]) -> None:
         """Nothing is written."""
 
     def pause(self) -> None:
@@ -240,6 +279,8 @@ class SqliteStore:
         clock: unix seconds. The file's own by default, which no test can freeze.
     """
 
+    trouble = ""
+
     def __init__(
         self, path: Path, project: str, run: str, clock: Callable[[], float] | None = None
     ) -> None:
@@ -258,12 +299,15 @@ class SqliteStore:
                 connection.execute("ROLLBACK")
                 raise
 
-    def end(self, rows: Mapping[int, int]) -> None:
+    def draw(self, needs: Mapping[str, DrawNeed], row: DaySpending) -> None:
+        """Everything is at hand: no other run writes before `end`."""
+
+    def end(self, rows: Mapping[int, DaySpending]) -> None:
         with explained(self.path, SCHEMA):
             connection = self._open()
             try:
-                for day, nano_usd in rows.items():
-                    connection.execute(_PUT, (self.project, day, self.run, nano_usd))
+                for day, row in rows.items():
+                    connection.execute(_PUT, (self.project, day, self.run, sum(row)))
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
 from pytest_hfbudget.history import BudgetWindow
-from pytest_hfbudget.history.database import BudgetStore
+from pytest_hfbudget.history.database import BudgetStore, DaySpending, DrawNeed, Snapshot
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, WaitingHold
 from pytest_hfbudget.ledger.locks import alone, off_loop, own_lock
+from pytest_hfbudget.ledger.queue import Waiter
 from pytest_hfbudget.ledger.scope import SESSION
 
 _BEFORE_ALL_DAYS = 0
@@ -55,9 +56,10 @@ class StoreLock:
         self._day = _BEFORE_ALL_DAYS
         self._own = 0  # nano-USD that this run has spent today
         self._taken = dict.fromkeys((window.key for window in windows), 0)
+        self._away = dict.fromkeys((window.key for window in windows), 0)
         self._earlier: dict[int, int] = {}
-        self._written: dict[int, int] = {}
-        _watch_forks(self)
+        self._written: dict[int, DaySpending] = {}
+        watch_forks(self)
 
     @off_loop()
     def __enter__(self) -> StoreLock:
@@ -87,11 +89,11 @@ class StoreLock:
         """
         with self._lock:
             self._store.close()
-            self._own, self._written = 0, {self._day: 0}
+            self._own, self._written = 0, {self._day: DaySpending()}
 
     def _begin(self) -> None:
         try:
-            day, taken = self._store.begin(self._windows, self._day)
+            snapshot = self._store.begin(self._windows, self._day)
         except HistoryError as error:
             self.problem, self._in_transaction = str(error), False
             for window in self._windows:
@@ -99,19 +101,63 @@ class StoreLock:
                 account.scope = account.scope._replace(cap=0)
             return
         self._in_transaction = True
-        if day != self._day:
-            self._turn_over(day)
+        if snapshot.day != self._day:
+            self._turn_over(snapshot.day)
+        self._see(snapshot)
+
+    def _see(self, snapshot: Snapshot) -> None:
+        """Have the accounts count what the other runs have spent, and what they hold."""
+        for window in self._windows:
+            key, account = window.key, self._accounts[window.key]
+            account.scope = window.scope(snapshot.day)
+            self._taken[key] = snapshot.taken[key] - self._stale(window, snapshot.day)
+            account.spent = self._taken[key] + self._own
+            away = snapshot.away.get(key, 0)
+            account.held += away - self._away[key]
+            self._away[key] = away
+
+    @property
+    def trouble(self) -> str:
+        """Why a call may have been refused that would have fitted; empty if none was."""
+        return self.problem or self._store.trouble
+
+    def draw(self, keys: Collection[str], least: int, most: int | None) -> None:
+        """Have as much of the windows at hand as an amount needs, inside of the lock."""
+        needs = {}
         for window in self._windows:
             account = self._accounts[window.key]
-            account.scope = window.scope(day)
-            self._taken[window.key] = taken[window.key] - self._stale(window, day)
-            account.spent = self._taken[window.key] + self._own
+            at_hand = window.cap - account.spent - account.held
+            wanted = (least if most is None else most) - at_hand
+            if window.key in keys and wanted > 0:
+                needs[window.key] = DrawNeed(max(least - at_hand, 0), wanted)
+        if needs and self._in_transaction:
+            self.look(self._store.draw(needs, self._row()))
+
+    def look(self, snapshot: Snapshot | None) -> None:
+        """Have the accounts follow what the store has learned, inside of the lock."""
+        if snapshot is not None:
+            self._note_own()
+            self._see(snapshot)
+
+    def left(self, key: str) -> int:
+        """Nano-USD of a window that no run has spent, and this run does not hold."""
+        account = self._accounts[key]
+        return (account.scope.cap or 0) - account.spent - account.held + self._away[key]
+
+    def _row(self) -> DaySpending:
+        """This run's row of today, as it is now."""
+        key = self._windows[0].key
+        account = self._accounts[key]
+        return DaySpending(account.spent - self._taken[key], account.held - self._away[key])
+
+    def _note_own(self) -> None:
+        self._own = self._row().spent
 
     def _stale(self, window: BudgetWindow, day: int) -> int:
         """What the file has on this run's earlier days beyond what was spent: holds of then."""
         first = window.first_day(day)
         days = self._earlier.items()
-        return sum(self._written.get(at, 0) - own for at, own in days if at >= first)
+        return sum(sum(self._written.get(at, ())) - own for at, own in days if at >= first)
 
     def _turn_over(self, day: int) -> None:
         # What is in flight at midnight is settled on the next day, so it is held there.
@@ -120,12 +166,11 @@ class StoreLock:
         self._day, self._own = day, 0
 
     def _end(self) -> None:
-        key = self._windows[0].key
-        account = self._accounts[key]
-        self._own = account.spent - self._taken[key]
+        self._note_own()
         if not self._in_transaction:
             return
-        rows = {**self._earlier, self._day: self._own + account.held}
+        rows = {day: DaySpending(own) for day, own in self._earlier.items()}
+        rows[self._day] = self._row()
         self._in_transaction = False
         try:
             self._store.end({} if rows == self._written else rows)
@@ -200,7 +245,7 @@ class SharedLedger(Ledger):
         try:
             yield
         except BudgetExceededError as error:
-            if error.scope_key in self._windows and self._store_lock.problem:
+            if error.scope_key in self._windows and self._store_lock.trouble:
                 raise self._unreachable(model) from None
             raise
 
@@ -215,6 +260,9 @@ class SharedLedger(Ledger):
         keys = (*self._windows, SESSION) if key == SESSION else (key,)
         booked: list[str] = []
         with self._kept(what):
+            if what:
+                with self._store_lock:
+                    self._store_lock.draw(keys, nano_usd, nano_usd)
             try:
                 for each in keys:
                     super().book(each, nano_usd, what=what)
@@ -224,6 +272,25 @@ class SharedLedger(Ledger):
                     super().book(each, -nano_usd)
                 raise
 
+    def left(self, key: str) -> int:
+        """Nano-USD of a window that no run has spent, and this run does not hold."""
+        with self._store_lock:
+            return self._store_lock.left(key)
+
+    def catch_up(self, beat: Callable[[], Snapshot]) -> bool:
+        """Look again whether calls that wait can go on; returns whether some still wait.
+
+        Args:
+            beat: what the store does before, alone with the accounts; returns what it has learned.
+        """
+        with self._store_lock:
+            self._store_lock.look(beat())
+            for place in tuple(self._queue):
+                keys = [account.scope.key for account in place.request.accounts]
+                self._store_lock.draw(keys, place.request.least, place.request.most)
+            self._answer_line()
+            return bool(self._queue)
+
     def close(self) -> None:
         """The run is over.
 
@@ -232,16 +299,43 @@ class SharedLedger(Ledger):
         """
         self._store_lock.close()
 
+    def _ask(
+        self,
+        keys: Sequence[str],
+        least: int,
+        most: int | None,
+        draft: Charge,
+        caller: Caller | None,
+    ) -> Hold | Waiter:
+        self._store_lock.draw(keys, least, most)
+        return super()._ask(keys, least, most, draft, caller)
+
+    def _send_away(self, place: Waiter, why: Exception) -> None:
+        of_window = getattr(why, "scope_key", "") in self._windows
+        if of_window and self._store_lock.trouble:
+            why = self._unreachable(place.request.draft.model)
+        super()._send_away(place, why)
+
     def _unreachable(self, model: str) -> LedgerUnreachableError:
         return LedgerUnreachableError(
             f"{model} was not called, because a budget over many runs can't be kept: "
-            f"{self._store_lock.problem}",
+            f"{self._store_lock.trouble}",
             scope_key=self._windows[0],
             model=model,
         )
 
 
-def _watch_forks(lock: StoreLock) -> None:
+class Forked(Protocol):
+    """What has something to do around each fork."""
+
+    def before_fork(self) -> None: ...
+    def after_in_parent(self) -> None: ...
+    def after_in_child(self) -> None: ...
+
+
+def watch_forks(lock: Forked) -> None:
+    """Have its methods called around each fork, as long as it is used."""
+
     # Weakly: what is registered for forks stays registered, and a process may see many runs.
     def call(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:
         def now() -> None:

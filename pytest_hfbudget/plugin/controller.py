@@ -20,7 +20,7 @@ from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.plugin.events import Announcer
 from pytest_hfbudget.plugin.report_writer import ReportWriter
 from pytest_hfbudget.plugin.role import Role
-from pytest_hfbudget.settings import NOT_RUN, Settings, full_name
+from pytest_hfbudget.settings import NOT_RUN, Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
@@ -143,6 +143,10 @@ class Controller(Role):
             from pytest_hfbudget.plugin import price_sources
 
             price_sources.check(self.config, self.settings)
+        if self.settings.shared is not None and not self.settings.emulator:
+            from pytest_hfbudget.plugin import run_history
+
+            run_history.check_shared(self.settings)
         self.standing()  # a store that can't be used ends the run before anything is collected
 
     def standing(self) -> tuple[str, ...]:
@@ -172,13 +176,20 @@ class Controller(Role):
             return self._ledger
 
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
-        given = (full_name(name, self.settings.namespace) for name in self.settings.endpoints)
-        needed = tuple(dict.fromkeys((*given, *names)))
+        needed = tuple(dict.fromkeys((*self._named(), *names)))
         with self._lock:  # several workers declare at once
             if needed:
                 self.endpoints.check(needed)
             if paid:
                 self._prices.prepare()
+
+    def _named(self) -> tuple[str, ...]:
+        """The endpoints that the whole run needs."""
+        if not self.settings.endpoints:
+            return ()
+        from pytest_hfbudget.endpoints.types import full_name
+
+        return tuple(full_name(n, self.settings.namespace) for n in self.settings.endpoints)
 
     def foresee(self) -> None:
         # The copy of today is read with the first call, so nothing is imported for it now.
@@ -219,9 +230,9 @@ class Controller(Role):
             raise self._server_for_workers.problem
 
     def begin(self) -> None:
-        names = [full_name(name, self.settings.namespace) for name in self.settings.endpoints]
+        names = self._named()
         if names and self._server_for_workers is not None:
-            self.endpoints.check(tuple(names))  # workers have that done too, but later than now
+            self.endpoints.check(names)  # workers have that done too, but later than now
         for name in names:
             self.ensure(name)
 
@@ -330,7 +341,7 @@ class Controller(Role):
         from pytest_hfbudget.reporting import Report
 
         lines = self._endpoints.lines() if self._endpoints is not None else ()
-        report = Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
+        report = Report.of(self.ledger, self.settings.own_cap, outcomes, lines)
         return replace(
             report,
             notes=self._notes(),
@@ -347,7 +358,7 @@ class Controller(Role):
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         if self.uneventful(outcomes):
             # A budget of which nothing was spent says so, unless this run only looked.
-            capped = self.settings.session_cap is not None or self.settings.capped_over_runs
+            capped = self.settings.own_cap is not None or self.settings.capped_over_runs
             looks = options.only_look(self.config, self.settings)
             if self._ledger is None or looks or not capped:
                 return

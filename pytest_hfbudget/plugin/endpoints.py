@@ -283,6 +283,10 @@ def _terms(settings: Settings, run_id: str) -> EndpointSettings:
         waits=RunTimings(wait_timeout_s=settings.endpoint_wait),
         timings=Timings(looks_s=settings.endpoint_looks),
     )
+    if settings.shared is not None:
+        from pytest_hfbudget import shared
+
+        terms = replace(terms, shared=shared.place(settings))
     # A rehearsal's endpoints start in no time, and its control plane ends with it.
     if settings.emulator:
         return replace(

@@ -60,4 +60,4 @@ def make_meter(
 
 def session_scope(settings: Settings) -> Scope:
     """The budget of the whole run."""
-    return Scope(SESSION, "session budget", settings.session_cap)
+    return Scope(SESSION, "session budget", settings.own_cap)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.endpoints.types import RUNNING
+from pytest_hfbudget.endpoints.types import RUNNING, full_name
 from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.plugin import markers
 from pytest_hfbudget.plugin.console import can_show, say
 from pytest_hfbudget.reporting.costs import Costs
 from pytest_hfbudget.reporting.plan import Plan, PlannedEndpoint, PlannedTest, lines, over
-from pytest_hfbudget.settings import Settings, full_name
+from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.types import Endpoint

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError, HistoryError
-from pytest_hfbudget.history import windows
+from pytest_hfbudget.history import RUN, windows
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.money import show
@@ -32,6 +32,8 @@ def ledger_of(config: pytest.Config, settings: Settings, run: str) -> Ledger:
     shared = windows(settings)
     if not shared:
         return Ledger()
+    if settings.shared is not None and not settings.emulator:
+        return _ledger_of_job(settings, run)
     from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.history.database import FILE, MemoryStore, SqliteStore
     from pytest_hfbudget.history.shared_ledger import SharedLedger
@@ -42,8 +44,43 @@ def ledger_of(config: pytest.Config, settings: Settings, run: str) -> Ledger:
     return SharedLedger(SqliteStore(path, project(config, settings), run), shared)
 
 
+def check_shared(settings: Settings) -> None:
+    """Look whether the server answers over which machines share budgets and endpoints.
+
+    Raises:
+        ConfigError: redis-py is missing, or it is not known which run this job belongs to.
+        HistoryError: the server can't be used.
+    """
+    from pytest_hfbudget import shared
+
+    shared.run_name(settings)
+    shared.connect(settings).run("return 1", [], [])
+
+
+def _ledger_of_job(settings: Settings, job: str) -> Ledger:
+    """The ledger of one of many jobs, each of which may run on a machine of its own.
+
+    Raises:
+        ConfigError: it is not known which run it belongs to, or which project.
+        HistoryError: the server can't be used.
+    """
+    from pytest_hfbudget import shared
+    from pytest_hfbudget.history.shared_store import JobNames, shared_ledger
+
+    over_runs = windows(settings)
+    named = shared.project_name if any(w.length != RUN for w in over_runs) else lambda _: ""
+    names = JobNames(job, shared.run_name(settings), named(settings))
+    server = shared.connect(settings)
+    return shared_ledger(server, names, over_runs, expiry_s=settings.shared_expiry)
+
+
 def standing(ledger: Ledger, settings: Settings) -> tuple[str, ...]:
     """What is left of each budget over many runs, for people."""
+    if settings.shared is not None and not settings.emulator:
+        from pytest_hfbudget.history.shared_store import SharedJobLedger
+
+        if isinstance(ledger, SharedJobLedger):
+            return tuple(map(ledger.told, windows(settings)))
     totals = ((window, ledger.total(window.key)) for window in windows(settings))
     return tuple(
         f"{window.label} {show(window.cap)} "
@@ -54,7 +91,7 @@ def standing(ledger: Ledger, settings: Settings) -> tuple[str, ...]:
 
 def room(ledger: Ledger, settings: Settings) -> int | None:
     """Nano-USD that the run as a whole may still spend; None where nothing caps that."""
-    caps = [(SESSION, settings.session_cap), *((w.key, w.cap) for w in windows(settings))]
+    caps = [(SESSION, settings.own_cap), *((w.key, w.cap) for w in windows(settings))]
     left = (
         cap - total.spent - total.held
         for key, cap in caps
@@ -66,7 +103,7 @@ def room(ledger: Ledger, settings: Settings) -> int | None:
 
 def caps(settings: Settings) -> str:
     """The budgets of the run as a whole, as messages call them; empty if there are none."""
-    named = [("session budget", settings.session_cap)]
+    named = [("session budget", settings.own_cap)]
     named += ((window.label, window.cap) for window in windows(settings))
     return " or ".join(f"the {name} of {show(cap)}" for name, cap in named if cap is not None)
 

@@ -38,8 +38,8 @@ class TerminalLine(NamedTuple):
 def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
     """The caps and endpoints of a run in one line; None where it has neither."""
     parts = []
-    if settings.session_cap is not None:
-        parts.append(f"session budget {show(settings.session_cap)}")
+    if settings.own_cap is not None:
+        parts.append(f"session budget {show(settings.own_cap)}")
     if settings.test_cap is not None:
         parts.append(f"test budget {show(settings.test_cap)}")
     parts += over_runs

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from pytest_hfbudget.endpoints.types import full_name
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.settings import DEFAULTS, SETTINGS, Settings, full_name, merge
+from pytest_hfbudget.settings import DEFAULTS, SETTINGS, Settings, merge
 
 # For each setting three values as they are written, and what each of them means.
 VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
@@ -20,6 +21,13 @@ VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
     "daily_cap": (("5", 5 * 10**9), ("0", 0), ("0.1", 10**8)),
     "weekly_cap": (("5", 5 * 10**9), ("0", 0), ("0.1", 10**8)),
     "monthly_cap": (("5", 5 * 10**9), ("0", 0), ("0.1", 10**8)),
+    "shared": (
+        ("redis://host", "redis://host"),
+        ("rediss://user@host:6380/2", "rediss://user@host:6380/2"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+    ),
+    "shared_run": (("a", "a"), (" 42 ", "42"), ("org/repo-7.1", "org/repo-7.1")),
+    "shared_expiry": (("1", 1.0), ("30", 30.0), ("0.5", 0.5)),
     "project": (("", ""), ("mine", "mine"), ("ours", "ours")),
     "log_days": (("", 0), ("0", 0), ("30", 30)),
     "prices": (("a.toml", Path("a.toml")), ("b.toml", Path("b.toml")), ("c", Path("c"))),

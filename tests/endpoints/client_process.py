@@ -16,6 +16,7 @@ from pytest_hfbudget.cli.run import run_command
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.retry import RunTimings, Timings
+from pytest_hfbudget.shared import SharedPlace
 
 
 def fork() -> str:
@@ -46,6 +47,8 @@ def main() -> None:
     told["state_dir"] = Path(told["state_dir"])
     told["waits"] = RunTimings(**told["waits"])
     told["timings"] = Timings(**told["timings"])
+    if told["shared"] is not None:
+        told["shared"] = SharedPlace(**told["shared"])
     lifecycle = Lifecycle(EndpointSettings(**told))
     print("begun", flush=True)
     for name in sys.argv[1:]:

@@ -267,8 +267,12 @@ def other_run(settings: EndpointSettings) -> Iterator[Start]:
     """Starts a process that brings endpoints up, and waits until they are."""
     started: list[RunProcess] = []
 
-    def start(*names: str, wait: bool = True, run: str = "run-1", **env: str) -> RunProcess:
-        told = {**asdict(settings), "state_dir": str(settings.state_dir), "run": run}
+    def start(
+        *names: str, wait: bool = True, run: str = "run-1", machine: str = "", **env: str
+    ) -> RunProcess:
+        folder = settings.state_dir / machine
+        folder.mkdir(parents=True, exist_ok=True)
+        told = {**asdict(settings), "state_dir": str(folder), "run": run}
         process = subprocess.Popen(
             [sys.executable, str(CLIENT_PROCESS), *(names or ("acme/llm",))],
             stdin=subprocess.PIPE,
@@ -278,7 +282,7 @@ def other_run(settings: EndpointSettings) -> Iterator[Start]:
             env={**os.environ, "PYTHONPATH": str(ROOT), "RUN_SETTINGS": json.dumps(told), **env},
             start_new_session=True,
         )
-        one = RunProcess(process, run, settings.state_dir)
+        one = RunProcess(process, run, folder)
         started.append(one)
         assert one.hear() == "begun"
         if wait:

@@ -209,7 +209,7 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
                     answer = await request.send(call.parameters)  # type: ignore[arg-type]
             except GeneratorExit:
                 # The garbage collector may run while a lock of the plugin is held.
-                meter.later.append(call.close)
+                meter.deferred.later.append(call.close)
                 raise
             except BaseException as error:
                 _failed(call, error)

@@ -1,0 +1,348 @@
+"""Leases that jobs of many machines hold on an endpoint: first in resumes, last out pauses.
+
+Beside the leases of this machine, each job has one on a Redis server, with an expiry that its
+reaper renews. Who is the last is decided there, in one step: two jobs can't both leave the pause
+to each other.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_hfbudget.endpoints.lease_store import (
+    HOLDING,
+    PAUSING,
+    HeldLease,
+    LeaseStore,
+    lease_store_dir,
+)
+from pytest_hfbudget.endpoints.retry import LOCK_POLL_S, SYSTEM_CLOCK, Clock
+from pytest_hfbudget.errors import EndpointError, HistoryError
+from pytest_hfbudget.text import parse_json
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.shared import SharedPlace, SharedServer
+
+_STEP = Path(__file__).with_name("leases.lua").read_text("utf-8")
+
+# How long a reaper waits for a server that is gone before it pauses what others may still use.
+PATIENCE_S = 60.0
+RETRY_S = 0.5
+# For so long after a resume its endpoint may still be seen at rest.
+COMING_UP_S = 20.0
+
+
+@dataclass(frozen=True)
+class RemoteLease(HeldLease):
+    """A job's lease on the server.
+
+    Attributes:
+        live: whether it has been renewed in time.
+        host: the machine of the job.
+        shared_run: the run that the job belongs to.
+        age_s: seconds since it was renewed.
+    """
+
+    live: bool = False
+    host: str = ""
+    shared_run: str = ""
+    age_s: float = 0.0
+
+    @property
+    def here(self) -> bool:
+        return True
+
+    @property
+    def in_use(self) -> bool:
+        return self.live and self.phase == HOLDING
+
+    @property
+    def reaper_works(self) -> bool:
+        return self.live
+
+    def end_stopped_reaper(self) -> None:
+        """It is no process of this machine."""
+
+
+@dataclass(frozen=True)
+class LeaseView:
+    """What the server knows of one endpoint.
+
+    Attributes:
+        ok: whether the step was taken.
+        left: the job to which the endpoint was left; empty if it was left to none.
+        fence, newest: the number of this job, and the highest that was given out.
+        scaling: ``compute.scaling`` from before the first job.
+        up: the job that has resumed it, so many seconds ago.
+    """
+
+    ok: bool = True
+    left: str = ""
+    fence: int = 0
+    newest: int = 0
+    others: tuple[RemoteLease, ...] = ()
+    scaling: Mapping[str, Any] | None = None
+    up: str = ""
+    up_s: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str, endpoint: str, api: str) -> LeaseView:
+        """What the script has answered."""
+        told = parse_json(text)
+        scaling = parse_json(told["scaling"]) if told["scaling"] else None
+        others = tuple(
+            RemoteLease(
+                run=one["job"],
+                endpoint=endpoint,
+                api=api,
+                owner_pid=0,
+                owner_start=None,
+                reaper_pid=0,
+                reaper_start=None,
+                at=one["at"] / 1000,
+                phase=one["phase"],
+                scaling=scaling,
+                live=one["live"],
+                host=one.get("host", ""),
+                shared_run=one.get("run", ""),
+                age_s=(told["now"] - one["beat"]) / 1000,
+            )
+            for one in told["others"] or ()
+        )
+        up = told["up"]
+        numbers = int(told["fence"]), int(told["newest"])
+        return cls(told["ok"], told["left"], *numbers, others, scaling, up, told["up_ms"] / 1000)
+
+    @property
+    def successor(self) -> RemoteLease | None:
+        """A live job that uses the endpoint."""
+        return next((one for one in self.others if one.in_use), None)
+
+
+class SharedLeaseStore(LeaseStore):
+    """The leases on one endpoint, of this machine and of all others."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        api: str,
+        endpoint: str,
+        run: str,
+        place: SharedPlace,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        super().__init__(directory, api=api, endpoint=endpoint, run=run)
+        self._place, self._clock, self._job = place, clock, run
+        self._api, self._endpoint = api, endpoint
+        self._known = LeaseView()  # as of the last answer
+        self._fence = 0
+        self._released: LeaseView | None = None
+
+    def put(self, lease: HeldLease) -> None:
+        """Write this run's lease, on the server first.
+
+        Raises:
+            EndpointError: it can't be written, or the server can't be asked.
+        """
+        trouble = ""
+        try:
+            if lease.phase == PAUSING:
+                self._release(lease)
+            elif lease.phase == HOLDING:
+                self._released = None
+                self._ask("hold", lease.scaling)
+        except HistoryError as error:
+            trouble = str(error)
+        super().put(lease)
+        if trouble:
+            raise EndpointError(trouble)
+
+    def others(self) -> tuple[HeldLease, ...]:
+        view = self._look()
+        remote: list[HeldLease] = list(view.others)
+        if view.up and view.scaling and view.up not in {one.run for one in remote}:
+            # It has left, and is remembered for the scaling that its tag stands for.
+            gone = RemoteLease(view.up, self._endpoint, self._api, 0, None, 0, None, 0.0)
+            remote.append(replace(gone, scaling=view.scaling))
+        known = {one.run for one in remote}
+        return (*(one for one in self._others_here() if one.run not in known), *remote)
+
+    def successor(self) -> HeldLease | None:
+        if self._released is not None:
+            if self._released.left:
+                gone = RemoteLease(
+                    self._released.left, self._endpoint, self._api, 0, None, 0, None, 0.0
+                )
+                return next((o for o in self._released.others if o.run == gone.run), gone)
+            here = self.in_use_here()
+            jobs = {one.run for one in self._look().others}
+            return next((one for one in here if one.run not in jobs), None)
+        return super().successor()
+
+    def end(self, lease: HeldLease, *, paused: bool) -> None:
+        with suppress(HistoryError):
+            if paused:
+                self._ask("end")
+            elif self._released is not None and not self._released.left and self.successor():
+                self._ask("drop")
+            # A pause that was not verified stays on the server: it expires, and a sweep finds it.
+        self._released = None
+        super().end(lease, paused=paused)
+
+    @contextmanager
+    def _alone(self, wait: Callable[[float], object]) -> Iterator[None]:
+        """Keep the jobs of all machines from resuming it; begins when none pauses it."""
+        tries = 3
+        while True:
+            try:
+                if self._ask("lock").ok:
+                    break
+            except HistoryError as error:
+                tries -= 1
+                if not tries:
+                    raise EndpointError(f"{self._endpoint} is not resumed: {error}") from None
+            wait(LOCK_POLL_S)
+        try:
+            yield
+        finally:
+            with suppress(HistoryError):
+                self._ask("unlock")
+
+    @contextmanager
+    def locked(self, wait: Callable[[float], object]) -> Iterator[None]:
+        with super().locked(wait), self._alone(wait):
+            yield
+
+    def renew(self) -> None:
+        """Show that this job lives.
+
+        Raises:
+            HistoryError: the server can't be asked.
+        """
+        self._ask("renew")
+
+    def resumed(self, scaling: Mapping[str, Any] | None) -> None:
+        with suppress(HistoryError):  # then another job may resume it too, which does no harm
+            self._ask("up", scaling)
+
+    def coming_up(self) -> bool:
+        view = self._look()
+        up = any(one.run == view.up and one.live for one in view.others)
+        return up and view.up_s < COMING_UP_S
+
+    def superseded(self) -> str:
+        try:
+            view = self._ask("look")
+        except HistoryError:
+            return ""  # who can't be asked is no reason to let it run
+        if view.newest <= self._fence:
+            return ""
+        return next((one.run for one in view.others if one.live), "")
+
+    def leases(self) -> tuple[RemoteLease, ...]:
+        """All other jobs' leases on the server.
+
+        Raises:
+            HistoryError: it can't be asked.
+        """
+        return self._ask("look").others
+
+    def _release(self, lease: HeldLease) -> None:
+        """Leave the endpoint to another job, or become the one that pauses it: in one step.
+
+        Raises:
+            HistoryError: the server is gone, and with it what is known of the others.
+        """
+        # Without others, as far as was known a moment ago, nothing is to be waited for.
+        patience_s = PATIENCE_S if self._known.successor else 0.0
+        ends = self._clock.monotonic() + patience_s
+        while True:
+            try:
+                self._released = self._ask("release", lease.scaling)
+            except HistoryError:
+                if self._clock.monotonic() >= ends:
+                    raise
+                self._clock.sleep(RETRY_S)
+            else:
+                return
+
+    def _look(self) -> LeaseView:
+        """What the server knows; what it knew last, if it can't be asked."""
+        with suppress(HistoryError):
+            self._ask("look")
+        return self._known
+
+    def _ask(self, step: str, scaling: Mapping[str, Any] | None = None) -> LeaseView:
+        from pytest_hfbudget.shared import VERSION
+
+        place = self._place
+        info = json.dumps({"host": socket.gethostname(), "run": place.run})
+        told = "" if scaling is None else json.dumps(dict(scaling))
+        expiry_ms = round(place.expiry_s * 1000)
+        values = (VERSION, step, self._job, expiry_ms, info, told, self._fence)
+        key = lease_key(self._api, self._endpoint)
+        answer = server_of(place).run(_STEP, [key], values)
+        self._known = LeaseView.parse(answer, self._endpoint, self._api)
+        # Another thread may have been given a higher one meanwhile.
+        self._fence = max(self._fence, self._known.fence)
+        return self._known
+
+
+def open_lease_store(
+    directory: Path, *, api: str, endpoint: str, run: str, shared: SharedPlace | None
+) -> LeaseStore:
+    """The leases on an endpoint as a run sees them; those of other machines too, if it shares."""
+    if shared is None:
+        return LeaseStore(directory, api=api, endpoint=endpoint, run=run)
+    return _shared_store(directory, api, endpoint, run, shared)
+
+
+@functools.cache
+def _shared_store(
+    directory: Path, api: str, endpoint: str, run: str, place: SharedPlace
+) -> SharedLeaseStore:
+    """One for the whole process: who renews a lease knows what who ends it has to know."""
+    return SharedLeaseStore(directory, api=api, endpoint=endpoint, run=run, place=place)
+
+
+@functools.cache
+def server_of(place: SharedPlace) -> SharedServer:
+    """This process's connection to the server."""
+    from pytest_hfbudget.shared import SharedServer
+
+    return SharedServer(place.address)
+
+
+def lease_prefix(api: str) -> str:
+    """What the keys of a control plane's endpoints begin with."""
+    from pytest_hfbudget.shared import PREFIX
+
+    server = hashlib.sha256(api.rstrip("/").encode()).hexdigest()[:12]
+    return f"{PREFIX}endpoint:{server}:"
+
+
+def lease_key(api: str, endpoint: str) -> str:
+    """The key of an endpoint's leases."""
+    return lease_prefix(api) + endpoint
+
+
+def shared_leases(
+    place: SharedPlace, *, api: str, state_dir: Path
+) -> dict[str, tuple[RemoteLease, ...]]:
+    """The leases on each endpoint of a control plane that any job has, or had.
+
+    Raises:
+        HistoryError: the server can't be asked.
+    """
+    prefix, folder = lease_prefix(api), lease_store_dir(state_dir)
+    names = [key.removeprefix(prefix) for key in server_of(place).keys(f"{prefix}*")]
+    return {name: _shared_store(folder, api, name, "look", place).leases() for name in names}

@@ -1,0 +1,162 @@
+"""Jobs of one run on machines of their own, with one cap over all; the invoice decides."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from plugin_suite import Suite
+from redis_server import RedisServer, redis_server
+
+__all__ = ["redis_server"]
+
+ONE = "def test_it():\n    call()\n"
+MANY = """
+    @pytest.mark.parametrize("n", range(20))
+    def test_it(n):
+        call()
+"""
+CAP = 40_000  # nano-USD: a call costs 1,500 and holds 20,250 while it is in flight
+
+
+@dataclass
+class Machines:
+    """Machines with nothing in common but the server; each job runs on one of its own."""
+
+    suite: Suite
+    server: RedisServer
+    homes: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *options: str, run: str = "run", **environ: str) -> subprocess.Popen[str]:
+        """Start a job on another machine."""
+        home = self.homes / f"machine{len(self.started)}"
+        home.mkdir(parents=True)
+        environment = {
+            **os.environ,
+            "HOME": str(home),
+            "HFBUDGET_STATE_DIR": str(home / "state"),
+            "HFBUDGET_CACHE_DIR": str(home / "cache"),
+            "HFBUDGET_SHARED": self.server.url,
+            "HFBUDGET_SHARED_RUN": run,
+            **environ,
+        }
+        options = ("-q", "-p", "no:cacheprovider", *options)
+        job = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *options],
+            cwd=self.suite.path,
+            env={name: value for name, value in environment.items() if value},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(job)
+        return job
+
+    def run(self, *options: str, **more: str) -> tuple[int, str]:
+        """What a job of its own says, once it is over; and its exit code."""
+        job = self.start(*options, **more)
+        said = job.communicate(timeout=120)[0]
+        return job.returncode, said
+
+
+@pytest.fixture
+def machines(real: Suite, redis_server: RedisServer, tmp_path: Path) -> Iterator[Machines]:
+    made = Machines(real, redis_server, tmp_path / "homes")
+    yield made
+    for job in made.started:
+        job.kill()
+        job.communicate()
+
+
+def test_jobs_on_many_machines_stay_below_one_session_budget(machines: Machines) -> None:
+    machines.suite.test_file(MANY)
+    jobs = [machines.start("--hf-session-budget=0.00004", "--tb=line") for _ in range(3)]
+    said = [job.communicate(timeout=120)[0] for job in jobs]
+    assert 0 < machines.suite.billed <= CAP
+    assert CAP - machines.suite.billed <= 20_250, said
+    assert all("session budget of all jobs" in text for text in said), said
+
+
+def test_the_header_says_what_is_left_of_the_shared_cap_and_how_many_share_it(
+    machines: Machines,
+) -> None:
+    machines.suite.test_file(ONE)
+    assert machines.run("--hf-session-budget=1")[0] == 0
+    _, said = machines.run("--hf-session-budget=1", "-v")
+    assert "hfbudget: session budget of all jobs $1.00 ($0.9999985 left, 1 job shares it)" in said
+    assert "  session budget of all jobs $1.00 ($0.999997 left, 1 job shares it)" in said
+
+
+def test_another_run_has_a_cap_of_its_own(machines: Machines) -> None:
+    machines.suite.test_file(ONE)
+    assert machines.run("--hf-session-budget=0.00003")[0] == 0
+    assert machines.run("--hf-session-budget=0.00003", run="another")[0] == 0
+    assert machines.suite.sent == 2
+
+
+def test_a_daily_budget_is_one_for_all_machines_of_a_project(machines: Machines) -> None:
+    machines.suite.test_file(ONE)
+    mine = {"HFBUDGET_PROJECT": "mine"}
+    assert machines.run("--hf-daily-budget=0.000021", run="1", **mine)[0] == 0
+    _, said = machines.run("--hf-daily-budget=0.000021", run="2", **mine)
+    assert "1 test not run: a budget over many runs has too little left." in said
+    assert machines.run("--hf-daily-budget=0.000021", run="3", HFBUDGET_PROJECT="other")[0] == 0
+
+
+def test_workers_of_a_job_spend_from_its_advance(machines: Machines) -> None:
+    pytest.importorskip("xdist")
+    machines.suite.test_file(MANY)
+    jobs = [machines.start("--hf-session-budget=0.00004", "-n2") for _ in range(2)]
+    for job in jobs:
+        job.communicate(timeout=120)
+    assert CAP - 20_250 <= machines.suite.billed <= CAP
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"HFBUDGET_SHARED_RUN": ""}, "which run does this job belong to? Set HFBUDGET_SHARED_RUN"),
+        ({"HFBUDGET_SHARED": "http://host"}, "HFBUDGET_SHARED=http://host: write redis://HOST"),
+        ({"HFBUDGET_SHARED": " "}, "HFBUDGET_SHARED is empty."),
+        ({"HFBUDGET_SHARED": "redis://:s3cret@127.0.0.1:1"}, "the shared server redis://127.0.0.1"),
+        ({"HFBUDGET_DAILY": "1"}, "Set HFBUDGET_PROJECT (or hf_project)"),
+    ],
+)
+def test_what_is_wrong_ends_the_run_with_one_line_before_any_test(
+    machines: Machines, environ: dict[str, str], says: str
+) -> None:
+    machines.suite.test_file(ONE)
+    run = environ.pop("HFBUDGET_SHARED_RUN", "run")
+    ended, said = machines.run("--hf-session-budget=1", run=run, **environ)
+    assert (ended, machines.suite.sent) == (pytest.ExitCode.USAGE_ERROR, 0)
+    assert says in said
+    assert "s3cret" not in said
+
+
+def test_a_password_in_an_argument_is_refused_without_repeating_it(machines: Machines) -> None:
+    machines.suite.test_file(ONE)
+    ended, said = machines.run("--hf-shared=redis://:s3cret@127.0.0.1:6379/0")
+    assert ended == pytest.ExitCode.USAGE_ERROR
+    assert "--hf-shared=redis://127.0.0.1:6379/0: its password can be read here" in said
+    assert "s3cret" not in said
+
+
+def test_without_the_option_nothing_of_it_is_imported(machines: Machines) -> None:
+    machines.suite.test_file("""
+        import sys
+
+        def test_it():
+            call()
+            assert not [name for name in sys.modules if name.partition(".")[0] == "redis"]
+            assert "pytest_hfbudget.shared" not in sys.modules
+    """)
+    given = {"HFBUDGET_SHARED": "", "HFBUDGET_SHARED_RUN": ""}
+    ended, said = machines.run("--hf-session-budget=1", "--hf-daily-budget=1", run="", **given)
+    assert ended == 0, said
