@@ -160,7 +160,25 @@ class Lifecycle:
                 self._need_token(name)
                 state.endpoint = self._startup.bring_up(state, keep_running=keep_running)
                 self._adopt(state)
-        return state.wait()
+        endpoint = state.wait()
+        state.refuse_released()
+        return endpoint
+
+    def release(self, name: str) -> bool:
+        """Have one paused now, in the background: nothing of this run needs it any more.
+
+        Its receipt is in `live` once the pause is verified. `finish` waits for that, and `ensure`
+        raises from now on. Returns False where there is nothing to pause, or it is being done.
+        """
+        state = self._states.get(name)
+        if os.getpid() != self._pid or self._closing or self._supervisor is None or state is None:
+            return False
+        with self._lock:
+            if not state.leased or state.use.released_at is not None:
+                return False
+            state.use.released_at = self._clock.time()
+        self._supervisor.release(name)
+        return True
 
     def revive(self, name: str) -> Endpoint:
         """The endpoint, serving again; for when a call to it failed although it was brought up.
@@ -179,6 +197,7 @@ class Lifecycle:
         state.wait()
         with state.reviving:
             self._refuse_early(name)
+            state.refuse_released()
             why = self._refusal()
             if why or state.kept:
                 raise EndpointError(f"{name} is not resumed: {why or 'it is not ours to pause.'}")
@@ -194,7 +213,7 @@ class Lifecycle:
         early = self._supervisor.early() if self._supervisor and os.getpid() == self._pid else None
         if early is None:
             return {}
-        leased = [state.name for state in list(self._states.values()) if state.leased]
+        leased = [state.name for state in self._in_use()]
         return {name: f"{name} may not be used any more: {_EARLY[early]}" for name in leased}
 
     def tend(self) -> None:
@@ -205,13 +224,13 @@ class Lifecycle:
         if self._supervisor and not self._closing and os.getpid() == self._pid:
             self._supervisor.tend()
             if self._supervisor.early() is None:
-                for state in list(self._states.values()):
+                for state in self._in_use():
                     self._startup.renew(state)
 
     def look(self) -> None:
         """See how many replicas run, to be called several times a minute where a cap pays."""
         if os.getpid() == self._pid and not self._refusal():
-            for state in list(self._states.values()):
+            for state in self._in_use():
                 self._startup.look(state)
 
     def pause_after(self, seconds: float | None) -> None:
@@ -259,6 +278,10 @@ class Lifecycle:
         if self._finished is not None or os.getpid() != self._pid:
             return self._finished or ()
         return self._receipts(self._supervisor.receipts() if self._supervisor else {}, final=False)
+
+    def _in_use(self) -> list[EndpointState]:
+        every = list(self._states.values())
+        return [state for state in every if state.leased and state.use.released_at is None]
 
     def _adopt(self, state: EndpointState) -> None:
         """Close the leases of dead runs on an endpoint that this run pauses."""

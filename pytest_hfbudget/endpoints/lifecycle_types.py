@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -160,6 +161,7 @@ class BilledUse:
     Attributes:
         resumed_at: unix seconds of the request to resume.
         resumed_mono: the same on the steady clock, or the first look at it if it ran.
+        released_at: unix seconds at which its pause was asked for, before the end of the run.
         cold: the stretches of time in which it was coming up, on the steady clock.
         price_atto: atto-USD per replica-hour; None when it has no known price.
         replicas: how many may run now; the caps pay for a minute of each.
@@ -169,6 +171,7 @@ class BilledUse:
 
     resumed_at: float | None = None
     resumed_mono: float = 0.0
+    released_at: float | None = None
     cold: tuple[UseStretch, ...] = ()
     price_atto: int | None = None
     replicas: int = 1
@@ -256,6 +259,16 @@ class EndpointState:
         if self.endpoint is None:
             raise EndpointError(f"{self.name} was not brought up.")
         return self.endpoint
+
+    def refuse_released(self) -> None:
+        """Raises EndpointError once the run is done with it."""
+        if self.use.released_at is not None:
+            at = time.strftime("%H:%M:%S", time.localtime(self.use.released_at))
+            raise EndpointError(
+                f"{self.name} was paused at {at}, after the last test that names it, and a run "
+                "resumes an endpoint once. Name it with @pytest.mark.hf_endpoint on what needs it "
+                f"later, or keep it for the whole run: --hf-endpoint={self.name}"
+            )
 
     def warn(self, text: str | None) -> None:
         """Keep for the receipt."""
