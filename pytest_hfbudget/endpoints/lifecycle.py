@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -26,7 +27,7 @@ from pytest_hfbudget.endpoints.resume import Resumer, Startup
 from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.supervisor import Supervisor
 from pytest_hfbudget.endpoints.sweep import SweepOutcome, adopt, find_local, sweep
-from pytest_hfbudget.endpoints.types import Endpoint, split_name
+from pytest_hfbudget.endpoints.types import BROKEN, RUNNING, Endpoint, split_name
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
 
@@ -146,23 +147,53 @@ class Lifecycle:
                 endpoint is resumed once per run. It is paused at the end all the same. Also
                 when it was paused early, see `paused_early`.
         """
+        self.warm(name, keep_running=keep_running)
+        state = self._states[name]
+        endpoint = state.wait()
+        state.refuse_released()
+        return endpoint
+
+    def warm(self, name: str, *, keep_running: bool = False) -> None:
+        """Resume an endpoint without waiting until it serves; `ensure` waits for that.
+
+        Does nothing for one that was asked for before.
+
+        Raises:
+            EndpointError: it can't be resumed; `ensure` raises the same again.
+        """
         split_name(name)
         if os.getpid() != self._pid:
             raise EndpointError(f"{name}: a forked process can't bring endpoints up.")
         self._refuse_early(name)
         with self._lock:
-            state = self._states.get(name)
-            first = state is None
-            if state is None:
-                state = self._states[name] = EndpointState(name)
-        if first:
+            known = self._states.get(name)
+            state = self._states.setdefault(name, EndpointState(name))
+        if known is None:
             with state.opening():
                 self._need_token(name)
-                state.endpoint = self._startup.bring_up(state, keep_running=keep_running)
+                state.up.rest = self._startup.begin(state, keep_running=keep_running)
                 self._adopt(state)
-        endpoint = state.wait()
-        state.refuse_released()
-        return endpoint
+
+    def opened(self, name: str) -> bool:
+        """Whether one that was warmed serves, or never will; one look, without waiting."""
+        state = self._states.get(name)
+        if state is None or os.getpid() != self._pid:
+            return False
+        if state.warming:
+            found = self._meter.look(state)
+            ready = found and found.state == RUNNING and self._plane.healthy(found)
+            if not (ready or (found and found.state in BROKEN)):
+                return False
+            with suppress(EndpointError):
+                state.wait()
+        return state.endpoint is not None or state.error is not None
+
+    def forget(self, name: str) -> None:
+        """Let the next caller try anew to resume one that was refused before its resume."""
+        with self._lock:
+            state = self._states.get(name)
+            if state is not None and state.error is not None and not state.leased:
+                del self._states[name]
 
     def release(self, name: str) -> bool:
         """Have one paused now, in the background: nothing of this run needs it any more.
@@ -195,7 +226,7 @@ class Lifecycle:
         if state is None or os.getpid() != self._pid:
             raise EndpointError(f"{name} was not brought up by this run.")
         state.wait()
-        with state.reviving:
+        with state.up.lock:
             self._refuse_early(name)
             state.refuse_released()
             why = self._refusal()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -208,6 +208,21 @@ class TaggedEnd:
 
 
 @dataclass
+class Opening:
+    """Who brings an endpoint up, and who waits for that.
+
+    Attributes:
+        begun: it was resumed, or could not be.
+        rest: what is left to do then: the first caller of `EndpointState.wait` does it.
+        lock: held by that caller, so that all others wait for it.
+    """
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    rest: Callable[[], Endpoint] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
 class EndpointState:
     """Filled step by step by the one thread that brings the endpoint up.
 
@@ -233,8 +248,7 @@ class EndpointState:
     error: BaseException | None = None
     use: BilledUse = field(default_factory=BilledUse)
     tag: TaggedEnd = field(default_factory=TaggedEnd)
-    reviving: threading.Lock = field(default_factory=threading.Lock)
-    _open: threading.Event = field(default_factory=threading.Event)
+    up: Opening = field(default_factory=Opening)
 
     @contextmanager
     def opening(self) -> Iterator[None]:
@@ -248,17 +262,30 @@ class EndpointState:
             self.error = EndpointError(f"{self.name}: bringing it up was interrupted ({error!r}).")
             raise
         finally:
-            self._open.set()
+            self.up.begun.set()
+
+    @property
+    def warming(self) -> bool:
+        """Whether it was resumed, and nothing has waited for it so far."""
+        return self.up.begun.is_set() and self.up.rest is not None
 
     def wait(self) -> Endpoint:
         """The endpoint once it is up; or what has kept it from that, again."""
-        self._open.wait()
+        self.up.begun.wait()
+        with self.up.lock, suppress(HFBudgetError):
+            self._finish()
         if self.error is not None:
             # Without the frames of earlier callers, which would pile up with each test.
             raise self.error.with_traceback(None)
         if self.endpoint is None:
             raise EndpointError(f"{self.name} was not brought up.")
         return self.endpoint
+
+    def _finish(self) -> None:
+        rest, self.up.rest = self.up.rest, None
+        if rest is not None:
+            with self.opening():
+                self.endpoint = rest()
 
     def refuse_released(self) -> None:
         """Raises EndpointError once the run is done with it."""
