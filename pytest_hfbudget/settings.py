@@ -150,10 +150,7 @@ class Settings:
         "days that a run stays in the usage log (90); 0 keeps no log",
     )
     prices = Guard[Path | None](
-        None,
-        Path,
-        "--hf-prices=FILE HFBUDGET_PRICES hf_prices",
-        "TOML file of prices",
+        None, Path, "--hf-prices=FILE HFBUDGET_PRICES hf_prices", "TOML file of prices"
     )
     unpriced = Setting[str](
         "refuse",
@@ -176,10 +173,7 @@ class Settings:
         "for endpoint names without one",
     )
     report = Setting[Path | None](
-        None,
-        Path,
-        "--hf-report=FILE HFBUDGET_REPORT hf_report",
-        "write a JSON report",
+        None, Path, "--hf-report=FILE HFBUDGET_REPORT hf_report", "write a JSON report"
     )
     costs = Setting[Path | None](
         None,
@@ -253,6 +247,18 @@ class Settings:
         values.seconds_or_none,
         "HFBUDGET_ENDPOINT_COLD_START hf_endpoint_cold_start",
         "seconds that an endpoint is expected to take until it serves, if none are recorded (180)",
+    )
+    order = Setting[str](
+        "cost",
+        values.one_of(("cost", "collected")),
+        "--hf-order=HOW HFBUDGET_ORDER hf_order",
+        "order of the tests of a run with endpoints: cost (few endpoint minutes), collected",
+    )
+    endpoint_gaps = Setting[str](
+        "run",
+        values.one_of(("run", "pause")),
+        "HFBUDGET_ENDPOINT_GAPS hf_endpoint_gaps",
+        "while tests of others run, between two that need an endpoint: it runs on (run), pause",
     )
     max_uptime = Guard[float | None](
         None,
@@ -335,21 +341,6 @@ def merge(
     return Settings(
         **{key: _parse(SETTINGS[key], *each) for key, each in found.items() if each is not None}
     )
-
-
-def full_name(name: str, namespace: str | None) -> str:
-    """``namespace/name`` of an endpoint that may be named without its namespace.
-
-    Raises:
-        ConfigError: the name has no namespace and none is given, or it is invalid.
-    """
-    given = name.strip()
-    parts = (f"{namespace}/{given}" if namespace and "/" not in given else given).split("/")
-    if len(parts) != 2 or not all(parts):  # noqa: PLR2004 - namespace and name
-        raise ConfigError(
-            f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
-        )
-    return "/".join(parts)
 
 
 def of_script(environ: Mapping[str, str]) -> Settings:

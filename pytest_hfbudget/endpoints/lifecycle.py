@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
@@ -182,11 +183,17 @@ class Lifecycle:
         if state.warming:
             found = self._meter.look(state)
             ready = found and found.state == RUNNING and self._plane.healthy(found)
-            if not (ready or (found and found.state in BROKEN)):
-                return False
-            with suppress(EndpointError):
-                state.wait()
-        return state.endpoint is not None or state.error is not None
+            if ready or (found and found.state in BROKEN):
+                with suppress(EndpointError):
+                    state.wait()
+        return state.is_open
+
+    def since(self, name: str) -> float | None:
+        """When it was resumed, on the steady clock; `-inf` once that is over, None before it."""
+        state = self._states.get(name)
+        if state is None or not (state.leased or state.is_open):
+            return None
+        return -math.inf if state.is_open else state.use.resumed_mono
 
     def forget(self, name: str) -> None:
         """Let the next caller try anew to resume one that was refused before its resume."""

@@ -269,6 +269,11 @@ class EndpointState:
         """Whether it was resumed, and nothing has waited for it so far."""
         return self.up.begun.is_set() and self.up.rest is not None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it serves, or never will."""
+        return self.endpoint is not None or self.error is not None
+
     def wait(self) -> Endpoint:
         """The endpoint once it is up; or what has kept it from that, again."""
         self.up.begun.wait()

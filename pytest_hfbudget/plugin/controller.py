@@ -19,7 +19,8 @@ from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.plugin.events import Announcer
 from pytest_hfbudget.plugin.report_writer import ReportWriter
 from pytest_hfbudget.plugin.role import Role
-from pytest_hfbudget.settings import NOT_RUN, Settings, full_name
+from pytest_hfbudget.settings import NOT_RUN, Settings
+from pytest_hfbudget.values import full_name
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.price_sources import RunPrices
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
     from pytest_hfbudget.plugin.role import StoreCosts
+    from pytest_hfbudget.plugin.schedule import Schedule
+    from pytest_hfbudget.plugin.test_order import Expected
     from pytest_hfbudget.pricing import Catalogue
     from pytest_hfbudget.reporting import Report
 
@@ -42,6 +45,7 @@ class ControllerServer:
     Attributes:
         path: the socket's.
         problem: the first thing that a worker found wrong with what it was asked to run.
+        expected: which tests need which endpoints, if any does.
     """
 
     def __init__(self, controller: Controller) -> None:
@@ -49,6 +53,7 @@ class ControllerServer:
 
         self._controller = controller
         self.problem: HFBudgetError | None = None
+        self.expected: Expected | None = None
         self._server = LedgerServer(controller.ledger, self._questions())
         self._server.resume()
 
@@ -69,6 +74,7 @@ class ControllerServer:
             "ensure": lambda name, keep: controller.ensure(name, keep_running=keep),
             "leased": lambda: controller.leased,
             "foresee": controller.foresee,
+            "expect": self._expect,
             "revive": controller.revive,
             "paused": controller.paused,
             "end_use": controller.end_use,
@@ -86,6 +92,13 @@ class ControllerServer:
             self._controller.declare(tuple(names), paid=paid)
         except HFBudgetError as error:
             self._note(str(error))
+
+    def _expect(self, tests: list[Any], *others: Any) -> None:
+        from pytest_hfbudget.plugin.test_order import Expected
+        from pytest_hfbudget.scheduling.blocks import Task
+
+        known = tuple(Task(id, tuple(needs), *more) for id, needs, *more in tests)
+        self.expected = Expected(known, *others)
 
     def _begin_use(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
         from pytest_hfbudget.ledger import Scope
@@ -163,6 +176,17 @@ class Controller(Role):
                 self.endpoints.check(needed)
             if paid:
                 self._prices.prepare()
+
+    def expect(self, items: list[pytest.Item], expected: Expected) -> None:
+        from pytest_hfbudget.plugin.serial_order import SerialOrder
+
+        order = SerialOrder(self._schedule(expected), items)
+        self.config.pluginmanager.register(order, "hfbudget-order")
+
+    def _schedule(self, expected: Expected) -> Schedule:
+        from pytest_hfbudget.plugin.schedule import Schedule
+
+        return Schedule(expected, self.endpoints, {}, assumed=self.settings.cold_start)
 
     def foresee(self) -> None:
         # The copy of today is read with the first call, so nothing is imported for it now.

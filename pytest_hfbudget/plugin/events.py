@@ -44,6 +44,7 @@ class EndpointLog:
         self._lock = own_lock()
         self._events: list[EndpointEvent] = []
         self._started: set[str] = set()
+        self._ended: set[str] = set()
 
     def all(self) -> tuple[EndpointEvent, ...]:
         """Every event so far."""
@@ -68,9 +69,12 @@ class EndpointLog:
             self._events.append(EndpointEvent(name, "revived", time.time()))
 
     def ended(self, receipts: tuple[EndpointReceipt, ...]) -> None:
-        """Note what became of every endpoint at the end of the run."""
+        """Note what became of endpoints, once of each."""
         with self._lock:
             for receipt in receipts:
+                if receipt.name in self._ended:
+                    continue
+                self._ended.add(receipt.name)
                 self._events.append(
                     EndpointEvent(
                         receipt.name,

@@ -16,7 +16,8 @@ from pytest_hfbudget.plugin import markers
 from pytest_hfbudget.plugin.console import can_show, say
 from pytest_hfbudget.reporting.costs import Costs
 from pytest_hfbudget.reporting.plan import Plan, PlannedEndpoint, PlannedTest, lines, over
-from pytest_hfbudget.settings import Settings, full_name
+from pytest_hfbudget.settings import Settings
+from pytest_hfbudget.values import full_name
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.types import Endpoint

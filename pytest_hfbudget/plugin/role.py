@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.events import EndpointEvent
+    from pytest_hfbudget.plugin.test_order import Expected
 
     # Writes the costs file of a session from its ledger and from what happened to its endpoints.
     StoreCosts = Callable[[pytest.Session, Ledger, Iterable[EndpointEvent]], None]
@@ -46,6 +47,9 @@ class Role:
 
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         """Tell which endpoints will be needed, and whether prices will be."""
+
+    def expect(self, items: list[pytest.Item], expected: Expected) -> None:
+        """Tell which tests need which endpoints, before the first test."""
 
     def foresee(self) -> None:
         """Read the prices of calls that are expected, though no cap needs them."""

@@ -171,8 +171,11 @@ class Run:
 
         return header(self.settings, self.role.standing())
 
-    def plan(self, items: list[pytest.Item]) -> None:
+    def plan(self, items: list[pytest.Item], collected: tuple[pytest.Item, ...]) -> None:
         """Check the markers of what will run, and tell which endpoints it needs.
+
+        Args:
+            collected: the items as pytest has collected them.
 
         Raises:
             ConfigError: a marker that makes no sense, or a huggingface_hub that is not known.
@@ -199,6 +202,10 @@ class Run:
                 if paid:
                     self.start().children.export()
                     self._compare_with_budget(items)
+                if any("hf_endpoint" in item.keywords for item in bounded):
+                    from pytest_hfbudget.plugin import test_order
+
+                    self.role.expect(items, test_order.expected(items, collected, self.settings))
         except HFBudgetError as error:
             self.role.problem(error)
 
