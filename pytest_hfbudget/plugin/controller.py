@@ -17,6 +17,7 @@ from pytest_hfbudget.files import cache_file, read_at
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.plugin.events import Announcer
+from pytest_hfbudget.plugin.late_scheduling import ORDER
 from pytest_hfbudget.plugin.report_writer import ReportWriter
 from pytest_hfbudget.plugin.role import Role
 from pytest_hfbudget.settings import NOT_RUN, Settings
@@ -93,10 +94,11 @@ class ControllerServer:
         except HFBudgetError as error:
             self._note(str(error))
 
-    def _expect(self, tests: list[Any], *others: Any) -> None:
+    def _expect(self, expected: list[Any]) -> None:
         from pytest_hfbudget.plugin.test_order import Expected
         from pytest_hfbudget.scheduling.blocks import Task
 
+        tests, *others = expected
         known = tuple(Task(id, tuple(needs), *more) for id, needs, *more in tests)
         self.expected = Expected(known, *others)
 
@@ -178,15 +180,14 @@ class Controller(Role):
                 self._prices.prepare()
 
     def expect(self, items: list[pytest.Item], expected: Expected) -> None:
+        from pytest_hfbudget.plugin.schedule import Schedule
         from pytest_hfbudget.plugin.serial_order import SerialOrder
 
-        order = SerialOrder(self._schedule(expected), items)
-        self.config.pluginmanager.register(order, "hfbudget-order")
+        order = SerialOrder(self._schedule(expected, Schedule), items)
+        self.config.pluginmanager.register(order, ORDER)
 
-    def _schedule(self, expected: Expected) -> Schedule:
-        from pytest_hfbudget.plugin.schedule import Schedule
-
-        return Schedule(expected, self.endpoints, {}, assumed=self.settings.cold_start)
+    def _schedule(self, expected: Expected, kind: type[Schedule]) -> Schedule:
+        return kind(expected, self.endpoints, {}, assumed=self.settings.cold_start)
 
     def foresee(self) -> None:
         # The copy of today is read with the first call, so nothing is imported for it now.
@@ -207,8 +208,15 @@ class Controller(Role):
         return self._prices.catalogue()
 
     def planned(self) -> None:
-        if self._server_for_workers is not None and self._server_for_workers.problem is not None:
-            raise self._server_for_workers.problem
+        server, plugins = self._server_for_workers, self.config.pluginmanager
+        if server is not None and server.problem is not None:
+            raise server.problem
+        if server is None or server.expected is None or plugins.has_plugin(ORDER):
+            return
+        from pytest_hfbudget.plugin.xdist_order import BackgroundSchedule, WorkersOrder
+
+        schedule = self._schedule(server.expected, BackgroundSchedule)
+        plugins.register(WorkersOrder(self.config, schedule), ORDER)
 
     def begin(self) -> None:
         names = [full_name(name, self.settings.namespace) for name in self.settings.endpoints]

@@ -68,6 +68,13 @@ class Hooks:
         with usage_errors():
             self.run.planned()
 
+    @pytest.hookimpl(optionalhook=True, wrapper=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config) -> Generator[None, Any, Any]:
+        """Have all workers on the endpoint that serves, if the tests need endpoints."""
+        from pytest_hfbudget.plugin.late_scheduling import LateScheduling
+
+        return LateScheduling.around((yield), config)
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Begin, now that it is certain that something runs; unless only the plan was asked for."""

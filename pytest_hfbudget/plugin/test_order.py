@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # Options with which a user asks for an order, or for one that later runs can rely on.
 _ORDERS = {"stepwise": "--stepwise", "failedfirst": "--ff", "newfirst": "--nf"}
 # Whose loops run each test once; other plugins' loops may run them again and again.
-_LOOPS = ("_pytest.", "xdist.", "pytest_hfbudget.")
+# In a worker of xdist its module has the name that execnet gives it.
+_LOOPS = ("_pytest.", "xdist.", "pytest_hfbudget.", "__channelexec__")
 _SHARED: tuple[tuple[str, type[Node]], ...] = (
     ("class", pytest.Class),
     ("module", pytest.Module),

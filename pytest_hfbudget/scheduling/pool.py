@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pytest_hfbudget.scheduling.blocks import Arrangement, Task, Unit, joined
 
@@ -88,9 +88,9 @@ class Pool:
             known = [seconds for seconds in work if seconds is not None]
             before = None if before is None or len(known) < len(work) else before + sum(known)
 
-    def left(self, needs: Collection[str]) -> int:
-        """How many units of the block with these needs are left."""
-        return sum(len(units) for units in self._blocks if units and units[0].needs == needs)
+    def left_of_first(self) -> int:
+        """How many units are left of the first block that is not given out."""
+        return next((len(units) for units in self._blocks if units), 0)
 
     def _choose(self, at: float, ready: Ready, spare: bool) -> Unit | None:
         waiting: tuple[list[Unit], float] | None = None

@@ -73,3 +73,33 @@ def test_an_endpoint_is_paused_after_its_last_test(suite: Suite) -> None:
     )
     invoice = suite.emulator.log(kind="state", state="paused")
     assert {entry["endpoint"] for entry in invoice} == {"acme/a", "acme/b"}
+
+
+WORKERS = """
+    import time
+
+    @pytest.mark.parametrize("n", range(4))
+    def test_free(n): time.sleep(0.05)
+
+    @pytest.mark.parametrize("n", range(4))
+    @pytest.mark.hf_endpoint("acme/a")
+    def test_a(n): time.sleep(0.1)
+
+    @pytest.mark.parametrize("n", range(4))
+    @pytest.mark.hf_endpoint("acme/b")
+    def test_b(n): time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("dist", ["load", "worksteal"])
+def test_workers_share_the_tests_of_an_endpoint_that_serves(suite: Suite, dist: str) -> None:
+    for name in ("acme/a", "acme/b"):
+        suite.emulator.add_endpoint(name, initializing_s=0.2)
+    suite.test_file(WORKERS)
+    result = suite.run("-v", "-n2", f"--dist={dist}")
+    result.assert_outcomes(passed=12)
+    assert states(suite) == {"acme/a": "paused", "acme/b": "paused"}
+    resumed, paused = moments(suite, "resume"), moments(suite, "pause")
+    assert resumed["acme/a"] < resumed["acme/b"] < paused["acme/b"]
+    assert paused["acme/a"] < paused["acme/b"]
+    result.stdout.fnmatch_lines(["hfbudget: order: 2 endpoints in 2 blocks, 4 free tests*"])
