@@ -180,14 +180,16 @@ class Controller(Role):
                 self._prices.prepare()
 
     def expect(self, items: list[pytest.Item], expected: Expected) -> None:
-        from pytest_hfbudget.plugin.schedule import Schedule
-        from pytest_hfbudget.plugin.serial_order import SerialOrder
+        from pytest_hfbudget.plugin.schedule import Schedule, SerialOrder
 
         order = SerialOrder(self._schedule(expected, Schedule), items)
         self.config.pluginmanager.register(order, ORDER)
 
     def _schedule(self, expected: Expected, kind: type[Schedule]) -> Schedule:
-        return kind(expected, self.endpoints, {}, assumed=self.settings.cold_start)
+        from pytest_hfbudget.plugin import run_history
+
+        known = run_history.durations(self.config, self.settings)
+        return kind(expected, known, self.endpoints, assumed=self.settings.cold_start)
 
     def foresee(self) -> None:
         # The copy of today is read with the first call, so nothing is imported for it now.
@@ -309,7 +311,15 @@ class Controller(Role):
             finally:
                 eventful, make = not self.uneventful(outcomes), partial(self.report, outcomes)
                 self._writer.conclude(self.settings, outcomes, make, eventful=eventful)
+                self._remember()
         return self._verified and not self._writer.blamed
+
+    def _remember(self) -> None:
+        order: Any = self.config.pluginmanager.get_plugin(ORDER)
+        if order is not None:
+            from pytest_hfbudget.plugin import run_history
+
+            run_history.remember(self.config, self.settings, order.schedule.measured())
 
     def uneventful(self, outcomes: Mapping[str, str]) -> bool:
         """Whether there is nothing to tell of the run; known without making a report."""
@@ -323,18 +333,21 @@ class Controller(Role):
         from pytest_hfbudget.reporting import Report
 
         lines = self._endpoints.lines() if self._endpoints is not None else ()
+        order: Any = self.config.pluginmanager.get_plugin(ORDER)
+        minute_s = self.settings.billing_minute
         report = Report.of(self.ledger, self.settings.session_cap, outcomes, lines)
         return replace(
             report,
             run=self.run_id,
             rehearsal=self.settings.emulator is not None,
             over_runs=self.settings.capped_over_runs,
+            timeline=order.schedule.timeline(minute_s) if order is not None else None,
         )
 
     def record(self, store: StoreCosts, session: pytest.Session) -> None:
         if self.settings.store_costs:
-            events = self._endpoints.log.all() if self._endpoints is not None else ()
-            store(session, self.ledger, events)
+            endpoints = self._endpoints
+            store(session, self.ledger, endpoints.log.cold_starts() if endpoints else {})
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         if self.uneventful(outcomes):

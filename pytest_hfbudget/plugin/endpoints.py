@@ -32,6 +32,7 @@ from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.events import EndpointLog
 from pytest_hfbudget.plugin.uptime_booking import Key, UptimeBooking, UptimeSharing
 from pytest_hfbudget.reporting import EndpointLine
+from pytest_hfbudget.reporting.timeline import Paid
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class RunEndpoints:
         self._tending: run_history.Ticker | None = None
         self._said: dict[str, tuple[str, float]] = {}
         self._releasing: set[str] = set()
+        self._looks: dict[str, float] = {}
         self._lifecycle = Lifecycle(
             _terms(settings, run_id),
             progress=self._progress,
@@ -125,10 +127,16 @@ class RunEndpoints:
     @at_work
     def opened(self, name: str) -> bool:
         """Whether an endpoint that was warmed serves, or never will; one look."""
-        opened = self._lifecycle.opened(name)
+        opened, now = self._lifecycle.opened(name), time.monotonic()
         if opened:
+            # It has come up at any time since the look before this.
+            ago = (now - self._looks.pop(name, now)) / 2
             with suppress(EndpointError):
+                self._lifecycle.ensure(name)
+                self.log.started(name, self._lifecycle.live(), ago=ago)
                 self.ensure(name)
+        else:
+            self._looks[name] = now
         return opened
 
     def since(self, name: str) -> float | None:
@@ -258,6 +266,20 @@ class RunEndpoints:
             scope_key=SESSION,
             model=name,
             figures=Figures(cap=cap or 0, spent=self._ledger.total(SESSION).spent),
+        )
+
+    def paid(self) -> tuple[Paid, ...]:
+        """What each endpoint has cost, when, and which tests were on it."""
+        receipts = self._receipts if self._receipts is not None else self._lifecycle.live()
+        return tuple(
+            Paid(
+                receipt.name,
+                receipt.cost.window,
+                self.sharing.uses(receipt.name),
+                receipt.cost.minutes,
+                receipt.cost.nano_usd,
+            )
+            for receipt in receipts
         )
 
     @at_work

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike
-    from pytest_hfbudget.plugin.events import EndpointEvent
     from pytest_hfbudget.reporting.costs import Cost, Costs
 
 DEFAULT = "hf-costs.json"
@@ -72,6 +71,16 @@ class Recording:
             self._costs = _load(self.path)
         return self._costs
 
+    @property
+    def known(self) -> Costs:
+        """The same, for an estimate: nothing where there is garbage in it."""
+        try:
+            return self.costs
+        except ConfigError:
+            from pytest_hfbudget.reporting.costs import Costs
+
+            return Costs()
+
     # --- an increase
 
     def costlier(
@@ -106,13 +115,14 @@ class Recording:
                 self._on_endpoint.add(report.nodeid)
 
     def store(
-        self, session: pytest.Session, ledger: Ledger, events: Iterable[EndpointEvent]
+        self, session: pytest.Session, ledger: Ledger, cold_starts: Mapping[str, float]
     ) -> None:
         """Write the file: the tests that passed in this run get a new entry, others keep theirs."""
         tests = self._passed(ledger)
         try:
             # Read anew: another run may have written meanwhile.
-            known = _load(self.path).with_run(tests, _cold_starts(events), self._existing(session))
+            starts = {name: math.ceil(seconds) for name, seconds in cold_starts.items()}
+            known = _load(self.path).with_run(tests, starts, self._existing(session))
             known.write(self.path)
         except (OSError, ConfigError) as error:
             say(self._config, f"hfbudget: no costs could be stored: {error}", red=True)
@@ -177,14 +187,3 @@ def _load(path: Path) -> Costs:
     from pytest_hfbudget.reporting.costs import Costs
 
     return Costs.load(path) if path.exists() else Costs()
-
-
-def _cold_starts(events: Iterable[EndpointEvent]) -> dict[str, int]:
-    resumed: dict[str, float] = {}
-    starts: dict[str, int] = {}
-    for event in events:
-        if event.what == "resumed":
-            resumed[event.name] = event.at
-        elif event.what == "ready" and event.name in resumed:
-            starts[event.name] = max(math.ceil(event.at - resumed.pop(event.name)), 0)
-    return starts

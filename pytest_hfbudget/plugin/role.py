@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
     from pytest_hfbudget.ledger import Ledger, Scope
     from pytest_hfbudget.metering.runtime import Runtime
-    from pytest_hfbudget.plugin.events import EndpointEvent
     from pytest_hfbudget.plugin.test_order import Expected
 
-    # Writes the costs file of a session from its ledger and from what happened to its endpoints.
-    StoreCosts = Callable[[pytest.Session, Ledger, Iterable[EndpointEvent]], None]
+    # Writes the costs file of a session from its ledger and the seconds of its cold starts.
+    StoreCosts = Callable[[pytest.Session, Ledger, Mapping[str, float]], None]
 
 
 class Role:

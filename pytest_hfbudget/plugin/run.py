@@ -205,7 +205,8 @@ class Run:
                 if any("hf_endpoint" in item.keywords for item in bounded):
                     from pytest_hfbudget.plugin import test_order
 
-                    self.role.expect(items, test_order.expected(items, collected, self.settings))
+                    known = items, collected, self.settings, self.recording.known
+                    self.role.expect(items, test_order.expected(*known))
         except HFBudgetError as error:
             self.role.problem(error)
 

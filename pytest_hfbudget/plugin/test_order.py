@@ -16,6 +16,8 @@ from pytest_hfbudget.values import full_name
 if TYPE_CHECKING:
     from _pytest.nodes import Node
 
+    from pytest_hfbudget.reporting.costs import Costs
+
 # Options with which a user asks for an order, or for one that later runs can rely on.
 _ORDERS = {"stepwise": "--stepwise", "failedfirst": "--ff", "newfirst": "--nf"}
 # Whose loops run each test once; other plugins' loops may run them again and again.
@@ -36,21 +38,27 @@ class Expected(NamedTuple):
         keep_running: endpoints that stay up if they are found so.
         kept: why this order is kept; empty if tests may be put into another.
         repeats: a plugin may run tests more than once, so nothing is over before the end.
+        cold_starts: seconds, by endpoint, as the costs file has them.
     """
 
     tests: tuple[Task, ...]
     keep_running: tuple[str, ...] = ()
     kept: str = ""
     repeats: bool = False
+    cold_starts: Sequence[tuple[str, float]] = ()
 
 
 def expected(
-    items: Sequence[pytest.Item], before: Sequence[pytest.Item], settings: Settings
+    items: Sequence[pytest.Item],
+    before: Sequence[pytest.Item],
+    settings: Settings,
+    costs: Costs,
 ) -> Expected:
     """What the collected tests need.
 
     Args:
         before: the items before other plugins have seen them.
+        costs: what is recorded in the costs file.
     """
     config = items[0].config
     whole_run = {full_name(name, settings.namespace) for name in settings.endpoints}
@@ -63,12 +71,15 @@ def expected(
         keep.update(name for name, kept in named.items() if kept)
         needs = () if skipped else tuple(name for name in named if name not in whole_run)
         certain = skipped is False and not undecided(item)
-        tests.append(Task(item.nodeid, needs, together.get(place, -1), certain))
+        cost = costs.tests.get(item.nodeid)
+        seconds = cost.endpoint_s if cost is not None and cost.endpoint_s else None
+        tests.append(Task(item.nodeid, needs, together.get(place, -1), certain, seconds))
     return Expected(
         tuple(tests),
         tuple(sorted(keep)),
         _kept(config, items, before, settings),
         config.getoption("dist", "no") == "each" or _repeats(config),
+        tuple(costs.cold_starts.items()),
     )
 
 

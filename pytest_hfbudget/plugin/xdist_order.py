@@ -17,7 +17,7 @@ import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin.console import say
-from pytest_hfbudget.plugin.schedule import Schedule
+from pytest_hfbudget.plugin.schedule import PHASES, Schedule
 from pytest_hfbudget.scheduling.pool import Pool
 
 IN_HAND = 2
@@ -27,27 +27,27 @@ class WorkersOrder:
     """Registered in the controller of a run whose tests need endpoints."""
 
     def __init__(self, config: pytest.Config, schedule: Schedule) -> None:
-        self._config, self._schedule = config, schedule
+        self._config, self.schedule = config, schedule
 
     def scheduler(self, own: Any) -> Any:
         """The scheduler to use instead of xdist's own; that one where the order is kept."""
-        expected = self._schedule.expected
+        expected = self.schedule.expected
         tests = [task.id for task in expected.tests]
-        say(self._config, self._schedule.header())
+        say(self._config, self.schedule.header())
         if expected.kept or any(list(of_it) != tests for of_it in own.node2collection.values()):
             return own  # which says what workers have collected differently
-        return EndpointScheduling(own, self._schedule)
+        return EndpointScheduling(own, self.schedule)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """A test is over: what it was the last to need is paused."""
-        self._schedule.ended(nodeid)
+        self.schedule.ended(nodeid)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """The same for one whose worker has crashed, unless it is to run once more."""
-        phases: tuple[str, ...] = ("setup", "call", "teardown")
-        if report.when not in phases and str(report.outcome) != "rerun":
-            self._schedule.ended(report.nodeid)
+        """Remember when tests ran; one whose worker has crashed is over, unless it runs again."""
+        self.schedule.note(report)
+        if report.when not in PHASES and str(report.outcome) != "rerun":
+            self.schedule.ended(report.nodeid)
 
 
 class EndpointScheduling:

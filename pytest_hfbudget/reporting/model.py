@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.settings import NOT_RUN
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.reporting.timeline import Timeline
 
 TEST_PREFIX = "test:"
 NO_TEST = "(no test)"
@@ -203,6 +206,7 @@ class Report:
         over_runs: budgets over many runs applied as well; not in a file.
         unmetered: why calls were sent that are not in here, and how many for each reason.
         shared: the budgets that tests share, in the order of their first test.
+        timeline: what endpoints and tests did when; None where no test names an endpoint.
     """
 
     spent: int
@@ -219,6 +223,7 @@ class Report:
     over_runs: bool = False
     unmetered: tuple[tuple[str, int], ...] = ()
     shared: tuple[SharedLine, ...] = ()
+    timeline: Timeline | None = None
 
     @classmethod
     def of(
