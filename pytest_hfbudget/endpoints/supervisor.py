@@ -51,8 +51,7 @@ class Supervisor:
         self._watches: dict[str, Watch] = {}
         self._unsettled: set[str] = set()
         self._own: dict[str, Receipt] = {}
-        self._leaving: set[str] = set()
-        self._left: dict[str, Receipt] = {}
+        self._released: dict[str, Receipt | None] = {}  # None until it is verified
         self._starts = self._noticed = 0
         self._until: float | None = None
         self.warnings: tuple[str, ...] = ()
@@ -72,7 +71,7 @@ class Supervisor:
         self.tend()
         with self._lock:
             self._watches[watch.endpoint] = watch
-            self._left.pop(watch.endpoint, None)
+            self._released.pop(watch.endpoint, None)
             change = self._unsettled.add if watch.resuming else self._unsettled.discard
             change(watch.endpoint)
             client = self._client
@@ -82,7 +81,7 @@ class Supervisor:
     def release(self, name: str) -> None:
         """Have one paused now, without waiting: the run is done with it."""
         with self._lock:
-            self._leaving.add(name)
+            self._released[name] = None
             self._client.release(name)
 
     def resuming(self, name: str) -> None:
@@ -145,7 +144,7 @@ class Supervisor:
             self._client.end_if_stopped()
             self._notice_successions()
             self._notice_releases()
-            if not (self._watches or self._left) and self._starts == 1 and self._client.lost:
+            if not (self._watches or self._released) and self._starts == 1 and self._client.lost:
                 self._client = self._start()  # it had no endpoint yet
             elif self._client.lost and not self._own:
                 self._replace()
@@ -156,7 +155,7 @@ class Supervisor:
             client = self._client
         receipts = {receipt.endpoint: receipt for receipt in client.pause(timeout_s)}
         self._notice_releases()
-        receipts.update({**self._left, **self._own})
+        receipts.update({**self._paused_early(), **self._own})
         self._notice_successions()
         if self._client.lost:  # by now there is no time for another reaper
             missing = [name for name in self._watches if not _in_order(receipts.get(name))]
@@ -169,7 +168,7 @@ class Supervisor:
         """What is known of pauses so far, by name."""
         self._notice_releases()
         known = {receipt.endpoint: receipt for receipt in self._client.receipts()}
-        return {**known, **self._left, **self._own}
+        return {**known, **self._paused_early(), **self._own}
 
     def close(self) -> None:
         """Close the channel; the reaper finishes what it still has to do."""
@@ -206,12 +205,15 @@ class Supervisor:
     def _notice_releases(self) -> None:
         """What was paused before the run's end is not watched any more."""
         with self._lock:
-            for receipt in self._client.receipts() if self._leaving else ():
-                if receipt.endpoint in self._leaving and receipt.in_order:
-                    self._leaving.discard(receipt.endpoint)
-                    self._unsettled.discard(receipt.endpoint)
-                    self._watches.pop(receipt.endpoint, None)
-                    self._left[receipt.endpoint] = receipt
+            for receipt in self._client.receipts() if None in self._released.values() else ():
+                name = receipt.endpoint
+                if receipt.in_order and self._released.get(name, receipt) is None:
+                    self._released[name] = receipt
+                    self._unsettled.discard(name)
+                    self._watches.pop(name, None)
+
+    def _paused_early(self) -> dict[str, Receipt]:
+        return {name: told for name, told in list(self._released.items()) if told is not None}
 
     def _replace(self) -> None:
         self._warn(_KILLED)
@@ -231,7 +233,7 @@ class Supervisor:
         for name, watch in self._watches.items():
             again = replace(watch, resuming=name in self._unsettled)
             self._client.watch(again, timeout_s=self._settings.waits.arm_timeout_s)
-            if name in self._leaving:
+            if name in self._released:
                 self._client.release(name)
 
     def _warn(self, text: str) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.price_sources import RunPrices
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
     from pytest_hfbudget.plugin.role import StoreCosts
-    from pytest_hfbudget.plugin.schedule import Schedule
+    from pytest_hfbudget.plugin.schedule import EndpointSchedule
     from pytest_hfbudget.plugin.test_order import Expected
     from pytest_hfbudget.pricing import Catalogue
     from pytest_hfbudget.reporting import Report
@@ -96,7 +96,7 @@ class ControllerServer:
 
     def _expect(self, expected: list[Any]) -> None:
         from pytest_hfbudget.plugin.test_order import Expected
-        from pytest_hfbudget.scheduling.blocks import Task
+        from pytest_hfbudget.scheduling import Task
 
         tests, *others = expected
         known = tuple(Task(id, tuple(needs), *more) for id, needs, *more in tests)
@@ -180,12 +180,12 @@ class Controller(Role):
                 self._prices.prepare()
 
     def expect(self, items: list[pytest.Item], expected: Expected) -> None:
-        from pytest_hfbudget.plugin.schedule import Schedule, SerialOrder
+        from pytest_hfbudget.plugin.schedule import EndpointSchedule, SerialOrder
 
-        order = SerialOrder(self._schedule(expected, Schedule), items)
+        order = SerialOrder(self._schedule(expected, EndpointSchedule), items)
         self.config.pluginmanager.register(order, ORDER)
 
-    def _schedule(self, expected: Expected, kind: type[Schedule]) -> Schedule:
+    def _schedule(self, expected: Expected, kind: type[EndpointSchedule]) -> EndpointSchedule:
         from pytest_hfbudget.plugin import run_history
 
         known = run_history.durations(self.config, self.settings)
@@ -215,9 +215,9 @@ class Controller(Role):
             raise server.problem
         if server is None or server.expected is None or plugins.has_plugin(ORDER):
             return
-        from pytest_hfbudget.plugin.xdist_order import BackgroundSchedule, WorkersOrder
+        from pytest_hfbudget.plugin.xdist_order import ThreadedSchedule, WorkersOrder
 
-        schedule = self._schedule(server.expected, BackgroundSchedule)
+        schedule = self._schedule(server.expected, ThreadedSchedule)
         plugins.register(WorkersOrder(self.config, schedule), ORDER)
 
     def begin(self) -> None:

@@ -14,8 +14,7 @@ import pytest
 from pytest_hfbudget.history.durations import Durations
 from pytest_hfbudget.reporting.model import counted
 from pytest_hfbudget.reporting.timeline import TestSpan, Timeline, lengths, timeline
-from pytest_hfbudget.scheduling.blocks import Task, arrange
-from pytest_hfbudget.scheduling.pool import Pool, order
+from pytest_hfbudget.scheduling import Pool, Task, arrange, order
 
 if TYPE_CHECKING:
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
@@ -28,7 +27,7 @@ _LATE = 0.1
 PHASES: tuple[str, ...] = ("setup", "call", "teardown")
 
 
-class Schedule:
+class EndpointSchedule:
     """The endpoints of a run while its tests run. Safe between threads.
 
     Every endpoint is paused after the last test that names it. Where tests may be put into another
@@ -202,7 +201,7 @@ class SerialOrder:
     All tests after that may change their places in the session's list: pytest's loop follows.
     """
 
-    def __init__(self, schedule: Schedule, items: list[pytest.Item]) -> None:
+    def __init__(self, schedule: EndpointSchedule, items: list[pytest.Item]) -> None:
         """Put the items into their first order, in place."""
         self.schedule, self._pool = schedule, schedule.pool()
         self._collected = tuple(items)

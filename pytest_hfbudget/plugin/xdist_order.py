@@ -17,8 +17,8 @@ import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin.console import say
-from pytest_hfbudget.plugin.schedule import PHASES, Schedule
-from pytest_hfbudget.scheduling.pool import Pool
+from pytest_hfbudget.plugin.schedule import PHASES, EndpointSchedule
+from pytest_hfbudget.scheduling import Pool
 
 IN_HAND = 2
 
@@ -26,7 +26,7 @@ IN_HAND = 2
 class WorkersOrder:
     """Registered in the controller of a run whose tests need endpoints."""
 
-    def __init__(self, config: pytest.Config, schedule: Schedule) -> None:
+    def __init__(self, config: pytest.Config, schedule: EndpointSchedule) -> None:
         self._config, self.schedule = config, schedule
 
     def scheduler(self, own: Any) -> Any:
@@ -56,7 +56,7 @@ class EndpointScheduling:
     Runs in the main thread, but for resumes, which take long.
     """
 
-    def __init__(self, own: Any, schedule: Schedule) -> None:
+    def __init__(self, own: Any, schedule: EndpointSchedule) -> None:
         """``own`` is xdist's scheduler, which knows the workers and what they have collected."""
         self._schedule, self._own = schedule, own
         self._tests: list[str] = list(next(iter(own.node2collection.values())))
@@ -188,7 +188,7 @@ class EndpointScheduling:
         return work / max(len(self._hands), 1)
 
 
-class BackgroundSchedule(Schedule):
+class ThreadedSchedule(EndpointSchedule):
     """Resumes in threads: the controller has workers to serve meanwhile, and runs no test."""
 
     def _resume(self, name: str, keep_running: bool) -> None:
