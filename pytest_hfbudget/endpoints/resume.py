@@ -116,10 +116,9 @@ class Resumer:
             EndpointError: it failed, was paused meanwhile, or took longer than it may.
         """
         began = self._clock.monotonic()
-        trouble, looks = "", 0
-        while self._may_wait(began, looks):
+        trouble, slept = "", 0.0
+        while self._may_wait(began, slept):
             self.refuse_late(name)
-            looks += 1
             seconds = self._clock.monotonic() - began
             try:
                 endpoint = self._plane.get(name)
@@ -134,17 +133,18 @@ class Resumer:
                 if error.gone or error.denied:
                     raise
                 trouble = str(error)
-            self._clock.sleep(self._settings.waits.poll_s)
+            pause = self._settings.waits.pause_after(seconds)
+            self._clock.sleep(pause)
+            slept += pause
         raise EndpointError(
             f"{name} did not serve within {self._settings.waits.wait_timeout_s:g} s: {trouble}. "
             "It is paused again; give it more time, or look at its logs."
         )
 
-    def _may_wait(self, began: float, looks: int) -> bool:
-        # The looks are counted too: a suite that freezes its clock must not wait for ever.
-        waits = self._settings.waits
-        in_time = self._clock.monotonic() - began < waits.wait_timeout_s
-        return in_time and looks * waits.poll_s <= waits.wait_timeout_s
+    def _may_wait(self, began: float, slept: float) -> bool:
+        # The pauses count too: a suite that freezes its clock must not wait for ever.
+        most = self._settings.waits.wait_timeout_s
+        return self._clock.monotonic() - began < most and slept <= most
 
     def _refuse_end(self, endpoint: Endpoint, seconds: float) -> None:
         name, state = endpoint.full_name, endpoint.state

@@ -52,7 +52,7 @@ class Run:
         self.attribution = Attribution(self, self.requirements.share)
         self._import_hook = PostImport(dict.fromkeys(SPENDING_MODULES, self._imported))
         self._first_call = FirstCall(self.start)
-        self.opened = False
+        self.opened, self._collected = False, tuple[pytest.Item, ...]()
         self._problem: HFBudgetError | None = None
         self._end = RunEnd(config)
 
@@ -186,7 +186,7 @@ class Run:
         except HFBudgetError as error:
             self.role.problem(error)
             return
-        bounded = marked(items)
+        bounded, self._collected = marked(items), collected
         # A suite that imports budget() has caps that can't be seen before they are entered, and
         # prices are to be read before the first test, not in the middle of one.
         paid = bool(bounded) or self.settings.capped or BUDGET_MODULE in sys.modules
@@ -250,7 +250,8 @@ class Run:
             return None
         from pytest_hfbudget.plugin import planning
 
-        return planning.present(session, self.settings, self.recording.costs)
+        costs = self.recording.costs
+        return planning.present(session, self._collected, self.settings, costs)
 
     # --- around each test
 

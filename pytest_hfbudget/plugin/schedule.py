@@ -59,7 +59,7 @@ class EndpointSchedule:
         self._asked: set[str] = set()
         # All endpoints count the same: what they cost is read when the first is resumed.
         self.arrangement = arrange(tests, {})
-        self._looked = 0.0
+        self._look_at: dict[str, float] = {}
         self._ran: dict[str, TestSpan] = {}
         self._skipped: set[str] = set()
 
@@ -149,12 +149,12 @@ class EndpointSchedule:
     def look(self) -> None:
         """See which endpoints have come up, every few seconds at most."""
         now = time.monotonic()
-        if now - self._looked < min(LOOK_S, self._assumed / 10):
-            return
         for name in self.names:
-            if (self._endpoints.since(name) or -math.inf) > -math.inf:
-                self._looked = now
+            since = self._endpoints.since(name)
+            if since is not None and since > -math.inf and now >= self._look_at.get(name, since):
                 self._endpoints.opened(name)
+                waited = time.monotonic() - since
+                self._look_at[name] = time.monotonic() + min(LOOK_S, waited / 20)
 
     def resume_in_time(self, pool: Pool, busy: float | None, workers: int = 1) -> None:
         """Resume what will be needed when the work before it is done.

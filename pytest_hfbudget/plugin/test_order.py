@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -164,7 +165,7 @@ def _shared(item: pytest.Item) -> Iterator[object]:
         if node is None:
             continue
         for name, found in fixtures.items():
-            if any(fixture.scope == scope for fixture in found):
+            if any(fixture.scope == scope and _matters(fixture) for fixture in found):
                 yield id(node), name
         # It may ask for a fixture by name while it runs.
         if asks and _has_shared(item, scope, node):
@@ -190,6 +191,15 @@ def _has_shared(item: pytest.Item, scope: str, node: Node) -> bool:
         for found in defined.values()
         for fixture in found
     )
+
+
+def _matters(fixture: Any) -> bool:
+    """Whether a fixture is worth keeping tests together.
+
+    Other plugins have some for whole modules that every test uses, and that only return a setting
+    (``vcr_config`` of pytest-recording): with them, no module could ever be divided.
+    """
+    return _of_project(fixture) or inspect.isgeneratorfunction(fixture.func)
 
 
 def _of_project(fixture: Any) -> bool:
