@@ -221,6 +221,18 @@ class Settings:
         "HFBUDGET_ENDPOINT_COLD_START hf_endpoint_cold_start",
         "seconds that an endpoint is expected to take until it serves, if none are recorded (180)",
     )
+    order = Setting[str](
+        "cost",
+        values.one_of(("cost", "collected")),
+        "--hf-order=HOW HFBUDGET_ORDER hf_order",
+        "order of the tests of a run with endpoints: cost (few endpoint minutes), collected",
+    )
+    endpoint_gaps = Setting[str](
+        "run",
+        values.one_of(("run", "pause")),
+        "HFBUDGET_ENDPOINT_GAPS hf_endpoint_gaps",
+        "while tests of others run, between two that need an endpoint: it runs on (run), pause",
+    )
     max_uptime = Guard[float | None](
         None,
         values.seconds_of_minutes,

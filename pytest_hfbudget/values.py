@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, overload
 from urllib.parse import urlsplit
 
+from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import parse_rate
 
 N = TypeVar("N", int, float)
@@ -258,3 +259,18 @@ def _number(text: str, kind: Callable[[str], N], allowed: Callable[[N], bool], a
     if not allowed(number):
         raise ValueError(advice)
     return number
+
+
+def full_name(name: str, namespace: str | None) -> str:
+    """``namespace/name`` of an endpoint that may be named without its namespace.
+
+    Raises:
+        ConfigError: the name has no namespace and none is given, or it is invalid.
+    """
+    given = name.strip()
+    parts = (f"{namespace}/{given}" if namespace and "/" not in given else given).split("/")
+    if len(parts) != 2 or not all(parts):  # noqa: PLR2004 - namespace and name
+        raise ConfigError(
+            f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
+        )
+    return "/".join(parts)

@@ -1,10 +1,10 @@
-"""The end of a reaper's work: it pauses all, sends receipts, and later looks again."""
+"""How a reaper pauses: one endpoint that the run is done with, or all; and it looks again later."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import Journal
 from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import (
+    ASKED,
     AWAKE,
     Arm,
     Done,
@@ -31,11 +32,17 @@ _READINGS = 2
 
 @dataclass
 class HeldEndpoint:
-    """One endpoint that the reaper is to pause."""
+    """One endpoint that the reaper is to pause.
+
+    Attributes:
+        settled: no resume of it is under way.
+        retaken: the run has asked for it again after its pause, so it is not looked at again.
+    """
 
     watch: Watch
     lease: HeldLease
     settled: bool = False
+    retaken: bool = False
 
 
 def lease_store_of(arm: Arm, name: str) -> LeaseStore:
@@ -45,7 +52,7 @@ def lease_store_of(arm: Arm, name: str) -> LeaseStore:
 
 
 class FinalPause:
-    """Pauses all that a reaper holds, each in a thread of its own."""
+    """Pauses what a reaper holds, each endpoint in a thread of its own."""
 
     def __init__(
         self,
@@ -55,15 +62,43 @@ class FinalPause:
         *,
         tell: Callable[[Message], None],
         log: Callable[[str], None],
+        wake: Callable[[], None],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``tell`` sends to the client, if it still runs; neither that nor ``log`` raises."""
+        """``tell`` sends to the client, if it still runs; neither that nor ``log`` raises.
+
+        Args:
+            wake: called in another thread when `collect` has something to return.
+        """
         self._arm, self._plane, self._journal = arm, plane, journal
-        self._tell, self._log, self._clock = tell, log, clock
+        self._tell, self._log, self._wake, self._clock = tell, log, wake, clock
         # Receipts, and whether each is the last about its endpoint.
         self._receipts: queue.SimpleQueue[tuple[Receipt, bool]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._at_work: set[str] = set()
         self._woke = False
+
+    def release(self, held: HeldEndpoint) -> None:
+        """Begin to pause one while the run goes on; without a thread it waits for the end."""
+        name = held.watch.endpoint
+        if name not in self._at_work and self._begin(held, ASKED):
+            self._at_work.add(name)
+            self._log(f"{name}: the run is done with it")
+
+    def at_work(self, name: str) -> bool:
+        """Whether its pause has begun, and not ended."""
+        return name in self._at_work
+
+    def collect(self) -> Iterator[Receipt]:
+        """The receipts of `release` that have come since; the client is sent each of them."""
+        while True:
+            try:
+                receipt, last = self._receipts.get_nowait()
+            except queue.Empty:
+                return
+            self._take(receipt, last)
+            self._tell(receipt)
+            yield receipt
 
     def pause(self, every: Iterable[HeldEndpoint], reason: str) -> bool:
         """Pause all; whether each pause was verified, or is left to another run.
@@ -72,7 +107,8 @@ class FinalPause:
         followed by a better one, which only the journal has.
         """
         held = tuple(every)
-        unstarted = [one for one in held if not self._begin(one, reason)]
+        waiting = [one for one in held if not self.at_work(one.watch.endpoint)]
+        unstarted = [one for one in waiting if not self._begin(one, reason)]
         # The requests come first: no message to the client may delay them.
         self._tell(Pausing(reason))
         names = {one.watch.endpoint for one in held}
@@ -80,6 +116,7 @@ class FinalPause:
             self._log(f"{reason}: pausing {', '.join(sorted(names))}")
         for one in unstarted:
             self._pause(one, reason)
+        self._at_work |= names
         return self._follow(names)
 
     def look_again(self) -> bool:
@@ -90,12 +127,12 @@ class FinalPause:
             thread.join(max(ends - self._clock.monotonic(), 0.0))
         return not self._woke
 
-    def _follow(self, at_work: set[str]) -> bool:
+    def _follow(self, unsent: set[str]) -> bool:
         ends = self._clock.monotonic() + _most_s(self._arm.timings)
-        unsent, verified = set(at_work), True
+        verified = True
         if not unsent:
             self._tell(Done())
-        while at_work:
+        while self._at_work:
             try:
                 receipt, last = self._receipts.get(timeout=max(ends - self._clock.monotonic(), 0.0))
             except queue.Empty:
@@ -103,16 +140,20 @@ class FinalPause:
                 if unsent:
                     self._tell(Done())
                 return False
-            self._log(f"{receipt.endpoint}: {receipt.error or receipt.state}")
+            self._take(receipt, last)
             if unsent:  # else the client has closed the channel
                 self._tell(receipt)
                 unsent.discard(receipt.endpoint)
                 if not unsent:
                     self._tell(Done())
             if last:
-                at_work.discard(receipt.endpoint)
                 verified = verified and receipt.in_order
         return verified
+
+    def _take(self, receipt: Receipt, last: bool) -> None:
+        self._log(f"{receipt.endpoint}: {receipt.error or receipt.state}")
+        if last:
+            self._at_work.discard(receipt.endpoint)
 
     def _begin(self, held: HeldEndpoint, reason: str) -> bool:
         """Pause one without waiting; False where there is no thread to be had."""
@@ -136,7 +177,7 @@ class FinalPause:
         def doubted(receipt: Receipt) -> None:
             told = replace(receipt, reason=reason)
             self._record(told, held.lease)
-            self._receipts.put((told, False))
+            self._put(told, last=False)
 
         try:
             receipt = releaser.run(
@@ -147,8 +188,12 @@ class FinalPause:
         except Exception as error:  # the client must hear of a bug here, and not wait
             self._log(f"{name}: {error!r}")
             receipt = releaser.failed(f"{name}: the reaper failed: {error!r}")
-        self._receipts.put((receipt, True))
+        self._put(receipt, last=True)
         return receipt
+
+    def _put(self, receipt: Receipt, *, last: bool) -> None:
+        self._receipts.put((receipt, last))
+        self._wake()
 
     def _releaser(self, held: HeldEndpoint, *, settled: bool) -> Releaser:
         arm, name = self._arm, held.watch.endpoint
@@ -162,6 +207,8 @@ class FinalPause:
         paused_at = self._clock.monotonic()
         for after_s in self._arm.timings.looks_s:
             self._clock.sleep(paused_at + after_s - self._clock.monotonic())
+            if held.retaken:
+                return
             try:
                 state = self._look(held)
             except ControlPlaneError as error:

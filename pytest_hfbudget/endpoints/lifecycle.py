@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -26,7 +28,7 @@ from pytest_hfbudget.endpoints.resume import Resumer, Startup
 from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.supervisor import Supervisor
 from pytest_hfbudget.endpoints.sweep import SweepOutcome, adopt, find_local, sweep
-from pytest_hfbudget.endpoints.types import Endpoint, split_name
+from pytest_hfbudget.endpoints.types import BROKEN, RUNNING, Endpoint, split_name
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
 
@@ -151,21 +153,75 @@ class Lifecycle:
                 endpoint is resumed once per run. It is paused at the end all the same. Also
                 when it was paused early, see `paused_early`.
         """
+        self.warm(name, keep_running=keep_running)
+        state = self._states[name]
+        endpoint = state.wait()
+        state.refuse_released()
+        return endpoint
+
+    def warm(self, name: str, *, keep_running: bool = False) -> None:
+        """Resume an endpoint without waiting until it serves; `ensure` waits for that.
+
+        Does nothing for one that was asked for before.
+
+        Raises:
+            EndpointError: it can't be resumed; `ensure` raises the same again.
+        """
         split_name(name)
         if os.getpid() != self._pid:
             raise EndpointError(f"{name}: a forked process can't bring endpoints up.")
         self._refuse_early(name)
         with self._lock:
-            state = self._states.get(name)
-            first = state is None
-            if state is None:
-                state = self._states[name] = EndpointState(name)
-        if first:
+            known = self._states.get(name)
+            state = self._states.setdefault(name, EndpointState(name))
+        if known is None:
             with state.opening():
                 self._need_token(name)
-                state.endpoint = self._startup.bring_up(state, keep_running=keep_running)
+                state.up.rest = self._startup.begin(state, keep_running=keep_running)
                 self._adopt(state)
-        return state.wait()
+
+    def opened(self, name: str) -> bool:
+        """Whether one that was warmed serves, or never will; one look, without waiting."""
+        state = self._states.get(name)
+        if state is None or os.getpid() != self._pid:
+            return False
+        if state.warming:
+            found = self._meter.look(state)
+            ready = found and found.state == RUNNING and self._plane.healthy(found)
+            if ready or (found and found.state in BROKEN):
+                with suppress(EndpointError):
+                    state.wait()
+        return state.is_open
+
+    def since(self, name: str) -> float | None:
+        """When it was resumed, on the steady clock; `-inf` once that is over, None before it."""
+        state = self._states.get(name)
+        if state is None or not (state.leased or state.is_open):
+            return None
+        return -math.inf if state.is_open else state.use.resumed_mono
+
+    def forget(self, name: str) -> None:
+        """Let the next caller try anew to resume one that was refused before its resume."""
+        with self._lock:
+            state = self._states.get(name)
+            if state is not None and state.error is not None and not state.leased:
+                del self._states[name]
+
+    def release(self, name: str) -> bool:
+        """Have one paused now, in the background: nothing of this run needs it any more.
+
+        Its receipt is in `live` once the pause is verified. `finish` waits for that, and `ensure`
+        raises from now on. Returns False where there is nothing to pause, or it is being done.
+        """
+        state = self._states.get(name)
+        if os.getpid() != self._pid or self._closing or self._supervisor is None or state is None:
+            return False
+        with self._lock:
+            if not state.leased or state.use.released_at is not None:
+                return False
+            state.use.released_at = self._clock.time()
+        self._supervisor.release(name)
+        return True
 
     def revive(self, name: str) -> Endpoint:
         """The endpoint, serving again; for when a call to it failed although it was brought up.
@@ -182,8 +238,9 @@ class Lifecycle:
         if state is None or os.getpid() != self._pid:
             raise EndpointError(f"{name} was not brought up by this run.")
         state.wait()
-        with state.reviving:
+        with state.up.lock:
             self._refuse_early(name)
+            state.refuse_released()
             why = self._refusal()
             if why or state.kept:
                 raise EndpointError(f"{name} is not resumed: {why or 'it is not ours to pause.'}")
@@ -199,7 +256,7 @@ class Lifecycle:
         early = self._supervisor.early() if self._supervisor and os.getpid() == self._pid else None
         if early is None:
             return {}
-        leased = [state.name for state in list(self._states.values()) if state.leased]
+        leased = [state.name for state in self._in_use()]
         return {name: f"{name} may not be used any more: {_EARLY[early]}" for name in leased}
 
     def tend(self) -> None:
@@ -210,13 +267,13 @@ class Lifecycle:
         if self._supervisor and not self._closing and os.getpid() == self._pid:
             self._supervisor.tend()
             if self._supervisor.early() is None:
-                for state in list(self._states.values()):
+                for state in self._in_use():
                     self._startup.renew(state)
 
     def look(self) -> None:
         """See how many replicas run, to be called several times a minute where a cap pays."""
         if os.getpid() == self._pid and not self._refusal():
-            for state in list(self._states.values()):
+            for state in self._in_use():
                 self._startup.look(state)
 
     def pause_after(self, seconds: float | None) -> None:
@@ -264,6 +321,10 @@ class Lifecycle:
         if self._finished is not None or os.getpid() != self._pid:
             return self._finished or ()
         return self._receipts(self._supervisor.receipts() if self._supervisor else {}, final=False)
+
+    def _in_use(self) -> list[EndpointState]:
+        every = list(self._states.values())
+        return [state for state in every if state.leased and state.use.released_at is None]
 
     def _adopt(self, state: EndpointState) -> None:
         """Close the leases of dead runs on an endpoint that this run pauses."""

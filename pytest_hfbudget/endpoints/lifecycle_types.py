@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -168,6 +169,7 @@ class BilledUse:
     Attributes:
         resumed_at: unix seconds of the request to resume.
         resumed_mono: the same on the steady clock, or the first look at it if it ran.
+        released_at: unix seconds at which its pause was asked for, before the end of the run.
         cold: the stretches of time in which it was coming up, on the steady clock.
         price_atto: atto-USD per replica-hour; None when it has no known price.
         replicas: how many may run now; the caps pay for a minute of each.
@@ -177,6 +179,7 @@ class BilledUse:
 
     resumed_at: float | None = None
     resumed_mono: float = 0.0
+    released_at: float | None = None
     cold: tuple[UseStretch, ...] = ()
     price_atto: int | None = None
     replicas: int = 1
@@ -213,6 +216,21 @@ class TaggedEnd:
 
 
 @dataclass
+class Opening:
+    """Who brings an endpoint up, and who waits for that.
+
+    Attributes:
+        begun: it was resumed, or could not be.
+        rest: what is left to do then: the first caller of `EndpointState.wait` does it.
+        lock: held by that caller, so that all others wait for it.
+    """
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    rest: Callable[[], Endpoint] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
 class EndpointState:
     """Filled step by step by the one thread that brings the endpoint up.
 
@@ -238,8 +256,7 @@ class EndpointState:
     error: BaseException | None = None
     use: BilledUse = field(default_factory=BilledUse)
     tag: TaggedEnd = field(default_factory=TaggedEnd)
-    reviving: threading.Lock = field(default_factory=threading.Lock)
-    _open: threading.Event = field(default_factory=threading.Event)
+    up: Opening = field(default_factory=Opening)
 
     @contextmanager
     def opening(self) -> Iterator[None]:
@@ -253,17 +270,45 @@ class EndpointState:
             self.error = EndpointError(f"{self.name}: bringing it up was interrupted ({error!r}).")
             raise
         finally:
-            self._open.set()
+            self.up.begun.set()
+
+    @property
+    def warming(self) -> bool:
+        """Whether it was resumed, and nothing has waited for it so far."""
+        return self.up.begun.is_set() and self.up.rest is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it serves, or never will."""
+        return self.endpoint is not None or self.error is not None
 
     def wait(self) -> Endpoint:
         """The endpoint once it is up; or what has kept it from that, again."""
-        self._open.wait()
+        self.up.begun.wait()
+        with self.up.lock, suppress(HFBudgetError):
+            self._finish()
         if self.error is not None:
             # Without the frames of earlier callers, which would pile up with each test.
             raise self.error.with_traceback(None)
         if self.endpoint is None:
             raise EndpointError(f"{self.name} was not brought up.")
         return self.endpoint
+
+    def _finish(self) -> None:
+        rest, self.up.rest = self.up.rest, None
+        if rest is not None:
+            with self.opening():
+                self.endpoint = rest()
+
+    def refuse_released(self) -> None:
+        """Raises EndpointError once the run is done with it."""
+        if self.use.released_at is not None:
+            at = time.strftime("%H:%M:%S", time.localtime(self.use.released_at))
+            raise EndpointError(
+                f"{self.name} was paused at {at}, after the last test that names it, and a run "
+                "resumes an endpoint once. Name it with @pytest.mark.hf_endpoint on what needs it "
+                f"later, or keep it for the whole run: --hf-endpoint={self.name}"
+            )
 
     def warn(self, text: str | None) -> None:
         """Keep for the receipt."""

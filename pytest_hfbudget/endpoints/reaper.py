@@ -34,6 +34,8 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Message,
     Pause,
     Ready,
+    Receipt,
+    Release,
     Settled,
     UptimeLimit,
     Watch,
@@ -90,7 +92,10 @@ class Channel:
 
 
 class Reaper:
-    """Pauses on request, when the client dies or closes the channel, and at a time limit."""
+    """Pauses on request, when the client dies or closes the channel, and at a time limit.
+
+    On request it also pauses single endpoints that the run is done with.
+    """
 
     def __init__(
         self,
@@ -105,12 +110,24 @@ class Reaper:
         self._channel, self._arm, self._standbys, self._clock = channel, arm, standbys, clock
         self._held: dict[str, HeldEndpoint] = {}
         self._stores: dict[str, LeaseStore] = {}
+        self._done: list[HeldEndpoint] = []
         self._start = process.start_time(os.getpid())
         self._limit: float | None = None
         self._journal = Journal(Path(arm.journal), known=stands_in)
         route = Route(ca_file=arm.ca_file, proxy=arm.proxy)
         self._plane = ControlPlane(
             arm.api, arm.token, retry=arm.timings.retry, route=route, agent="reaper"
+        )
+        self._woken, waking = socket.socketpair()
+        self._woken.setblocking(False)
+        waking.setblocking(False)
+
+        def wake() -> None:
+            with suppress(OSError):  # full: it is awake, or will be
+                waking.send(b".")
+
+        self._pauses = FinalPause(
+            arm, self._plane, self._journal, tell=channel.send, log=log, wake=wake, clock=clock
         )
 
     def run(self, heard: Sequence[Message] = ()) -> bool:
@@ -128,17 +145,9 @@ class Reaper:
         self._channel.send(Ready(os.getpid()))
         reason = reason or self._wait(death)
         death.close()
-        ending = FinalPause(
-            self._arm,
-            self._plane,
-            self._journal,
-            tell=self._channel.send,
-            log=log,
-            clock=self._clock,
-        )
-        verified = ending.pause(self._held.values(), reason)
+        verified = self._pauses.pause(self._held.values(), reason)
         self._standbys.dismiss()
-        return ending.look_again() and verified
+        return self._pauses.look_again() and verified
 
     def _renew(self, shared: SharedPlace) -> None:
         """Show the jobs of other machines that this one lives, until its work is done."""
@@ -153,11 +162,14 @@ class Reaper:
         yield self._arm
         for held in self._held.values():
             yield replace(held.watch, resuming=not held.settled)
+            if self._pauses.at_work(held.watch.endpoint):
+                yield Release(held.watch.endpoint)
         yield UptimeLimit(self._limit)
 
     def _wait(self, death: process.DeathWatch) -> str:
         while True:
-            watched: tuple[_Pollable, ...] = (self._channel, death, *self._standbys.sockets)
+            own = self._channel, death, self._woken
+            watched: tuple[_Pollable, ...] = (*own, *self._standbys.sockets)
             ready = _readable(watched, self._patience(death.period_s))
             # The death is looked at first: a child that the client forked may hold the
             # socket open, and what it sends is no message of the client.
@@ -167,6 +179,8 @@ class Reaper:
                 reason = self._read()
                 if reason:
                     return reason
+            if self._woken in ready:
+                self._collect()
             if self._limit is not None and self._clock.monotonic() >= self._limit:
                 return DEADLINE
             if self._standbys.any_gone():
@@ -197,14 +211,30 @@ class Reaper:
                 self._held[message.endpoint].settled = True
             elif isinstance(message, UptimeLimit):
                 self._limit = message.at_mono
+            elif isinstance(message, Release) and message.endpoint in self._held:
+                self._pauses.release(self._held[message.endpoint])
+            elif isinstance(message, Receipt):  # of the reaper that this one stands in for
+                self._held.pop(message.endpoint, None)
             elif isinstance(message, Pause):
                 return ASKED
         return None
+
+    def _collect(self) -> None:
+        """Forget what has been paused before the run's end."""
+        with suppress(OSError):
+            self._woken.recv(4096)
+        for receipt in self._pauses.collect():
+            held = self._held.pop(receipt.endpoint, None) if receipt.in_order else None
+            if held is not None:
+                self._done.append(held)
+                self._standbys.send(receipt)
 
     def _take(self, watch: Watch) -> None:
         name = watch.endpoint
         known = self._held.get(name)
         lease = self._new_lease(watch)
+        for paused in self._done:
+            paused.retaken |= paused.watch.endpoint == name
         self._held[name] = HeldEndpoint(watch, lease, settled=not watch.resuming)
         try:
             self._lease_store(name).put(lease)

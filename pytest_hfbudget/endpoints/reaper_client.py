@@ -22,6 +22,7 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Pausing,
     Ready,
     Receipt,
+    Release,
     Settled,
     UptimeLimit,
     Watch,
@@ -133,6 +134,7 @@ class ReaperClient:
             EndpointError: the reaper is lost, silent, or can't reach the endpoint.
         """
         self._watching.pop(watch.endpoint, None)
+        self._receipts.pop(watch.endpoint, None)
         self._send(watch)
         self._until(lambda: watch.endpoint in self._watching, timeout_s)
         answer = self._watching.get(watch.endpoint)
@@ -147,6 +149,10 @@ class ReaperClient:
     def settled(self, name: str) -> None:
         """No resume of this endpoint is under way (any more)."""
         self._try_send(Settled(name))
+
+    def release(self, name: str) -> None:
+        """Have one paused now, without waiting; its receipt comes later."""
+        self._try_send(Release(name))
 
     def limit(self, at_mono: float | None) -> None:
         """Have all paused at this moment of the system's steady clock; None: at the end only."""
@@ -207,10 +213,13 @@ class ReaperClient:
         """Keep the last message of each kind: a standby that steps in may have missed it."""
         name = getattr(message, "endpoint", "")
         if isinstance(message, Watch):
-            self._sent.pop((Settled, name), None)
-            self._sent.pop((Watch, name), None)
+            self._forget(name)
         if not isinstance(message, Arm):
             self._sent[type(message), name] = message
+
+    def _forget(self, name: str) -> None:
+        for kind in (Watch, Settled, Release):
+            self._sent.pop((kind, name), None)
 
     def _send_again(self) -> None:
         self._stale = False
@@ -274,6 +283,8 @@ class ReaperClient:
             self._reason = message.reason
         elif isinstance(message, Receipt):
             self._receipts[message.endpoint] = message
+            if message.in_order:
+                self._forget(message.endpoint)
         elif isinstance(message, Done):
             self._done = True
 

@@ -74,6 +74,13 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class Release:
+    """Client: pause this endpoint now; the run goes on without it."""
+
+    endpoint: str
+
+
+@dataclass(frozen=True)
 class Ready:
     """Reaper: it watches the client."""
 
@@ -97,7 +104,7 @@ class Pausing:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Reaper: how the pause of one endpoint ended.
+    """Reaper: how the pause of one endpoint ended, at the end of the run or before it.
 
     Attributes:
         state: the last that was seen, empty when none was.
@@ -135,7 +142,17 @@ class Done:
 
 
 Message: TypeAlias = (
-    Arm | Watch | Settled | UptimeLimit | Pause | Ready | Watching | Pausing | Receipt | Done
+    Arm
+    | Watch
+    | Settled
+    | UptimeLimit
+    | Release
+    | Pause
+    | Ready
+    | Watching
+    | Pausing
+    | Receipt
+    | Done
 )
 
 _KINDS: dict[str, Callable[..., Message]] = {
@@ -145,6 +162,7 @@ _KINDS: dict[str, Callable[..., Message]] = {
         Watch,
         Settled,
         UptimeLimit,
+        Release,
         Pause,
         Ready,
         Watching,

@@ -116,10 +116,9 @@ class Resumer:
             EndpointError: it failed, was paused meanwhile, or took longer than it may.
         """
         began = self._clock.monotonic()
-        trouble, looks = "", 0
-        while self._may_wait(began, looks):
+        trouble, slept = "", 0.0
+        while self._may_wait(began, slept):
             self.refuse_late(name)
-            looks += 1
             seconds = self._clock.monotonic() - began
             try:
                 endpoint = self._plane.get(name)
@@ -134,17 +133,18 @@ class Resumer:
                 if error.gone or error.denied:
                     raise
                 trouble = str(error)
-            self._clock.sleep(self._settings.waits.poll_s)
+            pause = self._settings.waits.pause_after(seconds)
+            self._clock.sleep(pause)
+            slept += pause
         raise EndpointError(
             f"{name} did not serve within {self._settings.waits.wait_timeout_s:g} s: {trouble}. "
             "It is paused again; give it more time, or look at its logs."
         )
 
-    def _may_wait(self, began: float, looks: int) -> bool:
-        # The looks are counted too: a suite that freezes its clock must not wait for ever.
-        waits = self._settings.waits
-        in_time = self._clock.monotonic() - began < waits.wait_timeout_s
-        return in_time and looks * waits.poll_s <= waits.wait_timeout_s
+    def _may_wait(self, began: float, slept: float) -> bool:
+        # The pauses count too: a suite that freezes its clock must not wait for ever.
+        most = self._settings.waits.wait_timeout_s
+        return self._clock.monotonic() - began < most and slept <= most
 
     def _refuse_end(self, endpoint: Endpoint, seconds: float) -> None:
         name, state = endpoint.full_name, endpoint.state
@@ -204,11 +204,11 @@ class Startup:
         self._settings, self._plane, self._resumer, self._meter = settings, plane, resumer, meter
         self._clock, self._caps, self._supervisor = clock, caps, supervisor
 
-    def bring_up(self, state: EndpointState, *, keep_running: bool) -> Endpoint:
-        """The endpoint, serving.
+    def begin(self, state: EndpointState, *, keep_running: bool) -> Callable[[], Endpoint]:
+        """Resume the endpoint; what comes back waits until it serves, and returns it.
 
         Raises:
-            EndpointError: it can't be resumed, does not come up, or may not.
+            EndpointError: it can't be resumed, or may not; later, that it does not come up.
         """
         found = state.found = self._plane.get(state.name)
         # What runs only because of another run of ours will be paused by the last of them.
@@ -218,7 +218,7 @@ class Startup:
             and self._settings.lease_store(state.name).successor() is None
         ):
             state.kept = True
-            return self._resumer.wait(state.name)
+            return lambda: self._resumer.wait(state.name)
         self._caps.afford(found, self._meter.price(state, found))
         if not found.at_rest:
             self._count(state, found, found.most_replicas)
@@ -231,8 +231,8 @@ class Startup:
         self._watch(supervisor, Watch(state.name))
         with self._alone(state):
             self._begin(state, supervisor)
-        up = state.found.state == RUNNING
-        return self._serving(state, supervisor, None if up else state.use.resumed_mono)
+        since = None if state.found.state == RUNNING else state.use.resumed_mono
+        return lambda: self._serving(state, supervisor, since)
 
     def revive(self, state: EndpointState) -> Endpoint:
         """The endpoint, serving again after someone else had it paused or scaled to zero.

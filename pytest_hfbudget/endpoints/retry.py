@@ -70,7 +70,7 @@ class RunTimings:
 
     Attributes:
         retry_s: one operation of the control plane with all its tries.
-        poll_s: between two looks while an endpoint comes up.
+        poll_s: between two looks while an endpoint comes up, at most: the first come sooner.
         wait_timeout_s: how long an endpoint may take from its resume until it serves.
         arm_timeout_s: how long the reaper may take to be ready; nothing is resumed without it.
         verify_deadline_s: how long `Lifecycle.finish` waits for verified pauses. The reaper
@@ -85,6 +85,13 @@ class RunTimings:
     arm_timeout_s: float = 15.0
     verify_deadline_s: float = 120.0
     max_run_s: float = 6 * 3600.0
+
+    def pause_after(self, seconds: float) -> float:
+        """Seconds until the next look, when an endpoint has been coming up for so long.
+
+        It is paid for from when it serves, not from when that is seen: a twentieth more at most.
+        """
+        return min(self.poll_s, max(seconds / 20, FIRST_LOOK_S))
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,8 @@ class Timings:
 
 # The rest is the same for every run; all values are seconds.
 
+# The first pause between two looks at an endpoint that comes up.
+FIRST_LOOK_S = 0.1
 # Between two tries to lock a file: another run holds the lock while it resumes or pauses.
 LOCK_POLL_S = 0.05
 # Between two looks at a process where the kernel does not report its death.

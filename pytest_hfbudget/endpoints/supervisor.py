@@ -51,6 +51,7 @@ class Supervisor:
         self._watches: dict[str, Watch] = {}
         self._unsettled: set[str] = set()
         self._own: dict[str, Receipt] = {}
+        self._released: dict[str, Receipt | None] = {}  # None until it is verified
         self._starts = self._noticed = 0
         self._until: float | None = None
         self.warnings: tuple[str, ...] = ()
@@ -70,11 +71,18 @@ class Supervisor:
         self.tend()
         with self._lock:
             self._watches[watch.endpoint] = watch
+            self._released.pop(watch.endpoint, None)
             change = self._unsettled.add if watch.resuming else self._unsettled.discard
             change(watch.endpoint)
             client = self._client
         settings = self._settings
         client.watch(watch, timeout_s=settings.waits.arm_timeout_s + settings.timings.try_s)
+
+    def release(self, name: str) -> None:
+        """Have one paused now, without waiting: the run is done with it."""
+        with self._lock:
+            self._released[name] = None
+            self._client.release(name)
 
     def resuming(self, name: str) -> None:
         """A resume is going to be sent now, and may take effect late.
@@ -135,7 +143,8 @@ class Supervisor:
         with self._lock:
             self._client.end_if_stopped()
             self._notice_successions()
-            if not self._watches and self._starts == 1 and self._client.lost:
+            self._notice_releases()
+            if not (self._watches or self._released) and self._starts == 1 and self._client.lost:
                 self._client = self._start()  # it had no endpoint yet
             elif self._client.lost and not self._own:
                 self._replace()
@@ -145,7 +154,8 @@ class Supervisor:
         with self._lock:  # another thread may be having the reaper replaced
             client = self._client
         receipts = {receipt.endpoint: receipt for receipt in client.pause(timeout_s)}
-        receipts.update(self._own)
+        self._notice_releases()
+        receipts.update({**self._paused_early(), **self._own})
         self._notice_successions()
         if self._client.lost:  # by now there is no time for another reaper
             missing = [name for name in self._watches if not _in_order(receipts.get(name))]
@@ -156,8 +166,9 @@ class Supervisor:
 
     def receipts(self) -> dict[str, Receipt]:
         """What is known of pauses so far, by name."""
+        self._notice_releases()
         known = {receipt.endpoint: receipt for receipt in self._client.receipts()}
-        return {**known, **self._own}
+        return {**known, **self._paused_early(), **self._own}
 
     def close(self) -> None:
         """Close the channel; the reaper finishes what it still has to do."""
@@ -192,6 +203,19 @@ class Supervisor:
             self._noticed = self._client.successions
             self._warn(f"{_KILLED}; another one has stepped in")
 
+    def _notice_releases(self) -> None:
+        """What was paused before the run's end is not watched any more."""
+        with self._lock:
+            for receipt in self._client.receipts() if None in self._released.values() else ():
+                name = receipt.endpoint
+                if receipt.in_order and self._released.get(name, receipt) is None:
+                    self._released[name] = receipt
+                    self._unsettled.discard(name)
+                    self._watches.pop(name, None)
+
+    def _paused_early(self) -> dict[str, Receipt]:
+        return {name: told for name, told in list(self._released.items()) if told is not None}
+
     def _replace(self) -> None:
         self._warn(_KILLED)
         try:
@@ -210,6 +234,8 @@ class Supervisor:
         for name, watch in self._watches.items():
             again = replace(watch, resuming=name in self._unsettled)
             self._client.watch(again, timeout_s=self._settings.waits.arm_timeout_s)
+            if name in self._released:
+                self._client.release(name)
 
     def _warn(self, text: str) -> None:
         self.warnings = (*self.warnings, text)

@@ -45,21 +45,6 @@ def split_name(name: str) -> tuple[str, str]:
     return namespace, short
 
 
-def full_name(name: str, namespace: str | None) -> str:
-    """``namespace/name`` of an endpoint that may be named without its namespace.
-
-    Raises:
-        ConfigError: the name has no namespace and none is given, or it is invalid.
-    """
-    given = name.strip()
-    parts = (f"{namespace}/{given}" if namespace and "/" not in given else given).split("/")
-    if len(parts) != 2 or not all(parts):  # noqa: PLR2004 - namespace and name
-        raise ConfigError(
-            f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
-        )
-    return "/".join(parts)
-
-
 @dataclass(frozen=True)
 class Scaling:
     """How many replicas an endpoint may have.

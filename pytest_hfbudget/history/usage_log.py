@@ -61,8 +61,21 @@ _FIRST = (
     "CREATE INDEX entry_run ON entry (run)",
 )
 
+_DURATIONS = (
+    """
+    CREATE TABLE duration (
+        project TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        seconds REAL NOT NULL,
+        at REAL NOT NULL,
+        PRIMARY KEY (project, kind, name)
+    ) WITHOUT ROWID
+    """,
+)
+
 SCHEMA = Schema(
-    steps=(_FIRST, PROMPT_TOKENS),
+    steps=(_FIRST, PROMPT_TOKENS, _DURATIONS),
     remedy=(
         "Make it readable and writable, or move it aside; "
         "HFBUDGET_STATE_DIR names another folder, and hf_log_days = 0 keeps no log."

@@ -6,21 +6,24 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.errors import ConfigError, HFBudgetError
+from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.files import cache_file, read_at
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import say
+from pytest_hfbudget.plugin.controller_server import ControllerServer
 from pytest_hfbudget.plugin.events import Announcer
+from pytest_hfbudget.plugin.late_scheduling import ORDER
 from pytest_hfbudget.plugin.report_writer import ReportWriter
 from pytest_hfbudget.plugin.role import Role
 from pytest_hfbudget.settings import NOT_RUN, Settings
+from pytest_hfbudget.values import full_name
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.price_sources import RunPrices
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
     from pytest_hfbudget.plugin.role import StoreCosts
+    from pytest_hfbudget.plugin.schedule import EndpointSchedule
+    from pytest_hfbudget.plugin.test_order import Expected
     from pytest_hfbudget.pricing import Catalogue
     from pytest_hfbudget.reporting import Report
 
@@ -41,73 +46,6 @@ NO_ENDPOINTS = (
     "Inference Endpoints need Linux or macOS. On this system no process can outlive pytest to "
     "pause them, so none is resumed. Leave their tests out, for example by -m 'not hf_endpoint'."
 )
-
-
-class ControllerServer:
-    """The ledger of a run, and its controller, behind a socket.
-
-    Attributes:
-        path: the socket's.
-        problem: the first thing that a worker found wrong with what it was asked to run.
-    """
-
-    def __init__(self, controller: Controller) -> None:
-        from pytest_hfbudget.ledger.rpc.server import LedgerServer
-
-        self._controller = controller
-        self.problem: HFBudgetError | None = None
-        self._server = LedgerServer(controller.ledger, self._questions())
-        self._server.resume()
-
-    @property
-    def path(self) -> str:
-        return self._server.path
-
-    def close(self) -> None:
-        """Stop serving workers."""
-        self._server.close()
-
-    def _questions(self) -> dict[str, Callable[..., Any]]:
-        controller = self._controller
-        return {
-            "counts": lambda model: controller.counts.known(model),  # noqa: PLW0108 - made when asked
-            "learn": self._learn,
-            "declare": self._declare,
-            "problem": self._note,
-            "begin_use": self._begin_use,
-            "ensure": lambda name, keep: controller.ensure(name, keep_running=keep),
-            "leased": lambda: controller.leased,
-            "foresee": controller.foresee,
-            "revive": controller.revive,
-            "paused": controller.paused,
-            "end_use": controller.end_use,
-            "share": controller.share,
-            "blame": controller.blame,
-            "warn": controller.warn,
-            "first": controller.first,
-            "use_up": controller.use_up,
-            "used_up": controller.used_up,
-            "catalogue": controller.catalogue_as_read,
-        }
-
-    def _declare(self, names: list[str], paid: bool) -> None:
-        try:
-            self._controller.declare(tuple(names), paid=paid)
-        except HFBudgetError as error:
-            self._note(str(error))
-
-    def _learn(self, origin: str, facts: list[Any], heard: int) -> Any:
-        from pytest_hfbudget.metering.prompts import Fact
-
-        return self._controller.counts.shared_by(origin, [Fact(*one) for one in facts], heard)
-
-    def _begin_use(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
-        from pytest_hfbudget.ledger import Scope
-
-        self._controller.begin_use(test, name, tuple(Scope(*scope) for scope in scopes), worker)
-
-    def _note(self, message: str) -> None:
-        self.problem = self.problem or HFBudgetError(message)
 
 
 class Controller(Role):
@@ -187,9 +125,19 @@ class Controller(Role):
         """The endpoints that the whole run needs."""
         if not self.settings.endpoints:
             return ()
-        from pytest_hfbudget.endpoints.types import full_name
-
         return tuple(full_name(n, self.settings.namespace) for n in self.settings.endpoints)
+
+    def expect(self, items: list[pytest.Item], expected: Expected) -> None:
+        from pytest_hfbudget.plugin.schedule import EndpointSchedule, SerialOrder
+
+        order = SerialOrder(self._schedule(expected, EndpointSchedule), items)
+        self.config.pluginmanager.register(order, ORDER)
+
+    def _schedule(self, expected: Expected, kind: type[EndpointSchedule]) -> EndpointSchedule:
+        from pytest_hfbudget.plugin import run_history
+
+        known = run_history.durations(self.config, self.settings)
+        return kind(expected, known, self.endpoints, assumed=self.settings.cold_start)
 
     def foresee(self) -> None:
         # The copy of today is read with the first call, so nothing is imported for it now.
@@ -226,8 +174,15 @@ class Controller(Role):
         return self._prices.catalogue()
 
     def planned(self) -> None:
-        if self._server_for_workers is not None and self._server_for_workers.problem is not None:
-            raise self._server_for_workers.problem
+        server, plugins = self._server_for_workers, self.config.pluginmanager
+        if server is not None and server.problem is not None:
+            raise server.problem
+        if server is None or server.expected is None or plugins.has_plugin(ORDER):
+            return
+        from pytest_hfbudget.plugin.xdist_order import ThreadedSchedule, WorkersOrder
+
+        schedule = self._schedule(server.expected, ThreadedSchedule)
+        plugins.register(WorkersOrder(self.config, schedule), ORDER)
 
     def begin(self) -> None:
         names = self._named()
@@ -327,7 +282,15 @@ class Controller(Role):
                 eventful, make = not self.uneventful(outcomes), partial(self.report, outcomes)
                 learned = self._learned
                 self._writer.conclude(self.settings, outcomes, make, learned, eventful=eventful)
+                self._remember()
         return self._verified and not self._writer.blamed
+
+    def _remember(self) -> None:
+        order: Any = self.config.pluginmanager.get_plugin(ORDER)
+        if order is not None:
+            from pytest_hfbudget.plugin import run_history
+
+            run_history.remember(self.config, self.settings, order.schedule.measured())
 
     def uneventful(self, outcomes: Mapping[str, str]) -> bool:
         """Whether there is nothing to tell of the run; known without making a report."""
@@ -341,6 +304,8 @@ class Controller(Role):
         from pytest_hfbudget.reporting import Report
 
         lines = self._endpoints.lines() if self._endpoints is not None else ()
+        order: Any = self.config.pluginmanager.get_plugin(ORDER)
+        minute_s = self.settings.billing_minute
         report = Report.of(self.ledger, self.settings.own_cap, outcomes, lines)
         return replace(
             report,
@@ -348,12 +313,13 @@ class Controller(Role):
             run=self.run_id,
             rehearsal=self.settings.emulator is not None,
             over_runs=self.settings.capped_over_runs,
+            timeline=order.schedule.timeline(minute_s) if order is not None else None,
         )
 
     def record(self, store: StoreCosts, session: pytest.Session) -> None:
         if self.settings.store_costs:
-            events = self._endpoints.log.all() if self._endpoints is not None else ()
-            store(session, self.ledger, events, self.counts.facts)
+            cold_starts = self._endpoints.log.cold_starts() if self._endpoints else {}
+            store(session, self.ledger, cold_starts, self.counts.facts)
 
     def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
         if self.uneventful(outcomes):
@@ -377,7 +343,13 @@ class Controller(Role):
 
     def serve(self) -> dict[str, Any]:
         if self._server_for_workers is None:
-            self._server_for_workers = ControllerServer(self)
+            own: dict[str, Callable[..., Any]] = {
+                "counts": lambda model: self.counts.known(model),  # noqa: PLW0108 - made when asked
+                "learn": self._learn,
+                "leased": lambda: self.leased,
+                "catalogue": lambda: self._catalogue().as_read(),
+            }
+            self._server_for_workers = ControllerServer(self, self.ledger, own)
         return {
             "socket": self._server_for_workers.path,
             "router": self.settings.router,
@@ -386,9 +358,10 @@ class Controller(Role):
             "emulator": self.settings.emulator or "",
         }
 
-    def catalogue_as_read(self) -> Any:
-        """What the catalogue was made of, for a worker that makes its own of it."""
-        return self._catalogue().as_read()
+    def _learn(self, origin: str, facts: list[Any], heard: int) -> Any:
+        from pytest_hfbudget.metering.prompts import Fact
+
+        return self.counts.shared_by(origin, [Fact(*one) for one in facts], heard)
 
     def close(self) -> None:
         if self._server_for_workers is not None:

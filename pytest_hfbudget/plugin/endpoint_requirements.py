@@ -121,8 +121,8 @@ class EndpointRequirements:
 
     def live(self, request: pytest.FixtureRequest) -> dict[str, InferenceEndpoint]:
         """The endpoints of a test as huggingface_hub's objects."""
-        from pytest_hfbudget.endpoints.types import full_name
         from pytest_hfbudget.plugin.markers import endpoints
+        from pytest_hfbudget.values import full_name
 
         settings = self._run.settings
         names = endpoints(request.node, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.events import EndpointLog
 from pytest_hfbudget.plugin.uptime_booking import Key, UptimeBooking, UptimeSharing
 from pytest_hfbudget.reporting import EndpointLine
+from pytest_hfbudget.reporting.timeline import Paid
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ class RunEndpoints:
         self._ticker: run_history.Ticker | None = None
         self._tending: run_history.Ticker | None = None
         self._said: dict[str, tuple[str, float]] = {}
+        self._releasing: set[str] = set()
+        self._looks: dict[str, float] = {}
         self._lifecycle = Lifecycle(
             _terms(settings, run_id),
             progress=self._progress,
@@ -94,8 +98,7 @@ class RunEndpoints:
         try:
             endpoint = self._lifecycle.ensure(name, keep_running=keep_running)
         except EndpointError as error:
-            self.log.started(name, self._lifecycle.live(), failure=str(error))
-            self._forget_unless_billed(name)
+            self._failed(name, error)
             if self._settings.max_uptime is None and (paused := self.paused(name)):
                 raise UnaffordableEndpointError(str(paused)) from None
             raise
@@ -103,10 +106,65 @@ class RunEndpoints:
         self.rearm()
         return endpoint
 
+    def _failed(self, name: str, error: EndpointError) -> None:
+        """An endpoint that does not come up is of no use to any later test, so it is paused."""
+        self.log.started(name, self._lifecycle.live(), failure=str(error))
+        self._forget_unless_billed(name)
+        self.release(name)
+
+    @at_work
+    def warm(self, name: str, *, keep_running: bool = False) -> None:
+        """Resume an endpoint that will be needed soon; `ensure` tells what comes of it."""
+        try:
+            self._lifecycle.warm(name, keep_running=keep_running)
+        except UnaffordableEndpointError:
+            self._lifecycle.forget(name)  # another one may be paused before it is needed
+        except EndpointError as error:
+            self._failed(name, error)
+        self.rearm()
+
+    @at_work
+    def opened(self, name: str) -> bool:
+        """Whether an endpoint that was warmed serves, or never will; one look."""
+        opened, now = self._lifecycle.opened(name), time.monotonic()
+        if opened:
+            # It has come up at any time since the look before this.
+            ago = (now - self._looks.pop(name, now)) / 2
+            with suppress(EndpointError):
+                self._lifecycle.ensure(name)
+                self.log.started(name, self._lifecycle.live(), ago=ago)
+                self.ensure(name)
+        else:
+            self._looks[name] = now
+        return opened
+
+    def since(self, name: str) -> float | None:
+        """When an endpoint was resumed; see `Lifecycle.since`."""
+        return self._lifecycle.since(name)
+
+    @at_work
+    def release(self, name: str) -> None:
+        """Have an endpoint paused in the background, since no test of this run needs it."""
+        if self._lifecycle.release(name):
+            self._releasing.add(name)
+
+    def _notice_paused(self) -> None:
+        """Say which pauses are verified, and end what they cost."""
+        for receipt in self._lifecycle.live() if self._releasing else ():
+            if receipt.name in self._releasing and (receipt.verified or receipt.left_to):
+                self._releasing.discard(receipt.name)
+                with self._uptime.lock:
+                    paused_at = receipt.paused_at or time.time()
+                    self._uptime.end(receipt.name, max(time.time() - paused_at, 0.0))
+                self.log.ended((receipt,))
+                said = "paused, verified" if receipt.verified else f"left to run {receipt.left_to}"
+                say(self._config, f"endpoint {receipt.name}: {said}: no more tests need it")
+
     @at_work
     def tend(self) -> None:
         """Look after the reaper, and book the minutes that have started since."""
         self._lifecycle.tend()
+        self._notice_paused()
         self.accrue()
         self.rearm()
 
@@ -164,6 +222,9 @@ class RunEndpoints:
         """Tell the reaper when the next minute would break the session's cap, or is too late."""
         with self._uptime.lock:
             if not self._uptime.has_deadline:
+                if self._armed_until:
+                    self._armed_until = 0.0
+                    self._lifecycle.pause_after(None)
                 return
             seconds = self._uptime.seconds_left()
             moved = abs(seconds + time.monotonic() - self._armed_until) > MOVED_S
@@ -204,6 +265,20 @@ class RunEndpoints:
             scope_key=SESSION,
             model=name,
             figures=Figures(cap=cap or 0, spent=self._ledger.total(SESSION).spent),
+        )
+
+    def paid(self) -> tuple[Paid, ...]:
+        """What each endpoint has cost, when, and which tests were on it."""
+        receipts = self._receipts if self._receipts is not None else self._lifecycle.live()
+        return tuple(
+            Paid(
+                receipt.name,
+                receipt.cost.window,
+                self.sharing.uses(receipt.name),
+                receipt.cost.minutes,
+                receipt.cost.nano_usd,
+            )
+            for receipt in receipts
         )
 
     @at_work

@@ -44,14 +44,33 @@ class EndpointLog:
         self._lock = own_lock()
         self._events: list[EndpointEvent] = []
         self._started: set[str] = set()
+        self._ended: set[str] = set()
 
     def all(self) -> tuple[EndpointEvent, ...]:
         """Every event so far."""
         with self._lock:
             return tuple(self._events)
 
-    def started(self, name: str, receipts: tuple[EndpointReceipt, ...], failure: str = "") -> None:
-        """Note how an endpoint came up, or did not; the first time that a test asked for it."""
+    def cold_starts(self) -> dict[str, float]:
+        """Seconds from the resume of an endpoint until it served."""
+        resumed: dict[str, float] = {}
+        starts: dict[str, float] = {}
+        for event in self.all():
+            if event.what == "resumed":
+                resumed[event.name] = event.at
+            elif event.what == "ready" and event.name in resumed:
+                starts[event.name] = max(event.at - resumed.pop(event.name), 0.0)
+        return starts
+
+    def started(
+        self,
+        name: str,
+        receipts: tuple[EndpointReceipt, ...],
+        *,
+        failure: str = "",
+        ago: float = 0.0,
+    ) -> None:
+        """Note how an endpoint came up, or did not, once of each; ``ago``: so many seconds."""
         with self._lock:
             if name in self._started:
                 return
@@ -60,7 +79,7 @@ class EndpointLog:
                 if receipt.name == name and receipt.resumed and receipt.resumed_at:
                     self._events.append(EndpointEvent(name, "resumed", receipt.resumed_at))
             what = "failed" if failure else "ready"
-            self._events.append(EndpointEvent(name, what, time.time(), note=failure))
+            self._events.append(EndpointEvent(name, what, time.time() - ago, note=failure))
 
     def revived(self, name: str) -> None:
         """Note that an endpoint is back which another process had paused."""
@@ -68,9 +87,12 @@ class EndpointLog:
             self._events.append(EndpointEvent(name, "revived", time.time()))
 
     def ended(self, receipts: tuple[EndpointReceipt, ...]) -> None:
-        """Note what became of every endpoint at the end of the run."""
+        """Note what became of endpoints, once of each."""
         with self._lock:
             for receipt in receipts:
+                if receipt.name in self._ended:
+                    continue
+                self._ended.add(receipt.name)
                 self._events.append(
                     EndpointEvent(
                         receipt.name,

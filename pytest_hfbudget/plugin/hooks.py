@@ -43,11 +43,16 @@ class Hooks:
         """Show caps and endpoints."""
         return self.run.header()
 
-    @pytest.hookimpl(trylast=True)  # after every plugin that deselects
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # after every plugin that deselects or sorts
+    def pytest_collection_modifyitems(
+        self, items: list[pytest.Item]
+    ) -> Generator[None, object, object]:
         """Check the markers of what will run."""
+        collected = tuple(items)
+        result = yield
         with usage_errors():
-            self.run.plan(items)
+            self.run.plan(items, collected)
+        return result
 
     def pytest_deselected(self) -> None:
         """Remember that this run has not all tests."""
@@ -62,6 +67,13 @@ class Hooks:
         """Say from the controller what its workers found wrong: it collects nothing itself."""
         with usage_errors():
             self.run.planned()
+
+    @pytest.hookimpl(optionalhook=True, wrapper=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config) -> Generator[None, Any, Any]:
+        """Have all workers on the endpoint that serves, if the tests need endpoints."""
+        from pytest_hfbudget.plugin.late_scheduling import LateScheduling
+
+        return LateScheduling.around((yield), config)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from pytest_hfbudget.endpoints.types import full_name
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger.scope import Scope
 from pytest_hfbudget.metering.budget_args import BudgetArgs, Threshold, budget_args, thresholds
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.plugin.replays import undecided
 from pytest_hfbudget.settings import Settings
+from pytest_hfbudget.values import full_name
 
 if TYPE_CHECKING:
     from _pytest.nodes import Node

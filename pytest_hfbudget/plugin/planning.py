@@ -5,22 +5,36 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.endpoints.types import RUNNING, full_name
+from pytest_hfbudget.endpoints.types import RUNNING
 from pytest_hfbudget.errors import ConfigError, HFBudgetError
-from pytest_hfbudget.plugin import markers
+from pytest_hfbudget.plugin import markers, run_history, test_order
 from pytest_hfbudget.plugin.console import can_show, say
 from pytest_hfbudget.reporting.costs import Costs
-from pytest_hfbudget.reporting.plan import Plan, PlannedEndpoint, PlannedTest, lines, over
+from pytest_hfbudget.reporting.plan import (
+    Plan,
+    PlannedBlock,
+    PlannedEndpoint,
+    PlannedOrder,
+    PlannedSpan,
+    PlannedTest,
+    lines,
+    over,
+)
+from pytest_hfbudget.reporting.timeline import arranged_spans, collected_spans
+from pytest_hfbudget.scheduling import arrange
 from pytest_hfbudget.settings import Settings
+from pytest_hfbudget.values import full_name
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.types import Endpoint
     from pytest_hfbudget.plugin.role import Role
+    from pytest_hfbudget.plugin.test_order import Expected
 
 # What a plan would like to know may not keep a run waiting.
 ASK_S = 5.0
@@ -43,8 +57,16 @@ def plan(items: Iterable[pytest.Item], settings: Settings, costs: Costs) -> Plan
     return Plan(tests, tuple(_planned(needed, keep, settings, costs)), settings.session_cap)
 
 
-def present(session: pytest.Session, settings: Settings, costs: Costs) -> bool | None:
+def present(
+    session: pytest.Session,
+    collected: Sequence[pytest.Item],
+    settings: Settings,
+    costs: Costs,
+) -> bool | None:
     """Write the plan to the terminal, and have nothing run; None if pytest is to say what failed.
+
+    Args:
+        collected: the items before other plugins have seen them.
 
     Raises:
         ConfigError: as `plan`.
@@ -53,12 +75,56 @@ def present(session: pytest.Session, settings: Settings, costs: Costs) -> bool |
     if session.testsfailed and not config.getoption("continue_on_collection_errors"):
         return None
     planned = plan(session.items, settings, costs)
+    if planned.endpoints:
+        expected = test_order.expected(session.items, collected, settings, costs)
+        planned = replace(planned, order=order(config, expected, planned, settings))
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None:
         terminal.section("hf budget: plan")
     for line in lines(planned, blocks=can_show("█░", sys.stdout.encoding)):
         say(config, line.text, **({line.colour: True} if line.colour else {}))
     return True
+
+
+def order(
+    config: pytest.Config, expected: Expected, plan: Plan, settings: Settings
+) -> PlannedOrder | None:
+    """The order in which the tests would run in one process, as far as their times are known."""
+    known = run_history.durations(config, settings)
+    tests = [
+        task._replace(seconds=known.tests.get(task.id, task.seconds)) for task in expected.tests
+    ]
+    arrangement = arrange(
+        tests, {each.name: float(each.atto_per_hour or 1) for each in plan.endpoints}
+    )
+    if not arrangement.blocks:
+        return None
+    cold = {
+        each.name: known.cold_starts.get(each.name, each.cold_start_s) if each.cold_start_s else 0.0
+        for each in plan.endpoints
+    }
+    blocks = [(tuple(sorted(block.needs)), block.units) for block in arrangement.blocks]
+    if arrangement.free:
+        blocks.append(((), arrangement.free))
+    now, before = arranged_spans(tests, arrangement, cold, 1), collected_spans(tests, cold, 1)
+    return PlannedOrder(
+        expected.kept,
+        tuple(
+            PlannedBlock(
+                names,
+                sum(len(unit.tests) for unit in units),
+                sum(tests[place].seconds or 0.0 for unit in units for place in unit.tests),
+            )
+            for names, units in blocks
+        ),
+        tuple(
+            PlannedSpan(
+                each, now[each.name].start, now[each.name].seconds, before[each.name].seconds
+            )
+            for each in plan.endpoints
+            if each.name in now and not each.kept
+        ),
+    )
 
 
 def gate(items: list[pytest.Item], settings: Settings, costs: Costs, role: Role) -> None:

@@ -19,7 +19,6 @@ from pytest_hfbudget.settings import Settings
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike
     from pytest_hfbudget.metering.prompts import Fact
-    from pytest_hfbudget.plugin.events import EndpointEvent
     from pytest_hfbudget.reporting.costs import Cost, Costs
 
 DEFAULT = "hf-costs.json"
@@ -73,6 +72,16 @@ class Recording:
             self._costs = _load(self.path)
         return self._costs
 
+    @property
+    def known(self) -> Costs:
+        """The same, for an estimate: nothing where there is garbage in it."""
+        try:
+            return self.costs
+        except ConfigError:
+            from pytest_hfbudget.reporting.costs import Costs
+
+            return Costs()
+
     # --- an increase
 
     def costlier(
@@ -110,15 +119,16 @@ class Recording:
         self,
         session: pytest.Session,
         ledger: Ledger,
-        events: Iterable[EndpointEvent],
+        cold_starts: Mapping[str, float],
         learned: Iterable[Fact],
     ) -> None:
         """Write the file: the tests that passed in this run get a new entry, others keep theirs."""
         tests = self._passed(ledger)
         try:
             # Read anew: another run may have written meanwhile.
+            starts = {name: math.ceil(seconds) for name, seconds in cold_starts.items()}
             exist, known = self._existing(session), _load(self.path)
-            known = known.with_run(tests, _cold_starts(events), exist)
+            known = known.with_run(tests, starts, exist)
             if not self._settings.emulator:
                 known = known.with_counts(learned, whole=exist is not None)
             known.write(self.path)
@@ -193,14 +203,3 @@ def _load(path: Path) -> Costs:
     from pytest_hfbudget.reporting.costs import Costs
 
     return Costs.load(path) if path.exists() else Costs()
-
-
-def _cold_starts(events: Iterable[EndpointEvent]) -> dict[str, int]:
-    resumed: dict[str, float] = {}
-    starts: dict[str, int] = {}
-    for event in events:
-        if event.what == "resumed":
-            resumed[event.name] = event.at
-        elif event.what == "ready" and event.name in resumed:
-            starts[event.name] = max(math.ceil(event.at - resumed.pop(event.name)), 0)
-    return starts

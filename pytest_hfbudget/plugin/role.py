@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.metering.runtime import Runtime
-    from pytest_hfbudget.plugin.events import EndpointEvent
+    from pytest_hfbudget.plugin.test_order import Expected
 
-    # Writes the costs file of a session from its ledger, from what happened to its endpoints, and
+    # Writes the costs file of a session from its ledger, from the seconds of its cold starts, and
     # from what servers have counted.
-    StoreCosts = Callable[[pytest.Session, Ledger, Iterable[EndpointEvent], Iterable[Fact]], None]
+    StoreCosts = Callable[[pytest.Session, Ledger, Mapping[str, float], Iterable[Fact]], None]
 
 
 class Role:
@@ -48,6 +48,9 @@ class Role:
 
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         """Tell which endpoints will be needed, and whether prices will be."""
+
+    def expect(self, items: list[pytest.Item], expected: Expected) -> None:
+        """Tell which tests need which endpoints, before the first test."""
 
     def foresee(self) -> None:
         """Read the prices of calls that are expected, though no cap needs them."""

@@ -54,6 +54,7 @@ class Run:
         self._import_hook = PostImport(dict.fromkeys(SPENDING_MODULES, self._imported))
         self._first_call = FirstCall(self.start)
         self.opened = self._opening = False
+        self._collected = tuple[pytest.Item, ...]()
         self._problem: HFBudgetError | None = None
         self._end = RunEnd(config)
 
@@ -176,8 +177,11 @@ class Run:
 
         return header(self.settings, self.role.standing())
 
-    def plan(self, items: list[pytest.Item]) -> None:
+    def plan(self, items: list[pytest.Item], collected: tuple[pytest.Item, ...]) -> None:
         """Check the markers of what will run, and tell which endpoints it needs.
+
+        Args:
+            collected: the items as pytest has collected them.
 
         Raises:
             ConfigError: a marker that makes no sense, or a huggingface_hub that is not known.
@@ -188,7 +192,7 @@ class Run:
         except HFBudgetError as error:
             self.role.problem(error)
             return
-        bounded = marked(items)
+        bounded, self._collected = marked(items), collected
         # A suite that imports budget() has caps that can't be seen before they are entered, and
         # prices are to be read before the first test, not in the middle of one.
         paid = bool(bounded) or self.settings.capped or BUDGET_MODULE in sys.modules
@@ -204,6 +208,11 @@ class Run:
                 if paid:
                     self.start().children.export()
                     self._compare_with_budget(items)
+                if any("hf_endpoint" in item.keywords for item in bounded):
+                    from pytest_hfbudget.plugin import test_order
+
+                    known = items, collected, self.settings, self.recording.known
+                    self.role.expect(items, test_order.expected(*known))
         except HFBudgetError as error:
             self.role.problem(error)
 
@@ -247,7 +256,8 @@ class Run:
             return None
         from pytest_hfbudget.plugin import planning
 
-        return planning.present(session, self.settings, self.recording.costs)
+        costs = self.recording.costs
+        return planning.present(session, self._collected, self.settings, costs)
 
     # --- around each test
 

@@ -19,6 +19,7 @@ from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
+    from pytest_hfbudget.history.durations import Durations
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.reporting import Report
 
@@ -160,6 +161,33 @@ def add_to_log(
         log.write(logged, entries(report, logged), learned, keep_days=settings.log_days)
     except HistoryError as error:
         say(config, f"hfbudget: this run is not in the usage log: {error}", yellow=True)
+
+
+def durations(config: pytest.Config, settings: Settings) -> Durations:
+    """How long tests and cold starts took in earlier runs; nothing where that can't be read."""
+    from pytest_hfbudget.endpoints.journal import default_state_dir
+    from pytest_hfbudget.history.durations import DurationLog, Durations
+    from pytest_hfbudget.history.usage_log import FILE
+
+    if settings.log_days and not settings.emulator:
+        with suppress(HistoryError):  # who writes it at the end says what is wrong with it
+            return DurationLog(default_state_dir() / FILE).read(project(config, settings))
+    return Durations({}, {})
+
+
+def remember(config: pytest.Config, settings: Settings, measured: Durations) -> None:
+    """Add what this run has measured. Never fails a run."""
+    if settings.emulator or not settings.log_days:
+        return
+    from pytest_hfbudget.endpoints.journal import default_state_dir
+    from pytest_hfbudget.history.durations import DurationLog
+    from pytest_hfbudget.history.usage_log import FILE
+
+    log, days = DurationLog(default_state_dir() / FILE), settings.log_days
+    try:
+        log.add(project(config, settings), measured, time.time(), keep_days=days)
+    except HistoryError as error:
+        say(config, f"hfbudget: the times of this run are not remembered: {error}", yellow=True)
 
 
 def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:

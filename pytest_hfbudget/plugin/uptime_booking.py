@@ -291,6 +291,13 @@ class UptimeSharing:
                 use = EndpointUse(test, stay.start, now)
                 self._uses.setdefault(stay.key.endpoint, []).append(use)
 
+    def uses(self, endpoint: str) -> tuple[EndpointUse, ...]:
+        """When tests were on an endpoint, on the steady clock."""
+        with self._lock:
+            here = (stay for stay in self._stays if stay.key.endpoint == endpoint)
+            open_uses = (EndpointUse(stay.key.test, stay.start) for stay in here)
+            return (*self._uses.get(endpoint, ()), *open_uses)
+
     def of(self, test: str) -> int:
         """Nano-USD that a test owes as far as is known."""
         with self._lock:
@@ -325,9 +332,7 @@ class UptimeSharing:
             return shared
 
     def _share_out(self, receipt: EndpointReceipt) -> Shares:
-        here = (stay for stay in self._stays if stay.key.endpoint == receipt.name)
-        open_uses = [EndpointUse(stay.key.test, stay.start) for stay in here]
-        uses = [*self._uses.get(receipt.name, ()), *open_uses]
+        uses = self.uses(receipt.name)
         return share_out(receipt.cost.nano_usd, receipt.cost.window, uses)
 
     def _book(self, key: Key, nano_usd: int) -> None:

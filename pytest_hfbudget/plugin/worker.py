@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Scope
     from pytest_hfbudget.metering.bounds import TokenCounts
     from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.plugin.test_order import Expected
     from pytest_hfbudget.pricing import Catalogue
 
 
@@ -81,6 +82,9 @@ class Worker(Role):
 
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         self._slow_wire.ask("declare", names, paid)
+
+    def expect(self, items: list[pytest.Item], expected: Expected) -> None:
+        self._slow_wire.ask("expect", expected)
 
     def foresee(self) -> None:
         self._slow_wire.ask("foresee")

@@ -19,6 +19,7 @@ from pytest_hfbudget.files import write_whole
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.money import parse_usd, usd_text
 from pytest_hfbudget.reporting.model import REPLAYED, EndpointLine, Report, SharedLine, TestLine
+from pytest_hfbudget.reporting.timeline import Lane, Minutes, Stretch, TestSpan, Timeline
 from pytest_hfbudget.text import undirected
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         "refusals": [refusal._asdict() for refusal in report.refusals],
         "endpoints": [_endpoint(endpoint) for endpoint in report.endpoints],
+        "timeline": None if report.timeline is None else _timeline(report.timeline),
     }
 
 
@@ -137,6 +139,26 @@ def _endpoint(endpoint: EndpointLine) -> dict[str, Any]:
     }
 
 
+def _timeline(told: Timeline) -> dict[str, Any]:
+    """Seconds since ``began_at``, to the millisecond."""
+    figures = (("paid", told.paid), ("least", told.least), ("collected", told.collected))
+    return {
+        "began_at": _moment(told.began_at),
+        "seconds": round(told.seconds, 3),
+        **{f"{name}_minutes": minutes.minutes for name, minutes in figures},
+        **{f"{name}_usd": usd_text(minutes.nano_usd) for name, minutes in figures},
+        "endpoints": [
+            {"name": lane.endpoint, "stretches": [_rounded(each) for each in lane.stretches]}
+            for lane in told.lanes
+        ],
+        "tests": [_rounded(test) for test in told.tests],
+    }
+
+
+def _rounded(span: TestSpan | Stretch) -> dict[str, Any]:
+    return {**span._asdict(), "start": round(span.start, 3), "stop": round(span.stop, 3)}
+
+
 def _moment(unix_s: float | None) -> str | None:
     """RFC 3339, in UTC."""
     if unix_s is None:
@@ -192,6 +214,7 @@ def parse(content: object, *, written: datetime) -> Report:
         shared=tuple(map(_read_shared, top.each("shared"))),
         notes=tuple(top.texts("notes")),
         unmetered=tuple((why, unmetered.count(why)) for why in unmetered.values),
+        timeline=_read_timeline(top.inner("timeline")) if top.values.get("timeline") else None,
     )
 
 
@@ -270,6 +293,40 @@ def _read_endpoint(row: _Fields) -> EndpointLine:
         shares=tuple((undirected(test), shares.usd(test) or 0) for test in shares.values),
         idle=row.usd("idle_usd"),
         cold_start=row.usd("cold_start_usd"),
+    )
+
+
+def _read_timeline(top: _Fields) -> Timeline:
+    paid, least, collected = (
+        Minutes(top.count(f"{name}_minutes"), top.usd(f"{name}_usd") or 0)
+        for name in ("paid", "least", "collected")
+    )
+    return Timeline(
+        top.unix_s("began_at") or 0.0,
+        top.seconds("seconds"),
+        tuple(
+            Lane(
+                lane.text("name"),
+                tuple(
+                    Stretch(row.text("state"), row.seconds("start"), row.seconds("stop"))
+                    for row in lane.each("stretches")
+                ),
+            )
+            for lane in top.each("endpoints")
+        ),
+        tuple(
+            TestSpan(
+                row.text("test"),
+                row.text("worker"),
+                row.seconds("start"),
+                row.seconds("stop"),
+                tuple(undirected(str(name)) for name in row.values.get("endpoints") or ()),
+            )
+            for row in top.each("tests")
+        ),
+        paid,
+        least,
+        collected,
     )
 
 

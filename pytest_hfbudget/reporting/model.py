@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.settings import NOT_RUN
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.reporting.timeline import Timeline
 
 TEST_PREFIX = "test:"
 NO_TEST = "(no test)"
@@ -204,6 +207,7 @@ class Report:
         unmetered: why calls were sent that are not in here, and how many for each reason.
         shared: the budgets that tests share, in the order of their first test.
         notes: what was found out about how servers count, a sentence each.
+        timeline: what endpoints and tests did when; None where no test names an endpoint.
     """
 
     spent: int
@@ -221,6 +225,7 @@ class Report:
     unmetered: tuple[tuple[str, int], ...] = ()
     shared: tuple[SharedLine, ...] = ()
     notes: tuple[str, ...] = ()
+    timeline: Timeline | None = None
 
     @classmethod
     def of(

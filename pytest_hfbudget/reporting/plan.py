@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pytest_hfbudget.endpoints.uptime import cost, started_minutes
 from pytest_hfbudget.ledger import Scope
@@ -11,6 +12,7 @@ from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.costs import Cost
 from pytest_hfbudget.reporting.model import counted
 from pytest_hfbudget.reporting.terminal import NAME, TerminalLine, bar, shortened
+from pytest_hfbudget.reporting.timeline import NO_MINUTES, Minutes
 
 # So many of the most expensive tests are shown one by one.
 MOST = 20
@@ -72,6 +74,39 @@ class PlannedEndpoint:
         return None if self.atto_per_hour is None else cost(self.atto_per_hour, self.minutes)
 
 
+class PlannedBlock(NamedTuple):
+    """Tests that run together, since they need the same endpoints; all others have no names."""
+
+    names: tuple[str, ...]
+    tests: int
+    seconds: float
+
+
+class PlannedSpan(NamedTuple):
+    """For how long an endpoint is expected to run: in this order, and in that of the collection.
+
+    Attributes:
+        start: seconds from the first test to its resume.
+    """
+
+    endpoint: PlannedEndpoint
+    start: float
+    seconds: float
+    collected: float
+
+
+class PlannedOrder(NamedTuple):
+    """The order of the tests.
+
+    Attributes:
+        kept: why it is that of the collection; empty if it is not.
+    """
+
+    kept: str
+    blocks: tuple[PlannedBlock, ...]
+    spans: tuple[PlannedSpan, ...]
+
+
 @dataclass(frozen=True)
 class Plan:
     """One run that has not begun. ``cap`` is the session's."""
@@ -79,6 +114,7 @@ class Plan:
     tests: tuple[PlannedTest, ...]
     endpoints: tuple[PlannedEndpoint, ...] = ()
     cap: int | None = None
+    order: PlannedOrder | None = None
 
     @property
     def recorded(self) -> tuple[PlannedTest, ...]:
@@ -112,6 +148,7 @@ def lines(plan: Plan, *, blocks: bool = True) -> Iterator[TerminalLine]:
     """The plan as a table; without ``blocks`` its bar is drawn in ASCII."""
     yield _total(plan, ("█", "░") if blocks else ("#", "."))
     yield from map(_endpoint, plan.endpoints)
+    yield from _order(plan.order) if plan.order is not None else ()
     shown = sorted((test for test in plan.tests if not test.quiet), key=_most_expensive_first)
     width = min(max((len(test.id) for test in shown[:MOST]), default=0), NAME)
     for test in shown[:MOST]:
@@ -169,6 +206,32 @@ def _endpoint(endpoint: PlannedEndpoint) -> TerminalLine:
     least = "at least " if endpoint.unrecorded else ""
     text = f"  {endpoint.name}: {least}{endpoint.minutes} min, {price} ({start}; {tests})"
     return TerminalLine(text, "yellow" if nano_usd is None else "")
+
+
+def _order(order: PlannedOrder) -> Iterator[TerminalLine]:
+    if order.kept:
+        yield TerminalLine(f"  order: as collected ({order.kept})")
+        return
+    yield TerminalLine("  order:")
+    for block in order.blocks:
+        names = ", ".join(block.names) or "free, during the first cold start and at the end"
+        yield TerminalLine(f"    {names}: {counted(block.tests, 'test')}, {block.seconds:.0f} s")
+    now = collected = NO_MINUTES
+    for span in order.spans:
+        own, other = (_minutes(span.endpoint, s) for s in (span.seconds, span.collected))
+        now, collected = now.plus(own), collected.plus(other)
+        times = f"{span.start:.0f} s to {span.start + span.seconds:.0f} s"
+        yield TerminalLine(
+            f"    {span.endpoint.name} runs from {times}: {own} min; as collected {other} min"
+        )
+    saved = collected.minus(now)
+    if saved.minutes > 0 or saved.nano_usd > 0:
+        yield TerminalLine(f"    saves {saved} min (hf_order=collected keeps your order)", "green")
+
+
+def _minutes(endpoint: PlannedEndpoint, seconds: float) -> Minutes:
+    minutes = started_minutes(seconds, endpoint.billing_minute_s)
+    return Minutes(minutes, cost(endpoint.atto_per_hour or 0, minutes))
 
 
 def _test(test: PlannedTest, width: int) -> TerminalLine:

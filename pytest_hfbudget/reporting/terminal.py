@@ -59,6 +59,8 @@ def summary(report: Report, *, blocks: bool = True, blamed: bool = False) -> Ite
     """
     yield _session(report, ("█", "░") if blocks else ("#", "."), blamed)
     yield from map(_endpoint, report.endpoints)
+    if report.timeline is not None and report.timeline.paid.minutes:
+        yield TerminalLine(f"  {report.timeline.line}")
     yield from map(_shared, report.shared)
     yield from _tests(report)
     yield from _remarks(report)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pytest_hfbudget.endpoints.types import full_name
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.settings import DEFAULTS, SETTINGS, Settings, merge
+from pytest_hfbudget.values import full_name
 
 # For each setting three values as they are written, and what each of them means.
 VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {

@@ -1,0 +1,87 @@
+"""The ledger of a run, served to its workers, with what else they ask of the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pytest_hfbudget.errors import HFBudgetError
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.ledger import Ledger
+    from pytest_hfbudget.plugin.role import Role
+    from pytest_hfbudget.plugin.test_order import Expected
+
+
+class ControllerServer:
+    """The ledger of a run, and its controller, behind a socket.
+
+    Args:
+        own: what else workers ask of the controller alone, by name.
+
+    Attributes:
+        path: the socket's.
+        problem: the first thing that a worker found wrong with what it was asked to run.
+        expected: which tests need which endpoints, if any does.
+    """
+
+    def __init__(
+        self, controller: Role, ledger: Ledger, own: Mapping[str, Callable[..., Any]]
+    ) -> None:
+        from pytest_hfbudget.ledger.rpc.server import LedgerServer
+
+        self._controller = controller
+        self.problem: HFBudgetError | None = None
+        self.expected: Expected | None = None
+        self._server = LedgerServer(ledger, {**self._questions(), **own})
+        self._server.resume()
+
+    @property
+    def path(self) -> str:
+        return self._server.path
+
+    def close(self) -> None:
+        """Stop serving workers."""
+        self._server.close()
+
+    def _questions(self) -> dict[str, Callable[..., Any]]:
+        controller = self._controller
+        return {
+            "declare": self._declare,
+            "problem": self._note,
+            "begin_use": self._begin_use,
+            "ensure": lambda name, keep: controller.ensure(name, keep_running=keep),
+            "foresee": controller.foresee,
+            "expect": self._expect,
+            "revive": controller.revive,
+            "paused": controller.paused,
+            "end_use": controller.end_use,
+            "share": controller.share,
+            "blame": controller.blame,
+            "warn": controller.warn,
+            "first": controller.first,
+            "use_up": controller.use_up,
+            "used_up": controller.used_up,
+        }
+
+    def _declare(self, names: list[str], paid: bool) -> None:
+        try:
+            self._controller.declare(tuple(names), paid=paid)
+        except HFBudgetError as error:
+            self._note(str(error))
+
+    def _expect(self, expected: list[Any]) -> None:
+        from pytest_hfbudget.plugin.test_order import Expected
+        from pytest_hfbudget.scheduling import Task
+
+        tests, *others = expected
+        known = tuple(Task(id, tuple(needs), *more) for id, needs, *more in tests)
+        self.expected = Expected(known, *others)
+
+    def _begin_use(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
+        from pytest_hfbudget.ledger import Scope
+
+        self._controller.begin_use(test, name, tuple(Scope(*scope) for scope in scopes), worker)
+
+    def _note(self, message: str) -> None:
+        self.problem = self.problem or HFBudgetError(message)

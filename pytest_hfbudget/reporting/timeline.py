@@ -1,0 +1,331 @@
+"""What endpoints and tests did when, and how few minutes the endpoints could have run.
+
+Times are seconds since the begin of the first test or the first resume, money is nano-USD.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from pytest_hfbudget.endpoints.uptime import UsageWindow, started_minutes
+from pytest_hfbudget.endpoints.uptime_meter import EndpointUse
+from pytest_hfbudget.money import show
+from pytest_hfbudget.scheduling import Arrangement, Task, Unit
+
+COLD, USED, IDLE, PAUSED = "cold start", "in use", "idle", "paused"
+# So many tests are kept one by one: the longest, and those on endpoints before all others.
+MOST_TESTS = 2000
+
+
+class Stretch(NamedTuple):
+    """A time in which an endpoint was in one state."""
+
+    state: str
+    start: float
+    stop: float
+
+
+class Lane(NamedTuple):
+    """One endpoint, from the begin of the run to its end."""
+
+    endpoint: str
+    stretches: tuple[Stretch, ...]
+
+
+class TestSpan(NamedTuple):
+    """One test.
+
+    Attributes:
+        worker: the worker of xdist that ran it; empty without workers.
+        endpoints: those that it used.
+    """
+
+    test: str
+    worker: str
+    start: float
+    stop: float
+    endpoints: tuple[str, ...] = ()
+
+
+class Minutes(NamedTuple):
+    """Started minutes of the endpoints that tests name, and what they cost."""
+
+    minutes: int = 0
+    nano_usd: int = 0
+
+    def plus(self, other: Minutes) -> Minutes:
+        return Minutes(self.minutes + other.minutes, self.nano_usd + other.nano_usd)
+
+    def minus(self, other: Minutes) -> Minutes:
+        return Minutes(self.minutes - other.minutes, self.nano_usd - other.nano_usd)
+
+    def __str__(self) -> str:
+        return f"{self.minutes:,} ({show(self.nano_usd)})"
+
+
+NO_MINUTES = Minutes()
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One run.
+
+    Attributes:
+        began_at: unix seconds.
+        seconds: until the last pause, or the end of the last test.
+        paid: of the endpoints that tests name.
+        least: what they need at least: their cold starts, and their tests on all workers.
+        collected: what the order of the collection would have cost, with each endpoint resumed by
+            its first test and paused at the end of the run.
+    """
+
+    began_at: float
+    seconds: float
+    lanes: tuple[Lane, ...]
+    tests: tuple[TestSpan, ...]
+    paid: Minutes = NO_MINUTES
+    least: Minutes = NO_MINUTES
+    collected: Minutes = NO_MINUTES
+
+    @property
+    def line(self) -> str:
+        """The figures in one line."""
+        saved = self.collected.minus(self.paid)
+        text = f"endpoint minutes: {self.paid} paid, {self.least} are the least"
+        if saved.nano_usd <= 0 and saved.minutes <= 0:
+            return f"{text}; as many as in the order of the collection"
+        return f"{text}; the order of the collection takes {self.collected}: {saved} saved"
+
+
+class Paid(NamedTuple):
+    """One endpoint of the run.
+
+    Attributes:
+        window: the time that it was paid for, on the steady clock.
+        uses: the times that tests were on it, on the steady clock.
+    """
+
+    endpoint: str
+    window: UsageWindow
+    uses: Sequence[EndpointUse]
+    minutes: int
+    nano_usd: int
+
+    @property
+    def cold_s(self) -> float:
+        return sum(stretch.stop - stretch.start for stretch in self.window.cold)
+
+    def lengths(self) -> dict[str, float]:
+        """Seconds for which each test was on it."""
+        found: dict[str, float] = {}
+        for use in self.uses:
+            stop = self.window.stop if use.stop is None else use.stop
+            found[use.test] = found.get(use.test, 0.0) + max(stop - use.start, 0.0)
+        return found
+
+    def cost_of(self, seconds: float, minute_s: float) -> Minutes:
+        """What it would have cost, had it run for so long with as many replicas."""
+        length = self.window.stop - self.window.start
+        replicas = max(round(self.minutes / started_minutes(length, minute_s)), 1)
+        minutes = started_minutes(seconds, minute_s) * replicas
+        return Minutes(minutes, math.ceil(self.nano_usd * minutes / max(self.minutes, 1)))
+
+
+def lengths(
+    tasks: Iterable[Task], paid: Sequence[Paid], free: Mapping[str, float]
+) -> dict[str, float]:
+    """Seconds that each test took, without the time that it waited for an endpoint.
+
+    Args:
+        free: seconds of tests from their begin to their end.
+    """
+    on = [each.lengths() for each in paid]
+    found = {}
+    for task in tasks:
+        # One that names two waits for the second one while it is on the first.
+        times = [times[task.id] for times in on if task.id in times]
+        if times:
+            found[task.id] = min(times)
+        elif task.id in free and not task.needs:
+            found[task.id] = free[task.id]
+    return found
+
+
+class Span(NamedTuple):
+    """From its resume to its pause, in seconds from the begin of the tests."""
+
+    start: float
+    stop: float
+
+    @property
+    def seconds(self) -> float:
+        return self.stop - self.start
+
+
+def least_seconds(cold_start: float, tests: Iterable[float], workers: int) -> float:
+    """Seconds for which an endpoint has to run: until it serves, and then while tests use it.
+
+    All workers are on it, and no test is shorter for that.
+
+    Args:
+        tests: seconds for which each of them uses it.
+    """
+    times = tuple(tests)
+    return cold_start + max(max(times, default=0.0), sum(times) / max(workers, 1))
+
+
+def collected_spans(
+    tasks: Sequence[Task], cold_starts: Mapping[str, float], workers: int
+) -> dict[str, Span]:
+    """In the order of the collection: resumed by the first test that names it, until the end.
+
+    This is what a run without any of this would do.
+
+    Args:
+        tasks: of known length; one of unknown length counts as no time.
+        cold_starts: seconds, of every endpoint.
+    """
+    free = [0.0] * max(workers, 1)
+    resumed: dict[str, float] = {}
+    for task in tasks:
+        begin = heapq.heappop(free)
+        for name in task.needs:
+            ready = resumed.setdefault(name, begin) + cold_starts.get(name, 0.0)
+            begin = max(begin, ready)
+        heapq.heappush(free, begin + (task.seconds or 0.0))
+    return {name: Span(start, max(free)) for name, start in resumed.items()}
+
+
+def arranged_spans(
+    tasks: Sequence[Task],
+    arrangement: Arrangement,
+    cold_starts: Mapping[str, float],
+    workers: int,
+) -> dict[str, Span]:
+    """In the order of blocks: resumed just in time, paused after the last test that names it.
+
+    Free tests go into the first cold start as far as they fit, and behind the blocks.
+    """
+    at = max((cold_starts.get(n, 0.0) for n in _first(arrangement)), default=0.0)
+    spans: dict[str, Span] = {}
+    for block in arrangement.blocks:
+        times = [_length(tasks, unit) for unit in block.units]
+        stop = at + least_seconds(0.0, times, workers)
+        for name in block.needs:
+            cold = cold_starts.get(name, 0.0)
+            start = spans[name].start if name in spans else at - cold
+            spans[name] = Span(start, stop)
+        at = stop
+    return spans
+
+
+def _first(arrangement: Arrangement) -> frozenset[str]:
+    return arrangement.blocks[0].needs if arrangement.blocks else frozenset()
+
+
+def _length(tasks: Sequence[Task], unit: Unit) -> float:
+    return sum(tasks[test].seconds or 0.0 for test in unit.tests)
+
+
+def timeline(
+    tasks: Sequence[Task],
+    ran: Sequence[TestSpan],
+    paid: Sequence[Paid],
+    *,
+    clock: float,
+    minute_s: float,
+) -> Timeline:
+    """The timeline of a run.
+
+    Args:
+        tasks: every test, in the order of the collection.
+        ran: the tests that have run; their times are unix seconds.
+        clock: what has to be added to the steady clock for unix seconds.
+        minute_s: seconds of a billing minute.
+    """
+    named = {name for task in tasks for name in task.needs}
+    begins = [test.start for test in ran] + [each.window.start + clock for each in paid]
+    ends = [test.stop for test in ran] + [each.window.stop + clock for each in paid]
+    began, ended = min(begins, default=0.0), max(ends, default=0.0)
+    zero = began - clock
+    users: dict[str, dict[str, float]] = {}
+    for each in paid:
+        for use in each.uses:
+            users.setdefault(use.test, {}).setdefault(each.endpoint, use.start - zero)
+    shown = [
+        test._replace(
+            # Before it had all of its endpoints it has waited for them.
+            start=max(test.start - began, *users.get(test.test, {"": 0.0}).values()),
+            stop=test.stop - began,
+            endpoints=tuple(users.get(test.test, ())),
+        )
+        for test in ran
+    ]
+    shown.sort(key=lambda test: (not test.endpoints, test.start - test.stop))
+    workers = len({test.worker for test in ran})
+    took = lengths(tasks, paid, {test.test: test.stop - test.start for test in ran})
+    known = [task._replace(seconds=took.get(task.id)) for task in tasks if task.id in took]
+    cold = {each.endpoint: each.cold_s for each in paid}
+    in_order = collected_spans(known, cold, workers)
+    total = least = collected = NO_MINUTES
+    for each in paid:
+        if each.endpoint not in named or not each.minutes:
+            continue
+        total = total.plus(Minutes(each.minutes, each.nano_usd))
+        needed = least_seconds(each.cold_s, _used(each, took), workers)
+        least = least.plus(each.cost_of(needed, minute_s))
+        if each.endpoint in in_order:
+            collected = collected.plus(each.cost_of(in_order[each.endpoint].seconds, minute_s))
+    return Timeline(
+        began_at=began,
+        seconds=ended - began,
+        lanes=tuple(Lane(each.endpoint, tuple(_lane(each, zero, ended - began))) for each in paid),
+        tests=tuple(sorted(shown[:MOST_TESTS], key=lambda test: (test.worker, test.start))),
+        paid=total,
+        least=least,
+        collected=collected,
+    )
+
+
+def _used(paid: Paid, took: Mapping[str, float]) -> list[float]:
+    return [min(seconds, took.get(test, seconds)) for test, seconds in paid.lengths().items()]
+
+
+def _lane(paid: Paid, zero: float, end: float) -> Iterator[Stretch]:
+    """The states of an endpoint, one after the other, without gaps."""
+    start, stop = paid.window.start, paid.window.stop
+    cold = merged((each.start, each.stop) for each in paid.window.cold)
+    used = merged((use.start, stop if use.stop is None else use.stop) for use in paid.uses)
+    found = [Stretch(PAUSED, 0.0, start - zero)]
+    changes = {start, stop, *(min(max(at, start), stop) for pair in cold + used for at in pair)}
+    for begin, until in pairwise(sorted(changes)):
+        middle = (begin + until) / 2
+        state = COLD if _in(cold, middle) else USED if _in(used, middle) else IDLE
+        if found[-1].state == state:
+            found[-1] = found[-1]._replace(stop=until - zero)
+        else:
+            found.append(Stretch(state, begin - zero, until - zero))
+    found.append(Stretch(PAUSED, stop - zero, end))
+    return (stretch for stretch in found if stretch.stop > stretch.start)
+
+
+def merged(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Times without overlaps, in order."""
+    found: list[tuple[float, float]] = []
+    for start, stop in sorted(pairs):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(stop, found[-1][1])
+        else:
+            found.append((start, stop))
+    return found
+
+
+def _in(times: Sequence[tuple[float, float]], at: float) -> bool:
+    number = bisect(times, (at, math.inf)) - 1
+    return number >= 0 and at < times[number][1]
