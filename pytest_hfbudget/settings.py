@@ -150,10 +150,7 @@ class Settings:
         "days that a run stays in the usage log (90); 0 keeps no log",
     )
     prices = Guard[Path | None](
-        None,
-        Path,
-        "--hf-prices=FILE HFBUDGET_PRICES hf_prices",
-        "TOML file of prices",
+        None, Path, "--hf-prices=FILE HFBUDGET_PRICES hf_prices", "TOML file of prices"
     )
     unpriced = Setting[str](
         "refuse",
@@ -176,10 +173,7 @@ class Settings:
         "for endpoint names without one",
     )
     report = Setting[Path | None](
-        None,
-        Path,
-        "--hf-report=FILE HFBUDGET_REPORT hf_report",
-        "write a JSON report",
+        None, Path, "--hf-report=FILE HFBUDGET_REPORT hf_report", "write a JSON report"
     )
     costs = Setting[Path | None](
         None,
@@ -272,8 +266,14 @@ class Settings:
         "HFBUDGET_BILLING_MINUTE hf_billing_minute",
         "seconds in a billed minute (60); only a rehearsal has another",
     )
-    # Where the emulator has the Hub; only a rehearsal sets it.
-    hub = Setting[str | None](None, str, "", "")
+    session_header = Setting[str](
+        "on",
+        values.one_of(("on", "off")),
+        "HFBUDGET_SESSION_HEADER hf_session_header",
+        "off: send no X-HF-Session-id, so that no bill of a run can be asked for (on)",
+    )
+    hub = Setting[str | None](None, str, "", "")  # that of the emulator, in a rehearsal
+    session_id = Setting[str]("", str, "", "")  # of a run; empty where it sends none
 
     def __init__(self, **values: Any) -> None:
         if unknown := values.keys() - DEFAULTS.keys():

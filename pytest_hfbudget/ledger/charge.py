@@ -14,8 +14,10 @@ class Charge(NamedTuple):
     than that was for. ``scopes`` are the keys of every budget that was charged. ``replayed`` says
     that a recording or a mock answered, so that it cost nothing. ``instead_of`` is the
     model that the caller had asked for, where a budget's fallback has put another in its place.
-    ``at`` is when the call was made, in unix seconds. ``endpoint`` is the endpoint of the run, by
-    ``namespace/name``, that the call went to; None for every other call.
+    ``cached_tokens`` are the part of the input that a provider took from its cache, as its usage
+    says. ``session_id`` is the inference session that the router was told, to be found on the
+    bill; empty for none. ``at`` is when the call was made, in unix seconds. ``endpoint`` is the
+    endpoint of the run, by ``namespace/name``, that the call went to; None for every other call.
     """
 
     test: str | None
@@ -36,6 +38,8 @@ class Charge(NamedTuple):
     instead_of: str = ""
     at: float = 0.0
     endpoint: str | None = None
+    session_id: str = ""
+    cached_tokens: int = 0
 
 
 class Refusal(NamedTuple):

@@ -102,8 +102,9 @@ class Controller(Role):
     reports = True
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
-        super().__init__(settings)
         self.config, self.run_id = config, uuid.uuid4().hex[:12]
+        sends = settings.session_header == "on"
+        super().__init__(settings.replaced(session_id=f"hfbudget-{self.run_id}" if sends else ""))
         self.leased: dict[str, str] = {}
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
@@ -295,6 +296,7 @@ class Controller(Role):
         return replace(
             report,
             run=self.run_id,
+            session_id=self.settings.session_id,
             rehearsal=self.settings.emulator is not None,
             over_runs=self.settings.capped_over_runs,
         )
@@ -332,6 +334,7 @@ class Controller(Role):
             "router": self.settings.router,
             "endpoints_api": self.settings.endpoints_api,
             "hub": self.settings.hub or "",
+            "session_id": self.settings.session_id,
             "emulator": self.settings.emulator or "",
         }
 

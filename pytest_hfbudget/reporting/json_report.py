@@ -36,6 +36,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "run": report.run,
+        "session_id": report.session_id or None,
         "date": report.date.isoformat(timespec="seconds"),
         "rehearsal": report.rehearsal,
         "session": _session(report),
@@ -101,6 +102,7 @@ def _call(charge: Charge) -> dict[str, Any]:
         "provider": charge.provider,
         "input_tokens": charge.input_tokens,
         "output_tokens": charge.output_tokens,
+        "cached_tokens": charge.cached_tokens,
         "usd": _usd(charge.nano_usd),
         "price_source": charge.price_source,
         "status": charge.status,
@@ -110,6 +112,7 @@ def _call(charge: Charge) -> dict[str, Any]:
         "over_hold_usd": usd_text(charge.over),
         "where": charge.where,
         "instead_of": charge.instead_of or None,
+        "session_id": charge.session_id or None,
     }
 
 
@@ -182,6 +185,7 @@ def parse(content: object, *, written: datetime) -> Report:
         refusals=tuple(map(_read_refusal, top.each("refusals"))),
         endpoints=tuple(map(_read_endpoint, top.each("endpoints"))),
         run=top.text("run"),
+        session_id=top.text("session_id"),
         date=top.date("date") or written,
         rehearsal=top.flag("rehearsal"),
         shared=tuple(map(_read_shared, top.each("shared"))),
@@ -232,6 +236,8 @@ def _read_call(row: _Fields) -> Charge:
         over=row.usd("over_hold_usd") or 0,
         replayed=row.flag("replayed") or status == "replayed",
         instead_of=row.text("instead_of"),
+        session_id=row.text("session_id"),
+        cached_tokens=row.count("cached_tokens"),
     )
 
 

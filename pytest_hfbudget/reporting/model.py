@@ -199,6 +199,7 @@ class Report:
     Attributes:
         spent, cap, calls, refused: of the session.
         date: when the report was made, in UTC.
+        session_id: the inference session that the router was told; empty where it was told none.
         rehearsal: the calls went to the emulator; nothing was paid.
         over_runs: budgets over many runs applied as well; not in a file.
         unmetered: why calls were sent that are not in here, and how many for each reason.
@@ -219,6 +220,7 @@ class Report:
     over_runs: bool = False
     unmetered: tuple[tuple[str, int], ...] = ()
     shared: tuple[SharedLine, ...] = ()
+    session_id: str = ""
 
     @classmethod
     def of(
@@ -285,6 +287,20 @@ class Report:
     def outside(self) -> tuple[Charge, ...]:
         """Calls that belong to no test: fixtures of the session, imports, stray threads."""
         return tuple(charge for charge in self.charges if charge.test is None)
+
+    @property
+    def in_other_sessions(self) -> tuple[Charge, ...]:
+        """Calls that the router was told another session of: the caller has set one."""
+        own = ("", self.session_id)
+        return tuple(charge for charge in self.charges if charge.session_id not in own)
+
+    @property
+    def on_the_bill(self) -> bool:
+        """Whether Hugging Face bills calls to the run's session id."""
+        own = self.session_id
+        if self.rehearsal or not own:
+            return False
+        return any(charge.session_id == own for charge in self.charges)
 
     def remarked(self, remark: Remark) -> tuple[Charge, ...]:
         """The calls that a remark applies to."""
