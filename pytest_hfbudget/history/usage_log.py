@@ -66,7 +66,7 @@ _SECOND = (
     """
     CREATE TABLE bill (
         run TEXT PRIMARY KEY,
-        nano_usd INTEGER NOT NULL,
+        billed_nano_usd INTEGER NOT NULL,
         requests INTEGER NOT NULL,
         read_at REAL NOT NULL
     ) WITHOUT ROWID

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
 from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.reporting.bill import Bill
 from pytest_hfbudget.settings import NOT_RUN
 
 TEST_PREFIX = "test:"
@@ -204,6 +205,7 @@ class Report:
         over_runs: budgets over many runs applied as well; not in a file.
         unmetered: why calls were sent that are not in here, and how many for each reason.
         shared: the budgets that tests share, in the order of their first test.
+        bill: what Hugging Face has reported of it since, where that was asked for; not in a file.
     """
 
     spent: int
@@ -221,6 +223,7 @@ class Report:
     unmetered: tuple[tuple[str, int], ...] = ()
     shared: tuple[SharedLine, ...] = ()
     session_id: str = ""
+    bill: Bill | None = None
 
     @classmethod
     def of(

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from conftest import Answer  # type: ignore[import-not-found]
+from conftest import Answer
 
 from pytest_hfbudget.emulator import EmulatorClient
 
