@@ -251,7 +251,14 @@ class Settings:
         "HFBUDGET_BILLING_MINUTE hf_billing_minute",
         "seconds in a billed minute (60); only a rehearsal has another",
     )
+    session_header = Setting[str](
+        "on",
+        values.one_of(("on", "off")),
+        "HFBUDGET_SESSION_HEADER hf_session_header",
+        "off: send no X-HF-Session-id, so that no bill of a run can be asked for (on)",
+    )
     hub = Setting[str | None](None, str, "", "")  # that of the emulator, in a rehearsal
+    session_id = Setting[str]("", str, "", "")  # of a run; empty where it sends none
 
     def __init__(self, **values: Any) -> None:
         if unknown := values.keys() - DEFAULTS.keys():

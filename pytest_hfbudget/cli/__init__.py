@@ -9,7 +9,18 @@ import click
 from pytest_hfbudget import __version__
 
 # Each is in the module of its name, which is imported when it is asked for.
-COMMANDS = ("demo", "forecast", "log", "pause", "prices", "report", "run", "status", "sweep")
+COMMANDS = (
+    "bill",
+    "demo",
+    "forecast",
+    "log",
+    "pause",
+    "prices",
+    "report",
+    "run",
+    "status",
+    "sweep",
+)
 
 
 class Commands(click.Group):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]*")
 _PLACES = ("emulator", "endpoints_api", "namespace")
+HUB = "https://huggingface.co"
 _NO_TOKEN = "there is no token: set HF_TOKEN, or run: hf auth login"  # noqa: S105
 
 
@@ -118,6 +119,21 @@ def _usage_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
+
+
+def hub() -> str:
+    """Base URL of the Hub: that of a rehearsal, of HF_ENDPOINT, or the public one.
+
+    Raises:
+        click.UsageError: HF_ENDPOINT is no URL.
+    """
+    from pytest_hfbudget.values import url
+
+    given = services().hub or os.environ.get("HF_ENDPOINT", "").strip() or HUB
+    try:
+        return url(given)
+    except ValueError as error:
+        raise click.UsageError(f"HF_ENDPOINT={given}: {error}") from None
 
 
 def api() -> str:

@@ -13,6 +13,7 @@ import click
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.money import show, usd_text
+from pytest_hfbudget.reporting.bill import as_number, by_model, drift_text
 from pytest_hfbudget.reporting.model import UNPRICED
 from pytest_hfbudget.text import printable
 
@@ -68,8 +69,8 @@ def command(
     kept = access.settings().log_days
     question = UsageQuery(
         tuple((key, text) for key, text in texts.items() if text is not None),
-        since=_moment("--since", since),
-        until=_moment("--until", until, whole_day=True),
+        since=moment("--since", since),
+        until=moment("--until", until, whole_day=True),
     )
     if limit is None:
         limit = 0 if as_json or as_csv else LIMIT
@@ -102,11 +103,31 @@ def _ask(
         names = tuple("usd" if name == "nano_usd" else name for name in COLUMNS)
         return names, map(_entry_as_dict, answers.each(question, limit)), total
     totals = answers.totals(question, group)
-    rows = ({group: one.name, **_total_as_dict(one)} for one in totals)
-    return (group, *_total_as_dict(total)), rows, total
+    more, billed = _billed(group)
+    unknown = dict.fromkeys(more)
+    rows = (
+        {group: one.name, **_total_as_dict(one), **billed.get(one.name, unknown)} for one in totals
+    )
+    return (group, *_total_as_dict(total), *more), rows, total
 
 
-def _moment(option: str, text: str | None, *, whole_day: bool = False) -> float | None:
+def _billed(group: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """The names of further columns and, by run or model, what is known of the bill."""
+    from pytest_hfbudget.history.bills import log_bills
+
+    if group == "run":
+        known = [bill for bill in log_bills().runs() if bill.booked is not None]
+        names = ("billed_usd", "drift")
+        return names, {bill.run: {name: bill.json()[name] for name in names} for bill in known}
+    if group == "model":
+        found = by_model(log_bills().runs())
+        return ("drift", "drift_runs"), {
+            one.model: {"drift": as_number(one.drift), "drift_runs": one.runs} for one in found
+        }
+    return (), {}
+
+
+def moment(option: str, text: str | None, *, whole_day: bool = False) -> float | None:
     """A day, a time, or a span before now, in unix seconds."""
     if text is None:
         return None
@@ -198,14 +219,20 @@ def _cost(row: Mapping[str, Any]) -> str:
 
 def _print_totals(group: str, rows: list[dict[str, Any]], total: Total) -> None:
     columns = ("calls", "refused", "input_tokens", "output_tokens", "minutes")
+    billed = [
+        name for name in ("billed_usd", "drift") if any(row.get(name) is not None for row in rows)
+    ]
+    labels = {"billed_usd": "billed"}
     output.console().print(
         output.table(
             *(group, *(name.replace("_", " ") for name in columns), "cost"),
+            *(labels.get(name, name) for name in billed),
             rows=(
                 (
                     row[group] or "-",
                     *(str(row[name]) for name in columns),
                     _dollars(row["usd"]) + (f" + {row['unpriced']} ?" if row["unpriced"] else ""),
+                    *(_billed_cell(name, row[name]) for name in billed),
                 )
                 for row in rows
             ),
@@ -213,6 +240,12 @@ def _print_totals(group: str, rows: list[dict[str, Any]], total: Total) -> None:
         )
     )
     click.echo(_sum(total))
+
+
+def _billed_cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    return drift_text(value) if name == "drift" else _dollars(value)
 
 
 def _sum(total: Total) -> str:

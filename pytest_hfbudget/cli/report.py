@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pytest_hfbudget.cli import access, output
+from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.money import show
+from pytest_hfbudget.reporting.bill import drift_text
 from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, ReportFileError, read
 from pytest_hfbudget.reporting.model import REHEARSAL, Report
 from pytest_hfbudget.reporting.tables import Table, tables
@@ -51,13 +54,25 @@ def command(files: tuple[Path, ...], page: Path | None, top: int, schema: bool) 
     if not files:
         raise click.UsageError("name the FILE that `pytest --hf-report FILE` has written.")
     try:
-        reports = sorted(map(read, files), key=lambda one: one.date)
+        reports = _with_bills(sorted(map(read, files), key=lambda one: one.date))
     except ReportFileError as error:
         raise click.ClickException(str(error)) from None
     if page is None:
         _print(reports, top)
     else:
         _write(reports, page)
+
+
+def _with_bills(reports: list[Report]) -> list[Report]:
+    """The same with what the usage log keeps of their bills."""
+    from pytest_hfbudget.history.bills import log_bills
+
+    try:
+        bills = {bill.run: bill for bill in log_bills().runs() if bill.booked is not None}
+    except HistoryError as error:
+        click.echo(f"Warning: no bills are shown: {error}", err=True)
+        return reports
+    return [replace(one, bill=bills.get(one.run)) for one in reports]
 
 
 def _write(reports: list[Report], path: Path) -> None:
@@ -89,7 +104,12 @@ def _headline(report: Report) -> str:
         cap = "without a session budget"
     else:
         cap = f"of {show(report.cap)} {bar(report.spent, report.cap)}"
-    return f"{run}{report.day} UTC{rehearsal}\nspent {show(report.spent)} {cap} ({report.counts})"
+    spent = f"spent {show(report.spent)} {cap} ({report.counts})"
+    billed = ""
+    if report.bill and report.bill.booked:
+        drift = drift_text(report.bill.drift) or "the ledger lacks a price"
+        billed = f"\nbilled {show(report.bill.booked.nano_usd)} by Hugging Face ({drift})"
+    return f"{run}{report.day} UTC{rehearsal}\n{spent}{billed}"
 
 
 def _print_table(console: Console, table: Table, top: int) -> None:

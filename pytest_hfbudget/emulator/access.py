@@ -18,6 +18,9 @@ def check_access(exchange: Exchange) -> None:
         raise refused(403, "missing permissions: inference.endpoints.write")
     if access == "infer" and token in switches.no_infer_tokens:
         raise refused(403, "missing permissions: inference.endpoints.infer.write")
+    if access == "billing" and token in switches.no_billing_tokens:
+        missing = "org.billing.read" if "org" in exchange.params else "billing.read"
+        raise refused(403, f"missing permissions: {missing}")
 
 
 def _to_public_endpoint(exchange: Exchange) -> bool:

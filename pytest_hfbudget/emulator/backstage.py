@@ -119,7 +119,7 @@ class Backstage:
         endpoints = [_glance(exchange, endpoint) for endpoint in world.endpoints.values()]
         switches: dict[str, Any] = dict(vars(world.switches))
         # Tokens are secrets even here.
-        for name in ("bad_tokens", "limited_tokens", "no_infer_tokens"):
+        for name in ("bad_tokens", "limited_tokens", "no_infer_tokens", "no_billing_tokens"):
             switches[name] = len(switches[name])
         return JSONResponse(
             {

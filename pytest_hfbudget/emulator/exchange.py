@@ -21,8 +21,9 @@ from pytest_hfbudget.emulator.refusal import refused
 from pytest_hfbudget.emulator.world import World
 
 # public: no token; user: a good token; manage: one that may manage endpoints; infer: one that may
-# call endpoints, unless the endpoint is public; backstage: the emulator's own controls.
-Access = Literal["public", "user", "manage", "infer", "backstage"]
+# call endpoints, unless the endpoint is public; billing: one that may read the bill; backstage: the
+# emulator's own controls.
+Access = Literal["public", "user", "manage", "infer", "billing", "backstage"]
 
 
 @dataclass

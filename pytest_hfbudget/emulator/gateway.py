@@ -19,6 +19,7 @@ from pytest_hfbudget.emulator.log import fingerprint
 from pytest_hfbudget.emulator.refusal import Refusal, refused
 from pytest_hfbudget.emulator.world import World
 
+_SESSION, _BILL_TO = "x-hf-session-id", "x-hf-bill-to"
 _GARBAGE = b"<html><body>upstream says hello</body></html>"
 
 
@@ -109,7 +110,7 @@ class Gateway:
         finally:
             status = connection.status
             if exchange.call is not None:
-                exchange.call.settle(status, applied, exchange.broken_off)
+                exchange.call.settle(status, applied, exchange.broken_off, at())
             told = {"fault": action.told()} if action else {}
             if connection.gone.is_set() and not connection.complete:
                 how = {"chunks": exchange.chunks, "billed": exchange.call and exchange.call.billed}
@@ -196,7 +197,8 @@ def _facts(exchange: Exchange) -> dict[str, Any]:
         "model": exchange.params.get("model") or _said_model(exchange),
         "token": fingerprint(exchange.token),
         "agent": exchange.headers.get("user-agent"),
-        "bill_to": exchange.headers.get("x-hf-bill-to"),
+        "bill_to": exchange.headers.get(_BILL_TO),
+        "session": exchange.headers.get(_SESSION),
     }
 
 
@@ -208,4 +210,7 @@ def _said_model(exchange: Exchange) -> str | None:
 def _open_call(exchange: Exchange, model: str | None) -> None:
     stream = bool((exchange.form or {}).get("stream"))
     task = exchange.route.task or ""
-    exchange.call = exchange.world.invoice.open(model, task, stream, exchange.endpoint)
+    call = exchange.world.invoice.open(model, task, stream, exchange.endpoint)
+    call.session, call.bill_to = (exchange.headers.get(name) for name in (_SESSION, _BILL_TO))
+    call.at = exchange.world.clock.now()
+    exchange.call = call

@@ -32,6 +32,8 @@ class Call:
       inference-providers/register-as-a-provider.md)
     - uptime: answered by a dedicated endpoint, which is billed by time
     - unpriced: consumed, but nobody knows the price
+
+    `session` and `bill_to` are what the request's headers say; `at` and `ended` are microseconds.
     """
 
     seq: int
@@ -44,10 +46,16 @@ class Call:
     price: Price | None = None
     status: int | None = None
     billed: Billed = "pending"
+    session: str | None = None
+    bill_to: str | None = None
+    at: int = 0
+    ended: int | None = None
 
-    def settle(self, status: int | None, applied: bool, broken_off: bool) -> None:
+    def settle(
+        self, status: int | None, applied: bool, broken_off: bool, now: int | None = None
+    ) -> None:
         """Fix the row when its request is over; `used` holds what counts by now."""
-        self.status = status
+        self.status, self.ended = status, now
         if not applied or status is None or status >= _FIRST_ERROR:
             self.billed = "none"
         elif self.endpoint is not None:

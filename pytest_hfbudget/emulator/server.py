@@ -13,7 +13,7 @@ from typing import IO, Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pytest_hfbudget.emulator import control, hub, inference, router, studio
+from pytest_hfbudget.emulator import billing, control, hub, inference, router, studio
 from pytest_hfbudget.emulator.backstage import Backstage
 from pytest_hfbudget.emulator.client import EmulatorClient
 from pytest_hfbudget.emulator.gateway import Gateway
@@ -37,8 +37,8 @@ def build_app(config: Mapping[str, Any] | None = None, log_file: IO[str] | None 
         return gateway.reset()
 
     # Studios come first: their paths are special cases of the router's.
-    rooms = [control.ROUTES, inference.ROUTES, hub.ROUTES, studio.ROUTES, router.ROUTES]
-    routes = [*Backstage(reset).routes(), *(route for room in rooms for route in room)]
+    rooms = [control, inference, billing, hub, studio, router]
+    routes = [*Backstage(reset).routes(), *(route for room in rooms for route in room.ROUTES)]
     gateway = Gateway(routes, new_world)
     return gateway
 

@@ -20,6 +20,8 @@ class Switches:
     limited_tokens: tuple[str, ...] = ("hf_limited",)  # 403 on the endpoints API
     no_infer_tokens: tuple[str, ...] = ("hf_noinfer",)  # 403 on an endpoint's own URL
 
+    no_billing_tokens: tuple[str, ...] = ("hf_nobilling",)  # 403 on what the Hub says of the bill
+
     # -- chat
     natural_tokens: int = 32  # length of an answer that nothing cuts short
     answer_delay_s: float = 0.0  # before the first byte of every model answer
@@ -62,6 +64,14 @@ class Switches:
     bills_updating: bool = True
     bills_failed: bool = False  # failed and updateFailed
     billing_stops: Literal["ack", "paused_state"] = "ack"  # when a pause ends the span
+
+    # -- what the Hub says of the bill
+    billing_lag_s: float = 0.0  # after a call's end, until it is told
+    placeholder_usd: str = "0"  # what is told of a call until then; of 0 nothing is told
+    cent_rounding: Literal["none", "up", "nearest"] = "none"  # of a session's cents, to whole ones
+    billing_page_limit: int = 0  # sessions per page; 0: one page
+    organizations: tuple[str, ...] = ()  # namespaces whose endpoints no person pays for
+    renewal_day: int = 1  # of the month, on which the billing period begins
 
     # -- life of endpoints
     resume_while_starting: Literal["already_running", "ok"] = "already_running"

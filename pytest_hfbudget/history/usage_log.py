@@ -60,6 +60,20 @@ _FIRST = (
     "CREATE INDEX entry_at ON entry (at)",
     "CREATE INDEX entry_run ON entry (run)",
 )
+_SECOND = (
+    "ALTER TABLE run ADD COLUMN session_id TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE entry ADD COLUMN session_id TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE entry ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0",
+    # What was reported of a run's session: read_at is when, in unix seconds.
+    """
+    CREATE TABLE bill (
+        run TEXT PRIMARY KEY,
+        billed_nano_usd INTEGER NOT NULL,
+        requests INTEGER NOT NULL,
+        read_at REAL NOT NULL
+    ) WITHOUT ROWID
+    """,
+)
 
 _DURATIONS = (
     """
@@ -75,7 +89,7 @@ _DURATIONS = (
 )
 
 SCHEMA = Schema(
-    steps=(_FIRST, PROMPT_TOKENS, _DURATIONS),
+    steps=(_FIRST, PROMPT_TOKENS, _DURATIONS, _SECOND),
     remedy=(
         "Make it readable and writable, or move it aside; "
         "HFBUDGET_STATE_DIR names another folder, and hf_log_days = 0 keeps no log."
@@ -95,6 +109,8 @@ class Entry:
         minutes: started ones, of all replicas of an endpoint.
         nano_usd: None for a call without a known price.
         status: of a call as in the report; of a refusal the budget; of an endpoint its state.
+        session_id: the inference session that the router was told; empty for none.
+        cached_tokens: the part of ``input_tokens`` that came from a cache.
     """
 
     run: str
@@ -114,18 +130,25 @@ class Entry:
     status: str = ""
     estimated: bool = False
     seconds: float = 0.0
+    session_id: str = ""
+    cached_tokens: int = 0
 
 
 COLUMNS = tuple(field.name for field in fields(Entry))
 
 
 class LoggedRun(NamedTuple):
-    """The run that entries belong to; times in unix seconds."""
+    """The run that entries belong to; times in unix seconds.
+
+    Attributes:
+        session_id: its inference session; empty where it has sent none.
+    """
 
     run: str
     project: str
     started: float
     ended: float
+    session_id: str = ""
 
 
 def entries(report: Report, run: LoggedRun) -> Iterator[Entry]:
@@ -163,7 +186,7 @@ class UsageLog:
             with transaction(connection):
                 # A run that was interrupted while it wrote writes once more.
                 connection.execute("DELETE FROM entry WHERE run = ?", (run.run,))
-                connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?)", run)
+                connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?)", run)
                 connection.executemany(
                     f"INSERT INTO entry ({', '.join(COLUMNS)}) VALUES ({marks})",  # noqa: S608
                     map(astuple, entries),
@@ -173,6 +196,9 @@ class UsageLog:
                 connection.execute("DELETE FROM prompt_tokens WHERE seen < ?", before)
                 connection.execute(
                     "DELETE FROM entry WHERE run IN (SELECT run FROM run WHERE ended < ?)", before
+                )
+                connection.execute(
+                    "DELETE FROM bill WHERE run IN (SELECT run FROM run WHERE ended < ?)", before
                 )
                 connection.execute("DELETE FROM run WHERE ended < ?", before)
 
@@ -195,6 +221,8 @@ def _call(charge: Charge, run: LoggedRun) -> Entry:
         status=charge.status,
         estimated=charge.estimated and not charge.replayed,
         seconds=charge.seconds,
+        session_id="" if charge.replayed else charge.session_id,
+        cached_tokens=charge.cached_tokens,
     )
 
 

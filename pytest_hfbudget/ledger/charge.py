@@ -14,10 +14,12 @@ class Charge(NamedTuple):
     than that was for. ``scopes`` are the keys of every budget that was charged. ``replayed`` says
     that a recording or a mock answered, so that it cost nothing. ``instead_of`` is the
     model that the caller had asked for, where a budget's fallback has put another in its place.
-    ``at`` is when the call was made, in unix seconds. ``endpoint`` is the endpoint of the run, by
-    ``namespace/name``, that the call went to; None for every other call. ``above`` is the part of
-    an estimated charge that is above what provably came back. ``waited`` is for how many seconds it
-    waited until calls in flight had settled.
+    ``cached_tokens`` are the part of the input that a provider took from its cache, as its usage
+    says. ``session_id`` is the inference session that the router was told, to be found on the
+    bill; empty for none. ``at`` is when the call was made, in unix seconds. ``endpoint`` is the
+    endpoint of the run, by ``namespace/name``, that the call went to; None for every other call.
+    ``above`` is the part of an estimated charge that is above what provably came back. ``waited``
+    is for how many seconds it waited until calls in flight had settled.
     """
 
     test: str | None
@@ -40,6 +42,8 @@ class Charge(NamedTuple):
     endpoint: str | None = None
     above: int = 0
     waited: float = 0.0
+    session_id: str = ""
+    cached_tokens: int = 0
 
 
 class Refusal(NamedTuple):

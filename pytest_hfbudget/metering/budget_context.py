@@ -158,6 +158,7 @@ class BudgetContext:
     that any of these has opened, unless it is that of a task which is older than the block.
 
     Attributes:
+        session_id: the inference session that calls to the router are billed to; empty for none.
         over_runs: the budgets that this run shares with others.
         unowned: refusals to calls that belong to no test and no block.
         over: why no budget can hold a call any more, if that is so.
@@ -171,6 +172,7 @@ class BudgetContext:
     unowned: list[BudgetExceededError] = field(default_factory=list)
     over: str = ""
     watched: bool = False
+    session_id: str = ""
     inherited: InheritedBudgets = field(default_factory=InheritedBudgets)
     _opened: list[OpenBlock] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=itertools.count)

@@ -214,6 +214,7 @@ def _draft(outgoing: OutgoingCall, request: CallRequest, endpoint: str | None) -
         instead_of=outgoing.asked.instead_of,
         at=outgoing.at,
         endpoint=endpoint,
+        session_id=outgoing.session_id,
     )
 
 

@@ -65,6 +65,7 @@ def connected_meter(path: str) -> tuple[Meter, ParentPlace]:
     budgets = BudgetContext(place.session, test=place.test, where=place.where)
     budgets.inherited = InheritedBudgets(place.around, place.explicit)
     emulator = place.addresses.emulator or ""
+    budgets.session_id = place.session_id
     meter = Meter(
         RemoteLedger(wire),
         RemoteBook(wire=wire),
@@ -299,6 +300,7 @@ def _join(runtime: ParentProcess) -> dict[str, Any]:
         worker=runtime.worker,
         router=meter.router,
         addresses=runtime.addresses,
+        session_id=budgets.session_id,
     ).packed()
 
 
@@ -310,6 +312,7 @@ class ParentPlace(NamedTuple):
         around: the blocks that were open then.
         explicit: the price that a block or the test's marker stated.
         worker: begins the keys of blocks in the process that was joined.
+        session_id: the inference session that calls to the router are billed to; empty for none.
     """
 
     session: Scope
@@ -320,6 +323,7 @@ class ParentPlace(NamedTuple):
     worker: str
     router: str
     addresses: Addresses
+    session_id: str
 
     def packed(self) -> dict[str, Any]:
         """As JSON can hold it."""

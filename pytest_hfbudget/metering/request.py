@@ -382,6 +382,7 @@ class OutgoingCall(NamedTuple):
         at: when it was made, in unix seconds.
         started: the same by the meter's clock, in seconds.
         variant: how it is sent, as far as the plugin has a say in that.
+        session_id: the inference session that the router bills it to; empty for none.
     """
 
     parameters: Parameters
@@ -394,3 +395,4 @@ class OutgoingCall(NamedTuple):
     at: float
     started: float
     variant: RequestVariant = DEFAULT_VARIANT
+    session_id: str = ""

@@ -136,6 +136,7 @@ def charge_of(
         provider=outcome.provider,
         input_tokens=usage.input_tokens if usage else 0,
         output_tokens=usage.output_tokens if usage else 0,
+        cached_tokens=usage.cached_tokens if usage else 0,
         nano_usd=cost,
         price_source=source,
         status=status,

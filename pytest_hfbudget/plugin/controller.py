@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -54,8 +54,9 @@ class Controller(Role):
     reports = True
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
-        super().__init__(settings)
         self.config, self.run_id = config, uuid.uuid4().hex[:12]
+        sends = settings.session_header == "on"
+        super().__init__(settings.replaced(session_id=f"hfbudget-{self.run_id}" if sends else ""))
         self.leased: dict[str, str] = {}
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
@@ -311,6 +312,7 @@ class Controller(Role):
             report,
             notes=self._notes(),
             run=self.run_id,
+            session_id=self.settings.session_id,
             rehearsal=self.settings.emulator is not None,
             over_runs=self.settings.capped_over_runs,
             timeline=order.schedule.timeline(minute_s) if order is not None else None,
@@ -346,6 +348,7 @@ class Controller(Role):
             own: dict[str, Callable[..., Any]] = {
                 "counts": lambda model: self.counts.known(model),  # noqa: PLW0108 - made when asked
                 "learn": self._learn,
+                "begin_use": self._begin_use,
                 "leased": lambda: self.leased,
                 "catalogue": lambda: self._catalogue().as_read(),
             }
@@ -355,8 +358,14 @@ class Controller(Role):
             "router": self.settings.router,
             "endpoints_api": self.settings.endpoints_api,
             "hub": self.settings.hub or "",
+            "session_id": self.settings.session_id,
             "emulator": self.settings.emulator or "",
         }
+
+    def _begin_use(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
+        from pytest_hfbudget.ledger import Scope
+
+        self.begin_use(test, name, tuple(Scope(*scope) for scope in scopes), worker)
 
     def _learn(self, origin: str, facts: list[Any], heard: int) -> Any:
         from pytest_hfbudget.metering.prompts import Fact

@@ -49,7 +49,6 @@ class ControllerServer:
         return {
             "declare": self._declare,
             "problem": self._note,
-            "begin_use": self._begin_use,
             "ensure": lambda name, keep: controller.ensure(name, keep_running=keep),
             "foresee": controller.foresee,
             "expect": self._expect,
@@ -77,11 +76,6 @@ class ControllerServer:
         tests, *others = expected
         known = tuple(Task(id, tuple(needs), *more) for id, needs, *more in tests)
         self.expected = Expected(known, *others)
-
-    def _begin_use(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
-        from pytest_hfbudget.ledger import Scope
-
-        self._controller.begin_use(test, name, tuple(Scope(*scope) for scope in scopes), worker)
 
     def _note(self, message: str) -> None:
         self.problem = self.problem or HFBudgetError(message)

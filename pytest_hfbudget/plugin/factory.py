@@ -39,7 +39,8 @@ def make_meter(
     none: under a cap that has ended the run before, and without one it is merely not counted.
     """
     shared = tuple(window.scope() for window in windows(settings))
-    budgets = BudgetContext(session=session_scope(settings), over_runs=shared)
+    session, session_id = session_scope(settings), settings.session_id
+    budgets = BudgetContext(session=session, over_runs=shared, session_id=session_id)
     try:
         book = price_sources.book(config, settings, leased, off_loop()(load_catalogue))
     except ConfigError as error:

@@ -102,11 +102,15 @@ def _refuse_unknown(
     unknown = sorted(name for name in names if name not in known)
     if not unknown:
         return
-    from difflib import get_close_matches  # takes a millisecond that only an error needs
+    from difflib import SequenceMatcher  # takes a millisecond that only an error needs
 
+    money = (each for each in SETTINGS.values() if each.guards_money)
+    guards = {name for each in money for name in (each.variable, each.ini)}
     said = []
     for name in unknown:
-        (nearest,) = get_close_matches(usual(name), sorted(known), n=1, cutoff=0)
+        # Of two that are as near, the one that guards money is more likely to be meant.
+        near = [(SequenceMatcher(None, k, usual(name)).ratio(), k in guards, k) for k in known]
+        nearest = max(near)[2]
         said.append(f"unknown {kind} {name}: did you mean {nearest}?")
     raise ConfigError(" ".join((*said, "Correct it, or remove it.")))
 

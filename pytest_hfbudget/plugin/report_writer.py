@@ -98,6 +98,8 @@ class ReportWriter:
             terminal.write_line(printable(line.text), **colour)
         for budget in left:
             terminal.write_line(f"  {budget}")
+        if report.on_the_bill:
+            terminal.write_line(f"  session id: {report.session_id} (hfbudget bill)")
         if self._written is not None:
             terminal.write_line(f"  report: {self._written}")
 

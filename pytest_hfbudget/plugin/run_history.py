@@ -155,7 +155,7 @@ def add_to_log(
     from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.history.usage_log import FILE, LoggedRun, UsageLog, entries
 
-    logged = LoggedRun(run, project(config, settings), started, time.time())
+    logged = LoggedRun(run, project(config, settings), started, time.time(), settings.session_id)
     try:
         log = UsageLog(default_state_dir() / FILE)
         log.write(logged, entries(report, logged), learned, keep_days=settings.log_days)

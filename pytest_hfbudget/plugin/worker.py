@@ -145,10 +145,11 @@ class Worker(Role):
 
 
 def _with_addresses(settings: Settings, given: Mapping[str, Any]) -> Settings:
-    """Settings of a worker, with the addresses that its controller uses."""
+    """Settings of a worker, with the addresses and the session id of its controller."""
     return settings.replaced(
         router=given["router"],
         endpoints_api=given["endpoints_api"],
         hub=given["hub"] or None,
+        session_id=given["session_id"],
         emulator=given["emulator"] or None,
     )

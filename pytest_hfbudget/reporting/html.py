@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pytest_hfbudget.money import brief, show
+from pytest_hfbudget.reporting.bill import drift_text
 from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, total
 from pytest_hfbudget.reporting.tables import Cell, Table, tables
 
@@ -87,6 +88,11 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
         if charges := report.remarked(remark):
             spent = f"{brief(total(charges))} " if total(charges) else ""
             found.append((remark.word, f"{len(charges):,}", f"{spent}{remark.meaning}"))
+    if report.bill and report.bill.booked:
+        ledger = "?" if report.bill.ledger is None else brief(report.bill.ledger)
+        drift = drift_text(report.bill.drift)
+        meaning = f"by Hugging Face for calls of {ledger}" + (f", {drift}" if drift else "")
+        found.append(("billed", brief(report.bill.booked.nano_usd), meaning))
     if report.endpoints:
         minutes = sum(endpoint.minutes for endpoint in report.endpoints)
         found.append(("endpoint minutes", f"{minutes:,}", f"{brief(report.uptime)} of uptime"))

@@ -37,6 +37,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "run": report.run,
+        "session_id": report.session_id or None,
         "date": report.date.isoformat(timespec="seconds"),
         "rehearsal": report.rehearsal,
         "session": _session(report),
@@ -106,6 +107,7 @@ def _call(charge: Charge) -> dict[str, Any]:
         "provider": charge.provider,
         "input_tokens": charge.input_tokens,
         "output_tokens": charge.output_tokens,
+        "cached_tokens": charge.cached_tokens,
         "usd": _usd(charge.nano_usd),
         "price_source": charge.price_source,
         "status": charge.status,
@@ -117,6 +119,7 @@ def _call(charge: Charge) -> dict[str, Any]:
         "instead_of": charge.instead_of or None,
         "estimated_above_usd": usd_text(charge.above),
         "waited_s": charge.waited,
+        "session_id": charge.session_id or None,
     }
 
 
@@ -209,6 +212,7 @@ def parse(content: object, *, written: datetime) -> Report:
         refusals=tuple(map(_read_refusal, top.each("refusals"))),
         endpoints=tuple(map(_read_endpoint, top.each("endpoints"))),
         run=top.text("run"),
+        session_id=top.text("session_id"),
         date=top.date("date") or written,
         rehearsal=top.flag("rehearsal"),
         shared=tuple(map(_read_shared, top.each("shared"))),
@@ -263,6 +267,8 @@ def _read_call(row: _Fields) -> Charge:
         instead_of=row.text("instead_of"),
         above=row.usd("estimated_above_usd") or 0,
         waited=row.seconds("waited_s"),
+        session_id=row.text("session_id"),
+        cached_tokens=row.count("cached_tokens"),
     )
 
 

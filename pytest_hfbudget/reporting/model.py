@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
 from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.reporting.bill import Bill
 from pytest_hfbudget.settings import NOT_RUN
 
 if TYPE_CHECKING:
@@ -202,12 +203,14 @@ class Report:
     Attributes:
         spent, cap, calls, refused: of the session.
         date: when the report was made, in UTC.
+        session_id: the inference session that the router was told; empty where it was told none.
         rehearsal: the calls went to the emulator; nothing was paid.
         over_runs: budgets over many runs applied as well; not in a file.
         unmetered: why calls were sent that are not in here, and how many for each reason.
         shared: the budgets that tests share, in the order of their first test.
         notes: what was found out about how servers count, a sentence each.
         timeline: what endpoints and tests did when; None where no test names an endpoint.
+        bill: what Hugging Face has reported of it since, where that was asked for; not in a file.
     """
 
     spent: int
@@ -226,6 +229,8 @@ class Report:
     shared: tuple[SharedLine, ...] = ()
     notes: tuple[str, ...] = ()
     timeline: Timeline | None = None
+    session_id: str = ""
+    bill: Bill | None = None
 
     @classmethod
     def of(
@@ -302,6 +307,20 @@ class Report:
     def outside(self) -> tuple[Charge, ...]:
         """Calls that belong to no test: fixtures of the session, imports, stray threads."""
         return tuple(charge for charge in self.charges if charge.test is None)
+
+    @property
+    def in_other_sessions(self) -> tuple[Charge, ...]:
+        """Calls that the router was told another session of: the caller has set one."""
+        own = ("", self.session_id)
+        return tuple(charge for charge in self.charges if charge.session_id not in own)
+
+    @property
+    def on_the_bill(self) -> bool:
+        """Whether Hugging Face bills calls to the run's session id."""
+        own = self.session_id
+        if self.rehearsal or not own:
+            return False
+        return any(charge.session_id == own for charge in self.charges)
 
     def remarked(self, remark: Remark) -> tuple[Charge, ...]:
         """The calls that a remark applies to."""

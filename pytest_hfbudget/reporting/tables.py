@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.money import show
+from pytest_hfbudget.reporting.bill import Bill, by_model, drift_text
 from pytest_hfbudget.reporting.model import (
     ESTIMATED,
     NO_TEST,
@@ -77,6 +78,7 @@ def tables(reports: Sequence[Report]) -> Iterator[Table]:
         models(newest),
         providers(newest),
         prices(newest),
+        drifts(reports),
         runs(reports),
         calls(newest),
     )
@@ -186,7 +188,7 @@ def refusals(report: Report) -> Table:
 
 def runs(reports: Sequence[Report]) -> Table:
     """All runs, the newest first; no rows where there is only one."""
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("date (UTC)", "word"),
         Column("run", "word"),
         Column("spent", "usd", bar=True),
@@ -195,12 +197,37 @@ def runs(reports: Sequence[Report]) -> Table:
         Column("refused", "count"),
         Column("endpoints", "usd"),
     )
+    billed = any(one.bill is not None for one in reports)
+    if billed:
+        columns += (Column("billed", "usd"), Column("drift", "word"))
     rows = tuple(
-        (one.day, one.run, one.spent, one.cap, one.calls, one.refused, one.uptime)
+        (
+            *(one.day, one.run, one.spent, one.cap, one.calls, one.refused, one.uptime),
+            *(_billed(one.bill) if billed else ()),
+        )
         for one in reversed(reports)
         if len(reports) > 1
     )
     return Table("runs", "Over runs", columns, rows)
+
+
+def _billed(bill: Bill | None) -> tuple[Cell, Cell]:
+    return (bill.booked.nano_usd, drift_text(bill.drift)) if bill and bill.booked else (None, "")
+
+
+def drifts(reports: Sequence[Report]) -> Table:
+    """Ledger and bill by model, of the runs that used one model."""
+    columns = (
+        Column("model", "name"),
+        Column("runs", "count"),
+        Column("ledger", "usd", bar=True),
+        Column("billed", "usd", bar=True),
+        Column("drift", "word"),
+    )
+    found = by_model(one.bill for one in reports if one.bill is not None)
+    rows = tuple((*one, drift_text(one.drift)) for one in found)
+    note = "Runs that used one model, as far as hfbudget bill has read their bills."
+    return Table("drift", "Against the bill", columns, rows, note)
 
 
 def calls(report: Report) -> Table:

@@ -201,6 +201,11 @@ def _remarks(report: Report) -> Iterator[TerminalLine]:
             "see over_hold_usd in the JSON report; give max_seconds in its price, or a timeout",
             "red",
         )
+    if other := report.in_other_sessions:
+        calls = counted(len(other), "call")
+        yield TerminalLine(
+            f"  {calls}, {show(total(other))}, under session ids that the tests have set"
+        )
     if outside := report.outside:
         places = ", ".join(sorted({charge.where or "outside of a test" for charge in outside}))
         calls = counted(len(outside), "call")

@@ -17,6 +17,7 @@ from pytest_hfbudget.values import full_name
 VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
     "session_cap": (("1", 10**9), ("0.5", 5 * 10**8), ("0.25", 25 * 10**7)),
     "test_cap": (("0", 0), ("0.000000001", 1), ("2", 2 * 10**9)),
+    "session_header": (("on", "on"), ("off", "off"), ("off", "off")),
     "on_exhausted": (("skip", "skip"), ("stop", "stop"), ("fail", "fail")),
     "daily_cap": (("5", 5 * 10**9), ("0", 0), ("0.1", 10**8)),
     "weekly_cap": (("5", 5 * 10**9), ("0", 0), ("0.1", 10**8)),

@@ -13,8 +13,10 @@ from run_books import DAY_S, NOON, charge
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.history.database import Schema, connect, transaction
 from pytest_hfbudget.history.usage_log import (
+    COLUMNS,
     FILE,
     GROUPS,
+    SCHEMA,
     LoggedRun,
     QueryResult,
     UsageLog,
@@ -52,6 +54,8 @@ def test_a_call_is_found_as_it_was_charged(path: Path) -> None:
         estimated=True,
         seconds=0.5,
         at=NOON - 30.5,
+        session_id="hfbudget-run",
+        cached_tokens=7,
     )
     write(path, "run", call)
     (entry,) = QueryResult(path).entries(UsageQuery())
@@ -73,6 +77,8 @@ def test_a_call_is_found_as_it_was_charged(path: Path) -> None:
         "status": "200",
         "estimated": True,
         "seconds": 0.5,
+        "session_id": "hfbudget-run",
+        "cached_tokens": 7,
     }
     assert entry.estimated is True
 
@@ -291,6 +297,22 @@ def test_a_step_that_fails_changes_nothing(old: Path) -> None:
     connection = connect(old, schema(FIRST))
     assert connection.execute("SELECT * FROM thing").fetchall() == [("a",)]
     connection.close()
+
+
+def test_a_log_of_the_first_release_is_read_and_added_to(path: Path) -> None:
+    connection = connect(path, SCHEMA._replace(steps=SCHEMA.steps[:1]))
+    connection.execute("INSERT INTO run VALUES ('old', '/src', ?, ?)", (NOON - 60, NOON))
+    names = [name for name in COLUMNS if name not in ("session_id", "cached_tokens")]
+    marks = ", ".join("?" * len(names))
+    values = [{"run": "old", "at": NOON, "nano_usd": 5}.get(name, "") for name in names]
+    connection.execute(f"INSERT INTO entry ({', '.join(names)}) VALUES ({marks})", values)
+    connection.close()
+    write(path, "new", charge(7, session_id="hfbudget-new"), at=NOON + 1)
+    found = QueryResult(path).entries(UsageQuery())
+    assert [(each.run, each.nano_usd, each.session_id) for each in found] == [
+        ("old", 5, ""),
+        ("new", 7, "hfbudget-new"),
+    ]
 
 
 def test_what_is_interrupted_is_not_written(old: Path) -> None:

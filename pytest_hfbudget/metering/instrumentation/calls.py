@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
@@ -32,10 +32,14 @@ from pytest_hfbudget.metering.usage import UNREADABLE_ANSWER
 from pytest_hfbudget.metering.waiting import in_thread, let_the_loop_turn
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.settings import ROUTER
+from pytest_hfbudget.text import printable
 
 logger = logging.getLogger("pytest_hfbudget")
 
 EMULATED_TASK = "x-emulator-task"
+
+SESSION_HEADER = "X-HF-Session-id"
+LONGEST_SESSION_ID = 256
 
 # Where the parameters of a request keep its `AskedModel`.
 ASKED = "hfbudget_asked"
@@ -70,6 +74,12 @@ class ClientRoute:
             if meter.router != ROUTER or meter.emulator:
                 parameters = routed(parameters, meter.router, meter.emulator)
                 url = parameters.url
+            headers = getattr(parameters, "headers", None)  # a stand-in of a test may have none
+            to_router, session_id = url.startswith(f"{meter.router}/"), ""
+            if budgets.session_id and to_router and isinstance(headers, dict):
+                headers = headers.copy()
+                session_id = put_session_id(headers, budgets.session_id)
+                parameters = changed(parameters, headers=headers)
         except (TypeError, AttributeError) as error:
             meter.unknown(error, capped=budgets.capped())
             return None
@@ -84,7 +94,28 @@ class ClientRoute:
             at if isinstance(at, float) else 0.0,  # a test may have put a mock there
             meter.clock(),
             variant,
+            session_id,
         )
+
+
+def put_session_id(headers: MutableMapping[str, Any], session_id: str) -> str:
+    """Set the session id on the headers of a request to the router, unless the caller has set one.
+
+    Hugging Face tells the cost of a session by this id, of at most 256 characters (the Hub's
+    OpenAPI document, 2026-08).
+
+    Args:
+        headers: of any HTTP library; the id is added to them.
+        session_id: the run's, which is not empty.
+
+    Returns:
+        The id that is sent: the run's, or the caller's own.
+    """
+    for name, value in headers.items():
+        if name.lower() == "x-hf-session-id":
+            return printable(str(value))[:LONGEST_SESSION_ID]
+    headers[SESSION_HEADER] = session_id
+    return session_id
 
 
 def routed(parameters: P, router: str, emulator: str) -> P:
