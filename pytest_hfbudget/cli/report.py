@@ -14,7 +14,8 @@ from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.bill import drift_text
-from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, ReportFileError, read
+from pytest_hfbudget.reporting.json_fields import ReportFileError
+from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, read
 from pytest_hfbudget.reporting.model import REHEARSAL, Report
 from pytest_hfbudget.reporting.tables import Table, tables
 from pytest_hfbudget.reporting.terminal import bar

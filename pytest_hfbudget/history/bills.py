@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.history.billing import BillError, BillingPeriod, HubBill
 from pytest_hfbudget.history.database import connect, explained
-from pytest_hfbudget.history.usage_log import FILE, SCHEMA
+from pytest_hfbudget.history.usage_log import FILE
+from pytest_hfbudget.history.usage_schema import SCHEMA
 from pytest_hfbudget.reporting.bill import PENDING, REPORTED, UNAVAILABLE, Bill, Booked
 
 # Calls to the router that were not replayed; `OWN` are those under the session id of their run.

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_hfbudget.history.database import connect, explained, transaction
-from pytest_hfbudget.history.usage_log import DAY_S, SCHEMA
+from pytest_hfbudget.history.usage_log import DAY_S
+from pytest_hfbudget.history.usage_schema import SCHEMA
 
 TEST, COLD_START = "test", "cold start"
 

@@ -7,17 +7,14 @@ not have yet their defaults, so that the files of a year can be looked at togeth
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.files import write_whole
 from pytest_hfbudget.ledger import Charge, Refusal
-from pytest_hfbudget.money import parse_usd, usd_text
+from pytest_hfbudget.money import usd_text
+from pytest_hfbudget.reporting.json_fields import JsonFields, ReportFileError
 from pytest_hfbudget.reporting.model import REPLAYED, EndpointLine, Report, SharedLine, TestLine
 from pytest_hfbudget.reporting.timeline import Lane, Minutes, Stretch, TestSpan, Timeline
 from pytest_hfbudget.text import undirected
@@ -26,10 +23,6 @@ T = TypeVar("T")
 
 SCHEMA = 1
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
-
-
-class ReportFileError(HFBudgetError, ValueError):
-    """A file can't be read, is not a report, or has an unknown schema."""
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -197,7 +190,7 @@ def parse(content: object, *, written: datetime) -> Report:
     Raises:
         ReportFileError: it has another form.
     """
-    top = _Fields.of(content, "the report")
+    top = JsonFields.of(content, "the report")
     if (schema := top.count("schema")) != SCHEMA:
         raise ReportFileError(f"its schema is {schema}, and this release reads {SCHEMA}")
     session = top.inner("session")
@@ -222,7 +215,7 @@ def parse(content: object, *, written: datetime) -> Report:
     )
 
 
-def _read_test(row: _Fields) -> TestLine:
+def _read_test(row: JsonFields) -> TestLine:
     return TestLine(
         id=row.text("id"),
         outcome=row.text("outcome"),
@@ -235,7 +228,7 @@ def _read_test(row: _Fields) -> TestLine:
     )
 
 
-def _read_shared(row: _Fields) -> SharedLine:
+def _read_shared(row: JsonFields) -> SharedLine:
     return SharedLine(
         name=row.text("name"),
         level=row.text("level"),
@@ -247,7 +240,7 @@ def _read_shared(row: _Fields) -> SharedLine:
     )
 
 
-def _read_call(row: _Fields) -> Charge:
+def _read_call(row: JsonFields) -> Charge:
     status = row.text("status")
     return Charge(
         test=row.text("test") or None,
@@ -272,7 +265,7 @@ def _read_call(row: _Fields) -> Charge:
     )
 
 
-def _read_refusal(row: _Fields) -> Refusal:
+def _read_refusal(row: JsonFields) -> Refusal:
     return Refusal(
         test=row.text("test") or None,
         scope=row.text("scope"),
@@ -282,7 +275,7 @@ def _read_refusal(row: _Fields) -> Refusal:
     )
 
 
-def _read_endpoint(row: _Fields) -> EndpointLine:
+def _read_endpoint(row: JsonFields) -> EndpointLine:
     shares = row.inner("shares")
     return EndpointLine(
         name=row.text("name"),
@@ -302,7 +295,7 @@ def _read_endpoint(row: _Fields) -> EndpointLine:
     )
 
 
-def _read_timeline(top: _Fields) -> Timeline:
+def _read_timeline(top: JsonFields) -> Timeline:
     paid, least, collected = (
         Minutes(top.count(f"{name}_minutes"), top.usd(f"{name}_usd") or 0)
         for name in ("paid", "least", "collected")
@@ -334,86 +327,3 @@ def _read_timeline(top: _Fields) -> Timeline:
         least,
         collected,
     )
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """A JSON object whose values are checked as they are read.
-
-    Its methods raise `ReportFileError`, which names the place, for a value of another type.
-    """
-
-    values: Mapping[str, Any]
-    where: str
-
-    @classmethod
-    def of(cls, value: object, where: str) -> _Fields:
-        if not isinstance(value, dict):
-            raise ReportFileError(f"{where} is not a JSON object")
-        return cls(value, where)
-
-    def text(self, key: str) -> str:
-        value = self.values.get(key)
-        text = "" if value is None else self._checked(key, value, str, "text")
-        return undirected(text)
-
-    def count(self, key: str) -> int:
-        value = self._checked(key, self.values.get(key, 0), int, "a count")
-        if isinstance(value, bool) or value < 0:
-            raise self._wrong(key, "a count")
-        return value
-
-    def flag(self, key: str) -> bool:
-        return self._checked(key, self.values.get(key, False), bool, "true or false")
-
-    def seconds(self, key: str) -> float:
-        value = self.values.get(key, 0)
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise self._wrong(key, "a number of seconds")
-        return float(value)
-
-    def usd(self, key: str) -> int | None:
-        if self.values.get(key) is None:
-            return None
-        try:
-            return parse_usd(self.text(key))
-        except ValueError:
-            raise self._wrong(key, "USD as a decimal string") from None
-
-    def date(self, key: str) -> datetime | None:
-        if not (text := self.text(key)):
-            return None
-        try:
-            date = datetime.fromisoformat(text.replace("Z", "+00:00"))
-            return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).astimezone(
-                timezone.utc
-            )
-        except (ValueError, OverflowError):
-            raise self._wrong(key, "a date") from None
-
-    def unix_s(self, key: str) -> float | None:
-        date = self.date(key)
-        return date.timestamp() if date else None
-
-    def inner(self, key: str) -> _Fields:
-        value = self.values.get(key)
-        return _Fields.of({} if value is None else value, f"{self.where}, {key},")
-
-    def texts(self, key: str) -> Iterator[str]:
-        for value in self._checked(key, self.values.get(key, []), list, "a list"):
-            if not isinstance(value, str):
-                raise self._wrong(key, "a list of texts")
-            yield undirected(value)
-
-    def each(self, key: str) -> Iterator[_Fields]:
-        values = self._checked(key, self.values.get(key, []), list, "a list")
-        for number, value in enumerate(values):
-            yield _Fields.of(value, f"{key}[{number}]")
-
-    def _checked(self, key: str, value: object, kind: type[T], called: str) -> T:
-        if not isinstance(value, kind):
-            raise self._wrong(key, called)
-        return value
-
-    def _wrong(self, key: str, called: str) -> ReportFileError:
-        return ReportFileError(f"{self.where}: {key} is not {called}: {self.values.get(key)!r:.80}")

@@ -13,7 +13,8 @@ from written_report import LEAST, full, saved
 
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.reporting import model
-from pytest_hfbudget.reporting.json_report import ReportFileError, as_json, parse, read
+from pytest_hfbudget.reporting.json_fields import ReportFileError
+from pytest_hfbudget.reporting.json_report import as_json, parse, read
 
 NOW = datetime(2026, 11, 22, tzinfo=timezone.utc)
 

@@ -16,6 +16,7 @@ KINDS = (
     "UnpricedCallError",
     "LedgerBusyError",
     "RunOverError",
+    "UnseenCallError",
     "LedgerUnreachableError",
     "UnaffordableEndpointError",
     "EndpointError",
