@@ -1,4 +1,7 @@
-"""USD caps for Hugging Face inference in tests, and endpoints that are paused at the end."""
+"""USD caps for Hugging Face inference in tests, and endpoints that are paused at the end.
+
+PYTEST_DONT_REWRITE: it has no assertions, and may be imported before pytest is.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
         UnpricedCallError,
     )
     from pytest_hfbudget.metering.budget import budget, with_budget
+    from pytest_hfbudget.version import __version__
 
 __version__ = "0.1.0"
 
@@ -40,6 +44,10 @@ def __getattr__(name: str) -> Any:
         from pytest_hfbudget.metering.budget import with_budget
 
         return with_budget
+    if name == "__version__":
+        from pytest_hfbudget.version import __version__
+
+        return __version__
     if name in __all__:
         from pytest_hfbudget import errors
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_hfbudget.money import parse_rate
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 N = TypeVar("N", int, float)
 
@@ -81,6 +83,8 @@ def share(value: str) -> Fraction:
     # With its sign only: 0.2 would be a fifth to some and a fifth of a percent to others.
     if number == value.strip() or not number.replace(".", "", 1).isdecimal():
         raise ValueError("write a percentage of 0 or more, such as 20%")
+    from fractions import Fraction  # takes a millisecond, and few runs have such a limit
+
     return Fraction(number) / 100
 
 

@@ -6,7 +6,6 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -147,7 +146,6 @@ class ProbePoint(NamedTuple):
     wrapper: Wrapper
 
 
-@dataclass
 class TransportProbe:
     """Watches the points while it is installed.
 
@@ -156,10 +154,11 @@ class TransportProbe:
         in_flight: the requests that are being sent.
     """
 
-    blind: set[str] = field(default_factory=set)
-    in_flight: list[ProbedRequest] = field(default_factory=list)
-    _patches: Patches = field(default_factory=Patches)
-    _watch: PostImport | None = None
+    def __init__(self) -> None:
+        self.blind: set[str] = set()
+        self.in_flight: list[ProbedRequest] = []
+        self._patches = Patches()
+        self._watch: PostImport | None = None
 
     def install(self) -> None:
         """Watch the libraries that are imported already, and the others as soon as they are."""

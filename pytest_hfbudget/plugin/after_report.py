@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import AFTER_THE_REPORT
-from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.settings import WORKERS
-from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -60,6 +58,10 @@ class RunEnd:
     def tell(self) -> None:
         """Say what was called since, and fail the run for what was refused."""
         lines, refused = self._lines()
+        if not lines:
+            return
+        from pytest_hfbudget.plugin.console import say
+
         for line in lines:
             say(self._config, line, red=refused, yellow=not refused)
         codes = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -84,6 +86,8 @@ class RunEnd:
     def _at_exit(self) -> None:
         if self.begun and os.getpid() == self._pid:
             for line in self._lines()[0]:
+                from pytest_hfbudget.text import printable
+
                 sys.stderr.write(f"{printable(line)}\n")
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.files import cache_file, read_at
 from pytest_hfbudget.plugin import options
-from pytest_hfbudget.plugin.console import say
-from pytest_hfbudget.plugin.events import Announcer
-from pytest_hfbudget.plugin.report_writer import ReportWriter
 from pytest_hfbudget.plugin.role import Role
 from pytest_hfbudget.settings import NOT_RUN, Settings, full_name
 
@@ -28,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
     from pytest_hfbudget.plugin.price_sources import RunPrices
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
+    from pytest_hfbudget.plugin.report_writer import ReportWriter
     from pytest_hfbudget.plugin.role import StoreCosts
     from pytest_hfbudget.pricing import Catalogue
     from pytest_hfbudget.reporting import Report
@@ -103,7 +99,7 @@ class Controller(Role):
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         super().__init__(settings)
-        self.config, self.run_id = config, uuid.uuid4().hex[:12]
+        self.config, self.run_id, self._started = config, os.urandom(6).hex(), time.time()
         self.leased: dict[str, str] = {}
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
@@ -111,10 +107,9 @@ class Controller(Role):
         self._server_for_workers: ControllerServer | None = None
         self._rehearsal: Rehearsal | None = None
         self._run_prices: RunPrices | None = None
-        self._writer = ReportWriter(config, self.run_id)
+        self._made_writer: ReportWriter | None = None
         self._once: WarnedOnce | None = None
         self._used_up = False
-        self._announcer = Announcer(config)
         self._verified: bool | None = None  # None until the endpoints are finished
 
     # --- before the tests
@@ -165,6 +160,8 @@ class Controller(Role):
                 self._prices.prepare()
 
     def foresee(self) -> None:
+        from pytest_hfbudget.files import cache_file, read_at
+
         # The copy of today is read with the first call, so nothing is imported for it now.
         age_s = time.time() - read_at(cache_file("catalogue", self.settings.router))
         if self.settings.emulator or not 0 <= age_s < DAY_S:
@@ -235,7 +232,19 @@ class Controller(Role):
     def blame(self, refusals: tuple[str, ...]) -> None:
         self._writer.blamed += refusals
 
+    @property
+    def _writer(self) -> ReportWriter:
+        """Made when there is something to tell."""
+        with self._lock:  # several workers may blame at once
+            if self._made_writer is None:
+                from pytest_hfbudget.plugin.report_writer import ReportWriter
+
+                self._made_writer = ReportWriter(self.config, self.run_id, self._started)
+            return self._made_writer
+
     def warn(self, text: str) -> None:
+        from pytest_hfbudget.plugin.console import say
+
         say(self.config, text, yellow=True)
 
     def first(self, key: str) -> bool:
@@ -254,11 +263,12 @@ class Controller(Role):
 
     def announce(self) -> None:
         if (ledger := self._ledger) is not None:
-            tell = self._announcer.tell
+            tell = self._writer.announcer.tell
             tell("pytest_hfbudget_charge", "charge", ledger.charges)
             tell("pytest_hfbudget_refusal", "refusal", ledger.refusals)
         if (endpoints := self._endpoints) is not None:
-            self._announcer.tell("pytest_hfbudget_endpoint", "event", endpoints.log.all)
+            tell = self._writer.announcer.tell
+            tell("pytest_hfbudget_endpoint", "event", endpoints.log.all)
 
     def between(self) -> None:
         if self._endpoints is not None:
@@ -276,8 +286,9 @@ class Controller(Role):
                 self._verified = self._endpoints is None or self._endpoints.finish()
             finally:
                 eventful, make = not self.uneventful(outcomes), partial(self.report, outcomes)
-                self._writer.conclude(self.settings, outcomes, make, eventful=eventful)
-        return self._verified and not self._writer.blamed
+                if eventful or self._made_writer is not None or self.settings.report is not None:
+                    self._writer.conclude(self.settings, outcomes, make, eventful=eventful)
+        return self._verified and not (self._made_writer and self._made_writer.blamed)
 
     def uneventful(self, outcomes: Mapping[str, str]) -> bool:
         """Whether there is nothing to tell of the run; known without making a report."""
@@ -288,6 +299,8 @@ class Controller(Role):
 
     def report(self, outcomes: Mapping[str, str]) -> Report:
         """The report as it stands now."""
+        from dataclasses import replace
+
         from pytest_hfbudget.reporting import Report
 
         lines = self._endpoints.lines() if self._endpoints is not None else ()
@@ -316,10 +329,13 @@ class Controller(Role):
     def last_words(self) -> None:
         if self._verified is None:
             return
-        self._writer.last_line()
+        if self._made_writer is not None:
+            self._made_writer.last_line()
         if self._endpoints is not None:
             for line in self._endpoints.lines():
                 if not line.in_order:
+                    from pytest_hfbudget.plugin.console import say
+
                     say(self.config, f"{line.name}: {line.to_do}", red=True, bold=True)
 
     # --- workers

@@ -63,15 +63,10 @@ class EndpointUsage:
 
 
 class EndpointRequirements:
-    """Brings up what a test names, unless it turns out that all of its calls are replayed.
-
-    Attributes:
-        used: whether the run, or any test so far, has named an endpoint.
-    """
+    """Brings up what a test names, unless it turns out that all of its calls are replayed."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self.used = bool(run.settings.endpoints)
         self._usage = EndpointUsage()
         self._undecided: pytest.Item | None = None
         self._only_replayed: pytest.Item | None = None
@@ -91,7 +86,6 @@ class EndpointRequirements:
         from pytest_hfbudget.plugin.markers import endpoints
         from pytest_hfbudget.plugin.replays import undecided
 
-        self.used = True
         names = endpoints(item, self._run.settings)
         if names and undecided(item):
             self._undecided = item

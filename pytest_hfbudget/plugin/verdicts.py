@@ -28,7 +28,7 @@ def judge(
     """
     if call.excinfo is not None and report.failed:
         tracebacks.shorten(item, call.excinfo, report)
-    if run.quiet:
+    if not run.awake:
         return
     if report.when == "call" and report.passed and (paused := _paused(run, item)):
         _fail(item, report, paused)
