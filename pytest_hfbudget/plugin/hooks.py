@@ -232,6 +232,10 @@ class Hooks:
     @pytest.hookimpl(trylast=True)  # --lf forgets here whatever was skipped
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember how tests ended."""
+        if report.outcome != "passed":
+            from pytest_hfbudget.plugin import verdicts
+
+            verdicts.as_printed(self.run.config, report)
         self.run.ended(report)
 
     @pytest.hookimpl(tryfirst=True)

@@ -13,9 +13,15 @@ import pytest
 from pytest_hfbudget.errors import NOT_YET, ONLY_HELP, ConfigError, HFBudgetError
 from pytest_hfbudget.metering.instrumentation.patching import PostImport
 from pytest_hfbudget.plugin import options, outcomes
-from pytest_hfbudget.plugin.after_report import RunEnd, known_to_worker, started_as
 from pytest_hfbudget.plugin.attribution import Attribution
-from pytest_hfbudget.plugin.first_call import FirstCall, has_price_table, marked
+from pytest_hfbudget.plugin.call_span import (
+    FirstCall,
+    RunEnd,
+    has_price_table,
+    known_to_worker,
+    marked,
+    started_as,
+)
 from pytest_hfbudget.plugin.outcomes import Outcomes
 from pytest_hfbudget.settings import NOT_RUN, WORKERS
 
@@ -62,7 +68,7 @@ class Run:
         """What this process is. A child that a test has forked may run into pytest's end, too."""
         if os.getpid() == self._pid:
             return self._role
-        from pytest_hfbudget.plugin.worker import ForkedChild
+        from pytest_hfbudget.plugin.role import ForkedChild
 
         return ForkedChild(self.settings)
 
@@ -276,12 +282,8 @@ class Run:
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
         self.outcomes.note(report)
-        if report.outcome != "passed":
-            from pytest_hfbudget.plugin import tracebacks
-
-            tracebacks.as_printed(self.config, report)
-            if outcomes.marked(report):
-                outcomes.keep_for_next_time(self.config, report.nodeid)
+        if report.outcome != "passed" and outcomes.marked(report):
+            outcomes.keep_for_next_time(self.config, report.nodeid)
         if report.when == "teardown":
             self.role.announce()
         elif report.when == "call":
@@ -383,7 +385,7 @@ def _role_of(config: pytest.Config, settings: Settings) -> Role:
     """The role of the process that this config belongs to."""
     given = known_to_worker(config)
     if given:
-        from pytest_hfbudget.plugin.worker import Worker
+        from pytest_hfbudget.plugin.role import Worker
 
         return Worker(config, settings, given)
     from pytest_hfbudget.plugin.controller import Controller
