@@ -1,4 +1,7 @@
-"""USD caps for Hugging Face inference in tests, and endpoints that are paused at the end."""
+"""USD caps for Hugging Face inference in tests, and endpoints that are paused at the end.
+
+PYTEST_DONT_REWRITE: it has no assertions, and may be imported before pytest is.
+"""
 
 from __future__ import annotations
 

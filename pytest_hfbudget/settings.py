@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 from pytest_hfbudget import values
 from pytest_hfbudget.errors import ConfigError
@@ -165,7 +167,7 @@ class Settings:
         "--hf-plan-gate=HOW HFBUDGET_PLAN_GATE hf_plan_gate",
         "when a run is expected to cost more than its session budget: stop, warn (default), off",
     )
-    max_increase = Guard[Fraction | None](
+    max_increase: Guard[Fraction | None] = Guard(
         None,
         values.share,
         "--hf-max-increase=PERCENT HFBUDGET_MAX_INCREASE hf_max_increase",
@@ -272,8 +274,7 @@ class Settings:
     @property
     def capped(self) -> bool:
         """Whether every call of the run is under some cap."""
-        own = self.session_cap is not None or self.test_cap is not None
-        return own or self.capped_over_runs
+        return self.session_cap is not None or self.test_cap is not None or self.capped_over_runs
 
     @property
     def capped_over_runs(self) -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Generic, NoReturn, Protocol, TypeVar, overload
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, overload
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import parse_rate
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 N = TypeVar("N", int, float)
 T = TypeVar("T")
@@ -118,6 +119,8 @@ def hosts(value: str | Sequence[str]) -> tuple[str, ...]:
     """Hosts with or without a port, or URLs, separated by spaces or commas."""
     given = names(value)
     for each in given:
+        from urllib.parse import urlsplit
+
         try:
             parts = urlsplit(each if "://" in each else f"//{each}")
             wrong = not parts.hostname or parts.port == 0 or "*" in each
@@ -203,6 +206,8 @@ def share(value: str) -> Fraction:
     # With its sign only: 0.2 would be a fifth to some and a fifth of a percent to others.
     if number == value.strip() or not number.replace(".", "", 1).isdecimal():
         raise ValueError("write a percentage of 0 or more, such as 20%")
+    from fractions import Fraction  # takes a millisecond, and few runs have such a limit
+
     return Fraction(number) / 100
 
 

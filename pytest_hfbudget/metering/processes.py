@@ -334,7 +334,7 @@ class ParentPlace(NamedTuple):
             **self._asdict(),
             "test": test,
             "explicit": pack_quote(self.explicit),
-            "addresses": asdict(self.addresses),
+            "addresses": self.addresses._asdict(),
         }
 
     @classmethod

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -148,7 +147,6 @@ class ProbePoint(NamedTuple):
     wrapper: Wrapper
 
 
-@dataclass
 class TransportProbe:
     """Watches the points while it is installed.
 
@@ -160,12 +158,13 @@ class TransportProbe:
         in_flight: the requests that are being sent.
     """
 
-    blind: set[str] = field(default_factory=set)
-    stray: Callable[[str, Callable[[], str]], None] | None = None
-    opening: list[str] = field(default_factory=list)
-    in_flight: list[ProbedRequest] = field(default_factory=list)
-    _patches: Patches = field(default_factory=Patches)
-    _watch: PostImport | None = None
+    def __init__(self) -> None:
+        self.blind: set[str] = set()
+        self.stray: Callable[[str, Callable[[], str]], None] | None = None
+        self.opening: list[str] = []
+        self.in_flight: list[ProbedRequest] = []
+        self._patches = Patches()
+        self._watch: PostImport | None = None
 
     def install(self) -> None:
         """Watch the libraries that are imported already, and the others as soon as they are."""

@@ -1,72 +1,49 @@
-"""The pytest plugin: glue, nothing more.
+"""The pytest plugin.
 
-Kept light on purpose: what costs time to import waits until a test run touches Hugging Face.
+PYTEST_DONT_REWRITE: pytest would compile the modules of every installed plugin anew, for the sake
+of assertions that ours do not have, and in each run where Python writes no bytecode. From here on
+they are imported as Python imports any module.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
-import pytest
-
-from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.plugin import options
-from pytest_hfbudget.plugin.console import CostOnLine
-from pytest_hfbudget.plugin.fixtures import hf_budget, hf_endpoint, hf_endpoints
-from pytest_hfbudget.plugin.github_job import GitHub
-from pytest_hfbudget.plugin.hooks import Hooks
-from pytest_hfbudget.plugin.run import RUN, Run
-
-__all__ = ["hf_budget", "hf_endpoint", "hf_endpoints"]
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
 
-def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add the hooks that others may implement."""
-    from pytest_hfbudget.plugin import hookspecs
+class AsInstalled:
+    """Finds our modules, before pytest's hook that rewrites assertions does."""
 
-    pluginmanager.add_hookspecs(hookspecs)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add options and ini settings."""
-    options.add(parser)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """From now on calls are held and counted: conftest files may make some."""
-    given = early_config.known_args_namespace
-    try:
-        Run.early(early_config)
-    except HFBudgetError as error:
-        if not (given.help or given.version):
-            raise pytest.UsageError(str(error)) from None
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find one of them the ordinary way."""
+        return PathFinder.find_spec(name, path) if name.startswith("pytest_hfbudget.") else None
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Read the settings, and wait until huggingface_hub is imported."""
-    options.register_markers(config)
-    if config.getoption("help", False) or config.getoption("version", False):
-        return  # nothing runs, and a wrong setting must not stand in the way of its explanation
-    try:
-        options.check_rootdir(config)
-        run = Run.of(config)
-        run.open()
-    except HFBudgetError as error:
-        raise pytest.UsageError(str(error)) from None
-    if run.settings.plan:
-        config.option.dist = "no"  # xdist configures itself after this; a plan needs no workers
-    config.pluginmanager.register(Hooks(run), "hfbudget-run")
-    config.add_cleanup(run.role.last_words)  # after `pytest_unconfigure`, where others speak too
-    if config.get_verbosity() > 0:
-        config.pluginmanager.register(
-            CostOnLine(partial(run.attribution.note_cost, last=False)), "hfbudget-cost-on-line"
-        )
-    if (github := GitHub.of(run)) is not None:
-        config.pluginmanager.register(github, "hfbudget-github")
+sys.meta_path.insert(0, AsInstalled)
 
+from pytest_hfbudget.plugin.hooks import (  # noqa: E402 - only from here on
+    hf_budget,
+    hf_endpoint,
+    hf_endpoints,
+    pytest_addhooks,
+    pytest_addoption,
+    pytest_configure,
+    pytest_load_initial_conftests,
+    pytest_unconfigure,
+)
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Whatever ended the session before its own end: pause, report, clean up."""
-    if (run := config.stash.get(RUN, None)) is not None and run.opened:
-        run.close()
+__all__ = [
+    "hf_budget",
+    "hf_endpoint",
+    "hf_endpoints",
+    "pytest_addhooks",
+    "pytest_addoption",
+    "pytest_configure",
+    "pytest_load_initial_conftests",
+    "pytest_unconfigure",
+]

@@ -45,10 +45,17 @@ class Attribution:
             self._run.runtime.meter.budgets.know_this_context()
             self._charge_to(item)
 
-    def begin_call(self, item: pytest.Item) -> None:
-        """The test itself is called now, under the budgets that its fixtures have added, too."""
-        self.called = True
-        if len(item.own_markers) != self._markers and (before := self.test()) is not None:
+    def has_new_markers(self, item: pytest.Item) -> bool:
+        """Whether a fixture has added some."""
+        return len(item.own_markers) != self._markers
+
+    def charge_anew(self, item: pytest.Item) -> None:
+        """Have calls held by the budgets that the fixtures of a test have added, too.
+
+        Raises:
+            ConfigError: one of them makes no sense.
+        """
+        if (before := self.test()) is not None:
             self._charge_to(item)
             if (now := self.test()) is not None:
                 now.refusals += before.refusals
@@ -112,6 +119,10 @@ class Attribution:
                 ("hfbudget.calls", total.calls),
                 ("hfbudget.refused", total.refused),
             ]
+
+    def note_cost_so_far(self, item: pytest.Item) -> None:
+        """The same while the test goes on."""
+        self.note_cost(item, last=False)
 
     def take_notices(self) -> list[str]:
         """The warnings that its budgets have to raise."""

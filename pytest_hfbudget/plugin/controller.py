@@ -5,22 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.files import cache_file, read_at
 from pytest_hfbudget.plugin import options
-from pytest_hfbudget.plugin.console import say
-from pytest_hfbudget.plugin.controller_server import ControllerServer
-from pytest_hfbudget.plugin.events import Announcer
 from pytest_hfbudget.plugin.late_scheduling import ORDER
-from pytest_hfbudget.plugin.report_writer import ReportWriter
 from pytest_hfbudget.plugin.role import Role
 from pytest_hfbudget.settings import NOT_RUN, Settings
 from pytest_hfbudget.values import full_name
@@ -31,9 +24,11 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.budget_args import WarnedOnce
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.plugin.controller_server import ControllerServer
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
     from pytest_hfbudget.plugin.price_sources import RunPrices
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
+    from pytest_hfbudget.plugin.report_writer import ReportWriter
     from pytest_hfbudget.plugin.role import StoreCosts
     from pytest_hfbudget.plugin.schedule import EndpointSchedule
     from pytest_hfbudget.plugin.test_order import Expected
@@ -54,7 +49,7 @@ class Controller(Role):
     reports = True
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
-        self.config, self.run_id = config, uuid.uuid4().hex[:12]
+        self.config, self.run_id, self._started = config, os.urandom(6).hex(), time.time()
         sends = settings.session_header == "on"
         super().__init__(settings.replaced(session_id=f"hfbudget-{self.run_id}" if sends else ""))
         self.leased: dict[str, str] = {}
@@ -64,10 +59,9 @@ class Controller(Role):
         self._server_for_workers: ControllerServer | None = None
         self._rehearsal: Rehearsal | None = None
         self._run_prices: RunPrices | None = None
-        self._writer = ReportWriter(config, self.run_id)
+        self._made_writer: ReportWriter | None = None
         self._once: WarnedOnce | None = None
         self._used_up = False
-        self._announcer = Announcer(config)
         self._verified: bool | None = None  # None until the endpoints are finished
 
     # --- before the tests
@@ -141,6 +135,8 @@ class Controller(Role):
         return kind(expected, known, self.endpoints, assumed=self.settings.cold_start)
 
     def foresee(self) -> None:
+        from pytest_hfbudget.files import cache_file, read_at
+
         # The copy of today is read with the first call, so nothing is imported for it now.
         age_s = time.time() - read_at(cache_file("catalogue", self.settings.router))
         if self.settings.emulator or not 0 <= age_s < DAY_S:
@@ -240,7 +236,19 @@ class Controller(Role):
     def blame(self, refusals: tuple[str, ...]) -> None:
         self._writer.blamed += refusals
 
+    @property
+    def _writer(self) -> ReportWriter:
+        """Made when there is something to tell."""
+        with self._lock:  # several workers may blame at once
+            if self._made_writer is None:
+                from pytest_hfbudget.plugin.report_writer import ReportWriter
+
+                self._made_writer = ReportWriter(self.config, self.run_id, self._started)
+            return self._made_writer
+
     def warn(self, text: str) -> None:
+        from pytest_hfbudget.plugin.console import say
+
         say(self.config, text, yellow=True)
 
     def first(self, key: str) -> bool:
@@ -259,11 +267,12 @@ class Controller(Role):
 
     def announce(self) -> None:
         if (ledger := self._ledger) is not None:
-            tell = self._announcer.tell
+            tell = self._writer.announcer.tell
             tell("pytest_hfbudget_charge", "charge", ledger.charges)
             tell("pytest_hfbudget_refusal", "refusal", ledger.refusals)
         if (endpoints := self._endpoints) is not None:
-            self._announcer.tell("pytest_hfbudget_endpoint", "event", endpoints.log.all)
+            tell = self._writer.announcer.tell
+            tell("pytest_hfbudget_endpoint", "event", endpoints.log.all)
 
     def between(self) -> None:
         if self._endpoints is not None:
@@ -282,9 +291,10 @@ class Controller(Role):
             finally:
                 eventful, make = not self.uneventful(outcomes), partial(self.report, outcomes)
                 learned = self._learned
-                self._writer.conclude(self.settings, outcomes, make, learned, eventful=eventful)
+                if eventful or self._made_writer is not None or self.settings.report is not None:
+                    self._writer.conclude(self.settings, outcomes, make, learned, eventful=eventful)
                 self._remember()
-        return self._verified and not self._writer.blamed
+        return self._verified and not (self._made_writer and self._made_writer.blamed)
 
     def _remember(self) -> None:
         order: Any = self.config.pluginmanager.get_plugin(ORDER)
@@ -302,6 +312,8 @@ class Controller(Role):
 
     def report(self, outcomes: Mapping[str, str]) -> Report:
         """The report as it stands now."""
+        from dataclasses import replace
+
         from pytest_hfbudget.reporting import Report
 
         lines = self._endpoints.lines() if self._endpoints is not None else ()
@@ -335,10 +347,13 @@ class Controller(Role):
     def last_words(self) -> None:
         if self._verified is None:
             return
-        self._writer.last_line()
+        if self._made_writer is not None:
+            self._made_writer.last_line()
         if self._endpoints is not None:
             for line in self._endpoints.lines():
                 if not line.in_order:
+                    from pytest_hfbudget.plugin.console import say
+
                     say(self.config, f"{line.name}: {line.to_do}", red=True, bold=True)
 
     # --- workers
@@ -352,6 +367,8 @@ class Controller(Role):
                 "leased": lambda: self.leased,
                 "catalogue": lambda: self._catalogue().as_read(),
             }
+            from pytest_hfbudget.plugin.controller_server import ControllerServer
+
             self._server_for_workers = ControllerServer(self, self.ledger, own)
         return {
             "socket": self._server_for_workers.path,

@@ -63,15 +63,10 @@ class EndpointUsage:
 
 
 class EndpointRequirements:
-    """Brings up what a test names, unless it turns out that all of its calls are replayed.
-
-    Attributes:
-        used: whether the run, or any test so far, has named an endpoint.
-    """
+    """Brings up what a test names, unless it turns out that all of its calls are replayed."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self.used = bool(run.settings.endpoints)
         self._usage = EndpointUsage()
         self._undecided: pytest.Item | None = None
         self._only_replayed: pytest.Item | None = None
@@ -88,10 +83,8 @@ class EndpointRequirements:
         Raises:
             EndpointError: one can't be brought up.
         """
-        from pytest_hfbudget.plugin.markers import endpoints
-        from pytest_hfbudget.plugin.replays import undecided
+        from pytest_hfbudget.plugin.markers import endpoints, undecided
 
-        self.used = True
         names = endpoints(item, self._run.settings)
         if names and undecided(item):
             self._undecided = item
@@ -106,16 +99,15 @@ class EndpointRequirements:
         """
         if self._undecided is None:
             return
-        from pytest_hfbudget.plugin import replays
-        from pytest_hfbudget.plugin.markers import endpoints
+        from pytest_hfbudget.plugin import markers
 
-        if not replays.decided(fixturedef):
+        if not markers.decided(fixturedef):
             return
         item, self._undecided = self._undecided, None
-        if replays.only_replayed(request):
+        if markers.only_replayed(request):
             self._only_replayed = item
             return
-        names = endpoints(item, self._run.settings)
+        names = markers.endpoints(item, self._run.settings)
         self._run.role.declare(tuple(names), paid=True)
         self._ensure(names)
 
@@ -130,7 +122,7 @@ class EndpointRequirements:
             names.setdefault(full_name(name, settings.namespace), False)
         if request.node is not self._only_replayed:
             return {name: self._live(name, keep) for name, keep in names.items()}
-        from pytest_hfbudget.plugin.replays import recorded
+        from pytest_hfbudget.plugin.markers import recorded
 
         return {name: recorded(name, request, settings) for name in names}
 

@@ -1,7 +1,11 @@
-"""Hooks of one test run; every one is a line or two that hands over to `Run`."""
+"""What pytest calls: hooks, each a line or two that hands over to `Run`, and fixtures.
+
+Kept light on purpose: what costs time to import waits until a test run touches Hugging Face.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.plugin import verdicts
+from pytest_hfbudget.plugin import options
+from pytest_hfbudget.plugin.run import RUN, Run
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.plugin.run import Run
+    from huggingface_hub import InferenceEndpoint
+
+    from pytest_hfbudget.metering.budget import budget
 
 
 @contextmanager
@@ -31,6 +38,101 @@ def failures() -> Iterator[None]:
         yield
     except HFBudgetError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
+
+
+# --- before there is a run
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the hooks that others may implement."""
+    from pytest_hfbudget.plugin import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add options and ini settings."""
+    options.add(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """From now on calls are held and counted: conftest files may make some."""
+    given = early_config.known_args_namespace
+    try:
+        Run.early(early_config)
+    except HFBudgetError as error:
+        if not (given.help or given.version):
+            raise pytest.UsageError(str(error)) from None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the settings, and wait until huggingface_hub is imported."""
+    options.register_markers(config)
+    if config.getoption("help", False) or config.getoption("version", False):
+        return  # nothing runs, and a wrong setting must not stand in the way of its explanation
+    with usage_errors():
+        options.check_rootdir(config)
+        run = Run.of(config)
+        run.open()
+    if run.settings.plan:
+        config.option.dist = "no"  # xdist configures itself after this; a plan needs no workers
+    register = config.pluginmanager.register
+    register(Hooks(run), "hfbudget-run")
+    config.add_cleanup(run.role.last_words)  # after `pytest_unconfigure`, where others speak too
+    if run.settings.store_costs:
+        register(run.recording, "hfbudget-recording")
+    if config.get_verbosity() > 0:
+        from pytest_hfbudget.plugin.console import CostOnLine
+
+        register(CostOnLine(run.attribution.note_cost_so_far), "hfbudget-cost-on-line")
+    if os.environ.get("GITHUB_STEP_SUMMARY") or os.environ.get("GITHUB_ACTIONS") == "true":
+        from pytest_hfbudget.plugin.github_job import GitHub
+
+        if (github := GitHub.of(run)) is not None:
+            register(github, "hfbudget-github")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Whatever ended the session before its own end: pause, report, clean up."""
+    if (run := config.stash.get(RUN, None)) is not None and run.opened:
+        run.close()
+
+
+# --- fixtures
+
+
+@pytest.fixture
+def hf_endpoints(request: pytest.FixtureRequest) -> dict[str, InferenceEndpoint]:
+    """The live endpoints of this test by their full names, those of the closest marker first."""
+    return request.config.stash[RUN].requirements.live(request)
+
+
+@pytest.fixture
+def hf_endpoint(hf_endpoints: dict[str, InferenceEndpoint]) -> InferenceEndpoint:
+    """The live endpoint that this test needs: ``hf_endpoint.client`` talks to it.
+
+    Named by ``@pytest.mark.hf_endpoint("namespace/name")``, or by ``--hf-endpoint``.
+    """
+    if not hf_endpoints:
+        pytest.fail(
+            'the fixture hf_endpoint needs @pytest.mark.hf_endpoint("namespace/name"), '
+            "or --hf-endpoint namespace/name",
+            pytrace=False,
+        )
+    return next(iter(hf_endpoints.values()))
+
+
+@pytest.fixture
+def hf_budget() -> Iterator[budget]:
+    """What this test spends, without a cap of its own: ``hf_budget.spent``."""
+    from pytest_hfbudget.metering.budget import budget
+
+    with budget(name="hf_budget") as counter:
+        yield counter
+
+
+# --- during a run
 
 
 class Hooks:
@@ -54,19 +156,11 @@ class Hooks:
             self.run.plan(items, collected)
         return result
 
-    def pytest_deselected(self) -> None:
-        """Remember that this run has not all tests."""
-        self.run.recording.narrowed = True
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """The same where a whole module was skipped."""
-        self.run.recording.narrowed |= report.skipped
-
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:
         """Say from the controller what its workers found wrong: it collects nothing itself."""
         with usage_errors():
-            self.run.planned()
+            self.run.role.planned()
 
     @pytest.hookimpl(optionalhook=True, wrapper=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> Generator[None, Any, Any]:
@@ -81,10 +175,12 @@ class Hooks:
         with usage_errors():
             return self.run.begin(session)
 
+    # The hooks of each test: a quiet run pays for every line of them.
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Charge a test for what happens while it runs."""
-        self.run.enter(item)
+        self.run.attribution.enter(item)
         try:
             return (yield)
         finally:
@@ -93,18 +189,23 @@ class Hooks:
     # After pytest's own hook that skips, which is first, and before the one that sets fixtures up.
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Bring up the endpoints that a test needs."""
-        with failures():
-            self.run.bring_up(item)
+        # Much faster than to ask each node above the item for its markers.
+        if self.run.awake or "hf_endpoint" in item.keywords:
+            with failures():
+                self.run.bring_up(item)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         """Tell the reports of subtests from that of the test, and see markers of fixtures."""
+        attribution = self.run.attribution
+        attribution.called = True
         try:
-            with failures():
-                self.run.attribution.begin_call(item)
+            if attribution.has_new_markers(item):
+                with failures():
+                    attribution.charge_anew(item)
             return (yield)
         finally:
-            self.run.attribution.called = False
+            attribution.called = False
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
@@ -112,7 +213,7 @@ class Hooks:
     ) -> Generator[None, object, object]:
         """Charge the session for what several tests share."""
         if fixturedef.scope == "function":
-            if self.run.requirements.open:
+            if self.run.awake and self.run.requirements.open:
                 with failures():
                     self.run.requirements.decide(fixturedef, request)
             return (yield)
@@ -130,30 +231,36 @@ class Hooks:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Fail a test that was refused a call, and note what it cost."""
-        if self.run.quiet and call.excinfo is None:
+        if call.excinfo is None and not self.run.awake:
             return (yield)
         if call.when == "teardown":
             self.run.attribution.note_cost(item)  # before the report copies the item's properties
         report = yield
+        from pytest_hfbudget.plugin import verdicts
+
         verdicts.judge(self.run, item, call, report)
         return report
 
     @pytest.hookimpl(trylast=True)  # --lf forgets here whatever was skipped
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember how tests ended."""
+        if report.outcome != "passed":
+            from pytest_hfbudget.plugin import verdicts
+
+            verdicts.as_printed(self.run.config, report)
         self.run.ended(report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
         """Pause at the earliest moment: tracebacks and fixtures take their time."""
-        self.run.ask_pause()
+        self.run.role.ask_pause()
 
     # Innermost wrapper: before it yields no other plugin has done anything, after it the terminal
     # has not yet summed up.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         """Pause first, whatever the others do; report last."""
-        self.run.ask_pause()
+        self.run.role.ask_pause()
         try:
             return (yield)
         finally:
@@ -171,4 +278,4 @@ class Hooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Give a worker the address of the ledger."""
-        node.workerinput["hfbudget"] = self.run.serve()
+        node.workerinput["hfbudget"] = self.run.role.serve()

@@ -43,6 +43,14 @@ class Recording:
         self._on_endpoint: set[str] = set()
         self._told: set[str] = set()
 
+    def pytest_deselected(self) -> None:
+        """Remember that this run has not all tests."""
+        self.narrowed = True
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """The same where a whole module was skipped."""
+        self.narrowed |= report.skipped
+
     def check(self) -> None:
         """Read the file before anything is collected, if it will be needed.
 

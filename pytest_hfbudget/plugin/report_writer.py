@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import pytest
 
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import can_show, say
+from pytest_hfbudget.plugin.events import Announcer
 from pytest_hfbudget.settings import NOT_RUN, Settings
 from pytest_hfbudget.text import printable
 
@@ -24,11 +24,14 @@ class ReportWriter:
     """Writes the report of one run to wherever it is wanted.
 
     Attributes:
+        announcer: tells other plugins what happens.
         blamed: refusals that belong to no test; each fails the run.
     """
 
-    def __init__(self, config: pytest.Config, run_id: str) -> None:
-        self._config, self._run_id, self._started = config, run_id, time.time()
+    def __init__(self, config: pytest.Config, run_id: str, started: float) -> None:
+        """``started`` is the time at which the run began, in unix seconds."""
+        self._config, self._run_id, self._started = config, run_id, started
+        self.announcer = Announcer(config)
         self.blamed: list[str] = []
         self._written: Path | None = None
         self._why_red = ""

@@ -5,26 +5,32 @@ from __future__ import annotations
 import json
 import os
 import sys
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_hfbudget.errors import NOT_YET, ONLY_HELP, ConfigError, HFBudgetError
 from pytest_hfbudget.metering.instrumentation.patching import PostImport
-from pytest_hfbudget.plugin import options, outcomes, tracebacks
-from pytest_hfbudget.plugin.after_report import RunEnd, known_to_worker, started_as
+from pytest_hfbudget.plugin import options, outcomes
 from pytest_hfbudget.plugin.attribution import Attribution
-from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
-from pytest_hfbudget.plugin.first_call import FirstCall, has_price_table, marked
+from pytest_hfbudget.plugin.call_span import (
+    FirstCall,
+    RunEnd,
+    has_price_table,
+    known_to_worker,
+    marked,
+    started_as,
+)
 from pytest_hfbudget.plugin.outcomes import Outcomes
-from pytest_hfbudget.plugin.recording import Recording
 from pytest_hfbudget.settings import NOT_RUN, WORKERS
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
+    from pytest_hfbudget.plugin.recording import Recording
     from pytest_hfbudget.plugin.role import Role
     from pytest_hfbudget.settings import Settings
 
@@ -40,6 +46,9 @@ class Run:
     """Everything that the hooks of one config share.
 
     The meter is built when a module that spends is imported; without a cap, for the first call.
+
+    Attributes:
+        awake: whether a test can have been refused anything, or have used an endpoint.
     """
 
     def __init__(self, config: pytest.Config, role: Role) -> None:
@@ -48,12 +57,11 @@ class Run:
         self.runtime: Runtime | None = None
         each = getattr(config.known_args_namespace, "dist", None) == "each"
         self.outcomes = Outcomes(each=each)
-        self.recording = Recording(config, self.settings, self.outcomes)
-        self.requirements = EndpointRequirements(self)
-        self.attribution = Attribution(self, self.requirements.share)
+        self.attribution = Attribution(self, self._share)
         self._import_hook = PostImport(dict.fromkeys(SPENDING_MODULES, self._imported))
         self._first_call = FirstCall(self.start)
         self.opened = self._opening = False
+        self.awake = bool(self.settings.endpoints)
         self._collected = tuple[pytest.Item, ...]()
         self._problem: HFBudgetError | None = None
         self._end = RunEnd(config)
@@ -63,9 +71,26 @@ class Run:
         """What this process is. A child that a test has forked may run into pytest's end, too."""
         if os.getpid() == self._pid:
             return self._role
-        from pytest_hfbudget.plugin.worker import ForkedChild
+        from pytest_hfbudget.plugin.role import ForkedChild
 
         return ForkedChild(self.settings)
+
+    @cached_property
+    def requirements(self) -> EndpointRequirements:
+        """The endpoints of the running test."""
+        from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
+
+        return EndpointRequirements(self)
+
+    @cached_property
+    def recording(self) -> Recording:
+        """What tests have cost before, where something asks for that."""
+        from pytest_hfbudget.plugin.recording import Recording
+
+        return Recording(self.config, self.settings, self.outcomes)
+
+    def _share(self) -> int:
+        return self.requirements.share()
 
     # --- from the moment that the plugin is loaded to the first test
 
@@ -129,7 +154,10 @@ class Run:
             raise self._problem
         if self.runtime is None and (known := _imported_already()) is not None:
             self._imported(known)
-        self.recording.check()
+        given = self.settings
+        asked = given.store_costs or given.plan or given.max_increase is not None
+        if asked or given.session_cap is not None:
+            self.recording.check()
 
     def _open(self) -> None:
         if not self.opened:
@@ -155,7 +183,7 @@ class Run:
     def start(self) -> Runtime:
         """Put the meter in place, once."""
         if self.runtime is None:
-            self.runtime = self.role.make_runtime()
+            self.runtime, self.awake = self.role.make_runtime(), True
             self.runtime.meter.endpoints.revive = self.role.revive
             self.runtime.meter.endpoints.using = self.requirements.begin_use
             self.runtime.meter.watcher.first = self.role.first
@@ -236,10 +264,6 @@ class Run:
         """Whether this run shows what it would do, and does nothing."""
         return options.only_look(self.config, self.settings)
 
-    def planned(self) -> None:
-        """Raise what a worker found wrong with the plan."""
-        self.role.planned()
-
     def begin(self, session: pytest.Session) -> bool | None:
         """Bring up what the whole run needs, right before its first test.
 
@@ -261,36 +285,26 @@ class Run:
 
     # --- around each test
 
-    def enter(self, item: pytest.Item) -> None:
-        """From now on calls are charged to this test."""
-        self.attribution.enter(item)
-
     def leave(self, item: pytest.Item) -> None:
         """Nothing that the test has opened stays held."""
         self.attribution.leave(item)
-        if self.quiet:
+        if not self.awake:
             return
         self.requirements.end()
         self.role.between()
         if self.settings.on_exhausted == "stop" and self.role.used_up():
             item.session.shouldfail = outcomes.STOPPED
 
-    @property
-    def quiet(self) -> bool:
-        """Whether no test can have been refused anything, or have used an endpoint."""
-        return self.runtime is None and not self.requirements.used
-
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
         self.outcomes.note(report)
-        if report.outcome != "passed":
-            tracebacks.as_printed(self.config, report)
-            if outcomes.marked(report):
-                outcomes.keep_for_next_time(self.config, report.nodeid)
+        if report.outcome != "passed" and outcomes.marked(report):
+            outcomes.keep_for_next_time(self.config, report.nodeid)
         if report.when == "teardown":
             self.role.announce()
         elif report.when == "call":
-            self.recording.note(report)
+            if self.settings.store_costs:
+                self.recording.note(report)
         elif report.when != "setup":
             self.role.end_use(report.nodeid)  # its worker crashed, and says no more
 
@@ -303,20 +317,14 @@ class Run:
             ConfigError: it has a cap, and calls can't be seen.
             EndpointError: an endpoint can't be brought up.
         """
-        if self.quiet and "hf_endpoint" not in item.keywords:
-            return
         self.attribution.check()
         if self.runtime is not None and self.runtime.meter.budgets.capped():
             self.runtime.require_hub()
         if self.settings.endpoints and not self._only_looking():
             self.role.meet()
-        # Much faster than to ask each node above the item for its markers.
         if "hf_endpoint" in item.keywords and not self._only_looking():
+            self.awake = True
             self.requirements.bring_up(item)
-
-    def ask_pause(self) -> None:
-        """Have everything paused now, without waiting for it."""
-        self.role.ask_pause()
 
     # --- the end
 
@@ -331,7 +339,7 @@ class Run:
             pytest.ExitCode.NO_TESTS_COLLECTED,
         ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if not self._only_looking():
+        if self.settings.store_costs and not self._only_looking():
             self.role.record(self.recording.store, session)
         self.role.announce()
         self._end.begin(session)
@@ -351,15 +359,12 @@ class Run:
         """The section in the terminal's summary."""
         if not self.settings.plan:
             self.role.summarise(terminal, self.outcomes)
-        self.recording.summarise(terminal)
-
-    def serve(self) -> dict[str, Any]:
-        """What a worker needs to know, and the address of the ledger."""
-        return self.role.serve()
+        if self.settings.store_costs:
+            self.recording.summarise(terminal)
 
     def announce_to_workers(self) -> None:
         """Let workers hold what they call for while they import their conftest files."""
-        os.environ[WORKERS] = json.dumps(self.serve())
+        os.environ[WORKERS] = json.dumps(self.role.serve())
 
     def close(self) -> None:
         """Undo everything but the metering, also after an end that skipped `finish`."""
@@ -400,7 +405,7 @@ def _role_of(config: pytest.Config, settings: Settings) -> Role:
     """The role of the process that this config belongs to."""
     given = known_to_worker(config)
     if given:
-        from pytest_hfbudget.plugin.worker import Worker
+        from pytest_hfbudget.plugin.role import Worker
 
         return Worker(config, settings, given)
     from pytest_hfbudget.plugin.controller import Controller

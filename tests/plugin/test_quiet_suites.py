@@ -57,6 +57,51 @@ def test_the_markers_are_explained(quiet: Suite) -> None:
     )
 
 
+LOADED = """
+import sys
+
+def pytest_unconfigure():
+    ours = {n: m for n, m in sys.modules.items() if n.partition(".")[0] == "pytest_hfbudget"}
+    compiled = [n for n, m in ours.items() if "Rewriting" in type(m.__loader__).__name__]
+    print("compiled by pytest:", *sorted(compiled))
+    print("loaded:", *sorted(n.removeprefix("pytest_hfbudget.") for n in ours))
+"""
+
+
+def test_pytest_compiles_two_small_modules_of_ours_at_most(quiet: Suite) -> None:
+    (quiet.path / "test_quiet.py").write_text("import huggingface_hub\ndef test_it(): pass\n")
+    (quiet.path / "conftest.py").write_text(LOADED)
+    said = "compiled by pytest: pytest_hfbudget pytest_hfbudget.plugin"
+    quiet.run("-p", "no:hypothesispytest").stdout.fnmatch_lines([said])
+
+
+def test_what_only_calls_and_failures_need_is_not_loaded(quiet: Suite) -> None:
+    (quiet.path / "test_quiet.py").write_text("def test_it(): pass\n")
+    (quiet.path / "conftest.py").write_text(LOADED)
+    result = quiet.run("-p", "no:hypothesispytest", "-p", "no:anyio")
+    (loaded,) = [line for line in result.outlines if line.startswith("loaded: ")]
+    rooms = ("ledger", "pricing", "reporting", "endpoints", "history", "files", "text")
+    assert not [name for name in loaded.split()[1:] if name.startswith(rooms)]
+    assert len(loaded.split()) <= 20
+
+
+@pytest.mark.parametrize(
+    ("name", "autoload"), [("pytest_hfbudget", ""), ("pytest_hfbudget.plugin", "1")]
+)
+def test_our_package_may_be_imported_before_pytest_starts(
+    quiet: Suite, monkeypatch: pytest.MonkeyPatch, name: str, autoload: str
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", autoload)
+    monkeypatch.setenv("PYTEST_PLUGINS", name)
+    (quiet.path / "test_quiet.py").write_text("def test_it(): pass\n")
+    (quiet.path / "start.py").write_text(
+        f"import {name}, pytest, sys\nsys.exit(pytest.main(['-W', 'error']))\n"
+    )
+    result = quiet.pytester.runpython(quiet.path / "start.py")
+    assert result.ret == 0
+    result.stdout.no_fnmatch_line("*Warning*")
+
+
 # --- huggingface_hub is there, and no test calls
 
 

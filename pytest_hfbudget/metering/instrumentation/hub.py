@@ -14,7 +14,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,7 +51,6 @@ HELPERS = "huggingface_hub.inference._providers._common"
 NEEDED = (SYNC, ASYNC, HELPERS)
 
 
-@dataclass
 class HubInstrumentation:
     """Wraps ``_inner_post`` of both clients while it is installed.
 
@@ -65,17 +63,16 @@ class HubInstrumentation:
         http: the same for requests that other clients send.
     """
 
-    meter: Meter | None = None
-    problem: str = ""
-    wakers: list[Callable[[], object]] = field(default_factory=list)
-    around_forks: list[ForkSteps] = field(default_factory=list)
-    probe: TransportProbe = field(default_factory=TransportProbe)
-    _patches: Patches = field(default_factory=Patches)
-    _watch: PostImport | None = None
-    _wrapped: list[type] = field(default_factory=list)
-    waking: threading.RLock = field(default_factory=threading.RLock)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.meter: Meter | None = None
+        self.problem = ""
+        self.wakers: list[Callable[[], object]] = []
+        self.around_forks: list[ForkSteps] = []
+        self.probe = TransportProbe()
+        self._patches = Patches()
+        self._watch: PostImport | None = None
+        self._wrapped: list[type] = []
+        self.waking = threading.RLock()
         self.http = HttpLayer(self)
 
     @property
@@ -216,15 +213,14 @@ class HubInstrumentation:
         logger.warning("%s Nothing is counted.", self.problem)
 
 
-@dataclass(eq=False)
 class Asleep:
     """A method whose wrapper is made for its first call."""
 
-    hub: HubInstrumentation
-    owner: Any
-    name: str
-    make: Callable[[Any], Any]
-    made: Any = None
+    def __init__(
+        self, hub: HubInstrumentation, owner: Any, name: str, make: Callable[[Any], Any]
+    ) -> None:
+        self.hub, self.owner, self.name, self.make = hub, owner, name, make
+        self.made: Any = None
 
     def stub(self, original: Any) -> Any:
         """What stands in the place of a method until then."""

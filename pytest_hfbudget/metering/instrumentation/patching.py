@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
 
 logger = logging.getLogger("pytest_hfbudget")
 
 
-@dataclass
+# Plain classes, here and in `hub`: every run of pytest imports this, and a dataclass writes code.
 class Patches:
     """What was replaced, so that it can be put back."""
 
-    _originals: list[tuple[Any, str, Any]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._originals: list[tuple[Any, str, Any]] = []
 
     def __bool__(self) -> bool:
         """Whether anything is replaced."""
@@ -127,8 +127,7 @@ class _CallingLoader(Loader):
         return getattr(self._loader, name)
 
 
-@dataclass(frozen=True)
-class Addresses:
+class Addresses(NamedTuple):
     """Base URLs that differ from the public ones; None leaves one as it is.
 
     Attributes:
@@ -168,14 +167,14 @@ class Addresses:
         return {name: value for name, value in values.items() if value}
 
 
-@dataclass
 class Redirect:
     """Sets those constants when huggingface_hub is imported, and restores them."""
 
-    addresses: Addresses
-    _before: dict[str, str] = field(default_factory=dict)
-    _module: ModuleType | None = None
-    _watch: PostImport | None = None
+    def __init__(self, addresses: Addresses) -> None:
+        self.addresses = addresses
+        self._before: dict[str, str] = {}
+        self._module: ModuleType | None = None
+        self._watch: PostImport | None = None
 
     def install(self) -> None:
         """Set the constants now, or as soon as they are imported."""
