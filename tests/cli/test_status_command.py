@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -103,29 +105,30 @@ def test_a_missing_token_is_one_line_that_says_how_to_get_one(hfbudget: Shell) -
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_watch_redraws_until_ctrl_c_and_that_is_no_failure(hfbudget: Shell) -> None:
+@contextmanager
+def watching(hfbudget: Shell) -> Iterator[Terminal]:
+    """A terminal in which an endpoint is seen to run, until Ctrl-C, which is no failure."""
     hfbudget.hub.add_endpoint("acme/llm", state="running")
     with Terminal() as terminal:
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.inner)
         process = hfbudget.start("status", "acme", "--watch", "0.1", **streams)
         terminal.wait_for("running")
-        hfbudget.hub.change_endpoint("acme/llm", state="paused")
-        terminal.wait_for("paused")
+        yield terminal
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+
+
+def test_watch_redraws_until_ctrl_c_and_that_is_no_failure(hfbudget: Shell) -> None:
+    with watching(hfbudget) as terminal:
+        hfbudget.hub.change_endpoint("acme/llm", state="paused")
+        terminal.wait_for("paused")
 
 
 def test_watch_goes_on_when_the_server_does_not_answer_once(hfbudget: Shell) -> None:
-    hfbudget.hub.add_endpoint("acme/llm", state="running")
-    with Terminal() as terminal:
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.inner)
-        process = hfbudget.start("status", "acme", "--watch", "0.1", **streams)
-        terminal.wait_for("running")
+    with watching(hfbudget) as terminal:
         hfbudget.hub.add_fault("list", status=403, times=3)
         terminal.wait_for("HTTP 403")
         terminal.wait_for("running")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
 
 
 def test_watch_with_json_is_a_line_per_look(hfbudget: Shell) -> None:
