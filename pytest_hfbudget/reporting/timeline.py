@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from pytest_hfbudget.endpoints.uptime import EndpointUse, UsageWindow, started_minutes
+from pytest_hfbudget.endpoints.uptime import UsageWindow, started_minutes
+from pytest_hfbudget.endpoints.uptime_meter import EndpointUse
 from pytest_hfbudget.money import show
 from pytest_hfbudget.scheduling import Arrangement, Task, Unit
 
