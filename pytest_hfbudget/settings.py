@@ -229,12 +229,6 @@ class Settings:
         "--hf-order=HOW HFBUDGET_ORDER hf_order",
         "order of the tests of a run with endpoints: cost (few endpoint minutes), collected",
     )
-    endpoint_gaps = Setting[str](
-        "run",
-        values.one_of(("run", "pause")),
-        "HFBUDGET_ENDPOINT_GAPS hf_endpoint_gaps",
-        "while tests of others run, between two that need an endpoint: it runs on (run), pause",
-    )
     max_uptime = Guard[float | None](
         None,
         values.seconds_of_minutes,

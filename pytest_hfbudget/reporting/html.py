@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -20,6 +20,9 @@ from pytest_hfbudget.reporting.bill import drift_text
 from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, total
 from pytest_hfbudget.reporting.tables import Cell, Table, tables
 
+if TYPE_CHECKING:
+    from pytest_hfbudget.reporting.timeline import Timeline
+
 # So many rows of a table are in the page itself; its script draws the others from data.
 ROWS = 25
 # A table of fewer rows has no search box.
@@ -27,6 +30,9 @@ SEARCHED = 12
 # A longer text is cut in its cell, and shown whole in its tooltip.
 LONG = {"text": 400, "name": 80, "word": 24}
 TREND = 60
+_MINUTE_S = 60
+# A shorter test can't be seen.
+_LEAST = 0.6
 # Above this, numbers in JavaScript are not exact.
 _EXACT = 2**53
 # Where the name of a test is broken first.
@@ -67,6 +73,7 @@ def page(reports: Sequence[Report]) -> str:
         share=used(newest),
         tables=[(table, greatest(table)) for table in shown],
         trend=trend(reports),
+        timeline=drawn(newest.timeline) if newest.timeline is not None else None,
         data={table.key: packed(table) for table in shown},
         rows=ROWS,
         long=LONG,
@@ -111,6 +118,82 @@ def trend(reports: Sequence[Report]) -> list[tuple[Report, float, float]]:
     latest = reports[-TREND:]
     most = max(one.spent for one in latest)
     return [(one, percent(one.spent, most), percent(one.uptime, most)) for one in latest]
+
+
+class Bar(NamedTuple):
+    """A part of a row of the timeline, in thousandths of the run's time.
+
+    Attributes:
+        kind: of the state or of the test, as a class of the style sheet.
+        said: what it is, in words.
+    """
+
+    kind: str
+    x: float
+    width: float
+    said: str
+
+
+class Row(NamedTuple):
+    """An endpoint, or the tests of one worker; ``said`` sums it up."""
+
+    label: str
+    said: str
+    bars: tuple[Bar, ...]
+
+
+class Drawn(NamedTuple):
+    """The timeline: its rows, and the times below them with their places in per cent."""
+
+    line: str
+    rows: tuple[Row, ...]
+    ticks: tuple[tuple[float, str], ...]
+
+
+def drawn(timeline: Timeline) -> Drawn:
+    """The timeline of a run as rows of bars."""
+    whole = timeline.seconds or 1.0
+
+    def bar(kind: str, start: float, stop: float, said: str) -> Bar:
+        width = max(1000 * (stop - start) / whole, _LEAST)
+        times = f"{duration(start)} to {duration(stop)}, {duration(stop - start)}"
+        return Bar(kind, round(1000 * start / whole, 2), round(width, 2), f"{said}: {times}")
+
+    rows = []
+    for lane in timeline.lanes:
+        # A moment between two tests is not worth a line.
+        shown = [each for each in lane.stretches if each.stop - each.start > whole / 1000]
+        bars = (
+            bar(each.state.replace(" ", "-"), each.start, each.stop, each.state) for each in shown
+        )
+        sums: dict[str, float] = {}
+        for each in lane.stretches:
+            sums[each.state] = sums.get(each.state, 0.0) + each.stop - each.start
+        said = ", ".join(f"{state} {duration(seconds)}" for state, seconds in sums.items())
+        rows.append(Row(lane.endpoint, said, tuple(bars)))
+    for worker in dict.fromkeys(test.worker for test in timeline.tests):
+        tests = [test for test in timeline.tests if test.worker == worker]
+        bars = (
+            bar(
+                "test" if test.endpoints else "free",
+                test.start,
+                test.stop,
+                f"{test.test} ({', '.join(test.endpoints) or 'no endpoint'})",
+            )
+            for test in tests
+        )
+        label = f"tests on {worker}" if worker else "tests"
+        rows.append(Row(label, f"{len(tests):,} tests", tuple(bars)))
+    ticks = tuple((25.0 * part, duration(whole * part / 4)) for part in range(5))
+    return Drawn(timeline.line.capitalize(), tuple(rows), ticks)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 4.2 s, 3 min 05 s."""
+    if seconds < _MINUTE_S:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), _MINUTE_S)
+    return f"{minutes:,} min {rest:02} s"
 
 
 def greatest(table: Table) -> list[int]:

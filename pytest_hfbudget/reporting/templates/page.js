@@ -202,3 +202,25 @@ function theme() {
 
 theme();
 document.querySelectorAll("section[data-rows]").forEach(bring);
+
+// --- the timeline: what a part is, by pointer and by arrow keys
+
+for (const row of document.querySelectorAll(".lanes svg")) {
+  const said = document.querySelector(".lanes .at");
+  const parts = [...row.querySelectorAll("rect")];
+  const show = (part) => {
+    for (const each of document.querySelectorAll(".lanes .here")) each.classList.remove("here");
+    if (!part) return;
+    part.classList.add("here");
+    said.textContent = part.querySelector("title").textContent;
+  };
+  row.addEventListener("pointerover", (event) => show(event.target.closest("rect")));
+  row.addEventListener("focus", () => row.matches(":focus-visible") && show(parts[0]));
+  row.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const at = parts.findIndex((part) => part.classList.contains("here"));
+    show(parts[Math.min(Math.max(at + step, 0), parts.length - 1)]);
+  });
+}
