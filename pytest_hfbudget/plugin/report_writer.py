@@ -52,7 +52,9 @@ class ReportWriter:
         if eventful:
             from pytest_hfbudget.plugin import run_history
 
-            run_history.add_to_log(self._config, settings, self._run_id, self._started, make())
+            report = make()
+            run_history.add_to_log(self._config, settings, self._run_id, self._started, report)
+            run_history.share_report(self._config, settings, self._run_id, report)
 
     def _reason(self, outcomes: Mapping[str, str], make: Callable[[], Report]) -> str:
         """Why the run fails though no test has failed: pytest's own last line does not say it."""

@@ -160,3 +160,18 @@ def test_without_the_option_nothing_of_it_is_imported(machines: Machines) -> Non
     given = {"HFBUDGET_SHARED": "", "HFBUDGET_SHARED_RUN": ""}
     ended, said = machines.run("--hf-session-budget=1", "--hf-daily-budget=1", run="", **given)
     assert ended == 0, said
+
+
+def test_the_reports_of_all_jobs_are_one_page(machines: Machines) -> None:
+    machines.suite.test_file(ONE)
+    for _ in range(2):
+        assert machines.run("--hf-session-budget=1")[0] == 0
+    page = machines.homes / "run.html"
+    given = {**os.environ, "HFBUDGET_SHARED": machines.server.url}
+    words = [sys.executable, "-m", "pytest_hfbudget", "report", "--shared", "run"]
+    told = subprocess.run(words, capture_output=True, text=True, env=given, check=True)
+    assert "run run, " in told.stdout
+    assert "(2 calls)" in told.stdout
+    assert "spent $0.000003 " in told.stdout
+    subprocess.run([*words, "--html", str(page)], env=given, check=True)
+    assert "test_suite.py::test_it" in page.read_text()
