@@ -5,6 +5,7 @@ redis-py is imported when the first connection is needed: without ``--hf-shared`
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,6 +178,42 @@ class SharedServer:
         for secret in secrets:
             said = said.replace(secret, "***")
         return SharedServerError(f"the shared server {self.address} can't be used: {said}")
+
+
+# A report that is larger is shared without its single calls.
+LARGEST_REPORT = 4_000_000
+_KEEP_REPORT = """
+local found = redis.call('HGET', KEYS[1], 'v')
+if found and found ~= ARGV[1] then
+  return redis.error_reply('HFBUDGET version ' .. found .. ' of ' .. KEYS[1])
+end
+redis.call('HSET', KEYS[1], 'v', ARGV[1], 'j:' .. ARGV[2], ARGV[3])
+return redis.call('EXPIRE', KEYS[1], 604800)
+"""
+
+
+def keep_report(server: SharedServer, run: str, job: str, content: dict[str, Any]) -> None:
+    """Have the report of a job at hand for `reports_of`, for a week.
+
+    Raises:
+        SharedServerError: the server can't be used.
+    """
+    text = json.dumps(content)
+    if len(text) > LARGEST_REPORT:
+        text = json.dumps({**content, "calls": []})
+    server.run(_KEEP_REPORT, [f"{PREFIX}run:{run}:reports"], [VERSION, job, text])
+
+
+def reports_of(server: SharedServer, run: str) -> tuple[str, ...]:
+    """The reports of the jobs of a run, as JSON.
+
+    Raises:
+        SharedServerError: the server can't be used.
+    """
+    key = f"{PREFIX}run:{run}:reports"
+    told = server.run("return redis.call('HGETALL', KEYS[1])", [key], [])
+    pairs = zip(told[::2], told[1::2], strict=True)
+    return tuple(text for name, text in sorted(pairs) if name.startswith("j:"))
 
 
 def place(settings: Settings, environ: Mapping[str, str] = os.environ) -> SharedPlace | None:

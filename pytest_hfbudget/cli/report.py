@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pytest_hfbudget.cli import access, output
-from pytest_hfbudget.errors import HistoryError
+from pytest_hfbudget.errors import HFBudgetError, HistoryError
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.bill import drift_text
 from pytest_hfbudget.reporting.json_fields import ReportFileError
-from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, read
+from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, parse, read
 from pytest_hfbudget.reporting.model import REHEARSAL, Report
 from pytest_hfbudget.reporting.tables import Table, tables
 from pytest_hfbudget.reporting.terminal import bar
@@ -38,8 +40,16 @@ _FILE = click.Path(path_type=Path)
     metavar="N",
     help=f"Rows of each table in the terminal; 0 is all of them.  [default: {TOP}]",
 )
+@click.option(
+    "--shared",
+    "run",
+    metavar="RUN",
+    help="The jobs of a run that share their budgets (HFBUDGET_SHARED), as one report.",
+)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the files.")
-def command(files: tuple[Path, ...], page: Path | None, top: int, schema: bool) -> None:
+def command(
+    files: tuple[Path, ...], page: Path | None, top: int, run: str | None, schema: bool
+) -> None:
     """Show what `pytest --hf-report FILE` has written.
 
     Several FILEs are several runs: the newest by its date is shown in full, and all of them in a
@@ -50,6 +60,9 @@ def command(files: tuple[Path, ...], page: Path | None, top: int, schema: bool) 
     if schema:
         click.echo(SCHEMA_FILE.read_text(encoding="utf-8").rstrip())
         return
+    if run is not None:
+        _give(page, [_of_run(run)], top)
+        return
     if not files and (configured := access.settings().report):
         files = (configured,)
     if not files:
@@ -58,6 +71,26 @@ def command(files: tuple[Path, ...], page: Path | None, top: int, schema: bool) 
         reports = _with_bills(sorted(map(read, files), key=lambda one: one.date))
     except ReportFileError as error:
         raise click.ClickException(str(error)) from None
+    _give(page, reports, top)
+
+
+def _of_run(run: str) -> Report:
+    """One report of all jobs of a run that have ended so far."""
+    from pytest_hfbudget.reporting.merged import merged
+    from pytest_hfbudget.shared import SharedServer, reports_of
+
+    place = access.shared("")
+    try:
+        texts = reports_of(SharedServer(place.address), run) if place else ()
+        found = [parse(json.loads(text), written=datetime.now(timezone.utc)) for text in texts]
+    except HFBudgetError as error:
+        raise click.ClickException(str(error)) from None
+    if not found:
+        raise click.ClickException(f"no job of the run {run} has shared a report.")
+    return merged(found, run)
+
+
+def _give(page: Path | None, reports: list[Report], top: int) -> None:
     if page is None:
         _print(reports, top)
     else:

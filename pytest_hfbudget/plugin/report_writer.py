@@ -58,8 +58,9 @@ class ReportWriter:
         if eventful:
             from pytest_hfbudget.plugin import run_history
 
-            begun = self._run_id, self._started
-            run_history.add_to_log(self._config, settings, *begun, make(), learned())
+            begun, report = (self._run_id, self._started), make()
+            run_history.add_to_log(self._config, settings, *begun, report, learned())
+            run_history.share_report(self._config, settings, self._run_id, report)
 
     def _reason(self, outcomes: Mapping[str, str], make: Callable[[], Report]) -> str:
         """Why the run fails though no test has failed: pytest's own last line does not say it."""

@@ -190,6 +190,20 @@ def remember(config: pytest.Config, settings: Settings, measured: Durations) -> 
         say(config, f"hfbudget: the times of this run are not remembered: {error}", yellow=True)
 
 
+def share_report(config: pytest.Config, settings: Settings, job: str, report: Report) -> None:
+    """Have the report of this job at hand for `hfbudget report --shared`. Never fails a run."""
+    if settings.shared is None or settings.emulator:
+        return
+    from pytest_hfbudget import shared
+    from pytest_hfbudget.reporting.json_report import as_json
+
+    try:
+        server = shared.connect(settings)
+        shared.keep_report(server, shared.run_name(settings), job, as_json(report))
+    except HFBudgetError as error:
+        say(config, f"hfbudget: this job's report is not shared: {error}", yellow=True)
+
+
 def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
     """Let the other runs know that this one holds nothing any more."""
     if not settings.capped_over_runs:

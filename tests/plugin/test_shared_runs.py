@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from plugin_suite import Suite
-from redis_server import RedisServer, redis_server
+from redis_server import RedisServer, free_port, redis_server
 
 __all__ = ["redis_server"]
 
+CI = Path(__file__).resolve().parents[2] / "docs" / "ci"
 ONE = "def test_it():\n    call()\n"
 MANY = """
     @pytest.mark.parametrize("n", range(20))
@@ -51,6 +52,24 @@ class Machines:
             [sys.executable, "-m", "pytest", *options],
             cwd=self.suite.path,
             env={name: value for name, value in environment.items() if value},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(job)
+        return job
+
+    def shell(self, line: str, **environ: str) -> subprocess.Popen[str]:
+        """Start a line of a recipe on another machine, as the shell of a CI does."""
+        home = self.homes / f"machine{len(self.started)}"
+        home.mkdir(parents=True)
+        paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        mine = {"HOME": str(home), "HFBUDGET_STATE_DIR": str(home / "state"), "PATH": paths}
+        job = subprocess.Popen(
+            ["bash", "-e", "-c", line],
+            cwd=self.suite.path,
+            env={**os.environ, **mine, "HFBUDGET_CACHE_DIR": str(home / "cache"), **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -160,3 +179,96 @@ def test_without_the_option_nothing_of_it_is_imported(machines: Machines) -> Non
     given = {"HFBUDGET_SHARED": "", "HFBUDGET_SHARED_RUN": ""}
     ended, said = machines.run("--hf-session-budget=1", "--hf-daily-budget=1", run="", **given)
     assert ended == 0, said
+
+
+@pytest.fixture
+def secured(machines: Machines, tmp_path: Path) -> dict[str, str]:
+    """What reaches the server over TLS, with a password."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost"]
+    made = ["openssl", *words.split(), *names, "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    server, port = machines.server, free_port()
+    server.close()
+    server.options = (
+        *("--tls-port", str(port), "--tls-auth-clients", "no", "--tls-key-file", str(key)),
+        *("--tls-cert-file", str(certificate), "--tls-ca-cert-file", str(certificate)),
+    )
+    server.start()
+    server.client().config_set("requirepass", "s3cret")
+    return {
+        "HFBUDGET_SHARED": f"rediss://localhost:{port}/0",
+        "HFBUDGET_SHARED_PASSWORD": "s3cret",
+        "SSL_CERT_FILE": str(certificate),
+    }
+
+
+def processes_say(word: str) -> bool:
+    """Whether an argument list on this machine has a word in it."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+@pytest.mark.slow
+def test_the_matrix_of_the_github_recipe_has_one_cap_over_tls(
+    machines: Machines, secured: dict[str, str]
+) -> None:
+    yaml = pytest.importorskip("yaml")
+    jobs = yaml.safe_load((CI / "github-matrix.yml").read_text("utf-8"))["jobs"]
+    steps = {step.get("name"): step.get("run") for step in jobs["paid-tests"]["steps"]}
+    given = {
+        "GITHUB_REPOSITORY": "org/repo",
+        "GITHUB_RUN_ID": "7",
+        "GITHUB_RUN_ATTEMPT": "1",
+        **secured,
+    }
+    machines.suite.test_file(MANY)
+    line = steps["Test"].replace("0.50", "0.00004")
+    started = [machines.shell(line, **given) for _ in range(3)]
+    machines.suite.emulator.wait_for(op="chat", phase="answered", timeout=60)
+    assert not processes_say("s3cret")
+    said = "".join(job.communicate(timeout=120)[0] for job in started)
+    assert CAP - 20_250 <= machines.suite.billed <= CAP, said
+    assert "session budget of all jobs $0.00004" in said
+    assert "s3cret" not in said
+    report = {step.get("name"): step.get("run") for step in jobs["report"]["steps"]}
+    made = machines.shell(report["One report of all jobs"], **given)
+    assert "report.html: 1 run" in made.communicate(timeout=60)[0]
+    assert "s3cret" not in (machines.suite.path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_parallel_jobs_of_the_gitlab_recipe_have_one_cap(machines: Machines) -> None:
+    yaml = pytest.importorskip("yaml")
+    job = yaml.safe_load((CI / "gitlab-parallel.yml").read_text("utf-8"))["paid-tests"]
+    line = job["script"][-1].replace("0.50", "0.00004")
+    (folders,) = job["parallel"]["matrix"]
+    given = {"CI_PROJECT_PATH": "org/repo", "CI_PIPELINE_ID": "7"}
+    for folder in folders["FOLDER"]:
+        (machines.suite.path / folder).mkdir(parents=True)
+        machines.suite.test_file(MANY, f"{folder}/test_{Path(folder).name}.py")
+    server = {"HFBUDGET_SHARED": machines.server.url}
+    started = [machines.shell(line, FOLDER=each, **given, **server) for each in folders["FOLDER"]]
+    said = "".join(job.communicate(timeout=120)[0] for job in started)
+    assert CAP - 20_250 <= machines.suite.billed <= CAP, said
+
+
+def test_the_reports_of_all_jobs_are_one_page(machines: Machines) -> None:
+    machines.suite.test_file(ONE)
+    for _ in range(2):
+        assert machines.run("--hf-session-budget=1")[0] == 0
+    page = machines.homes / "run.html"
+    given = {**os.environ, "HFBUDGET_SHARED": machines.server.url}
+    words = [sys.executable, "-m", "pytest_hfbudget", "report", "--shared", "run"]
+    told = subprocess.run(words, capture_output=True, text=True, env=given, check=True)
+    assert "run run, " in told.stdout
+    assert "(2 calls)" in told.stdout
+    assert "spent $0.000003 " in told.stdout
+    subprocess.run([*words, "--html", str(page)], env=given, check=True)
+    assert "test_suite.py::test_it" in page.read_text()
