@@ -106,6 +106,10 @@ class UnpricedCallError(BudgetExceededError):
     used_up = False
 
 
+class ServiceRefusalError(BudgetExceededError):
+    """An answer that lets no call follow: there is no credit left, or the token may not call."""
+
+
 class UnseenCallError(BudgetExceededError):
     """A request to a paid host by a client whose requests can't be read."""
 

@@ -23,6 +23,7 @@ from pytest_hfbudget.metering.settlement import (
     charge_of,
     never_sent,
     price_of,
+    service_refusal,
     status_of,
     word_for,
 )
@@ -203,6 +204,10 @@ class Call:
             self._withdraw()
         elif status is not None:
             self._release(str(status))
+            budgets, watch = self.meter.budgets, self.outgoing.watch
+            told = service_refusal(status, error, self.request.model, budgets.session.key)
+            if told is not None and not watch.replayed:
+                budgets.record_refusal(told, self.outgoing.budgets.test)
         elif self._never_left(error):
             self._release("refused")
         else:

@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pytest_hfbudget.errors import ServiceRefusalError
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, Usage
+from pytest_hfbudget.pricing.book import DEDICATED_HOST
 from pytest_hfbudget.pricing.price import DRAW, MICROSECONDS
+from pytest_hfbudget.text import parse_json, printable
 
 # No connection came about, so no request can have reached a server.
 NEVER_CONNECTED = frozenset(
@@ -36,7 +39,8 @@ NEVER_CONNECTED = frozenset(
 
 CANCELLED = frozenset({"Cancelled", "CancelledError"})  # trio's and asyncio's
 TIMED_OUT = frozenset({"InferenceTimeoutError", "ReadTimeout", "TimeoutError", "WriteTimeout"})
-CLIENT_ERROR = 400
+CLIENT_ERROR, PAYMENT_REQUIRED, FORBIDDEN = 400, 402, 403
+LONGEST_SAID = 300  # characters
 
 
 def status_of(error: BaseException) -> int | None:
@@ -62,6 +66,55 @@ def word_for(error: BaseException) -> str:
         if name in CANCELLED or name in TIMED_OUT:
             return "cancelled" if name in CANCELLED else "timeout"
     return "lost"
+
+
+def service_refusal(
+    status: int, error: BaseException, model: str, session: str
+) -> ServiceRefusalError | None:
+    """What an error status says of every call that is to come; None for any other.
+
+    Without credit a test is not run, as without a budget.
+
+    Args:
+        session: the key of the budget of the run.
+    """
+    if status not in (PAYMENT_REQUIRED, FORBIDDEN):
+        return None
+    said = _said(error)
+    if status == PAYMENT_REQUIRED:
+        return ServiceRefusalError(
+            f"{model}: the service has answered 402, so there is no credit left: {said} Add credit "
+            "(of Hugging Face: https://huggingface.co/settings/billing), or use the token of an "
+            "account that has some.",
+            scope_key=session,
+            model=model,
+        )
+    if "permission" not in said.lower():
+        return None
+    calls = "your Inference Endpoints" if DEDICATED_HOST in model else "Inference Providers"
+    refusal = ServiceRefusalError(
+        f'{model}: the token lacks the permission "Make calls to {calls}": {said} Give it that '
+        "at https://huggingface.co/settings/tokens, or use another token.",
+        model=model,
+    )
+    refusal.used_up = False
+    return refusal
+
+
+def _said(error: BaseException) -> str:
+    """The service's own words in an error, on one line."""
+    body = _attribute(_attribute(error, "response"), "text")
+    text = body if isinstance(body, str) and body else str(error)
+    try:
+        told = parse_json(text)
+    except ValueError:
+        told = text
+    if isinstance(told, dict):
+        told = told.get("error", told.get("message", text))
+    if isinstance(told, dict):
+        told = told.get("message", text)
+    line = printable(" ".join(str(told).split()))[:LONGEST_SAID]
+    return line if line.endswith((".", "!")) else f"{line}."
 
 
 def _attribute(value: object, name: str) -> object:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.errors import HFBudgetError, HFBudgetWarning
+from pytest_hfbudget.errors import HFBudgetError, HFBudgetWarning, ServiceRefusalError
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.outcomes import mark, used_up_by
 
@@ -58,6 +58,9 @@ def judge(
             mark(report, item, error)
             run.role.use_up()
             return
+    if report.failed:  # the exception that failed it may not say what to do
+        told = (str(each) for each in refusals if isinstance(each, ServiceRefusalError))
+        report.sections.extend(("hf budget", text) for text in told)
     if refusals and on_exceed != "raise":
         _fail(item, report, _hidden(refusals, report))
     if costlier := _costlier(run, item, report):

@@ -6,7 +6,9 @@ import gc
 import subprocess
 import sys
 import textwrap
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import huggingface_hub
 import pytest
@@ -16,6 +18,7 @@ from metering_bench import Bench, say
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
 from pytest_hfbudget.metering.instrumentation.hub_contract import bypassing
+from pytest_hfbudget.metering.instrumentation.patching import PostImport
 from pytest_hfbudget.metering.replay import SendWatch
 from pytest_hfbudget.metering.request import OutgoingCall
 from pytest_hfbudget.metering.transport_probe import ProbedRequest
@@ -252,3 +255,22 @@ def _ours() -> int:
         type(each) in (Call, DeferredCall, ProbedRequest, OutgoingCall, SendWatch)
         for each in gc.get_objects()
     )
+
+
+def test_a_module_whose_import_is_under_way_is_wrapped_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library may import another one at which the plugin wakes up."""
+    (tmp_path / "slow_library.py").write_text("import begins\nbegins.now()\nDONE = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = []
+    hook = PostImport({"slow_library": lambda module: seen.append(module.DONE)})
+    begins = ModuleType("begins")
+    begins.now = hook.install  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "begins", begins)
+    try:
+        import_module("slow_library")
+        assert seen == [True]
+    finally:
+        hook.uninstall()
+        sys.modules.pop("slow_library", None)

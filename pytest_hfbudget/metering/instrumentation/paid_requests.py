@@ -14,15 +14,17 @@ from typing import Any, Protocol
 
 from pytest_hfbudget.errors import BudgetExceededError, UnseenCallError
 from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.fallback import UnfitError, prepared
 from pytest_hfbudget.metering.hold import begin, resume
-from pytest_hfbudget.metering.instrumentation.calls import ClientRoute, RetryState
+from pytest_hfbudget.metering.instrumentation.calls import ASKED, ClientRoute, RetryState
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.paid_hosts import shape_of
-from pytest_hfbudget.metering.request import OutgoingCall, shown
+from pytest_hfbudget.metering.request import OutgoingCall, changed, shown
 from pytest_hfbudget.metering.stream import AnswerBody, settle_whole
 from pytest_hfbudget.metering.transport_probe import Headers
 from pytest_hfbudget.metering.waiting import in_thread, let_the_loop_turn
+from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.text import parse_json
 
 FIRST_ERROR = 400
@@ -153,7 +155,8 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
         BudgetExceededError: a cap would not hold it, and its client is to see that as it is.
     """
     __tracebackhide__ = True
-    route, retry, sent = ClientRoute(layer.hub, request.session), RetryState(), request.parameters
+    route, retry = ClientRoute(layer.hub, request.session), RetryState()
+    sent = _with_model_due(layer, request.parameters)
     try:
         while True:
             found = route.outgoing(request.client, sent, sent.streams, retry.variant)
@@ -188,7 +191,8 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
 async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
     """As `send`, in a task."""
     __tracebackhide__ = True
-    route, retry, sent = ClientRoute(layer.hub, request.session), RetryState(), request.parameters
+    route, retry = ClientRoute(layer.hub, request.session), RetryState()
+    sent = _with_model_due(layer, request.parameters)
     try:
         while True:
             found = route.outgoing(request.client, sent, sent.streams, retry.variant)
@@ -224,6 +228,26 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
             return await request.finish(_answered(call, request, answer))
     except BudgetExceededError as refusal:
         return request.refused(refusal)
+
+
+def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> HttpParameters:
+    """What to send: with the model that was asked for, or the one of a fallback that is due."""
+    meter = layer.hub.meter
+    model = asked.json.get("model") if isinstance(asked.json, dict) else None
+    if meter is None or not isinstance(model, str) or not meter.budgets.active().thresholds:
+        return asked
+    chooses = any(is_below(asked.url, f"{router}/v1") for router in meter.routers)
+
+    def prepare(model: str, parameters: dict[str, str]) -> HttpParameters:
+        if not chooses and parameters["model"] != asked.json["model"]:
+            raise UnfitError("the provider has a name of its own for each model")
+        return changed(asked, json={**asked.json, **parameters})
+
+    parameters, named = prepared(
+        meter, prepare, "auto", {"model": asked.url, "parameters": {"model": model}}
+    )
+    vars(parameters)[ASKED] = named
+    return parameters  # type: ignore[return-value]
 
 
 def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> OutgoingCall:

@@ -81,9 +81,16 @@ class PostImport(MetaPathFinder):
         for name, hook in self._hooks.items():
             module = sys.modules.get(name)
             spec = getattr(module, "__spec__", None)
-            # A module whose import is under way is caught here only: its loader is set.
-            if module is not None and not getattr(spec, "_initializing", False):
+            if module is None:
+                continue
+            if not getattr(spec, "_initializing", False):
                 hook(module)
+            elif type(spec) is ModuleSpec:
+                # Its import is under way: its loader is beyond reach, the mark at its end is not.
+                spec.__class__ = ModuleUnderWay
+                spec.hooks = [hook]  # type: ignore[attr-defined]
+            elif isinstance(spec, ModuleUnderWay):
+                spec.hooks.append(hook)
 
     def uninstall(self) -> None:
         """Watch no longer."""
@@ -104,6 +111,26 @@ class PostImport(MetaPathFinder):
         if spec is not None and spec.loader is not None:
             spec.loader = _CallingLoader(spec.loader, self._hooks[fullname])
         return spec
+
+
+class ModuleUnderWay(ModuleSpec):
+    """The spec of a module whose import had begun before it was watched."""
+
+    hooks: list[Hook]
+
+    @property
+    def _initializing(self) -> bool:
+        return bool(self.__dict__.get("_initializing"))
+
+    @_initializing.setter
+    def _initializing(self, under_way: bool) -> None:
+        self.__dict__["_initializing"] = under_way
+        if not under_way:
+            hooks, self.hooks = self.hooks, []
+            self.__class__ = ModuleSpec  # type: ignore[assignment]
+            module = sys.modules.get(self.name)  # it is gone where its import has failed
+            for hook in hooks if module is not None else ():
+                hook(module)  # type: ignore[arg-type]
 
 
 class _CallingLoader(Loader):
