@@ -134,11 +134,13 @@ class Prompt(NamedTuple):
         exact: the hash of all that its tokens depend on.
         shape: the hash of that without the texts of its messages; empty where it needs none.
         tokens: what the model's tokenizer makes of the texts, where that is known.
+        size: the bytes of the texts.
     """
 
     exact: str
     shape: str = ""
     tokens: int | None = None
+    size: int = 0
 
 
 class CallRequest(NamedTuple):
