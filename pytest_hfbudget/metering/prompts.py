@@ -24,6 +24,9 @@ from pytest_hfbudget.metering.request import (
 from pytest_hfbudget.pricing import CallRequest, PriceBook
 from pytest_hfbudget.pricing.price import BYTES, Prompt
 
+# The keys of a message that says something and has nothing else.
+PLAIN = frozenset({"role", "content"})
+
 # How a bound on a prompt came about.
 COUNTED, BEGINNING, SHAPE, TOKENIZER = "counted", "its beginning counted", "its shape", "tokenizer"
 
@@ -188,7 +191,7 @@ def _part(said: Any) -> Part:
 
 def _texts(said: Any) -> tuple[str, ...] | None:
     """What a message or an input says, where that is nothing but text."""
-    if isinstance(said, dict) and said.keys() == {"role", "content"}:
+    if isinstance(said, dict) and said.keys() == PLAIN:
         said = said["content"]
     if isinstance(said, str):
         return (said,)
@@ -204,6 +207,8 @@ def _texts(said: Any) -> tuple[str, ...] | None:
 def outline(said: Any) -> Any:
     """A part without its texts: what a chat template makes something of, and what it shows."""
     if isinstance(said, dict):
+        if said.keys() == PLAIN and isinstance(said["content"], str):
+            return [said["role"]]
         if not SHOWN.isdisjoint(said) and allowance(said):
             return said
         kept = ("role", "type", "name")
