@@ -63,9 +63,11 @@ class BudgetExceededError(HFBudgetError):
         model: what was asked for.
         used_up: whether it was refused because there is too little left, so that more money
             would have let it through.
+        details: what the call would have held, in one line; empty where that was not the reason.
     """
 
     used_up = True
+    details = ""
 
     def __init__(
         self,
@@ -78,6 +80,11 @@ class BudgetExceededError(HFBudgetError):
     ) -> None:
         super().__init__(message)
         self.scope, self.scope_key, self.model, self.figures = scope, scope_key, model, figures
+
+    def explain(self, details: str) -> None:
+        """Add a line that a traceback shows below the message."""
+        self.details = details
+        self.__notes__ = [details]  # as `add_note` does, which came with Python 3.11
 
     @property
     def spent(self) -> Decimal:

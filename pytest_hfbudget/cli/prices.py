@@ -98,7 +98,7 @@ class PriceAnswer:
             yield "Add it to [tool.hfbudget.prices] of pyproject.toml, or to a price file:\n"
             yield toml_hint(self.request) + "\n"
         elif self.usage:
-            yield f"{_tokens(self.usage)} cost at most {show(self._cost()[0])}."
+            yield f"{_tokens(self.usage)} cost at most {show(self._cost()[0])}.{self._choice()}"
         yield catalogue_line(self.book)
 
     def _headline(self) -> str:
@@ -118,12 +118,34 @@ class PriceAnswer:
         quote = self.explanation.quote
         return quote.cost(self.usage) if quote and self.usage else (0, "")
 
+    def _choice(self) -> str:
+        """Whose price makes a hold large where the router chooses, and what holds less."""
+        by_provider = self._by_provider()
+        if len(set(by_provider.values())) < 2:  # noqa: PLR2004 - nothing to choose from
+            return ""
+        most = max(by_provider, key=by_provider.__getitem__)
+        least = min(by_provider, key=by_provider.__getitem__)
+        return (
+            f" That is {most}'s price; {self.request.model}:{least} would hold "
+            f"{show(by_provider[least])}. :cheapest, :fastest and :preferred hold as much as no "
+            "suffix, because the router still chooses."
+        )
+
+    def _by_provider(self) -> dict[str, int]:
+        """Nano-USD of the usage at each provider that the router may choose."""
+        quote = self.explanation.quote
+        if quote is None or self.usage is None or self.request.provider is not None:
+            return {}
+        named = zip(quote.providers, quote.options, strict=False)
+        return {name: price.cost(self.usage) for name, (price, _) in named if name}
+
     def _cost_json(self) -> dict[str, Any] | None:
         if not self.known or self.usage is None:
             return None
         nano, source = self._cost()
         used = {"input_tokens": self.usage.input_tokens, "output_tokens": self.usage.output_tokens}
-        return {**used, "usd": usd_text(nano), "source": source}
+        by_provider = {name: usd_text(cost) for name, cost in self._by_provider().items()}
+        return {**used, "usd": usd_text(nano), "source": source, "by_provider": by_provider}
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,11 @@ class Charge(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """One call that was not sent."""
+    """One call that was not sent; ``details`` say what it would have held, in one line."""
 
     test: str | None
     scope: str
     model: str
     message: str
     scope_key: str = ""
+    details: str = ""

@@ -28,7 +28,10 @@ from pytest_hfbudget.metering.prompts import (
     COUNTED,
     DOUBT,
     FORGET,
+    LONGEST,
     MISCOUNTED,
+    PLAIN,
+    SHAPES,
     TEMPLATE,
     TOKENIZER,
     Counts,
@@ -156,13 +159,12 @@ class TokenCounts:
         tokenizer = None if request.model in self.miscounted else self._tokenizer(request.model)
         strict, new = by_bytes(request, parameters, book), self._measured(payload, tokenizer)
         if provider is not None:
-            bound, basis = bound_of(new, strict, providers.get(provider), tokenizer)
+            bound, basis = bound_of(new, strict, providers.get(provider))
             return Estimate(bound, basis, (), new.prompt)
         inputs = tuple(
-            (name, *bound_of(new, strict, counts, tokenizer))
-            for name, counts in tuple(providers.items())
+            (name, *bound_of(new, strict, counts)) for name, counts in tuple(providers.items())
         )
-        other, basis = bound_of(new, strict, None, tokenizer)
+        other, basis = bound_of(new, strict, None)
         return Estimate(other, basis, inputs, new.prompt)
 
     def same(self, request: CallRequest, payload: Mapping[str, Any]) -> bool:
@@ -179,10 +181,16 @@ class TokenCounts:
             return []
         found, digest = [], blake2b(self._salt, digest_size=HASH_BYTES)
         try:
-            digest.update(_packed([name, _rest(payload, name)]).encode())
+            rest = _rest(payload, name)
+            digest.update(_packed([name, rest]).encode() if rest else name.encode())
             for number, part in enumerate(parts):
                 if beginnings and number:
                     found.append(digest.hexdigest())
+                if type(part) is dict and part.keys() == PLAIN and type(part["content"]) is str:
+                    text = part["content"]  # most are like this, and JSON takes four times as long
+                    packed = f"{part['role']!r}{len(text)}:{text}"
+                    digest.update(packed.encode("utf-8", "surrogatepass"))
+                    continue
                 packed = _packed(part)
                 if "http" in packed and allowances(part):
                     return []
@@ -242,8 +250,9 @@ class TokenCounts:
             self._note(Fact(model, provider, TEMPLATE + prompt.shape, tokens))
         if prompt.tokens is not None:
             beside = max(tokens - prompt.tokens, 1)
-            if beside > known.get(BESIDE + prompt.shape, 0):
-                self._note(Fact(model, provider, BESIDE + prompt.shape, beside))
+            for kind, most in ((BESIDE, beside), (LONGEST, prompt.size)):
+                if most > known.get(kind + prompt.shape, 0):
+                    self._note(Fact(model, provider, kind + prompt.shape, most))
 
     def take(self, facts: Iterable[Fact], *, live: bool) -> None:
         """Take in what others have learned.
@@ -254,7 +263,7 @@ class TokenCounts:
         for fact in facts:
             counts = self._counts(fact.model, fact.provider)
             known, here = counts.tokens.get(fact.key), live and fact.key in counts.seen
-            if here and known is not None and fact.key[0] not in (TEMPLATE, BESIDE):
+            if here and known is not None and fact.key[0] not in SHAPES:
                 word = ALIKE if known == fact.tokens else DOUBT
                 self._note(fact._replace(key=word, tokens=0))
             else:

@@ -20,7 +20,7 @@ from pytest_hfbudget.metering.bounds import bounds
 from pytest_hfbudget.metering.budget_context import current_caller
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
-from pytest_hfbudget.metering.limits import check_share, limit_of, put, unpriced
+from pytest_hfbudget.metering.limits import check_share, explain, limit_of, put, unpriced
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.prompts import by_bytes
 from pytest_hfbudget.metering.request import (
@@ -237,6 +237,7 @@ def _hold(call: Call, ask: Callable[[], Hold | HoldWait]) -> None:
         if paid and call.draft.endpoint:
             check_share(call.meter.ledger, call.outgoing.budgets.test, answer, call.draft.endpoint)
     except BudgetExceededError as error:
+        explain(error, call.request, call.quote)
         refusal = error
         call.held = _hold_nothing(call, error)
     try:

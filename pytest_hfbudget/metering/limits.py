@@ -10,7 +10,7 @@ from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.money import show
 from pytest_hfbudget.pricing import CallRequest, Catalogue, Quote
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
-from pytest_hfbudget.pricing.price import BYTES
+from pytest_hfbudget.pricing.price import BYTES, MICROSECONDS, QuotedOffer
 
 # Tokens of prompt and answer that any model in use can take, where its context is not known.
 UNKNOWN_CONTEXT = 8192
@@ -18,6 +18,10 @@ UNKNOWN_CONTEXT = 8192
 # A prompt that leaves room for less than this fills the context by itself.
 SMALLEST = 16
 NAMES = ("max_tokens", "max_completion_tokens")
+
+# What a prompt of one message is bounded by beside its bytes, and the bytes of a usual token: what
+# may be expected of its count.
+TEMPLATE_BYTES, BYTES_PER_TOKEN = 272, 4
 
 # How servers say that a limit is too high for them, as opposed to unknown.
 TOO_HIGH = ("context", "too large", "too long", "exceed", "must be <=", "less than or equal")
@@ -117,6 +121,40 @@ def without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> t
         "Give the limit by the name that this server uses, or a price by the call.",
         model=request.model,
     )
+
+
+def explain(error: BudgetExceededError, request: CallRequest, quote: Quote | None) -> None:
+    """Tell what a refused call would have held, where that was the reason to refuse it."""
+    if not error.figures.needed or quote is None or error.details:
+        return
+    output = request.max_output or 1
+    offers = quote.offers(request, output)
+    most = max(offers, key=lambda offer: offer.nano_usd)
+    named = [offer for offer in offers if offer.provider and request.provider is None]
+    least = min(named, key=lambda offer: offer.nano_usd, default=most)
+    parts = [f"at most {show(most.nano_usd)}: {_made_of(most, request, output)}"]
+    if least.nano_usd < most.nano_usd:
+        parts.append(f"{request.model}:{least.provider} would hold {show(least.nano_usd)}")
+    error.explain("; ".join(parts))
+
+
+def _made_of(offer: QuotedOffer, request: CallRequest, output: int) -> str:
+    parts, asked = [], offer.request
+    if offer.price.by_token:
+        basis = asked.basis
+        if basis == BYTES:
+            after = max((asked.input_bound - TEMPLATE_BYTES) // BYTES_PER_TOKEN, 1)
+            basis = f"bytes; about {after:,} after the first answer"
+        parts.append(f"{asked.input_bound:,} tokens in ({basis})")
+        if request.generates:
+            parts.append(f"{output * request.n:,} out")
+    if request.draws:
+        parts.append("1 image" if request.n == 1 else f"{request.n:,} images")
+    if seconds := request.longest(offer.price):
+        parts.append(f"{seconds / MICROSECONDS:g} s")
+    provider = offer.provider or request.provider
+    parts.append(f"at {provider}'s price" if provider else "at its price")
+    return ", ".join(parts)
 
 
 def unpriced(request: CallRequest, scopes: tuple[Scope, ...]) -> UnpricedCallError:

@@ -155,7 +155,8 @@ class Meter:
         self, draft: Charge, error: BudgetExceededError, test: RunningTest | None
     ) -> BudgetExceededError:
         """Record a refusal where the code under test can't swallow it, and return it."""
-        refusal = Refusal(draft.test, error.scope, draft.model, str(error), error.scope_key)
+        said = str(error), error.scope_key, error.details
+        refusal = Refusal(draft.test, error.scope, draft.model, *said)
         self.write(partial(self.ledger.refuse, draft.scopes, refusal))
         self.budgets.record_refusal(error, test)
         return error

@@ -282,6 +282,8 @@ def _refuse(runtime: ParentProcess, keys: list[str], refusal: Refusal) -> None:
             scope_key=refusal.scope_key,
             model=refusal.model,
         )
+        if refusal.details:
+            error.explain(refusal.details)
         budgets = runtime.meter.budgets
         running = budgets.test if budgets.test and budgets.test.id == refusal.test else None
         budgets.record_refusal(error, running)

@@ -24,6 +24,9 @@ from pytest_hfbudget.metering.request import (
 from pytest_hfbudget.pricing import CallRequest, PriceBook
 from pytest_hfbudget.pricing.price import BYTES, Prompt
 
+# The keys of a message that says something and has nothing else.
+PLAIN = frozenset({"role", "content"})
+
 # How a bound on a prompt came about.
 COUNTED, BEGINNING, SHAPE, TOKENIZER = "counted", "its beginning counted", "its shape", "tokenizer"
 
@@ -32,9 +35,10 @@ MARGIN = 16
 # The keys of facts that are no hashes: a provider has counted alike; its counts of earlier runs are
 # forgotten; it is believed no more; the model's tokenizer is believed no more.
 ALIKE, FORGET, DOUBT, MISCOUNTED = "=", "-", "!", "~"
-# Before the hash of a shape stands what it bounds: the template with all but the texts of messages,
-# or all that a tokenizer does not see.
-TEMPLATE, BESIDE = "t", "k"
+# Before the hash of a shape stands what is meant: the least that was counted, which bounds the
+# template; the most that was counted beside what a tokenizer sees; the most bytes of text of which
+# both were compared.
+TEMPLATE, BESIDE, LONGEST = SHAPES = "t", "k", "l"
 
 # Marks hashes and what is counted by them; to be raised with any change of either.
 RULE = 1
@@ -138,42 +142,28 @@ def by_bytes(request: CallRequest, parameters: Parameters, book: PriceBook) -> i
     return max(bound - allowances(parameters.json), min(longest - 1, bound))
 
 
-def bound_of(
-    measured: Measured, strict: int, counts: Counts | None, tokenizer: Tokenizer | None
-) -> tuple[int, str]:
+def bound_of(measured: Measured, strict: int, counts: Counts | None) -> tuple[int, str]:
     """The least of all bounds on a prompt, and how it came about."""
     prompt, parts, beginnings = measured
     whole = [(strict, BYTES)]
-    if tokenizer is not None and not any(part.media for part in parts):
-        saved = sum(part.bytes for part in parts if part.texts) - _seen(parts, tokenizer)
-        whole.append((strict - saved, TOKENIZER))
     if counts is None or counts.doubted:
-        return min(whole)
+        return whole[0]
     if (tokens := counts.most(prompt.exact)) is not None:
         return tokens, COUNTED
     for at in range(len(beginnings), 0, -1):
         if (tokens := counts.most(beginnings[at - 1])) is not None:
-            new, basis = parts[at:], TOKENIZER if tokenizer else BEGINNING
-            whole.append((tokens + _tokens(new, tokenizer) + MESSAGE_TOKENS * len(new), basis))
+            new = parts[at:]
+            more = sum(part.bytes for part in new) + MESSAGE_TOKENS * len(new)
+            whole.append((tokens + more, BEGINNING))
             break
     if (tokens := counts.most(TEMPLATE + prompt.shape)) is not None:
         whole.append((tokens + sum(part.bytes - part.media for part in parts), SHAPE))
     if prompt.tokens is not None and (tokens := counts.most(BESIDE + prompt.shape)) is not None:
-        # Between two parts a tokenizer of the whole may cut in another place.
-        whole.append((tokens + prompt.tokens + len(parts), TOKENIZER))
+        # A tokenizer that counts too little does so more with longer texts, so beyond the longest
+        # that was compared bytes count. Where parts meet, a server may cut in another place.
+        beyond = max(prompt.size - counts.tokens.get(LONGEST + prompt.shape, 0), 0)
+        whole.append((tokens + prompt.tokens + beyond + len(parts), TOKENIZER))
     return min(whole)
-
-
-def _tokens(parts: Iterable[Part], tokenizer: Tokenizer | None) -> int:
-    """The most tokens of what some parts say: by a tokenizer, else by their bytes."""
-    return sum(
-        part.bytes if tokenizer is None or not part.texts else sum(map(tokenizer, part.texts))
-        for part in parts
-    )
-
-
-def _seen(parts: Iterable[Part], tokenizer: Tokenizer) -> int:
-    return _tokens((part for part in parts if part.texts), tokenizer)
 
 
 def measured(
@@ -188,9 +178,10 @@ def measured(
     """
     parts = tuple(map(_part, said))
     *beginnings, exact = hashes
-    seen = tokenizer is not None and all(part.texts for part in parts)
-    tokens = _tokens(parts, tokenizer) if seen else None
-    return Measured(Prompt(exact, shape, tokens), parts, tuple(beginnings))
+    tokens, size = None, sum(part.bytes for part in parts)
+    if tokenizer is not None and all(part.texts for part in parts):
+        tokens = sum(tokenizer(text) for part in parts for text in part.texts or ())
+    return Measured(Prompt(exact, shape, tokens, size), parts, tuple(beginnings))
 
 
 def _part(said: Any) -> Part:
@@ -200,7 +191,7 @@ def _part(said: Any) -> Part:
 
 def _texts(said: Any) -> tuple[str, ...] | None:
     """What a message or an input says, where that is nothing but text."""
-    if isinstance(said, dict) and said.keys() == {"role", "content"}:
+    if isinstance(said, dict) and said.keys() == PLAIN:
         said = said["content"]
     if isinstance(said, str):
         return (said,)
@@ -216,6 +207,8 @@ def _texts(said: Any) -> tuple[str, ...] | None:
 def outline(said: Any) -> Any:
     """A part without its texts: what a chat template makes something of, and what it shows."""
     if isinstance(said, dict):
+        if said.keys() == PLAIN and isinstance(said["content"], str):
+            return [said["role"]]
         if not SHOWN.isdisjoint(said) and allowance(said):
             return said
         kept = ("role", "type", "name")

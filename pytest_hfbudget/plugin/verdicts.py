@@ -129,10 +129,11 @@ def _hidden(refusals: list[BudgetExceededError], report: pytest.TestReport) -> s
     refusal, *more = refusals
     calls = "1 more call was" if len(more) == 1 else f"{len(more)} more calls were"
     also = f" {calls} refused." if more else ""
+    details = f"\n{refusal.details}" if refusal.details else ""
     return (
         f"refused, though {_ending(report)}: {refusal}{also} "
         "If the test is to handle refusals itself, mark it with "
-        '@pytest.mark.budget(on_exceed="raise").'
+        f'@pytest.mark.budget(on_exceed="raise").{details}'
     )
 
 

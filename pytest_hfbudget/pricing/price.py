@@ -134,11 +134,13 @@ class Prompt(NamedTuple):
         exact: the hash of all that its tokens depend on.
         shape: the hash of that without the texts of its messages; empty where it needs none.
         tokens: what the model's tokenizer makes of the texts, where that is known.
+        size: the bytes of the texts.
     """
 
     exact: str
     shape: str = ""
     tokens: int | None = None
+    size: int = 0
 
 
 class CallRequest(NamedTuple):
@@ -267,6 +269,20 @@ class UnpricedPolicy:
         return cls(FREE, source) if text == "free" else cls()
 
 
+class QuotedOffer(NamedTuple):
+    """What one request can cost at one provider.
+
+    Attributes:
+        provider: None where the price is the same whoever answers.
+        request: as that provider counts it.
+    """
+
+    nano_usd: int
+    provider: str | None
+    price: Price
+    request: CallRequest
+
+
 @dataclass(frozen=True)
 class Quote:
     """Prices, each with its source; at every use the most expensive one counts.
@@ -324,6 +340,18 @@ class Quote:
             price, _ = self.options[0]
             return price.cost(request.most_usage(price, output))
         return max([price.cost(one.most_usage(price, output)) for price, one in self.each(request)])
+
+    def offers(self, request: CallRequest, output: int) -> list[QuotedOffer]:
+        """What a request can cost at each provider, as `most`."""
+        return [
+            QuotedOffer(
+                price.cost(one.most_usage(price, output)),
+                self.providers[number] if self.providers else None,
+                price,
+                one,
+            )
+            for number, (price, one) in enumerate(self.each(request))
+        ]
 
     def each(self, request: CallRequest) -> Iterator[tuple[Price, CallRequest]]:
         """Each price, with the request as its provider counts it."""

@@ -272,6 +272,7 @@ def _read_refusal(row: JsonFields) -> Refusal:
         model=row.text("model"),
         message=row.text("message"),
         scope_key=row.text("scope_key"),
+        details=row.text("details"),
     )
 
 

@@ -76,6 +76,9 @@ class Judge:
             self.charged_as_billed(outcome)
             self.judge_refusal(outcome)
         assert len(self.run.outcomes) == len(self.plan.calls())
+        if self.plan.counts_alike:
+            over = [charge for charge in self.run.ledger.charges() if charge.over]
+            assert not over, f"more was charged than was held: {over}"
         if self.plan.purpose != "tight":
             refused = [o.error for o in self.run.outcomes if o.word == "refused"]
             assert not refused, f"there was room for everything: {refused}"
@@ -246,6 +249,8 @@ class Judge:
             "calls": len(words),
             **counts,
             "sent": len(self.rows),
+            "over": sum(charge.over > 0 for charge in charges),
+            "learned": len(self.run.runtime.meter.counts.facts),
             "estimated": sum(charge.estimated for charge in charges),
             "billed": billed,
             "charged": sum(charge.nano_usd or 0 for charge in charges),

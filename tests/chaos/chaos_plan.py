@@ -131,6 +131,9 @@ class Plan:
         listed: whether the router's catalogue says them, instead of the project's table.
         late: calls that are made when the last test is over, and before the run is.
         retries: whether the sync client sends by a transport that tries again by itself.
+        tokenizer: how the models' tokenizer counts, if they have one.
+        known: what the run knows of an earlier one that was the same: nothing; its counts; those of
+            servers that have changed since; or wrong ones that another release has written.
     """
 
     seed: int
@@ -145,6 +148,8 @@ class Plan:
     timeout: float | None
     late: tuple[Call, ...] = ()
     retries: bool = False
+    tokenizer: str = "none"
+    known: str = "nothing"
 
     def calls(self) -> tuple[Call, ...]:
         return tuple(self.session.calls())
@@ -160,13 +165,34 @@ class Plan:
         blocks = (block for trial in self.trials for block in trial.blocks())
         return (self.session, *blocks)
 
+    @property
+    def counts_alike(self) -> bool:
+        """Whether each server counts a prompt alike whenever it does, as do the tokenizers."""
+        steady = self.switch("recount", "alike") == "alike" and self.known != "changed"
+        return steady and self.tokenizer in ("none", "right")
+
+    def changed(self) -> Plan:
+        """The same, at servers whose templates have become a little longer."""
+        longer = tuple(f"{name}={tokens}" for name, tokens in (("groq", 9), ("together", 3)))
+        return replace(self, switches=(*self.switches, ("template_tokens", longer)))
+
     def switch(self, name: str, default: Any) -> Any:
         return dict(self.switches).get(name, default)
 
 
 def plan_of(seed: int) -> Plan:
     """The run of a seed."""
-    return _Planner(random.Random(seed)).plan(seed)
+    plan, draw = _Planner(random.Random(seed)).plan(seed), random.Random(f"counts of {seed}")
+    counts = {
+        "recount": draw.choice(("alike", "alike", "more")),
+        "template_tokens": draw.choice(((), ("novita=7", "groq=40"))),
+    }
+    return replace(
+        plan,
+        switches=(*plan.switches, *counts.items()),
+        tokenizer=draw.choice(("none", "none", "right", "half", "one")),
+        known=draw.choice(("nothing", "nothing", "all", "changed", "another release's")),
+    )
 
 
 class _Planner:

@@ -8,7 +8,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -25,14 +25,23 @@ from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.instrumentation.patching import Addresses
 from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.prompts import Fact, Tokenizer
 from pytest_hfbudget.metering.runtime import Runtime
 from pytest_hfbudget.money import to_usd
 from pytest_hfbudget.pricing import Catalogue, PriceBook, PriceTable
 
 PATIENCE_S = 60
+# As the emulator counts; less, the longer a text is; and a token for each text.
+TOKENIZERS: dict[str, Tokenizer | None] = {
+    "none": None,
+    "right": lambda text: -(-len(text.encode()) // 4),
+    "half": lambda text: len(text.encode()) // 8,
+    "one": lambda text: 1,
+}
 COLLECT_S = 2.0
 
 
@@ -59,10 +68,13 @@ class Run:
         return f"hf_chaos_{self.plan.seed}_{call.number}"
 
 
-def perform(plan: Plan, emulator: Emulator) -> Run:
-    """Do it all, until everything is quiet."""
+def perform(plan: Plan, emulator: Emulator, known: Iterable[Fact] = ()) -> Run:
+    """Do it all, until everything is quiet; ``known`` was learned in an earlier run."""
     emulator.client.reset(models=_models(plan), switches=dict(plan.switches), faults=_faults(plan))
-    with _metered(plan, emulator) as run, retrying() if plan.retries else nullcontext():
+    with (
+        _metered(plan, emulator, tuple(known)) as run,
+        retrying() if plan.retries else nullcontext(),
+    ):
         for trial in plan.trials:
             _try(run, trial)
         _at_once([partial(_without_loop, Walk(run).walk((call,))) for call in plan.late])
@@ -71,13 +83,26 @@ def perform(plan: Plan, emulator: Emulator) -> Run:
 
 
 @contextmanager
-def _metered(plan: Plan, emulator: Emulator) -> Iterator[Run]:
+def _metered(plan: Plan, emulator: Emulator, known: tuple[Fact, ...]) -> Iterator[Run]:
     with urlopen(f"{emulator.router}/v1/models") as answer:
         catalogue = Catalogue.parse(json.load(answer), read_at=0.0, origin=emulator.router)
     rows = {name: dict(row) for name, row in plan.prices if not _in_catalogue(plan, name)}
     book = PriceBook(PriceTable.parse(rows, "prices.toml"), load_catalogue=lambda: catalogue)
     budgets = BudgetContext(Scope(SESSION, "session budget", plan.cap))
-    meter = Meter(Ledger(), book, budgets, router=emulator.router, hold_wait=plan.hold_wait)
+    tokenizer = TOKENIZERS[plan.tokenizer]
+    counts = TokenCounts(
+        emulator.router,
+        lambda model: [fact for fact in known if fact.model == model],
+        lambda model: tokenizer,
+    )
+    meter = Meter(
+        Ledger(),
+        book,
+        budgets,
+        router=emulator.router,
+        hold_wait=plan.hold_wait,
+        counts=counts,
+    )
     addresses = Addresses(emulator.router, emulator.endpoints_api, emulator.hub)
     runtime = Runtime(meter, addresses=addresses)
     runtime.acquire()

@@ -233,3 +233,21 @@ def test_no_token_is_needed_and_none_is_sent(hfbudget: Shell, router: str) -> No
     done = hfbudget("prices", "--refresh", HF_TOKEN="")
     assert done.returncode == 0
     assert os.environ["HF_TOKEN"] not in str(hfbudget.hub.log())
+
+
+def test_where_the_router_chooses_the_provider_that_makes_the_hold_large_is_named(
+    hfbudget: Shell, router: str
+) -> None:
+    assert hfbudget("prices", "--refresh").returncode == 0
+    done = hfbudget("prices", "emulator/chat", "--tokens", "1000/100")
+    said = " ".join(done.stdout.split())
+    assert "cost at most $0.00011. That is together's price; emulator/chat:novita would" in said
+    assert ":cheapest, :fastest and :preferred hold as much as no suffix" in said
+    told = hfbudget.json("prices", "emulator/chat", "--tokens", "1000/100")
+    assert told["at_most"]["by_provider"] == {
+        "groq": "0.000058",
+        "novita": "0.000025",
+        "together": "0.00011",
+    }
+    pinned = hfbudget("prices", "emulator/chat:groq", "--tokens", "1000/100")
+    assert "would hold" not in pinned.stdout

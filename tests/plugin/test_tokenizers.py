@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from plugin_suite import Suite
-from tokenizer_files import keep_tokenizer, save_tokenizer
+from tokenizer_files import WORDS, keep_tokenizer, save_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -23,11 +23,22 @@ CALLS = f"""
         return client.chat_completion(say, max_tokens=1)
 
     def test_calls():
-        for number in range(3):
+        for number in range(6):
             ask(number)
 """
-# Room for three prompts of about 360 tokens, and for no bytes of one of them.
-TIGHT = "--hf-session-budget=0.000067"
+# The first has as many words as tokens; the others have a token for every four letters.
+ODD = """
+    def ask(text):
+        say = [{"role": "user", "content": text + " [[tokens=1]]"}]
+        client = InferenceClient(model="emulator/chat", provider="groq")
+        return client.chat_completion(say, max_tokens=1)
+
+    def test_calls():
+        for text in ("sea " * 200, "y" * 400, "y" * 401):
+            ask(text)
+"""
+# Room for six prompts of about 360 tokens, but for the bytes of the fourth only beside two others.
+TIGHT = "--hf-session-budget=0.00013"
 FAIL = "--hf-on-exhausted=fail"
 
 
@@ -42,7 +53,7 @@ def cache(tmp_path: Path, real: Suite, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_text_is_counted_by_a_tokenizer_of_the_cache(real: Suite, cache: Path) -> None:
     keep_tokenizer(cache, "emulator/chat")
     real.run(TIGHT, FAIL).assert_outcomes(passed=1)
-    assert real.sent == 3
+    assert real.sent == 6
 
 
 @pytest.mark.parametrize("setting", [("hf_tokenizer=off",), ()])
@@ -52,7 +63,7 @@ def test_without_one_text_is_bounded_by_its_bytes(
     if setting:
         keep_tokenizer(cache, "emulator/chat")
     real.run(TIGHT, FAIL, *(f"-o{each}" for each in setting)).assert_outcomes(failed=1)
-    assert real.sent == 0
+    assert real.sent == 3
 
 
 def test_workers_count_by_it_too(real: Suite, cache: Path) -> None:
@@ -64,16 +75,16 @@ def test_workers_count_by_it_too(real: Suite, cache: Path) -> None:
 def test_a_tokenizer_that_counts_less_than_the_server_is_believed_no_more(
     real: Suite, cache: Path
 ) -> None:
-    keep_tokenizer(cache, "emulator/chat", characters=40)
-    real.test_file(CALLS.replace(TEXT, TEXT * 3))
-    said = "*the tokenizer of emulator/chat has counted fewer tokens than its server*"
-    result = real.run("--hf-session-budget=1", "--hf-report=report.json")
-    result.assert_outcomes(passed=1)
+    keep_tokenizer(cache, "emulator/chat", WORDS)
+    said = "*the tokenizer of emulator/chat has counted fewer tokens than its server: not used*"
+    report = ("--hf-session-budget=1", "--hf-report=report.json")
+    real.test_file(ODD)
+    result = real.run(*report)
     result.stdout.fnmatch_lines([said])
     over = [call["over_hold_usd"] != "0" for call in real.report()["calls"]]
-    assert over == [True, False, False]
-    real.test_file(CALLS.replace(TEXT, "Other words. " * 300))
-    result = real.run("--hf-session-budget=1", "--hf-report=report.json")
+    assert over == [False, True, False]
+    real.test_file(ODD.replace("y", "z"))
+    result = real.run(*report)
     result.stdout.no_fnmatch_line(said)
     assert {call["over_hold_usd"] for call in real.report()["calls"]} == {"0"}
 
