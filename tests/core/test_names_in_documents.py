@@ -54,7 +54,7 @@ def _names(node: ast.ClassDef) -> Iterator[str]:
 
 
 # A word that is a module of ours, and in documents also something else.
-AMBIGUOUS = {"client", "charge", "pace", "report", "prices", "status"}
+AMBIGUOUS = {"client", "charge", "pace", "report", "prices", "status", "usage"}
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
