@@ -20,7 +20,7 @@ from pytest_hfbudget.emulator.catalogue import DEFAULT_CONTEXT
 from pytest_hfbudget.emulator.chat import Ask, Choice
 from pytest_hfbudget.emulator.clock import MICROSECONDS
 from pytest_hfbudget.emulator.exchange import Exchange
-from pytest_hfbudget.emulator.price import Consumed, Price
+from pytest_hfbudget.emulator.price import NANO, Consumed, Price, nano_usd
 from pytest_hfbudget.emulator.refusal import refused_by_model
 from pytest_hfbudget.emulator.stream import Event, EventStream
 from pytest_hfbudget.emulator.switches import Switches
@@ -45,6 +45,12 @@ class Server:
         if self.seconds and switches.compute_time_header:
             headers["x-compute-time"] = str(float(self.seconds))
         return headers
+
+    def usage(self, used: Consumed, counted: dict[str, Any], switches: Switches) -> dict[str, Any]:
+        """The usage of a whole answer, with its cost where this provider tells it, in USD."""
+        if self.provider in switches.cost_in_usage and self.price is not None:
+            counted["estimated_cost"] = nano_usd(self.price, used) / NANO
+        return counted
 
     def book(self, exchange: Exchange, used: Consumed) -> None:
         """Put what the answer consumes on the invoice."""
@@ -122,11 +128,12 @@ async def _serve(exchange: Exchange, server: Server, ask: Ask, form: _Form) -> A
     if body.get("stream"):
         asked = bool((body.get("stream_options") or {}).get("include_usage"))
         head |= {"object": form.chunk}
-        events = _Events(head, ask, choices, form, style, asked, switches)
+        whole = server.usage(used, _total(ask, choices, switches), switches)
+        events = _Events(head, ask, choices, form, style, asked, switches, whole)
         return EventStream(exchange, list(events), headers)
     answer = head | {"object": form.whole, "choices": _whole(choices, form)}
     if switches.usage == "always":
-        answer["usage"] = _total(ask, choices, switches)
+        answer["usage"] = server.usage(used, _total(ask, choices, switches), switches)
     return JSONResponse(answer, headers=headers)
 
 
@@ -168,6 +175,7 @@ class _Events:
     style: str
     asked: bool
     switches: Switches
+    whole: dict[str, Any]  # the usage of all
 
     def __iter__(self) -> Iterator[Event]:
         written = 0
@@ -182,13 +190,10 @@ class _Events:
             data = self._data(index, {}, choice.finish_reason)
             last = index == len(self.choices) - 1
             if last and self.style in ("every_chunk", "finish_chunk"):
-                data["usage"] = self._usage()
+                data["usage"] = self.whole
             yield Event(data)
         if self.style == "on_request" and self.asked:
-            yield Event({**self.head, "choices": [], "usage": self._usage()})
-
-    def _usage(self) -> dict[str, Any]:
-        return _total(self.ask, self.choices, self.switches)
+            yield Event({**self.head, "choices": [], "usage": self.whole})
 
     def _data(self, index: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
         step = {"index": index, **self.form.step(delta), "finish_reason": finish}

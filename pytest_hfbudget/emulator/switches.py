@@ -40,6 +40,7 @@ class Switches:
     )
     cached_tokens: int = 0  # of each prompt of a chat, as far as it is that long
     cached_usage: Literal["nested", "flat", "null"] = "nested"  # how usage tells them
+    cost_in_usage: tuple[str, ...] = ("deepinfra",)  # providers whose usage has estimated_cost
     reasoning_usage: Literal["within", "beside"] = "within"  # of completion_tokens
     recount: Literal["alike", "more"] = "alike"  # of a prompt: one token more each time
     template_tokens: tuple[str, ...] = ()  # "PROVIDER=N": tokens that its template adds

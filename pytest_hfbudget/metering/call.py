@@ -319,6 +319,8 @@ class Call:
         request, quote, outcome = self.request, self.quote, self.outcome
         budgets = self.outgoing.budgets
         try:
+            if budgets.explicit is not None and usage is not None and usage.told is not None:
+                usage = usage._replace(told=None)  # what was stated with the budget counts
             if request.provider is not None or budgets.explicit is not None:
                 price = quote, quote is None or quote.certain
             else:

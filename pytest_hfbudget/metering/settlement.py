@@ -37,6 +37,9 @@ NEVER_CONNECTED = frozenset(
     }
 )
 
+# The source of a price that the provider itself has told.
+TOLD = "usage.estimated_cost of the answer"
+
 CANCELLED = frozenset({"Cancelled", "CancelledError"})  # trio's and asyncio's
 TIMED_OUT = frozenset({"InferenceTimeoutError", "ReadTimeout", "TimeoutError", "WriteTimeout"})
 CLIENT_ERROR, PAYMENT_REQUIRED, FORBIDDEN = 400, 402, 403
@@ -185,6 +188,9 @@ def charge_of(
             usage = _completed(usage, request, quote, outcome, seconds)
             estimated = usage.estimated
         cost, source = quote.cost(usage or Usage())
+    told = usage.told if usage is not None and not usage.estimated else None
+    if told is not None and (quote is None or not quote.free):
+        cost, source, certain = told, TOLD, True
     return draft._replace(
         provider=outcome.provider,
         input_tokens=usage.input_tokens if usage else 0,

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.request import text_bytes
 from pytest_hfbudget.metering.settlement import Outcome
+from pytest_hfbudget.money import nano, parse_rate
 from pytest_hfbudget.pricing import CallRequest, Quote, Usage
 from pytest_hfbudget.pricing.price import GENERATE, MICROSECONDS
 from pytest_hfbudget.text import parse_json
@@ -22,6 +23,9 @@ LONGEST = 86_400 * MICROSECONDS
 # No call has a trillion tokens: what is beyond that is no number of them.
 MOST_TOKENS = 10**12
 LONGEST_COUNT = 12  # digits
+
+# A million dollars in nano-USD: no answer costs more.
+MOST_TOLD = 10**15
 
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 # How the responses API names them.
@@ -124,7 +128,24 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
     if cached is not None or details is not None:
         nested = details.get("cached_tokens") if isinstance(details, dict) else None
         cached = min(_number(nested) or _number(cached) or 0, tokens_in or 0)
-    return Usage(tokens_in or 0, tokens_out or 0, cached or 0, estimated=bool(beside))
+    cost = usage.get("estimated_cost")
+    told = None if cost is None else cost_told(cost)
+    estimated = bool(beside) and told is None
+    return Usage(tokens_in or 0, tokens_out or 0, cached or 0, estimated=estimated, told=told)
+
+
+def cost_told(usd: object) -> int | None:
+    """The nano-USD of ``usage.estimated_cost``, rounded up as bills are; None where it says none.
+
+    deepinfra gives it, in USD. What says $0 is passed over: it may be a gap.
+    """
+    if type(usd) not in (int, float):
+        return None
+    try:
+        amount = nano(parse_rate(usd))
+    except ValueError:
+        return None
+    return amount if 0 < amount <= MOST_TOLD else None
 
 
 def _reasoning(usage: Mapping[str, Any]) -> int:

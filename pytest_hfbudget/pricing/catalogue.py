@@ -18,6 +18,10 @@ DAY_S = 86_400
 # A shorter one is a mistake in the catalogue: no model that can be routed to has it.
 SHORTEST_CONTEXT = 512
 
+# What price lists call the rate of input that comes from a cache. The router's list had none of
+# them in 2026-10.
+CACHED = ("cached_input", "cached", "cache_read", "input_cache_read")
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -146,7 +150,18 @@ def _price(offer: Mapping[str, Any]) -> Price | None:
     except (KeyError, ValueError):
         return None  # the missing half would be charged as $0
     # A price of zero that is not marked as free is missing data, not a free offer.
-    return Price(input=rate_in, output=rate_out) if rate_in or rate_out else None
+    if not (rate_in or rate_out):
+        return None
+    return Price(input=rate_in, output=rate_out, cached=_cached_rate(pricing))
+
+
+def _cached_rate(pricing: Mapping[str, Any]) -> int | None:
+    """The rate of cached input; None leaves it at that of other input, its upper bound."""
+    found = next((pricing[name] for name in CACHED if pricing.get(name) is not None), None)
+    try:
+        return None if found is None else parse_rate(found, units=10**6) or None
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)

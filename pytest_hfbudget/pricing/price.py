@@ -20,6 +20,7 @@ class Usage(NamedTuple):
 
     ``input_tokens`` includes the cached ones and ``output_tokens`` the reasoning ones, as in
     OpenAI-style ``usage``. ``estimated`` says that no usage came back and these are upper bounds.
+    ``told`` are the nano-USD that the provider itself says that the call costs.
     """
 
     input_tokens: int = 0
@@ -28,6 +29,7 @@ class Usage(NamedTuple):
     images: int = 0
     microseconds: int = 0
     estimated: bool = False
+    told: int | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import NamedTuple
 
+from pytest_hfbudget.metering.settlement import TOLD
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.model import (
     ESTIMATED,
@@ -196,9 +197,15 @@ def _remarks(report: Report) -> Iterator[TerminalLine]:
         yield TerminalLine(f"  {unmetered(why, number)}", "yellow")
     if over := report.over:
         beyond = show(sum(charge.over for charge in over))
+        told = all(charge.price_source == TOLD for charge in over)
+        hint = (
+            "the provider itself says so, so correct its list price"
+            if told
+            else "give max_seconds in its price, or a timeout"
+        )
         yield TerminalLine(
             f"  {counted(len(over), 'call')} cost {beyond} more than was held for it: "
-            "see over_hold_usd in the JSON report; give max_seconds in its price, or a timeout",
+            f"see over_hold_usd in the JSON report; {hint}",
             "red",
         )
     if other := report.in_other_sessions:

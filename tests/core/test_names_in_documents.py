@@ -54,7 +54,7 @@ def _names(node: ast.ClassDef) -> Iterator[str]:
 
 
 # A word that is a module of ours, and in documents also something else.
-AMBIGUOUS = {"client", "charge", "pace", "report", "prices", "status"}
+AMBIGUOUS = {"client", "charge", "pace", "report", "prices", "status", "usage"}
 # Modules of ours that are named after the library which they know.
 AMBIGUOUS |= {"aiohttp", "httpx", "requests"}
 

@@ -33,6 +33,20 @@ def catalogue(*offers: object) -> Catalogue:
     return Catalogue.parse(answer(*offers), read_at=DAY, origin=ORIGIN)
 
 
+@pytest.mark.parametrize("name", ["cached_input", "cached", "cache_read", "input_cache_read"])
+def test_a_rate_for_cached_input_is_read_where_the_list_has_one(name: str) -> None:
+    (found,) = catalogue(offer(pricing={"input": 1, "output": 2, name: 0.1})).of(MODEL)
+    assert found.price is not None
+    assert found.price.cached == parse_rate("0.1", units=10**6)
+
+
+@pytest.mark.parametrize("rate", [None, 0, -1, "x", True, float("nan"), [], {}])
+def test_a_rate_for_cached_input_that_is_none_leaves_that_of_input(rate: object) -> None:
+    (found,) = catalogue(offer(pricing={"input": 1, "output": 2, "cached": rate})).of(MODEL)
+    assert found.price is not None
+    assert (found.price.input, found.price.cached) == (parse_rate("1", units=10**6), None)
+
+
 def fetching(*offers: object) -> Callable[[str], bytes]:
     return lambda url: json.dumps(answer(*offers)).encode()
 

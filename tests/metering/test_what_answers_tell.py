@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from metering_bench import MODEL, Bench, say
@@ -18,6 +20,7 @@ from pytest_hfbudget.metering.request import (
     AskedModel,
     describe,
 )
+from pytest_hfbudget.pricing import Catalogue
 from pytest_hfbudget.pricing.price import CALL_SECONDS
 from pytest_hfbudget.reporting.json_report import as_json
 from pytest_hfbudget.reporting.model import Report
@@ -60,6 +63,21 @@ def test_cached_tokens_are_charged_at_their_own_price(
         list(answer)
     assert bench.spent == bench.billed > 0
     assert bench.billed % 1000 == 7 * 100, "seven tokens at a tenth of the price"
+
+
+def test_cached_tokens_are_charged_at_the_rate_of_the_catalogue(bench: Bench) -> None:
+    pricing = {"input": "1", "output": "2", "cached": "0.1"}
+    providers = [{"provider": "novita", "pricing": pricing, "context_length": 8192}]
+    bench.emulator.client.add_model("acme/caches", providers=providers)
+    with urlopen(f"{bench.emulator.router}/v1/models") as answer:
+        models = json.load(answer)
+    bench.know(Catalogue.parse(models, read_at=0.0, origin=bench.emulator.router))
+    bench.emulator.client.configure(cached_tokens=7)
+    bench.cap(1)
+    bench.client("acme/caches", provider="novita").chat_completion(say(10), max_tokens=50)
+    assert bench.spent == bench.billed > 0
+    assert bench.billed % 1000 == 7 * 100, "seven tokens at a tenth of the price"
+    assert only(bench).cached_tokens == 7
 
 
 def test_cached_tokens_that_are_not_told_are_charged_as_input(bench: Bench) -> None:
