@@ -160,6 +160,10 @@ def interrupted(what: str) -> LedgerBusyError:
 
 ONLY_HELP = "pytest only shows its help, so no budget holds the call. It was not sent."
 NOT_YET = "this worker does not know its ledger before it is configured. The call was not sent."
+NO_ENDPOINTS = (
+    "Inference Endpoints need Linux or macOS. On this system no process can outlive pytest to "
+    "pause them, so none is resumed. Leave their tests out, for example by -m 'not hf_endpoint'."
+)
 AFTER_THE_REPORT = (
     "the run is over and its report is written, so the call was not sent. Make it in a test, in a "
     "fixture, or in a pytest_sessionfinish hook that is no wrapper."

@@ -71,13 +71,8 @@ class Lifecycle:
         self._pid = os.getpid()
         self._plane = ControlPlane(settings.api, settings.token, retry=settings.retry, clock=clock)
         self._meter = UptimeMeter(self._plane, settings, clock)
-        resumer = Resumer(
-            self._plane,
-            settings,
-            clock=clock,
-            progress=partial(self._looked, progress),
-            stopping=self._refusal,
-        )
+        looked, stop = partial(self._looked, progress), self._refusal
+        resumer = Resumer(self._plane, settings, clock=clock, progress=looked, stopping=stop)
         self._startup = Startup(
             settings,
             self._plane,

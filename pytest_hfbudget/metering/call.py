@@ -15,6 +15,7 @@ from pytest_hfbudget.metering.limits import (
     RequestVariant,
     changed_after_hold,
     cut_off,
+    tightest,
 )
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.request import OutgoingCall, fits, in_data, input_bound
@@ -392,13 +393,7 @@ class Call:
         return self.meter.refuse(self.draft, error, self.outgoing.budgets.test)
 
     def _tightest(self) -> Scope:
-        """The scope with the least room."""
-
-        def room(scope: Scope) -> int:
-            return (scope.cap or 0) - self.meter.ledger.total(scope.key).spent
-
-        capped = (scope for scope in self.outgoing.budgets.scopes if scope.cap is not None)
-        return min(capped, key=room)
+        return tightest(self.outgoing.budgets.scopes, self.meter.ledger)
 
 
 def _replayed(charge: Charge) -> Charge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.errors import BudgetExceededError, Figures, UnpricedCallError
@@ -180,6 +181,15 @@ def _endpoint_hint(request: CallRequest) -> str:
         "\nIt is a dedicated endpoint. With @pytest.mark.hf_endpoint("
         '"namespace/name") its price is its uptime, and it is paused at the end.\n'
     )
+
+
+def tightest(scopes: Iterable[Scope], ledger: LedgerLike) -> Scope:
+    """The capped scope with the least room."""
+
+    def room(scope: Scope) -> int:
+        return (scope.cap or 0) - ledger.total(scope.key).spent
+
+    return min((scope for scope in scopes if scope.cap is not None), key=room)
 
 
 def changed_after_hold(model: str, held: int, tightest: Scope) -> BudgetExceededError:

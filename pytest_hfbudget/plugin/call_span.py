@@ -21,7 +21,7 @@ from pytest_hfbudget.errors import AFTER_THE_REPORT
 from pytest_hfbudget.settings import WORKERS
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import FrameType, ModuleType
 
     from _pytest.nodes import Node
 
@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 
 MARKERS = ("budget", "hf_endpoint")
 INSTRUMENTATION = "pytest_hfbudget.metering.instrumentation.hub"
+
+
+# A test that imports one of these is about to spend, or to ask what was spent.
+BUDGET_MODULE = "pytest_hfbudget.metering.budget"
+HTTP_MODULES = ("httpx", "httpx2", "requests", "aiohttp", "http.client")
+SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE, *HTTP_MODULES)
+
+
+def imported_already() -> ModuleType | None:
+    """One of these modules, if the process has imported any."""
+    return next((sys.modules[name] for name in SPENDING_MODULES if name in sys.modules), None)
 
 
 class FirstCall:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.errors import NO_ENDPOINTS, ConfigError
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.late_scheduling import ORDER
 from pytest_hfbudget.plugin.role import Role
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 
 DAY_S = 86_400.0
-NO_ENDPOINTS = (
-    "Inference Endpoints need Linux or macOS. On this system no process can outlive pytest to "
-    "pause them, so none is resumed. Leave their tests out, for example by -m 'not hf_endpoint'."
-)
 
 
 class Controller(Role):

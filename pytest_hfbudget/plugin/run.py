@@ -15,9 +15,12 @@ from pytest_hfbudget.metering.instrumentation.patching import PostImport
 from pytest_hfbudget.plugin import options, outcomes
 from pytest_hfbudget.plugin.attribution import Attribution
 from pytest_hfbudget.plugin.call_span import (
+    BUDGET_MODULE,
+    SPENDING_MODULES,
     FirstCall,
     RunEnd,
     has_price_table,
+    imported_already,
     known_to_worker,
     marked,
     started_as,
@@ -35,11 +38,6 @@ if TYPE_CHECKING:
     from pytest_hfbudget.settings import Settings
 
 RUN = pytest.StashKey["Run"]()
-
-# A test that imports one of these is about to spend, or to ask what was spent.
-BUDGET_MODULE = "pytest_hfbudget.metering.budget"
-HTTP_MODULES = ("httpx", "httpx2", "requests", "aiohttp", "http.client")
-SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE, *HTTP_MODULES)
 
 
 class Run:
@@ -152,7 +150,7 @@ class Run:
         self._open()
         if self._problem is not None:
             raise self._problem
-        if self.runtime is None and (known := _imported_already()) is not None:
+        if self.runtime is None and (known := imported_already()) is not None:
             self._imported(known)
         given = self.settings
         asked = given.store_costs or given.plan or given.max_increase is not None
@@ -391,10 +389,6 @@ class Run:
         if not self._end.lasts:
             self._import_hook.uninstall()
             self._first_call.cancel()
-
-
-def _imported_already() -> ModuleType | None:
-    return next((sys.modules[name] for name in SPENDING_MODULES if name in sys.modules), None)
 
 
 def _end(config: pytest.Config) -> None:
