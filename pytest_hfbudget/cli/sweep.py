@@ -13,6 +13,7 @@ from pytest_hfbudget.cli.pause import print_outcomes
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.sweep import (
     StrayEndpoint,
+    SweepExtent,
     SweepOutcome,
     find_local,
     find_shared,
@@ -69,9 +70,8 @@ def command(
     swept: tuple[SweepOutcome, ...] = ()
     if strays:
         folder = default_state_dir()
-        swept = sweep(
-            access.plane(), strays, state_dir=folder, most=most, dry_run=dry_run, shared=place
-        )
+        extent = SweepExtent(most, dry_run)
+        swept = sweep(access.plane(), strays, state_dir=folder, extent=extent, shared=place)
     if as_json:
         told = {"endpoints": [vars(one) for one in swept], "unread": unread}
         output.print_json({"dry_run": dry_run, **told})

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
@@ -155,13 +155,24 @@ def find_shared(place: SharedPlace, *, api: str, state_dir: Path) -> tuple[Stray
     return tuple(found)
 
 
+class SweepExtent(NamedTuple):
+    """How far a sweep may go.
+
+    Attributes:
+        most: how many endpoints may be paused at the most; the rest is skipped.
+        dry_run: whether to look at each, and touch none.
+    """
+
+    most: int | None = None
+    dry_run: bool = False
+
+
 def sweep(
     plane: ControlPlane,
     strays: Iterable[StrayEndpoint],
     *,
     state_dir: Path,
-    most: int | None = None,
-    dry_run: bool = False,
+    extent: SweepExtent = SweepExtent(),  # noqa: B008  # frozen
     shared: SharedPlace | None = None,
     timings: Timings = Timings(deadline_s=SWEEP_S),  # noqa: B008  # frozen
     clock: Clock = SYSTEM_CLOCK,
@@ -169,8 +180,7 @@ def sweep(
     """Pause strays and verify it; what any run of this machine uses is never touched.
 
     Args:
-        most: how many may be paused at the most; the rest is skipped.
-        dry_run: look at each, and touch none.
+        extent: how far it may go.
         shared: the server over which machines share the endpoints; None for none.
     """
     chosen: dict[tuple[str, str], StrayEndpoint] = {}
@@ -180,8 +190,8 @@ def sweep(
     sweeper = _Sweeper(plane, state_dir, timings, clock, shared)
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-sweep") as pool:
         looks = list(pool.map(sweeper.look, chosen.values()))
-        looks = _limited(looks, most)
-        return tuple(looks if dry_run else pool.map(sweeper.pause, chosen.values(), looks))
+        looks = _limited(looks, extent.most)
+        return tuple(looks if extent.dry_run else pool.map(sweeper.pause, chosen.values(), looks))
 
 
 class _Sweeper:

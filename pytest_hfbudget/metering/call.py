@@ -115,9 +115,8 @@ class Call:
         if self.refusal is not None:
             raise self.refusal
         paid, held, ledger = self.outgoing.budgets.paid, self.held, self.meter.ledger
-        earlier = (
-            self._held_in_full(AGAIN) if paid else self._charge_or_hold(self._most_usage(), AGAIN)
-        )
+        unpaid = None if paid else self._charge_or_hold(self._most_usage(), AGAIN)
+        earlier = unpaid or self._held_in_full(AGAIN)
         try:
             hold = ledger.hold(self.draft.scopes, held.amount, held.amount, self.draft)
         except BudgetExceededError as error:

@@ -5,6 +5,7 @@ Kept light on purpose: what costs time to import waits until a test run touches 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ import pytest
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.run import RUN, Run
+from pytest_hfbudget.settings import WORKERS
 
 if TYPE_CHECKING:
     from huggingface_hub import InferenceEndpoint
@@ -143,7 +145,11 @@ class Hooks:
 
     def pytest_report_header(self) -> str | None:
         """Show caps and endpoints."""
-        return self.run.header()
+        if not self.run.settings.worth_a_header:
+            return None
+        from pytest_hfbudget.reporting.terminal import header
+
+        return header(self.run.settings, self.run.role.standing())
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)  # after every plugin that deselects or sorts
     def pytest_collection_modifyitems(
@@ -273,7 +279,7 @@ class Hooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_setupnodes(self) -> None:
         """Have workers find the ledger before they import their first conftest file."""
-        self.run.announce_to_workers()
+        os.environ[WORKERS] = json.dumps(self.run.role.serve())
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from functools import cached_property, partial
@@ -195,14 +194,6 @@ class Run:
                 self.runtime.require_hub()
         return self.runtime
 
-    def header(self) -> str | None:
-        """The line for pytest's header."""
-        if not self.settings.worth_a_header:
-            return None
-        from pytest_hfbudget.reporting.terminal import header
-
-        return header(self.settings, self.role.standing())
-
     def plan(self, items: list[pytest.Item], collected: tuple[pytest.Item, ...]) -> None:
         """Check the markers of what will run, and tell which endpoints it needs.
 
@@ -359,10 +350,6 @@ class Run:
             self.role.summarise(terminal, self.outcomes)
         if self.settings.store_costs:
             self.recording.summarise(terminal)
-
-    def announce_to_workers(self) -> None:
-        """Let workers hold what they call for while they import their conftest files."""
-        os.environ[WORKERS] = json.dumps(self.role.serve())
 
     def close(self) -> None:
         """Undo everything but the metering, also after an end that skipped `finish`."""

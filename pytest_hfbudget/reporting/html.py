@@ -134,7 +134,7 @@ class Bar(NamedTuple):
     said: str
 
 
-class Row(NamedTuple):
+class LaneRow(NamedTuple):
     """An endpoint, or the tests of one worker; ``said`` sums it up."""
 
     label: str
@@ -146,7 +146,7 @@ class Drawn(NamedTuple):
     """The timeline: its rows, and the times below them with their places in per cent."""
 
     line: str
-    rows: tuple[Row, ...]
+    rows: tuple[LaneRow, ...]
     ticks: tuple[tuple[float, str], ...]
 
 
@@ -170,7 +170,7 @@ def drawn(timeline: Timeline) -> Drawn:
         for each in lane.stretches:
             sums[each.state] = sums.get(each.state, 0.0) + each.stop - each.start
         said = ", ".join(f"{state} {duration(seconds)}" for state, seconds in sums.items())
-        rows.append(Row(lane.endpoint, said, tuple(bars)))
+        rows.append(LaneRow(lane.endpoint, said, tuple(bars)))
     for worker in dict.fromkeys(test.worker for test in timeline.tests):
         tests = [test for test in timeline.tests if test.worker == worker]
         bars = (
@@ -183,7 +183,7 @@ def drawn(timeline: Timeline) -> Drawn:
             for test in tests
         )
         label = f"tests on {worker}" if worker else "tests"
-        rows.append(Row(label, f"{len(tests):,} tests", tuple(bars)))
+        rows.append(LaneRow(label, f"{len(tests):,} tests", tuple(bars)))
     ticks = tuple((25.0 * part, duration(whole * part / 4)) for part in range(5))
     return Drawn(timeline.line.capitalize(), tuple(rows), ticks)
 

@@ -29,6 +29,8 @@ VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
     ),
     "shared_run": (("a", "a"), (" 42 ", "42"), ("org/repo-7.1", "org/repo-7.1")),
     "shared_expiry": (("1", 1.0), ("30", 30.0), ("0.5", 0.5)),
+    "order": (("cost", "cost"), ("collected", "collected"), ("cost", "cost")),
+    "tokenizer": (("cached", "cached"), ("download", "download"), ("off", "off")),
     "project": (("", ""), ("mine", "mine"), ("ours", "ours")),
     "log_days": (("", 0), ("0", 0), ("30", 30)),
     "prices": (("a.toml", Path("a.toml")), ("b.toml", Path("b.toml")), ("c", Path("c"))),

@@ -19,6 +19,7 @@ from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.retry import SystemClock, Timings
 from pytest_hfbudget.endpoints.sweep import (
     StrayEndpoint,
+    SweepExtent,
     SweepOutcome,
     find_local,
     find_tagged,
@@ -93,7 +94,7 @@ def test_a_dry_run_looks_and_touches_nothing(
     hub: EmulatorClient, other_run: Start, settings: EndpointSettings, clean: Clean
 ) -> None:
     other_run(run="a").vanish()
-    (swept,) = clean(dry_run=True)
+    (swept,) = clean(extent=SweepExtent(dry_run=True))
     assert (swept.state, swept.verified, swept.skipped) == ("running", False, None)
     assert pauses(hub) == []
     assert len(unfinished(leases_dir(settings.state_dir))) == 1
@@ -106,7 +107,7 @@ def test_no_more_than_the_limit_is_paused(
     for name in names:
         hub.add_endpoint(name)
     other_run(*names, run="a").vanish()
-    swept = clean(most=2)
+    swept = clean(extent=SweepExtent(most=2))
     assert [each.verified for each in swept] == [True, True, False]
     assert swept[2].skipped == "beyond the limit of 2"
     assert sorted(pauses(hub)) == names[:2]

@@ -11,18 +11,11 @@ from pytest_hfbudget.ledger.charge import Charge
 # Before an operation that is not answered.
 TELL = "tell"
 
-KINDS = (
-    "BudgetExceededError",
-    "UnpricedCallError",
-    "LedgerBusyError",
-    "RunOverError",
-    "UnseenCallError",
-    "LedgerUnreachableError",
-    "UnaffordableEndpointError",
-    "EndpointError",
-    "ConfigError",
-    "HistoryError",
-)
+KINDS = {
+    name
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, errors.HFBudgetError)
+}
 
 _to_text = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one each time
 
