@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         UnpricedCallError,
     )
     from pytest_hfbudget.metering.budget import budget, with_budget
-    from pytest_hfbudget.version import __version__
 
 __version__ = "0.1.0"
 
@@ -44,10 +43,6 @@ def __getattr__(name: str) -> Any:
         from pytest_hfbudget.metering.budget import with_budget
 
         return with_budget
-    if name == "__version__":
-        from pytest_hfbudget.version import __version__
-
-        return __version__
     if name in __all__:
         from pytest_hfbudget import errors
 
