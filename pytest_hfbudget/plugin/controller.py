@@ -17,9 +17,8 @@ from pytest_hfbudget.files import cache_file, read_at
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.plugin.events import Announcer
-from pytest_hfbudget.plugin.late_scheduling import ORDER
 from pytest_hfbudget.plugin.report_writer import ReportWriter
-from pytest_hfbudget.plugin.role import Role
+from pytest_hfbudget.plugin.role import ORDER, Role
 from pytest_hfbudget.settings import NOT_RUN, Settings
 from pytest_hfbudget.values import full_name
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     # Writes the costs file of a session from its ledger and the seconds of its cold starts.
     StoreCosts = Callable[[pytest.Session, Ledger, Mapping[str, float]], None]
 
+# The plugin that is registered where tests need endpoints.
+ORDER = "hfbudget-order"
+
 
 class Role:
     """What `Run` leaves to the role of its process.
