@@ -13,8 +13,7 @@ import pytest
 
 from pytest_hfbudget.errors import NO_ENDPOINTS, ConfigError
 from pytest_hfbudget.plugin import options
-from pytest_hfbudget.plugin.late_scheduling import ORDER
-from pytest_hfbudget.plugin.role import Role
+from pytest_hfbudget.plugin.role import ORDER, Role
 from pytest_hfbudget.settings import NOT_RUN, Settings
 from pytest_hfbudget.values import full_name
 

@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-# Those that may give any test to any worker. `loadfile`, `loadscope` and `loadgroup` may not.
-DISTS = ("load", "worksteal")
-# The plugin that is registered where tests need endpoints.
-ORDER = "hfbudget-order"
+from pytest_hfbudget.plugin.role import ORDER
 
 
 class LateScheduling:
     """xdist's own scheduler, until tests turn out to need endpoints."""
 
-    def __init__(self, own: Any, replaced: Callable[[Any], Any]) -> None:
-        """``replaced`` returns the scheduler to use instead of the given one, or that one."""
-        self._scheduler, self._replaced = own, replaced
+    def __init__(self, own: Any, config: pytest.Config) -> None:
+        self._scheduler, self._config = own, config
+        self._order: Any = None
         self._decided = False
 
     @classmethod
     def around(cls, own: Any, config: pytest.Config) -> Any:
         """The scheduler that xdist is to use; another plugin's stays as it is."""
-        if config.getoption("dist") not in DISTS or not type(own).__module__.startswith("xdist."):
-            return own
-
-        def replaced(own: Any) -> Any:
-            order: Any = config.pluginmanager.get_plugin(ORDER)
-            return own if order is None else order.scheduler(own)
-
-        return cls(own, replaced)
+        return cls(own, config) if type(own).__module__.startswith("xdist.") else own
 
     def schedule(self) -> None:
         """All workers have collected."""
         if not self._decided:
             self._decided = True
-            self._scheduler = self._replaced(self._scheduler)
+            self._order = self._config.pluginmanager.get_plugin(ORDER)
+            if self._order is not None:
+                self._scheduler = self._order.scheduler(self._scheduler)
         self._scheduler.schedule()
+
+    def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+        """A worker has ended a test, with all its attempts."""
+        if self._order is not None:
+            self._order.ended(item_index)
+        self._scheduler.mark_test_complete(node, item_index, duration)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     # from what servers have counted.
     StoreCosts = Callable[[pytest.Session, Ledger, Mapping[str, float], Iterable[Fact]], None]
 
+# The plugin that is registered where tests need endpoints.
+ORDER = "hfbudget-order"
+
 
 class Role:
     """What `Run` leaves to the role of its process.

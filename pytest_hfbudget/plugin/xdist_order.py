@@ -21,6 +21,8 @@ from pytest_hfbudget.plugin.schedule import PHASES, EndpointSchedule
 from pytest_hfbudget.scheduling import Pool
 
 IN_HAND = 2
+# With these any worker may get any test; with `loadfile`, `loadscope` and `loadgroup` not.
+DISTS = ("load", "worksteal")
 
 
 class WorkersOrder:
@@ -33,14 +35,19 @@ class WorkersOrder:
         """The scheduler to use instead of xdist's own; that one where the order is kept."""
         expected = self.schedule.expected
         tests = [task.id for task in expected.tests]
-        say(self._config, self.schedule.header())
-        if expected.kept or any(list(of_it) != tests for of_it in own.node2collection.values()):
+        grouped = self._config.getoption("dist") not in DISTS
+        if (
+            grouped
+            or expected.kept
+            or any(list(of_it) != tests for of_it in own.node2collection.values())
+        ):
             return own  # which says what workers have collected differently
+        say(self._config, self.schedule.header())
         return EndpointScheduling(own, self.schedule)
 
-    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+    def ended(self, place: int) -> None:
         """A test is over: what it was the last to need is paused."""
-        self.schedule.ended(nodeid)
+        self.schedule.ended(self.schedule.expected.tests[place].id)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -120,7 +120,7 @@ def trend(reports: Sequence[Report]) -> list[tuple[Report, float, float]]:
     return [(one, percent(one.spent, most), percent(one.uptime, most)) for one in latest]
 
 
-class Bar(NamedTuple):
+class DrawnBar(NamedTuple):
     """A part of a row of the timeline, in thousandths of the run's time.
 
     Attributes:
@@ -134,30 +134,30 @@ class Bar(NamedTuple):
     said: str
 
 
-class LaneRow(NamedTuple):
+class DrawnLane(NamedTuple):
     """An endpoint, or the tests of one worker; ``said`` sums it up."""
 
     label: str
     said: str
-    bars: tuple[Bar, ...]
+    bars: tuple[DrawnBar, ...]
 
 
-class Drawn(NamedTuple):
+class DrawnTimeline(NamedTuple):
     """The timeline: its rows, and the times below them with their places in per cent."""
 
     line: str
-    rows: tuple[LaneRow, ...]
+    rows: tuple[DrawnLane, ...]
     ticks: tuple[tuple[float, str], ...]
 
 
-def drawn(timeline: Timeline) -> Drawn:
+def drawn(timeline: Timeline) -> DrawnTimeline:
     """The timeline of a run as rows of bars."""
     whole = timeline.seconds or 1.0
 
-    def bar(kind: str, start: float, stop: float, said: str) -> Bar:
+    def bar(kind: str, start: float, stop: float, said: str) -> DrawnBar:
         width = max(1000 * (stop - start) / whole, _LEAST)
         times = f"{duration(start)} to {duration(stop)}, {duration(stop - start)}"
-        return Bar(kind, round(1000 * start / whole, 2), round(width, 2), f"{said}: {times}")
+        return DrawnBar(kind, round(1000 * start / whole, 2), round(width, 2), f"{said}: {times}")
 
     rows = []
     for lane in timeline.lanes:
@@ -170,7 +170,7 @@ def drawn(timeline: Timeline) -> Drawn:
         for each in lane.stretches:
             sums[each.state] = sums.get(each.state, 0.0) + each.stop - each.start
         said = ", ".join(f"{state} {duration(seconds)}" for state, seconds in sums.items())
-        rows.append(LaneRow(lane.endpoint, said, tuple(bars)))
+        rows.append(DrawnLane(lane.endpoint, said, tuple(bars)))
     for worker in dict.fromkeys(test.worker for test in timeline.tests):
         tests = [test for test in timeline.tests if test.worker == worker]
         bars = (
@@ -183,9 +183,9 @@ def drawn(timeline: Timeline) -> Drawn:
             for test in tests
         )
         label = f"tests on {worker}" if worker else "tests"
-        rows.append(LaneRow(label, f"{len(tests):,} tests", tuple(bars)))
+        rows.append(DrawnLane(label, f"{len(tests):,} tests", tuple(bars)))
     ticks = tuple((25.0 * part, duration(whole * part / 4)) for part in range(5))
-    return Drawn(timeline.line.capitalize(), tuple(rows), ticks)
+    return DrawnTimeline(timeline.line.capitalize(), tuple(rows), ticks)
 
 
 def duration(seconds: float) -> str:

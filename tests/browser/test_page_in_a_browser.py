@@ -224,3 +224,47 @@ def test_it_prints(show: Open) -> None:
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("nav").is_hidden()
+
+
+TIMELINE = {
+    "began_at": "2026-01-01T00:00:00.000+00:00",
+    "seconds": 20.0,
+    "paid_minutes": 2,
+    "paid_usd": "0.002",
+    "least_minutes": 2,
+    "least_usd": "0.002",
+    "collected_minutes": 5,
+    "collected_usd": "0.005",
+    "endpoints": [
+        {
+            "name": "acme/a",
+            "stretches": [
+                {"state": "cold start", "start": 0.0, "stop": 5.0},
+                {"state": "in use", "start": 5.0, "stop": 12.0},
+                {"state": "paused", "start": 12.0, "stop": 20.0},
+            ],
+        }
+    ],
+    "tests": [
+        {"test": "t.py::test_free", "worker": "", "start": 0.0, "stop": 4.0, "endpoints": []},
+        {"test": "t.py::test_a", "worker": "", "start": 5.0, "stop": 12.0, "endpoints": ["acme/a"]},
+    ],
+}
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_timeline_is_read_by_pointer_and_by_keyboard(
+    show: Open, complaints: list[str], width: int
+) -> None:
+    page = show({**report(3), "timeline": TIMELINE}, viewport={"width": width, "height": 800})
+    said, lanes = page.locator("#timeline .at"), page.locator("#timeline svg")
+    assert lanes.count() == 2
+    assert "acme/a" in page.locator("#timeline h3").first.inner_text()
+    lanes.first.locator("rect.in-use").hover()
+    assert said.inner_text() == "in use: 5.0 s to 12.0 s, 7.0 s"
+    lanes.first.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    assert said.inner_text() == "t.py::test_a (acme/a): 5.0 s to 12.0 s, 7.0 s"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert complaints == []

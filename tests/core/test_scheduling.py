@@ -124,21 +124,27 @@ def test_blocks_are_never_more_expensive_than_the_order_of_the_collection(seed: 
         )
         for n in range(dice.randint(1, 30))
     ]
-    workers = dice.choice([1, 2, 4])
     found = arrange(tasks, {})
     now = arranged_spans(tasks, found, cold, 1)
     before = collected_spans(tasks, cold, 1)
     assert sum(span.seconds for span in now.values()) <= 1e-9 + sum(
         span.seconds for span in before.values()
     )
-    pool = Pool(tasks, found, longest_first=workers > 1)
-    given = []
-    while (place := pool.pick(len(given) % workers, 0.0, lambda needs: 0.0)) is not None or pool:
-        given += [] if place is None else [place]
-        if place is None:
-            break
-    left = []
-    for worker in range(workers):
-        while (place := pool.pick(worker, 0.0, lambda needs: 0.0)) is not None:
-            left.append(place)
-    assert sorted(given + left) == list(range(len(tasks)))
+    assert sorted(order(tasks, found, cold)) == list(range(len(tasks)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_several_workers_get_every_test_once(seed: int) -> None:
+    dice = random.Random(seed)
+    tasks = [
+        Task(
+            str(n), tuple(dice.sample("abc", dice.choice([0, 1, 2]))), unit=n // dice.choice([2, 5])
+        )
+        for n in range(25)
+    ]
+    pool, given = Pool(tasks, arrange(tasks, {}), longest_first=True), list[int]()
+    while pool:
+        for worker in range(3):
+            place = pool.pick(worker, 0.0, lambda needs: dice.choice([-math.inf, 5.0]))
+            given += [] if place is None else [place]
+    assert sorted(given) == list(range(len(tasks)))
