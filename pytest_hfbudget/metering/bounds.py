@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 from pytest_hfbudget.errors import BudgetExceededError, UnpricedCallError
 from pytest_hfbudget.metering.limits import RequestVariant, most, without_limit
@@ -35,6 +35,7 @@ from pytest_hfbudget.metering.prompts import (
     TEMPLATE,
     TOKENIZER,
     Counts,
+    Estimate,
     Fact,
     Measured,
     Tokenizer,
@@ -75,15 +76,6 @@ MOST_FACTS = 50_000
 
 Share = Callable[[list[Fact], int], tuple[list[Fact], int]]
 _packed = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-
-
-class Estimate(NamedTuple):
-    """What `CallRequest` says of a prompt."""
-
-    input_bound: int
-    basis: str
-    inputs: tuple[tuple[str, int, str], ...]
-    prompt: Prompt
 
 
 class TokenCounts:
@@ -141,14 +133,19 @@ class TokenCounts:
             return request._replace(input_bound=tokens, basis=COUNTED, prompt=Prompt(hashes[-1]))
         key = request.model, provider, hashes[-1]
         if (kept := self._kept.get(key)) is None:
-            kept = self._estimated(request, parameters, book, provider)
+            kept = self._estimated(request, parameters, book, provider, hashes)
             if len(self._kept) < MOST_KEPT:
                 self._kept[key] = kept
         bound, basis, inputs, prompt = kept
         return request._replace(input_bound=bound, basis=basis, inputs=inputs, prompt=prompt)
 
     def _estimated(
-        self, request: CallRequest, parameters: Parameters, book: PriceBook, provider: str | None
+        self,
+        request: CallRequest,
+        parameters: Parameters,
+        book: PriceBook,
+        provider: str | None,
+        hashes: list[str],
     ) -> Estimate:
         """The bound on a prompt that was not counted before.
 
@@ -157,7 +154,10 @@ class TokenCounts:
         """
         providers, payload = self._models[request.model], payload_of(parameters)
         tokenizer = None if request.model in self.miscounted else self._tokenizer(request.model)
-        strict, new = by_bytes(request, parameters, book), self._measured(payload, tokenizer)
+        strict, new = (
+            by_bytes(request, parameters, book),
+            self._measured(payload, hashes, tokenizer),
+        )
         if provider is not None:
             bound, basis = bound_of(new, strict, providers.get(provider))
             return Estimate(bound, basis, (), new.prompt)
@@ -199,13 +199,16 @@ class TokenCounts:
             return []  # a mock, or something else that is not JSON
         return [*found, digest.hexdigest()]
 
-    def _measured(self, payload: Mapping[str, Any], tokenizer: Tokenizer | None) -> Measured:
+    def _measured(
+        self, payload: Mapping[str, Any], hashes: list[str], tokenizer: Tokenizer | None
+    ) -> Measured:
         name, said = _said(payload)
-        drawn = [name, _rest(payload, name), [outline(part) for part in said]]
-        digest = blake2b(self._salt, digest_size=HASH_BYTES)
-        digest.update(_packed(drawn).encode())
-        hashes = self._hashes(payload, beginnings=True)
-        return measured(said, digest.hexdigest(), hashes, tokenizer)
+        drawn = repr((name, _rest(payload, name), [outline(part) for part in said]))
+        packed = drawn.encode("utf-8", "surrogatepass")
+        shape = blake2b(self._salt + packed, digest_size=HASH_BYTES).hexdigest()
+        if len(said) > 1:
+            hashes = self._hashes(payload, beginnings=True)
+        return measured(said, shape, hashes, tokenizer)
 
     # --- learning
 

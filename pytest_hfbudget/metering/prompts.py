@@ -123,6 +123,15 @@ class Measured(NamedTuple):
     beginnings: tuple[str, ...]
 
 
+class Estimate(NamedTuple):
+    """What `CallRequest` says of a prompt."""
+
+    input_bound: int
+    basis: str
+    inputs: tuple[tuple[str, int, str], ...]
+    prompt: Prompt
+
+
 # Counts the tokens of a text.
 Tokenizer = Callable[[str], int]
 
@@ -186,7 +195,9 @@ def measured(
 
 def _part(said: Any) -> Part:
     texts = _texts(said)
-    return Part(text_bytes(said if texts is None else texts), allowances(said), texts)
+    if texts is not None:
+        return Part(text_bytes(texts), 0, texts)
+    return Part(text_bytes(said), allowances(said), None)
 
 
 def _texts(said: Any) -> tuple[str, ...] | None:
