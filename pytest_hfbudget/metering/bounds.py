@@ -1,16 +1,10 @@
 """The most that a call can use and cost: by its bytes, or by what a server has counted before.
 
 A server says how many tokens it has counted in a prompt. That is kept by a hash of the request,
-never its text, and used to bound the next calls:
-
-- a prompt that was counted before, by the model and provider that counted it;
-- a prompt that begins with such a one: what is new in it is bounded by its bytes;
-- a prompt of the same shape: what was counted there bounds its chat template.
-
-A count is exact as soon as its provider has counted some prompt of the model as it did before.
-Until then it gets a margin. A provider that counts a prompt differently in one run, or that counts
-more than a bound which was learned from it, is not believed any more. Where it differs from an
-earlier run, its counts of earlier runs are forgotten.
+never its text. It is exact as soon as its provider has counted some prompt of the model as it did
+before; until then it gets a margin. A provider that counts a prompt differently in one run, or more
+than a bound that was learned from it, is not believed any more. Where it differs from an earlier
+run, its counts of earlier runs are forgotten.
 """
 
 from __future__ import annotations
@@ -30,6 +24,7 @@ from pytest_hfbudget.metering.prompts import (
     FORGET,
     LONGEST,
     MISCOUNTED,
+    NEUTRAL,
     PLAIN,
     SHAPES,
     TEMPLATE,
@@ -60,19 +55,13 @@ from pytest_hfbudget.pricing import (
 from pytest_hfbudget.pricing.book import toml_hint
 from pytest_hfbudget.pricing.price import BYTES, Prompt
 
-# What a request may say that changes no token of its prompt. Whatever else it says is hashed.
-NEUTRAL = frozenset(
-    {
-        *("model", "stream", "stream_options", "seed", "stop", "user"),
-        *("max_tokens", "max_completion_tokens", "max_new_tokens"),
-        *("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty"),
-        *("logprobs", "top_logprobs", "logit_bias", "details", "decoder_input_details"),
-    }
-)
 HASH_BYTES = 12
 MOST_KEPT = 1000
 # What a run learns of more prompts than these would take hundreds of megabytes.
 MOST_FACTS = 50_000
+
+# What a forked process has heard: it has a copy of all, which would count as heard twice.
+NOTHING_MORE = -1
 
 Share = Callable[[list[Fact], int], tuple[list[Fact], int]]
 _packed = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -300,6 +289,10 @@ class TokenCounts:
         news, self._heard = self.share([fact for _, fact in journal], self._heard)
         self.take(news, live=True)
 
+    def disown(self) -> None:
+        """Leave what was learned so far to the process whose copy this one is."""
+        self._shared, self._heard = len(self._journal), NOTHING_MORE
+
     def shared_by(self, origin: str, facts: Iterable[Fact], heard: int) -> tuple[list[Fact], int]:
         """The other end of `share`.
 
@@ -307,7 +300,7 @@ class TokenCounts:
             origin: the process that has learned these facts.
             heard: how much of what this process has it was told already.
         """
-        journal = self._journal[heard:]
+        journal = [] if heard == NOTHING_MORE else self._journal[heard:]
         for fact in facts:
             self.take((fact,), live=True)
             self._journal.append((origin, fact))

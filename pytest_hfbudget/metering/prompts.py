@@ -27,6 +27,15 @@ from pytest_hfbudget.pricing.price import BYTES, Prompt
 # The keys of a message that says something and has nothing else.
 PLAIN = frozenset({"role", "content"})
 
+# What a request may say that changes no token of its prompt. Whatever else it says is hashed.
+NEUTRAL = frozenset(
+    {
+        *("model", "stream", "stream_options", "seed", "stop", "user"),
+        *("max_tokens", "max_completion_tokens", "max_new_tokens"),
+        *("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty"),
+        *("logprobs", "top_logprobs", "logit_bias", "details", "decoder_input_details"),
+    }
+)
 # How a bound on a prompt came about.
 COUNTED, BEGINNING, SHAPE, TOKENIZER = "counted", "its beginning counted", "its shape", "tokenizer"
 
