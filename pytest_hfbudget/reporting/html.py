@@ -87,6 +87,9 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
         if charges := report.remarked(remark):
             spent = f"{brief(total(charges))} " if total(charges) else ""
             found.append((remark.word, f"{len(charges):,}", f"{spent}{remark.meaning}"))
+    if report.above:
+        meaning = "of what was spent is above what came back of its calls"
+        found.append(("estimated above", brief(report.above), meaning))
     if report.endpoints:
         minutes = sum(endpoint.minutes for endpoint in report.endpoints)
         found.append(("endpoint minutes", f"{minutes:,}", f"{brief(report.uptime)} of uptime"))
