@@ -12,6 +12,9 @@ The rows: prompts that are repeated, so that the first call is known to all late
 differ; an agent whose history grows; images. The last row leaves the provider to the router, which
 has three, of which the most expensive costs 2.5 times as much as the one that answers.
 
+Last come eight threads that call at the same time, as soon as their prompt is known: how long they
+take under a cap of what all their calls cost, over how long they take without one.
+
     python benchmarks/utilisation.py [CALLS ...]        (10 30 100)
 """
 
@@ -81,6 +84,32 @@ def test_spends_until_it_is_refused():
 """
 
 
+THREADS = """
+import os, time
+from concurrent.futures import ThreadPoolExecutor
+from huggingface_hub import InferenceClient
+
+SAY = [{"role": "user", "content": "Name the boats of this harbour, please. [[tokens=50]]"}]
+
+
+def call(_):
+    client = InferenceClient(model="bench/chat", provider="groq", token="hf_of_a_benchmark")
+    client.chat_completion(SAY, max_tokens=50)
+
+
+def test_eight_threads():
+    for _ in range(2):
+        call(0)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(call, range(8)))
+        start = time.monotonic()
+        list(pool.map(call, range(int(os.environ["CALLS"]))))
+    with open("seconds", "w") as file:
+        file.write(str(time.monotonic() - start))
+"""
+ROUNDS, AT_ONCE = 5, 160
+
+
 def main() -> None:
     """Print a table for each cap."""
     sizes = [int(each) for each in sys.argv[1:]] or CAPS
@@ -95,6 +124,15 @@ def main() -> None:
             for row, kind in ROWS.items():
                 cells = "".join(f"{share:>12}" for share in bench.shares(kind, calls))
                 print(f"{row:30}{cells}", flush=True)
+        (place / "test_suite.py").write_text(THREADS)
+        cap = bench.run("threads", AT_ONCE, None, bench.fresh())
+        free, capped = [], []
+        for _ in range(ROUNDS):
+            for seconds, most in ((free, None), (capped, cap)):
+                bench.run("threads", AT_ONCE, most, bench.fresh())
+                seconds.append(float((place / "seconds").read_text()))
+        ratio = min(capped) / min(free)
+        print(f"\neight threads, {AT_ONCE} calls: {ratio:.2f} times as long as without a cap")
 
 
 class Bench:
@@ -142,7 +180,8 @@ class Bench:
             }
             for name, price in OFFERS.items()
         ]
-        self.emulator.client.reset(models=[{"id": MODEL, "providers": offers}])
+        switches = {"answer_delay_s": 0.05 if kind == "threads" else 0.0}
+        self.emulator.client.reset(models=[{"id": MODEL, "providers": offers}], switches=switches)
         environ = {
             **os.environ,
             "KIND": kind,

@@ -1,16 +1,10 @@
 """The most that a call can use and cost: by its bytes, or by what a server has counted before.
 
 A server says how many tokens it has counted in a prompt. That is kept by a hash of the request,
-never its text, and used to bound the next calls:
-
-- a prompt that was counted before, by the model and provider that counted it;
-- a prompt that begins with such a one: what is new in it is bounded by its bytes;
-- a prompt of the same shape: what was counted there bounds its chat template.
-
-A count is exact as soon as its provider has counted some prompt of the model as it did before.
-Until then it gets a margin. A provider that counts a prompt differently in one run, or that counts
-more than a bound which was learned from it, is not believed any more. Where it differs from an
-earlier run, its counts of earlier runs are forgotten.
+never its text. It is exact as soon as its provider has counted some prompt of the model as it did
+before; until then it gets a margin. A provider that counts a prompt differently in one run, or more
+than a bound that was learned from it, is not believed any more. Where it differs from an earlier
+run, its counts of earlier runs are forgotten.
 """
 
 from __future__ import annotations
@@ -18,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 from pytest_hfbudget.errors import BudgetExceededError, UnpricedCallError
 from pytest_hfbudget.metering.limits import RequestVariant, most, without_limit
@@ -30,11 +24,13 @@ from pytest_hfbudget.metering.prompts import (
     FORGET,
     LONGEST,
     MISCOUNTED,
+    NEUTRAL,
     PLAIN,
     SHAPES,
     TEMPLATE,
     TOKENIZER,
     Counts,
+    Estimate,
     Fact,
     Measured,
     Tokenizer,
@@ -59,31 +55,16 @@ from pytest_hfbudget.pricing import (
 from pytest_hfbudget.pricing.book import toml_hint
 from pytest_hfbudget.pricing.price import BYTES, Prompt
 
-# What a request may say that changes no token of its prompt. Whatever else it says is hashed.
-NEUTRAL = frozenset(
-    {
-        *("model", "stream", "stream_options", "seed", "stop", "user"),
-        *("max_tokens", "max_completion_tokens", "max_new_tokens"),
-        *("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty"),
-        *("logprobs", "top_logprobs", "logit_bias", "details", "decoder_input_details"),
-    }
-)
 HASH_BYTES = 12
 MOST_KEPT = 1000
 # What a run learns of more prompts than these would take hundreds of megabytes.
 MOST_FACTS = 50_000
 
+# What a forked process has heard: it has a copy of all, which would count as heard twice.
+NOTHING_MORE = -1
+
 Share = Callable[[list[Fact], int], tuple[list[Fact], int]]
 _packed = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-
-
-class Estimate(NamedTuple):
-    """What `CallRequest` says of a prompt."""
-
-    input_bound: int
-    basis: str
-    inputs: tuple[tuple[str, int, str], ...]
-    prompt: Prompt
 
 
 class TokenCounts:
@@ -141,14 +122,19 @@ class TokenCounts:
             return request._replace(input_bound=tokens, basis=COUNTED, prompt=Prompt(hashes[-1]))
         key = request.model, provider, hashes[-1]
         if (kept := self._kept.get(key)) is None:
-            kept = self._estimated(request, parameters, book, provider)
+            kept = self._estimated(request, parameters, book, provider, hashes)
             if len(self._kept) < MOST_KEPT:
                 self._kept[key] = kept
         bound, basis, inputs, prompt = kept
         return request._replace(input_bound=bound, basis=basis, inputs=inputs, prompt=prompt)
 
     def _estimated(
-        self, request: CallRequest, parameters: Parameters, book: PriceBook, provider: str | None
+        self,
+        request: CallRequest,
+        parameters: Parameters,
+        book: PriceBook,
+        provider: str | None,
+        hashes: list[str],
     ) -> Estimate:
         """The bound on a prompt that was not counted before.
 
@@ -157,7 +143,10 @@ class TokenCounts:
         """
         providers, payload = self._models[request.model], payload_of(parameters)
         tokenizer = None if request.model in self.miscounted else self._tokenizer(request.model)
-        strict, new = by_bytes(request, parameters, book), self._measured(payload, tokenizer)
+        strict, new = (
+            by_bytes(request, parameters, book),
+            self._measured(payload, hashes, tokenizer),
+        )
         if provider is not None:
             bound, basis = bound_of(new, strict, providers.get(provider))
             return Estimate(bound, basis, (), new.prompt)
@@ -199,13 +188,16 @@ class TokenCounts:
             return []  # a mock, or something else that is not JSON
         return [*found, digest.hexdigest()]
 
-    def _measured(self, payload: Mapping[str, Any], tokenizer: Tokenizer | None) -> Measured:
+    def _measured(
+        self, payload: Mapping[str, Any], hashes: list[str], tokenizer: Tokenizer | None
+    ) -> Measured:
         name, said = _said(payload)
-        drawn = [name, _rest(payload, name), [outline(part) for part in said]]
-        digest = blake2b(self._salt, digest_size=HASH_BYTES)
-        digest.update(_packed(drawn).encode())
-        hashes = self._hashes(payload, beginnings=True)
-        return measured(said, digest.hexdigest(), hashes, tokenizer)
+        drawn = repr((name, _rest(payload, name), [outline(part) for part in said]))
+        packed = drawn.encode("utf-8", "surrogatepass")
+        shape = blake2b(self._salt + packed, digest_size=HASH_BYTES).hexdigest()
+        if len(said) > 1:
+            hashes = self._hashes(payload, beginnings=True)
+        return measured(said, shape, hashes, tokenizer)
 
     # --- learning
 
@@ -297,6 +289,10 @@ class TokenCounts:
         news, self._heard = self.share([fact for _, fact in journal], self._heard)
         self.take(news, live=True)
 
+    def disown(self) -> None:
+        """Leave what was learned so far to the process whose copy this one is."""
+        self._shared, self._heard = len(self._journal), NOTHING_MORE
+
     def shared_by(self, origin: str, facts: Iterable[Fact], heard: int) -> tuple[list[Fact], int]:
         """The other end of `share`.
 
@@ -304,7 +300,7 @@ class TokenCounts:
             origin: the process that has learned these facts.
             heard: how much of what this process has it was told already.
         """
-        journal = self._journal[heard:]
+        journal = [] if heard == NOTHING_MORE else self._journal[heard:]
         for fact in facts:
             self.take((fact,), live=True)
             self._journal.append((origin, fact))

@@ -123,7 +123,7 @@ def _interrupting(meter: Meter, outgoing: OutgoingCall) -> None:
     if not outgoing.budgets.capped:
         meter.missed("a signal handler called while the ledger was changing", tell=False)
         return
-    draft = _draft(outgoing, _described(meter, outgoing), None)
+    draft = _draft(outgoing, _described(meter, outgoing, refused=True), None)
     error = interrupted(draft.model)
     meter.refuse(draft, error, outgoing.budgets.test)
     raise error
@@ -131,7 +131,7 @@ def _interrupting(meter: Meter, outgoing: OutgoingCall) -> None:
 
 def _too_late(meter: Meter, outgoing: OutgoingCall) -> RunOverError:
     """The refusal of a call that no budget can hold; a rehearsal lets none out, capped or not."""
-    model = _described(meter, outgoing).model
+    model = _described(meter, outgoing, refused=True).model
     error = RunOverError(f"{model}: {meter.budgets.over}", model=model)
     meter.budgets.record_refusal(error, outgoing.budgets.test)
     return error
@@ -181,7 +181,7 @@ def _take(call: Call) -> None:
         _hold(call, wait.hold)
 
 
-def _described(meter: Meter, outgoing: OutgoingCall) -> CallRequest:
+def _described(meter: Meter, outgoing: OutgoingCall, *, refused: bool = False) -> CallRequest:
     request = describe(
         outgoing.parameters,
         routers=(meter.router, ROUTER),
@@ -190,6 +190,8 @@ def _described(meter: Meter, outgoing: OutgoingCall) -> CallRequest:
         timeout=outgoing.timeout,
         measured=False,
     )
+    if refused:
+        return request  # it needs no bound
     if outgoing.budgets.paid:  # else the payload is the caller's own, and may change
         return meter.counts.bounded(request, outgoing.parameters, meter.book)
     return request._replace(input_bound=by_bytes(request, outgoing.parameters, meter.book))

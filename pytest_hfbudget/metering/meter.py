@@ -222,3 +222,4 @@ class Meter:
         self.open_calls.clear()
         self._missed.clear()
         self.deferred.disown()
+        self.counts.disown()

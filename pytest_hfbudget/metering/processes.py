@@ -49,8 +49,8 @@ def adopt(meter: Meter, path: str, blocks: tuple[OpenBudget, ...]) -> None:
         path: the address of the parent's listener.
         blocks: those that were open where the parent forked.
     """
-    _connect(meter, path)
     meter.disown()
+    _connect(meter, path)
     meter.budgets.stay_inside(blocks)
 
 

@@ -27,6 +27,15 @@ from pytest_hfbudget.pricing.price import BYTES, Prompt
 # The keys of a message that says something and has nothing else.
 PLAIN = frozenset({"role", "content"})
 
+# What a request may say that changes no token of its prompt. Whatever else it says is hashed.
+NEUTRAL = frozenset(
+    {
+        *("model", "stream", "stream_options", "seed", "stop", "user"),
+        *("max_tokens", "max_completion_tokens", "max_new_tokens"),
+        *("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty"),
+        *("logprobs", "top_logprobs", "logit_bias", "details", "decoder_input_details"),
+    }
+)
 # How a bound on a prompt came about.
 COUNTED, BEGINNING, SHAPE, TOKENIZER = "counted", "its beginning counted", "its shape", "tokenizer"
 
@@ -123,6 +132,15 @@ class Measured(NamedTuple):
     beginnings: tuple[str, ...]
 
 
+class Estimate(NamedTuple):
+    """What `CallRequest` says of a prompt."""
+
+    input_bound: int
+    basis: str
+    inputs: tuple[tuple[str, int, str], ...]
+    prompt: Prompt
+
+
 # Counts the tokens of a text.
 Tokenizer = Callable[[str], int]
 
@@ -186,7 +204,9 @@ def measured(
 
 def _part(said: Any) -> Part:
     texts = _texts(said)
-    return Part(text_bytes(said if texts is None else texts), allowances(said), texts)
+    if texts is not None:
+        return Part(text_bytes(texts), 0, texts)
+    return Part(text_bytes(said), allowances(said), None)
 
 
 def _texts(said: Any) -> tuple[str, ...] | None:

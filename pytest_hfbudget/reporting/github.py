@@ -13,6 +13,7 @@ from pytest_hfbudget.reporting.model import (
     Report,
     counted,
     distinct,
+    estimated_above,
     unmetered,
 )
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, shared, tests
@@ -81,6 +82,9 @@ def _remarks(report: Report) -> Iterator[str]:
     for remark in REMARKS:
         if calls := len(report.remarked(remark)):
             yield f"{counted(calls, 'call')} {remark.meaning}"
+    if report.above:
+        yield estimated_above(report)
+    yield from (_literal(note, MESSAGE) for note in report.notes)
     for why, calls in report.unmetered:
         yield unmetered(_literal(why, MESSAGE), calls)
 

@@ -100,6 +100,9 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
         drift = drift_text(report.bill.drift)
         meaning = f"by Hugging Face for calls of {ledger}" + (f", {drift}" if drift else "")
         found.append(("billed", brief(report.bill.booked.nano_usd), meaning))
+    if report.above:
+        meaning = "of what was spent is above what came back of its calls"
+        found.append(("estimated above", brief(report.above), meaning))
     if report.endpoints:
         minutes = sum(endpoint.minutes for endpoint in report.endpoints)
         found.append(("endpoint minutes", f"{minutes:,}", f"{brief(report.uptime)} of uptime"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
 from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.bill import Bill
 from pytest_hfbudget.settings import NOT_RUN
 
@@ -325,6 +326,14 @@ class Report:
     def remarked(self, remark: Remark) -> tuple[Charge, ...]:
         """The calls that a remark applies to."""
         return tuple(filter(remark.applies, self.charges))
+
+
+def estimated_above(report: Report) -> str:
+    """How much of what was spent is above what came back of its calls."""
+    return (
+        f"{show(report.above)} of {show(report.spent)} is estimated above what came back: "
+        "calls that were lost or left are charged what was held for them"
+    )
 
 
 def total(charges: Iterable[Charge]) -> int:

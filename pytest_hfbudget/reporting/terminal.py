@@ -17,6 +17,7 @@ from pytest_hfbudget.reporting.model import (
     TestLine,
     call_counts,
     counted,
+    estimated_above,
     total,
     unmetered,
 )
@@ -160,14 +161,6 @@ def _too_little(report: Report) -> str:
     return f"the session budget of {cap} has too little left. Raise --hf-session-budget."
 
 
-def estimated(report: Report) -> str:
-    """How much of what was spent is above what came back of its calls."""
-    return (
-        f"{show(report.above)} of {show(report.spent)} is estimated above what came back: "
-        "calls that were lost or left are charged what was held for them"
-    )
-
-
 def not_run(report: Report) -> str:
     """How many tests were not run for want of budget, and what to do; empty where none was."""
     if not report.not_run:
@@ -186,7 +179,7 @@ def _remarks(report: Report) -> Iterator[TerminalLine]:
         if number := len(report.remarked(remark)):
             yield TerminalLine(f"  {counted(number, 'call')} {remark.meaning}", "yellow")
     if report.above:
-        yield TerminalLine(f"  {estimated(report)}", "yellow")
+        yield TerminalLine(f"  {estimated_above(report)}", "yellow")
     if waited := report.waited:
         calls, seconds = counted(len(waited), "call"), sum(charge.waited for charge in waited)
         text = f"{calls} waited {seconds:,.1f} s in all until calls in flight had settled"

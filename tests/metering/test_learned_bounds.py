@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -327,3 +328,38 @@ def test_what_is_kept_has_no_text(priced: Bench) -> None:
     ask(priced, "a very secret question")
     assert "secret" not in json.dumps(facts(priced))
     assert facts(priced)
+
+
+def test_processes_learn_from_each_other(priced: Bench) -> None:
+    ask(priced)
+    leader, other = TokenCounts(), priced.runtime.meter.counts
+    other.share = lambda told, heard: leader.shared_by("other", told, heard)
+    other.exchange()
+    assert leader.known(MODEL) == other.known(MODEL)
+    priced.runtime.meter.counts = leader
+    ask(priced)
+    ask(priced)
+    assert ask(priced) == counted(priced)
+
+
+def test_two_processes_that_count_alike_vouch_for_their_provider(priced: Bench) -> None:
+    ask(priced)
+    told = facts(priced)
+    knowing(priced, [])
+    ask(priced)
+    priced.runtime.meter.counts.shared_by("other", told, 0)
+    assert ask(priced) == counted(priced)
+
+
+def test_what_a_forked_process_has_from_its_parent_is_no_second_count(priced: Bench) -> None:
+    ask(priced)
+    parent = priced.runtime.meter.counts
+    child = copy.deepcopy(parent)
+    child.disown()
+    child.share = lambda told, heard: parent.shared_by("child", told, heard)
+    priced.runtime.meter.counts = child
+    ask(priced, "Something else. " * 20)
+    child.exchange()
+    assert ask(priced) == counted(priced) + counted(priced) // 4 + 16
+    priced.runtime.meter.counts = parent
+    assert ask(priced) == counted(priced) + counted(priced) // 4 + 16

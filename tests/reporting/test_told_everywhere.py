@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import jsonschema
@@ -93,3 +94,28 @@ def test_refused_tests_that_do_not_fit_are_counted(ledger: Ledger) -> None:
         "  … and 15 more tests with calls, 15 of them refused",
         "red",
     )
+
+
+def test_what_is_estimated_above_what_came_back_is_told(ledger: Ledger) -> None:
+    lost = _charge("test_a")._replace(above=60, estimated=True, waited=1.5, status="timeout")
+    ledger.settle(ledger.hold([SESSION], 100, 100, lost).id, lost._replace(scopes=(SESSION,)))
+    report = Report.of(ledger, None, {})
+    said = "$0.00000006 of $0.0000001 is estimated above what came back"
+    assert any(said in line.text for line in summary(report))
+    assert any("1 call waited 1.5 s in all" in line.text for line in summary(report))
+    assert said in step_summary(report)
+    assert "estimated above" in page([report])
+    told = as_json(report)
+    assert told["session"]["estimated_above_usd"] == "0.00000006"
+    assert told["session"]["waited_s"] == 1.5
+    read = parse(json.loads(json.dumps(told)), written=datetime.now(timezone.utc))
+    assert (read.above, read.waited) == (60, read.charges)
+
+
+def test_how_servers_count_is_told(ledger: Ledger) -> None:
+    note = "groq counts a prompt of org/m differently each time, so bytes bound it"
+    report = replace(Report.of(ledger, None, {}), notes=(note,))
+    assert any(note in line.text for line in summary(report))
+    assert note.partition(",")[0] in step_summary(report)
+    assert as_json(report)["notes"] == [note]
+    assert parse(as_json(report), written=datetime.now(timezone.utc)).notes == (note,)
