@@ -15,7 +15,7 @@ import click
 
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.endpoints.transport import read_public_json
-from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.errors import ConfigError, HistoryError
 from pytest_hfbudget.money import show, usd_text
 from pytest_hfbudget.pricing import CallRequest, Price, PriceBook, Usage
 from pytest_hfbudget.pricing.book import (
@@ -28,10 +28,13 @@ from pytest_hfbudget.pricing.book import (
 )
 from pytest_hfbudget.pricing.catalogue import CatalogueFile, kept_catalogue
 from pytest_hfbudget.pricing.price import split_model
-from pytest_hfbudget.text import public_url
+from pytest_hfbudget.reporting.bill import drift_text
+from pytest_hfbudget.text import printable, public_url
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from pytest_hfbudget.history.bills import Suggestion
 
 
 _STYLES = {"used": "bold", "overridden": "dim", "silent": "dim"}
@@ -270,6 +273,9 @@ ONLY_PYTEST = (
     "--unpriced", metavar="HOW", help="As pytest's --hf-unpriced. Default: HFBUDGET_UNPRICED."
 )
 @click.option("--tokens", metavar="IN/OUT", help="Also what so many tokens cost, at most.")
+@click.option(
+    "--suggest", is_flag=True, help="Rows that would have been right, by what was billed."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(
     model: str | None,
@@ -277,6 +283,7 @@ def command(
     file: Path | None,
     unpriced: str | None,
     tokens: str | None,
+    suggest: bool,
     as_json: bool,
 ) -> None:
     """Explain the price of MODEL: what counts, where it is written, and what it overrides.
@@ -285,12 +292,20 @@ def command(
     without --refresh: the router's catalogue is the one that was read last, and its age is shown.
     The ini file, the project's tables and the environment are those that pytest reads here.
 
+    With --suggest it prints a price file, made of the runs with one model whose bills `hfbudget
+    bill` has read.
+
     Exit codes: 0 the price is known, or no MODEL was asked for; 1 it has no known price, or the
     catalogue could not be read; 2 wrong usage, also a price file or a variable that can't be used.
     """
     usage = _usage(tokens, model)
     book = _book(file, unpriced)
     refreshed = _refresh() if refresh else None
+    if suggest:
+        if tokens is not None:
+            raise output.BadInput("--suggest does not take --tokens.")
+        _suggest(book, model, as_json)
+        return
     told = Overview(book) if model is None else PriceAnswer.of(book, model, usage)
     if as_json:
         output.print_json({**told.json(), "refreshed": refreshed and refreshed.json()})
@@ -315,6 +330,49 @@ def _show(told: PriceAnswer | Overview, refreshed: Refreshed | None) -> None:
     else:
         before = output.clock_time(refreshed.before) or "never"
         click.echo(f"read anew; before: {before}")
+
+
+def _suggest(book: PriceBook, model: str | None, as_json: bool) -> None:
+    """Print rows of a price table; what is not TOML there is a comment."""
+    from pytest_hfbudget.history.bills import log_bills, suggestions
+
+    try:
+        found = suggestions(log_bills().evidence(), book)
+    except HistoryError as error:
+        raise click.ClickException(str(error)) from None
+    if model is not None:
+        found = [one for one in found if one.name == model or one.name.startswith(f"{model}:")]
+    if as_json:
+        output.print_json({"suggestions": [one.json() for one in found]})
+        return
+    if not found:
+        click.echo("# No run with one model has a whole bill yet. Read bills by: hfbudget bill")
+    for line in (line for one in found for line in _suggestion_lines(one)):
+        click.echo(printable(line))
+
+
+def _suggestion_lines(one: Suggestion) -> Iterator[str]:
+    name = output.dumped(one.name)
+    if one.listed is None or one.price is None:
+        yield f"# {name}: no single price to compare with"
+    elif one.right:
+        yield f"# {name}: {price_text(one.listed)} is right ({one.source})"
+    else:
+        spread = "" if one.exact else "; the runs differ, so this is their mean"
+        yield f"# {name}: was {price_text(one.listed)} ({one.source}){spread}"
+    for use in one.uses:
+        bill, booked = use.bill, use.bill.booked
+        if booked is not None:
+            cached = f" ({use.cached_tokens:,} cached)" if use.cached_tokens else ""
+            ledger = "?" if bill.ledger is None else show(bill.ledger)
+            yield (
+                f"#   run {bill.run}: {bill.requests:,} requests, {use.input_tokens:,} in{cached}, "
+                f"{use.output_tokens:,} out; ledger {ledger}, billed {show(booked.nano_usd)} "
+                f"{drift_text(bill.drift)}".rstrip()
+            )
+    if one.price is not None and not one.right:
+        yield f"[{name}]"
+        yield from (f"{key} = {rate}" for key, rate in one.price.as_row().items())
 
 
 def _usage(tokens: str | None, model: str | None) -> Usage | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +15,11 @@ from pytest_hfbudget.history.billing import BillError, BillingPeriod, HubBill
 from pytest_hfbudget.history.database import connect, explained
 from pytest_hfbudget.history.usage_log import FILE
 from pytest_hfbudget.history.usage_schema import SCHEMA
+from pytest_hfbudget.money import ATTO_PER_NANO
+from pytest_hfbudget.pricing import CallRequest, Price, PriceBook
 from pytest_hfbudget.reporting.bill import PENDING, REPORTED, UNAVAILABLE, Bill, Booked
 
+RATES = ("input", "output", "cached", "call", "image", "second")
 # Calls to the router that were not replayed; `OWN` are those under the session id of their run.
 _ROUTED = (
     "entry.kind = 'call' AND endpoint IS NULL AND price_source <> 'replayed' "
@@ -44,6 +49,10 @@ _SUMS = f"""
         coalesce(sum(nano_usd) FILTER (WHERE kind = 'endpoint'), 0)
     FROM entry WHERE at BETWEEN ? AND ?
 """  # noqa: S608 - constants
+_TOKENS = f"""
+    SELECT run.run, sum(input_tokens), sum(output_tokens), sum(cached_tokens)
+    FROM run JOIN entry ON entry.run = run.run WHERE {_OWN} AND {_BILLABLE} GROUP BY run.run
+"""  # noqa: S608 - constants
 _NO_SESSION = (
     "this run has sent no session id: hf_session_header was off, or its release had none yet"
 )
@@ -65,6 +74,18 @@ class BillBook:
         with explained(self._path, SCHEMA), closing(connect(self._path, SCHEMA)) as connection:
             rows = connection.execute(f"{_RUNS} ORDER BY run.ended, run.run").fetchall()
         return [_bill(*row) for row in rows]
+
+    def evidence(self) -> list[BilledRun]:
+        """The runs that say what one model costs: whole bills, with the tokens behind them."""
+        if not self._path.exists():
+            return []
+        with explained(self._path, SCHEMA), closing(connect(self._path, SCHEMA)) as connection:
+            tokens = {run: used for run, *used in connection.execute(_TOKENS)}
+        return [
+            BilledRun(bill, *tokens[bill.run])
+            for bill in self.runs()
+            if bill.model and bill.complete and not bill.estimated and bill.run in tokens
+        ]
 
     def keep(self, bills: Collection[Bill], now: float) -> None:
         """Keep what was reported now, in place of what was before."""
@@ -166,3 +187,164 @@ def read_again(bills: Collection[Bill], hub: HubBill, now: float) -> list[Bill]:
         else bill
         for bill in bills
     ]
+
+
+# --- prices that would have been right
+
+
+class BilledRun(NamedTuple):
+    """A run with one model, the tokens that it used, and what it was billed."""
+
+    bill: Bill
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+
+    @property
+    def most(self) -> int:
+        """What it was billed, in atto-USD."""
+        return (self.bill.booked.nano_usd if self.bill.booked else 0) * ATTO_PER_NANO
+
+    @property
+    def least(self) -> int:
+        """The least, exclusive, that each of its calls added up to before it was rounded up."""
+        return self.most - self.bill.requests * ATTO_PER_NANO
+
+    def atto(self, price: Price) -> Fraction:
+        """What it costs at a price, before any call is rounded up."""
+        if not price.by_token and price.call is None:
+            # By the image or the second: what was charged is all that is known of it.
+            return Fraction((self.bill.ledger or 0) * ATTO_PER_NANO)
+        cached = self.cached_tokens if price.cached is not None else 0
+        return Fraction(
+            (self.input_tokens - cached) * (price.input or 0)
+            + cached * (price.cached or 0)
+            + self.output_tokens * (price.output or 0)
+            + self.bill.requests * (price.call or 0)
+        )
+
+    def fits(self, price: Price) -> bool:
+        """Whether the bill is what it costs at a price."""
+        return self.least < self.atto(price) <= self.most
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What runs with one model say of its price.
+
+    Attributes:
+        name: of the row in a price table.
+        listed: today's price; None where it has none, or several.
+        source: where it is written.
+        price: the one that would have been right; today's where that is.
+        exact: whether each of the bills is what the run costs at it; otherwise it is their mean.
+    """
+
+    name: str
+    uses: tuple[BilledRun, ...]
+    listed: Price | None
+    source: str = ""
+    price: Price | None = None
+    exact: bool = False
+
+    @property
+    def right(self) -> bool:
+        """Whether nothing is to be changed."""
+        return self.price is not None and self.price == self.listed
+
+    def json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "name": self.name,
+            "listed": self.listed and self.listed.as_row(),
+            "source": self.source,
+            "price": self.price and self.price.as_row(),
+            "right": self.right,
+            "exact": self.exact,
+            "runs": [use.bill.json() for use in self.uses],
+        }
+
+
+def suggestions(uses: Collection[BilledRun], book: PriceBook) -> list[Suggestion]:
+    """For each model and provider, the price that would have been right."""
+    groups: dict[tuple[str, str], list[BilledRun]] = {}
+    for use in uses:
+        groups.setdefault((use.bill.model, use.bill.provider), []).append(use)
+    return [_suggestion(*key, tuple(group), book) for key, group in sorted(groups.items())]
+
+
+def _suggestion(
+    model: str, provider: str, uses: tuple[BilledRun, ...], book: PriceBook
+) -> Suggestion:
+    name = f"{model}:{provider}" if provider else model
+    quote = book.quote(CallRequest("conversational", model, provider or None))
+    if quote is None or not quote.certain or quote.free:
+        return Suggestion(name, uses, None)
+    listed, source = quote.options[0]
+    if all(use.fits(listed) for use in uses):
+        return Suggestion(name, uses, listed, source, listed, exact=True)
+    for found in (_other_cached(uses, listed), _scaled(uses, listed), _solved(uses, listed)):
+        if found is not None and all(use.fits(found) for use in uses):
+            return Suggestion(name, uses, listed, source, found, exact=True)
+    whole = sum(use.atto(listed) for use in uses)
+    if not whole:
+        return Suggestion(name, uses, None)
+    least, most = sum(use.least for use in uses), sum(use.most for use in uses)
+    return Suggestion(name, uses, listed, source, _times(listed, least / whole, most / whole))
+
+
+def _scaled(uses: Collection[BilledRun], listed: Price) -> Price | None:
+    """All its rates times one factor."""
+    costs = [(use, use.atto(listed)) for use in uses]
+    if not all(cost for _, cost in costs):
+        return None
+    low = max(use.least / cost for use, cost in costs)
+    high = min(use.most / cost for use, cost in costs)
+    return _times(listed, low, high) if low < high else None
+
+
+def _times(price: Price, low: Fraction, high: Fraction) -> Price:
+    low = max(low, Fraction(0))
+    rates: dict[str, Any] = {key: getattr(price, key) for key in RATES}
+    for key, rate in rates.items():
+        rates[key] = None if rate is None else _plainest(rate, low, high)
+    return replace(price, **rates)
+
+
+def _plainest(rate: int, low: Fraction, high: Fraction) -> int:
+    """The rate of the fewest digits above ``rate * low``, up to ``rate * high``."""
+    for step in (10**digits for digits in range(18, -1, -1)):
+        found: int = math.floor(rate * high / step) * step
+        if found > rate * low:
+            return found
+    return math.floor(rate * high)
+
+
+def _other_cached(uses: Collection[BilledRun], listed: Price) -> Price | None:
+    """The same price with another rate for cached input: the catalogue has none."""
+    told = [use for use in uses if use.cached_tokens]
+    if not told or not listed.by_token:
+        return None
+    free = replace(listed, cached=0)
+    low = max(Fraction(use.least - use.atto(free), use.cached_tokens) for use in told)
+    high = min(Fraction(use.most - use.atto(free), use.cached_tokens) for use in told)
+    rate = _plainest(1, low, high) if high > 0 and low < high else 0
+    return replace(listed, cached=rate) if rate else None
+
+
+def _solved(uses: Collection[BilledRun], listed: Price) -> Price | None:
+    """The rates of input and output that come closest to all bills, where two runs differ."""
+    if not listed.by_token or listed.cached is not None or listed.call is not None:
+        return None
+    pairs = [(use.input_tokens, use.output_tokens, use.most) for use in uses]
+    aa, ab, bb = (sum(p[i] * p[j] for p in pairs) for i, j in ((0, 0), (0, 1), (1, 1)))
+    ac, bc = (sum(p[i] * p[2] for p in pairs) for i in (0, 1))
+    if not (determinant := aa * bb - ab * ab):
+        return None
+    best = Fraction(ac * bb - bc * ab, determinant), Fraction(bc * aa - ac * ab, determinant)
+    for step in (10**digits for digits in range(18, 5, -1)):
+        rates = [max(round(rate / step), 0) * step for rate in best]
+        found = replace(listed, input=rates[0], output=rates[1])
+        if all(use.fits(found) for use in uses):
+            return found
+    return None

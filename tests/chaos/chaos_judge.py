@@ -6,6 +6,7 @@ Each call goes out with a token of its own, so that every row of the invoice has
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,9 @@ from chaos_run import Outcome, Run
 
 from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.emulator import EmulatorClient
+from pytest_hfbudget.history.billing import HubBill
 from pytest_hfbudget.ledger import Charge
+from pytest_hfbudget.reporting.bill import Booked
 
 METERED = ("chat", "task")
 FIRST_ERROR = 400
@@ -72,6 +75,7 @@ class Judge:
         """Raise AssertionError unless all is well; else some figures, to be added up."""
         self.nothing_is_left()
         self.no_cap_is_broken()
+        self.the_bill_is_the_invoice()
         for outcome in self.run.outcomes:
             self.charged_as_billed(outcome)
             self.judge_refusal(outcome)
@@ -97,6 +101,19 @@ class Judge:
                 assert billed <= block.cap, f"{block.name}: {billed} of {block.cap} billed"
             if block.max_calls is not None:
                 assert len(own) <= block.max_calls, f"{block.name}: {len(own)} calls"
+
+    def the_bill_is_the_invoice(self) -> None:
+        """Every request has told its session; what is booked for that is the ledger if exact."""
+        hub, now = HubBill(f"{self.emulator.url}/hub", "hf_judge"), time.time()
+        found = hub.sessions([self.run.session_id], now, now)
+        booked = found.get(self.run.session_id, Booked(0, 0))
+        assert booked.nano_usd == sum(row.nano_usd for row in self.rows)
+        assert booked.requests == sum(row.billed in ("full", "generated") for row in self.rows)
+        charges = self.run.ledger.charges()
+        if not any(charge.estimated for charge in charges):
+            made = [c for c in charges if c.session_id == self.run.session_id]
+            assert booked.nano_usd == sum(charge.nano_usd or 0 for charge in made)
+            assert booked.requests == sum(charge.status == "200" for charge in made)
 
     # --- 2: each call
 

@@ -63,6 +63,11 @@ class Run:
     ledger: Ledger
     outcomes: list[Outcome] = field(default_factory=list)
 
+    @property
+    def session_id(self) -> str:
+        """What its calls are billed to."""
+        return f"hfbudget-{self.plan.seed}"
+
     def token(self, call: Call) -> str:
         """What tells this call's requests apart in the emulator's log."""
         return f"hf_chaos_{self.plan.seed}_{call.number}"
@@ -88,7 +93,8 @@ def _metered(plan: Plan, emulator: Emulator, known: tuple[Fact, ...]) -> Iterato
         catalogue = Catalogue.parse(json.load(answer), read_at=0.0, origin=emulator.router)
     rows = {name: dict(row) for name, row in plan.prices if not _in_catalogue(plan, name)}
     book = PriceBook(PriceTable.parse(rows, "prices.toml"), load_catalogue=lambda: catalogue)
-    budgets = BudgetContext(Scope(SESSION, "session budget", plan.cap))
+    session_id = f"hfbudget-{plan.seed}"
+    budgets = BudgetContext(Scope(SESSION, "session budget", plan.cap), session_id=session_id)
     tokenizer = TOKENIZERS[plan.tokenizer]
     counts = TokenCounts(
         emulator.router,

@@ -414,3 +414,60 @@ def test_a_log_that_cannot_be_read_costs_a_page_only_its_bills(billed_runs: Bill
     done = billed_runs.shell("report", "report.json")
     assert done.returncode == 0
     assert done.stderr.startswith("Warning: no bills are shown: ")
+
+
+# --- prices that would have been right
+
+
+def test_suggested_rows_are_a_price_file_that_would_have_been_right(
+    billed_runs: BilledRuns,
+) -> None:
+    billed_runs.shell("prices", "--refresh")
+    listed = {"input": 1, "output": 2}
+    dear = {"provider": "groq", "pricing": listed, "price": {"input": "1.5", "output": 3}}
+    billed_runs.shell.hub.add_model("acme/dear", providers=[{**dear, "context_length": 8192}])
+    billed_runs.shell("prices", "--refresh")
+    run = billed_runs.run(3, model="acme/dear:groq", factor=1 / 1.5)
+    billed_runs.run()
+    billed_runs.shell("bill", "--last", "2")
+    done = billed_runs.shell("prices", "--suggest")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith('# "acme/dear:groq": was input $1, output $2 per 1M tokens')
+    assert f"run {run}: 3 requests" in lines[1]
+    assert lines[1].endswith("+50 %")
+    assert lines[2:5] == ['["acme/dear:groq"]', "input = 1.5", "output = 3"]
+    assert "is right" in lines[5]
+    (billed_runs.shell.directory / "prices.toml").write_text(done.stdout)
+    told = billed_runs.shell.json("prices", "acme/dear:groq", "--prices", "prices.toml")
+    assert told["said"][0]["price"] == {"input": "1.5", "output": "3"}
+    again = billed_runs.shell.json("prices", "--suggest", "--prices", "prices.toml")
+    assert {one["name"]: one["right"] for one in again["suggestions"]} == {
+        "acme/dear:groq": True,
+        "emulator/chat:groq": True,
+    }
+
+
+def test_suggestions_can_be_for_one_model(billed_runs: BilledRuns) -> None:
+    billed_runs.shell("prices", "--refresh")
+    billed_runs.run()
+    billed_runs.shell("bill")
+    assert "is right" in billed_runs.shell("prices", "--suggest", "emulator/chat").stdout
+    nothing = billed_runs.shell("prices", "--suggest", "org/other")
+    assert (nothing.returncode, nothing.stdout) == (
+        0,
+        "# No run with one model has a whole bill yet. Read bills by: hfbudget bill\n",
+    )
+    assert billed_runs.shell("prices", "--suggest", "--tokens", "1/1").returncode == 2
+
+
+def test_runs_whose_bill_is_not_whole_say_nothing_of_prices(billed_runs: BilledRuns) -> None:
+    hub = billed_runs.shell.hub
+    billed_runs.run(estimated=True)
+    run = billed_runs.run(2)
+    billed_runs.shell("bill", "--last", "2")
+    half = {"id": f"hfbudget-{run}", "requestCount": 1, "costCents": 0.00001}
+    answer = {"currency": "USD", "periods": [{"period": "2026-11", "sessions": [half]}]}
+    hub.add_fault(OP, status=200, json=answer)
+    billed_runs.shell("bill")
+    assert billed_runs.shell.json("prices", "--suggest")["suggestions"] == []
