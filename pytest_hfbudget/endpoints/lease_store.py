@@ -226,6 +226,13 @@ class LeaseStore:
         """Whether another run has just resumed it, though it may be seen at rest yet."""
         return False
 
+    def pays(self) -> bool:
+        """Whether this run books what the endpoint costs: of all that share it, only one does."""
+        return True
+
+    def insist(self) -> None:
+        """Have the endpoint paused though others use it: no budget pays for it any more."""
+
     def superseded(self) -> str:
         """The run that has taken over what this one was to pause; empty if none has."""
         return ""

@@ -57,8 +57,8 @@ elseif op == 'lock' then
 elseif op == 'unlock' then
   if lock == job then redis.call('HDEL', key, 'lock') end
 elseif op == 'up' then redis.call('HSET', key, 'up', job, 'up_at', now)
-elseif op == 'release' then
-  left = pausing or holding
+elseif op == 'release' or op == 'take' then
+  left = pausing or (op == 'release' and holding)
   if left then forget()
   else
     newest = newest + 1
@@ -86,6 +86,6 @@ if op ~= 'look' then
   redis.call('EXPIRE', key, 604800)
 end
 local up, up_at = redis.call('HGET', key, 'up'), redis.call('HGET', key, 'up_at')
-return cjson.encode({ok = ok, left = left or '', fence = fence, newest = newest, others = others,
+return cjson.encode({ok = ok, left = left or '', mine_at = mine and mine.at or now, fence = fence, newest = newest, others = others,
   scaling = redis.call('HGET', key, 'scaling') or '', up = up or '',
   up_ms = up_at and now - tonumber(up_at) or 0, now = now})

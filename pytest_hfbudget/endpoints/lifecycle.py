@@ -112,6 +112,10 @@ class Lifecycle:
             self._need_token(name)
             self._plane.get(name)
 
+    def pays(self, name: str) -> bool:
+        """Whether this run books what an endpoint costs: of all that share it, only one does."""
+        return self._settings.lease_store(name).pays()
+
     def sweep(self, *, but: Iterable[str]) -> tuple[SweepOutcome, ...]:
         """Pause what dead runs have left running, as the journals of this machine tell.
 
@@ -126,14 +130,7 @@ class Lifecycle:
         if not others:
             return ()
         folder, shared = settings.state_dir, settings.shared
-        return sweep(
-            self._plane,
-            others,
-            state_dir=folder,
-            shared=shared,
-            timings=timings,
-            clock=self._clock,
-        )
+        return sweep(self._plane, others, state_dir=folder, shared=shared, timings=timings)
 
     def ensure(self, name: str, *, keep_running: bool = False) -> Endpoint:
         """The endpoint, serving. The first caller brings it up, all others wait for that.

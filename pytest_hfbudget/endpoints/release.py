@@ -10,7 +10,7 @@ from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
 from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, HeldLease, LeaseStore
-from pytest_hfbudget.endpoints.reaper_messages import Receipt, Watch
+from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, Receipt, Watch
 from pytest_hfbudget.endpoints.retry import (
     LAST_TRY_S,
     MOST_RETRY_AFTER_S,
@@ -273,6 +273,8 @@ class Releaser:
         doubted: Callable[[Receipt], None] | None = None,
     ) -> Receipt:
         """Leave the endpoint to another run, or pause it, and ``record`` that; see `Pauser.run`."""
+        if reason == DEADLINE:
+            self._lease_store.insist()
         trouble = self._announce()
         successor = self._successor()
         if successor is not None:

@@ -82,6 +82,7 @@ class LeaseView:
         fence, newest: the number of this job, and the highest that was given out.
         scaling: ``compute.scaling`` from before the first job.
         up: the job that has resumed it, so many seconds ago.
+        mine_s: unix seconds at which this job's lease began.
     """
 
     ok: bool = True
@@ -92,6 +93,7 @@ class LeaseView:
     scaling: Mapping[str, Any] | None = None
     up: str = ""
     up_s: float = 0.0
+    mine_s: float = 0.0
 
     @classmethod
     def parse(cls, text: str, endpoint: str, api: str) -> LeaseView:
@@ -119,7 +121,8 @@ class LeaseView:
         )
         up = told["up"]
         numbers = int(told["fence"]), int(told["newest"])
-        return cls(told["ok"], told["left"], *numbers, others, scaling, up, told["up_ms"] / 1000)
+        times = told["up_ms"] / 1000, told["mine_at"] / 1000
+        return cls(told["ok"], told["left"], *numbers, others, scaling, up, *times)
 
     @property
     def successor(self) -> RemoteLease | None:
@@ -146,6 +149,7 @@ class SharedLeaseStore(LeaseStore):
         self._known = LeaseView()  # as of the last answer
         self._fence = 0
         self._released: LeaseView | None = None
+        self._insists = False
 
     def put(self, lease: HeldLease) -> None:
         """Write this run's lease, on the server first.
@@ -239,6 +243,15 @@ class SharedLeaseStore(LeaseStore):
         up = any(one.run == view.up and one.live for one in view.others)
         return up and view.up_s < COMING_UP_S
 
+    def pays(self) -> bool:
+        """The job that has held it longest pays; the one after it, when that has left."""
+        view = self._look()
+        mine = view.mine_s, self._job
+        return not any(one.live and (one.at, one.run) < mine for one in view.others)
+
+    def insist(self) -> None:
+        self._insists = True
+
     def superseded(self) -> str:
         try:
             view = self._ask("look")
@@ -267,7 +280,8 @@ class SharedLeaseStore(LeaseStore):
         ends = self._clock.monotonic() + patience_s
         while True:
             try:
-                self._released = self._ask("release", lease.scaling)
+                step = "take" if self._insists else "release"
+                self._released = self._ask(step, lease.scaling)
             except HistoryError:
                 if self._clock.monotonic() >= ends:
                     raise

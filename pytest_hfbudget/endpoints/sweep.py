@@ -175,7 +175,6 @@ def sweep(
     extent: SweepExtent = SweepExtent(),  # noqa: B008  # frozen
     shared: SharedPlace | None = None,
     timings: Timings = Timings(deadline_s=SWEEP_S),  # noqa: B008  # frozen
-    clock: Clock = SYSTEM_CLOCK,
 ) -> tuple[SweepOutcome, ...]:
     """Pause strays and verify it; what any run of this machine uses is never touched.
 
@@ -187,7 +186,7 @@ def sweep(
     # The journal knows more than a tag does.
     for stray in sorted(strays, key=lambda one: (JOURNAL, ELSEWHERE, SHARED, TAG).index(one.where)):
         chosen.setdefault((stray.api, stray.name), stray)
-    sweeper = _Sweeper(plane, state_dir, timings, clock, shared)
+    sweeper = _Sweeper(plane, state_dir, timings, shared)
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-sweep") as pool:
         looks = list(pool.map(sweeper.look, chosen.values()))
         looks = _limited(looks, extent.most)
@@ -202,8 +201,8 @@ class _Sweeper:
         plane: ControlPlane,
         state_dir: Path,
         timings: Timings,
-        clock: Clock,
         shared: SharedPlace | None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._plane, self._state_dir, self._shared = plane, state_dir, shared
         self._timings, self._clock = timings, clock

@@ -200,6 +200,10 @@ class StoreLock:
 class SharedLedger(Ledger):
     """The ledger of one run among others, all of which spend from the same windows.
 
+    Attributes:
+        pays_uptime: whether what endpoints cost is booked to the windows: of several jobs that
+            share an endpoint, one does that for all.
+
     Raises:
         HistoryError: the store can't be read or written; under a cap that ends the run.
     """
@@ -207,6 +211,7 @@ class SharedLedger(Ledger):
     def __init__(self, store: BudgetStore, windows: Sequence[BudgetWindow]) -> None:
         super().__init__()
         self._windows = tuple(window.key for window in windows)
+        self.pays_uptime = True
         for window in windows:
             self.open(window.scope())
         self._lock = self._store_lock = StoreLock(store, windows, self._accounts)
@@ -257,7 +262,7 @@ class SharedLedger(Ledger):
 
     def book(self, key: str, nano_usd: int, *, what: str = "") -> None:
         """As `Ledger.book`; what is booked to the session is booked to every window."""
-        keys = (*self._windows, SESSION) if key == SESSION else (key,)
+        keys = (*self._windows, SESSION) if key == SESSION and self.pays_uptime else (key,)
         booked: list[str] = []
         with self._kept(what):
             if what:
@@ -271,6 +276,12 @@ class SharedLedger(Ledger):
                 for each in booked:
                     super().book(each, -nano_usd)
                 raise
+
+    def pay_uptime(self, nano_usd: int) -> None:
+        """From now on this run pays for what it shares: first the minute that runs."""
+        self.pays_uptime = True
+        for key in self._windows:
+            super().book(key, nano_usd)
 
     def left(self, key: str) -> int:
         """Nano-USD of a window that no run has spent, and this run does not hold."""

@@ -195,7 +195,15 @@ class RunEndpoints:
             self._uptime.forget(name)
             self.accrue()
 
+    def _settle_who_pays(self, *names: str) -> None:
+        """Of the jobs that share an endpoint, one pays for it."""
+        if self._settings.shared is not None:
+            pays = any(self._lifecycle.pays(name) for name in names)
+            with self._uptime.lock:
+                self._uptime.settle_who_pays(pays)
+
     def _tick(self) -> None:
+        self._settle_who_pays(*(receipt.name for receipt in self._lifecycle.live()))
         self.accrue()
         self.rearm()
         self._lifecycle.look()
@@ -317,6 +325,7 @@ class RunEndpoints:
                     "It was not resumed."
                 )
             return
+        self._settle_who_pays(name)
         with self._uptime.lock:
             self._uptime.begin(name, nano_per_minute)
             self.sharing.price(name, nano_per_minute)

@@ -44,6 +44,22 @@ class UptimeBooking:
         self._closed = False
 
     @property
+    def pays(self) -> bool:
+        """Whether it is this run that pays for the endpoints: others may share them."""
+        return bool(getattr(self._ledger, "pays_uptime", True))
+
+    def settle_who_pays(self, pays: bool) -> None:
+        """Have this run pay, or leave that to the other job that does."""
+        from pytest_hfbudget.history.shared_ledger import SharedLedger
+
+        if not isinstance(self._ledger, SharedLedger) or pays == self.pays:
+            return
+        if pays:
+            self._ledger.pay_uptime(sum(one.nano_per_minute for one in self._all_running))
+        else:
+            self._ledger.pays_uptime = False
+
+    @property
     def accrues(self) -> bool:
         """Whether minutes may have started that are not booked."""
         return not self._closed and bool(self._running or self._booked)
@@ -136,7 +152,7 @@ class UptimeBooking:
         if settings.max_uptime is not None:
             first = min(running.since for running in self._all_running)
             left = max(first + settings.max_uptime - now, 0.0)
-        room = run_history.room(self._ledger, settings)
+        room = run_history.room(self._ledger, settings) if self.pays else None
         if room is not None:
             budget = room + self._booked - self._ended
             running, minute_s = self._all_running, settings.billing_minute
