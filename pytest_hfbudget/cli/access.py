@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]*")
-_PLACES = ("emulator", "endpoints_api", "namespace")
+_PLACES = ("emulator", "endpoints_api", "namespace", "shared", "shared_run", "shared_expiry")
 HUB = "https://huggingface.co"
 _NO_TOKEN = "there is no token: set HF_TOKEN, or run: hf auth login"  # noqa: S105
 
@@ -189,7 +189,7 @@ def shared(given: str | None) -> SharedPlace | None:
     from pytest_hfbudget import values
     from pytest_hfbudget.shared import SharedAddress, SharedPlace
 
-    found = settings()
+    found = where()
     try:
         if given:
             values.without_password(given)

@@ -32,7 +32,7 @@ CAP = 40_000_000
 HOLD = 20_250_000
 MINUTE = 550_000
 EXPIRY_S = 2
-ENDPOINT = "acme/llm"
+ENDPOINT, MODEL = "acme/llm", "acme/expensive"
 SUITE = """
 import time
 import pytest
@@ -43,7 +43,7 @@ SAY = [{"role": "user", "content": "Say something. [[tokens=10]]"}]
 @pytest.mark.parametrize("n", range(12))
 def test_it(n):
     time.sleep(0.05)  # so that faults meet jobs at work
-    InferenceClient(model="emulator/chat", provider="groq").chat_completion(SAY, max_tokens=20)
+    InferenceClient(model="acme/expensive", provider="groq").chat_completion(SAY, max_tokens=20)
 
 @pytest.mark.hf_endpoint("acme/llm")
 def test_on_an_endpoint():
@@ -192,7 +192,8 @@ def test_machines_that_share_a_cap_and_an_endpoint(
     redis_server.options = ("--appendonly", "yes", "--appendfsync", "always")
     redis_server.start()
     hub.reset()
-    hub.price_providers(groq={"input": "50", "output": "80"})
+    offer = {"provider": "groq", "status": "live", "context_length": 8192}
+    hub.add_model(MODEL, providers=[{**offer, "pricing": {"input": 50, "output": 80}}])
     hub.add_endpoint(ENDPOINT, initializing_s=0.2)
     (tmp_path / "test_suite.py").write_text(SUITE)
     environ = {
