@@ -277,9 +277,13 @@ class SharedLedger(Ledger):
                     super().book(each, -nano_usd)
                 raise
 
-    def pay_uptime(self, nano_usd: int) -> None:
-        """From now on this run pays for what it shares: first the minute that runs."""
-        self.pays_uptime = True
+    def pay_uptime(self, pays: bool, nano_usd: int) -> None:
+        """Pay for endpoints from now on, or leave that to another job.
+
+        Args:
+            nano_usd: what the windows are charged for it; negative for what is given back.
+        """
+        self.pays_uptime = pays
         for key in self._windows:
             super().book(key, nano_usd)
 

@@ -103,6 +103,7 @@ class RunEndpoints:
                 raise UnaffordableEndpointError(str(paused)) from None
             raise
         self.log.started(name, self._lifecycle.live())
+        self._settle_who_pays(name)
         self.rearm()
         return endpoint
 

@@ -54,10 +54,10 @@ class UptimeBooking:
 
         if not isinstance(self._ledger, SharedLedger) or pays == self.pays:
             return
-        if pays:
-            self._ledger.pay_uptime(sum(one.nano_per_minute for one in self._all_running))
-        else:
-            self._ledger.pays_uptime = False
+        # Who takes over pays for the minute that runs; who has paid for nothing yet that another
+        # pays for gets it back.
+        running = sum(one.nano_per_minute for one in self._all_running)
+        self._ledger.pay_uptime(pays, running if pays else -self._booked)
 
     @property
     def accrues(self) -> bool:

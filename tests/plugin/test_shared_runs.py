@@ -272,3 +272,25 @@ def test_the_reports_of_all_jobs_are_one_page(machines: Machines) -> None:
     assert "spent $0.000003 " in told.stdout
     subprocess.run([*words, "--html", str(page)], env=given, check=True)
     assert "test_suite.py::test_it" in page.read_text()
+
+
+@pytest.mark.slow
+def test_a_minute_of_a_shared_endpoint_is_booked_once_for_all_jobs(machines: Machines) -> None:
+    machines.suite.emulator.add_endpoint("acme/llm")
+    machines.suite.test_file("""
+        import time
+        from pathlib import Path
+
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_that_meets_the_others():
+            Path(f"here-{os.getpid()}").touch()
+            while len(list(Path(".").glob("here-*"))) < 3:
+                time.sleep(0.05)
+    """)
+    jobs = [machines.start("--hf-session-budget=1", HF_TOKEN="hf_of_this_test") for _ in range(3)]
+    said = [job.communicate(timeout=120)[0] for job in jobs]
+    assert all(job.returncode == 0 for job in jobs), said
+    asked = [len(machines.suite.requests(op)) for op in ("resume", "pause")]
+    assert asked == [1, 1]
+    booked = int(machines.server.client().hget("hfbudget:run:run:budget", "ended"))
+    assert booked == machines.suite.emulator.invoice()["endpoints_nano_usd"] == 550_000
