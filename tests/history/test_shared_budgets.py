@@ -169,7 +169,7 @@ def test_the_advance_of_a_lost_job_counts_as_spent(jobs: Jobs) -> None:
 
 
 def test_a_request_that_was_lost_on_the_way_gives_nothing_away(jobs: Jobs) -> None:
-    jobs.timeout_s = 0.2
+    jobs.timeout_s = 1.0
     first, second = jobs.job(), jobs.job()
     first.hold(10)
     jobs.server.stop()
