@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from ecosystem_bench import EXPECTED, TOOLS, one_emulator, suite
+from ecosystem_bench import EXPECTED, TOOLS, one_emulator, page, suite
 
-__all__ = ["one_emulator", "suite"]
+__all__ = ["one_emulator", "page", "suite"]
 
 collect_ignore = ["suites"]  # they are run by these tests, each in a process of its own
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ MODULES = {
     "pydantic_ai_openai": "pydantic_ai",
     "smolagents_openai": "smolagents",
 }
+PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
+WRITE = "ECOSYSTEM_WRITE"
+# What stands right above the rows of the page's table.
+ROWS = "|---|---|---|---|---|---|\n"
+COLUMNS = ("below a cap", "in two workers", "without a cap", "what no cap holds")
+MOST_RELEASES = 3
 # Names the one tool that this environment is for: CI must not skip what it was set up for.
 EXPECTED = "ECOSYSTEM_TOOL"
 
@@ -42,6 +49,7 @@ class Suite:
     tool: str
     pytester: pytest.Pytester
     emulator: EmulatorClient
+    facts: dict[str, str]
 
     @property
     def retries(self) -> bool:
@@ -95,8 +103,35 @@ def one_emulator() -> Iterator[Emulator]:
         yield emulator
 
 
+@pytest.fixture(scope="session")
+def page() -> Iterator[dict[str, dict[str, str]]]:
+    """What came of each suite; with ECOSYSTEM_WRITE its row in docs/clients.md is written anew."""
+    facts: dict[str, dict[str, str]] = {}
+    yield facts
+    if os.environ.get(WRITE):
+        for tool, told in facts.items():
+            if set(told) == set(COLUMNS):
+                write_row(tool, told)
+
+
+def write_row(tool: str, facts: dict[str, str]) -> None:
+    """Put one row into the table, in the place of the tool's last one."""
+    text = PAGE.read_text("utf-8")
+    head, begin, rest = text.partition(ROWS)
+    table, end, tail = rest.partition("\n\n")
+    rows = {row.split("`")[1]: row for row in table.strip().splitlines()}
+    needs = (SUITES / f"{tool}.txt").read_text().splitlines()
+    names = [re.split(r"[=><\[]", need)[0] for need in needs if need and need[0] != "#"]
+    releases = ", ".join(f"{name} {version(name)}" for name in names[:MOST_RELEASES])
+    cells = (f"`{tool}`", releases, *(facts[column] for column in COLUMNS))
+    rows[tool] = f"| {' | '.join(cells)} |"
+    written = "\n".join(rows[name] for name in sorted(rows))
+    PAGE.write_text(f"{head}{begin}{written}{end}{tail}", "utf-8")
+
+
 @pytest.fixture(params=TOOLS)
 def suite(
+    page: dict[str, dict[str, str]],
     request: pytest.FixtureRequest,
     one_emulator: Emulator,
     pytester: pytest.Pytester,
@@ -109,7 +144,7 @@ def suite(
     monkeypatch.setenv("HFBUDGET_EMULATOR", one_emulator.url)
     monkeypatch.setenv("PYTHONPATH", "")
     pytester.path.joinpath("test_user.py").write_text(suite_of(tool))
-    return Suite(tool, pytester, one_emulator.client)
+    return Suite(tool, pytester, one_emulator.client, page.setdefault(tool, {}))
 
 
 def suite_of(tool: str) -> str:

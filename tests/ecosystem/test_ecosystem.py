@@ -30,6 +30,7 @@ def test_each_call_below_a_cap_is_charged_what_the_invoice_says(suite: Suite) ->
     assert set(result.parseoutcomes()) == {"passed"}
     assert len(suite.invoice) > result.parseoutcomes()["passed"]
     assert suite.charged == suite.invoice
+    suite.facts["below a cap"] = f"{len(suite.invoice)} calls, charged as invoiced"
 
 
 def test_in_two_workers_each_call_is_charged_what_the_invoice_says(suite: Suite) -> None:
@@ -37,6 +38,7 @@ def test_in_two_workers_each_call_is_charged_what_the_invoice_says(suite: Suite)
 
     assert set(result.parseoutcomes()) == {"passed"}
     assert suite.charged == suite.invoice
+    suite.facts["in two workers"] = f"{len(suite.invoice)} calls, charged as invoiced"
 
 
 def test_two_workers_break_no_cap(suite: Suite) -> None:
@@ -63,6 +65,7 @@ def test_without_a_cap_each_call_is_counted_and_no_test_notices(suite: Suite) ->
 
     assert set(result.parseoutcomes()) == {"passed"}
     assert suite.counted == len(suite.invoice)
+    suite.facts["without a cap"] = f"{suite.counted} calls, each counted"
 
 
 def test_where_no_call_fits_none_is_sent_and_each_test_says_what_to_do(suite: Suite) -> None:
@@ -74,9 +77,10 @@ def test_where_no_call_fits_none_is_sent_and_each_test_says_what_to_do(suite: Su
     # A tool may wrap the error, or swallow it: its sentence is in the failure all the same.
     failures = result.stdout.str().split("hf budget")[0].split("FAILURES")[1]
     sentence = "but only $0.0000001 of $0.0000001 is left"
-    each = re.split(r"^_+ test_\w+ _+$", failures, flags=re.MULTILINE)[1:]
+    each = re.split(r"^_+ test_[\w\[\]-]+ _+$", failures, flags=re.MULTILINE)[1:]
     assert len(each) == outcomes["failed"]
     assert all(sentence in failure for failure in each)
+    suite.facts["what no cap holds"] = f"0 calls sent, {len(each)} tests failed with the reason"
     result.stdout.fnmatch_lines(
         ["refused, though the test passed: *test_swallowing: emulator/chat may cost up to *"]
     )

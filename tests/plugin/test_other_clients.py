@@ -124,7 +124,7 @@ def test_warn_at_and_fallback_count_these_calls(others: Suite) -> None:
         others,
         """
         @pytest.mark.budget(
-            max_usd=1, warn_at=0.000000001, fallback="meta-llama/Llama-3.1-8B-Instruct:novita"
+            max_usd=1, fallback={"at_pct": 1e-9, "model": "meta-llama/Llama-3.1-8B-Instruct:novita"}
         )
         def test_it():
             call()

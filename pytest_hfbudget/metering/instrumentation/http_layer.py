@@ -122,7 +122,9 @@ class HttpLayer:
             UnseenCallError: as `stray`.
         """
         name = host.decode("ascii", "replace") if isinstance(host, bytes) else host
-        if not isinstance(name, str) or not self.hosts.bills_on(name, port):
+        if not isinstance(name, str) or not self.hosts.may_bill(name):
+            return
+        if not self.hosts.bills_on(name, port):
             return
         if name.lower() in self.hub.probe.opening or self.hub.probe.is_sending():
             return
@@ -156,7 +158,7 @@ class HttpLayer:
         for point in POINTS:
             if point.module != module.__name__:
                 continue
-            owner = genuine(module, point.owner)
+            owner: Any = genuine(module, point.owner) if point.owner else module
             original = vars(owner).get(point.method) if owner is not None else None
             if original is not None:
                 self._patches.replace(owner, point.method, point.wrapper(self, original))
@@ -166,7 +168,7 @@ Wrapper = Callable[[HttpLayer, Any], Any]
 
 
 class HttpPoint(NamedTuple):
-    """A method that every request of an HTTP library passes."""
+    """A method, or a function where there is no owner, that every request of a library passes."""
 
     module: str
     owner: str
@@ -234,14 +236,13 @@ def _aiohttp(layer: HttpLayer, original: Any) -> Any:
     @functools.wraps(original)
     async def _request(self: Any, method: str, str_or_url: Any, **options: Any) -> Any:
         __tracebackhide__ = True
+        if method != PAID_METHOD or not (url := paid_url(layer, self, str_or_url)):
+            return await original(self, method, str_or_url, **options)
 
         async def send(changed: str | None, options: dict[str, Any]) -> Any:
             return await original(self, method, changed or str_or_url, **options)
 
-        url = full_url(self, str_or_url) if method == PAID_METHOD else None
-        if url is not None and layer.may_bill(url.host or "") and layer.meters(str(url)):
-            return await _adapter("aiohttp").send(layer, send, self, str(url), options)
-        return await original(self, method, str_or_url, **options)
+        return await _adapter("aiohttp").send(layer, send, self, url, options)
 
     return _request
 
@@ -253,15 +254,25 @@ def _aioresponses(layer: HttpLayer, original: Any) -> Any:
     async def _request_mock(
         self: Any, session: Any, method: str, url: Any, *args: Any, **options: Any
     ) -> Any:
+        if method != PAID_METHOD or not (full := paid_url(layer, session, url)):
+            return await original(self, session, method, url, *args, **options)
+
         async def send(changed: str | None, options: dict[str, Any]) -> Any:
             return await original(self, session, method, changed or url, *args, **options)
 
-        full = full_url(session, url) if method == PAID_METHOD else None
-        if full is not None and layer.may_bill(full.host or "") and layer.meters(str(full)):
-            return await _adapter("aiohttp").send(layer, send, session, str(full), options)
-        return await original(self, session, method, url, *args, **options)
+        return await _adapter("aiohttp").send(layer, send, session, full, options)
 
     return _request_mock
+
+
+def _vcr_aiohttp(layer: HttpLayer, original: Any) -> Any:
+    """What makes vcrpy's stand-in for aiohttp's method; it stands in front of the one above."""
+
+    @functools.wraps(original)
+    def vcr_request(*args: Any, **options: Any) -> Any:
+        return _aiohttp(layer, original(*args, **options))
+
+    return vcr_request
 
 
 def host_of(url: object) -> str:
@@ -272,12 +283,15 @@ def host_of(url: object) -> str:
     return authority.partition(":")[0] if authority[:1] != "[" else authority[1:].partition("]")[0]
 
 
-def full_url(session: Any, given: Any) -> Any:
-    """The URL behind the one that a session of aiohttp is given; None if it can't be read."""
+def paid_url(layer: HttpLayer, session: Any, given: Any) -> str:
+    """The URL to which a session of aiohttp posts, where that is to be metered; else empty."""
+    if isinstance(given, str) and "://" in given and not layer.may_bill(host_of(given)):
+        return ""  # most are, and there is no quicker way to know
     try:
-        return session._build_url(given)
+        url = session._build_url(given)
     except Exception:
-        return None
+        return ""  # it will tell so itself
+    return str(url) if layer.may_bill(url.host or "") and layer.meters(str(url)) else ""
 
 
 POINTS = (
@@ -287,5 +301,6 @@ POINTS = (
     HttpPoint("httpx2._client", "AsyncClient", "send", _httpx_async),
     HttpPoint("requests.sessions", "Session", "send", _requests),
     HttpPoint("aiohttp.client", "ClientSession", "_request", _aiohttp),
+    HttpPoint("vcr.stubs.aiohttp_stubs", "", "vcr_request", _vcr_aiohttp),
     HttpPoint("aioresponses.core", "aioresponses", "_request_mock", _aioresponses),
 )
