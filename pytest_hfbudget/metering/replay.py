@@ -27,6 +27,10 @@ own_transports = attrgetter(
 )
 
 
+# They have transports of httpx that send by aiohttp; openai has the first one as an extra.
+TO_AIOHTTP = ("httpx_aiohttp", "litellm")
+
+
 def is_mock(value: object) -> bool:
     """Whether `unittest.mock` made it."""
     mock = sys.modules.get("unittest.mock")
@@ -140,7 +144,13 @@ def _httpx(httpx: ModuleType, session: Any) -> bool:
     # Asked of the client itself, not of the method that finds one of these for a URL: that is
     # where a mock may stand, in front of them.
     made_of = {type(session._transport), *map(type, session._mounts.values())}
-    return made_of <= {*own_transports(httpx), NoneType}
+    return all(map(_sends_by_aiohttp, made_of - {*own_transports(httpx), NoneType}))
+
+
+def _sends_by_aiohttp(transport: type) -> bool:
+    """Whether a transport of httpx ends at connections of aiohttp, which the probe watches, too."""
+    library = transport.__module__.partition(".")[0]
+    return library in TO_AIOHTTP and "aiohttp" in transport.__module__
 
 
 def _requests(requests: ModuleType, session: Any) -> bool:

@@ -353,13 +353,19 @@ def _sends_aiohttp(probe: TransportProbe, original: Any) -> Any:
         with probe.open_to(host):
             connection = await original(self, req, *args, **kwargs)
         try:
-            probe.leaving(host, req.method, lambda: None, lambda: str(req.url))
+            probe.leaving(host, req.method, lambda: _written(req.body), lambda: str(req.url))
         except BaseException:
             connection.close()
             raise
         return connection
 
     return connect
+
+
+def _written(body: Any) -> bytes | None:
+    """The body of a request of aiohttp, where it is bytes."""
+    value = getattr(body, "_value", body)
+    return value if isinstance(value, bytes) else None
 
 
 def _replayable(stream: Any) -> bytes | None:

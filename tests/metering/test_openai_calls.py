@@ -364,3 +364,20 @@ def test_a_call_of_hub_s_client_is_counted_once(bench: Bench) -> None:
     bench.client().chat_completion(say(10), max_tokens=50)
     assert len(bench.ledger.charges()) == 1
     assert bench.spent == bench.billed > 0
+
+
+def test_the_sdk_s_client_by_aiohttp_is_the_same(bench: Bench) -> None:
+    pytest.importorskip("httpx_aiohttp")
+    bench.cap("0.0001")
+
+    async def main() -> None:
+        async with async_client(http_client=openai.DefaultAioHttpClient()) as one:
+            await one.chat.completions.create(**ask())
+            async for _ in await one.chat.completions.create(**ask(stream=True)):
+                pass
+            with pytest.raises(openai.APIStatusError, match="was stopped after"):
+                await one.chat.completions.create(**ask(5000))
+
+    asyncio.run(main())
+    assert len(bench.ledger.charges()) == 3
+    assert bench.spent == bench.billed <= 100_000
