@@ -7,12 +7,21 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from pytest_hfbudget.settings import ROUTER, UNKNOWN_TASK
+from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, UNKNOWN_TASK
 
 OLD_API = "https://api-inference.huggingface.co"
 DEDICATED_HOST = ".endpoints.huggingface.cloud"
 # The control plane is below the same domain. Its requests cost nothing by themselves.
 CONTROL_PLANE = "api" + DEDICATED_HOST
+
+HUB = "https://huggingface.co"
+# What starts something that costs money until it is stopped. A Sandbox is a Job.
+STARTS = (
+    (re.compile(r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/duplicate)?"), "a Job of {}"),
+    (re.compile(r"/api/spaces/([^/]+/[^/]+)/hardware"), "hardware for the Space {}"),
+    (re.compile(r"/endpoint/([^/]+/[^/]+)/resume"), "the Inference Endpoint {}"),
+    (re.compile(r"/endpoint/([^/]+)"), "a new Inference Endpoint of {}"),
+)
 
 # How a path ends, and the task behind it. The first one that fits counts.
 SHAPES = (
@@ -50,6 +59,13 @@ def shape_of(url: str) -> Shape:
     return Shape(task, "" if task != UNKNOWN_TASK else url)
 
 
+class Start(NamedTuple):
+    """Something that is started, and its name or that of its owner."""
+
+    what: str
+    name: str
+
+
 class PaidPlace(NamedTuple):
     """A part of a host; no port stands for each of them."""
 
@@ -67,9 +83,13 @@ class PaidHosts:
 
     Args:
         more: URLs, or hosts with or without a port.
+        starting: base URLs, beside the public ones, at which something can be started that is paid
+            for by the minute.
     """
 
-    def __init__(self, more: Iterable[str] = ()) -> None:
+    def __init__(self, more: Iterable[str] = (), starting: Iterable[str] = ()) -> None:
+        self._starting = (HUB, ENDPOINTS_API, *starting)
+        self._start_hosts = {urlsplit(each).hostname for each in self._starting}
         self._places: dict[str, list[PaidPlace]] = {}
         self._known: dict[str, bool] = {}
         for each in (ROUTER, OLD_API, *more):
@@ -82,7 +102,7 @@ class PaidHosts:
         known = self._known.get(host)
         if known is None:
             name = host.lower().rstrip(".")
-            known = name in self._places or _is_dedicated(name)
+            known = name in self._places or name in self._start_hosts or _is_dedicated(name)
             if len(self._known) < MOST_KNOWN:
                 self._known[host] = known
         return known
@@ -98,6 +118,16 @@ class PaidHosts:
             return True
         port = port or (443 if parts.scheme == "https" else 80)
         return any(place.has(port, parts.path) for place in self._places.get(host, ()))
+
+    def started_by(self, url: str) -> Start | None:
+        """What a POST starts that is paid for by the minute, if it does."""
+        for base in self._starting:
+            if url.startswith(f"{base}/"):
+                path = url[len(base) :].partition("?")[0].rstrip("/")
+                for pattern, what in STARTS:
+                    if (found := pattern.fullmatch(path)) is not None:
+                        return Start(what.format(found[1]), found[1])
+        return None
 
     def bills_on(self, host: str, port: object) -> bool:
         """Whether a connection to a host and port may be for something that costs money."""

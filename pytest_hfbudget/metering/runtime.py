@@ -71,7 +71,7 @@ class Runtime:
 
     def paid_hosts(self) -> PaidHosts:
         """The hosts whose calls go through this meter."""
-        return PaidHosts((self.meter.router, *self.addresses.paid()))
+        return self.addresses.paid_hosts_with(self.meter.router)
 
     def require_hub(self) -> None:
         """Make sure that calls can be seen: a cap that sees nothing would hold nothing.

@@ -56,7 +56,6 @@ class FirstCall:
         """Have the first call start the meter; False where another run would get that call."""
         from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION
         from pytest_hfbudget.metering.instrumentation.patching import Addresses, Redirect
-        from pytest_hfbudget.metering.paid_hosts import PaidHosts
 
         if INSTRUMENTATION.meter is not None:
             return False
@@ -64,7 +63,7 @@ class FirstCall:
             addresses = Addresses.of(settings)
             self._redirect = Redirect(addresses)
             self._redirect.install()
-            INSTRUMENTATION.http.hosts = PaidHosts((settings.router, *addresses.paid()))
+            INSTRUMENTATION.http.hosts = addresses.paid_hosts_with(settings.router)
             INSTRUMENTATION.wakers.append(self._start)
             INSTRUMENTATION.install()
         return True

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from pytest_hfbudget.errors import UnseenCallError
 from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport, genuine
-from pytest_hfbudget.metering.paid_hosts import PaidHosts
+from pytest_hfbudget.metering.paid_hosts import PaidHosts, Start
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
     PAID_METHOD,
@@ -76,7 +76,10 @@ class HttpLayer:
 
         What is sent for a call of huggingface_hub's client is metered there.
         """
-        if self.hub.probe.is_sending() or not self._bills(url):
+        if self.hub.probe.is_sending():
+            return False
+        if not self._bills(url):
+            self._started(self.hosts.started_by(url))
             return False
         if self.hub.meter is None:
             self.hub.wake()
@@ -131,6 +134,19 @@ class HttpLayer:
         if self.hub.meter is None:
             self.hub.wake()
         self._unseen(name, "a connection")
+
+    def _started(self, start: Start | None) -> None:
+        """Have the summary name what the code under test starts by itself."""
+        if start is None:
+            return
+        if self.hub.meter is None:
+            self.hub.wake()
+        meter = self.hub.meter
+        if meter is not None and start.name not in meter.book.leased.values():
+            meter.missed(
+                f"the code under test has started {start.what}; no budget holds its cost, and "
+                "nothing stops it at the end"
+            )
 
     def _unseen(self, host: str, what: str) -> None:
         meter = self.hub.meter

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from pytest_hfbudget.metering.paid_hosts import PaidHosts
 from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
 
 logger = logging.getLogger("pytest_hfbudget")
@@ -180,9 +181,11 @@ class Addresses(NamedTuple):
             paid_hosts=settings.paid_hosts,
         )
 
-    def paid(self) -> tuple[str, ...]:
-        """The addresses beside the router at which calls are paid in this run."""
-        return (*self.paid_hosts, *((f"{self.emulator}/endpoint",) if self.emulator else ()))
+    def paid_hosts_with(self, router: str) -> PaidHosts:
+        """The hosts at which something is paid in this run."""
+        rehearsed = (f"{self.emulator}/endpoint",) if self.emulator else ()
+        starting = [base for base in (self.hub, self.endpoints_api) if base]
+        return PaidHosts((router, *self.paid_hosts, *rehearsed), starting)
 
     def constants(self) -> dict[str, str]:
         """The constants of huggingface_hub that hold them; none of these is an env variable."""

@@ -1,0 +1,44 @@
+"""What a test starts by itself and pays for by the minute is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from metering_bench import Bench
+
+STARTED = {
+    "/v2/endpoint/acme/own/resume": "the Inference Endpoint acme/own",
+    "/v2/endpoint/acme": "a new Inference Endpoint of acme",
+    "/hub/api/jobs/acme": "a Job of acme",
+    "/hub/api/jobs/acme/1/duplicate": "a Job of acme",
+    "/hub/api/scheduled-jobs/acme": "a Job of acme",
+    "/hub/api/spaces/acme/demo/hardware": "hardware for the Space acme/demo",
+}
+
+
+def post(bench: Bench, path: str, **options: Any) -> None:
+    httpx.post(bench.emulator.url + path, headers={"authorization": "Bearer hf_x"}, **options)
+
+
+@pytest.mark.parametrize("path", STARTED)
+@pytest.mark.parametrize("cap", [None, 1])
+def test_it_is_named(bench: Bench, path: str, cap: object) -> None:
+    if cap is not None:
+        bench.cap(cap)
+    post(bench, path, json={})
+    (why,) = bench.books.unmetered()
+    assert why.startswith(f"the code under test has started {STARTED[path]};")
+
+
+@pytest.mark.parametrize("path", ["/v2/endpoint/acme/own/pause", "/hub/api/jobs/acme/1/cancel"])
+def test_what_stops_something_is_not(bench: Bench, path: str) -> None:
+    post(bench, path)
+    assert bench.books.unmetered() == {}
+
+
+def test_an_endpoint_of_the_run_is_not(bench: Bench) -> None:
+    bench.book.leased["http://127.0.0.1:1/own"] = "acme/own"
+    post(bench, "/v2/endpoint/acme/own/resume")
+    assert bench.books.unmetered() == {}
