@@ -18,6 +18,8 @@ Without shekel its column stays empty. The rows:
   open already, as in every test of a run;
 - *begin and end a test*: what the hooks of a real run do around one test with a marker;
 - *hold and settle, -n 4*: four processes at once over the socket, per call, the median;
+- *elsewhere by LIBRARY*: what a POST to a host that is not paid takes longer, where httpx or
+  requests is installed;
 - *memory per charge*: what 100,000 settled calls leave behind.
 """
 
@@ -33,6 +35,7 @@ import timeit
 import tracemalloc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -44,6 +47,8 @@ from pytest_hfbudget import budget
 from pytest_hfbudget.ledger import Charge, Ledger, Scope
 from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
+from pytest_hfbudget.metering.instrumentation.http_layer import POINTS
+from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION
 
 try:
     import shekel
@@ -223,6 +228,45 @@ def bytes_per_charge() -> float:
     return grown / CHARGES
 
 
+def per_other_request() -> dict[str, float]:
+    """Microseconds that a POST to a host which is not paid takes longer, by library."""
+    layer, url = INSTRUMENTATION.http, "https://api.example.com/v1/answer"
+    taken = {}
+    with budget(1):
+        for name, make in (("httpx", _httpx_request), ("requests", _requests_request)):
+            if (request := make(url)) is not None:
+                point = next(p for p in POINTS if p.module.startswith(f"{name}."))
+                metered = point.wrapper(layer, _answer_nothing)
+                both = [best(partial(each, None, request)) for each in (metered, _answer_nothing)]
+                taken[name] = both[0] - both[1]
+    return taken
+
+
+def _answer_nothing(self: Any, request: Any, **options: Any) -> None:
+    return None
+
+
+def _httpx_request(url: str) -> Any:
+    try:
+        import httpx
+    except ImportError:
+        return None
+    return httpx.Request("POST", url, json={})
+
+
+def _requests_request(url: str) -> Any:
+    try:
+        import requests
+    except ImportError:
+        return None
+    return requests.Request("POST", url, json={}).prepare()
+
+
+def best(call: Callable[[], object]) -> float:
+    """Microseconds of processor time that a call takes in its best round."""
+    return min(timeit.repeat(call, number=CALLS, repeat=100, timer=process_time)) / CALLS * 1e6
+
+
 def main() -> None:
     """Print the table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
@@ -262,6 +306,8 @@ def main() -> None:
     row("the same inside of another", mine, None)
     row("begin and end a test", per_test(), their_block)
     row("hold and settle, -n 4", over_the_socket(), None)
+    for name, seconds in per_other_request().items():
+        row(f"elsewhere by {name}", seconds, None)
     row("memory per charge", bytes_per_charge(), 279.0 if shekel else None, "B")
 
 
