@@ -143,6 +143,7 @@ def suite(
         pytest.skip(f"{tool} is not installed here")
     monkeypatch.setenv("HFBUDGET_EMULATOR", one_emulator.url)
     monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the network for it
     pytester.path.joinpath("test_user.py").write_text(suite_of(tool))
     return Suite(tool, pytester, one_emulator.client, page.setdefault(tool, {}))
 
