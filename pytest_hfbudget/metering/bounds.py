@@ -221,8 +221,12 @@ class TokenCounts:
         if tokens > asked.input_bound and asked.basis == TOKENIZER:
             self._note(Fact(model, "", MISCOUNTED))
         elif tokens > asked.input_bound and asked.basis != BYTES:
-            self._note(Fact(model, provider, DOUBT))
-            return
+            # A provider that has changed since an earlier run may count alike from now on.
+            stale = not counts.alike and any(key not in counts.seen for key in counts.tokens)
+            self._note(Fact(model, provider, FORGET if stale else DOUBT))
+            before = None
+            if not stale:
+                return
         if before is None and len(self._journal) >= MOST_FACTS:
             return
         if prompt.shape:
