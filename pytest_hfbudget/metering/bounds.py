@@ -120,11 +120,11 @@ class TokenCounts:
             if not counts.alike:
                 tokens = with_margin(tokens)
             return request._replace(input_bound=tokens, basis=COUNTED, prompt=Prompt(hashes[-1]))
-        key = request.model, provider, hashes[-1]
-        if (kept := self._kept.get(key)) is None:
+        estimates, key = self._kept, (request.model, provider, hashes[-1])
+        if (kept := estimates.get(key)) is None:
             kept = self._estimated(request, parameters, book, provider, hashes)
-            if len(self._kept) < MOST_KEPT:
-                self._kept[key] = kept
+            if len(estimates) < MOST_KEPT:  # where something was learned meanwhile, they are gone
+                estimates[key] = kept
         bound, basis, inputs, prompt = kept
         return request._replace(input_bound=bound, basis=basis, inputs=inputs, prompt=prompt)
 
@@ -215,15 +215,19 @@ class TokenCounts:
             return
         counts = self._models[model].get(provider) or self._counts(model, provider)
         before = counts.tokens.get(prompt.exact)
-        if before is None and len(self._journal) >= MOST_FACTS:
-            return
         if counts.doubted or (before == tokens and counts.alike and prompt.exact in counts.seen):
             return
         asked = request.at(provider)
         if tokens > asked.input_bound and asked.basis == TOKENIZER:
             self._note(Fact(model, "", MISCOUNTED))
         elif tokens > asked.input_bound and asked.basis != BYTES:
-            self._note(Fact(model, provider, DOUBT))
+            # A provider that has changed since an earlier run may count alike from now on.
+            stale = not counts.alike and any(key not in counts.seen for key in counts.tokens)
+            self._note(Fact(model, provider, FORGET if stale else DOUBT))
+            before = None
+            if not stale:
+                return
+        if before is None and len(self._journal) >= MOST_FACTS:
             return
         if prompt.shape:
             self._narrow(model, provider, prompt, tokens)

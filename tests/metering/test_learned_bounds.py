@@ -316,6 +316,19 @@ def test_where_a_provider_counts_otherwise_than_in_an_earlier_run_that_is_forgot
     assert strict
 
 
+def test_a_provider_that_has_changed_since_an_earlier_run_is_learned_anew(priced: Bench) -> None:
+    ask(priced)
+    ask(priced, "two " * 50)
+    knowing(priced, facts(priced))
+    priced.emulator.client.configure(template_tokens=["groq=500"])
+    ask(priced)
+    assert priced.ledger.charges()[-1].over > 0
+    assert ask(priced, "two " * 50) > 272
+    ask(priced)
+    assert ask(priced) == counted(priced)
+    assert sum(charge.over > 0 for charge in priced.ledger.charges()) <= 2
+
+
 def test_a_doubt_of_an_earlier_run_is_kept(priced: Bench) -> None:
     priced.emulator.client.configure(recount="more")
     strict, *_ = (ask(priced) for _ in range(3))
