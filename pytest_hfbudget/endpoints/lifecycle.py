@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from pytest_hfbudget.endpoints.api import ControlPlane
+from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import Journal, leases_dir, prune
 from pytest_hfbudget.endpoints.lease_store import prune_held_leases
 from pytest_hfbudget.endpoints.lifecycle_types import (
@@ -178,9 +178,12 @@ class Lifecycle:
         if state is None or os.getpid() != self._pid:
             return False
         if state.warming:
-            found = self._meter.look(state)
-            ready = found and found.state == RUNNING and self._plane.healthy(found)
-            if ready or (found and found.state in BROKEN):
+            found, over = self._meter.look(state), True
+            with suppress(ControlPlaneError):  # `wait` says what is wrong
+                over = found is not None and (
+                    found.state in BROKEN or (found.state == RUNNING and self._plane.healthy(found))
+                )
+            if over:
                 with suppress(EndpointError):
                     state.wait()
         return state.is_open

@@ -21,6 +21,7 @@ from pytest_hfbudget.errors import (
     BudgetExceededError,
     EndpointError,
     Figures,
+    HFBudgetError,
     UnaffordableEndpointError,
 )
 from pytest_hfbudget.ledger import Ledger, Scope
@@ -107,7 +108,7 @@ class RunEndpoints:
         self.rearm()
         return endpoint
 
-    def _failed(self, name: str, error: EndpointError) -> None:
+    def _failed(self, name: str, error: HFBudgetError) -> None:
         """An endpoint that does not come up is of no use to any later test, so it is paused."""
         self.log.started(name, self._lifecycle.live(), failure=str(error))
         self._forget_unless_billed(name)
@@ -120,7 +121,7 @@ class RunEndpoints:
             self._lifecycle.warm(name, keep_running=keep_running)
         except UnaffordableEndpointError:
             self._lifecycle.forget(name)  # another one may be paused before it is needed
-        except EndpointError as error:
+        except HFBudgetError as error:
             self._failed(name, error)
         self.rearm()
 
@@ -131,7 +132,7 @@ class RunEndpoints:
         if opened:
             # It has come up at any time since the look before this.
             ago = (now - self._looks.pop(name, now)) / 2
-            with suppress(EndpointError):
+            with suppress(HFBudgetError):
                 self._lifecycle.ensure(name)
                 self.log.started(name, self._lifecycle.live(), ago=ago)
                 self.ensure(name)
