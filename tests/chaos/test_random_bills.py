@@ -101,7 +101,8 @@ def random_suite(seed: int) -> RandomSuite:
     tests = [f"def test_{at}():\n    call(*{one!r})\n" for at, one in enumerate(calls)]
     options = ["-n2"] if draw.random() < 0.5 else []
     options += ["--hf-session-budget=1"] if draw.random() < 0.5 else []
-    switches = {"cached_tokens": draw.choice((0, 5)), "billing_page_limit": draw.choice((0, 1))}
+    switches: dict[str, Any] = {"cached_tokens": draw.choice((0, 5))}
+    switches["billing_page_limit"] = draw.choice((0, 1))
     switches["cost_in_usage"] = draw.choice(([], ["novita"])) if factor == 1 else []
     routes = frozenset((one[1], one[2]) for one in calls)
     return RandomSuite(
