@@ -285,6 +285,11 @@ def test_an_address_of_the_hub_that_is_none_is_wrong_usage(billed_runs: BilledRu
     done = billed_runs.shell("bill", HF_ENDPOINT="huggingface.co")
     assert done.returncode == 2
     assert "HF_ENDPOINT=huggingface.co: write a URL" in done.stderr
+    secret = billed_runs.shell("bill", HF_ENDPOINT="ftp://me:secret@hub.example/x")
+    assert "HF_ENDPOINT=ftp://hub.example/x: write a URL" in secret.stderr
+    gone = billed_runs.shell("bill", HF_ENDPOINT="http://me:secret@127.0.0.1:1")
+    assert "http://127.0.0.1:1 did not answer" in gone.stderr
+    assert "secret" not in secret.stderr + gone.stderr
 
 
 # --- a month
