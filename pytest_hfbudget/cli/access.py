@@ -127,13 +127,14 @@ def hub() -> str:
     Raises:
         click.UsageError: HF_ENDPOINT is no URL.
     """
+    from pytest_hfbudget.text import public_url
     from pytest_hfbudget.values import url
 
     given = services().hub or os.environ.get("HF_ENDPOINT", "").strip() or HUB
     try:
         return url(given)
     except ValueError as error:
-        raise click.UsageError(f"HF_ENDPOINT={given}: {error}") from None
+        raise click.UsageError(f"HF_ENDPOINT={public_url(given)}: {error}") from None
 
 
 def api() -> str:

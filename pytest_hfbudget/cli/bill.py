@@ -99,7 +99,7 @@ def command(
         if wanted.month:
             _show_month(org, as_json)
             return
-        bills = _asked(wanted.find(), wait, org)
+        bills = _asked(wanted.find(), wait, org, max_drift)
     except HistoryError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -183,8 +183,14 @@ def _named(runs: Sequence[Bill], name: str) -> Bill:
     return found[0]
 
 
-def _asked(bills: Sequence[Bill], wait: float, org: str | None) -> list[Bill]:
-    """The same runs as the Hub reports them, asked for until all is booked or the time is over."""
+def _asked(
+    bills: Sequence[Bill], wait: float, org: str | None, allowed: Fraction | None
+) -> list[Bill]:
+    """The same runs as the Hub reports them, asked for until all is booked or the time is over.
+
+    A drift that is too large is asked for again as well: until a request is settled, the Hub may
+    book a placeholder for it.
+    """
     import time
 
     from pytest_hfbudget.history.bills import log_bills, read_again
@@ -197,12 +203,18 @@ def _asked(bills: Sequence[Bill], wait: float, org: str | None) -> list[Bill]:
         found = read_again(bills, hub, now)
         log_bills().keep(found, now)
         forbidden = any(bill.status == FORBIDDEN for bill in found)
-        done = all(bill.complete or not (bill.session_id and bill.requests) for bill in found)
+        done = all(_is_settled(bill, allowed) for bill in found)
         left = ends - time.monotonic()
         if done or forbidden or left <= 0:
             return found
         time.sleep(min(pause, left))
         pause = min(pause * 2, MOST_WAIT_S)
+
+
+def _is_settled(bill: Bill, allowed: Fraction | None) -> bool:
+    if not (bill.session_id and bill.requests):
+        return True  # nothing of it will ever be booked
+    return bill.complete and not (allowed is not None and bill.exceeds(allowed))
 
 
 def _exit_code(bills: Iterable[Bill], allowed: Fraction | None) -> int:
@@ -252,7 +264,10 @@ def _remarks(bills: Sequence[Bill], org: str | None) -> Iterator[str]:
     if growing:
         yield f"{counted(len(growing), 'run')} may grow: fewer requests are booked than were made."
     if estimated := sum(bill.estimated for bill in bills):
-        yield f"{show(estimated)} of the ledger is an upper bound: those answers had no usage."
+        yield (
+            f"{show(estimated)} of the ledger is an upper bound, for answers that told no usage; "
+            "the bill says what they cost."
+        )
     if any(bill.ledger is None for bill in bills):
         yield "?: the ledger lacks the price of a call, so there is no drift."
     if others := sum(bill.others for bill in bills):

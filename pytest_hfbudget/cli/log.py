@@ -117,7 +117,7 @@ def _billed(group: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
 
     if group == "run":
         known = [bill for bill in log_bills().runs() if bill.booked is not None]
-        names = ("billed_usd", "drift")
+        names = ("ledger_usd", "billed_usd", "drift")
         return names, {bill.run: {name: bill.json()[name] for name in names} for bill in known}
     if group == "model":
         found = by_model(log_bills().runs())
@@ -219,14 +219,12 @@ def _cost(row: Mapping[str, Any]) -> str:
 
 def _print_totals(group: str, rows: list[dict[str, Any]], total: Total) -> None:
     columns = ("calls", "refused", "input_tokens", "output_tokens", "minutes")
-    billed = [
-        name for name in ("billed_usd", "drift") if any(row.get(name) is not None for row in rows)
-    ]
-    labels = {"billed_usd": "billed"}
+    bill = ("ledger_usd", "billed_usd", "drift")
+    billed = [name for name in bill if any(row.get(name) is not None for row in rows)]
     output.console().print(
         output.table(
             *(group, *(name.replace("_", " ") for name in columns), "cost"),
-            *(labels.get(name, name) for name in billed),
+            *(name.removesuffix("_usd") for name in billed),
             rows=(
                 (
                     row[group] or "-",

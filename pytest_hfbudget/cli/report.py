@@ -102,10 +102,11 @@ def _with_bills(reports: list[Report]) -> list[Report]:
     from pytest_hfbudget.history.bills import log_bills
 
     try:
-        bills = {bill.run: bill for bill in log_bills().runs() if bill.booked is not None}
+        known = log_bills().runs([one.run for one in reports])
     except HistoryError as error:
         click.echo(f"Warning: no bills are shown: {error}", err=True)
         return reports
+    bills = {bill.run: bill for bill in known if bill.booked is not None}
     return [replace(one, bill=bills.get(one.run)) for one in reports]
 
 

@@ -41,7 +41,7 @@ _RUNS = f"""
         count(*) FILTER (WHERE {_ROUTED} AND entry.session_id NOT IN ('', run.session_id)),
         billed_nano_usd, bill.requests
     FROM run JOIN entry ON entry.run = run.run LEFT JOIN bill ON bill.run = run.run
-    GROUP BY run.run HAVING count(*) FILTER (WHERE {_ROUTED}) > 0
+    WHERE {{only}} GROUP BY run.run HAVING count(*) FILTER (WHERE {_ROUTED}) > 0
 """  # noqa: S608 - constants
 _SUMS = f"""
     SELECT coalesce(sum(nano_usd) FILTER (WHERE {_ROUTED}), 0),
@@ -53,6 +53,8 @@ _TOKENS = f"""
     SELECT run.run, sum(input_tokens), sum(output_tokens), sum(cached_tokens)
     FROM run JOIN entry ON entry.run = run.run WHERE {_OWN} AND {_BILLABLE} GROUP BY run.run
 """  # noqa: S608 - constants
+# Older releases of SQLite take 999 values in one statement.
+_MOST_NAMES = 900
 _NO_SESSION = (
     "this run has sent no session id: hf_session_header was off, or its release had none yet"
 )
@@ -67,13 +69,19 @@ class BillBook:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def runs(self) -> list[Bill]:
-        """Every run that called the router, oldest first, with what was last reported of it."""
+    def runs(self, only: Collection[str] | None = None) -> list[Bill]:
+        """Every run that called the router, oldest first, with what was last reported of it.
+
+        Args:
+            only: ids of runs, where no others are of interest.
+        """
         if not self._path.exists():
             return []
+        names = list(only or ()) if only is not None and len(only) <= _MOST_NAMES else None
+        marks = "1" if names is None else f"run.run IN ({', '.join('?' * len(names))})"
+        sql = f"{_RUNS.format(only=marks)} ORDER BY run.ended, run.run"
         with explained(self._path, SCHEMA), closing(connect(self._path, SCHEMA)) as connection:
-            rows = connection.execute(f"{_RUNS} ORDER BY run.ended, run.run").fetchall()
-        return [_bill(*row) for row in rows]
+            return [_bill(*row) for row in connection.execute(sql, names or ())]
 
     def evidence(self) -> list[BilledRun]:
         """The runs that say what one model costs: whole bills, with the tokens behind them."""

@@ -199,7 +199,7 @@ def runs(reports: Sequence[Report]) -> Table:
     )
     billed = any(one.bill is not None for one in reports)
     if billed:
-        columns += (Column("billed", "usd"), Column("drift", "word"))
+        columns += (Column("ledger", "usd"), Column("billed", "usd"), Column("drift", "word"))
     rows = tuple(
         (
             *(one.day, one.run, one.spent, one.cap, one.calls, one.refused, one.uptime),
@@ -211,8 +211,10 @@ def runs(reports: Sequence[Report]) -> Table:
     return Table("runs", "Over runs", columns, rows)
 
 
-def _billed(bill: Bill | None) -> tuple[Cell, Cell]:
-    return (bill.booked.nano_usd, drift_text(bill.drift)) if bill and bill.booked else (None, "")
+def _billed(bill: Bill | None) -> tuple[Cell, Cell, Cell]:
+    if bill is None or bill.booked is None:
+        return None, None, ""
+    return bill.ledger, bill.booked.nano_usd, drift_text(bill.drift)
 
 
 def drifts(reports: Sequence[Report]) -> Table:

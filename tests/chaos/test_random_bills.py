@@ -21,7 +21,7 @@ from pytest_hfbudget.emulator import Emulator
 
 QUICK, MORE = range(4), range(4, 40)
 SEEDS = [*QUICK, *(pytest.param(seed, marks=pytest.mark.slow) for seed in MORE)]
-PROVIDERS = ("groq", "novita", "deepinfra")
+PROVIDERS = ("groq", "novita", "together")
 # Rates that are whole nano-dollars per token, times each of the factors: no call is rounded.
 RATES = ("0.02", "0.1", "0.4", "2")
 FACTORS = ("1", "1", "1.5", "0.5", "1.25", "3")
@@ -101,8 +101,9 @@ def random_suite(seed: int) -> RandomSuite:
     tests = [f"def test_{at}():\n    call(*{one!r})\n" for at, one in enumerate(calls)]
     options = ["-n2"] if draw.random() < 0.5 else []
     options += ["--hf-session-budget=1"] if draw.random() < 0.5 else []
-    switches = {"cached_tokens": draw.choice((0, 5)), "billing_page_limit": draw.choice((0, 1))}
-    switches["cost_in_usage"] = draw.choice(([], ["deepinfra"])) if factor == 1 else []
+    switches: dict[str, Any] = {"cached_tokens": draw.choice((0, 5))}
+    switches["billing_page_limit"] = draw.choice((0, 1))
+    switches["cost_in_usage"] = draw.choice(([], ["novita"])) if factor == 1 else []
     routes = frozenset((one[1], one[2]) for one in calls)
     return RandomSuite(
         HEAD + "\n".join(tests), models, factor, tuple(options), switches, len(calls), routes

@@ -140,6 +140,21 @@ def test_waiting_goes_on_while_requests_are_missing(billed_runs: BilledRuns) -> 
     assert len(hub.log(op=OP, phase="arrived")) == 2
 
 
+def test_waiting_for_a_small_drift_goes_on_while_placeholders_are_booked(
+    billed_runs: BilledRuns,
+) -> None:
+    hub = billed_runs.shell.hub
+    hub.configure(billing_lag_s=3600.0, placeholder_usd="0.01")
+    billed_runs.run()
+    assert told(billed_runs)["billed_usd"] == "0.02"
+    waiting = billed_runs.shell.start("bill", "--wait", "50", "--max-drift", "1", "--json")
+    hub.wait_for(op=OP, timeout=30, after=hub.last())
+    hub.advance(3601)
+    out, _ = waiting.communicate(timeout=50)
+    assert json.loads(out)["drift"] == 0.0
+    assert waiting.returncode == 0
+
+
 def test_waiting_is_over_at_its_end(billed_runs: BilledRuns) -> None:
     billed_runs.shell.hub.configure(billing_lag_s=3600.0)
     billed_runs.run()
@@ -270,6 +285,11 @@ def test_an_address_of_the_hub_that_is_none_is_wrong_usage(billed_runs: BilledRu
     done = billed_runs.shell("bill", HF_ENDPOINT="huggingface.co")
     assert done.returncode == 2
     assert "HF_ENDPOINT=huggingface.co: write a URL" in done.stderr
+    secret = billed_runs.shell("bill", HF_ENDPOINT="ftp://me:secret@hub.example/x")
+    assert "HF_ENDPOINT=ftp://hub.example/x: write a URL" in secret.stderr
+    gone = billed_runs.shell("bill", HF_ENDPOINT="http://me:secret@127.0.0.1:1")
+    assert "http://127.0.0.1:1 did not answer" in gone.stderr
+    assert "secret" not in secret.stderr + gone.stderr
 
 
 # --- a month
@@ -348,10 +368,10 @@ def test_the_log_shows_ledger_and_bill_over_runs(billed_runs: BilledRuns) -> Non
     assert rows[first]["billed_usd"] == rows[first]["usd"]
     assert rows[fourth]["billed_usd"] is None
     names, *lines, _ = billed_runs.shell("log", "--by", "run").stdout.splitlines()
-    assert names.split()[-3:] == ["cost", "billed", "drift"]
+    assert names.split()[-4:] == ["cost", "ledger", "billed", "drift"]
     assert {line.split()[0]: line.rstrip()[-6:].strip() for line in lines}[second] == "+100 %"
     head = billed_runs.shell("log", "--by", "run", "--csv").stdout.splitlines()[0]
-    assert head.endswith("usd,billed_usd,drift")
+    assert head.endswith("usd,ledger_usd,billed_usd,drift")
 
 
 def test_the_log_shows_the_drift_of_a_model_by_runs_with_no_other(billed_runs: BilledRuns) -> None:

@@ -308,3 +308,16 @@ def test_hf_inference_is_billed_by_compute_time(hub: Emulator) -> None:
 def test_a_path_that_the_provider_does_not_have_is_not_found(call: Callable[..., Any]) -> None:
     body = {"model": MODEL, "messages": HELLO}
     assert call("POST", "/router/groq/v1/chat/completions", body).status == 404
+
+
+def test_deepinfra_tells_the_cost_of_an_answer(
+    call: Callable[..., Any], control: EmulatorClient
+) -> None:
+    body = {
+        "model": "deepseek-ai/DeepSeek-V3.1:deepinfra",
+        "messages": [{"role": "user", "content": "Hello"}],
+    }
+    usage = call("POST", "/router/v1/chat/completions", body).json()["usage"]
+    assert usage["estimated_cost"] * 10**9 == pytest.approx(control.invoice()["calls_nano_usd"])
+    control.configure(cost_in_usage=[])
+    assert "estimated_cost" not in call("POST", "/router/v1/chat/completions", body).json()["usage"]
