@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_hfbudget.text import printable
+from pytest_hfbudget.text import printable, public_url
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from pytest_hfbudget.pricing import Price, PriceBook
 
 
 SCHEMA = 1
@@ -85,3 +88,42 @@ def _plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(printable(text))
+
+
+def price_text(price: Price) -> str:
+    """A price in a few words."""
+    if price.free:
+        return "free"
+    row = price.as_row()
+    tokens = [f"{key} ${row[key]}" for key in ("input", "output", "cached") if key in row]
+    per_million = [f"{', '.join(tokens)} per 1M tokens"] if tokens else []
+    others = [f"${row[key]} per {key}" for key in ("call", "image", "second") if key in row]
+    return ", ".join((*per_million, *others))
+
+
+def catalogue_line(book: PriceBook) -> str:
+    """Which catalogue of the router is used, and how old it is."""
+    catalogue = book.catalogue
+    if not catalogue.origin:
+        return "The router's catalogue has never been read; to read it: hfbudget prices --refresh"
+    said = catalogue_json(book) or {}
+    return (
+        f"router catalogue of {catalogue.age(time.time())}, from {public_url(catalogue.origin)}; "
+        f"models: {said['models']}, offers: {said['offers']}, with a price: {said['priced']}"
+    )
+
+
+def catalogue_json(book: PriceBook) -> dict[str, Any] | None:
+    """The catalogue in figures; None where none has ever been read."""
+    catalogue = book.catalogue
+    if not catalogue.origin:
+        return None
+    offers = [offer for model in catalogue.offers.values() for offer in model]
+    return {
+        "origin": public_url(catalogue.origin),
+        "read_at": moment(catalogue.read_at),
+        "models": len(catalogue.offers),
+        "offers": len(offers),
+        "priced": sum(offer.price is not None for offer in offers),
+        "free": sum(offer.price is not None and offer.price.free for offer in offers),
+    }

@@ -84,7 +84,7 @@ class PriceAnswer:
             "known": self.known,
             "at_most": self._cost_json(),
             "said": [_word_json(word) for word in self.explanation.prices],
-            "catalogue": catalogue_json(self.book),
+            "catalogue": output.catalogue_json(self.book),
         }
 
     def text(self) -> Iterator[RenderableType]:
@@ -102,7 +102,7 @@ class PriceAnswer:
             yield toml_hint(self.request) + "\n"
         elif self.usage:
             yield f"{_tokens(self.usage)} cost at most {show(self._cost()[0])}.{self._choice()}"
-        yield catalogue_line(self.book)
+        yield output.catalogue_line(self.book)
 
     def _headline(self) -> str:
         by = f" by {self.request.provider}" if self.request.provider else ""
@@ -110,7 +110,7 @@ class PriceAnswer:
         if not used:
             return f"{name} has no known price. Under a cap a call is refused."
         if len({word.price for word in used}) == 1 and used[0].price:
-            return f"{name}: {price_text(used[0].price)}"
+            return f"{name}: {output.price_text(used[0].price)}"
         return (
             f"{name}: the router chooses the provider. The most expensive of {len(used)} prices "
             "is held, "
@@ -167,7 +167,7 @@ class Overview:
             ],
             "environment": self.book.environment and self.book.environment.as_row(),
             "unpriced": self.book.unpriced.source or "--hf-unpriced=refuse",
-            "catalogue": catalogue_json(self.book),
+            "catalogue": output.catalogue_json(self.book),
         }
 
     def text(self) -> Iterator[RenderableType]:
@@ -176,16 +176,16 @@ class Overview:
         if rows:
             yield output.table(
                 *("name", "price", "source"),
-                rows=((name, price_text(price), where) for name, price, where, _ in rows),
+                rows=((name, output.price_text(price), where) for name, price, where, _ in rows),
                 styles=("dim" if hidden else "" for *_, hidden in rows),
             )
         else:
             yield "There is no price in pyproject.toml, and no file of prices."
         yield ""
         if self.book.environment:
-            yield f"{ENVIRONMENT}: {price_text(self.book.environment)}"
+            yield f"{ENVIRONMENT}: {output.price_text(self.book.environment)}"
         yield f"a call without a price: {self.book.unpriced.source or '--hf-unpriced=refuse'}"
-        yield catalogue_line(self.book)
+        yield output.catalogue_line(self.book)
 
     def _rows(self) -> Iterator[tuple[str, Price, str, bool]]:
         for name, (price, where) in self.book.table.rows.items():
@@ -194,47 +194,8 @@ class Overview:
             yield public_url(name), price, f"{where}, hidden by the file's", True
 
 
-def price_text(price: Price) -> str:
-    """A price in a few words."""
-    if price.free:
-        return "free"
-    row = price.as_row()
-    tokens = [f"{key} ${row[key]}" for key in ("input", "output", "cached") if key in row]
-    per_million = [f"{', '.join(tokens)} per 1M tokens"] if tokens else []
-    others = [f"${row[key]} per {key}" for key in ("call", "image", "second") if key in row]
-    return ", ".join((*per_million, *others))
-
-
-def catalogue_line(book: PriceBook) -> str:
-    """Which catalogue of the router is used, and how old it is."""
-    catalogue = book.catalogue
-    if not catalogue.origin:
-        return "The router's catalogue has never been read; to read it: hfbudget prices --refresh"
-    said = catalogue_json(book) or {}
-    return (
-        f"router catalogue of {catalogue.age(time.time())}, from {public_url(catalogue.origin)}; "
-        f"models: {said['models']}, offers: {said['offers']}, with a price: {said['priced']}"
-    )
-
-
-def catalogue_json(book: PriceBook) -> dict[str, Any] | None:
-    """The catalogue in figures; None where none has ever been read."""
-    catalogue = book.catalogue
-    if not catalogue.origin:
-        return None
-    offers = [offer for model in catalogue.offers.values() for offer in model]
-    return {
-        "origin": public_url(catalogue.origin),
-        "read_at": output.moment(catalogue.read_at),
-        "models": len(catalogue.offers),
-        "offers": len(offers),
-        "priced": sum(offer.price is not None for offer in offers),
-        "free": sum(offer.price is not None and offer.price.free for offer in offers),
-    }
-
-
 def _cells(word: SourcePrice) -> tuple[str, ...]:
-    price = "" if word.price is None else price_text(word.price)
+    price = "" if word.price is None else output.price_text(word.price)
     verdict = "" if word.price is None else word.verdict
     return word.provider or "any", price, verdict, word.where, word.why
 
@@ -356,10 +317,10 @@ def _suggestion_lines(one: Suggestion) -> Iterator[str]:
     if one.listed is None or one.price is None:
         yield f"# {name}: no single price to compare with"
     elif one.right:
-        yield f"# {name}: {price_text(one.listed)} is right ({one.source})"
+        yield f"# {name}: {output.price_text(one.listed)} is right ({one.source})"
     else:
         spread = "" if one.exact else "; the runs differ, so this is their mean"
-        yield f"# {name}: was {price_text(one.listed)} ({one.source}){spread}"
+        yield f"# {name}: was {output.price_text(one.listed)} ({one.source}){spread}"
     for use in one.uses:
         bill, booked = use.bill, use.bill.booked
         if booked is not None:

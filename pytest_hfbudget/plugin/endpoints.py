@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_hfbudget.endpoints.api import ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointSettings
-from pytest_hfbudget.endpoints.retry import RunTimings, Timings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
 from pytest_hfbudget.endpoints.sweep import SweepOutcome
 from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime_meter import Shares
@@ -30,6 +28,7 @@ from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.events import EndpointLog
+from pytest_hfbudget.plugin.factory import endpoint_settings
 from pytest_hfbudget.plugin.uptime_booking import Key, UptimeBooking, UptimeSharing
 from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.reporting.timeline import Paid
@@ -68,7 +67,7 @@ class RunEndpoints:
         self._releasing: set[str] = set()
         self._looks: dict[str, float] = {}
         self._lifecycle = Lifecycle(
-            _terms(settings, run_id),
+            endpoint_settings(settings, run_id),
             progress=self._progress,
             afford=self._afford,
             grow=self._grow,
@@ -354,33 +353,6 @@ class RunEndpoints:
         self._said[name] = (state, seconds)
         text = f"endpoint {name}: {state}, {seconds:.0f} s"
         say(self._config, text, passing=state != "running")
-
-
-def _terms(settings: Settings, run_id: str) -> EndpointSettings:
-    from huggingface_hub import get_token
-
-    terms = EndpointSettings(
-        api=settings.endpoints_api,
-        token=get_token(),
-        run=run_id,
-        capped=bool(run_history.caps(settings)),
-        idle_timeout_min=settings.idle_timeout,
-        billing_minute_s=settings.billing_minute,
-        waits=RunTimings(wait_timeout_s=settings.endpoint_wait),
-        timings=Timings(looks_s=settings.endpoint_looks),
-    )
-    if settings.shared is not None:
-        from pytest_hfbudget import shared
-
-        terms = replace(terms, shared=shared.place(settings))
-    # A rehearsal's endpoints start in no time, and its control plane ends with it.
-    if settings.emulator:
-        return replace(
-            terms,
-            waits=replace(terms.waits, poll_s=0.05),
-            timings=replace(terms.timings, deadline_s=10.0, looks_s=()),
-        )
-    return terms
 
 
 def _line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:

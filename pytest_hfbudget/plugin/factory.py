@@ -1,8 +1,10 @@
-"""Puts a meter together from the settings of a run."""
+"""What is put together from the settings of a run: its meter, and the settings of endpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +22,9 @@ from pytest_hfbudget.plugin import price_sources
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.pricing import Catalogue, PriceBook
 from pytest_hfbudget.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 
 
 @off_loop()  # price files are read, also where a test imports huggingface_hub in its event loop
@@ -62,3 +67,35 @@ def make_meter(
 def session_scope(settings: Settings) -> Scope:
     """The budget of the whole run."""
     return Scope(SESSION, "session budget", settings.own_cap)
+
+
+def endpoint_settings(settings: Settings, run_id: str) -> EndpointSettings:
+    """What the endpoints of a run are resumed and paused by."""
+    from huggingface_hub import get_token
+
+    from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
+    from pytest_hfbudget.endpoints.retry import RunTimings, Timings
+    from pytest_hfbudget.plugin import run_history
+
+    terms = EndpointSettings(
+        api=settings.endpoints_api,
+        token=get_token(),
+        run=run_id,
+        capped=bool(run_history.caps(settings)),
+        idle_timeout_min=settings.idle_timeout,
+        billing_minute_s=settings.billing_minute,
+        waits=RunTimings(wait_timeout_s=settings.endpoint_wait),
+        timings=Timings(looks_s=settings.endpoint_looks),
+    )
+    if settings.shared is not None:
+        from pytest_hfbudget import shared
+
+        terms = replace(terms, shared=shared.place(settings))
+    # A rehearsal's endpoints start in no time, and its control plane ends with it.
+    if settings.emulator:
+        return replace(
+            terms,
+            waits=replace(terms.waits, poll_s=0.05),
+            timings=replace(terms.timings, deadline_s=10.0, looks_s=()),
+        )
+    return terms

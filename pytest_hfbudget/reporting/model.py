@@ -388,8 +388,7 @@ def _tests(ledger: Ledger, outcomes: Mapping[str, str], uptime: Counter[str]) ->
 def distinct(refusals: Iterable[Refusal]) -> Iterator[tuple[Refusal, int]]:
     """Each refusal that says something new of its test, and how many say the same.
 
-    Figures do not count: a sum that grows from call to call, or a block with the next number,
-    makes the same refusal.
+    Figures do not count: a sum that grows from call to call makes the same refusal.
     """
     first: dict[tuple[str | None, str, str], Refusal] = {}
     times: Counter[tuple[str | None, str, str]] = Counter()
