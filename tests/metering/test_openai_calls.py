@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -381,3 +382,21 @@ def test_the_sdk_s_client_by_aiohttp_is_the_same(bench: Bench) -> None:
     asyncio.run(main())
     assert len(bench.ledger.charges()) == 3
     assert bench.spent == bench.billed <= 100_000
+
+
+def test_eight_threads_break_no_cap(bench: Bench) -> None:
+    bench.cap("0.00002")
+
+    def work(stream: bool) -> None:
+        with client(max_retries=0) as one:
+            for _ in range(6):
+                with contextlib.suppress(openai.APIStatusError):
+                    answer = one.chat.completions.create(**ask(max_tokens=20, stream=stream))
+                    if stream:
+                        list(answer)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [True, False] * 4))
+    assert 10_000 < bench.billed <= 20_000
+    assert bench.spent == bench.billed
+    assert bench.held == 0

@@ -272,6 +272,18 @@ def test_an_encoded_answer_is_read(bench: Bench, name: str, stream: bool) -> Non
     assert (charge.replayed, charge.nano_usd) == (True, 0)
 
 
+def test_aiohttp_takes_a_method_in_small_letters(bench: Bench) -> None:
+    bench.cap(1)
+
+    async def main() -> None:
+        async with library("aiohttp").ClientSession() as session:
+            async with session.request("post", URL, json=question(), headers=TOKEN) as answer:
+                await answer.read()
+
+    asyncio.run(main())
+    assert bench.spent == bench.billed > 0
+
+
 def test_an_answer_of_aiohttp_that_is_not_read_is_settled(bench: Bench) -> None:
     bench.cap(1)
 

@@ -252,7 +252,7 @@ def _aiohttp(layer: HttpLayer, original: Any) -> Any:
     @functools.wraps(original)
     async def _request(self: Any, method: str, str_or_url: Any, **options: Any) -> Any:
         __tracebackhide__ = True
-        if method != PAID_METHOD or not (url := paid_url(layer, self, str_or_url)):
+        if method.upper() != PAID_METHOD or not (url := paid_url(layer, self, str_or_url)):
             return await original(self, method, str_or_url, **options)
 
         async def send(changed: str | None, options: dict[str, Any]) -> Any:
@@ -270,7 +270,7 @@ def _aioresponses(layer: HttpLayer, original: Any) -> Any:
     async def _request_mock(
         self: Any, session: Any, method: str, url: Any, *args: Any, **options: Any
     ) -> Any:
-        if method != PAID_METHOD or not (full := paid_url(layer, session, url)):
+        if method.upper() != PAID_METHOD or not (full := paid_url(layer, session, url)):
             return await original(self, session, method, url, *args, **options)
 
         async def send(changed: str | None, options: dict[str, Any]) -> Any:

@@ -240,8 +240,10 @@ def _stream_class(module: ModuleType) -> Any:
                 yield shown
 
         def close(self) -> None:
-            self._stream.close()
-            self._body.close()
+            try:
+                self._stream.close()
+            finally:
+                self._body.close()
 
     return MeteredByteStream
 
@@ -265,7 +267,9 @@ def _async_stream_class(module: ModuleType) -> Any:
                 yield shown
 
         async def aclose(self) -> None:
-            await self._stream.aclose()
-            self._body.close()
+            try:
+                await self._stream.aclose()
+            finally:
+                self._body.close()
 
     return AsyncMeteredByteStream

@@ -125,8 +125,10 @@ class MeteredRaw:
 
     def close(self) -> None:
         """Read no further."""
-        self._raw.close()
-        self._body.close()
+        try:
+            self._raw.close()
+        finally:
+            self._body.close()
 
     def __iter__(self) -> Iterator[bytes]:
         return self.stream()
