@@ -78,7 +78,8 @@ def test_where_no_call_fits_none_is_sent_and_each_test_says_what_to_do(suite: Su
 
     outcomes = result.parseoutcomes()
     assert ended(result) == {"failed"}
-    assert suite.invoice == suite.charged == []
+    # A task that was cancelled with others, before it was refused, is a call of $0.
+    assert (suite.invoice, sum(suite.charged)) == ([], 0)
     # A tool may wrap the error, or swallow it: its sentence is in the failure all the same.
     failures = result.stdout.str().split("hf budget")[0].split("FAILURES")[1]
     sentence = "but only $0.0000001 of $0.0000001 is left"
