@@ -15,13 +15,15 @@ STEPS = 12
 
 @pytest.fixture
 def like() -> OpenAILike:
-    return OpenAILike(
+    model = OpenAILike(
         model="emulator/chat:groq",
         api_base="https://router.huggingface.co/v1",
         api_key="hf_user",
         is_chat_model=True,
         max_tokens=50,
     )
+    model._get_client()  # it reads certificates, which takes its time
+    return model
 
 
 @pytest.fixture
