@@ -66,7 +66,6 @@ VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
     "endpoint_wait": (("", 0), ("30", 30.0), ("1.5", 1.5)),
     "endpoint_looks": (("", 0), ("0", ()), ("90, 5.5", (5.5, 90.0))),
     "cold_start": (("", 0), ("0", 0.0), ("90.5", 90.5)),
-    "order": (("collected", "collected"), ("cost", "cost"), ("collected", "collected")),
     "max_uptime": (("0.5", 30.0), ("30", 1800.0), ("60", 3600.0)),
     "idle_timeout": (("20", 20), ("30", 30), ("60", 60)),
     "billing_minute": (("", 0), ("0.5", 0.5), ("60", 60.0)),
