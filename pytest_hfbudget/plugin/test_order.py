@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from pytest_hfbudget.plugin import markers
-from pytest_hfbudget.plugin.replays import undecided
+from pytest_hfbudget.plugin.markers import undecided
 from pytest_hfbudget.scheduling import Task
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.values import full_name
