@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 from pytest_hfbudget import values
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import parse_usd
-from pytest_hfbudget.text import public_url
 from pytest_hfbudget.values import Guard, Setting
 
 # The folder of the leases, the budgets over many runs and the usage log; without it caps are lost.
@@ -357,10 +356,12 @@ def _empty(name: str) -> ConfigError:
 
 
 def _parse(setting: Setting[Any], name: str, value: Any) -> Any:
-    shown = public_url(value) if isinstance(value, str) else value
     try:
         if setting is SETTINGS["shared"] and name != setting.variable:
             values.without_password(value)
         return setting.parse(value)
     except ValueError as error:
+        from pytest_hfbudget.text import public_url  # few values are wrong
+
+        shown = public_url(value) if isinstance(value, str) else value
         raise ConfigError(" ".join(f"{name}={shown}: {error}".split())) from None

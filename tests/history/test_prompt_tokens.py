@@ -78,7 +78,11 @@ def test_rows_that_make_no_sense_are_passed_over(path: Path) -> None:
 def test_a_log_of_an_earlier_release_gets_the_table(path: Path) -> None:
     learn(path, ("groq", "ab", 100))
     with sqlite3.connect(path) as connection:
-        connection.execute("DROP TABLE prompt_tokens")
+        for table in ("prompt_tokens", "duration", "bill"):
+            connection.execute(f"DROP TABLE {table}")
+        for table, column in (("run", "session_id"), ("entry", "session_id")):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("ALTER TABLE entry DROP COLUMN cached_tokens")
         connection.execute("PRAGMA user_version = 1")
     assert known(path) == {}
     learn(path, ("groq", "ab", 100))

@@ -87,7 +87,7 @@ class Bench:
 
     def pay_for(self, *hosts: str) -> None:
         """Have calls to these be paid, as `hf_paid_hosts` does."""
-        paid = replace(self.runtime.addresses, paid_hosts=hosts)
+        paid = self.runtime.addresses._replace(paid_hosts=hosts)
         self.runtime.release()
         self.runtime.addresses = paid
         self.runtime.acquire()

@@ -80,7 +80,7 @@ def test_a_test_may_handle_its_refusals(others: Suite) -> None:
 
 
 def test_a_session_budget_that_is_used_up_skips_the_rest_and_the_run_is_red(others: Suite) -> None:
-    write(others, "@pytest.mark.parametrize('n', range(4))\ndef test_it(n):\n    call()\n")
+    write(others, "@pytest.mark.parametrize('n', range(20))\ndef test_it(n):\n    call()\n")
     result = others.run("--hf-session-budget=0.00002")
     outcomes = result.parseoutcomes()
     assert set(outcomes) == {"passed", "skipped"}
@@ -89,7 +89,7 @@ def test_a_session_budget_that_is_used_up_skips_the_rest_and_the_run_is_red(othe
 
 
 def test_workers_share_the_cap(others: Suite) -> None:
-    write(others, "@pytest.mark.parametrize('n', range(12))\ndef test_it(n):\n    call()\n")
+    write(others, "@pytest.mark.parametrize('n', range(24))\ndef test_it(n):\n    call()\n")
     result = others.run("--hf-session-budget=0.00002", "-n2", "--hf-report=report.json")
     assert {"passed", "skipped"} == set(result.parseoutcomes())
     assert 0 < others.billed <= 20_000
@@ -124,7 +124,9 @@ def test_warn_at_and_fallback_count_these_calls(others: Suite) -> None:
         others,
         """
         @pytest.mark.budget(
-            max_usd=1, fallback={"at_pct": 1e-9, "model": "meta-llama/Llama-3.1-8B-Instruct:novita"}
+            max_usd=1,
+            warn_at=1e-9,
+            fallback={"at_pct": 1e-9, "model": "meta-llama/Llama-3.1-8B-Instruct:novita"},
         )
         def test_it():
             call()
