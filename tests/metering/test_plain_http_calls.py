@@ -98,6 +98,20 @@ def written(text: str) -> int:
 
 
 @every_way
+def test_the_router_is_told_the_session_of_the_run_unless_the_caller_has_one(
+    bench: Bench, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.budgets.session_id = "hfbudget-0123456789ab"
+    post(URL, question(max_tokens=9))
+    monkeypatch.setitem(TOKEN, "x-hf-session-id", "of-the-caller")
+    post(URL, question(max_tokens=9))
+    log = bench.emulator.client.log(kind="request", phase="arrived")
+    told = [entry["session"] for entry in log if entry["method"] == "POST"]
+    assert told == ["hfbudget-0123456789ab", "of-the-caller"]
+    assert [charge.session_id for charge in bench.ledger.charges()] == told
+
+
+@every_way
 def test_a_call_is_charged_what_the_invoice_says(bench: Bench, post: Post) -> None:
     bench.cap(1)
     status, text = post(URL, question(max_tokens=50))

@@ -46,7 +46,9 @@ class AiohttpRequest:
         self._original, self._options = original, options
         given = options.get("json")
         body = as_bytes(options.get("data"))
-        self.parameters = HttpParameters.of(url, body)
+        self.parameters = HttpParameters.of(
+            url, body, {**session.headers, **dict(options.get("headers") or {})}
+        )
         if given is not None:
             self.parameters.json, self.parameters.data = given, b""
         timeout = options.get("timeout")

@@ -54,7 +54,7 @@ class AnyHttpxRequest:
         self.client = client
         self._original, self._request, self._options = original, request, options
         self._module = _library(request)
-        self.parameters = HttpParameters.of(str(request.url), request.read())
+        self.parameters = HttpParameters.of(str(request.url), request.read(), request.headers)
         timeouts = request.extensions.get("timeout")
         self.timeout: object = timeouts.get("read") if isinstance(timeouts, dict) else None
         # An answer in pieces is read here for a client that wants it whole: it has to be settled

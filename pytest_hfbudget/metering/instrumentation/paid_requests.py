@@ -16,7 +16,12 @@ from pytest_hfbudget.errors import BudgetExceededError, UnseenCallError
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.fallback import UnfitError, prepared
 from pytest_hfbudget.metering.hold import begin, resume
-from pytest_hfbudget.metering.instrumentation.calls import ASKED, ClientRoute, RetryState
+from pytest_hfbudget.metering.instrumentation.calls import (
+    ASKED,
+    SESSION_HEADER,
+    ClientRoute,
+    RetryState,
+)
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.paid_hosts import shape_of
@@ -54,15 +59,19 @@ class HttpParameters:
     data: Any = None
 
     @classmethod
-    def of(cls, url: str, body: bytes | None) -> HttpParameters:
-        """What a POST asks for; without a body where that can't be read."""
+    def of(cls, url: str, body: bytes | None, headers: Mapping[str, Any] | None) -> HttpParameters:
+        """What a POST asks for; without a body where that can't be read.
+
+        Of its headers only a session id of the caller's own counts: the run's is not to replace it.
+        """
         task, model = shape_of(url)
+        own = {k: v for k, v in (headers or {}).items() if k.lower() == SESSION_HEADER.lower()}
         payload = None
         with suppress(ValueError):
             payload = parse_json(body) if body and body.lstrip()[:1] == b"{" else None
         if isinstance(payload, dict):
-            return cls(url, task, model, json=payload)
-        return cls(url, task, model, data=body)
+            return cls(url, task, model, own, json=payload)
+        return cls(url, task, model, own, data=body)
 
     @property
     def streams(self) -> bool:

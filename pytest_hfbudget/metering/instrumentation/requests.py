@@ -36,7 +36,7 @@ class RequestsRequest:
     ) -> None:
         self.client = session
         self._original, self._request, self._options = original, request, options
-        self.parameters = HttpParameters.of(request.url, as_bytes(request.body))
+        self.parameters = HttpParameters.of(request.url, as_bytes(request.body), request.headers)
         given = options.get("timeout")
         self.timeout: object = given[1] if isinstance(given, tuple) and len(given) > 1 else given
         self._whole = self.parameters.streams and not options.get("stream", session.stream)
