@@ -36,9 +36,7 @@ def test_no_cap_is_broken_no_charge_is_wrong_and_nothing_is_refused_that_fits(
             known = run.runtime.meter.counts.facts
             if plan.known == "another release's":
                 known = read_from_log(known, tmp_path, rule=RULE + 1)
-            again = perform(
-                plan.changed() if plan.known == "changed" else plan, one_emulator, known
-            )
+            again = perform(plan.later, one_emulator, known)
             figures.update(Judge(again, one_emulator.client).check())
     except AssertionError as fault:
         raise AssertionError(f"{fault}\nagain: pytest tests/chaos --seed {seed}") from None
