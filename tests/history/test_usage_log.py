@@ -16,13 +16,13 @@ from pytest_hfbudget.history.usage_log import (
     COLUMNS,
     FILE,
     GROUPS,
-    SCHEMA,
     LoggedRun,
     QueryResult,
     UsageLog,
     UsageQuery,
     entries,
 )
+from pytest_hfbudget.history.usage_schema import SCHEMA
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.reporting import EndpointLine, Report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from metering_bench import MODEL, Bench, say
@@ -29,7 +30,8 @@ def test_of_a_stream_that_was_left_only_its_input_and_what_it_wrote_came_back(
     priced: Bench,
 ) -> None:
     priced.cap(1)
-    stream = priced.client(provider="groq").chat_completion(say(20), max_tokens=500, stream=True)
+    client: Any = priced.client(provider="groq")
+    stream = client.chat_completion(say(20), max_tokens=500, stream=True)
     written = len(next(stream).choices[0].delta.content or "")
     stream.close()
     (charge,) = charges(priced)

@@ -53,7 +53,7 @@ class watched:
         return self
 
     def __exit__(self, *error: object) -> None:
-        del self.bench.books.ask  # type: ignore[attr-defined] # the instance's own
+        del self.bench.books.ask  # the instance's own
 
 
 def counted(bench: Bench) -> int:

@@ -51,7 +51,7 @@ def by_a_transport(url: str) -> None:
 
 def by_a_socket(url: str) -> None:
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port)) as one:
+    with socket.create_connection((parts.hostname, parts.port or 80)) as one:
         lines = [f"POST {PATH} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(BODY)}"]
         lines += [f"{name}: {value}" for name, value in TOKEN.items()]
         one.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode() + BODY)
