@@ -98,8 +98,9 @@ class RunEndpoints:
         try:
             endpoint = self._lifecycle.ensure(name, keep_running=keep_running)
         except EndpointError as error:
+            paused = self.paused(name)  # asked before it counts as released
             self._failed(name, error)
-            if self._settings.max_uptime is None and (paused := self.paused(name)):
+            if paused is not None and self._settings.max_uptime is None:
                 raise UnaffordableEndpointError(str(paused)) from None
             raise
         self.log.started(name, self._lifecycle.live())

@@ -228,7 +228,9 @@ def test_stop_ends_the_run_after_the_test_and_pauses(suite: Suite) -> None:
         def test_never_begun():
             pass
     """)
-    result = suite.run("--hf-session-budget=0.0006", "--hf-on-exhausted=stop")
+    result = suite.run(
+        "--hf-session-budget=0.0006", "--hf-on-exhausted=stop", "--hf-order=collected"
+    )
     result.assert_outcomes(passed=1, skipped=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(

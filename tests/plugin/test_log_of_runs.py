@@ -147,14 +147,16 @@ def test_a_run_that_is_killed_while_it_logs_leaves_the_log_whole(real: Suite) ->
     real.test_file("def test_it():\n    call()\n")
     real.run().assert_outcomes(passed=1)
     (real.path / "conftest.py").write_text(
-        "import os, signal, sys\n"
+        "import os, signal, sqlite3\n"
+        "connect = sqlite3.connect\n"
         "def watch(sql):\n"
         "    if sql.startswith('INSERT INTO entry'):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "def hook(event, arguments):\n"
-        "    if event == 'sqlite3.connect/handle':\n"
-        "        arguments[0].set_trace_callback(watch)\n"
-        "sys.addaudithook(hook)\n"
+        "def watched(*args, **kwargs):\n"
+        "    connection = connect(*args, **kwargs)\n"
+        "    connection.set_trace_callback(watch)\n"
+        "    return connection\n"
+        "sqlite3.connect = watched\n"
     )
     assert real.run().ret == -signal.SIGKILL
     assert log()["total"]["calls"] == 1
