@@ -64,6 +64,10 @@ def rows(emulator: EmulatorClient) -> list[Row]:
     ]
 
 
+# What the bill counts as a request: also one that the service has no price for.
+SERVED = ("full", "generated", "unpriced")
+
+
 @dataclass
 class Judge:
     """Everything that has to be true of a run."""
@@ -108,7 +112,7 @@ class Judge:
         found = hub.sessions([self.run.session_id], now, now)
         booked = found.get(self.run.session_id, Booked(0, 0))
         assert booked.nano_usd == sum(row.nano_usd for row in self.rows)
-        assert booked.requests == sum(row.billed in ("full", "generated") for row in self.rows)
+        assert booked.requests == sum(row.billed in SERVED for row in self.rows)
         charges = self.run.ledger.charges()
         if not any(charge.estimated for charge in charges):
             made = [c for c in charges if c.session_id == self.run.session_id]
