@@ -141,5 +141,6 @@ def test_an_endpoint_that_was_paused_early_takes_nothing_more_from_the_cap(
             threading.Event().wait(4)
             call()
     """)
-    result = short_minutes.run("--hf-session-budget=0.003", "--hf-max-uptime=0.015")
+    options = ("--hf-session-budget=0.003", "--hf-max-uptime=0.015", "--hf-order=collected")
+    result = short_minutes.run(*options)
     result.assert_outcomes(passed=2)
