@@ -178,6 +178,7 @@ class RunEndpoints:
     @off_loop()
     def accrue(self) -> None:
         """Book every started minute of what runs."""
+        self._notice_paused()  # what was released is paused while tests run
         with self._uptime.lock:
             if self._uptime.accrues:
                 self._end_what_was_paused()
