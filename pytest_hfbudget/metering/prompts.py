@@ -57,7 +57,7 @@ class Fact(NamedTuple):
     """One thing that was learned of a provider.
 
     Attributes:
-        provider: empty for what is true of a model whoever serves it.
+        provider: empty for what is true of a model at every provider.
         key: the hash of a request; that of a shape with its letter before it; or one of the signs
             above.
         tokens: 0 where it is no count.

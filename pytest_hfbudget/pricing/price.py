@@ -275,7 +275,7 @@ class QuotedOffer(NamedTuple):
     """What one request can cost at one provider.
 
     Attributes:
-        provider: None where the price is the same whoever answers.
+        provider: None where every provider has the same price.
         request: as that provider counts it.
     """
 

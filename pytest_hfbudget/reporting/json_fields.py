@@ -1,4 +1,4 @@
-"""The fields of a JSON object that somebody may have edited: each is checked when it is read."""
+"""The fields of a JSON object that a user may have edited: each is checked when it is read."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pytest_hfbudget.reporting.model import EndpointLine, Report, SharedLine, TestLine
 
 MINUTE_S = 60.0
-# Of a test that several jobs have run, the outcome that needs somebody to look at it.
+# Where several jobs have run a test, the worst outcome counts.
 _WORST = ("failed", "interrupted", "not run")
 
 

@@ -67,7 +67,7 @@ def test_without_a_cap_nothing_of_a_request_is_changed(bench: Bench) -> None:
         for _ in one.chat.completions.create(**ask(3, stream=True)):
             pass
     (charge,) = bench.ledger.charges()
-    assert charge.estimated, "usage was asked for, though nobody had"
+    assert charge.estimated, "the usage is exact, although the caller did not ask for it"
 
 
 def test_a_stream_settles_as_it_passes_and_shows_no_chunk_that_was_not_asked_for(

@@ -1,4 +1,4 @@
-"""What somebody might test who uses Haystack, and who has never heard of this plugin."""
+"""A suite that uses Haystack, and does not mention this plugin."""
 
 import asyncio
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What somebody might test who uses Haystack's OpenAI generator, and not this plugin."""
+"""A suite that uses Haystack's OpenAI generator, and does not mention this plugin."""
 
 import asyncio
 from contextlib import suppress

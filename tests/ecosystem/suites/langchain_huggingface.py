@@ -1,4 +1,4 @@
-"""What somebody might test who uses LangChain, and who has never heard of this plugin."""
+"""A suite that uses LangChain, and does not mention this plugin."""
 
 import asyncio
 

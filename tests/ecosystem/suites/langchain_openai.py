@@ -1,4 +1,4 @@
-"""What somebody might test who uses LangChain's ChatOpenAI, and not this plugin."""
+"""A suite that uses LangChain's ChatOpenAI, and does not mention this plugin."""
 
 import asyncio
 

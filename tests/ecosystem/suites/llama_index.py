@@ -1,4 +1,4 @@
-"""What somebody might test who uses llama-index, and who has never heard of this plugin."""
+"""A suite that uses llama-index, and does not mention this plugin."""
 
 import asyncio
 from contextlib import suppress

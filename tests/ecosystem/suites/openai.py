@@ -1,4 +1,4 @@
-"""What somebody might test who uses the openai SDK, and who has never heard of this plugin."""
+"""A suite that uses the openai SDK, and does not mention this plugin."""
 
 import asyncio
 from contextlib import suppress

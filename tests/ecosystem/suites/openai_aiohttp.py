@@ -1,4 +1,4 @@
-"""What somebody might test who lets the openai SDK send by aiohttp."""
+"""A suite that lets the openai SDK send by aiohttp, and does not mention this plugin."""
 
 import asyncio
 from contextlib import suppress

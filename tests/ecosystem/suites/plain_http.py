@@ -1,4 +1,4 @@
-"""What somebody might test who posts by hand, and who has never heard of this plugin."""
+"""A suite that posts by hand, and does not mention this plugin."""
 
 import asyncio
 import json

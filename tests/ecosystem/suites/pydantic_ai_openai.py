@@ -1,4 +1,4 @@
-"""What somebody might test who uses Pydantic AI's OpenAI model, and not this plugin."""
+"""A suite that uses Pydantic AI's OpenAI model, and does not mention this plugin."""
 
 import asyncio
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What somebody might test who uses smolagents, and who has never heard of this plugin."""
+"""A suite that uses smolagents, and does not mention this plugin."""
 
 import pytest
 from smolagents import InferenceClientModel, ToolCallingAgent, tool

@@ -1,4 +1,4 @@
-"""What somebody might test who uses smolagents with OpenAI's API, and not this plugin."""
+"""A suite that uses smolagents with OpenAI's API, and does not mention this plugin."""
 
 import pytest
 from smolagents import LiteLLMModel, OpenAIModel, ToolCallingAgent, tool
