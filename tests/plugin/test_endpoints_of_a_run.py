@@ -42,6 +42,14 @@ def test_an_endpoint_is_resumed_and_paused_and_its_price_is_uptime(suite: Suite)
 
 
 @pytest.mark.slow
+def test_the_plugins_own_resume_is_not_taken_for_one_of_the_tested_code(suite: Suite) -> None:
+    suite.test_file(ONE)
+    result = suite.run("--hf-session-budget=1")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*the code under test has started*")
+
+
+@pytest.mark.slow
 def test_many_tests_share_one_resume(suite: Suite) -> None:
     suite.test_file("""
         @pytest.mark.parametrize("n", range(5))
