@@ -206,6 +206,20 @@ class _Puzzle:
         return self._prices[endpoints]
 
 
+def is_gap(idle: float, until: float | None, cold_start: float, minute: float) -> bool:
+    """Whether an endpoint that serves is to be paused until it is needed again.
+
+    To pause it saves money if it is idle for longer than the cold start that this costs. Where
+    that is unknown, it is paused once it has idled so long: that costs twice the least at most.
+
+    Args:
+        idle: seconds since a test last used it.
+        until: seconds until a test needs it again; None if that is not known.
+        minute: seconds of a billed minute; a cold start is paid for by started minutes.
+    """
+    return idle >= cold_start if until is None else until > minute * math.ceil(cold_start / minute)
+
+
 # When all of these endpoints are expected to serve, on the caller's clock.
 Ready = Callable[[frozenset[str]], float]
 

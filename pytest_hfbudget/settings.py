@@ -228,6 +228,12 @@ class Settings:
         "--hf-order=HOW HFBUDGET_ORDER hf_order",
         "order of the tests of a run with endpoints: cost (few endpoint minutes), collected",
     )
+    endpoint_gaps = Setting[str](
+        "keep",
+        values.one_of(("keep", "pause")),
+        "HFBUDGET_ENDPOINT_GAPS hf_endpoint_gaps",
+        "pause: where tests of an endpoint lie apart, it is paused between them (keep)",
+    )
     max_uptime = Guard[float | None](
         None,
         values.seconds_of_minutes,

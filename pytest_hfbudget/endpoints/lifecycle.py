@@ -38,16 +38,8 @@ _EARLY = {
 }
 
 
-def _no_progress(name: str, state: str, seconds: float) -> None:
-    """Reports no progress."""
-
-
-def _any_price(endpoint: Endpoint, nano_per_minute: int | None) -> None:
-    """Nothing caps what endpoints may cost."""
-
-
-def _any_number(endpoint: Endpoint, more: int, nano_per_minute: int, ahead: bool) -> None:
-    """Nothing caps how many replicas there may be."""
+def _nothing(*_: object) -> None:
+    """Shows no progress, and refuses nothing."""
 
 
 class Lifecycle:
@@ -61,9 +53,9 @@ class Lifecycle:
         self,
         settings: EndpointSettings,
         *,
-        progress: Progress = _no_progress,
-        afford: Afford = _any_price,
-        grow: Grow = _any_number,
+        progress: Progress = _nothing,
+        afford: Afford = _nothing,
+        grow: Grow = _nothing,
         clock: Clock = SYSTEM_CLOCK,
         spawn: SpawnedProcess = spawn_reaper,
     ) -> None:
@@ -109,7 +101,7 @@ class Lifecycle:
         """
         for name in names:
             split_name(name)
-            self._need_token(name)
+            self._settings.need_token(name)
             self._plane.get(name)
 
     def pays(self, name: str) -> bool:
@@ -166,10 +158,14 @@ class Lifecycle:
         with self._lock:
             known = self._states.get(name)
             state = self._states.setdefault(name, EndpointState(name))
-        if known is None:
+        first = known is None
+        if known is not None and known.use.released_at is not None and self._settings.reopens:
+            state, first = self._reopen(known)
+        if first:
             with state.opening():
-                self._need_token(name)
-                state.up.rest = self._startup.begin(state, keep_running=keep_running)
+                self._settings.need_token(name)
+                keep = keep_running and not state.leased
+                state.up.rest = self._startup.begin(state, keep_running=keep)
                 self._adopt(state)
 
     def opened(self, name: str) -> bool:
@@ -189,11 +185,16 @@ class Lifecycle:
         return state.is_open
 
     def since(self, name: str) -> float | None:
-        """When it was resumed, on the steady clock; `-inf` once that is over, None before it."""
+        """When it was resumed, on the steady clock; `-inf` once it serves, None while it rests."""
         state = self._states.get(name)
-        if state is None or not (state.leased or state.is_open):
+        if state is None or state.use.released_at or not (state.leased or state.is_open):
             return None
-        return -math.inf if state.is_open else state.use.resumed_mono
+        return -math.inf if state.is_open else state.use.began_mono
+
+    def minute_left(self, name: str) -> float:
+        """Seconds until the next minute of one that runs begins to be paid for."""
+        minute_s = self._settings.billing_minute_s
+        return minute_s - (self._clock.monotonic() - self._states[name].use.began_mono) % minute_s
 
     def forget(self, name: str) -> None:
         """Let the next caller try anew to resume one that was refused before its resume."""
@@ -317,6 +318,20 @@ class Lifecycle:
             return self._finished or ()
         return self._receipts(self._supervisor.receipts() if self._supervisor else {}, final=False)
 
+    def _reopen(self, released: EndpointState) -> tuple[EndpointState, bool]:
+        """Wait for the pause of a released one; its new state, and whether the caller resumes it.
+
+        Raises:
+            EndpointError: that pause is not verified.
+        """
+        paused_mono = self._arm().wait_released(released.name, self._refusal).paused_mono
+        with self._lock:
+            first = self._states[released.name] is released
+            if first:
+                at = self._clock.monotonic() if paused_mono is None else paused_mono
+                self._states[released.name] = released.again(at)
+            return self._states[released.name], first
+
     def _in_use(self) -> list[EndpointState]:
         every = list(self._states.values())
         return [state for state in every if state.leased and state.use.released_at is None]
@@ -370,28 +385,13 @@ class Lifecycle:
                 known.get(state.name),
                 self._meter.uptime(state, known.get(state.name), final=final),
                 self._meter.window(state, known.get(state.name)),
-                late=self._late(state.name) if final else None,
+                late=self._supervisor.late(state.name) if final and self._supervisor else None,
                 warnings=lost,
             )
             for state in states
-        )
-
-    def _late(self, name: str) -> str:
-        waited_s = self._settings.waits.verify_deadline_s
-        return (
-            f"{name}: its pause was not verified within {waited_s:g} s. "
-            f"Process {self.reaper_pid} goes on trying; look with "
-            f"`hfbudget status {name.partition('/')[0]}`, or pause it: `hfbudget pause {name}`"
         )
 
     def _refuse_early(self, name: str) -> None:
         known = self.paused_early()
         if known:
             raise EndpointError(known.get(name) or f"{name} is not resumed: {self._refusal()}")
-
-    def _need_token(self, name: str) -> None:
-        if not self._settings.token:
-            raise EndpointError(
-                f'{name} needs a token with the permission "Manage Inference Endpoints"; '
-                "set HF_TOKEN."
-            )

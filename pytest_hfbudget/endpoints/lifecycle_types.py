@@ -18,6 +18,7 @@ from pytest_hfbudget.endpoints.shared_leases import open_lease_store
 from pytest_hfbudget.endpoints.types import Endpoint, run_tag
 from pytest_hfbudget.endpoints.uptime import (
     NO_TIME,
+    Gap,
     ReplicaKey,
     Uptime,
     UsageWindow,
@@ -59,6 +60,7 @@ class EndpointSettings:
         run: names this run in the journal and in the endpoint's tags.
         state_dir: where journals of leases live.
         capped: a cap has to pay for the endpoints, so they may not scale beyond what it pays for.
+        reopens: an endpoint that was released may be resumed again.
         idle_timeout_min: minutes without a request after which the server is to scale the
             endpoint to zero, should everything on this machine be gone.
         billing_minute_s: length of a billing minute; other than 60 for tests only.
@@ -72,6 +74,7 @@ class EndpointSettings:
     run: str
     state_dir: Path = field(default_factory=default_state_dir)
     capped: bool = False
+    reopens: bool = False
     idle_timeout_min: int = 15
     billing_minute_s: float = 60.0
     waits: RunTimings = field(default_factory=RunTimings)
@@ -92,6 +95,14 @@ class EndpointSettings:
     def lease_dir(self) -> Path:
         """The folder of what runs of this machine have in use."""
         return lease_store_dir(self.state_dir)
+
+    def need_token(self, name: str) -> None:
+        """Raises EndpointError where there is no token to manage this endpoint with."""
+        if not self.token:
+            raise EndpointError(
+                f'{name} needs a token with the permission "Manage Inference Endpoints"; '
+                "set HF_TOKEN."
+            )
 
     def lease_store(self, endpoint: str) -> LeaseStore:
         """The leases of all runs on an endpoint, as this run sees them."""
@@ -170,6 +181,8 @@ class BilledUse:
         resumed_at: unix seconds of the request to resume.
         resumed_mono: the same on the steady clock, or the first look at it if it ran.
         released_at: unix seconds at which its pause was asked for, before the end of the run.
+        paused_mono: when that pause was read back, on the steady clock, where a resume follows.
+        gaps: between such pauses and the next resumes.
         cold: the stretches of time in which it was coming up, on the steady clock.
         price_atto: atto-USD per replica-hour; None when it has no known price.
         replicas: how many may run now; the caps pay for a minute of each.
@@ -180,6 +193,8 @@ class BilledUse:
     resumed_at: float | None = None
     resumed_mono: float = 0.0
     released_at: float | None = None
+    paused_mono: float | None = None
+    gaps: tuple[UseStretch, ...] = ()
     cold: tuple[UseStretch, ...] = ()
     price_atto: int | None = None
     replicas: int = 1
@@ -191,15 +206,38 @@ class BilledUse:
         """Note how many replicas may run from now on."""
         self.replicas, self.most_replicas = replicas, max(self.most_replicas, replicas)
 
-    def window_s(self, until: float) -> float:
-        """Seconds from the request to resume, or the first look at it, until a moment."""
-        return max(until - self.resumed_mono, 0.0)
+    def begin(self, at: float, mono: float) -> None:
+        """A resume is sent now; one after a pause in a gap between tests ends that gap."""
+        if self.paused_mono is not None:
+            self.gaps = (*self.gaps, UseStretch(self.paused_mono, mono))
+            self.paused_mono = self.released_at = None
+        elif self.gaps:
+            self.gaps = (*self.gaps[:-1], self.gaps[-1]._replace(stop=mono))
+        else:
+            self.resumed_at, self.resumed_mono = at, mono
+
+    @property
+    def began_mono(self) -> float:
+        """The last request to resume, or the first look at it if it ran."""
+        return self.gaps[-1].stop if self.gaps else self.resumed_mono
+
+    def stretches(self, until: float) -> list[UseStretch]:
+        """From each request to resume, or the first look at it, until the pause after it."""
+        starts = [self.resumed_mono, *(gap.stop for gap in self.gaps)]
+        stops = [*(gap.start for gap in self.gaps), until]
+        return [UseStretch(a, max(a, b)) for a, b in zip(starts, stops, strict=True)]
 
     def window(self, until: float, billing_minute_s: float) -> UsageWindow:
         """The time that is paid for, up to a moment on the steady clock."""
-        start, length = self.resumed_mono, self.window_s(until)
-        paid = started_minutes(length, billing_minute_s) * billing_minute_s
-        return UsageWindow(start, start + length, self.cold, start + paid)
+        stretches, minute_s = self.stretches(until), billing_minute_s
+        paid = [
+            start + started_minutes(stop - start, minute_s) * minute_s for start, stop in stretches
+        ]
+        gaps = (
+            Gap(gap.start, gap.stop, min(end, gap.stop))
+            for gap, end in zip(self.gaps, paid[:-1], strict=True)
+        )
+        return UsageWindow(self.resumed_mono, stretches[-1].stop, self.cold, paid[-1], tuple(gaps))
 
 
 @dataclass
@@ -309,6 +347,13 @@ class EndpointState:
                 "resumes an endpoint once. Name it with @pytest.mark.hf_endpoint on what needs it "
                 f"later, or keep it for the whole run: --hf-endpoint={self.name}"
             )
+
+    def again(self, paused_mono: float) -> EndpointState:
+        """For the next resume of one that was released; its cost goes on."""
+        self.use.paused_mono = paused_mono
+        return EndpointState(
+            self.name, leased=True, resumed=self.resumed, warnings=self.warnings, use=self.use
+        )
 
     def warn(self, text: str | None) -> None:
         """Keep for the receipt."""

@@ -224,14 +224,14 @@ class Startup:
             self._count(state, found, found.most_replicas)
         self._resumer.refuse_late(state.name)
         supervisor = self._supervisor()
-        state.leased, state.use.resumed_at = True, self._clock.time()
-        state.use.resumed_mono = self._clock.monotonic()
+        state.leased = True
+        state.use.begin(self._clock.time(), self._clock.monotonic())
         # Leased before the next look: a run that ends now sees this lease, or this run waits for
         # its pause.
         self._watch(supervisor, Watch(state.name))
         with self._alone(state):
             self._begin(state, supervisor)
-        since = None if state.found.state == RUNNING else state.use.resumed_mono
+        since = None if state.found.state == RUNNING else state.use.began_mono
         return lambda: self._serving(state, supervisor, since)
 
     def revive(self, state: EndpointState) -> Endpoint:
@@ -281,7 +281,8 @@ class Startup:
     def _begin(self, state: EndpointState, supervisor: Supervisor) -> None:
         """No run pauses it now, and no other run begins to."""
         found = state.found = self._plane.get(state.name)
-        self._meter.zero(state)
+        if not state.use.gaps:
+            self._meter.zero(state)
         lease_store = self._settings.lease_store(state.name)
         successor, others = lease_store.successor(), lease_store.others()
         state.scaling = inherited(found, ((each.run, each.scaling) for each in others))
@@ -351,10 +352,8 @@ class Startup:
         self._resume(state, found, supervisor)
 
     def _resume(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
-        if not state.resumed:
-            state.use.resumed_at = self._clock.time()
         if not state.revived:
-            state.use.resumed_mono = self._clock.monotonic()
+            state.use.begin(self._clock.time(), self._clock.monotonic())
         supervisor.resuming(state.name)
         before, state.resumed = state.resumed, True
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -169,6 +169,31 @@ class Supervisor:
         self._notice_releases()
         known = {receipt.endpoint: receipt for receipt in self._client.receipts()}
         return {**known, **self._paused_early(), **self._own}
+
+    def wait_released(self, name: str, stopping: Callable[[], str]) -> Receipt:
+        """Wait until the pause of a released endpoint is verified.
+
+        Raises:
+            EndpointError: that takes too long, or ``stopping`` returns why not to wait.
+        """
+        ends = self._clock.monotonic() + self._settings.waits.retry_s
+        while True:
+            told = self.receipts().get(name)
+            if told is not None and told.in_order:
+                return told
+            why = stopping()
+            if why or self._clock.monotonic() > ends:
+                raise EndpointError(f"{name} is not resumed: {why or self.late(name)}")
+            self._clock.sleep(self._settings.timings.verify_poll_s / 4)
+
+    def late(self, name: str) -> str:
+        """What to say of a pause that the run has waited for in vain."""
+        return (
+            f"{name}: its pause was not verified within "
+            f"{self._settings.waits.verify_deadline_s:g} s. Process {self.reaper_pid} goes on "
+            f"trying; look with `hfbudget status {name.partition('/')[0]}`, or pause it: "
+            f"`hfbudget pause {name}`"
+        )
 
     def close(self) -> None:
         """Close the channel; the reaper finishes what it still has to do."""

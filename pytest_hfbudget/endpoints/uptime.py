@@ -8,7 +8,7 @@ price per hour x (hours x replicas that always run + scale-up hours x additional
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
@@ -90,13 +90,18 @@ def from_replicas(
 
 def at_most(
     *,
-    window_s: float,
+    stretches_s: Iterable[float],
     replicas: int,
     atto_per_hour: int | None,
     billing_minute_s: float = 60.0,
 ) -> Uptime:
-    """The upper bound while nothing better is known: every replica for the whole window."""
-    minutes = max(replicas, 1) * started_minutes(window_s, billing_minute_s)
+    """The upper bound while nothing better is known: every replica for every stretch.
+
+    Args:
+        stretches_s: seconds from each request to resume to the pause after it.
+    """
+    minutes = sum(started_minutes(seconds, billing_minute_s) for seconds in stretches_s)
+    minutes *= max(replicas, 1)
     return _priced(minutes, atto_per_hour, True)
 
 
@@ -144,19 +149,42 @@ class UseStretch(NamedTuple):
     stop: float
 
 
+class Gap(NamedTuple):
+    """From a pause to the next resume; ``paid_until`` as in `UsageWindow`."""
+
+    start: float
+    stop: float
+    paid_until: float
+
+
 class UsageWindow(NamedTuple):
     """The time that was paid for.
 
     Attributes:
-        start, stop: from the request to resume to the pause.
+        start, stop: from the first request to resume to the last pause.
         cold: the stretches within it in which the endpoint was coming up.
         paid_until: when the minute would have ended that the pause has cut short.
+        gaps: the stretches within it in which the endpoint was paused.
     """
 
     start: float
     stop: float
     cold: tuple[UseStretch, ...] = ()
     paid_until: float = 0.0
+    gaps: tuple[Gap, ...] = ()
+
+    def parts(self) -> Iterator[UsageWindow]:
+        """The windows between the gaps."""
+        start = self.start
+        for gap in self.gaps:
+            yield UsageWindow(start, gap.start, self.cold, gap.paid_until)
+            start = gap.stop
+        yield UsageWindow(start, self.stop, self.cold, self.paid_until)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds without the gaps."""
+        return sum(part.stop - part.start for part in self.parts())
 
 
 NO_TIME = UsageWindow(0.0, 0.0)

@@ -185,7 +185,8 @@ class UptimeMeter:
         """What one endpoint has cost: by the server's times when ``final``, else at most."""
         if not state.leased or (state.found_asleep and not state.resumed):
             return NOTHING
-        window_s = state.use.window_s(self._until(pause))
+        until = self._until(pause)
+        window_s = max(until - state.use.resumed_mono, 0.0)
         price, minute_s = state.use.price_atto, self._settings.billing_minute_s
         exact = state.use.earlier is not None and from_replicas(
             (self._replicas(state.name) or ()) if final else (),
@@ -195,7 +196,7 @@ class UptimeMeter:
             billing_minute_s=minute_s,
         )
         return exact or at_most(
-            window_s=window_s,
+            stretches_s=[each.stop - each.start for each in state.use.stretches(until)],
             replicas=state.use.most_replicas,
             atto_per_hour=price,
             billing_minute_s=minute_s,
@@ -286,6 +287,13 @@ def _pieces(
     window: UsageWindow, uses: list[EndpointUse]
 ) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
     """The window in pieces in which nothing changes: nanoseconds, cold or not, who was there."""
+    for part in window.parts():
+        yield from _pieces_of(part, uses)
+
+
+def _pieces_of(
+    window: UsageWindow, uses: list[EndpointUse]
+) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
     start, stop = _nanos(window.start), _nanos(window.stop)
     changes: list[tuple[int, int, str | None]] = []
     for use in uses:

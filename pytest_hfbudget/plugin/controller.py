@@ -127,7 +127,9 @@ class Controller(Role):
         from pytest_hfbudget.plugin import run_history
 
         known = run_history.durations(self.config, self.settings)
-        return kind(expected, known, self.endpoints, assumed=self.settings.cold_start)
+        minute_s = self.settings.billing_minute if self.settings.endpoint_gaps == "pause" else None
+        cold_start = self.settings.cold_start
+        return kind(expected, known, self.endpoints, assumed=cold_start, gap_minute_s=minute_s)
 
     def foresee(self) -> None:
         from pytest_hfbudget.files import cache_file, read_at

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -61,10 +62,10 @@ class RunEndpoints:
         self._uptime = UptimeBooking(ledger, settings)
         self.sharing = UptimeSharing(ledger, settings.billing_minute)
         self._armed_until = 0.0
-        self._ticker: run_history.Ticker | None = None
-        self._tending: run_history.Ticker | None = None
+        self._tickers: list[run_history.Ticker] = []
+        self._ticks = False
         self._said: dict[str, tuple[str, float]] = {}
-        self._releasing: set[str] = set()
+        self._releasing: dict[str, str] = {}
         self._looks: dict[str, float] = {}
         self._lifecycle = Lifecycle(
             endpoint_settings(settings, run_id),
@@ -140,27 +141,40 @@ class RunEndpoints:
             self._looks[name] = now
         return opened
 
+    def minute_left(self, name: str) -> float:
+        """Seconds until the next minute begins; see `Lifecycle.minute_left`."""
+        return self._lifecycle.minute_left(name)
+
+    def idle_s(self, name: str) -> float | None:
+        """Seconds since a test was on an endpoint; None before the first, and while one is."""
+        stops = [use.stop or math.inf for use in self.sharing.uses(name)]
+        return time.monotonic() - max(stops) if stops and max(stops) < math.inf else None
+
+    def every(self, seconds: float, tick: Callable[[], None]) -> None:
+        """Call something again and again until the end of the run."""
+        self._tickers.append(run_history.Ticker(seconds, tick))
+
     def since(self, name: str) -> float | None:
         """When an endpoint was resumed; see `Lifecycle.since`."""
         return self._lifecycle.since(name)
 
     @at_work
-    def release(self, name: str) -> None:
-        """Have an endpoint paused in the background, since no test of this run needs it."""
+    def release(self, name: str, why: str = "no more tests need it") -> None:
+        """Have an endpoint paused in the background."""
         if self._lifecycle.release(name):
-            self._releasing.add(name)
+            self._releasing[name] = why
 
     def _notice_paused(self) -> None:
         """Say which pauses are verified, and end what they cost."""
         for receipt in self._lifecycle.live() if self._releasing else ():
             if receipt.name in self._releasing and (receipt.verified or receipt.left_to):
-                self._releasing.discard(receipt.name)
+                why = self._releasing.pop(receipt.name)
                 with self._uptime.lock:
                     paused_at = receipt.paused_at or time.time()
                     self._uptime.end(receipt.name, max(time.time() - paused_at, 0.0))
                 self.log.ended((receipt,))
                 said = "paused, verified" if receipt.verified else f"left to run {receipt.left_to}"
-                say(self._config, f"endpoint {receipt.name}: {said}: no more tests need it")
+                say(self._config, f"endpoint {receipt.name}: {said}: {why}")
 
     @at_work
     def tend(self) -> None:
@@ -172,7 +186,7 @@ class RunEndpoints:
 
     def tend_alone(self) -> None:
         """Tend every second in a thread; for a process in which no test runs, so none can fork."""
-        self._tending = run_history.Ticker(TEND_S, self.tend)
+        self.every(TEND_S, self.tend)
 
     @at_work
     @off_loop()
@@ -252,6 +266,9 @@ class RunEndpoints:
         """
         if paused := self.paused(name):
             raise paused
+        if self._settings.endpoint_gaps == "pause" and self.since(name) is None:
+            self.ensure(name)
+            return True
         try:
             self._lifecycle.revive(name)
         except ControlPlaneError:
@@ -281,15 +298,10 @@ class RunEndpoints:
     def paid(self) -> tuple[Paid, ...]:
         """What each endpoint has cost, when, and which tests were on it."""
         receipts = self._receipts if self._receipts is not None else self._lifecycle.live()
+        costs = ((receipt.name, receipt.cost) for receipt in receipts)
         return tuple(
-            Paid(
-                receipt.name,
-                receipt.cost.window,
-                self.sharing.uses(receipt.name),
-                receipt.cost.minutes,
-                receipt.cost.nano_usd,
-            )
-            for receipt in receipts
+            Paid(name, cost.window, self.sharing.uses(name), cost.minutes, cost.nano_usd)
+            for name, cost in costs
         )
 
     @at_work
@@ -300,7 +312,7 @@ class RunEndpoints:
     @at_work
     def finish(self) -> bool:
         """Wait for the pauses and book the uptime; whether every pause is verified."""
-        for ticker in filter(None, (self._ticker, self._tending)):
+        for ticker in self._tickers:
             ticker.stop()
         if self._receipts is None:
             receipts = self._lifecycle.finish()
@@ -321,6 +333,7 @@ class RunEndpoints:
 
     def _afford(self, endpoint: Endpoint, nano_per_minute: int | None) -> None:
         name, caps = endpoint.full_name, run_history.caps(self._settings)
+        self._notice_paused()
         if nano_per_minute is None:
             if caps:
                 raise EndpointError(
@@ -331,10 +344,11 @@ class RunEndpoints:
         self._settle_who_pays(name)
         with self._uptime.lock:
             self._uptime.begin(name, nano_per_minute)
+            self.log.resumed_again(name)
             self.sharing.price(name, nano_per_minute)
-            if caps and self._ticker is None:
-                every_s = self._settings.billing_minute / run_history.Ticker.TICKS
-                self._ticker = run_history.Ticker(every_s, self._tick)
+            if caps and not self._ticks:
+                self._ticks = True
+                self.every(self._settings.billing_minute / run_history.Ticker.TICKS, self._tick)
 
     def _grow(self, endpoint: Endpoint, more: int, nano_per_minute: int, ahead: bool) -> None:
         self._uptime.grow(endpoint, more, nano_per_minute, ahead=ahead)

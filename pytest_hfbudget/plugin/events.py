@@ -45,6 +45,7 @@ class EndpointLog:
         self._events: list[EndpointEvent] = []
         self._started: set[str] = set()
         self._ended: set[str] = set()
+        self._again: set[str] = set()
 
     def all(self) -> tuple[EndpointEvent, ...]:
         """Every event so far."""
@@ -76,10 +77,20 @@ class EndpointLog:
                 return
             self._started.add(name)
             for receipt in receipts:
-                if receipt.name == name and receipt.resumed and receipt.resumed_at:
+                again = name in self._again
+                if receipt.name == name and receipt.resumed and receipt.resumed_at and not again:
                     self._events.append(EndpointEvent(name, "resumed", receipt.resumed_at))
             what = "failed" if failure else "ready"
             self._events.append(EndpointEvent(name, what, time.time() - ago, note=failure))
+
+    def resumed_again(self, name: str) -> None:
+        """Note that an endpoint is resumed, if it was paused in a gap between its tests."""
+        with self._lock:
+            if name in self._ended:
+                self._ended.discard(name)
+                self._started.discard(name)
+                self._again.add(name)
+                self._events.append(EndpointEvent(name, "resumed", time.time()))
 
     def revived(self, name: str) -> None:
         """Note that an endpoint is back which another process had paused."""

@@ -82,6 +82,7 @@ def endpoint_settings(settings: Settings, run_id: str) -> EndpointSettings:
         token=get_token(),
         run=run_id,
         capped=bool(run_history.caps(settings)),
+        reopens=settings.endpoint_gaps == "pause",
         idle_timeout_min=settings.idle_timeout,
         billing_minute_s=settings.billing_minute,
         waits=RunTimings(wait_timeout_s=settings.endpoint_wait),

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from pytest_hfbudget.history.durations import Durations
 from pytest_hfbudget.reporting.model import counted
 from pytest_hfbudget.reporting.timeline import TestSpan, Timeline, lengths, timeline
-from pytest_hfbudget.scheduling import Pool, Task, arrange, order
+from pytest_hfbudget.scheduling import Pool, Task, arrange, is_gap, order
 
 if TYPE_CHECKING:
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LOOK_S = 2.0
 # An endpoint that takes longer than expected is expected to take this part of its time more.
 _LATE = 0.1
+# A pause that begins so shortly before the next minute is verified before that.
+_LOOKS_IN_A_MINUTE = 60
 PHASES: tuple[str, ...] = ("setup", "call", "teardown")
 
 
@@ -41,17 +43,21 @@ class EndpointSchedule:
         endpoints: RunEndpoints,
         *,
         assumed: float,
+        gap_minute_s: float | None = None,
     ) -> None:
         """Nothing is resumed or paused yet.
 
         Args:
             known: what was measured in earlier runs; it comes before the costs file.
             assumed: seconds of a cold start that is not recorded.
+            gap_minute_s: seconds of a billed minute, if endpoints are paused between tests that
+                lie apart; None if they are kept.
         """
         tests = tuple(_as_known(task, known.tests) for task in expected.tests)
         self.expected, self._endpoints = expected._replace(tests=tests), endpoints
         self._cold_starts = {**dict(expected.cold_starts), **known.cold_starts}
         self._assumed = assumed
+        self._gaps = None if gap_minute_s is None else Gaps(self, endpoints, gap_minute_s)
         self._lock = threading.RLock()
         self._open = Counter(task.id for task in expected.tests)
         self._needs = {task.id: task.needs for task in expected.tests}
@@ -129,6 +135,30 @@ class EndpointSchedule:
         kept = {test: seconds for test, seconds in tests.items() if test not in self._skipped}
         return Durations(kept, self._endpoints.log.cold_starts())
 
+    def pause_in_gaps(self, workers: int = 1) -> None:
+        """From now on pause endpoints whose tests lie apart, if that is wanted."""
+        if self._gaps is not None and not self.expected.repeats:
+            self._gaps.begin(workers)
+
+    def cold_start(self, name: str) -> float:
+        """Seconds that an endpoint takes until it serves, as far as is known."""
+        return self._cold_starts.get(name, self._assumed)
+
+    def left(self) -> list[Task]:
+        """The tests that have not ended, in the order in which they are expected to run."""
+        tests = self.expected.tests
+        ordered = tests if self.expected.kept else [tests[place] for place in self.first_order()]
+        return [task for task in ordered if self._open[task.id]]
+
+    def began(self, test: str) -> float | None:
+        """When a test began, in unix seconds."""
+        return self._ran[test].start if test in self._ran else None
+
+    def pause(self, name: str) -> None:
+        """Pause an endpoint that a later test needs again."""
+        self._asked.discard(name)
+        self._endpoints.release(name, "its next test is far off")
+
     def ready(self, needs: Collection[str], at: float) -> float:
         """When all of these are expected to serve; `-inf` if they do.
 
@@ -138,7 +168,7 @@ class EndpointSchedule:
         return max((self._ready(name, at) for name in needs), default=-math.inf)
 
     def _ready(self, name: str, at: float) -> float:
-        cold = self._cold_starts.get(name, self._assumed)
+        cold = self.cold_start(name)
         since = self._endpoints.since(name)
         if since is None:
             return at + cold
@@ -186,6 +216,58 @@ class EndpointSchedule:
         self._endpoints.warm(name, keep_running=keep_running)
 
 
+class Gaps:
+    """Pauses endpoints whose tests lie apart, and resumes them in time.
+
+    A thread looks at them, since a test may take longer than a minute.
+    """
+
+    def __init__(
+        self, schedule: EndpointSchedule, endpoints: RunEndpoints, minute_s: float
+    ) -> None:
+        """``minute_s``: seconds of a billed minute."""
+        self._schedule, self._endpoints, self._minute_s = schedule, endpoints, minute_s
+        self._look_s = min(minute_s / _LOOKS_IN_A_MINUTE, 1.0)
+        self._paused: set[str] = set()
+        self._workers = 1
+
+    def begin(self, workers: int) -> None:
+        """Look at them until the run ends."""
+        self._workers = workers
+        self._endpoints.every(self._look_s, self._look)
+
+    def _look(self) -> None:
+        left = self._schedule.left()
+        for name in {name for task in left for name in task.needs}:
+            idle = self._endpoints.idle_s(name)
+            if idle is not None:
+                self._tend(name, idle, self._until_used(name, left))
+
+    def _tend(self, name: str, idle: float, until: float | None) -> None:
+        since, cold = self._endpoints.since(name), self._schedule.cold_start(name)
+        soon = 2 * self._look_s
+        if since is None and name in self._paused:
+            if until is not None and until <= cold + soon:
+                self._schedule.resume(name)
+        elif since == -math.inf:
+            ends = self._endpoints.minute_left(name) <= soon
+            if ends and is_gap(idle, until, cold, self._minute_s):
+                self._paused.add(name)
+                self._schedule.pause(name)
+
+    def _until_used(self, name: str, left: Sequence[Task]) -> float | None:
+        """Seconds until a test needs an endpoint; None if one before it is of unknown length."""
+        work, now = 0.0, time.time()
+        for task in left:
+            if name in task.needs:
+                break
+            if task.seconds is None:
+                return None
+            began = self._schedule.began(task.id)
+            work += max(task.seconds - (0.0 if began is None else now - began), 0.0)
+        return work / self._workers
+
+
 def _as_known(task: Task, seconds: Mapping[str, float]) -> Task:
     return task._replace(seconds=seconds.get(task.id, task.seconds))
 
@@ -223,6 +305,7 @@ class SerialOrder:
     # Not first: what ends the run before its first test comes before this.
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Resume the first endpoint, where there are tests to run meanwhile."""
+        self.schedule.pause_in_gaps()
         failed = session.testsfailed and not session.config.option.continue_on_collection_errors
         same = tuple(session.items) == self._first  # no other plugin has sorted after this one
         if same and not failed and not self.schedule.expected.kept:

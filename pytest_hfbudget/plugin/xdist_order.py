@@ -34,6 +34,7 @@ class WorkersOrder:
     def scheduler(self, own: Any) -> Any:
         """The scheduler to use instead of xdist's own; that one where the order is kept."""
         expected = self.schedule.expected
+        self.schedule.pause_in_gaps(len(own.nodes))
         tests = [task.id for task in expected.tests]
         grouped = self._config.getoption("dist") not in DISTS
         if (

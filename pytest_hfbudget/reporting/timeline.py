@@ -119,7 +119,9 @@ class Paid(NamedTuple):
 
     @property
     def cold_s(self) -> float:
-        return sum(stretch.stop - stretch.start for stretch in self.window.cold)
+        """Seconds of one cold start: the mean, where there was one after each gap."""
+        resumes = len(self.window.gaps) + 1
+        return sum(stretch.stop - stretch.start for stretch in self.window.cold) / resumes
 
     def lengths(self) -> dict[str, float]:
         """Seconds for which each test was on it."""
@@ -131,8 +133,7 @@ class Paid(NamedTuple):
 
     def cost_of(self, seconds: float, minute_s: float) -> Minutes:
         """What it would have cost, had it run for so long with as many replicas."""
-        length = self.window.stop - self.window.start
-        replicas = max(round(self.minutes / started_minutes(length, minute_s)), 1)
+        replicas = max(round(self.minutes / started_minutes(self.window.seconds, minute_s)), 1)
         minutes = started_minutes(seconds, minute_s) * replicas
         return Minutes(minutes, math.ceil(self.nano_usd * minutes / max(self.minutes, 1)))
 
@@ -302,11 +303,14 @@ def _lane(paid: Paid, zero: float, end: float) -> Iterator[Stretch]:
     start, stop = paid.window.start, paid.window.stop
     cold = merged((each.start, each.stop) for each in paid.window.cold)
     used = merged((use.start, stop if use.stop is None else use.stop) for use in paid.uses)
+    gaps = [(gap.start, gap.stop) for gap in paid.window.gaps]
     found = [Stretch(PAUSED, 0.0, start - zero)]
-    changes = {start, stop, *(min(max(at, start), stop) for pair in cold + used for at in pair)}
+    pairs = cold + used + gaps
+    changes = {start, stop, *(min(max(at, start), stop) for pair in pairs for at in pair)}
     for begin, until in pairwise(sorted(changes)):
         middle = (begin + until) / 2
         state = COLD if _in(cold, middle) else USED if _in(used, middle) else IDLE
+        state = PAUSED if _in(gaps, middle) else state
         if found[-1].state == state:
             found[-1] = found[-1]._replace(stop=until - zero)
         else:

@@ -79,11 +79,11 @@ def test_the_same_replica_started_anew_counts() -> None:
 
 def test_without_any_replica_there_is_no_answer_but_an_upper_bound() -> None:
     assert from_replicas([], window_s=90, earlier={}, atto_per_hour=L4) is None
-    assert at_most(window_s=90, replicas=3, atto_per_hour=L4) == Uptime(6, 80_000_000, True)
+    assert at_most(stretches_s=[90], replicas=3, atto_per_hour=L4) == Uptime(6, 80_000_000, True)
 
 
 def test_an_unknown_price_leaves_the_minutes() -> None:
-    assert at_most(window_s=90, replicas=1, atto_per_hour=None) == Uptime(2, 0, True)
+    assert at_most(stretches_s=[90], replicas=1, atto_per_hour=None) == Uptime(2, 0, True)
 
 
 def test_the_price_is_found_by_vendor_region_type_and_size() -> None:

@@ -177,6 +177,66 @@ def test_a_late_request_gets_one_line(suite: Suite) -> None:
     assert len(suite.requests("resume")) == 1
 
 
+APART = """
+    import time
+
+    @pytest.mark.hf_endpoint("acme/a")
+    def test_a1(hf_endpoint):
+        assert hf_endpoint.client.chat_completion(SAY, max_tokens=5)
+
+    def test_free(): time.sleep(4)
+
+    @pytest.mark.hf_endpoint("acme/a")
+    def test_a2(hf_endpoint):
+        assert hf_endpoint.client.chat_completion(SAY, max_tokens=5)
+"""
+IN_GAPS = ("-o", "hf_order=collected", "-o", "hf_endpoint_cold_start=0.1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["-n0", "-n1"])
+def test_an_endpoint_is_paused_between_tests_that_lie_apart(suite: Suite, workers: str) -> None:
+    suite.emulator.configure(billing_minute_s=0.4)
+    suite.test_file(APART)
+    settings = ("-o", "hf_billing_minute=0.4", "-o", "hf_endpoint_gaps=pause", *IN_GAPS)
+    result = suite.run(workers, *settings, "--hf-session-budget=1", "--hf-report=report.json")
+    result.assert_outcomes(passed=3)
+    assert len(suite.requests("resume")) == 2
+    assert states(suite) == {"acme/a": "paused"}
+    report, invoice = suite.report(), suite.emulator.invoice()
+    assert round(float(report["session"]["spent_usd"]) * 10**9) == invoice["total_nano_usd"]
+    (endpoint,) = report["endpoints"]
+    assert endpoint["minutes"] <= 6, "to keep it up would have taken ten"
+    result.stdout.fnmatch_lines(["*acme/a: paused, verified: its next test is far off*"])
+
+
+@pytest.mark.slow
+def test_an_endpoint_is_kept_between_tests_unless_that_is_asked_for(suite: Suite) -> None:
+    suite.emulator.configure(billing_minute_s=0.4)
+    suite.test_file(APART)
+    suite.run("-o", "hf_billing_minute=0.4", *IN_GAPS).assert_outcomes(passed=3)
+    assert len(suite.requests("resume")) == 1
+
+
+@pytest.mark.slow
+def test_a_late_request_resumes_what_was_paused_where_gaps_are_pauses(suite: Suite) -> None:
+    suite.test_file("""
+        import time
+
+        @pytest.mark.hf_endpoint("acme/a")
+        def test_a(hf_endpoint):
+            pytest.kept = hf_endpoint
+
+        def test_b():
+            time.sleep(0.5)
+            assert pytest.kept.client.chat_completion(SAY, max_tokens=5)
+    """)
+    result = suite.run("-o", "hf_order=collected", "-o", "hf_endpoint_gaps=pause")
+    result.assert_outcomes(passed=2)
+    assert len(suite.requests("resume")) == 2
+    assert states(suite) == {"acme/a": "paused"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
 def test_an_endpoint_that_fails_stops_no_tests_of_others(suite: Suite, workers: str) -> None:

@@ -99,6 +99,31 @@ def test_a_controller_that_is_killed_is_paused_within_a_second(suite: Suite) -> 
     assert _pause_after(suite, after, killed_at) < SECOND
 
 
+@pytest.mark.slow
+def test_a_run_that_is_killed_after_a_second_resume_is_paused_within_a_second(
+    suite: Suite,
+) -> None:
+    suite.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_first(hf_endpoint):
+            pytest.kept = hf_endpoint
+
+        def test_later():
+            while "paused" not in pytest.kept.fetch().status:
+                threading.Event().wait(0.05)
+            pytest.kept.client.chat_completion(SAY, max_tokens=5)
+            threading.Event().wait()
+    """)
+    process = _start(suite, "-o", "hf_endpoint_gaps=pause", "--hf-order=collected")
+    first = int(suite.requests("resume")[0]["seq"])
+    second = suite.emulator.wait_for(op="resume", after=first, timeout=20)["seq"]
+    suite.emulator.wait_for(kind="state", state="running", after=second, timeout=20)
+    after, killed_at = suite.emulator.last(), time.time()
+    process.kill()
+    process.wait(30)
+    assert _pause_after(suite, after, killed_at) < SECOND
+
+
 @pytest.mark.parametrize(
     "body",
     [
