@@ -341,3 +341,31 @@ def test_the_next_run_knows_how_long_everything_took(
     assert 0.4 <= log.cold_starts["acme/a"] < 5
     result = real.run("--hf-plan")
     result.stdout.fnmatch_lines(["  order:", "    acme/a: 1 test, 0 s", "    free, during*"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_an_endpoint_that_a_cap_can_not_pay_ahead_of_its_tests_is_never_resumed(
+    real: Suite, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_any")
+    monkeypatch.setenv("HFBUDGET_STATE_DIR", str(real.path / "state"))
+    for name in ("acme/a", "acme/b"):
+        real.emulator.add_endpoint(name, initializing_s=0.5)
+    real.test_file("""
+        @pytest.mark.hf_endpoint("acme/a")
+        @pytest.mark.parametrize("n", range(2))
+        def test_a(n): pass
+
+        @pytest.mark.hf_endpoint("acme/b")
+        def test_b(): pass
+
+        def test_free(): pass
+    """)
+    real.run(workers).assert_outcomes(passed=4)  # the next run knows when to resume
+    before = len(real.requests("resume"))
+    result = real.run(workers, "--hf-session-budget=0.0006")  # pays for one minute of one endpoint
+    result.assert_outcomes(passed=3, skipped=1)
+    resumed = [entry["endpoint"] for entry in real.requests("resume")[before:]]
+    assert resumed == ["acme/a"]
+    assert set(states(real).values()) == {"paused"}
