@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pytest_hfbudget.money import show
+
 
 class Scope(NamedTuple):
     """One budget. Two scopes of one key are the same budget: reruns of a test share its cap.
@@ -31,3 +33,24 @@ class Totals(NamedTuple):
     held: int = 0
     calls: int = 0
     refused: int = 0
+
+
+class RunsBudget(NamedTuple):
+    """A budget over many runs, or over many jobs, as it stands.
+
+    Attributes:
+        left: nano-USD that no run and no job has spent or holds.
+        jobs: how many jobs share it; None where it is not shared over a server.
+    """
+
+    label: str
+    cap: int
+    left: int
+    jobs: int | None = None
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        share = "1 job shares" if self.jobs == 1 else f"{self.jobs} jobs share"
+        shared = "" if self.jobs is None else f", {share} it"
+        return f"{self.label} {show(self.cap)} ({show(self.left)} left{shared})"

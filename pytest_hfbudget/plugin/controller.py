@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from pytest_hfbudget.values import full_name
 
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger import Ledger, Scope
+    from pytest_hfbudget.ledger.scope import RunsBudget
     from pytest_hfbudget.metering.bounds import TokenCounts
     from pytest_hfbudget.metering.budget_args import WarnedOnce
     from pytest_hfbudget.metering.prompts import Fact
@@ -77,7 +79,7 @@ class Controller(Role):
             run_history.check_shared(self.settings)
         self.standing()  # a store that can't be used ends the run before anything is collected
 
-    def standing(self) -> tuple[str, ...]:
+    def standing(self) -> tuple[RunsBudget, ...]:
         if not self.settings.capped_over_runs:
             return ()
         from pytest_hfbudget.plugin import run_history
@@ -309,8 +311,6 @@ class Controller(Role):
 
     def report(self, outcomes: Mapping[str, str]) -> Report:
         """The report as it stands now."""
-        from dataclasses import replace
-
         from pytest_hfbudget.reporting import Report
 
         lines = self._endpoints.lines() if self._endpoints is not None else ()
@@ -323,7 +323,7 @@ class Controller(Role):
             run=self.run_id,
             session_id=self.settings.session_id,
             rehearsal=self.settings.emulator is not None,
-            over_runs=self.settings.capped_over_runs,
+            over_runs=self.standing(),
             timeline=order.schedule.timeline(minute_s) if order is not None else None,
         )
 
@@ -339,7 +339,7 @@ class Controller(Role):
             looks = options.only_look(self.config, self.settings)
             if self._ledger is None or looks or not capped:
                 return
-        self._writer.show(terminal, self.report(outcomes), self.standing())
+        self._writer.show(terminal, self.report(outcomes))
 
     def last_words(self) -> None:
         if self._verified is None:

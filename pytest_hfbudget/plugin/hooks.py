@@ -149,7 +149,7 @@ class Hooks:
             return None
         from pytest_hfbudget.reporting.terminal import header
 
-        return header(self.run.settings, self.run.role.standing())
+        return header(self.run.settings, (budget.line for budget in self.run.role.standing()))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)  # after every plugin that deselects or sorts
     def pytest_collection_modifyitems(

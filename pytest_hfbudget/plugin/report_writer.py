@@ -88,8 +88,8 @@ class ReportWriter:
         else:
             self._written = name
 
-    def show(self, terminal: Any, report: Report, left: Iterable[str]) -> None:
-        """Print the section of a run; ``left``: what the budgets over many runs have left."""
+    def show(self, terminal: Any, report: Report) -> None:
+        """Print the section of a run."""
         from pytest_hfbudget.reporting import summary
 
         blocks = can_show("█░", sys.stdout.encoding)
@@ -100,8 +100,8 @@ class ReportWriter:
         for line in summary(report, blocks=blocks, blamed=bool(self.blamed)):
             colour = {line.colour: True} if line.colour else {}
             terminal.write_line(printable(line.text), **colour)
-        for budget in left:
-            terminal.write_line(f"  {budget}")
+        for budget in report.over_runs:
+            terminal.write_line(f"  {budget.line}")
         if report.on_the_bill:
             terminal.write_line(f"  session id: {report.session_id} (hfbudget bill)")
         if self._written is not None:

@@ -17,6 +17,7 @@ from pytest_hfbudget.settings import Settings
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
     from pytest_hfbudget.ledger import Ledger, Scope
+    from pytest_hfbudget.ledger.scope import RunsBudget
     from pytest_hfbudget.metering.bounds import TokenCounts
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.metering.runtime import Runtime
@@ -48,8 +49,8 @@ class Role:
     def open(self) -> None:
         """Check what can be checked before anything is collected."""
 
-    def standing(self) -> tuple[str, ...]:
-        """What is left of the budgets over many runs, one line each."""
+    def standing(self) -> tuple[RunsBudget, ...]:
+        """What is left of the budgets over many runs."""
         return ()
 
     def make_runtime(self) -> Runtime:

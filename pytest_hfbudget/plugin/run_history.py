@@ -20,6 +20,7 @@ from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.history.durations import Durations
+    from pytest_hfbudget.ledger.scope import RunsBudget
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.reporting import Report
 
@@ -75,17 +76,21 @@ def _ledger_of_job(settings: Settings, job: str) -> Ledger:
     return shared_ledger(server, names, over_runs, expiry_s=settings.shared_expiry)
 
 
-def standing(ledger: Ledger, settings: Settings) -> tuple[str, ...]:
-    """What is left of each budget over many runs, for people."""
+def standing(ledger: Ledger, settings: Settings) -> tuple[RunsBudget, ...]:
+    """What is left of each budget over many runs."""
+    from pytest_hfbudget.ledger.scope import RunsBudget
+
     if settings.shared is not None and not settings.emulator:
         from pytest_hfbudget.history.shared_store import SharedJobLedger
 
         if isinstance(ledger, SharedJobLedger):
-            return tuple(map(ledger.told, windows(settings)))
+            return tuple(
+                RunsBudget(each.label, each.cap, max(ledger.left(each.key), 0), ledger.jobs(each))
+                for each in windows(settings)
+            )
     totals = ((window, ledger.total(window.key)) for window in windows(settings))
     return tuple(
-        f"{window.label} {show(window.cap)} "
-        f"({show(max(window.cap - total.spent - total.held, 0))} left)"
+        RunsBudget(window.label, window.cap, max(window.cap - total.spent - total.held, 0))
         for window, total in totals
     )
 

@@ -13,9 +13,16 @@ from typing import Any, TypeVar
 
 from pytest_hfbudget.files import write_whole
 from pytest_hfbudget.ledger import Charge, Refusal
+from pytest_hfbudget.ledger.scope import RunsBudget
 from pytest_hfbudget.money import usd_text
 from pytest_hfbudget.reporting.json_fields import JsonFields, ReportFileError
-from pytest_hfbudget.reporting.model import REPLAYED, EndpointLine, Report, SharedLine, TestLine
+from pytest_hfbudget.reporting.model import (
+    REPLAYED,
+    EndpointLine,
+    Report,
+    SharedLine,
+    TestLine,
+)
 from pytest_hfbudget.reporting.timeline import Lane, Minutes, Stretch, TestSpan, Timeline
 from pytest_hfbudget.text import undirected
 
@@ -36,6 +43,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "session": _session(report),
         "tests": [_test(test) for test in report.tests],
         "shared": [_shared(budget) for budget in report.shared],
+        "over_runs": [_over_runs(budget) for budget in report.over_runs],
         "calls": [_call(charge) for charge in report.charges],
         "notes": list(report.notes),
         "refusals": [refusal._asdict() for refusal in report.refusals],
@@ -76,6 +84,15 @@ def _test(test: TestLine) -> dict[str, Any]:
         "refused": test.refused,
         "replayed": test.replayed,
         "uptime_usd": usd_text(test.uptime),
+    }
+
+
+def _over_runs(budget: RunsBudget) -> dict[str, Any]:
+    return {
+        "name": budget.label,
+        "cap_usd": usd_text(budget.cap),
+        "spent_usd": usd_text(budget.cap - budget.left),
+        "jobs": budget.jobs,
     }
 
 
@@ -209,6 +226,7 @@ def parse(content: object, *, written: datetime) -> Report:
         date=top.date("date") or written,
         rehearsal=top.flag("rehearsal"),
         shared=tuple(map(_read_shared, top.each("shared"))),
+        over_runs=tuple(map(_read_over_runs, top.each("over_runs"))),
         notes=tuple(top.texts("notes")),
         unmetered=tuple((why, unmetered.count(why)) for why in unmetered.values),
         timeline=_read_timeline(top.inner("timeline")) if top.values.get("timeline") else None,
@@ -226,6 +244,12 @@ def _read_test(row: JsonFields) -> TestLine:
         replayed=row.count("replayed"),
         uptime=row.usd("uptime_usd") or 0,
     )
+
+
+def _read_over_runs(row: JsonFields) -> RunsBudget:
+    cap, jobs = row.usd("cap_usd") or 0, row.values.get("jobs")
+    left = cap - (row.usd("spent_usd") or 0)
+    return RunsBudget(row.text("name"), cap, left, None if jobs is None else row.count("jobs"))
 
 
 def _read_shared(row: JsonFields) -> SharedLine:

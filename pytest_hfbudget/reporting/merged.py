@@ -34,6 +34,7 @@ def merged(reports: Sequence[Report], run: str) -> Report:
         endpoints=endpoints,
         run=run,
         date=max(report.date for report in reports),
+        over_runs=max(reports, key=lambda report: report.date).over_runs,
         unmetered=_added(report.unmetered for report in reports),
         shared=_shared(reports),
     )

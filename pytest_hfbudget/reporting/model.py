@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger.scope import SESSION, RunsBudget
 from pytest_hfbudget.money import show
 from pytest_hfbudget.reporting.bill import Bill
 from pytest_hfbudget.settings import NOT_RUN
@@ -206,7 +206,7 @@ class Report:
         date: when the report was made, in UTC.
         session_id: the inference session that the router was told; empty where it was told none.
         rehearsal: the calls went to the emulator; nothing was paid.
-        over_runs: budgets over many runs applied as well; not in a file.
+        over_runs: the budgets that this run shares with other runs or jobs.
         unmetered: why calls were sent that are not in here, and how many for each reason.
         shared: the budgets that tests share, in the order of their first test.
         notes: what was found out about how servers count, a sentence each.
@@ -225,7 +225,7 @@ class Report:
     run: str = ""
     date: datetime = field(default_factory=_now)
     rehearsal: bool = False
-    over_runs: bool = False
+    over_runs: tuple[RunsBudget, ...] = ()
     unmetered: tuple[tuple[str, int], ...] = ()
     shared: tuple[SharedLine, ...] = ()
     notes: tuple[str, ...] = ()

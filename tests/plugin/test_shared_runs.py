@@ -108,7 +108,14 @@ def test_the_header_says_what_is_left_of_the_shared_cap_and_how_many_share_it(
 ) -> None:
     machines.suite.test_file(ONE)
     assert machines.run("--hf-session-budget=1")[0] == 0
-    _, said = machines.run("--hf-session-budget=1", "-v")
+    _, said = machines.run("--hf-session-budget=1", "-v", "--hf-report=report.json")
+    (told,) = machines.suite.report()["over_runs"]
+    assert told == {
+        "name": "session budget of all jobs",
+        "cap_usd": "1",
+        "spent_usd": "0.000003",
+        "jobs": 1,
+    }
     assert "hfbudget: session budget of all jobs $1.00 ($0.9999985 left, 1 job shares it)" in said
     assert "  session budget of all jobs $1.00 ($0.999997 left, 1 job shares it)" in said
 
