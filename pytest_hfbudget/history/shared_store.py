@@ -24,7 +24,7 @@ from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.history import RUN, BudgetWindow, day_of
 from pytest_hfbudget.history.database import DaySpending, DrawNeed, Snapshot
 from pytest_hfbudget.history.shared_ledger import SharedLedger, watch_forks
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import beside
 from pytest_hfbudget.shared import PREFIX, VERSION, SharedServer, SharedServerError
 
 # Lua counts in floating point: whole numbers are exact below 2^53.
@@ -359,7 +359,8 @@ class SharedJobLedger(SharedLedger):
         """What is left of a shared budget, and how many jobs share it, for people."""
         left, jobs = max(self.left(window.key), 0), self.shares.standing(window.key).jobs
         share = "1 job shares it" if jobs == 1 else f"{jobs} jobs share it"
-        return f"{window.label} {show(window.cap)} ({show(left)} left, {share})"
+        shown, cap = beside(window.cap, left)
+        return f"{window.label} {cap} ({shown} left, {share})"
 
     def close(self) -> None:
         self._heartbeat.stop()

@@ -14,7 +14,7 @@ from pytest_hfbudget.errors import HFBudgetError, HistoryError
 from pytest_hfbudget.history import RUN, windows
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import beside, exact
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.settings import Settings
 
@@ -83,11 +83,11 @@ def standing(ledger: Ledger, settings: Settings) -> tuple[str, ...]:
         if isinstance(ledger, SharedJobLedger):
             return tuple(map(ledger.told, windows(settings)))
     totals = ((window, ledger.total(window.key)) for window in windows(settings))
-    return tuple(
-        f"{window.label} {show(window.cap)} "
-        f"({show(max(window.cap - total.spent - total.held, 0))} left)"
+    shown = (
+        (window.label, *beside(window.cap, max(window.cap - total.spent - total.held, 0)))
         for window, total in totals
     )
+    return tuple(f"{label} {cap} ({left} left)" for label, left, cap in shown)
 
 
 def room(ledger: Ledger, settings: Settings) -> int | None:
@@ -106,7 +106,7 @@ def caps(settings: Settings) -> str:
     """The budgets of the run as a whole, as messages call them; empty if there are none."""
     named = [("session budget", settings.own_cap)]
     named += ((window.label, window.cap) for window in windows(settings))
-    return " or ".join(f"the {name} of {show(cap)}" for name, cap in named if cap is not None)
+    return " or ".join(f"the {name} of {exact(cap)}" for name, cap in named if cap is not None)
 
 
 def counts(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact, ...]:
