@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import NamedTuple
 
-from pytest_hfbudget.money import show, to_usd
+from pytest_hfbudget.money import beside, to_usd
 
 
 class HFBudgetError(Exception):
@@ -187,11 +187,13 @@ def over_cap(
     advice: str = SMALLER,
 ) -> BudgetExceededError:
     """The refusal of a call that does not fit into what a cap has left."""
-    in_flight = f", {show(figures.held)} held for calls in flight" if figures.held else ""
+    needed, left, spent, held, cap = beside(
+        figures.cap, figures.needed, figures.left, figures.spent, figures.held
+    )
+    in_flight = f", {held} held for calls in flight" if figures.held else ""
     return BudgetExceededError(
-        f"{scope}: {model} may cost up to {show(figures.needed)}, but only "
-        f"{show(figures.left)} of {show(figures.cap)} is left "
-        f"({show(figures.spent)} spent{in_flight}). {advice}",
+        f"{scope}: {model} may cost up to {needed}, but only {left} of {cap} is left "
+        f"({spent} spent{in_flight}). {advice}",
         scope=scope,
         scope_key=scope_key,
         model=model,

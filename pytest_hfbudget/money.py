@@ -7,7 +7,9 @@ Provider"), so a ledger in the same unit has nothing to round. Rates are finer: 
 
 from __future__ import annotations
 
+import itertools
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, DecimalException
+from typing import NamedTuple
 
 NANO_PER_USD = 10**9
 ATTO_PER_NANO = 10**9
@@ -15,6 +17,12 @@ ATTO_PER_USD = NANO_PER_USD * ATTO_PER_NANO
 
 # Far above any bill, far below what would make an int of nano-USD unwieldy.
 MOST_USD = Decimal(10**12)
+
+# What people are shown: two decimals from a cent on, below it three digits that count.
+_CENT = NANO_PER_USD // 100
+_DIGITS = 3
+_LEAST = NANO_PER_USD // 10_000  # what is less is shown as less than this
+_ALL_DIGITS = 9
 
 # Contexts of our own, so that no user's decimal.getcontext() can change what a cap means. They are
 # wide enough for every sane amount; what is finer is rounded the way that the result goes anyway.
@@ -70,24 +78,88 @@ def usd_text(amount: int) -> str:
     return f"{sign}{whole}.{rest:09}".rstrip("0").rstrip(".")
 
 
-def show(amount: int) -> str:
-    """Nano-USD for people: ``$0.10``, ``$0.000052``; never rounded, at least two decimals."""
+def exact(amount: int) -> str:
+    """Nano-USD to the last digit, with at least two decimals: ``$0.10``, ``$0.000052``."""
     sign, text = ("-" if amount < 0 else ""), usd_text(abs(amount))
     whole, _, decimals = text.partition(".")
-    return f"{sign}${whole}.{decimals.ljust(2, '0')}"
+    return f"{sign}${int(whole):,}.{decimals.ljust(2, '0')}"
 
 
-def brief(amount: int) -> str:
-    """Nano-USD at a glance: cents from $1 on, three digits that count below it."""
-    sign, amount = ("-" if amount < 0 else ""), abs(amount)
-    if amount < NANO_PER_USD:
-        coarse = 10 ** max(len(str(amount)) - 3, 0)
-        amount = (amount + coarse // 2) // coarse * coarse
-    if amount < NANO_PER_USD:
-        return f"{sign}{show(amount)}"
-    cent = NANO_PER_USD // 100
-    cents = (amount + cent // 2) // cent
-    return f"{sign}${cents // 100:,}.{cents % 100:02}"
+def show(amount: int) -> str:
+    """Nano-USD for people: ``$1.37``, ``$0.0021``, ``<$0.0001``; ``$0.00`` is exactly nothing.
+
+    From a cent on it has two decimals, below a cent at most three digits that count.
+    """
+    return _text(amount, 0)
+
+
+def beside(cap: int | None, *amounts: int) -> tuple[str, ...]:
+    """Amounts for people that are read side by side, and the cap that they are compared with.
+
+    The cap is exact, as it was written. The others are as `show` has them, with as many more digits
+    as it takes: equal amounts look equal, a greater amount looks greater.
+
+    Returns:
+        The texts of ``amounts``, and last that of ``cap`` if it is not None.
+    """
+    finer = dict.fromkeys((*amounts, *(() if cap is None else (cap,))), 0)
+    if cap is not None:
+        finer[cap] = _ALL_DIGITS
+    while unclear := {
+        one
+        for less, more in itertools.pairwise(sorted(finer))
+        if _alike(less, more, finer)
+        for one in (less, more)
+    }:
+        for one in unclear:
+            finer[one] = min(finer[one] + 1, _ALL_DIGITS)
+    return tuple(_text(one, finer[one]) for one in (*amounts, *(() if cap is None else (cap,))))
+
+
+def _alike(less: int, more: int, finer: dict[int, int]) -> bool:
+    """Whether the texts of two amounts do not say which is greater; ``<$0.0001`` may be any."""
+    both_tiny = less * more > 0 and max(abs(less), abs(more)) < _LEAST
+    if both_tiny and not (finer[less] and finer[more]):
+        return True
+    return _rounded(less, finer[less]) >= _rounded(more, finer[more])
+
+
+class Amounts(NamedTuple):
+    """How a text writes its amounts: for people, or to the last digit where ``to_the_last``."""
+
+    to_the_last: bool = False
+
+    def show(self, amount: int) -> str:
+        """One amount."""
+        return exact(amount) if self.to_the_last else show(amount)
+
+    def beside(self, cap: int | None, *amounts: int) -> tuple[str, ...]:
+        """As the function of this name."""
+        if not self.to_the_last:
+            return beside(cap, *amounts)
+        return tuple(map(exact, (*amounts, *(() if cap is None else (cap,)))))
+
+
+FOR_PEOPLE = Amounts()
+
+
+def _text(amount: int, finer: int) -> str:
+    if not finer and 0 < abs(amount) < _LEAST:
+        return f"{'-' if amount < 0 else ''}<{exact(_LEAST)}"
+    return exact(_rounded(amount, finer))
+
+
+def _rounded(amount: int, finer: int) -> int:
+    """What `_text` says, in nano-USD, to ``finer`` more digits than `show` has."""
+    whole = abs(amount)
+    if not finer and 0 < whole < _LEAST:
+        shown = _LEAST - 1
+    else:
+        unit = _CENT if whole >= _CENT else 10 ** max(len(str(whole)) - _DIGITS, 0)
+        more = finer - 1 if whole < _LEAST else finer  # the first step for these is three digits
+        unit = max(unit // 10 ** max(more, 0), 1)
+        shown = (whole + unit // 2) // unit * unit
+    return -shown if amount < 0 else shown
 
 
 def _decimal(value: object) -> Decimal:

@@ -44,6 +44,11 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else UNSHOWABLE for c in text)
 
 
+def shortened(name: str, width: int) -> str:
+    """The end of a name, if it is longer than ``width``."""
+    return name if len(name) <= width else "…" + name[-(width - 1) :]
+
+
 def undirected(text: str) -> str:
     """Text for a page: without control characters and marks that change its direction."""
     return re.sub(_CONTROLS, UNSHOWABLE, text)

@@ -49,6 +49,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(OURS) or name in CI:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_tests")
+    # GNU readline, which pytest imports, tells child processes of a terminal of 80 columns.
+    monkeypatch.setenv("COLUMNS", "")
     # Runs of their own are slow enough without compiling everything anew.
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")

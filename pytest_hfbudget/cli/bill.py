@@ -14,7 +14,7 @@ import click
 
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HistoryError
-from pytest_hfbudget.money import show, usd_text
+from pytest_hfbudget.money import beside, show, usd_text
 from pytest_hfbudget.reporting.bill import (
     FORBIDDEN,
     PENDING,
@@ -238,16 +238,14 @@ def _show(bills: Sequence[Bill], org: str | None) -> None:
         )
     )
     for remark in _remarks(bills, org):
-        click.echo(remark)
+        output.say(remark)
 
 
 def _cells(bill: Bill) -> tuple[str, ...]:
     when = datetime.fromtimestamp(bill.started, timezone.utc).strftime("%Y-%m-%d %H:%M")
-    ledger = "?" if bill.ledger is None else show(bill.ledger)
     booked = bill.booked
     requests = f"{booked.requests if booked else 0} of {bill.requests}"
-    billed = "" if booked is None else show(booked.nano_usd)
-    return bill.run, when, ledger, billed, drift_text(bill.drift), requests, bill.status
+    return bill.run, when, *bill.sums, drift_text(bill.drift), requests, bill.status
 
 
 def _remarks(bills: Sequence[Bill], org: str | None) -> Iterator[str]:
@@ -305,10 +303,7 @@ def _show_month(org: str | None, as_json: bool) -> None:
     output.console().print(
         output.table(
             *("", "Hugging Face says", "the log knows", "drift of its runs", "neither explains"),
-            rows=(
-                (part, *(show(amount) for amount in amounts))
-                for part, amounts in month.parts.items()
-            ),
+            rows=((part, *beside(None, *amounts)) for part, amounts in month.parts.items()),
             styles=("", ""),
         )
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_hfbudget.money import parse_usd, show
+from pytest_hfbudget.money import beside, parse_usd
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -169,9 +169,10 @@ class Demo:
         self.console.print(table)
 
     def _row(self, table: Table, name: str, ours: int, theirs: int) -> None:
-        table.add_row(name, show(ours), show(theirs), style="" if ours == theirs else "red")
+        ledger, bill = beside(None, ours, theirs)
+        table.add_row(name, ledger, bill, style="" if ours == theirs else "red")
         if ours != theirs:
-            self.problems.append(f"{name}: the ledger says {show(ours)}, the bill {show(theirs)}")
+            self.problems.append(f"{name}: the ledger says {ledger}, the bill {bill}")
 
     def _see_the_pause(self, after: int, killed_at: float) -> None:
         client = self.emulator.client

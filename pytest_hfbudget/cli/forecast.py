@@ -17,7 +17,6 @@ from pytest_hfbudget.money import NANO_PER_USD, parse_rate, rate_text, show, usd
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.table import Table
 
 # A forecast is no bill: fractions of a cent do not matter.
 _CENT = NANO_PER_USD // 100
@@ -192,7 +191,7 @@ class ForecastAnswer:
         console.print(self._table())
         console.print(f"{_MONTH}; from ten cents on, sums are rounded up to a cent")
 
-    def _table(self) -> Table:
+    def _table(self) -> output.TextTable:
         rows = [
             (
                 machine.name,

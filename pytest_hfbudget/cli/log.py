@@ -12,7 +12,7 @@ import click
 
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HistoryError
-from pytest_hfbudget.money import show, usd_text
+from pytest_hfbudget.money import parse_usd, show, usd_text
 from pytest_hfbudget.reporting.bill import as_number, by_model, drift_text
 from pytest_hfbudget.reporting.model import UNPRICED
 from pytest_hfbudget.text import printable
@@ -191,10 +191,10 @@ def _print_entries(rows: list[dict[str, Any]], total: Total) -> None:
         output.table(
             *("when (UTC)", "run", "test", "what", "tokens", "cost", "status"),
             rows=map(_entry_cells, rows),
-            styles=("red" if row["kind"] == "refusal" else "" for row in rows),
+            styles=("yellow" if row["kind"] == "refusal" else "" for row in rows),
         )
     )
-    click.echo(_sum(total))
+    output.say(_sum(total))
 
 
 def _entry_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -237,7 +237,7 @@ def _print_totals(group: str, rows: list[dict[str, Any]], total: Total) -> None:
             styles=("" for _ in rows),
         )
     )
-    click.echo(_sum(total))
+    output.say(_sum(total))
 
 
 def _billed_cell(name: str, value: Any) -> str:
@@ -261,5 +261,4 @@ def _sum(total: Total) -> str:
 
 
 def _dollars(usd: str) -> str:
-    whole, _, decimals = usd.partition(".")
-    return f"${whole}.{decimals.ljust(2, '0')}"
+    return show(parse_usd(usd))

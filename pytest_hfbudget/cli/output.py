@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_hfbudget.text import printable, public_url
+from pytest_hfbudget.text import printable, public_url, shortened
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
+    from rich.text import Text
 
     from pytest_hfbudget.pricing import Price, PriceBook
 
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 # A log of CI has no width of its own; names are worth more than 80 columns.
 _LOG_WIDTH = 200
+# Spaces between two columns.
+_GAP = 2
 
 
 class BadInput(click.ClickException):
@@ -32,22 +39,103 @@ class BadInput(click.ClickException):
 
 
 def console() -> Console:
-    """Standard output; wide when it is not a terminal."""
+    """Standard output; wide when it is not a terminal, unless COLUMNS says how wide."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
+    return Console(highlight=False, width=None if _has_width() else _LOG_WIDTH)
 
 
-def table(*columns: str, rows: Iterable[tuple[str, ...]], styles: Iterable[str] = ()) -> Table:
-    """A table whose first column is never cut."""
-    from rich.table import Table
+def say(text: str) -> None:
+    """A sentence on standard output, wrapped between words if that has a width."""
+    lines = _wrapped(text, console().width, "") if _has_width() else [printable(text)]
+    for line in lines:
+        click.echo(line)
 
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        made.add_column(column, no_wrap=number == 0, overflow="fold")
-    for row, style in zip(rows, styles, strict=True):
-        made.add_row(*map(_plain, row), style=style)
-    return made
+
+def _has_width() -> bool:
+    return sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table that breaks no word, however narrow the terminal is.
+
+    Texts are wrapped between words. Where that is not enough, each row is a paragraph: the first
+    cell on a line of its own, and the others below it with the names of their columns.
+
+    Attributes:
+        right: the columns whose cells stand at the right.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    styles: tuple[str, ...] = ()
+    right: frozenset[str] = frozenset()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Choose between the two forms by the width that there is."""
+        widths = self._widths(options.max_width)
+        if widths is None:
+            yield from self._paragraphs(options.max_width)
+        else:
+            yield self._table(widths)
+
+    def _widths(self, most: int) -> list[int] | None:
+        """The width of each column; None where its longest words leave too little."""
+        from rich.cells import cell_len
+
+        cells = list(zip(*((self.columns, *self.rows)), strict=True))
+        wanted = [max(map(cell_len, column)) for column in cells]
+        least = [
+            max((cell_len(word) for text in column for word in text.split()), default=0)
+            for column in cells
+        ]
+        least[:1] = wanted[:1]  # the first one is a name, or a time
+        left = most - sum(least) - _GAP * (len(cells) - 1)
+        if left < 0:
+            return None
+        widths = least
+        while left and widths != wanted:
+            narrow = min(
+                (n for n in range(len(cells)) if widths[n] < wanted[n]), key=widths.__getitem__
+            )
+            widths[narrow] += 1
+            left -= 1
+        return widths
+
+    def _table(self, widths: list[int]) -> Table:
+        from rich.table import Table
+
+        made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+        for column, width in zip(self.columns, widths, strict=True):
+            made.add_column(
+                column, width=width, justify="right" if column in self.right else "left"
+            )
+        for row, style in self._styled():
+            made.add_row(*map(_plain, row), style=style)
+        return made
+
+    def _paragraphs(self, width: int) -> Iterator[Text]:
+        from rich.text import Text
+
+        for (first, *others), style in self._styled():
+            named = zip(self.columns[1:], others, strict=True)
+            said = "; ".join(f"{label} {cell}".strip() for label, cell in named if cell)
+            for line in (*_wrapped(first, width, ""), *_wrapped(said, width, " " * 4)):
+                yield Text(line, style=style)
+
+    def _styled(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        return zip(self.rows, self.styles or [""] * len(self.rows), strict=True)
+
+
+def table(
+    *columns: str,
+    rows: Iterable[tuple[str, ...]],
+    styles: Iterable[str] = (),
+    right: Iterable[str] = (),
+) -> TextTable:
+    """A table of some rows; ``right``: the columns of numbers."""
+    return TextTable(columns, tuple(rows), tuple(styles), frozenset(right))
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -81,6 +169,25 @@ def clock_time(unix_s: float | None) -> str:
         return ""
     then, now = datetime.fromtimestamp(unix_s), datetime.now()
     return then.strftime("%H:%M:%S" if then.date() == now.date() else "%Y-%m-%d %H:%M")
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    """Lines that break between words; a longer word after ``::``, or it loses its beginning."""
+    most = width - len(indent)
+    words = (
+        part
+        for word in printable(text).split()
+        for part in (re.split(r"(?<=::)", word) if len(word) > most else (word,))
+    )
+    fitting = " ".join(shortened(word, most) for word in words)
+    return textwrap.wrap(
+        fitting,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _plain(text: str) -> Any:

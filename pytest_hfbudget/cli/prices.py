@@ -16,7 +16,7 @@ import click
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.endpoints.transport import read_public_json
 from pytest_hfbudget.errors import ConfigError, HistoryError
-from pytest_hfbudget.money import show, usd_text
+from pytest_hfbudget.money import beside, show, usd_text
 from pytest_hfbudget.pricing import CallRequest, Price, PriceBook, Usage
 from pytest_hfbudget.pricing.book import (
     ENVIRONMENT,
@@ -128,9 +128,10 @@ class PriceAnswer:
             return ""
         most = max(by_provider, key=by_provider.__getitem__)
         least = min(by_provider, key=by_provider.__getitem__)
+        cheaper, _ = beside(None, by_provider[least], by_provider[most])
         return (
             f" That is {most}'s price; {self.request.model}:{least} would hold "
-            f"{show(by_provider[least])}. :cheapest, :fastest and :preferred hold as much as no "
+            f"{cheaper}. :cheapest, :fastest and :preferred hold as much as no "
             "suffix, because the router still chooses."
         )
 
@@ -325,10 +326,10 @@ def _suggestion_lines(one: Suggestion) -> Iterator[str]:
         bill, booked = use.bill, use.bill.booked
         if booked is not None:
             cached = f" ({use.cached_tokens:,} cached)" if use.cached_tokens else ""
-            ledger = "?" if bill.ledger is None else show(bill.ledger)
+            ledger, billed = bill.sums
             yield (
                 f"#   run {bill.run}: {bill.requests:,} requests, {use.input_tokens:,} in{cached}, "
-                f"{use.output_tokens:,} out; ledger {ledger}, billed {show(booked.nano_usd)} "
+                f"{use.output_tokens:,} out; ledger {ledger}, billed {billed} "
                 f"{drift_text(bill.drift)}".rstrip()
             )
     if one.price is not None and not one.right:

@@ -14,7 +14,7 @@ import click
 
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HFBudgetError, HistoryError
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import beside
 from pytest_hfbudget.reporting.bill import drift_text
 from pytest_hfbudget.reporting.json_fields import ReportFileError
 from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, parse, read
@@ -135,15 +135,16 @@ def _print(reports: list[Report], top: int) -> None:
 def _headline(report: Report) -> str:
     run = f"run {printable(report.run)}, " if report.run else ""
     rehearsal = f" ({REHEARSAL})" if report.rehearsal else ""
+    amount, *of_cap = beside(report.cap, report.spent)
     if report.cap is None:
         cap = "without a session budget"
     else:
-        cap = f"of {show(report.cap)} {bar(report.spent, report.cap)}"
-    spent = f"spent {show(report.spent)} {cap} ({report.counts})"
+        cap = f"of {of_cap[0]} {bar(report.spent, report.cap)}"
+    spent = f"spent {amount} {cap} ({report.counts})"
     billed = ""
     if report.bill and report.bill.booked:
         drift = drift_text(report.bill.drift) or "the ledger lacks a price"
-        billed = f"\nbilled {show(report.bill.booked.nano_usd)} by Hugging Face ({drift})"
+        billed = f"\nbilled {report.bill.sums[1]} by Hugging Face ({drift})"
     return f"{run}{report.day} UTC{rehearsal}\n{spent}{billed}"
 
 
@@ -153,14 +154,13 @@ def _print_table(console: Console, table: Table, top: int) -> None:
     rows = table.rows[:top] if top else table.rows
     console.print()
     console.print(Text(table.title, style="bold"))
-    made = output.table(
-        *(column.label for column in table.columns),
-        rows=(tuple(map(printable, table.texts(row))) for row in rows),
-        styles=("red" if "failed" in row else "" for row in rows),
+    console.print(
+        output.table(
+            *(column.label for column in table.columns),
+            rows=(tuple(map(printable, table.texts(row))) for row in rows),
+            styles=("red" if "failed" in row else "" for row in rows),
+            right=(column.label for column in table.columns if column.is_number),
+        )
     )
-    for column, of in zip(made.columns, table.columns, strict=True):
-        column.justify = "right" if of.is_number else "left"
-        column.no_wrap, column.overflow = False, "fold"
-    console.print(made)
     if left := len(table.rows) - len(rows):
         console.print(f"… and {left:,} more", style="dim")

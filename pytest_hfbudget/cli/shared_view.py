@@ -11,7 +11,7 @@ from pytest_hfbudget.cli import output
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.shared_leases import RemoteLease, server_of, shared_leases
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.money import show, usd_text
+from pytest_hfbudget.money import beside, usd_text
 from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ class SharedView:
         shares = (
             (
                 *map(printable, (one.budget, one.job)),
-                show(one.advanced),
-                show(one.spent),
+                *beside(None, one.advanced, one.spent),
                 self._heard(one.age_s),
             )
             for one in self.shares

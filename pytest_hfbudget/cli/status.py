@@ -31,7 +31,7 @@ from pytest_hfbudget.endpoints.types import (
 )
 from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.money import show, usd_text
+from pytest_hfbudget.money import exact, show, usd_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -191,7 +191,7 @@ def _cells(row: EndpointStanding) -> tuple[str, ...]:
     return (
         row.name,
         row.state,
-        "?" if row.nano_per_hour is None else show(row.nano_per_hour),
+        "?" if row.nano_per_hour is None else exact(row.nano_per_hour),
         output.clock_time(row.since),
         "" if row.since is None or row.accrued_nano is None else show(row.accrued_nano),
         f"{lease} +{len(others)}" if others else lease,

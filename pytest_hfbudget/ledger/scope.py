@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import beside
 
 
 class Scope(NamedTuple):
@@ -53,4 +53,5 @@ class RunsBudget(NamedTuple):
         """For people."""
         share = "1 job shares" if self.jobs == 1 else f"{self.jobs} jobs share"
         shared = "" if self.jobs is None else f", {share} it"
-        return f"{self.label} {show(self.cap)} ({show(self.left)} left{shared})"
+        left, cap = beside(self.cap, self.left)
+        return f"{self.label} {cap} ({left} left{shared})"

@@ -22,7 +22,7 @@ from pytest_hfbudget.metering.summary import (
     summary_data,
     summary_text,
 )
-from pytest_hfbudget.money import show, to_usd
+from pytest_hfbudget.money import beside, to_usd
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.budget_args import Threshold
@@ -208,9 +208,9 @@ class budget:
 
     def __repr__(self) -> str:
         totals = self._totals()
-        cap = "no cap" if self._args.cap is None else show(self._args.cap)
+        spent, cap, *_ = (*beside(self._args.cap, totals.spent), "no cap")
         calls = "1 call" if totals.calls == 1 else f"{totals.calls} calls"
-        return f"<budget {self.name!r}: {show(totals.spent)} of {cap}, {calls}>"
+        return f"<budget {self.name!r}: {spent} of {cap}, {calls}>"
 
 
 def _warn(notices: list[str], guarded: AbstractContextManager[None]) -> None:

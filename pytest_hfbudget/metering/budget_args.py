@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.ledger import LedgerLike, Scope, Totals
 from pytest_hfbudget.ledger.locks import own_lock
-from pytest_hfbudget.money import parse_rate, parse_usd, show
+from pytest_hfbudget.money import beside, parse_rate, parse_usd
 from pytest_hfbudget.pricing.price import Quote
 
 ON_EXCEED = ("fail", "raise")
@@ -173,7 +173,7 @@ class Threshold(NamedTuple):
     def text(self, totals: Totals) -> str:
         """What a warning says, with both numbers of every limit."""
         cap, calls = self.scope.cap, self.scope.max_calls
-        used = [] if cap is None else [f"{show(totals.spent)} of {show(cap)} spent"]
+        used = [] if cap is None else ["{} of {} spent".format(*beside(cap, totals.spent))]
         used += [] if calls is None else [f"{totals.calls} of {calls} calls made"]
         return f"{self.scope.name}: {', '.join(used)} (warn_at={float(self.part):g})"
 

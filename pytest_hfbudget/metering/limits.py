@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pytest_hfbudget.errors import BudgetExceededError, Figures, UnpricedCallError
 from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import beside, show
 from pytest_hfbudget.pricing import CallRequest, Catalogue, Quote
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 from pytest_hfbudget.pricing.price import BYTES, MICROSECONDS, QuotedOffer
@@ -133,9 +133,11 @@ def explain(error: BudgetExceededError, request: CallRequest, quote: Quote | Non
     most = max(offers, key=lambda offer: offer.nano_usd)
     named = [offer for offer in offers if offer.provider and request.provider is None]
     least = min(named, key=lambda offer: offer.nano_usd, default=most)
-    parts = [f"at most {show(most.nano_usd)}: {_made_of(most, request, output)}"]
+    cap, *told = error.figures  # the message has them: the same amounts look the same below it
+    at_most, at_least, *_ = beside(cap, most.nano_usd, least.nano_usd, error.figures.left, *told)
+    parts = [f"at most {at_most}: {_made_of(most, request, output)}"]
     if least.nano_usd < most.nano_usd:
-        parts.append(f"{request.model}:{least.provider} would hold {show(least.nano_usd)}")
+        parts.append(f"{request.model}:{least.provider} would hold {at_least}")
     error.explain("; ".join(parts))
 
 
@@ -245,8 +247,9 @@ def check_share(ledger: LedgerLike, test: RunningTest | None, hold: Hold, name: 
         total = ledger.total(scope.key)
         if scope.cap is not None and total.spent > scope.cap:
             ledger.release(hold.id)
+            spent, cap = beside(scope.cap, total.spent)
             raise BudgetExceededError(
-                f"{scope.name}: {show(total.spent)} of {show(scope.cap)} is spent, the share of "
+                f"{scope.name}: {spent} of {cap} is spent, the share of "
                 f"the uptime of {name} included, and each second on it costs more. "
                 "The call was not sent. Raise the cap.",
                 scope=scope.name,

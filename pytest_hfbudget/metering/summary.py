@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.money import show, to_usd
+from pytest_hfbudget.money import beside, show, to_usd
 
 
 def spent_before_switch(calls: Iterable[Charge]) -> Decimal | None:
@@ -57,8 +57,8 @@ def summary_text(name: str, calls: Sequence[Charge], *, cap: int | None) -> str:
     Args:
         cap: in nano-USD.
     """
-    limit = "no cap" if cap is None else show(cap)
-    lines = [f"{name}: {show(_cost(calls))} of {limit}, {_calls(len(calls))}"]
+    spent, limit, *_ = (*beside(cap, _cost(calls)), "no cap")
+    lines = [f"{name}: {spent} of {limit}, {_calls(len(calls))}"]
     models = _by_model(calls)
     width = max(map(len, models), default=0)
     for model, charges in models.items():

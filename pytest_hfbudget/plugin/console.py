@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from pytest_hfbudget.money import parse_usd, show
+from pytest_hfbudget.money import Amounts, parse_usd
 from pytest_hfbudget.text import printable
 
 # After this many seconds of silence a person wants to know what the run waits for.
 SILENCE_S = 2.0
+# -vv
+EXACT_FROM = 2
 # Stands where pytest's reporter keeps the path that its current line begins with.
 PASSING: Any = object()
 
@@ -64,6 +67,19 @@ def on_a_terminal(config: pytest.Config) -> bool:
     return bool(terminal and terminal.isatty)
 
 
+def columns(config: pytest.Config) -> int | None:
+    """How wide the terminal is, or what COLUMNS says; a log without it has no width."""
+    terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None or not (terminal.isatty or os.environ.get("COLUMNS")):
+        return None
+    return config.get_terminal_writer().fullwidth
+
+
+def amounts(config: pytest.Config) -> Amounts:
+    """How this run writes amounts: from -vv on to the last digit."""
+    return Amounts(to_the_last=config.get_verbosity() >= EXACT_FROM)
+
+
 def can_show(text: str, encoding: str | None) -> bool:
     """Whether an output has these characters."""
     try:
@@ -83,9 +99,9 @@ class CostOnLine:
     So the cost is added only while a report is being logged.
     """
 
-    def __init__(self, note_cost: Callable[[pytest.Item], None]) -> None:
+    def __init__(self, note_cost: Callable[[pytest.Item], None], usd: Amounts) -> None:
         """``note_cost`` puts what a test has cost by now into its properties."""
-        self._note_cost = note_cost
+        self._note_cost, self._usd = note_cost, usd
         self._logged: pytest.TestReport | None = None
 
     @pytest.hookimpl(wrapper=True)
@@ -114,7 +130,7 @@ class CostOnLine:
     ) -> Generator[None, Status, Status]:
         """Add the cost to the word of a test that has cost something."""
         status = yield
-        if report is not self._logged or not (cost := _cost(report)):
+        if report is not self._logged or not (cost := self._cost(report)):
             return status
         category, letter, word = status
         if isinstance(word, str):
@@ -122,7 +138,6 @@ class CostOnLine:
         text, *markup = word
         return category, letter, (f"{text} {cost}", *markup)
 
-
-def _cost(report: pytest.TestReport) -> str:
-    usd = dict(report.user_properties).get("hfbudget.usd", "0")
-    return f"[{show(parse_usd(usd))}]" if usd != "0" else ""
+    def _cost(self, report: pytest.TestReport) -> str:
+        usd = dict(report.user_properties).get("hfbudget.usd", "0")
+        return f"[{self._usd.show(parse_usd(usd))}]" if usd != "0" else ""

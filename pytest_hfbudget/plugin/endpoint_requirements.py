@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError, UnaffordableEndpointError
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import beside
 
 if TYPE_CHECKING:
     from huggingface_hub import InferenceEndpoint
@@ -53,9 +53,10 @@ class EndpointUsage:
             spent = ledger.total(scope.key).spent
             if share and scope.cap is not None and spent > scope.cap:
                 self._said = True
+                in_all, of_that, cap = beside(scope.cap, spent, share)
                 return (
-                    f"{scope.name}: {show(spent)} of {show(scope.cap)} is spent; of that "
-                    f"{show(share)} is this test's share of the uptime of "
+                    f"{scope.name}: {in_all} of {cap} is spent; of that "
+                    f"{of_that} is this test's share of the uptime of "
                     f"{', '.join(sorted(self._names))}. Raise the cap, or have the test be on the "
                     "endpoint for a shorter time."
                 )

@@ -85,9 +85,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if run.settings.store_costs:
         register(run.recording, "hfbudget-recording")
     if config.get_verbosity() > 0:
-        from pytest_hfbudget.plugin.console import CostOnLine
+        from pytest_hfbudget.plugin.console import CostOnLine, amounts
 
-        register(CostOnLine(run.attribution.note_cost_so_far), "hfbudget-cost-on-line")
+        register(
+            CostOnLine(run.attribution.note_cost_so_far, amounts(config)), "hfbudget-cost-on-line"
+        )
     if os.environ.get("GITHUB_STEP_SUMMARY") or os.environ.get("GITHUB_ACTIONS") == "true":
         from pytest_hfbudget.plugin.github_job import GitHub
 

@@ -14,7 +14,7 @@ import pytest
 from pytest_hfbudget.endpoints.types import RUNNING
 from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.plugin import markers, run_history, test_order
-from pytest_hfbudget.plugin.console import can_show, say
+from pytest_hfbudget.plugin.console import amounts, can_show, columns, say
 from pytest_hfbudget.reporting.costs import Costs
 from pytest_hfbudget.reporting.plan import (
     Plan,
@@ -81,7 +81,8 @@ def present(
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None:
         terminal.section("hf budget: plan")
-    for line in lines(planned, blocks=can_show("█░", sys.stdout.encoding)):
+    blocks = can_show("█░", sys.stdout.encoding)
+    for line in lines(planned, blocks=blocks, width=columns(config), usd=amounts(config)):
         say(config, line.text, **({line.colour: True} if line.colour else {}))
     return True
 

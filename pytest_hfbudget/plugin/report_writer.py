@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.plugin import options
-from pytest_hfbudget.plugin.console import can_show, say
+from pytest_hfbudget.plugin.console import amounts, can_show, columns, say
 from pytest_hfbudget.plugin.events import Announcer
 from pytest_hfbudget.settings import NOT_RUN, Settings
 from pytest_hfbudget.text import printable
@@ -51,7 +51,7 @@ class ReportWriter:
             make: makes the report, which takes a moment.
             learned: returns what servers have counted in this run.
         """
-        self._why_red = self._reason(outcomes, make)
+        self._why_red = self._reason(outcomes, make) if eventful or self.blamed else ""
         # A look spends nothing, and what the last run has spent is worth keeping.
         if settings.report is not None and not options.only_look(self._config, settings):
             self._write(make(), settings.report)
@@ -63,15 +63,20 @@ class ReportWriter:
             run_history.share_report(self._config, settings, self._run_id, report)
 
     def _reason(self, outcomes: Mapping[str, str], make: Callable[[], Report]) -> str:
-        """Why the run fails though no test has failed: pytest's own last line does not say it."""
-        if {"failed", "interrupted"} & set(outcomes.values()):
+        """Why the run fails, as far as budgets are the reason."""
+        found = set(outcomes.values())
+        if "interrupted" in found:
             return ""
-        if NOT_RUN in outcomes.values():
-            from pytest_hfbudget.reporting.terminal import not_run
+        reasons = []
+        if found & {"failed", NOT_RUN}:
+            from pytest_hfbudget.reporting.terminal import not_run, refused
 
-            return not_run(make())
-        calls = "1 call was" if len(self.blamed) == 1 else f"{len(self.blamed)} calls were"
-        return f"{calls} refused outside of every test." if self.blamed else ""
+            report = make()
+            reasons = [refused(report), not_run(report)]
+        if self.blamed and "failed" not in found:
+            calls = "1 call was" if len(self.blamed) == 1 else f"{len(self.blamed)} calls were"
+            reasons.append(f"{calls} refused outside of every test.")
+        return " ".join(filter(None, reasons))
 
     def _write(self, report: Report, name: Path) -> None:
         from pytest_hfbudget.reporting import json_report
@@ -97,7 +102,8 @@ class ReportWriter:
         for refusal in self.blamed:
             said = printable(refusal, keep="\n")
             terminal.write_line(f"refused outside of every test: {said}", red=True)
-        for line in summary(report, blocks=blocks, blamed=bool(self.blamed)):
+        width, usd = columns(self._config), amounts(self._config)
+        for line in summary(report, blocks=blocks, width=width, usd=usd):
             colour = {line.colour: True} if line.colour else {}
             terminal.write_line(printable(line.text), **colour)
         for budget in report.over_runs:
@@ -108,6 +114,6 @@ class ReportWriter:
             terminal.write_line(f"  report: {self._written}")
 
     def last_line(self) -> None:
-        """Say why the run fails, where nothing else does."""
+        """Say why the run fails: the last lines are what people read first."""
         if self._why_red:
             say(self._config, f"hfbudget: the run failed: {self._why_red}", red=True, bold=True)

@@ -14,7 +14,7 @@ from pytest_hfbudget.errors import HFBudgetError, HistoryError
 from pytest_hfbudget.history import RUN, windows
 from pytest_hfbudget.ledger import Ledger
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import exact
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.settings import Settings
 
@@ -111,7 +111,7 @@ def caps(settings: Settings) -> str:
     """The budgets of the run as a whole, as messages call them; empty if there are none."""
     named = [("session budget", settings.own_cap)]
     named += ((window.label, window.cap) for window in windows(settings))
-    return " or ".join(f"the {name} of {show(cap)}" for name, cap in named if cap is not None)
+    return " or ".join(f"the {name} of {exact(cap)}" for name, cap in named if cap is not None)
 
 
 def counts(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact, ...]:

@@ -23,7 +23,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import Ledger, Scope
 from pytest_hfbudget.ledger.scope import SESSION
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import beside
 from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.settings import Settings
 
@@ -87,10 +87,10 @@ class UptimeBooking:
             raise EndpointError(str(error)) from None
         except BudgetExceededError as error:
             own = error.scope_key == SESSION
-            left, cap = error.figures.left, error.figures.cap
+            minute, left, cap = beside(error.figures.cap, nano_per_minute, error.figures.left)
             raise UnaffordableEndpointError(
-                f"{error.scope}: {name}: its first minute costs {show(nano_per_minute)}, but only "
-                f"{show(left)} of the {error.scope} of {show(cap)} is left. It was not "
+                f"{error.scope}: {name}: its first minute costs {minute}, but only "
+                f"{left} of the {error.scope} of {cap} is left. It was not "
                 f"resumed. Raise {'--hf-session-budget' if own else 'that cap'}."
             ) from None
 
@@ -113,10 +113,13 @@ class UptimeBooking:
             except LedgerUnreachableError as error:
                 raise EndpointError(str(error)) from None
             except BudgetExceededError as error:
-                most, cap = endpoint.most_replicas, f"{error.scope} of {show(error.figures.cap)}"
+                most, (minute, cap) = (
+                    endpoint.most_replicas,
+                    beside(error.figures.cap, nano_per_minute),
+                )
                 raise UnaffordableEndpointError(
                     f"{error.scope}: {name} may scale to {most} replicas. The first minute of "
-                    f"{more} more costs {show(nano_per_minute)}, and the {cap} has less left. "
+                    f"{more} more costs {minute}, and the {error.scope} of {cap} has less left. "
                     "Lower its maxReplica, or raise that cap."
                 ) from None
             self._booked += nano_per_minute

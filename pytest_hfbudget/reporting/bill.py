@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from pytest_hfbudget.money import usd_text
+from pytest_hfbudget.money import beside, usd_text
 
 REPORTED, PENDING = "reported", "pending"
 FORBIDDEN, UNAVAILABLE = "forbidden", "unavailable"
@@ -59,6 +59,15 @@ class Bill:
     def drift(self) -> Fraction | None:
         """How much more was booked than charged, as a part of the charge; None where unknown."""
         return drift(self.ledger, self.booked and self.booked.nano_usd)
+
+    @property
+    def sums(self) -> tuple[str, str]:
+        """What was charged and what was billed, for people; ``?`` and empty where unknown."""
+        billed = None if self.booked is None else self.booked.nano_usd
+        known = [amount for amount in (self.ledger, billed) if amount is not None]
+        texts = dict(zip(known, beside(None, *known), strict=True))
+        ours = "?" if self.ledger is None else texts[self.ledger]
+        return ours, "" if billed is None else texts[billed]
 
     @property
     def complete(self) -> bool:

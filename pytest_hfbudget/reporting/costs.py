@@ -18,7 +18,7 @@ from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.files import write_whole
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.prompts import DOUBT, FORGET, RULE, Fact
-from pytest_hfbudget.money import parse_usd, show, usd_text
+from pytest_hfbudget.money import beside, parse_usd, usd_text
 
 SCHEMA = 1
 # Counts by another rule have another name: they are passed over, and not kept.
@@ -261,8 +261,9 @@ def increase(
         for word, marked in (("recorded", recorded.estimated), ("now", certain != spent))
         if marked
     ]
+    cost, before = beside(None, spent, recorded.spent)
     return (
-        f"its calls cost {show(spent)}, and {show(recorded.spent)} are recorded in {where}: "
+        f"its calls cost {cost}, and {before} are recorded in {where}: "
         f"{_more(spent, recorded.spent)}, but --hf-max-increase allows {_percent(most)}"
         f"{''.join(marks)}. If it is meant to, run it with --hf-store-costs and without "
         "--hf-max-increase, and commit the file."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import beside
 from pytest_hfbudget.reporting.model import (
     IN_ORDER,
     REHEARSAL,
@@ -66,10 +66,11 @@ def notices(report: Report, places: dict[str, RefusalPlace], *, green: bool) -> 
 
 
 def _head(report: Report) -> Iterator[str]:
-    of = f"of {show(report.cap)} " if report.cap is not None else ""
+    spent, *cap = beside(report.cap, report.spent)
+    of = f"of {cap[0]} " if cap else ""
     yield "### hf budget"
     yield ""
-    yield f"**{show(report.spent)}** {of}spent, {report.counts}"
+    yield f"**{spent}** {of}spent, {report.counts}"
     if report.rehearsal:
         yield ""
         yield f"{REHEARSAL.capitalize()}."
@@ -103,7 +104,8 @@ def _table(table: Table) -> Iterator[str]:
     yield _row(column.label for column in table.columns)
     yield _row("--:" if column.is_number else ":--" for column in table.columns)
     for row in shown:
-        yield _row(map(_cell, row, table.columns))
+        texts = table.texts(row)
+        yield _row(map(_cell, row, table.columns, texts))
     if left := len(table.rows) - len(shown):
         yield ""
         yield f"… and {left:,} more"
@@ -113,10 +115,10 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(value: Cell, column: Column) -> str:
+def _cell(value: Cell, column: Column, text: str) -> str:
     if isinstance(value, str):
         return _literal(value, MESSAGE if column.kind == "text" else NAME)
-    return column.text(value)
+    return text
 
 
 def _literal(text: str, most: int) -> str:

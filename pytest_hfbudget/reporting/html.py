@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pytest_hfbudget.money import brief, show
+from pytest_hfbudget.money import exact, show
 from pytest_hfbudget.reporting.bill import drift_text
 from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, total
 from pytest_hfbudget.reporting.tables import Cell, Table, tables
@@ -59,8 +59,8 @@ def page(reports: Sequence[Report]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(brief=brief, exact=exact)
-    environment.filters["figure"] = lambda value, column: column.text(value, brief)
+    environment.filters.update(show=show, exact=to_the_last)
+    environment.filters["figure"] = lambda value, column: column.text(value)
     environment.tests["number"] = lambda column: column.is_number
     style, script = (_read(name) for name in ("page.css", "page.js"))
     shown = tuple(tables(reports))
@@ -93,19 +93,19 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
         found.append(("refused", f"{report.refused:,}", "not sent: a cap would not have held"))
     for remark in REMARKS:
         if charges := report.remarked(remark):
-            spent = f"{brief(total(charges))} " if total(charges) else ""
+            spent = f"{show(total(charges))} " if total(charges) else ""
             found.append((remark.word, f"{len(charges):,}", f"{spent}{remark.meaning}"))
     if report.bill and report.bill.booked:
-        ledger = "?" if report.bill.ledger is None else brief(report.bill.ledger)
+        ledger, billed = report.bill.sums
         drift = drift_text(report.bill.drift)
         meaning = f"by Hugging Face for calls of {ledger}" + (f", {drift}" if drift else "")
-        found.append(("billed", brief(report.bill.booked.nano_usd), meaning))
+        found.append(("billed", billed, meaning))
     if report.above:
         meaning = "of what was spent is above what came back of its calls"
-        found.append(("estimated above", brief(report.above), meaning))
+        found.append(("estimated above", show(report.above), meaning))
     if report.endpoints:
         minutes = sum(endpoint.minutes for endpoint in report.endpoints)
-        found.append(("endpoint minutes", f"{minutes:,}", f"{brief(report.uptime)} of uptime"))
+        found.append(("endpoint minutes", f"{minutes:,}", f"{show(report.uptime)} of uptime"))
     return found
 
 
@@ -214,9 +214,9 @@ def percent(part: Cell, whole: int) -> float:
     return round(min(max(100 * part / whole, 0.5), 100), 2)
 
 
-def exact(amount: Cell) -> str:
+def to_the_last(amount: Cell) -> str:
     """An amount to the nano-dollar."""
-    return f"{show(amount)} = {amount:,} nano-USD" if isinstance(amount, int) else ""
+    return f"{exact(amount)} = {amount:,} nano-USD" if isinstance(amount, int) else ""
 
 
 def packed(table: Table) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
 from pytest_hfbudget.ledger.scope import SESSION, RunsBudget
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import FOR_PEOPLE, Amounts
 from pytest_hfbudget.reporting.bill import Bill
 from pytest_hfbudget.settings import NOT_RUN
 
@@ -328,12 +328,12 @@ class Report:
         return tuple(filter(remark.applies, self.charges))
 
 
-def estimated_above(report: Report) -> str:
+def estimated_above(report: Report, usd: Amounts = FOR_PEOPLE) -> str:
     """How much of what was spent is above what came back of its calls."""
     return (
-        f"{show(report.above)} of {show(report.spent)} is estimated above what came back: "
-        "calls that were lost or left are charged what was held for them"
-    )
+        "{} of {} is estimated above what came back: calls that were lost or left are charged "
+        "what was held for them"
+    ).format(*usd.beside(None, report.above, report.spent))
 
 
 def total(charges: Iterable[Charge]) -> int:

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from pytest_hfbudget.endpoints.uptime import cost, started_minutes
 from pytest_hfbudget.ledger import Scope
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import FOR_PEOPLE, Amounts, beside, exact
 from pytest_hfbudget.reporting.costs import Cost
 from pytest_hfbudget.reporting.model import counted
-from pytest_hfbudget.reporting.terminal import NAME, TerminalLine, bar, shortened
+from pytest_hfbudget.reporting.terminal import TerminalLine, bar, name_width, wrapped
 from pytest_hfbudget.reporting.timeline import NO_MINUTES, Minutes
+from pytest_hfbudget.text import shortened
 
 # So many of the most expensive tests are shown one by one.
 MOST = 20
@@ -144,15 +145,30 @@ class Plan:
         return sum(caps.values())
 
 
-def lines(plan: Plan, *, blocks: bool = True) -> Iterator[TerminalLine]:
-    """The plan as a table; without ``blocks`` its bar is drawn in ASCII."""
-    yield _total(plan, ("█", "░") if blocks else ("#", "."))
-    yield from map(_endpoint, plan.endpoints)
+def lines(
+    plan: Plan,
+    *,
+    blocks: bool = True,
+    width: int | None = None,
+    usd: Amounts = FOR_PEOPLE,
+) -> Iterator[TerminalLine]:
+    """The plan as a table, as `summary` has its arguments."""
+    for line in _lines(plan, ("█", "░") if blocks else ("#", "."), width, usd):
+        yield from wrapped(line, width)
+
+
+def _lines(
+    plan: Plan, drawn: tuple[str, str], width: int | None, usd: Amounts
+) -> Iterator[TerminalLine]:
+    yield _total(plan, drawn, usd)
+    for endpoint in plan.endpoints:
+        yield _endpoint(endpoint, usd)
     yield from _order(plan.order) if plan.order is not None else ()
     shown = sorted((test for test in plan.tests if not test.quiet), key=_most_expensive_first)
-    width = min(max((len(test.id) for test in shown[:MOST]), default=0), NAME)
-    for test in shown[:MOST]:
-        yield _test(test, width)
+    tails = {test.id: _expected(test, usd) for test in shown[:MOST]}
+    names = name_width(tails, tails.values(), width)
+    for name, tail in tails.items():
+        yield TerminalLine(f"  {shortened(name, names):<{names}}  {tail}")
     if len(shown) > MOST:
         yield TerminalLine(f"  … and {counted(len(shown) - MOST, 'test')} more")
     yield from _remarks(plan)
@@ -165,9 +181,10 @@ def over(plan: Plan) -> str | None:
     """
     if plan.cap is None or plan.expected <= plan.cap:
         return None
+    expected, cap = beside(plan.cap, plan.expected)
     return (
-        f"this run is expected to cost {show(plan.expected)}, and its session budget is "
-        f"{show(plan.cap)}. Raise --hf-session-budget, or select fewer tests; pytest "
+        f"this run is expected to cost {expected}, and its session budget is "
+        f"{cap}. Raise --hf-session-budget, or select fewer tests; pytest "
         "--hf-plan shows what each of them costs."
     )
 
@@ -177,24 +194,23 @@ def _most_expensive_first(test: PlannedTest) -> tuple[int, str]:
     return -(known or 0), test.id
 
 
-def _total(plan: Plan, drawn: tuple[str, str]) -> TerminalLine:
+def _total(plan: Plan, drawn: tuple[str, str], usd: Amounts) -> TerminalLine:
     known = f"{len(plan.recorded)} of {counted(len(plan.tests), 'test')} recorded"
     if plan.cap is None:
-        return TerminalLine(f"expected {show(plan.expected)} ({known}; no session budget)")
+        return TerminalLine(f"expected {usd.show(plan.expected)} ({known}; no session budget)")
     used = bar(plan.expected, plan.cap, drawn)
     colour = "red" if plan.expected > plan.cap else "green"
-    return TerminalLine(
-        f"expected {show(plan.expected)} of {show(plan.cap)} {used} ({known})", colour
-    )
+    expected, cap = usd.beside(plan.cap, plan.expected)
+    return TerminalLine(f"expected {expected} of {cap} {used} ({known})", colour)
 
 
-def _endpoint(endpoint: PlannedEndpoint) -> TerminalLine:
+def _endpoint(endpoint: PlannedEndpoint, usd: Amounts) -> TerminalLine:
     if endpoint.kept:
         return TerminalLine(
             f"  {endpoint.name}: kept running, as it was found; this run pays nothing"
         )
     nano_usd = endpoint.nano_usd
-    price = "its price is unknown" if nano_usd is None else show(nano_usd)
+    price = "its price is unknown" if nano_usd is None else usd.show(nano_usd)
     start = (
         "it is running"
         if endpoint.cold_start == "running"
@@ -234,13 +250,9 @@ def _minutes(endpoint: PlannedEndpoint, seconds: float) -> Minutes:
     return Minutes(minutes, cost(endpoint.atto_per_hour or 0, minutes))
 
 
-def _test(test: PlannedTest, width: int) -> TerminalLine:
-    return TerminalLine(f"  {shortened(test.id, width):<{width}}  {_expected(test)}")
-
-
-def _expected(test: PlannedTest) -> str:
+def _expected(test: PlannedTest, usd: Amounts) -> str:
     if test.cost is None:
-        return f"at most {show(test.cap.cap or 0)}" if test.cap is not None else "unknown"
+        return f"at most {exact(test.cap.cap or 0)}" if test.cap is not None else "unknown"
     known = test.cost
     parts = [counted(known.calls, "call")]
     if known.input_tokens or known.output_tokens:
@@ -249,7 +261,7 @@ def _expected(test: PlannedTest) -> str:
         parts.append(f"{known.endpoint_s} s on an endpoint")
     if known.estimated:
         parts.append("an upper bound")
-    return f"{show(known.spent)} ({', '.join(parts)})"
+    return f"{usd.show(known.spent)} ({', '.join(parts)})"
 
 
 def _remarks(plan: Plan) -> Iterator[TerminalLine]:
@@ -257,7 +269,7 @@ def _remarks(plan: Plan) -> Iterator[TerminalLine]:
         yield TerminalLine(f"  {counted(quiet, 'test')} without calls")
     if bounded := len(plan.bounded):
         yield TerminalLine(
-            f"  {counted(bounded, 'test')} without a record: at most {show(plan.more)} more, "
+            f"  {counted(bounded, 'test')} without a record: at most {exact(plan.more)} more, "
             "by caps; not in the sum",
             "yellow",
         )

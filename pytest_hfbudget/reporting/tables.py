@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import beside, show
 from pytest_hfbudget.reporting.bill import Bill, by_model, drift_text
 from pytest_hfbudget.reporting.model import (
     ESTIMATED,
@@ -43,13 +44,16 @@ class Column(NamedTuple):
         """Whether its cells are numbers."""
         return self.kind in ("usd", "count", "seconds")
 
-    def text(self, value: Cell, usd: Callable[[int], str] = show) -> str:
-        """A cell as text; ``usd`` formats an amount of nano-USD."""
+    def text(self, value: Cell) -> str:
+        """A cell as text."""
         if value is None or isinstance(value, str):
             return value or ""
         if self.kind == "usd":
-            return usd(int(value))
+            return show(int(value))
         return f"{value:,.2f}" if self.kind == "seconds" else f"{value:,}"
+
+
+CAP = Column("cap", "usd")
 
 
 class Table(NamedTuple):
@@ -62,8 +66,15 @@ class Table(NamedTuple):
     note: str = ""
 
     def texts(self, row: tuple[Cell, ...]) -> Iterator[str]:
-        """The cells of a row as text."""
-        return (column.text(value) for column, value in zip(self.columns, row, strict=True))
+        """The cells of a row as text; amounts side by side are told apart, a cap is exact."""
+        cells = zip(self.columns, row, strict=True)
+        for kind, group in itertools.groupby(cells, key=lambda cell: cell[0].kind):
+            side_by_side = dict(group)
+            known = {one: nano for one, nano in side_by_side.items() if isinstance(nano, int)}
+            amounts = known if kind == "usd" else {}
+            shown = dict(zip(amounts, beside(amounts.get(CAP), *amounts.values()), strict=False))
+            for column, value in side_by_side.items():
+                yield shown.get(column) or column.text(value)
 
 
 def tables(reports: Sequence[Report]) -> Iterator[Table]:
@@ -90,7 +101,7 @@ def tests(report: Report) -> Table:
     columns = (
         Column("test", "name"),
         Column("spent", "usd", bar=True),
-        Column("cap", "usd"),
+        CAP,
         Column("calls", "count"),
         Column("refused", "count"),
         Column("outcome", "word"),
@@ -108,7 +119,7 @@ def shared(report: Report) -> Table:
         Column("budget", "name"),
         Column("of a", "word"),
         Column("spent", "usd", bar=True),
-        Column("cap", "usd"),
+        CAP,
         Column("calls", "count"),
         Column("refused", "count"),
     )
@@ -192,7 +203,7 @@ def runs(reports: Sequence[Report]) -> Table:
         Column("date (UTC)", "word"),
         Column("run", "word"),
         Column("spent", "usd", bar=True),
-        Column("cap", "usd"),
+        CAP,
         Column("calls", "count"),
         Column("refused", "count"),
         Column("endpoints", "usd"),

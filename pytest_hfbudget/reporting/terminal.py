@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import NamedTuple
 
 from pytest_hfbudget.metering.settlement import TOLD
-from pytest_hfbudget.money import show
+from pytest_hfbudget.money import FOR_PEOPLE, Amounts, exact
 from pytest_hfbudget.reporting.model import (
     ESTIMATED,
+    REHEARSAL,
     UNPRICED,
     EndpointLine,
     Report,
@@ -21,13 +23,14 @@ from pytest_hfbudget.reporting.model import (
     total,
     unmetered,
 )
-from pytest_hfbudget.settings import Settings
-from pytest_hfbudget.text import public_url
+from pytest_hfbudget.settings import NOT_RUN, Settings
+from pytest_hfbudget.text import public_url, shortened
 
 BAR = 24
 TOP = 5
 MOST_REFUSED = 20
 NAME = 56
+LEAST_NAME = 24
 
 
 class TerminalLine(NamedTuple):
@@ -41,9 +44,9 @@ def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
     """The caps and endpoints of a run in one line; None where it has neither."""
     parts = []
     if settings.own_cap is not None:
-        parts.append(f"session budget {show(settings.own_cap)}")
+        parts.append(f"session budget {exact(settings.own_cap)}")
     if settings.test_cap is not None:
-        parts.append(f"test budget {show(settings.test_cap)}")
+        parts.append(f"test budget {exact(settings.test_cap)}")
     parts += over_runs
     if settings.endpoints:
         parts.append(f"endpoints {', '.join(settings.endpoints)}")
@@ -52,25 +55,45 @@ def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
     return f"hfbudget: {'; '.join(parts)}" if parts else None
 
 
-def summary(report: Report, *, blocks: bool = True, blamed: bool = False) -> Iterator[TerminalLine]:
+def summary(
+    report: Report,
+    *,
+    blocks: bool = True,
+    width: int | None = None,
+    usd: Amounts = FOR_PEOPLE,
+) -> Iterator[TerminalLine]:
     """The section at the end of a run.
+
+    Tests that the run failed for come first: those that were refused a call, or were not run.
 
     Args:
         blocks: whether the bar may have characters that are not ASCII.
-        blamed: a refusal outside of every test fails the run.
+        width: columns of the terminal; None for a log, whose lines may be as long as they like.
     """
-    yield _session(report, ("█", "░") if blocks else ("#", "."), blamed)
-    yield from map(_endpoint, report.endpoints)
-    if report.timeline is not None and report.timeline.paid.minutes:
-        yield TerminalLine(f"  {report.timeline.line}")
-    yield from map(_shared, report.shared)
-    yield from _tests(report)
-    yield from _remarks(report)
+    lines = (
+        _session(report, ("█", "░") if blocks else ("#", "."), usd),
+        *([TerminalLine(f"  {REHEARSAL}")] if report.rehearsal else ()),
+        *_tests(report, width, usd),
+        *_remarks(report, usd),
+    )
+    for line in lines:
+        yield from wrapped(line, width)
 
 
-def shortened(name: str, width: int) -> str:
-    """The end of a name, if it is longer than ``width``."""
-    return name if len(name) <= width else "…" + name[-(width - 1) :]
+def wrapped(line: TerminalLine, width: int | None) -> Iterator[TerminalLine]:
+    """A line in as many as it takes to break none of its words at the edge of the terminal."""
+    if width is None or len(line.text) <= width:
+        yield line
+        return
+    indent = " " * (len(line.text) - len(line.text.lstrip()) + 4)
+    texts = textwrap.wrap(
+        line.text,
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    yield from (TerminalLine(text, line.colour) for text in texts)
 
 
 def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: int = BAR) -> str:
@@ -84,61 +107,87 @@ def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: i
     return used * filled + free * (width - filled)
 
 
-def _session(report: Report, drawn: tuple[str, str], blamed: bool) -> TerminalLine:
+def name_width(names: Iterable[str], tails: Iterable[str], width: int | None) -> int:
+    """Columns for the names in a table, so that each fits on a line with the longest tail."""
+    longest = min(max(map(len, names), default=0), NAME)
+    if width is None:
+        return longest
+    tail = max(map(len, tails), default=0)
+    return min(longest, max(width - tail - len("    "), LEAST_NAME))
+
+
+def _session(report: Report, drawn: tuple[str, str], usd: Amounts) -> TerminalLine:
+    spent, *cap = usd.beside(report.cap, report.spent)
     if report.cap is None:
-        return TerminalLine(f"spent {show(report.spent)} ({report.counts}; no session budget)")
-    harmed = blamed or report.not_run or any(test.harmed for test in report.tests)
-    colour = "red" if harmed or report.spent > report.cap else "green"
+        return TerminalLine(f"spent {spent} ({report.counts}; no session budget)")
     used = bar(report.spent, report.cap, drawn)
-    return TerminalLine(
-        f"spent {show(report.spent)} of {show(report.cap)} {used} ({report.counts})", colour
-    )
+    # A budget that is used up has done what it is for; more than all of it is an error.
+    colour = "red" if report.spent > report.cap else "green"
+    return TerminalLine(f"spent {spent} of {cap[0]} {used} ({report.counts})", colour)
 
 
-def _tests(report: Report) -> Iterator[TerminalLine]:
-    """The most expensive tests, and those that a refusal harmed."""
+def _tests(report: Report, width: int | None, usd: Amounts) -> Iterator[TerminalLine]:
+    """What failed the run, its endpoints and shared budgets, then the most expensive tests."""
     by_amount = sorted(report.tests, key=lambda test: -test.whole)
-    harmed = [test for test in by_amount[TOP:] if test.harmed]
-    shown = [*by_amount[:TOP], *harmed[:MOST_REFUSED]]
-    width = min(max((len(test.id) for test in shown), default=0), NAME)
-    for test in shown:
-        yield _test(test, width)
-    if left := len(by_amount) - len(shown):
-        hidden = len(harmed[MOST_REFUSED:])
-        refused = f", {hidden} of them refused" if hidden else ""
-        colour = "red" if hidden else ""
-        yield TerminalLine(f"  … and {left} more tests with calls{refused}", colour)
+    failed = [test for test in by_amount if test.harmed or test.outcome == NOT_RUN]
+    others = [test for test in by_amount if test not in failed]
+    first, rest = failed[:MOST_REFUSED], others[:TOP]
+    tails = {test.id: _tail(test, usd) for test in (*first, *rest)}
+    names = name_width(tails, tails.values(), width)
+
+    def row(test: TestLine, colour: str = "") -> TerminalLine:
+        name = shortened(test.id, names)
+        return TerminalLine(f"  {name:<{names}}  {tails[test.id]}", colour)
+
+    if line := not_run(report):
+        yield TerminalLine(f"  {line}", "red")
+    for test in first:
+        yield row(test, "red")
+    if left := len(failed) - len(first):
+        yield TerminalLine(f"  … and {left} more tests refused or not run", "red")
+    for endpoint in report.endpoints:
+        yield _endpoint(endpoint, usd)
+    if report.timeline is not None and report.timeline.paid.minutes:
+        yield TerminalLine(f"  {report.timeline.line}")
+    for budget in report.shared:
+        yield _shared(budget, usd)
+    yield from map(row, rest)
+    if left := len(others) - len(rest):
+        yield TerminalLine(f"  … and {left} more tests with calls")
 
 
-def _test(test: TestLine, width: int) -> TerminalLine:
-    cap = f" of {show(test.cap)}" if test.cap is not None else ""
-    uptime = f", uptime {show(test.uptime)}" if test.uptime else ""
+def _tail(test: TestLine, usd: Amounts) -> str:
+    whole, *cap = usd.beside(test.cap, test.whole)
+    said = "not run" if test.outcome == NOT_RUN else ""
+    if said and not (test.calls or test.refused or test.whole):
+        return said
+    of = f" of {cap[0]}" if cap else ""
     calls = call_counts(test.calls, test.replayed, test.refused)
-    text = f"  {shortened(test.id, width):<{width}}  {show(test.whole)}{cap} ({calls}{uptime})"
-    return TerminalLine(text, "red" if test.harmed else "")
+    parts = ", ".join(
+        filter(None, (said, calls, f"uptime {usd.show(test.uptime)}" if test.uptime else ""))
+    )
+    return f"{whole}{of} ({parts})"
 
 
-def _shared(budget: SharedLine) -> TerminalLine:
-    cap = f" of {show(budget.cap)}" if budget.cap is not None else ""
+def _shared(budget: SharedLine, usd: Amounts) -> TerminalLine:
+    spent, *cap = usd.beside(budget.cap, budget.spent)
+    of = f" of {cap[0]}" if cap else ""
     calls = call_counts(budget.calls, 0, budget.refused)
     most = f"; at most {counted(budget.max_calls, 'call')}" if budget.max_calls is not None else ""
     level = "" if budget.name.startswith(budget.level) else f" ({budget.level})"
-    text = f"  shared by {budget.name}{level}: {show(budget.spent)}{cap} ({calls}{most})"
-    return TerminalLine(text)
+    return TerminalLine(f"  shared by {budget.name}{level}: {spent}{of} ({calls}{most})")
 
 
-def _endpoint(endpoint: EndpointLine) -> TerminalLine:
-    times = _times(endpoint)
-    cost = f"{times}{endpoint.minutes} min, {show(endpoint.nano_usd)}{_unused(endpoint)}"
+def _endpoint(endpoint: EndpointLine, usd: Amounts) -> TerminalLine:
+    idle, cold_start = endpoint.idle or 0, endpoint.cold_start or 0
+    in_all, *shown = usd.beside(None, endpoint.nano_usd, idle, cold_start)
+    names = {f"idle {shown[0]}": idle, f"cold start {shown[1]}": cold_start}
+    unused = ", ".join(text for text, nano in names.items() if nano)
+    of_which = f" of which {unused}" if unused else ""
+    cost = f"{_times(endpoint)}{endpoint.minutes} min, {in_all}{of_which}"
     colour = "green" if endpoint.verified else "" if endpoint.in_order else "red"
-    parts = "; ".join(filter(None, (endpoint.verdict, cost, endpoint.note, endpoint.remedy)))
-    return TerminalLine(f"  {endpoint.name}: {parts}", colour)
-
-
-def _unused(endpoint: EndpointLine) -> str:
-    parts = {"idle": endpoint.idle, "cold start": endpoint.cold_start}
-    unused = ", ".join(f"{name} {show(nano)}" for name, nano in parts.items() if nano)
-    return f" of which {unused}" if unused else ""
+    texts = "; ".join(filter(None, (endpoint.verdict, cost, endpoint.note, endpoint.remedy)))
+    return TerminalLine(f"  {endpoint.name}: {texts}", colour)
 
 
 def _times(endpoint: EndpointLine) -> str:
@@ -157,8 +206,19 @@ def _too_little(report: Report) -> str:
         return "a budget over many runs has too little left."
     if report.over_runs:
         return "the session budget, or one over many runs, has too little left; -rs says which."
-    cap = show(report.cap)
+    cap = exact(report.cap)
     return f"the session budget of {cap} has too little left. Raise --hf-session-budget."
+
+
+def refused(report: Report) -> str:
+    """Which tests failed that a budget had refused a call; empty where none did."""
+    names = [test.id for test in report.tests if test.harmed and test.outcome == "failed"]
+    if not names:
+        return ""
+    if len(names) == 1:
+        return f"a budget refused a call of 1 test: {names[0]}."
+    more = f"{names[0]} and {len(names) - 1:,} more"
+    return f"budgets refused calls of {len(names):,} tests: {more}."
 
 
 def not_run(report: Report) -> str:
@@ -168,18 +228,16 @@ def not_run(report: Report) -> str:
     return f"{counted(report.not_run, 'test')} not run: {_too_little(report)}"
 
 
-def _remarks(report: Report) -> Iterator[TerminalLine]:
-    if line := not_run(report):
-        yield TerminalLine(f"  {line}", "red")
+def _remarks(report: Report, usd: Amounts) -> Iterator[TerminalLine]:
     if swapped := report.swapped:
         models = ", ".join(sorted({f"{c.model} instead of {c.instead_of}" for c in swapped}))
         calls = counted(len(swapped), "call")
-        yield TerminalLine(f"  {calls} with a fallback, {show(total(swapped))}: {models}")
+        yield TerminalLine(f"  {calls} with a fallback, {usd.show(total(swapped))}: {models}")
     for remark in (UNPRICED, ESTIMATED):
         if number := len(report.remarked(remark)):
             yield TerminalLine(f"  {counted(number, 'call')} {remark.meaning}", "yellow")
     if report.above:
-        yield TerminalLine(f"  {estimated_above(report)}", "yellow")
+        yield TerminalLine(f"  {estimated_above(report, usd)}", "yellow")
     if waited := report.waited:
         calls, seconds = counted(len(waited), "call"), sum(charge.waited for charge in waited)
         text = f"{calls} waited {seconds:,.1f} s in all until calls in flight had settled"
@@ -189,7 +247,7 @@ def _remarks(report: Report) -> Iterator[TerminalLine]:
     for why, number in report.unmetered:
         yield TerminalLine(f"  {unmetered(why, number)}", "yellow")
     if over := report.over:
-        beyond = show(sum(charge.over for charge in over))
+        beyond = usd.show(sum(charge.over for charge in over))
         told = all(charge.price_source == TOLD for charge in over)
         hint = (
             "the provider itself says so, so correct its list price"
@@ -204,9 +262,9 @@ def _remarks(report: Report) -> Iterator[TerminalLine]:
     if other := report.in_other_sessions:
         calls = counted(len(other), "call")
         yield TerminalLine(
-            f"  {calls}, {show(total(other))}, under session ids that the tests have set"
+            f"  {calls}, {usd.show(total(other))}, under session ids that the tests have set"
         )
     if outside := report.outside:
         places = ", ".join(sorted({charge.where or "outside of a test" for charge in outside}))
         calls = counted(len(outside), "call")
-        yield TerminalLine(f"  {calls} of no test, {show(total(outside))}: {places}")
+        yield TerminalLine(f"  {calls} of no test, {usd.show(total(outside))}: {places}")

@@ -21,7 +21,7 @@ def test_a_table_shows_each_and_all_and_what_no_pause_would_cost(hfbudget: Shell
     assert done.returncode == 0
     rows = {line.split("  ")[0]: line.split() for line in done.stdout.splitlines()}
     assert rows["all"][-4:] == ["$3.40", "$6.80", "$34.00", "$147.74"]
-    assert rows["never paused"][-2:] == ["$571.20", "$2482.00"]
+    assert rows["never paused"][-2:] == ["$571.20", "$2,482.00"]
     assert "730 hours" in done.stdout
 
 

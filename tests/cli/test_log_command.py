@@ -52,11 +52,11 @@ def test_a_table_shows_every_entry_and_their_sum(logged: Shell) -> None:
     names, *rows, total = shown.stdout.splitlines()
     assert names.split() == ["when", "(UTC)", "run", "test", "what", "tokens", "cost", "status"]
     assert len(rows) == 4
-    assert "test_a.py::test_a[x]  meta/llama via groq   12 + 30  $0.0000015" in "\n".join(rows)
+    assert "test_a.py::test_a[x]  meta/llama via groq   12 + 30  <$0.0001" in "\n".join(rows)
     assert "not sent: session budget" in "\n".join(rows)
     assert "$0.00055 (3 min)" in "\n".join(rows)
     assert total == (
-        "in all: 2 calls, $0.0005515, 3 min of endpoints, 1 refused, "
+        "in all: 2 calls, $0.000552, 3 min of endpoints, 1 refused, "
         "1 without a known price, not in the sum"
     )
 

@@ -37,7 +37,7 @@ def test_a_running_endpoint_shows_its_price_its_start_and_what_it_has_cost(
     row = _row(done, "acme/llm")
     assert "running" in row
     assert "$0.80" in row  # an hour
-    assert "$0.0133" in row  # its first minute
+    assert "$0.01" in row  # its first minute
     assert len(row.split()[3].split(":")) == 3
 
 

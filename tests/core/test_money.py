@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_hfbudget.money import (
-    brief,
+    Amounts,
+    beside,
+    exact,
     nano,
     parse_rate,
     parse_usd,
@@ -29,6 +31,12 @@ usd = st.decimals(0, 10**12, allow_nan=False, allow_infinity=False) | st.decimal
 
 NO_AMOUNTS = (None, True, False, "", "abc", "1,5", "$1", "1..2", b"1", [1], 1j, object())
 NOT_FINITE = (float("nan"), float("inf"), "NaN", "sNaN", "inf", "-Infinity", Decimal("NaN"))
+
+
+def dollars(text: str) -> Fraction:
+    """The number that an amount for people says; "less than" is a little less."""
+    number = Fraction(re.sub(r"[$,<]", "", text))
+    return number - Fraction(1, 10**9) if "<" in text else number
 
 
 class LoudFloat(float):
@@ -183,33 +191,92 @@ def test_the_text_of_an_amount_has_no_exponent(amount: int, expected: str) -> No
         (-1, "-$0.000000001"),
     ],
 )
-def test_an_amount_for_people_has_two_decimals_at_least(amount: int, expected: str) -> None:
-    assert show(amount) == expected
+def test_an_exact_amount_has_two_decimals_at_least(amount: int, expected: str) -> None:
+    assert exact(amount) == expected
 
 
 @quick
 @given(amounts)
-def test_an_amount_for_people_is_never_rounded(amount: int) -> None:
-    assert Fraction(show(amount).replace("$", "")) == Fraction(amount, 10**9)
+def test_an_exact_amount_is_never_rounded(amount: int) -> None:
+    assert dollars(exact(amount)) == Fraction(amount, 10**9)
 
 
 @pytest.mark.parametrize(
     ("amount", "expected"),
     [
         (0, "$0.00"),
-        (1, "$0.000000001"),
-        (4_906, "$0.00000491"),
-        (13_333_334, "$0.0133"),
+        (1, "<$0.0001"),
+        (99_999, "<$0.0001"),
+        (100_000, "$0.0001"),
+        (123_456, "$0.000123"),
+        (2_100_000, "$0.0021"),
+        (9_994_999, "$0.00999"),
+        (9_995_000, "$0.01"),
+        (13_333_334, "$0.01"),
         (100_000_000, "$0.10"),
-        (999_499_999, "$0.999"),
-        (999_500_000, "$1.00"),
-        (1_005_000_000, "$1.01"),
+        (995_000_000, "$1.00"),
+        (1_374_999_999, "$1.37"),
         (1_234_567_890_000_000, "$1,234,567.89"),
-        (-13_333_334, "-$0.0133"),
+        (-13_333_334, "-$0.01"),
+        (-1, "-<$0.0001"),
     ],
 )
-def test_an_amount_at_a_glance_has_three_digits_or_cents(amount: int, expected: str) -> None:
-    assert brief(amount) == expected
+def test_an_amount_for_people_has_cents_and_below_a_cent_three_digits(
+    amount: int, expected: str
+) -> None:
+    assert show(amount) == expected
+
+
+@quick
+@given(st.integers(0, 10**21))
+def test_only_nothing_looks_like_nothing(amount: int) -> None:
+    assert (show(amount) == "$0.00") == (amount == 0)
+
+
+@pytest.mark.parametrize(
+    ("cap", "given_amounts", "expected"),
+    [
+        ("0.10", ("0.05", "0"), ("$0.05", "$0.00", "$0.10")),
+        ("0.0125", ("0.0125", "0.0131"), ("$0.0125", "$0.013", "$0.0125")),
+        ("0.01", ("0.0099999", "0.0100001"), ("$0.0099999", "$0.0100001", "$0.01")),
+        ("0.00005", ("0.00004", "0.00005"), ("$0.00004", "$0.00005", "$0.00005")),
+        ("0.00005", ("0.00006", "0.05"), ("$0.00006", "$0.05", "$0.00005")),
+        (None, ("0.00004", "0.00005", "3"), ("$0.00004", "$0.00005", "$3.00")),
+    ],
+)
+def test_amounts_side_by_side_are_told_apart_and_a_cap_is_as_it_was_written(
+    cap: str | None, given_amounts: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    nano_cap = None if cap is None else parse_usd(cap)
+    assert beside(nano_cap, *map(parse_usd, given_amounts)) == expected
+
+
+near = st.integers(0, 10**8).flatmap(
+    lambda middle: st.lists(st.integers(0, 30).map(lambda more: middle + more), min_size=2)
+)
+
+
+@quick
+@given(near | st.lists(st.integers(0, 10**12)), st.none() | st.integers(0, 10**12))
+def test_equal_amounts_look_equal_and_a_greater_one_looks_greater(
+    together: list[int], cap: int | None
+) -> None:
+    texts = beside(cap, *together)
+    both = list(zip([*together, *([] if cap is None else [cap])], texts, strict=True))
+    assert sum("<" in text for text in set(texts)) <= 1
+    for amount, text in both:
+        for other, of_other in both:
+            if "<" in text:
+                assert amount == other or not 0 < other < 10**5, "it may be any of them"
+            assert (amount == other) == (text == of_other)
+            assert (amount < other) == (dollars(text) < dollars(of_other))
+    assert cap is None or texts[-1] == exact(cap)
+
+
+def test_amounts_to_the_last_digit_have_all_of_them() -> None:
+    usd = Amounts(to_the_last=True)
+    assert usd.show(13_333_334) == "$0.013333334"
+    assert usd.beside(10**7, 1) == ("$0.000000001", "$0.01")
 
 
 @quick
@@ -238,7 +305,8 @@ def test_the_context_of_the_user_does_not_change_a_rate() -> None:
 
 @pytest.mark.usefixtures("coarse_context")
 def test_the_context_of_the_user_does_not_change_a_text() -> None:
-    assert show(1_234_567_891_234) == "$1234.567891234"
+    assert exact(1_234_567_891_234) == "$1,234.567891234"
+    assert show(1_234_567_891_234) == "$1,234.57"
     assert str(to_usd(1_234_567_891_234)) == "1234.567891234"
 
 

@@ -69,7 +69,7 @@ def test_a_block_says_what_it_has_had_wherever_that_was() -> None:
     assert (block.calls_used, len(block.calls)) == (2, 2)
     assert block.limit == 1
     assert block.remaining == 1 - block.spent < 1
-    assert block.summary().startswith("both: $0.0000528 of $1.00, 2 calls")
+    assert block.summary().startswith("both: <$0.0001 of $1.00, 2 calls")
 
 
 def test_a_block_that_is_kept_keeps_nothing_of_the_others() -> None:

@@ -39,7 +39,7 @@ def test_a_run_tells_what_the_calls_of_openai_have_cost(others: Suite) -> None:
     write(others, "def test_it():\n    call()\n")
     result = others.run("--hf-session-budget=1")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["spent $0.0000015 of $1.00 *(1 call)"])
+    result.stdout.fnmatch_lines(["spent <$0.0001 of $1.00 *(1 call)"])
     assert others.billed == 1500
 
 
@@ -47,7 +47,7 @@ def test_without_a_cap_a_run_tells_it_too(others: Suite) -> None:
     write(others, "def test_it():\n    call()\n")
     result = others.run()
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["spent $0.0000015 (1 call; no session budget)"])
+    result.stdout.fnmatch_lines(["spent <$0.0001 (1 call; no session budget)"])
 
 
 def test_a_swallowed_refusal_fails_the_test(others: Suite) -> None:

@@ -30,9 +30,9 @@ def test_the_summary_shows_spent_of_cap_and_the_dearest_tests(suite: Suite) -> N
         [
             "hfbudget: session budget $1.00; rehearsal against *",
             "*= hf budget =*",
-            "spent $0.0000* of $1.00 █░* (1 call, 1 refused)",
-            "  test_suite.py::test_pays  * of $0.10 (1 call)",
+            "spent <$0.0001 of $1.00 █░* (1 call, 1 refused)",
             "  test_suite.py::test_is_refused  $0.00 of $0.00 (0 calls, 1 refused)",
+            "  test_suite.py::test_pays        <$0.0001 of $0.10 (1 call)",
         ]
     )
 

@@ -22,7 +22,7 @@ def _red(content: dict[str, Any], places: dict[str, RefusalPlace]) -> list[str]:
 
 def test_the_summary_has_all_that_matters() -> None:
     text = step_summary(saved(full()))
-    assert "**$0.0005549** of $0.05 spent, 3 calls, 1 refused" in text
+    assert "**$0.000555** of $0.05 spent, 3 calls, 1 refused" in text
     assert "1 call without usage, charged at an upper bound" in text
     assert "1 call without a known price, not in the sum" in text
     assert "#### Endpoints" in text

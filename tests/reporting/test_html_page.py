@@ -48,7 +48,7 @@ def test_an_amount_is_short_and_its_title_is_exact() -> None:
     content = full()
     content["session"]["spent_usd"] = "0.012345678"
     text = page([saved(content)])
-    assert '<strong title="$0.012345678 = 12,345,678 nano-USD">$0.0123</strong>' in text
+    assert '<strong title="$0.012345678 = 12,345,678 nano-USD">$0.01</strong>' in text
 
 
 def test_every_text_of_others_is_escaped() -> None:

@@ -42,7 +42,7 @@ def test_the_minutes_are_compared_with_the_least_and_with_the_collection() -> No
     assert found.least == Minutes(1, 1_000)  # 10 s and 50 s
     assert found.collected == Minutes(2, 2_000)  # 10 s, then 60 s to the end of the run
     assert found.line == (
-        "endpoint minutes: 2 ($0.000002) paid, 1 ($0.000001) are the least; "
+        "endpoint minutes: 2 (<$0.0001) paid, 1 (<$0.0001) are the least; "
         "as many as in the order of the collection"
     )
 

@@ -91,7 +91,7 @@ def test_refused_tests_that_do_not_fit_are_counted(ledger: Ledger) -> None:
     outcomes = {f"test_a.py::test_{number}": "failed" for number in range(40)}
     last = list(summary(Report.of(ledger, None, outcomes)))[-1]
     assert (last.text, last.colour) == (
-        "  … and 15 more tests with calls, 15 of them refused",
+        "  … and 20 more tests refused or not run",
         "red",
     )
 

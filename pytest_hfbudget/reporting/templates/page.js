@@ -17,25 +17,24 @@ const data = (key) => {
 
 const grouped = (digits) => digits.replace(/\B(?=(\d{3})+$)/g, ",");
 
-function brief(amount) {
-  let nano = BigInt(amount);
-  if (nano < 10n ** 9n) {
-    const coarse = 10n ** BigInt(Math.max(String(nano).length - 3, 0));
-    nano = ((nano + coarse / 2n) / coarse) * coarse;
-  }
-  if (nano < 10n ** 9n) return shown(nano);
-  const cents = (nano + 5n * 10n ** 6n) / 10n ** 7n;
-  return `$${grouped(String(cents / 100n))}.${String(cents % 100n).padStart(2, "0")}`;
+const CENT = 10n ** 7n;
+const LEAST = 10n ** 5n;
+
+function show(amount) {
+  const nano = BigInt(amount);
+  if (nano > 0n && nano < LEAST) return `<${exact(LEAST)}`;
+  const unit = nano >= CENT ? CENT : 10n ** BigInt(Math.max(String(nano).length - 3, 0));
+  return exact(((nano + unit / 2n) / unit) * unit);
 }
 
-function shown(nano) {
+function exact(nano) {
   const rest = String(nano % 10n ** 9n).padStart(9, "0").replace(/0+$/, "");
-  return `$${nano / 10n ** 9n}.${rest.padEnd(2, "0")}`;
+  return `$${grouped(String(nano / 10n ** 9n))}.${rest.padEnd(2, "0")}`;
 }
 
 function figure(value, kind) {
   if (value === null) return "";
-  if (kind === "usd") return brief(value);
+  if (kind === "usd") return show(value);
   if (kind !== "seconds") return grouped(String(value));
   const [whole, part] = value.toFixed(2).split(".");
   return `${grouped(whole)}.${part}`;
@@ -64,7 +63,7 @@ function cell(value, kind, most, texts) {
   if (isNumber(kind)) {
     td.className = "n";
     if (kind === "usd" && value !== null)
-      td.title = `${shown(BigInt(value))} = ${grouped(String(value))} nano-USD`;
+      td.title = `${exact(BigInt(value))} = ${grouped(String(value))} nano-USD`;
     if (most) td.append(bar(value, most));
     span.textContent = figure(value, kind);
     td.append(span);
