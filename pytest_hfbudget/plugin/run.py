@@ -181,8 +181,7 @@ class Run:
         """Put the meter in place, once."""
         if self.runtime is None:
             self.runtime, self.awake = self.role.make_runtime(), True
-            self.runtime.meter.endpoints.revive = self.role.revive
-            self.runtime.meter.endpoints.using = self.requirements.begin_use
+            self.runtime.meter.endpoints = self.requirements.hooks()
             self.runtime.meter.watcher.first = self.role.first
             self.runtime.meter.budgets.know_this_context()
             if self._problem is not None:
