@@ -132,14 +132,14 @@ class Controller(Role):
         cold_start = self.settings.cold_start
         return kind(expected, known, self.endpoints, assumed=cold_start, gap_minute_s=minute_s)
 
-    def foresee(self) -> None:
+    def foresee(self, sure: bool) -> None:
         from pytest_hfbudget.files import cache_file, read_at
 
         # The copy of today is read with the first call, so nothing is imported for it now.
         age_s = time.time() - read_at(cache_file("catalogue", self.settings.router))
         if self.settings.emulator or not 0 <= age_s < DAY_S:
             with self._lock:
-                self._prices.foresee()
+                self._prices.foresee(sure)
 
     def _notes(self) -> tuple[str, ...]:
         if self._run_prices is None or not (learned := self.counts.facts):

@@ -63,8 +63,8 @@ class Role:
     def expect(self, items: list[pytest.Item], expected: Expected) -> None:
         """Tell which tests need which endpoints, before the first test."""
 
-    def foresee(self) -> None:
-        """Read the prices of calls that are expected, though no cap needs them."""
+    def foresee(self, sure: bool) -> None:
+        """Read the prices of calls that no cap needs; expected for ``sure``, or else possible."""
 
     def problem(self, error: HFBudgetError) -> None:
         """End the run, because its plan can't be carried out."""
@@ -247,8 +247,8 @@ class Worker(Role):
     def expect(self, items: list[pytest.Item], expected: Expected) -> None:
         self._slow_wire.ask("expect", expected)
 
-    def foresee(self) -> None:
-        self._slow_wire.ask("foresee")
+    def foresee(self, sure: bool) -> None:
+        self._slow_wire.ask("foresee", sure)
 
     def problem(self, error: HFBudgetError) -> None:
         self._slow_wire.ask("problem", str(error))
