@@ -26,6 +26,7 @@ WORKERS = "HFBUDGET_WORKERS"
 NOT_RUN = "not run"
 ON_EXHAUSTED = ("skip", "stop", "fail")
 PLAN_GATE = ("stop", "warn", "off")
+ADOPT = ("pause", "report", "off")
 TOKENIZER = ("cached", "download", "off")
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
 ROUTER = "https://router.huggingface.co"
@@ -197,6 +198,13 @@ class Settings:
         "HFBUDGET_PAID_HOSTS hf_paid_hosts",
         "more hosts or URLs whose calls cost money, such as a vLLM of your own",
         repeatable=True,
+    )
+    adopt = Guard[str](
+        "pause",
+        values.one_of(ADOPT),
+        "HFBUDGET_ADOPT hf_adopt",
+        "an endpoint that the tested code itself resumes or creates: pause (at the end of the run; "
+        "its uptime counts), report (only name it), off",
     )
     hold_wait = Setting[float](
         HOLD_WAIT_S,

@@ -159,7 +159,7 @@ class Lifecycle:
             known = self._states.get(name)
             state = self._states.setdefault(name, EndpointState(name))
         first = known is None
-        if known is not None and known.use.released_at is not None and self._settings.reopens:
+        if known is not None and known.use.released_at is not None and self._reopens(known):
             state, first = self._reopen(known)
         if first:
             with state.opening():
@@ -317,6 +317,9 @@ class Lifecycle:
         if self._finished is not None or os.getpid() != self._pid:
             return self._finished or ()
         return self._receipts(self._supervisor.receipts() if self._supervisor else {}, final=False)
+
+    def _reopens(self, released: EndpointState) -> bool:
+        return self._settings.reopens
 
     def _reopen(self, released: EndpointState) -> tuple[EndpointState, bool]:
         """Wait for the pause of a released one; its new state, and whether the caller resumes it.

@@ -15,7 +15,7 @@ from pytest_hfbudget.endpoints.lease_store import LeaseStore, lease_store_dir
 from pytest_hfbudget.endpoints.reaper_messages import Receipt
 from pytest_hfbudget.endpoints.retry import RetryPolicy, RunTimings, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store
-from pytest_hfbudget.endpoints.types import Endpoint, run_tag
+from pytest_hfbudget.endpoints.types import Endpoint, TaggedEnd, run_tag
 from pytest_hfbudget.endpoints.uptime import (
     NO_TIME,
     Gap,
@@ -149,6 +149,7 @@ class EndpointReceipt:
         joined: the run that had brought it up, and was using it too.
         left_to: the run that went on using it, and pauses it.
         revived: how often it was resumed again after someone else had paused it.
+        taken_over: the code under test has resumed or created it.
     """
 
     name: str
@@ -166,6 +167,7 @@ class EndpointReceipt:
     joined: str | None = None
     left_to: str | None = None
     revived: int = 0
+    taken_over: bool = False
 
     @property
     def in_order(self) -> bool:
@@ -241,19 +243,6 @@ class BilledUse:
 
 
 @dataclass
-class TaggedEnd:
-    """The latest end of a run that an endpoint's tags tell.
-
-    Attributes:
-        until: unix seconds; None when there is no such tag.
-        renew_at: unix seconds, not to be renewed before; the last try has failed.
-    """
-
-    until: float | None = None
-    renew_at: float = 0.0
-
-
-@dataclass
 class Opening:
     """Who brings an endpoint up, and who waits for that.
 
@@ -261,11 +250,13 @@ class Opening:
         begun: it was resumed, or could not be.
         rest: what is left to do then: the first caller of `EndpointState.wait` does it.
         lock: held by that caller, so that all others wait for it.
+        asked: the code under test asks for its start, and has no answer so far.
     """
 
     begun: threading.Event = field(default_factory=threading.Event)
     rest: Callable[[], Endpoint] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    asked: bool = False
 
 
 @dataclass
@@ -276,6 +267,7 @@ class EndpointState:
         found: as it was before this run.
         leased: it is in the journal, and to be paused.
         resumed: the resume was sent, and not refused.
+        taken_over: the code under test starts it, by requests of its own.
         scaling: see `Watch`; kept for a later message to the reaper.
         use: what its cost is computed from.
         tag: the end of this run, as its tags tell.
@@ -287,6 +279,7 @@ class EndpointState:
     leased: bool = False
     kept: bool = False
     resumed: bool = False
+    taken_over: bool = False
     revived: int = 0
     joined: str | None = None
     scaling: Mapping[str, Any] | None = None
@@ -393,4 +386,5 @@ class EndpointState:
             joined=self.joined,
             left_to=pause.left_to if pause else None,
             revived=self.revived,
+            taken_over=self.taken_over,
         )

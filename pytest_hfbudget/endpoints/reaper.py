@@ -246,7 +246,7 @@ class Reaper:
             self._channel.send(Watching(name))
             return
         try:
-            threading.Thread(target=self._reach, args=(name,), daemon=True).start()
+            threading.Thread(target=self._reach, args=(watch,), daemon=True).start()
         except RuntimeError as error:  # it goes on for the other endpoints
             self._channel.send(Watching(name, str(error)))
 
@@ -267,18 +267,18 @@ class Reaper:
             scaling=watch.scaling,
         )
 
-    def _reach(self, name: str) -> None:
+    def _reach(self, watch: Watch) -> None:
         """Prove that this process can reach the endpoint, before anything is resumed.
 
         It also loads, resolves and connects all that the pause will need in a hurry.
         """
         retry = replace(self._arm.timings.retry, total_s=self._arm.timings.try_s)
+        name, problem = watch.endpoint, None
         try:
             self._plane.with_retry(retry).get(name)
         except ControlPlaneError as error:
-            self._channel.send(Watching(name, str(error)))
-        else:
-            self._channel.send(Watching(name))
+            problem = None if error.gone and watch.created else str(error)
+        self._channel.send(Watching(name, problem))
 
 
 class _Pollable(Protocol):

@@ -46,12 +46,14 @@ class Watch:
         scaling: ``compute.scaling`` to put back after the pause; None to leave it alone.
         untag: take tags of runs off again.
         resuming: a resume is being sent, of which nothing is known until `Settled`.
+        created: it may not exist yet, or not any more: the code under test creates it.
     """
 
     endpoint: str
     scaling: Mapping[str, Any] | None = None
     untag: bool = False
     resuming: bool = False
+    created: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, REVIVED
@@ -16,7 +17,7 @@ from pytest_hfbudget.endpoints.lifecycle_types import (
     Progress,
 )
 from pytest_hfbudget.endpoints.reaper_messages import Watch
-from pytest_hfbudget.endpoints.retry import Clock
+from pytest_hfbudget.endpoints.retry import Clock, waiting
 from pytest_hfbudget.endpoints.supervisor import Supervisor
 from pytest_hfbudget.endpoints.types import (
     ASLEEP,
@@ -27,7 +28,7 @@ from pytest_hfbudget.endpoints.types import (
     tagged_until,
     with_run_tags,
 )
-from pytest_hfbudget.endpoints.uptime import UseStretch, cost
+from pytest_hfbudget.endpoints.uptime import UseStretch
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
 
@@ -204,13 +205,18 @@ class Startup:
         self._settings, self._plane, self._resumer, self._meter = settings, plane, resumer, meter
         self._clock, self._caps, self._supervisor = clock, caps, supervisor
 
-    def begin(self, state: EndpointState, *, keep_running: bool) -> Callable[[], Endpoint]:
+    def begin(
+        self, state: EndpointState, *, keep_running: bool, new: Endpoint | None = None
+    ) -> Callable[[], Endpoint]:
         """Resume the endpoint; what comes back waits until it serves, and returns it.
+
+        One that is taken over is not resumed, but leased before the code under test resumes it;
+        or creates it, as ``new`` says.
 
         Raises:
             EndpointError: it can't be resumed, or may not; later, that it does not come up.
         """
-        found = state.found = self._plane.get(state.name)
+        found = state.found = new or self._plane.get(state.name)
         # What runs only because of another run of ours will be paused by the last of them.
         if (
             keep_running
@@ -228,9 +234,9 @@ class Startup:
         state.use.begin(self._clock.time(), self._clock.monotonic())
         # Leased before the next look: a run that ends now sees this lease, or this run waits for
         # its pause.
-        self._watch(supervisor, Watch(state.name))
+        self._watch(supervisor, Watch(state.name, created=new is not None))
         with self._alone(state):
-            self._begin(state, supervisor)
+            self._begin(state, supervisor, new)
         since = None if state.found.state == RUNNING else state.use.began_mono
         return lambda: self._serving(state, supervisor, since)
 
@@ -278,22 +284,28 @@ class Startup:
         else:
             state.tag.until = self._resumer.until
 
-    def _begin(self, state: EndpointState, supervisor: Supervisor) -> None:
+    def _begin(self, state: EndpointState, supervisor: Supervisor, new: Endpoint | None) -> None:
         """No run pauses it now, and no other run begins to."""
-        found = state.found = self._plane.get(state.name)
-        if not state.use.gaps:
+        found = state.found = new or self._plane.get(state.name)
+        if new is not None:  # a server forgets the replicas of an endpoint that was deleted before
+            state.use.earlier = None if state.use.gaps else {}
+        elif not state.use.gaps:
             self._meter.zero(state)
         lease_store = self._settings.lease_store(state.name)
         successor, others = lease_store.successor(), lease_store.others()
         state.scaling = inherited(found, ((each.run, each.scaling) for each in others))
-        if state.scaling is None and found.at_rest:
+        if state.scaling is None and found.at_rest and new is None:
             state.scaling = found.raw_scaling
         supervisor.write(INTENT, found, scaling=state.scaling)
         # Only an endpoint at rest gets other settings: a change makes a running one deploy anew.
-        untag = found.at_rest or tagged_run(found.tags) is not None
-        self._watch(supervisor, Watch(state.name, state.scaling, untag=untag))
+        untag = (found.at_rest and new is None) or tagged_run(found.tags) is not None
+        watch = Watch(state.name, state.scaling, untag=untag, created=new is not None)
+        self._watch(supervisor, watch)
         if found.at_rest and not lease_store.coming_up():
-            self._limit_scaling(state, found)
+            if new is None:
+                self._limit_scaling(state, found)
+            else:
+                self._count(state, found, found.most_replicas)
             self._resume(state, found, supervisor)
             lease_store.resumed(state.scaling)
         else:
@@ -324,13 +336,7 @@ class Startup:
         self, state: EndpointState, found: Endpoint, replicas: int, *, resumed: bool = False
     ) -> None:
         """Have the caps pay for a minute of each replica that may run from now on."""
-        with state.use.counting:
-            more = replicas - state.use.replicas
-            if more <= 0:
-                return
-            if self._settings.capped and state.use.price_atto is not None:
-                self._caps.grow(found, more, cost(state.use.price_atto, more), not resumed)
-            state.use.count(replicas)
+        self._meter.count(state, found, replicas, self._caps.grow, ahead=not resumed)
 
     def _resume_again(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
         if state.revived >= _MOST_REVIVALS:
@@ -356,6 +362,8 @@ class Startup:
             state.use.begin(self._clock.time(), self._clock.monotonic())
         supervisor.resuming(state.name)
         before, state.resumed = state.resumed, True
+        if state.taken_over:
+            return  # the code under test sends it
         try:
             answered = self._resumer.resume(state.name)
         except EndpointError:
@@ -381,18 +389,6 @@ class Startup:
         return self._settings.lease_store(state.name).locked(self._patience(state))
 
     def _patience(self, state: EndpointState) -> Callable[[float], None]:
-        ends = self._clock.monotonic() + self._settings.waits.wait_timeout_s
-        looks = 0
-
-        def wait(seconds: float) -> None:
-            nonlocal looks
-            looks += 1  # counted too, should a suite freeze its clock
-            self._resumer.refuse_late(state.name)
-            most = self._settings.waits.wait_timeout_s
-            if self._clock.monotonic() >= ends or looks * seconds > most:
-                raise EndpointError(
-                    f"{state.name}: another run has been pausing or resuming it for {most:g} s."
-                )
-            self._clock.sleep(seconds)
-
-        return wait
+        most_s = self._settings.waits.wait_timeout_s
+        late = f"{state.name}: another run has been pausing or resuming it for {most_s:g} s."
+        return waiting(self._clock, most_s, partial(self._resumer.refuse_late, state.name), late)

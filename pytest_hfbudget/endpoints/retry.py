@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+from pytest_hfbudget.errors import EndpointError
 
 
 class Clock(Protocol):
@@ -124,6 +127,28 @@ class Timings:
         return RetryPolicy(
             try_s=self.try_s, total_s=0.0, most_wait_s=max(self.resend_s, self.verify_poll_s)
         )
+
+
+def waiting(
+    clock: Clock, most_s: float, check: Callable[[], None], late: str
+) -> Callable[[float], None]:
+    """What waits for some seconds each time that it is called, and for ``most_s`` in all.
+
+    Args:
+        check: called before each wait; raises to give up.
+        late: the message of the `EndpointError` that ends it.
+    """
+    ends, slept = clock.monotonic() + most_s, 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal slept
+        slept += seconds  # counted too, should a suite freeze its clock
+        check()
+        if clock.monotonic() >= ends or slept > most_s:
+            raise EndpointError(late)
+        clock.sleep(seconds)
+
+    return wait
 
 
 # The rest is the same for every run; all values are seconds.

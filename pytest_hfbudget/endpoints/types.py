@@ -126,6 +126,11 @@ class Endpoint:
             raw=raw,
         )
 
+    @classmethod
+    def to_be(cls, namespace: str, form: Mapping[str, Any]) -> Endpoint:
+        """One that does not run yet, as the form that creates it says (``EndpointCreate``)."""
+        return cls.parse(namespace, {**form, "status": {"state": PAUSED}})
+
     @property
     def at_rest(self) -> bool:
         """Whether it serves only after a resume."""
@@ -213,3 +218,16 @@ def tagged_until(tags: Iterable[str]) -> float | None:
     """The latest end that is given, in unix seconds; None if there is none that can be read."""
     ends = [tag.removeprefix(UNTIL_TAG) for tag in tags if tag.startswith(UNTIL_TAG)]
     return max((float(end) for end in ends if end.isascii() and end.isdigit()), default=None)
+
+
+@dataclass
+class TaggedEnd:
+    """The latest end of a run that an endpoint's tags tell.
+
+    Attributes:
+        until: unix seconds; None when there is no such tag.
+        renew_at: unix seconds, not to be renewed before; the last try has failed.
+    """
+
+    until: float | None = None
+    renew_at: float = 0.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, EndpointState
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, EndpointState, Grow
 from pytest_hfbudget.endpoints.reaper_messages import Receipt
 from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, Clock, RetryPolicy
 from pytest_hfbudget.endpoints.types import Endpoint, objects
@@ -165,6 +165,18 @@ class UptimeMeter:
         if listed.problem:
             state.warn(f"{state.name}: its price is that of {listed.day}: {listed.problem}")
         return listed
+
+    def count(
+        self, state: EndpointState, found: Endpoint, replicas: int, grow: Grow, *, ahead: bool
+    ) -> None:
+        """Have the caps pay for a minute of each replica that may run from now on."""
+        with state.use.counting:
+            more = replicas - state.use.replicas
+            if more <= 0:
+                return
+            if self._settings.capped and state.use.price_atto is not None:
+                grow(found, more, cost(state.use.price_atto, more), ahead)
+            state.use.count(replicas)
 
     def look(self, state: EndpointState) -> Endpoint | None:
         """The endpoint as it is now; None where the server does not say so soon."""

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.history.database import connect, explained, transaction
-from pytest_hfbudget.history.prompt_tokens import LEARNED, facts, learn
-from pytest_hfbudget.history.usage_schema import SCHEMA
+from pytest_hfbudget.history.usage_schema import LEARNED, SCHEMA, facts, learn
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.metering.prompts import RULE, Fact
 from pytest_hfbudget.reporting import EndpointLine, Report

@@ -164,6 +164,8 @@ def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
     book, endpoint = meter.book, None
     if book.leased or book.remote:
         endpoint = book.leased_name(request.url)
+    if endpoint is None and not request.url.startswith(meter.routers):
+        endpoint = meter.endpoints.find(request.url)
     draft = _draft(outgoing, request, endpoint)
     if not meter.opened.issuperset(outgoing.budgets.scopes):
         meter.open_scopes(outgoing.budgets.scopes)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, LedgerUnreachableError
+from pytest_hfbudget.errors import (
+    BudgetExceededError,
+    HFBudgetError,
+    LedgerUnreachableError,
+    UnaffordableEndpointError,
+    UnseenCallError,
+)
 from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
 from pytest_hfbudget.ledger.locks import inside
 from pytest_hfbudget.metering.bounds import TokenCounts
@@ -31,18 +38,37 @@ def _no_endpoint(name: str) -> bool:
     return False
 
 
+def _not_taken_over(name: str, form: Mapping[str, Any] | None) -> bool | None:
+    """Without a run nothing could pause it."""
+    return None
+
+
+def _not_found(url: str) -> str | None:
+    """Without a run no endpoint is taken over."""
+    return None
+
+
 @dataclass
 class EndpointHooks:
-    """What a run does for calls to the endpoints that it has leased.
+    """What a run does for its endpoints where calls are made, and for what these calls start.
 
     Attributes:
         revive: brings an endpoint back that another run or a person has paused; returns whether
             it is back.
         using: receives the name of an endpoint before a call to it is sent.
+        take_over: has an endpoint paused at the end that the code under test is about to resume,
+            or to create by a form: the body of its request. False where nothing is to be done,
+            None where that is only to be told.
+        answered: receives an endpoint's name, the status of the answer to the code under test (0
+            where none came), and whether it has asked for a pause instead of a start.
+        find: the name of an endpoint that was taken over, by a URL below its own.
     """
 
     revive: Callable[[str], bool] = _no_endpoint
     using: Callable[[str], object] = _no_endpoint
+    take_over: Callable[[str, Mapping[str, Any] | None], bool | None] = _not_taken_over
+    answered: Callable[[str, int, bool], object] = lambda name, status, stops: None
+    find: Callable[[str], str | None] = _not_found
 
 
 @dataclass
@@ -150,6 +176,15 @@ class Meter:
         self.write(partial(self.ledger.refuse, budgets.keys, refusal))
         self.budgets.record_refusal(error, budgets.test)
         return error
+
+    def refuse_start(self, error: HFBudgetError, name: str) -> BudgetExceededError:
+        """The refusal of an endpoint that the session budget can't pay for, or not for sure."""
+        used_up = isinstance(error, UnaffordableEndpointError)
+        session = self.budgets.session
+        kind = BudgetExceededError if used_up else UnseenCallError
+        told = "" if used_up else " So no cap can hold what it costs. It was not started."
+        refusal = kind(f"{error}{told}", scope=session.name, scope_key=session.key, model=name)
+        return self.refuse_unread(refusal, name)
 
     def refuse(
         self, draft: Charge, error: BudgetExceededError, test: RunningTest | None

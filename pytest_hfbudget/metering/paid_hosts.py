@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, UNKNOWN_TASK
 
@@ -16,11 +16,13 @@ CONTROL_PLANE = "api" + DEDICATED_HOST
 
 HUB = "https://huggingface.co"
 # What starts something that costs money until it is stopped. A Sandbox is a Job.
+RESUMES, CREATES, STOPS = "resume", "create", "pause"
 STARTS = (
-    (re.compile(r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/duplicate)?"), "a Job of {}"),
-    (re.compile(r"/api/spaces/([^/]+/[^/]+)/hardware"), "hardware for the Space {}"),
-    (re.compile(r"/endpoint/([^/]+/[^/]+)/resume"), "the Inference Endpoint {}"),
-    (re.compile(r"/endpoint/([^/]+)"), "a new Inference Endpoint of {}"),
+    (re.compile(r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/duplicate)?"), "a Job of {}", ""),
+    (re.compile(r"/api/spaces/([^/]+/[^/]+)/hardware"), "hardware for the Space {}", ""),
+    (re.compile(r"/endpoint/([^/]+/[^/]+)/resume"), "the Inference Endpoint {}", RESUMES),
+    (re.compile(r"/endpoint/([^/]+)"), "a new Inference Endpoint of {}", CREATES),
+    (re.compile(r"/endpoint/([^/]+/[^/]+)/pause"), "", STOPS),
 )
 
 # How a path ends, and the task behind it. The first one that fits counts.
@@ -60,10 +62,16 @@ def shape_of(url: str) -> Shape:
 
 
 class Start(NamedTuple):
-    """Something that is started, and its name or that of its owner."""
+    """Something that is started, and its name or that of its owner.
+
+    Attributes:
+        endpoint: what is done to an Inference Endpoint: it is resumed, created, or paused, which
+            is no start; empty for anything else.
+    """
 
     what: str
     name: str
+    endpoint: str = ""
 
 
 class PaidPlace(NamedTuple):
@@ -120,13 +128,13 @@ class PaidHosts:
         return any(place.has(port, parts.path) for place in self._places.get(host, ()))
 
     def started_by(self, url: str) -> Start | None:
-        """What a POST starts that is paid for by the minute, if it does."""
+        """What a POST starts that is paid for by the minute, if it does; or pauses."""
         for base in self._starting:
             if url.startswith(f"{base}/"):
                 path = url[len(base) :].partition("?")[0].rstrip("/")
-                for pattern, what in STARTS:
+                for pattern, what, endpoint in STARTS:
                     if (found := pattern.fullmatch(path)) is not None:
-                        return Start(what.format(found[1]), found[1])
+                        return Start(what.format(found[1]), unquote(found[1]), endpoint)
         return None
 
     def bills_on(self, host: str, port: object) -> bool:

@@ -22,7 +22,7 @@ from pytest_hfbudget.metering.budget_context import (
     RunningTest,
 )
 from pytest_hfbudget.metering.instrumentation.patching import Addresses
-from pytest_hfbudget.metering.meter import Meter
+from pytest_hfbudget.metering.meter import EndpointHooks, Meter
 from pytest_hfbudget.metering.prompts import Fact
 from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, Quote
 from pytest_hfbudget.settings import LEDGER
@@ -83,7 +83,11 @@ def _connect(meter: Meter, path: str) -> None:
     ledger, slow = LedgerConnection(path), LedgerConnection(path)
     meter.ledger = RemoteLedger(ledger)
     meter.counts.share = shares(ledger, secrets.token_hex(6))
-    meter.endpoints.revive = lambda name: bool(slow.ask("revive", name))
+    meter.endpoints = EndpointHooks(
+        revive=lambda name: bool(slow.ask("revive", name)),
+        take_over=lambda name, form: slow.ask("take_over", name, form),
+        answered=lambda name, status, stops: slow.ask("answered", name, status, stops),
+    )
     # It may be a server without a cap that lives longer than the tests.
     meter.stops_with_ledger = False
 
@@ -159,6 +163,9 @@ VARIABLE = LEDGER
 
 # An address without a server: a child forked after the run's end is refused under a cap.
 NOWHERE = "/"
+
+# What is asked of the process that started a child, for the endpoints of the run.
+ASKED_BY_CHILDREN = ("revive", "take_over", "answered")
 
 
 class ChildProcesses:
@@ -265,9 +272,9 @@ def _operations(runtime: ParentProcess) -> dict[str, Operation]:
         "join": lambda: _join(runtime),
         "quote": lambda request: pack_quote(book.quote(unpack_request(request))),
         "stated": lambda request: pack_quote(book.stated(unpack_request(request))),
-        "leased": book.leased_name,
+        "leased": lambda url: book.leased_name(url) or meter.endpoints.find(url),
         "catalogue": lambda: book.catalogue.as_read(),  # noqa: PLW0108 - read when asked for
-        "revive": meter.endpoints.revive,
+        **{name: getattr(meter.endpoints, name) for name in ASKED_BY_CHILDREN},
         **learned(meter.counts),
     }
 

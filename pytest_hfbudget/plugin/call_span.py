@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,8 +36,10 @@ INSTRUMENTATION = "pytest_hfbudget.metering.instrumentation.hub"
 
 # A test that imports one of these is about to spend, or to ask what was spent.
 BUDGET_MODULE = "pytest_hfbudget.metering.budget"
-HTTP_MODULES = ("httpx", "httpx2", "requests", "aiohttp", "http.client")
-SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE, *HTTP_MODULES)
+HTTP_CLIENTS = ("httpx", "httpx2", "requests", "aiohttp")
+SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE, *HTTP_CLIENTS, "http.client")
+# HF_TOKEN, HUGGINGFACE_API_KEY (litellm), HUGGINGFACEHUB_API_TOKEN (LangChain) and the like.
+TOKEN_NAME = re.compile(r"(HF|HUGGING_?FACE(HUB)?)_(\w+_)?(TOKEN|KEY)")
 
 
 def imported_already() -> ModuleType | None:
@@ -86,9 +89,17 @@ class FirstCall:
 
     @property
     def foreseen(self) -> bool:
-        """Whether one of the clients was imported, so that calls are to be expected."""
+        """Whether one of huggingface_hub's clients was imported, so that calls are expected."""
         module: Any = sys.modules.get(INSTRUMENTATION)
         return module is not None and bool(module.INSTRUMENTATION.in_place)
+
+    @property
+    def possible(self) -> bool:
+        """Whether calls by other clients may come: one is there, and so is a token for them."""
+        clients = any(name in sys.modules for name in HTTP_CLIENTS)
+        return clients and any(
+            TOKEN_NAME.fullmatch(name) and os.environ[name] for name in os.environ
+        )
 
 
 def has_price_table(settings: Settings, root: Path) -> bool:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pytest_hfbudget.ledger.scope import RunsBudget
     from pytest_hfbudget.metering.bounds import TokenCounts
     from pytest_hfbudget.metering.budget_args import WarnedOnce
-    from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.controller_server import ControllerServer
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
@@ -133,24 +132,21 @@ class Controller(Role):
         cold_start = self.settings.cold_start
         return kind(expected, known, self.endpoints, assumed=cold_start, gap_minute_s=minute_s)
 
-    def foresee(self) -> None:
+    def foresee(self, sure: bool) -> None:
         from pytest_hfbudget.files import cache_file, read_at
 
         # The copy of today is read with the first call, so nothing is imported for it now.
         age_s = time.time() - read_at(cache_file("catalogue", self.settings.router))
         if self.settings.emulator or not 0 <= age_s < DAY_S:
             with self._lock:
-                self._prices.foresee()
+                self._prices.foresee(sure)
 
     def _notes(self) -> tuple[str, ...]:
-        if self._run_prices is None or not (learned := self._learned()):
+        if self._run_prices is None or not (learned := self.counts.facts):
             return ()
         from pytest_hfbudget.metering.prompts import notes
 
         return tuple(notes(learned))
-
-    def _learned(self) -> list[Fact]:
-        return self.counts.facts
 
     @property
     def counts(self) -> TokenCounts:
@@ -217,6 +213,18 @@ class Controller(Role):
 
     def revive(self, name: str) -> bool:
         return self._endpoints is not None and self._endpoints.revive(name)
+
+    def take_over(self, name: str, form: Mapping[str, Any] | None) -> bool:
+        return self.endpoints.take_over(name, form)
+
+    def answered(self, name: str, status: int, stops: bool) -> None:
+        if self._endpoints is not None:
+            self._endpoints.answered(name, status, stops=stops)
+
+    def addresses(self) -> Mapping[str, str]:
+        if self._endpoints is not None:
+            self.leased.update(self._endpoints.addresses(self.leased))
+        return self.leased
 
     def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...], worker: str = "") -> None:
         self.endpoints.begin_use(test, name, scopes, worker)
@@ -289,9 +297,9 @@ class Controller(Role):
                 self._verified = self._endpoints is None or self._endpoints.finish()
             finally:
                 eventful, make = not self.uneventful(outcomes), partial(self.report, outcomes)
-                learned = self._learned
                 if eventful or self._made_writer is not None or self.settings.report is not None:
-                    self._writer.conclude(self.settings, outcomes, make, learned, eventful=eventful)
+                    known = self.settings, outcomes, make, lambda: self.counts.facts
+                    self._writer.conclude(*known, eventful=eventful)
                 self._remember()
         return self._verified and not (self._made_writer and self._made_writer.blamed)
 
@@ -346,12 +354,11 @@ class Controller(Role):
             return
         if self._made_writer is not None:
             self._made_writer.last_line()
-        if self._endpoints is not None:
-            for line in self._endpoints.lines():
-                if not line.in_order:
-                    from pytest_hfbudget.plugin.console import say
+        for line in self._endpoints.lines() if self._endpoints is not None else ():
+            if not line.in_order:
+                from pytest_hfbudget.plugin.console import say
 
-                    say(self.config, f"{line.name}: {line.to_do}", red=True, bold=True)
+                say(self.config, f"{line.name}: {line.to_do}", red=True, bold=True)
 
     # --- workers
 
@@ -360,7 +367,6 @@ class Controller(Role):
             own: dict[str, Callable[..., Any]] = {
                 "counts": lambda model: self.counts.known(model),  # noqa: PLW0108 - made when asked
                 "learn": self._learn,
-                "begin_use": self._begin_use,
                 "leased": lambda: self.leased,
                 "catalogue": lambda: self._catalogue().as_read(),
             }
@@ -375,11 +381,6 @@ class Controller(Role):
             "session_id": self.settings.session_id,
             "emulator": self.settings.emulator or "",
         }
-
-    def _begin_use(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
-        from pytest_hfbudget.ledger import Scope
-
-        self.begin_use(test, name, tuple(Scope(*scope) for scope in scopes), worker)
 
     def _learn(self, origin: str, facts: list[Any], heard: int) -> Any:
         from pytest_hfbudget.metering.prompts import Fact

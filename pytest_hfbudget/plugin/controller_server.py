@@ -53,6 +53,10 @@ class ControllerServer:
             "foresee": controller.foresee,
             "expect": self._expect,
             "revive": controller.revive,
+            "take_over": controller.take_over,
+            "answered": controller.answered,
+            "addresses": controller.addresses,
+            "begin_use": self._begin_use,
             "paused": controller.paused,
             "end_use": controller.end_use,
             "share": controller.share,
@@ -62,6 +66,11 @@ class ControllerServer:
             "use_up": controller.use_up,
             "used_up": controller.used_up,
         }
+
+    def _begin_use(self, test: str, name: str, scopes: list[Any], worker: str) -> None:
+        from pytest_hfbudget.ledger import Scope
+
+        self._controller.begin_use(test, name, tuple(Scope(*each) for each in scopes), worker)
 
     def _declare(self, names: list[str], paid: bool) -> None:
         try:

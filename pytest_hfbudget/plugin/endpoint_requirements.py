@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from pytest_hfbudget.ledger import LedgerLike
     from pytest_hfbudget.metering.budget_context import RunningTest
+    from pytest_hfbudget.metering.meter import EndpointHooks
     from pytest_hfbudget.plugin.role import Role, RunContext
 
 
@@ -126,6 +128,29 @@ class EndpointRequirements:
         from pytest_hfbudget.plugin.markers import recorded
 
         return {name: recorded(name, request, settings) for name in names}
+
+    def hooks(self) -> EndpointHooks:
+        """What the run does for its endpoints where calls are made."""
+        from pytest_hfbudget.metering.meter import EndpointHooks
+
+        role = self._run.role
+        hooks = EndpointHooks(revive=role.revive, using=self.begin_use)
+        if self._run.settings.adopt == "off":
+            hooks.take_over = lambda name, form: False
+        if self._run.settings.adopt == "pause":
+            hooks.take_over, hooks.answered = self._take_over, role.answered
+            hooks.find = self._find
+        return hooks
+
+    def _take_over(self, name: str, form: Mapping[str, Any] | None) -> bool:
+        ours = self._run.role.take_over(name, form)
+        if ours:
+            self.begin_use(name)
+        return ours
+
+    def _find(self, url: str) -> str | None:
+        self._run.role.addresses()
+        return self._run.start().meter.book.leased_name(url)
 
     def begin_use(self, name: str) -> None:
         """From now on the running test shares in what an endpoint costs."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_hfbudget.endpoints.api import ControlPlaneError
-from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
 from pytest_hfbudget.endpoints.sweep import SweepOutcome
+from pytest_hfbudget.endpoints.take_over import RunLifecycle
 from pytest_hfbudget.endpoints.types import Endpoint
-from pytest_hfbudget.endpoints.uptime_meter import Shares
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     EndpointError,
@@ -28,7 +27,7 @@ from pytest_hfbudget.ledger.locks import at_work, off_loop
 from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
-from pytest_hfbudget.plugin.events import EndpointLog
+from pytest_hfbudget.plugin.events import EndpointLog, endpoint_line
 from pytest_hfbudget.plugin.factory import endpoint_settings
 from pytest_hfbudget.plugin.uptime_booking import Key, UptimeBooking, UptimeSharing
 from pytest_hfbudget.reporting import EndpointLine
@@ -45,7 +44,7 @@ MOVED_S = 0.05
 
 
 class RunEndpoints:
-    """Wraps a `Lifecycle`; its uptime is booked to the session as it accrues."""
+    """Wraps a `RunLifecycle`; its uptime is booked to the session as it accrues."""
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class RunEndpoints:
         self._said: dict[str, tuple[str, float]] = {}
         self._releasing: dict[str, str] = {}
         self._looks: dict[str, float] = {}
-        self._lifecycle = Lifecycle(
+        self._lifecycle = RunLifecycle(
             endpoint_settings(settings, run_id),
             progress=self._progress,
             afford=self._afford,
@@ -112,8 +111,7 @@ class RunEndpoints:
     def _failed(self, name: str, error: HFBudgetError) -> None:
         """An endpoint that does not come up is of no use to any later test, so it is paused."""
         self.log.started(name, self._lifecycle.live(), failure=str(error))
-        self._forget_unless_billed(name)
-        self.release(name)
+        self._give_up(name, "it did not come up")
 
     @at_work
     def warm(self, name: str, *, keep_running: bool = False) -> None:
@@ -153,6 +151,36 @@ class RunEndpoints:
     def every(self, seconds: float, tick: Callable[[], None]) -> None:
         """Call something again and again until the end of the run."""
         self._tickers.append(run_history.Ticker(seconds, tick))
+
+    @at_work
+    def take_over(self, name: str, form: Mapping[str, Any] | None) -> bool:
+        """See `RunLifecycle.take_over`."""
+        try:
+            ours = self._lifecycle.take_over(name, form)
+        except EndpointError:
+            if self._lifecycle.is_taken_over(name):
+                self._give_up(name, "it can't be taken over")
+            self._lifecycle.forget(name)
+            raise
+        if ours and self._lifecycle.is_taken_over(name):
+            self.log.taken_over(name)
+            self.rearm()
+        return ours
+
+    @at_work
+    def answered(self, name: str, status: int, *, stops: bool) -> None:
+        """The code under test has its answer; what it has paused itself is released."""
+        if self._lifecycle.answered(name, status, stops=stops):
+            self._give_up(name, "by the code under test" if stops else "it was not started")
+
+    @at_work
+    def addresses(self, known: Mapping[str, str]) -> dict[str, str]:
+        """See `RunLifecycle.addresses`."""
+        return self._lifecycle.addresses(known)
+
+    def _give_up(self, name: str, why: str) -> None:
+        self._forget_unless_billed(name)
+        self.release(name, why)
 
     def since(self, name: str) -> float | None:
         """When an endpoint was resumed; see `Lifecycle.since`."""
@@ -266,6 +294,8 @@ class RunEndpoints:
         """
         if paused := self.paused(name):
             raise paused
+        if self._lifecycle.is_taken_over(name):
+            return False
         if self._settings.endpoint_gaps == "pause" and self.since(name) is None:
             self.ensure(name)
             return True
@@ -329,7 +359,7 @@ class RunEndpoints:
         """What the report says of them."""
         receipts = self._receipts if self._receipts is not None else self._lifecycle.live()
         shares = self.sharing.settle(receipts)
-        return tuple(_line(receipt, shares[receipt.name]) for receipt in receipts)
+        return tuple(endpoint_line(receipt, shares[receipt.name]) for receipt in receipts)
 
     def _afford(self, endpoint: Endpoint, nano_per_minute: int | None) -> None:
         name, caps = endpoint.full_name, run_history.caps(self._settings)
@@ -367,30 +397,4 @@ class RunEndpoints:
         if state == said and seconds - at < SAY_EVERY_S and not on_a_terminal(self._config):
             return
         self._said[name] = (state, seconds)
-        text = f"endpoint {name}: {state}, {seconds:.0f} s"
-        say(self._config, text, passing=state != "running")
-
-
-def _line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
-    notes = [receipt.error or "", *receipt.warnings]
-    if receipt.found_running:
-        notes.insert(0, "was running before this run")
-    if receipt.revived:
-        notes.insert(0, f"paused by another process meanwhile, resumed {receipt.revived} x more")
-    return EndpointLine(
-        name=receipt.name,
-        state=receipt.state,
-        nano_usd=receipt.cost.nano_usd,
-        minutes=receipt.cost.minutes,
-        resumed=receipt.resumed,
-        paused=receipt.paused_at is not None,
-        verified=receipt.verified,
-        left_to=receipt.left_to,
-        note="; ".join(note for note in notes if note),
-        kept=receipt.kept,
-        resumed_at=receipt.resumed_at,
-        paused_at=receipt.paused_at,
-        shares=tuple(shares.tests.items()),
-        idle=shares.idle,
-        cold_start=shares.cold_start,
-    )
+        say(self._config, f"endpoint {name}: {state}, {seconds:.0f} s", passing=state != "running")

@@ -1,4 +1,4 @@
-"""What happened to the endpoints of a run, in order."""
+"""What happened to the endpoints of a run, in order; and what the report says of each."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from pytest_hfbudget.plugin.console import say
+from pytest_hfbudget.reporting import EndpointLine
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+    from pytest_hfbudget.endpoints.uptime_meter import Shares
 
 
 class EndpointEvent(NamedTuple):
@@ -92,6 +94,14 @@ class EndpointLog:
                 self._again.add(name)
                 self._events.append(EndpointEvent(name, "resumed", time.time()))
 
+    def taken_over(self, name: str) -> None:
+        """Note that the code under test starts an endpoint, for the first time."""
+        with self._lock:
+            if name not in self._again:
+                self._again.add(name)
+                note = "started by the code under test"
+                self._events.append(EndpointEvent(name, "resumed", time.time(), note=note))
+
     def revived(self, name: str) -> None:
         """Note that an endpoint is back which another process had paused."""
         with self._lock:
@@ -122,6 +132,34 @@ def _end(receipt: EndpointReceipt) -> str:
     if receipt.left_to is not None:
         return "left"
     return "kept" if receipt.kept else "not verified"
+
+
+def endpoint_line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
+    """What the report says of an endpoint."""
+    notes = [receipt.error or "", *receipt.warnings]
+    if receipt.found_running:
+        notes.insert(0, "was running before this run")
+    elif receipt.taken_over:
+        notes.insert(0, "started by the code under test")
+    if receipt.revived:
+        notes.insert(0, f"paused by another process meanwhile, resumed {receipt.revived} x more")
+    return EndpointLine(
+        name=receipt.name,
+        state=receipt.state,
+        nano_usd=receipt.cost.nano_usd,
+        minutes=receipt.cost.minutes,
+        resumed=receipt.resumed,
+        paused=receipt.paused_at is not None,
+        verified=receipt.verified,
+        left_to=receipt.left_to,
+        note="; ".join(note for note in notes if note),
+        kept=receipt.kept,
+        resumed_at=receipt.resumed_at,
+        paused_at=receipt.paused_at,
+        shares=tuple(shares.tests.items()),
+        idle=shares.idle,
+        cold_start=shares.cold_start,
+    )
 
 
 RAISED = (Exception, pytest.fail.Exception, pytest.skip.Exception)

@@ -110,11 +110,11 @@ class RunPrices:
         for name in book(self._config, self._settings, {}).table.rows:
             yield name if "://" in name else name.partition(":")[0]
 
-    def foresee(self) -> None:
-        """Have prices for calls that no cap waits for."""
+    def foresee(self, sure: bool) -> None:
+        """Have prices for calls that no cap waits for; ``sure`` that there will be any."""
         if not self._foreseen and self._read is None:
             self._foreseen = True
-            self._read = refresh(self._config, self._settings, needed=False)
+            self._read = refresh(self._config, self._settings, needed=False, quiet=not sure)
 
     @property
     def counts(self) -> TokenCounts:
@@ -133,7 +133,12 @@ class RunPrices:
 
 
 def refresh(
-    config: pytest.Config, settings: Settings, *, needed: bool, patience: Patience = Patience()
+    config: pytest.Config,
+    settings: Settings,
+    *,
+    needed: bool,
+    quiet: bool = False,
+    patience: Patience = Patience(),
 ) -> Catalogue | None:
     """Read the router's catalogue anew when the copy on disk is older than a day.
 
@@ -142,6 +147,7 @@ def refresh(
 
     Args:
         needed: a cap may depend on it.
+        quiet: don't say that it can't be read: there may be no call that needs it.
     """
     from pytest_hfbudget.endpoints.transport import read_public_json
 
@@ -160,7 +166,8 @@ def refresh(
     except (OSError, ValueError, RuntimeError) as error:  # the last is how suites block sockets
         what = f"that of {kept.age(now)} is used" if kept else "there is none yet"
         where = f"the prices of {public_url(settings.router)}"
-        say(config, f"hfbudget: could not read {where} ({error}); {what}", yellow=True)
+        if not quiet:
+            say(config, f"hfbudget: could not read {where} ({error}); {what}", yellow=True)
         return kept
 
 

@@ -63,8 +63,8 @@ class Role:
     def expect(self, items: list[pytest.Item], expected: Expected) -> None:
         """Tell which tests need which endpoints, before the first test."""
 
-    def foresee(self) -> None:
-        """Read the prices of calls that are expected, though no cap needs them."""
+    def foresee(self, sure: bool) -> None:
+        """Read the prices of calls that no cap needs; expected for ``sure``, or else possible."""
 
     def problem(self, error: HFBudgetError) -> None:
         """End the run, because its plan can't be carried out."""
@@ -86,10 +86,21 @@ class Role:
         """Bring back an endpoint that another process has paused; returns whether it is back."""
         return False
 
+    def take_over(self, name: str, form: Mapping[str, Any] | None) -> bool:
+        """Have paused what the code under test is about to start; see `RunLifecycle.take_over`."""
+        raise NotImplementedError
+
+    def answered(self, name: str, status: int, stops: bool) -> None:
+        """Tell how a request to start or pause it was answered; see `EndpointHooks`."""
+
+    def addresses(self) -> Mapping[str, str]:
+        """The URLs of the run's endpoints, with their names; of what was taken over, too."""
+        return {}
+
     def meet(self) -> None:
         """Learn which endpoints are up that the whole run has asked for."""
 
-    def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...]) -> None:
+    def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...], worker: str = "") -> None:
         """Have a test, and these budgets of it, share in an endpoint's uptime from now on."""
 
     def end_use(self, test: str) -> None:
@@ -236,8 +247,8 @@ class Worker(Role):
     def expect(self, items: list[pytest.Item], expected: Expected) -> None:
         self._slow_wire.ask("expect", expected)
 
-    def foresee(self) -> None:
-        self._slow_wire.ask("foresee")
+    def foresee(self, sure: bool) -> None:
+        self._slow_wire.ask("foresee", sure)
 
     def problem(self, error: HFBudgetError) -> None:
         self._slow_wire.ask("problem", str(error))
@@ -250,12 +261,22 @@ class Worker(Role):
     def revive(self, name: str) -> bool:
         return bool(self._slow_wire.ask("revive", name))
 
+    def take_over(self, name: str, form: Mapping[str, Any] | None) -> bool:
+        return bool(self._slow_wire.ask("take_over", name, form))
+
+    def answered(self, name: str, status: int, stops: bool) -> None:
+        self._slow_wire.ask("answered", name, status, stops)
+
+    def addresses(self) -> Mapping[str, str]:
+        self.leased.update(self._slow_wire.ask("addresses"))
+        return self.leased
+
     def meet(self) -> None:
         if not self._met:
             self.leased.update(self._wire.ask("leased"))
             self._met = True
 
-    def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...]) -> None:
+    def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...], worker: str = "") -> None:
         self._wire.ask("begin_use", test, name, scopes, self._name)
 
     def end_use(self, test: str) -> None:

@@ -181,8 +181,7 @@ class Run:
         """Put the meter in place, once."""
         if self.runtime is None:
             self.runtime, self.awake = self.role.make_runtime(), True
-            self.runtime.meter.endpoints.revive = self.role.revive
-            self.runtime.meter.endpoints.using = self.requirements.begin_use
+            self.runtime.meter.endpoints = self.requirements.hooks()
             self.runtime.meter.watcher.first = self.role.first
             self.runtime.meter.budgets.know_this_context()
             if self._problem is not None:
@@ -239,9 +238,9 @@ class Run:
         A suite that has imported no client by now reads nothing, and neither does it later: nothing
         is fetched while a test runs.
         """
-        expected = self._first_call.foreseen or self.settings.emulator
-        if items and expected and not self._only_looking():
-            self.role.foresee()
+        sure = self._first_call.foreseen or bool(self.settings.emulator)
+        if items and (sure or self._first_call.possible) and not self._only_looking():
+            self.role.foresee(sure)
 
     def _compare_with_budget(self, items: list[pytest.Item]) -> None:
         if self.settings.session_cap is not None and self.settings.plan_gate != "off":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -65,10 +66,20 @@ class Suite:
             *options,
         )
 
-    def seconds(self, *tests: str) -> list[float]:
-        """How long the calls of these tests took in the last run, their fixtures left out."""
+    def seconds(self) -> dict[str, float]:
+        """How long each test took in the last run, by its name, its fixtures left out."""
         cases = ElementTree.parse(self.pytester.path / "junit.xml").iter("testcase")
-        return [float(case.attrib["time"]) for case in cases if case.attrib["name"] in tests]
+        return {case.attrib["name"]: float(case.attrib["time"]) for case in cases}
+
+    @property
+    def refused(self) -> Counter[str]:
+        """How many attempts of each test were refused in the last run, by its name."""
+        return Counter(one["test"].rpartition("::")[2] for one in self._report()["refusals"])
+
+    @property
+    def posts(self) -> int:
+        """Requests of the last run that reached the emulator and may have cost something."""
+        return len(self.emulator.log(kind="request", phase="arrived", method="POST"))
 
     @property
     def invoice(self) -> list[int]:

@@ -79,6 +79,7 @@ ROWS = {
     49: Row("404, 401, 403, a page, an empty list or another endpoint for seconds", REAPER),
     50: Row("it runs again after its pause was verified", REAPER),
     51: Row("containers that share a folder of state", f"left alone; {SWEEP} after its time"),
+    52: Row("the code under test has resumed or created it by requests of its own", REAPER),
 }
 NEMESIS = "test_nemesis"
 

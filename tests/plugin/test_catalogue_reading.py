@@ -69,6 +69,72 @@ def test_an_imported_client_has_its_calls_priced_without_a_cap(online: Suite) ->
     assert round(float(call["usd"]) * 10**9) == online.billed > 0
 
 
+BY_OPENAI = """
+import os
+import openai
+
+def test_it():
+    say = [{"role": "user", "content": "Say something. [[tokens=10]]"}]
+    with openai.OpenAI(base_url=os.environ["HFBUDGET_ROUTER"] + "/v1", api_key="hf_user") as client:
+        client.chat.completions.create(model="emulator/chat:groq", messages=say, max_tokens=20)
+"""
+BY_HTTPX = """
+import os
+import httpx
+
+def test_it():
+    url = os.environ["HFBUDGET_ROUTER"] + "/v1/chat/completions"
+    say = [{"role": "user", "content": "Say something. [[tokens=10]]"}]
+    body = {"model": "emulator/chat:groq", "messages": say, "max_tokens": 20}
+    httpx.post(url, json=body, headers={"authorization": "Bearer hf_user"}).raise_for_status()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "token", "options"),
+    [
+        pytest.param(BY_OPENAI, "HF_TOKEN", (), id="openai"),
+        pytest.param(BY_OPENAI, "HUGGINGFACEHUB_API_TOKEN", ("-n1",), id="openai in a worker"),
+        pytest.param(BY_HTTPX, "HUGGINGFACE_API_KEY", (), id="httpx"),
+    ],
+)
+def test_where_a_token_is_set_the_calls_of_other_clients_are_priced_without_a_cap(
+    online: Suite,
+    code: str,
+    token: str,
+    options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setenv(token, "hf_user")
+    result = run(online, code, "--hf-report=report.json", *options)
+    assert reads(online) == 1
+    result.stdout.no_fnmatch_line(UNPRICED)
+    (call,) = online.report()["calls"]
+    assert round(float(call["usd"]) * 10**9) == online.billed > 0
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_token_a_run_of_other_clients_reads_nothing(
+    online: Suite, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("HF_TOKEN", value)
+    run(online, "import httpx\ndef test_it(): pass")
+    assert reads(online) == 0
+
+
+def test_a_run_that_makes_no_call_does_not_say_that_prices_could_not_be_read(
+    online: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_user")
+    online.emulator.add_fault(op="models", times=None, status=503)
+    result = run(online, "import httpx\ndef test_it(): pass")
+    assert reads(online) == 1
+    result.stdout.no_fnmatch_line("*hfbudget*could not read*")
+
+
 def test_it_is_read_before_the_first_call_and_once_a_day(online: Suite) -> None:
     run(online, CALLS)
     run(online, CALLS)

@@ -15,10 +15,15 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pytest_hfbudget.errors import UnseenCallError
+from pytest_hfbudget.errors import (
+    BudgetExceededError,
+    HFBudgetError,
+    UnaffordableEndpointError,
+    UnseenCallError,
+)
 from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport, genuine
-from pytest_hfbudget.metering.paid_hosts import PaidHosts, Start
+from pytest_hfbudget.metering.paid_hosts import CREATES, STOPS, PaidHosts, Start
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
     PAID_METHOD,
@@ -72,15 +77,14 @@ class HttpLayer:
         self._patches.restore()
 
     def meters(self, url: str) -> bool:
-        """Whether a POST to a possibly paid host is to be metered here and now.
+        """Whether a POST to a possibly paid host is to be metered here and now, or taken over.
 
         What is sent for a call of huggingface_hub's client is metered there.
         """
         if self.hub.probe.is_sending():
             return False
         if not self._bills(url):
-            self._started(self.hosts.started_by(url))
-            return False
+            return self._starts(self.hosts.started_by(url))
         if self.hub.meter is None:
             self.hub.wake()
         return self.hub.meter is not None
@@ -114,9 +118,15 @@ class HttpLayer:
 
         Raises:
             UnseenCallError: it goes to a paid host, and a cap would have to hold it.
+            BudgetExceededError: as `take_over`.
         """
-        if self.may_bill(host) and self.meters(url()):
+        if not self.may_bill(host) or not self.meters(address := url()):
+            return
+        start = self.hosts.started_by(address)
+        if start is None:
             self._unseen(host, "a request")
+        elif start.endpoint != STOPS:
+            self.take_over(start, None)  # its answer can't be seen: it may start at any time
 
     def resolving(self, host: object, port: object) -> None:
         """Deal with a host that is looked up: a connection by something unknown may follow.
@@ -135,18 +145,53 @@ class HttpLayer:
             self.hub.wake()
         self._unseen(name, "a connection")
 
-    def _started(self, start: Start | None) -> None:
-        """Have the summary name what the code under test starts by itself."""
+    def _starts(self, start: Start | None) -> bool:
+        """Whether an endpoint is about to be started or paused; what else starts is named."""
         if start is None:
-            return
+            return False
         if self.hub.meter is None:
             self.hub.wake()
-        meter = self.hub.meter
-        if meter is not None and start.name not in meter.book.leased.values():
-            meter.missed(
-                f"the code under test has started {start.what}; no budget holds its cost, and "
-                "nothing stops it at the end"
-            )
+        if start.endpoint:
+            return self.hub.meter is not None
+        self._told(start, "no budget holds its cost, and nothing stops it at the end")
+        return False
+
+    def take_over(self, start: Start, form: object) -> str:
+        """Have an endpoint paused at the end that the code under test is about to start.
+
+        Args:
+            form: the body of the request, where that is a JSON object.
+
+        Returns:
+            Its name; empty where the run does not pause it.
+
+        Raises:
+            BudgetExceededError: a budget would have to pay for it, and can't.
+        """
+        __tracebackhide__ = True
+        meter, name = self.hub.meter, start.name
+        if meter is None:
+            return ""
+        form = form if isinstance(form, dict) else {}
+        if start.endpoint == CREATES:
+            name = f"{start.name}/{form.get('name', '')}"
+        try:
+            ours = meter.endpoints.take_over(name, form if start.endpoint == CREATES else None)
+        except BudgetExceededError:
+            raise
+        except HFBudgetError as error:
+            budgets = meter.budgets.active()
+            if isinstance(error, UnaffordableEndpointError) or budgets.capped:
+                raise meter.refuse_start(error, name) from None
+            self._told(start, f"it can't be paused at the end: {error}")
+            return ""
+        if ours is None and name not in meter.book.leased.values():
+            self._told(start, "no budget holds its cost, and nothing stops it at the end")
+        return name if ours else ""
+
+    def _told(self, start: Start, why: str) -> None:
+        if self.hub.meter is not None:
+            self.hub.meter.missed(f"the code under test has started {start.what}; {why}")
 
     def _unseen(self, host: str, what: str) -> None:
         meter = self.hub.meter

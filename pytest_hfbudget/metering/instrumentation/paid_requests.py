@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pytest_hfbudget.errors import BudgetExceededError, UnseenCallError
+from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnseenCallError
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.fallback import UnfitError, prepared
 from pytest_hfbudget.metering.hold import begin, resume
@@ -24,7 +24,7 @@ from pytest_hfbudget.metering.instrumentation.calls import (
 )
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.paid_hosts import shape_of
+from pytest_hfbudget.metering.paid_hosts import STOPS, Start, shape_of
 from pytest_hfbudget.metering.request import OutgoingCall, changed, shown
 from pytest_hfbudget.metering.stream import AnswerBody, settle_whole
 from pytest_hfbudget.metering.transport_probe import Headers
@@ -164,6 +164,8 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
         BudgetExceededError: a cap would not hold it, and its client is to see that as it is.
     """
     __tracebackhide__ = True
+    if (start := layer.hosts.started_by(request.parameters.url)) is not None:
+        return _start(layer, request, start)
     route, retry = ClientRoute(layer.hub, request.session), RetryState()
     sent = _with_model_due(layer, request.parameters)
     try:
@@ -200,6 +202,8 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
 async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
     """As `send`, in a task."""
     __tracebackhide__ = True
+    if (start := layer.hosts.started_by(request.parameters.url)) is not None:
+        return await _start_async(layer, request, start)
     route, retry = ClientRoute(layer.hub, request.session), RetryState()
     sent = _with_model_due(layer, request.parameters)
     try:
@@ -237,6 +241,46 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
             return await request.finish(_answered(call, request, answer))
     except BudgetExceededError as refusal:
         return request.refused(refusal)
+
+
+def _start(layer: HttpLayer, request: SyncAdapter, start: Start) -> Any:
+    """Send a request that starts or pauses an Inference Endpoint, which is taken over before.
+
+    Raises:
+        BudgetExceededError: as `HttpLayer.take_over`.
+    """
+    __tracebackhide__ = True
+    asked, status, name = request.parameters, 0, start.name
+    if start.endpoint != STOPS:
+        name = layer.take_over(start, asked.json)
+    try:
+        with layer.passing(asked.url):
+            answer = request.send(asked)
+        status = request.status(answer)
+        return answer
+    finally:
+        _answered_start(layer, name, status, start)
+
+
+async def _start_async(layer: HttpLayer, request: AsyncAdapter, start: Start) -> Any:
+    """As `_start`; the event loop goes on while the endpoint is taken over."""
+    __tracebackhide__ = True
+    asked, status, name = request.parameters, 0, start.name
+    if start.endpoint != STOPS:
+        name = await in_thread(layer.take_over, start, asked.json)
+    try:
+        with layer.passing(asked.url):
+            answer = await request.send(asked)
+        status = request.status(answer)
+        return answer
+    finally:
+        await in_thread(_answered_start, layer, name, status, start)
+
+
+def _answered_start(layer: HttpLayer, name: str, status: int, start: Start) -> None:
+    with suppress(HFBudgetError):  # of a process that is gone, whose reaper pauses by now
+        if name and layer.hub.meter is not None:
+            layer.hub.meter.endpoints.answered(name, status, start.endpoint == STOPS)
 
 
 def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> HttpParameters:

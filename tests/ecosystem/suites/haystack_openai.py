@@ -18,7 +18,7 @@ STEPS = 12
 @tool
 def look() -> str:
     """Look again."""
-    return "There is more to see. [[tool=look]]"
+    return "There is more to see."
 
 
 @pytest.fixture
@@ -71,8 +71,13 @@ def test_async_stream(generator):
 
 
 def test_agent(generator):
-    agent = Agent(chat_generator=generator, tools=[look], max_agent_steps=STEPS)
-    assert agent.run([ChatMessage.from_user("Look around. [[tool=look]]")])["step_count"] == STEPS
+    agent = Agent(chat_generator=generator, tools=[look])
+    messages, steps = [], 0
+    while steps < STEPS:  # each question is answered by a call of the tool, and then by words
+        asked = ChatMessage.from_user("Look around. [[tool=look]]")
+        told = agent.run([*messages, asked])
+        messages, steps = told["messages"], steps + told["step_count"]
+    assert steps == STEPS
 
 
 def test_swallowing(generator):

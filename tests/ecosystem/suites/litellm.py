@@ -14,6 +14,7 @@ AS_OPENAI = {"model": "openai/emulator/chat:groq", "api_base": URL, **COMMON}
 AS_HUGGINGFACE = {"model": "huggingface/emulator/chat:groq", "api_base": URL, **COMMON}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 STEPS = 12
+LOOP = asyncio.new_event_loop()  # litellm keeps an async client for each
 
 both = pytest.mark.parametrize("ask", [AS_OPENAI, AS_HUGGINGFACE], ids=["openai", "huggingface"])
 
@@ -32,6 +33,16 @@ def test_answer_of_huggingface():
 
 def test_answer_of_huggingface_again():
     assert litellm.completion(**AS_HUGGINGFACE).choices[0].message.content
+
+
+@both
+def test_async_answer(ask):
+    assert LOOP.run_until_complete(litellm.acompletion(**ask)).choices[0].message.content
+
+
+@both
+def test_async_answer_again(ask):
+    assert LOOP.run_until_complete(litellm.acompletion(**ask)).choices[0].message.content
 
 
 @both

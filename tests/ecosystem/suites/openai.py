@@ -36,6 +36,24 @@ def test_answer_again(client):
     assert client.chat.completions.create(**ASK).choices[0].message.content
 
 
+@pytest.fixture
+def asked():
+    """An answer of an async client, that is there before the test; in a loop of its own."""
+    loop = asyncio.new_event_loop()
+    one = openai.AsyncOpenAI(base_url=URL, api_key="hf_user")
+    yield lambda: loop.run_until_complete(one.chat.completions.create(**ASK))
+    loop.run_until_complete(one.close())
+    loop.close()
+
+
+def test_async_answer(asked):
+    assert asked().choices[0].message.content
+
+
+def test_async_answer_again(asked):
+    assert asked().choices[0].message.content
+
+
 def test_stream(client):
     chunks = client.chat.completions.create(**ASK, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)

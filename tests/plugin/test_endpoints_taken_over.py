@@ -1,0 +1,319 @@
+"""Endpoints that the tested code itself resumes or creates: leased before, paused at the end."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+from plugin_suite import Suite
+
+API = """
+import asyncio, os, subprocess, sys
+import pytest
+from huggingface_hub import HfApi, constants
+
+NAME = "acme/llm"
+URL = constants.INFERENCE_ENDPOINTS_ENDPOINT + "/endpoint/acme/llm/resume"
+HEADERS = {"authorization": "Bearer hf_user"}
+FORM = {
+    "repository": "acme/model", "framework": "pytorch", "task": "text-generation",
+    "accelerator": "cpu", "vendor": "aws", "region": "us-east-1", "type": "authenticated",
+    "instance_size": "x1", "instance_type": "intel-icl", "namespace": "acme", "token": "hf_user",
+}
+
+def resume():
+    return HfApi(token="hf_user").resume_inference_endpoint("llm", namespace="acme")
+"""
+RESUMES = "\ndef test_it():\n    resume()\n"
+BY = {
+    "httpx": "import httpx\n    httpx.post(URL, headers=HEADERS).raise_for_status()",
+    "requests": "import requests\n    requests.post(URL, headers=HEADERS).raise_for_status()",
+    "urllib": (
+        "from urllib.request import Request, urlopen\n"
+        "    urlopen(Request(URL, b'', HEADERS, method='POST'))"
+    ),
+    "aiohttp": """import aiohttp
+    async def main():
+        async with aiohttp.ClientSession(headers=HEADERS) as session:
+            async with session.post(URL) as answer:
+                answer.raise_for_status()
+    asyncio.run(main())""",
+    "async httpx": """import httpx
+    async def main():
+        async with httpx.AsyncClient(headers=HEADERS) as client:
+            (await client.post(URL)).raise_for_status()
+    asyncio.run(main())""",
+}
+DONE = "*acme/llm: paused, verified; resumed *, paused *; 1 min, $*; started by the code under test"
+
+
+@pytest.fixture
+def starts(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    monkeypatch.setenv("HF_TOKEN", "hf_user")
+    suite.emulator.add_endpoint("acme/llm", state="paused")
+    return suite
+
+
+def write(suite: Suite, code: str = RESUMES) -> None:
+    (suite.path / "test_suite.py").write_text(API + textwrap.dedent(code))
+
+
+def state(suite: Suite, name: str = "acme/llm") -> str:
+    every = suite.emulator.state()["endpoints"]
+    return next(str(one["state"]) for one in every if one["name"] == name)
+
+
+def spent(suite: Suite) -> int:
+    return round(float(suite.report()["session"]["spent_usd"]) * 10**9)
+
+
+def test_what_the_tested_code_resumes_is_paused_and_paid_for(starts: Suite) -> None:
+    write(starts)
+    result = starts.run("--hf-session-budget=1", "--hf-report=report.json")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([DONE])
+    result.stdout.no_fnmatch_line("*the code under test has started*")
+    assert state(starts) == "paused"
+    assert len(starts.requests("resume")) == 1
+    assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", BY)
+def test_a_resume_by_plain_http_is_taken_over_too(starts: Suite, library: str) -> None:
+    write(starts, f"\ndef test_it():\n    {BY[library]}\n")
+    result = starts.run("--hf-report=report.json")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([DONE])
+    assert state(starts) == "paused"
+    assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
+
+
+@pytest.mark.slow
+def test_what_the_tested_code_creates_is_paused(starts: Suite) -> None:
+    write(
+        starts,
+        """
+        def test_it():
+            endpoint = HfApi().create_inference_endpoint("new", **FORM)
+            endpoint.wait(timeout=20, refresh_every=0.1)
+        """,
+    )
+    result = starts.run("--hf-session-budget=1", "--hf-report=report.json")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([DONE.replace("llm", "new")])
+    assert state(starts, "acme/new") == "paused"
+    assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
+
+
+def test_the_lease_is_in_the_journal_before_the_request_is_sent(starts: Suite) -> None:
+    write(
+        starts,
+        """
+        from pathlib import Path
+        import httpx
+
+        class Transport(httpx.HTTPTransport):
+            def handle_request(self, request):
+                journals = Path(os.environ["HFBUDGET_STATE_DIR"]).rglob("*.jsonl")
+                self.seen = "".join(path.read_text() for path in journals)
+                return super().handle_request(request)
+
+        def test_it():
+            transport = Transport()
+            with httpx.Client(transport=transport, headers=HEADERS) as client:
+                client.post(URL).raise_for_status()
+            assert '"intent"' in transport.seen and "acme/llm" in transport.seen
+        """,
+    )
+    starts.run().assert_outcomes(passed=1)
+
+
+def test_what_runs_already_is_left_alone(starts: Suite) -> None:
+    starts.emulator.change_endpoint("acme/llm", state="running")
+    write(
+        starts,
+        "def test_it():\n    import httpx\n    httpx.post(URL, headers=HEADERS)\n",
+    )
+    result = starts.run("--hf-session-budget=1")
+    result.assert_outcomes(passed=1)
+    assert state(starts) == "running"
+    assert starts.requests("pause") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "named"), [("report", True), ("off", False)])
+def test_it_can_be_only_named_or_not_even_that(starts: Suite, how: str, named: bool) -> None:
+    write(starts)
+    result = starts.run("-o", f"hf_adopt={how}")
+    result.assert_outcomes(passed=1)
+    assert state(starts) != "paused"
+    line = "*the code under test has started the Inference Endpoint acme/llm;*"
+    (result.stdout.fnmatch_lines if named else result.stdout.no_fnmatch_line)(
+        [line] if named else line  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["", "stop"])
+def test_a_value_that_is_none_ends_the_run(
+    starts: Suite, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFBUDGET_ADOPT", value)
+    write(starts)
+    result = starts.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "HFBUDGET_ADOPT" in result.stderr.str()
+    assert starts.requests("resume") == []
+
+
+def test_a_minute_that_the_session_budget_does_not_hold_is_not_started(starts: Suite) -> None:
+    write(
+        starts,
+        """
+        import contextlib
+        def test_it():
+            with contextlib.suppress(Exception):
+                resume()
+        """,
+    )
+    result = starts.run("--hf-session-budget=0.000001", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*not run: session budget: acme/llm: its first minute costs $*"])
+    assert starts.requests("resume") == []
+
+
+@pytest.mark.slow
+def test_where_the_token_may_not_manage_it_it_is_named_and_under_a_cap_refused(
+    starts: Suite,
+) -> None:
+    starts.emulator.add_fault(op="get", times=None, status=403, json={"error": "not yours"})
+    write(starts, "def test_it():\n    import httpx\n    httpx.post(URL, headers=HEADERS)\n")
+    result = starts.run()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["*has started the Inference Endpoint acme/llm; it can't be paused at the end: *403*"]
+    )
+    starts.emulator.change_endpoint("acme/llm", state="paused")
+    result = starts.run("--hf-session-budget=1")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*acme/llm: the token may not do this*It was not started.*"])
+    assert state(starts) == "paused"
+
+
+@pytest.mark.slow
+def test_a_resume_that_is_refused_leaves_nothing_to_pay(starts: Suite) -> None:
+    starts.emulator.add_fault(op="resume", times=None, status=403, json={"error": "no quota"})
+    write(
+        starts,
+        "def test_it():\n    with pytest.raises(Exception, match='403'):\n        resume()\n",
+    )
+    result = starts.run("--hf-session-budget=1", "--hf-report=report.json")
+    result.assert_outcomes(passed=1)
+    assert (state(starts), spent(starts)) == ("paused", 0)
+
+
+@pytest.mark.slow
+def test_calls_to_it_cost_its_uptime_alone(starts: Suite) -> None:
+    write(
+        starts,
+        """
+        def test_it():
+            endpoint = resume().wait(timeout=20, refresh_every=0.1)
+            say = [{"role": "user", "content": "Say something. [[tokens=10]]"}]
+            assert endpoint.client.chat_completion(say, max_tokens=20)
+        """,
+    )
+    result = starts.run("--hf-session-budget=1", "--hf-report=report.json")
+    result.assert_outcomes(passed=1)
+    (call,) = starts.report()["calls"]
+    assert (call["usd"], call["price_source"]) == ("0", "uptime of acme/llm")
+    assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
+
+
+PAUSES = """
+def pause_and_wait(endpoint):
+    endpoint.pause()
+    while endpoint.fetch().status != "paused":
+        pass
+"""
+
+
+@pytest.mark.slow
+def test_what_the_tested_code_pauses_itself_and_resumes_again_is_paid_for_twice(
+    starts: Suite,
+) -> None:
+    write(
+        starts,
+        PAUSES
+        + """
+def test_it():
+    for _ in range(2):
+        endpoint = resume().wait(timeout=20, refresh_every=0.1)
+        pause_and_wait(endpoint)
+
+def test_later():
+    resume()
+""",
+    )
+    result = starts.run("--hf-session-budget=1", "--hf-report=report.json")
+    result.assert_outcomes(passed=2)
+    assert state(starts) == "paused"
+    assert len(starts.requests("resume")) == 3
+    (endpoint,) = starts.report()["endpoints"]
+    assert endpoint["verified"]
+    assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
+
+
+@pytest.mark.slow
+def test_a_test_that_needs_it_later_has_it_resumed(starts: Suite) -> None:
+    write(
+        starts,
+        PAUSES
+        + """
+def test_own():
+    pause_and_wait(resume().wait(timeout=20, refresh_every=0.1))
+
+@pytest.mark.hf_endpoint("acme/llm")
+def test_marked(hf_endpoint):
+    assert hf_endpoint.fetch().status == "running"
+""",
+    )
+    result = starts.run("-p", "no:randomly", "--hf-order=collected", "--hf-report=report.json")
+    result.assert_outcomes(passed=2)
+    assert state(starts) == "paused"
+    assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
+
+
+def test_a_worker_has_its_controller_pause_what_it_starts(starts: Suite) -> None:
+    starts.emulator.add_endpoint("acme/two", state="paused")
+    write(
+        starts,
+        """
+        @pytest.mark.parametrize("name", ["llm", "two"])
+        def test_it(name):
+            HfApi().resume_inference_endpoint(name, namespace="acme")
+        """,
+    )
+    result = starts.run("-n2", "--hf-session-budget=1", "--hf-report=report.json")
+    result.assert_outcomes(passed=2)
+    assert (state(starts), state(starts, "acme/two")) == ("paused", "paused")
+    assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
+
+
+@pytest.mark.slow
+def test_a_child_process_that_has_joined_has_paused_what_it_starts(starts: Suite) -> None:
+    (starts.path / "child.py").write_text(API + "\nresume()\n")
+    write(
+        starts,
+        """
+        @pytest.mark.budget(max_usd=1)
+        def test_it():
+            run = [sys.executable, "-m", "pytest_hfbudget.join", "child.py"]
+            subprocess.run(run, check=True)
+        """,
+    )
+    result = starts.run("--hf-report=report.json")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([DONE])
+    assert state(starts) == "paused"
