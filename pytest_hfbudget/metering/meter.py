@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from pytest_hfbudget.errors import (
@@ -103,7 +103,7 @@ class Meter:
     opened: set[Scope] = field(default_factory=set)
     _missed: Counter[str] = field(default_factory=Counter)
 
-    @property
+    @cached_property
     def routers(self) -> tuple[str, ...]:
         """The base URLs under which the Hugging Face router may be addressed."""
         return (self.router, ROUTER)
