@@ -19,7 +19,7 @@ from pytest_hfbudget.reporting.bill import drift_text
 from pytest_hfbudget.reporting.json_fields import ReportFileError
 from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, parse, read
 from pytest_hfbudget.reporting.model import REHEARSAL, Report
-from pytest_hfbudget.reporting.tables import Table, tables
+from pytest_hfbudget.reporting.tables import Table, compared, comparison, tables
 from pytest_hfbudget.reporting.terminal import bar
 from pytest_hfbudget.text import printable
 
@@ -46,32 +46,59 @@ _FILE = click.Path(path_type=Path)
     metavar="RUN",
     help="The jobs of a run that share their budgets (HFBUDGET_SHARED), as one report.",
 )
+@click.option(
+    "--compare", "base", metavar="BASE", type=_FILE, help="Compare with an earlier report."
+)
+@click.option("--markdown", is_flag=True, help="Print Markdown, for a summary or a comment.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the files.")
 def command(
-    files: tuple[Path, ...], page: Path | None, top: int, run: str | None, schema: bool
+    files: tuple[Path, ...],
+    page: Path | None,
+    top: int,
+    run: str | None,
+    base: Path | None,
+    markdown: bool,
+    schema: bool,
 ) -> None:
     """Show what `pytest --hf-report FILE` has written.
 
     Several FILEs are several runs: the newest by its date is shown in full, and all of them in a
     table over runs. Without a FILE, that of --hf-report in pytest's configuration is read.
+    --compare shows by how much the newest run costs more or less than BASE, in all and by test.
 
     Exit codes: 0 shown; 1 a file is no report, or the page could not be written; 2 wrong usage.
     """
     if schema:
         click.echo(SCHEMA_FILE.read_text(encoding="utf-8").rstrip())
         return
-    if run is not None:
-        _give(page, [_of_run(run)], top)
-        return
+    if page is not None and (base is not None or markdown):
+        raise click.UsageError("--html is a page of its own: leave out --compare and --markdown.")
+    reports = _read(files) if run is None else [_of_run(run)]
+    if page is not None:
+        _write(reports, page)
+    elif base is not None:
+        _compare(_file(base), reports[-1], top, markdown)
+    elif markdown:
+        from pytest_hfbudget.reporting.github import step_summary
+
+        click.echo(step_summary(reports[-1]), nl=False)
+    else:
+        _print(reports, top)
+
+
+def _read(files: tuple[Path, ...]) -> list[Report]:
     if not files and (configured := access.settings().report):
         files = (configured,)
     if not files:
         raise click.UsageError("name the FILE that `pytest --hf-report FILE` has written.")
+    return _with_bills(sorted(map(_file, files), key=lambda one: one.date))
+
+
+def _file(path: Path) -> Report:
     try:
-        reports = _with_bills(sorted(map(read, files), key=lambda one: one.date))
+        return read(path)
     except ReportFileError as error:
         raise click.ClickException(str(error)) from None
-    _give(page, reports, top)
 
 
 def _of_run(run: str) -> Report:
@@ -88,13 +115,6 @@ def _of_run(run: str) -> Report:
     if not found:
         raise click.ClickException(f"no job of the run {run} has shared a report.")
     return merged(found, run)
-
-
-def _give(page: Path | None, reports: list[Report], top: int) -> None:
-    if page is None:
-        _print(reports, top)
-    else:
-        _write(reports, page)
 
 
 def _with_bills(reports: list[Report]) -> list[Report]:
@@ -132,6 +152,19 @@ def _print(reports: list[Report], top: int) -> None:
             _print_table(console, table, top)
 
 
+def _compare(before: Report, after: Report, top: int, markdown: bool) -> None:
+    if markdown:
+        from pytest_hfbudget.reporting.github import comparison_comment
+
+        click.echo(comparison_comment(before, after), nl=False)
+        return
+    for sentence in compared(before, after):
+        output.say(sentence)
+    for table in comparison(before, after):
+        if table.rows:
+            _print_table(output.console(), table, top)
+
+
 def _headline(report: Report) -> str:
     run = f"run {printable(report.run)}, " if report.run else ""
     rehearsal = f" ({REHEARSAL})" if report.rehearsal else ""
@@ -153,7 +186,8 @@ def _print_table(console: Console, table: Table, top: int) -> None:
 
     rows = table.rows[:top] if top else table.rows
     console.print()
-    console.print(Text(table.title, style="bold"))
+    if table.title:
+        console.print(Text(table.title, style="bold"))
     console.print(
         output.table(
             *(column.label for column in table.columns),

@@ -16,7 +16,17 @@ from pytest_hfbudget.reporting.model import (
     estimated_above,
     unmetered,
 )
-from pytest_hfbudget.reporting.tables import Cell, Column, Table, endpoints, refusals, shared, tests
+from pytest_hfbudget.reporting.tables import (
+    Cell,
+    Column,
+    Table,
+    compared,
+    comparison,
+    endpoints,
+    refusals,
+    shared,
+    tests,
+)
 from pytest_hfbudget.text import printable
 
 TOP = 10
@@ -24,6 +34,8 @@ NAME = 120
 MESSAGE = 500
 # GitHub refuses a step's summary above 1 MiB, and drops all of it.
 MOST_BYTES = 1 << 20
+# The first line of a comment, by which a job finds the one that it has written before.
+MARKER = "<!-- pytest-hfbudget: what the tests cost -->"
 # GitHub shows ten errors of a step, and ten warnings.
 ANNOTATIONS = 10
 LINE_ENDS = "\r\n"
@@ -39,6 +51,19 @@ class RefusalPlace(NamedTuple):
 def step_summary(report: Report) -> str:
     """A run in Markdown: spent of cap, endpoints, refusals, the most expensive tests."""
     return "\n".join([*_head(report), *_tables(report)]) + "\n"
+
+
+def comparison_comment(before: Report, after: Report) -> str:
+    """What a change does to the cost of the tests, in Markdown: totals first, then the tests."""
+    total, *remarks = compared(before, after)
+    lines = [MARKER, "### What the tests cost", "", f"**{total}**"]
+    for remark in remarks:
+        lines += ["", remark]
+    for table in comparison(before, after):
+        if table.rows:
+            lines += ["", *_table(table)]
+            lines += ["", table.note] if table.note else []
+    return "\n".join(lines) + "\n"
 
 
 def notices(report: Report, places: dict[str, RefusalPlace], *, green: bool) -> Iterator[str]:
@@ -99,8 +124,9 @@ def _tables(report: Report) -> Iterator[str]:
 
 def _table(table: Table) -> Iterator[str]:
     shown = table.rows[:TOP]
-    yield f"#### {table.title}"
-    yield ""
+    if table.title:
+        yield f"#### {table.title}"
+        yield ""
     yield _row(column.label for column in table.columns)
     yield _row("--:" if column.is_number else ":--" for column in table.columns)
     for row in shown:

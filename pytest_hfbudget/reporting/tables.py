@@ -9,18 +9,21 @@ from typing import Literal, NamedTuple
 
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.money import beside, show
-from pytest_hfbudget.reporting.bill import Bill, by_model, drift_text
+from pytest_hfbudget.reporting.bill import Bill, by_model, drift, drift_text
 from pytest_hfbudget.reporting.model import (
     ESTIMATED,
     NO_TEST,
+    REHEARSAL,
+    REMARKS,
     Report,
     TestLine,
+    counted,
     distinct,
     remarks,
     total,
 )
 
-Kind = Literal["text", "name", "word", "usd", "count", "seconds"]
+Kind = Literal["text", "name", "word", "usd", "more", "count", "seconds"]
 Cell = str | int | float | None
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
@@ -31,7 +34,7 @@ class Column(NamedTuple):
 
     Attributes:
         kind: ``name`` for long texts without spaces, ``word`` for texts of few values, ``usd``
-            for nano-USD.
+            for nano-USD, ``more`` for a difference of nano-USD.
         bar: whether a cell shows its part of the column's greatest value.
     """
 
@@ -42,18 +45,19 @@ class Column(NamedTuple):
     @property
     def is_number(self) -> bool:
         """Whether its cells are numbers."""
-        return self.kind in ("usd", "count", "seconds")
+        return self.kind in ("usd", "more", "count", "seconds")
 
     def text(self, value: Cell) -> str:
         """A cell as text."""
         if value is None or isinstance(value, str):
             return value or ""
-        if self.kind == "usd":
-            return show(int(value))
+        if self.kind in ("usd", "more"):
+            return f"{'+' if self.kind == 'more' and value > 0 else ''}{show(int(value))}"
         return f"{value:,.2f}" if self.kind == "seconds" else f"{value:,}"
 
 
 CAP = Column("cap", "usd")
+ONE_SIDED = "A test that makes no call and uses no endpoint is in no report."
 
 
 class Table(NamedTuple):
@@ -268,6 +272,58 @@ def calls(report: Report) -> Table:
         for number, each in enumerate(report.charges, 1)
     )
     return Table("calls", "Calls", columns, rows)
+
+
+def comparison(before: Report, after: Report) -> Iterator[Table]:
+    """What two runs cost and by how much that differs: in all, and by test."""
+    amounts = (Column("before", "usd"), Column("after", "usd"))
+    differ = (Column("difference", "more"), Column("change", "word"))
+    totals = ((one.spent, one.spent - one.uptime, one.uptime) for one in (before, after))
+    in_all = (
+        (name, *_change(old, new))
+        for name, old, new in zip(("in all", "calls", "endpoints"), *totals, strict=True)
+    )
+    yield Table("totals", "", (Column("cost", "word"), *amounts, *differ), tuple(in_all))
+    was, now = ({test.id: test.whole for test in one.tests} for one in (before, after))
+    changed = ((test, *_change(was[test], now[test])) for test in was if test in now)
+    rows = sorted((row for row in changed if row[3]), key=lambda row: -abs(row[3]))
+    test = Column("test", "name")
+    yield Table("changed", "Changed most", (test, *amounts, *differ), tuple(rows))
+    for title, column, of, others in (("New", "after", now, was), ("Gone", "before", was, now)):
+        only = ((name, nano) for name, nano in of.items() if name not in others)
+        columns = (test, Column(column, "usd"))
+        yield Table(title.lower(), title, columns, _by_amount(only, 1), ONE_SIDED)
+
+
+def compared(before: Report, after: Report) -> Iterator[str]:
+    """What two runs cost, in sentences; the first one is the sum, the others what to know of it."""
+    old, new, more, change = _change(before.spent, after.spent)
+    old_text, new_text = beside(None, old, new)
+    differ = f"{'+' if more > 0 else ''}{show(more)}{f' ({change})' if change else ''}"
+    yield f"{new_text}, before {old_text}: {differ}" if more else f"{new_text}, as before"
+    yield f"{after.counts}; before {before.counts}"
+    if before.rehearsal and after.rehearsal:
+        yield f"Both are rehearsals: {REHEARSAL.partition(': ')[2]}."
+    elif before.rehearsal or after.rehearsal:
+        yield "One of the two is a rehearsal, with the prices of the emulator: they do not compare."
+    counts = {
+        "not run, so their costs are missing": [one.not_run for one in (before, after)],
+        **{one.meaning: [len(run.remarked(one)) for run in (before, after)] for one in REMARKS},
+    }
+    for meaning, (earlier, later) in counts.items():
+        if earlier or later:
+            what = "test" if meaning.startswith("not run") else "call"
+            yield f"{counted(later, what)} {meaning}; before {earlier:,}"
+    if same := len(_costs(before) & _costs(after)):
+        yield f"{counted(same, 'test')} {'costs' if same == 1 else 'cost'} the same"
+
+
+def _change(before: int, after: int) -> tuple[int, int, int, str]:
+    return before, after, after - before, drift_text(drift(before, after))
+
+
+def _costs(report: Report) -> set[tuple[str, int]]:
+    return {(test.id, test.whole) for test in report.tests}
 
 
 def _grouped(

@@ -137,3 +137,55 @@ def test_the_terminal_needs_neither_jinja_nor_huggingface_hub(hfbudget: Shell, w
         "assert not {'jinja2', 'huggingface_hub', 'pytest'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_two_reports_are_compared_in_the_terminal(hfbudget: Shell, write: Any) -> None:
+    write("base", session={"spent_usd": "0.005", "cap_usd": None, "calls": 1, "refused": 0})
+    write("now")
+    done = hfbudget("report", "now.json", "--compare", "base.json")
+    assert done.returncode == 0
+    first, *_ = done.stdout.splitlines()
+    assert first == "$0.01, before $0.005: +$0.005 (+100 %)"
+    assert "in all     $0.005  $0.01     +$0.005  +100 %" in done.stdout
+
+
+def test_a_comparison_in_markdown_begins_with_the_mark_that_a_job_looks_for(
+    hfbudget: Shell, write: Any
+) -> None:
+    write("base")
+    write("now")
+    done = hfbudget("report", "now.json", "--compare", "base.json", "--markdown")
+    assert done.returncode == 0
+    assert done.stdout.startswith("<!-- pytest-hfbudget: what the tests cost -->\n### ")
+    assert "**$0.01, as before**" in done.stdout
+
+
+def test_of_several_reports_the_newest_is_compared(hfbudget: Shell, write: Any) -> None:
+    write("base")
+    write("old", date="2026-11-21T00:00:00Z")
+    spent = {"spent_usd": "0.03", "cap_usd": None, "calls": 1, "refused": 0}
+    write("new", date="2026-11-23T00:00:00Z", session=spent)
+    done = hfbudget("report", "new.json", "old.json", "--compare", "base.json")
+    assert done.stdout.startswith("$0.03, before $0.01: ")
+
+
+def test_one_report_in_markdown_is_the_summary_of_a_step(hfbudget: Shell, write: Any) -> None:
+    write("now")
+    done = hfbudget("report", "now.json", "--markdown")
+    assert done.stdout.startswith("### hf budget\n\n**$0.01** of $0.04 spent, 1 call\n")
+
+
+def test_a_base_that_is_no_report_is_named(hfbudget: Shell, write: Any) -> None:
+    write("now")
+    done = hfbudget("report", "now.json", "--compare", "nothing.json")
+    assert done.returncode == 1
+    assert "nothing.json" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_page_and_a_comparison_exclude_each_other(hfbudget: Shell, write: Any) -> None:
+    write("now")
+    done = hfbudget("report", "now.json", "--compare", "now.json", "--html", "page.html")
+    assert done.returncode == 2
+    assert "leave out --compare and --markdown" in done.stderr
+    assert not (hfbudget.directory / "page.html").exists()
