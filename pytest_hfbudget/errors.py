@@ -143,7 +143,7 @@ class LedgerBusyError(BudgetExceededError):
 
 SMALLER = "The call was not sent. Raise the cap, or give the call a smaller max_tokens."
 IN_VAIN = (
-    "Waiting would be in vain: calls in flight belong to this caller, or to others who wait for "
+    "Waiting can't help: the calls in flight belong to this caller, or to callers that wait for "
     "it. The call was not sent. Read their streams to the end or close them, or raise the cap."
 )
 
@@ -159,7 +159,7 @@ def interrupted(what: str) -> LedgerBusyError:
 
 
 ONLY_HELP = "pytest only shows its help, so no budget holds the call. It was not sent."
-NOT_YET = "this worker does not know its ledger before it is configured. The call was not sent."
+NOT_YET = "pytest has not configured this worker yet, so no budget holds the call. It was not sent."
 NO_ENDPOINTS = (
     "Inference Endpoints need Linux or macOS. On this system no process can outlive pytest to "
     "pause them, so none is resumed. Leave their tests out, for example by -m 'not hf_endpoint'."
@@ -173,7 +173,7 @@ AFTER_THE_REPORT = (
 def too_late(seconds: float) -> str:
     """What to say to a call that has waited as long as hf_hold_wait allows."""
     return (
-        f"They were not done within the {seconds:g} s of hf_hold_wait. The call was not sent. "
+        f"Calls in flight did not end within {seconds:g} s (hf_hold_wait). The call was not sent. "
         "Raise the cap or hf_hold_wait, or give each call a smaller max_tokens."
     )
 

@@ -127,8 +127,7 @@ class Settings:
         "refuse",
         values.policy,
         "--hf-unpriced=HOW HFBUDGET_UNPRICED hf_unpriced",
-        "what a call without a price does under a cap: refuse, free, assume:IN/OUT in USD per"
-        " 1M tokens",
+        "how a cap treats a call without a price: refuse, free, assume:IN/OUT in USD per 1M tokens",
     )
     endpoints = Setting[tuple[str, ...]](
         (),
@@ -138,7 +137,10 @@ class Settings:
         repeatable=True,
     )
     namespace = Setting[str | None](
-        None, str, "--hf-namespace=NAME HFBUDGET_NAMESPACE hf_namespace", "of endpoints without one"
+        None,
+        str,
+        "--hf-namespace=NAME HFBUDGET_NAMESPACE hf_namespace",
+        "namespace of endpoints that are named without one",
     )
     report = Setting[Path | None](
         None, Path, "--hf-report=FILE HFBUDGET_REPORT hf_report", "write a JSON report"
@@ -171,8 +173,8 @@ class Settings:
         None,
         values.share,
         "--hf-max-increase=PERCENT HFBUDGET_MAX_INCREASE hf_max_increase",
-        "fail tests whose calls cost more than recorded by more than this, for example 20 "
-        "percent written with its sign",
+        "share, with a percent sign, by which the calls of a test may cost more than recorded; "
+        "above it, the test fails",
     )
     emulator = Guard[str | None](
         None,
@@ -240,7 +242,7 @@ class Settings:
         "keep",
         values.one_of(("keep", "pause")),
         "HFBUDGET_ENDPOINT_GAPS hf_endpoint_gaps",
-        "pause: where tests of an endpoint lie apart, it is paused between them (keep)",
+        "an endpoint whose tests lie far apart, between them: keep (default), pause",
     )
     max_uptime = Guard[float | None](
         None,
@@ -252,7 +254,7 @@ class Settings:
         15,
         values.minutes,
         "--hf-idle-timeout=MIN HFBUDGET_IDLE_TIMEOUT hf_idle_timeout",
-        "minutes after which the server itself scales a leased endpoint to zero (15)",
+        "idle minutes after which the server itself scales a leased endpoint to zero (15)",
     )
     billing_minute = Setting[float](
         60.0,
@@ -264,7 +266,7 @@ class Settings:
         "on",
         values.one_of(("on", "off")),
         "HFBUDGET_SESSION_HEADER hf_session_header",
-        "off: send no X-HF-Session-id, so that no bill of a run can be asked for (on)",
+        "on: send X-HF-Session-id, by which `hfbudget bill` finds the bill of a run (on), off",
     )
     hub = Setting[str | None](None, str, "", "")  # that of the emulator, in a rehearsal
     session_id = Setting[str]("", str, "", "")  # of a run; empty where it sends none

@@ -171,8 +171,8 @@ class SharedServer:
         if "HFBUDGET version" in said:
             _, _, found = said.partition("HFBUDGET version ")
             return SharedServerError(
-                f"{self.address} has {found} by another release of pytest-hfbudget: this one "
-                f"writes version {VERSION}. Use the same release in all jobs, or another database."
+                f"{self.address} has version {found} of another release of pytest-hfbudget; "
+                f"this one needs {VERSION}. Use the same release in all jobs, or another database."
             )
         secrets = filter(None, (self.address.password, _password(self.address.url)))
         for secret in secrets:

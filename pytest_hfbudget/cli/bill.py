@@ -68,7 +68,7 @@ def _seconds(_: click.Context, option: click.Parameter, value: str) -> float:
     callback=_seconds,
     default="0",
     metavar="SECONDS",
-    help="Ask again for so long, until all requests of the runs are booked.",
+    help="Ask again for up to SECONDS, until all requests of the runs are booked.",
 )
 @click.option(
     "--max-drift",
@@ -174,7 +174,7 @@ def _named(runs: Sequence[Bill], name: str) -> Bill:
     found = [bill for bill in runs if name and bill.run.startswith(name)]
     if len(found) > 1:
         names = ", ".join(bill.run for bill in found[-5:])
-        raise output.BadInput(f"{name} begins several runs: {names}. Write more of the one.")
+        raise output.BadInput(f"several runs begin with {name}: {names}. Write more of its id.")
     if not found:
         raise output.BadInput(
             f"the usage log has no run {name!r} that called the router; those that it has are "
@@ -251,11 +251,11 @@ def _cells(bill: Bill) -> tuple[str, ...]:
 def _remarks(bills: Sequence[Bill], org: str | None) -> Iterator[str]:
     waiting = [bill for bill in bills if bill.status == PENDING and bill.requests]
     if waiting:
-        where = "of your own" if org is None else f"of {org}"
+        where = "your own bill" if org is None else f"the bill of {org}"
         hint = "" if org else " Calls that are billed to an organisation are found with --org."
         runs = counted(len(waiting), "run")
         yield (
-            f"{runs} pending: not on the bill {where} yet, which is not free; ask again in a "
+            f"{runs} pending: not on {where} yet, which does not mean free; ask again in a "
             f"minute, or with --wait.{hint}"
         )
     growing = [bill for bill in bills if bill.booked is not None and not bill.complete]
@@ -309,7 +309,7 @@ def _show_month(org: str | None, as_json: bool) -> None:
     )
     pending = month.requests - month.booked_requests
     if pending > 0:
-        click.echo(f"{counted(pending, 'request')} of the log has no bill yet: hfbudget bill")
+        click.echo(f"{counted(pending, 'request')} of the log not billed yet; see: hfbudget bill")
 
 
 def _month_json(month: MonthBill) -> dict[str, Any]:

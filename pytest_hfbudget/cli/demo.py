@@ -119,8 +119,8 @@ class Demo:
             self.console.print(f"  {problem}", style="red")
         if not self.problems:
             self.console.print(
-                "  What a cap would not hold was not sent, the ledger is the bill, and the "
-                "endpoint is paused, twice.",
+                "  Calls above a cap were not sent, the ledger equals the bill, and the "
+                "endpoint was paused both times.",
                 style="green",
             )
 

@@ -67,14 +67,14 @@ class ForecastRequest:
 @click.option("--rate", "rates", multiple=True, metavar="USD", help="Per hour; repeatable.")
 @click.option("--hours-per-day", callback=_number, metavar="H", help="Of running (24).")
 @click.option("--days-per-week", callback=_number, default="7", metavar="D", help="Of running (7).")
-@click.option("--min-replicas", type=click.IntRange(0, 1000), metavar="N", help="Always up (1).")
-@click.option("--max-replicas", type=click.IntRange(1, 1000), metavar="N", help="Scaled up to.")
+@click.option("--min-replicas", type=click.IntRange(0, 1000), metavar="N", help="At the least (1).")
+@click.option("--max-replicas", type=click.IntRange(1, 1000), metavar="N", help="At the most.")
 @click.option(
     "--scale-up-hours",
     callback=_number,
     default="0",
     metavar="H",
-    help="A day at the most replicas.",
+    help="Hours a day with the most replicas.",
 )
 @click.option("--runs-per-day", type=click.IntRange(1, 100_000), metavar="N", help="Of tests.")
 @click.option("--minutes-per-run", callback=_number, metavar="MIN", help="As its tests take.")
@@ -83,7 +83,7 @@ class ForecastRequest:
     callback=_number,
     default="0",
     metavar="MIN",
-    help="Of each run, before it serves.",
+    help="Minutes of each run before the endpoint serves.",
 )
 @click.option(
     "--idle", callback=_number, default="0", metavar="MIN", help="Of each run, after its last call."
@@ -155,9 +155,9 @@ class ForecastAnswer:
             ValueError: there are none, or what was asked for them makes no sense.
         """
         if not machines:
-            raise ValueError("of what? Give --endpoint NAMESPACE/NAME or --rate USD.")
+            raise ValueError("forecast of what? Give --endpoint NAMESPACE/NAME or --rate USD.")
         if schedule.scale_up_hours and all(m.max_replicas == m.min_replicas for m in machines):
-            raise ValueError("--scale-up-hours: there is nothing to scale up to; --max-replicas N?")
+            raise ValueError("--scale-up-hours needs replicas to scale up to; give --max-replicas.")
         each = tuple((one, forecast([one], schedule)) for one in machines)
         always = Schedule(ALWAYS.hours, ALWAYS.days, schedule.scale_up_hours)
         return cls(schedule, runs, each, forecast(machines, schedule), forecast(machines, always))

@@ -57,8 +57,8 @@ def command(
 ) -> None:
     """Show the calls, refusals and endpoints of this user's runs on this machine.
 
-    A TEXT may stand anywhere in what is looked at; with * or ? in it, it is a pattern for the
-    whole. All that is asked for has to be true of an entry.
+    A TEXT matches anywhere in its field; with * or ? in it, it is a pattern for the whole field.
+    An entry is shown if it matches every option that is given.
 
     Exit codes: 0 shown, also when there is nothing; 1 the log can't be read; 2 wrong usage.
     """

@@ -30,7 +30,7 @@ _DOUBT_S = 3.0
 
 @click.command("pause")
 @click.argument("names", nargs=-1, metavar="[NAMESPACE/NAME]…")
-@click.option("--leased", is_flag=True, help="Whatever runs of this machine hold a lease on.")
+@click.option("--leased", is_flag=True, help="All endpoints that runs of this machine have leased.")
 @click.option(
     "--all",
     "every",

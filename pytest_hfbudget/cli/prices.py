@@ -373,7 +373,7 @@ def _refresh() -> Refreshed:
     try:
         read = file.refresh(router, partial(read_public_json, within_s=FETCH_S), now)
     except (OSError, ValueError) as error:
-        used = f"that of {kept.age(now)} is used" if kept else "there is none yet"
+        used = f"those of {kept.age(now)} are used" if kept else "no prices were read before"
         why = f"could not read the prices of {public_url(router)} ({error}); {used}"
         return Refreshed(before, before, why)
     if file.load(router) != read:

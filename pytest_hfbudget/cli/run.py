@@ -98,7 +98,7 @@ def _errand(
         return run_command(lifecycle, names, command, max_uptime_s=most_s)
     except KeyboardInterrupt:
         return CommandOutcome(
-            _CTRL_C, lifecycle.finish(), "ended by Ctrl-C before the command was."
+            _CTRL_C, lifecycle.finish(), "interrupted by Ctrl-C before the command was started."
         )
 
 

@@ -44,7 +44,7 @@ TOO_MANY = 3
     flag_value="",
     default=None,
     metavar="[URL]",
-    help="Also what jobs of lost machines have left that share endpoints over this server.",
+    help="Also what lost jobs of any machine have left that shared it over this server.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 def command(
@@ -57,9 +57,9 @@ def command(
     """Pause what dead runs have left: those of this machine, and of any machine by their tags.
 
     This machine's journals tell which runs have died with a lease. For each NAMESPACE, endpoints
-    that carry the tag of a run whose time is over are paused too. What has neither is never
-    touched, and neither is what a live run has leased. With HFBUDGET_SHARED or --shared, neither
-    is what a job of another machine has leased over that server.
+    that carry the tag of a run whose time is over are paused too. An endpoint without a journal or
+    a tag is never touched, nor is one that a live run has leased. With HFBUDGET_SHARED or
+    --shared, those that a job of another machine has leased over that server are not, either.
 
     Exit codes: 0 nothing is left, or all of it is paused (with --dry-run: would be); 1 at least
     one pause is not verified, or a list could not be read; 2 wrong usage; 3 there were more than
@@ -109,7 +109,7 @@ def _find(
 
 def _show(swept: tuple[SweepOutcome, ...], dry_run: bool) -> None:
     if not swept:
-        click.echo("nothing is left of dead runs")
+        click.echo("dead runs have left nothing to pause")
     for one in swept:
         if one.skipped:
             click.echo(f"{one.name}: not touched, {one.skipped} (run {one.run})", err=True)

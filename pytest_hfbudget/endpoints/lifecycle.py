@@ -33,7 +33,7 @@ from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
 
 _EARLY = {
-    DEADLINE: "the time that this run may pay for is over, so what ran was paused.",
+    DEADLINE: "the uptime that this run may have is used up, so its endpoints were paused.",
     REAPER_LOST: "the process that pauses endpoints was killed again, so what ran was paused.",
 }
 
@@ -237,9 +237,9 @@ class Lifecycle:
         with state.up.lock:
             self._refuse_early(name)
             state.refuse_released()
-            why = self._refusal()
-            if why or state.kept:
-                raise EndpointError(f"{name} is not resumed: {why or 'it is not ours to pause.'}")
+            own = "it ran before this run, which does not manage it." if state.kept else ""
+            if why := self._refusal() or own:
+                raise EndpointError(f"{name} is not resumed: {why}")
             state.endpoint = self._startup.revive(state)
             return state.endpoint
 

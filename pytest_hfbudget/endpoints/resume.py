@@ -75,7 +75,7 @@ class Resumer:
         except ControlPlaneError as error:
             return (
                 f"{endpoint.full_name}: the server was not told to scale it to zero when idle, "
-                f"so it goes on running should this machine fail: {error}"
+                f"so it keeps running if this machine fails: {error}"
             )
         return None
 
@@ -139,7 +139,7 @@ class Resumer:
             slept += pause
         raise EndpointError(
             f"{name} did not serve within {self._settings.waits.wait_timeout_s:g} s: {trouble}. "
-            "It is paused again; give it more time, or look at its logs."
+            "It is paused again. Raise hf_endpoint_wait, or look at its logs."
         )
 
     def _may_wait(self, began: float, slept: float) -> bool:

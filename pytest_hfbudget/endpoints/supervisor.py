@@ -252,7 +252,7 @@ class Supervisor:
 
     def _hand_over(self) -> None:
         if self._starts > 1:
-            raise EndpointError("that process has been replaced once already.")
+            raise EndpointError("the process that pauses endpoints has already been replaced once.")
         self._client.close()
         self._client = self._start()
         self._client.limit(self._until)

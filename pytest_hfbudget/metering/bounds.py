@@ -377,7 +377,7 @@ def bounds(
     if request.unreadable:
         raise BudgetExceededError(
             f"{request.unreadable}, so no cap can hold the call to {request.model}. "
-            "The call was not sent. Give it one whole number.",
+            "The call was not sent. Pass one whole number instead.",
             model=request.model,
         )
     try:

@@ -89,7 +89,7 @@ def thresholds(
         return ()
     if scope.cap is None and scope.max_calls is None:
         argument = "fallback" if warn_at is None else "warn_at"
-        raise ConfigError(f"budget({argument}=…) is a part of a limit: give max_usd or max_calls")
+        raise ConfigError(f"budget({argument}=…) needs a limit: give max_usd or max_calls, too")
     warning = () if warn_at is None else (Threshold(scope, warn_at),)
     cheaper = () if fallback is None else (Threshold(scope, fallback.at, fallback.model),)
     return (*warning, *cheaper)

@@ -119,7 +119,7 @@ def without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> t
     raise BudgetExceededError(
         f"{request.model} takes no limit on its output, and the length of its context is not "
         "known, so no cap can hold the call. It was refused by the server and not sent again. "
-        "Give the limit by the name that this server uses, or a price by the call.",
+        "Pass the limit under the name that this server uses, or give a price per call.",
         model=request.model,
     )
 
@@ -220,10 +220,10 @@ def cut_off(model: str, limit: OutputLimit, held: int, tightest: Scope) -> Budge
         tightest: the scope with the least room.
     """
     why = (
-        f"which is what the {show(held)} that were left pay for. "
+        f"which is all that the {show(held)} that was left could pay for. "
         "Raise the cap, or set max_tokens to what the answer needs."
         if limit.by_cap
-        else "the most that is asked of a model whose longest answer is not known. "
+        else "the limit that pytest-hfbudget sets where a model's longest answer is not known. "
         "Set max_tokens to what the answer needs."
     )
     error = BudgetExceededError(

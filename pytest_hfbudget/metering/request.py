@@ -280,7 +280,7 @@ def output_limit(payload: Mapping[str, Any]) -> int | None:
     given = _numbers(payload, LIMITS)
     meant = [value for value in given if value > 0]
     if meant and len(meant) < len(given):
-        raise UnreadableLimitError(f"a limit of {min(given)} beside one of {max(given)} is unclear")
+        raise UnreadableLimitError(f"limits of {min(given)} and {max(given)} contradict each other")
     return max(meant, default=None)
 
 

@@ -110,8 +110,8 @@ def endpoints(item: pytest.Item, settings: Settings) -> dict[str, bool]:
         known = set(mark.kwargs) <= {"keep_running"} and isinstance(keep, bool)
         if not known or not mark.args or not all(isinstance(name, str) for name in mark.args):
             raise ConfigError(
-                f'{item.nodeid}: write @pytest.mark.hf_endpoint("namespace/name"), and '
-                "keep_running=True after the name for one that is to stay up if it is found so"
+                f'{item.nodeid}: write @pytest.mark.hf_endpoint("namespace/name"); '
+                "add keep_running=True to leave an endpoint running that was running before"
             )
         for name in mark.args:
             names.setdefault(full_name(name, settings.namespace), keep)

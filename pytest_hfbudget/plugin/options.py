@@ -32,7 +32,7 @@ BUDGET = (
 )
 ENDPOINT = (
     "hf_endpoint(*names, keep_running=False): Inference Endpoints (namespace/name) that a test "
-    "needs; resumed once per run, paused at its end (unless it was found running, and is kept so)"
+    "needs; resumed for the run, paused at its end (keep_running=True: not if it ran before)"
 )
 
 

@@ -164,7 +164,7 @@ def refresh(
         with announced(config, waited_for, patience.silence_s):
             return file.refresh(settings.router, read, now)
     except (OSError, ValueError, RuntimeError) as error:  # the last is how suites block sockets
-        what = f"that of {kept.age(now)} is used" if kept else "there is none yet"
+        what = f"those of {kept.age(now)} are used" if kept else "no prices were read before"
         where = f"the prices of {public_url(settings.router)}"
         if not quiet:
             say(config, f"hfbudget: could not read {where} ({error}); {what}", yellow=True)

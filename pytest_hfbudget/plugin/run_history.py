@@ -124,7 +124,7 @@ def counts(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact,
     try:
         return QueryResult(default_state_dir() / FILE).counts(model)
     except HistoryError as error:
-        said = "what earlier runs have learned is not known, so prompts are bounded by their bytes"
+        said = "token counts of earlier runs can't be read, so bytes bound the cost of prompts"
         say(config, f"hfbudget: {said}: {error}", yellow=True)
         return ()
 
@@ -219,7 +219,7 @@ def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
         if isinstance(ledger, SharedLedger):
             ledger.close()
     except HistoryError as error:
-        say(config, f"hfbudget: what this run has on hold counts as spent: {error}", yellow=True)
+        say(config, f"hfbudget: other runs count as spent what this run held: {error}", yellow=True)
 
 
 class Ticker:

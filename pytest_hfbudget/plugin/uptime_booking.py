@@ -118,8 +118,8 @@ class UptimeBooking:
                     beside(error.figures.cap, nano_per_minute),
                 )
                 raise UnaffordableEndpointError(
-                    f"{error.scope}: {name} may scale to {most} replicas. The first minute of "
-                    f"{more} more costs {minute}, and the {error.scope} of {cap} has less left. "
+                    f"{error.scope}: {name} may scale to {most} replicas. A minute of the "
+                    f"{more} added costs {minute}, but the {error.scope} of {cap} has less left. "
                     "Lower its maxReplica, or raise that cap."
                 ) from None
             self._booked += nano_per_minute

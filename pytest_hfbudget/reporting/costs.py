@@ -263,9 +263,9 @@ def increase(
     ]
     cost, before = beside(None, spent, recorded.spent)
     return (
-        f"its calls cost {cost}, and {before} are recorded in {where}: "
+        f"its calls cost {cost}, and {before} is recorded in {where}: "
         f"{_more(spent, recorded.spent)}, but --hf-max-increase allows {_percent(most)}"
-        f"{''.join(marks)}. If it is meant to, run it with --hf-store-costs and without "
+        f"{''.join(marks)}. If this is intended, run it with --hf-store-costs and without "
         "--hf-max-increase, and commit the file."
     )
 

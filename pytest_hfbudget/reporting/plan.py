@@ -230,7 +230,7 @@ def _order(order: PlannedOrder) -> Iterator[TerminalLine]:
         return
     yield TerminalLine("  order:")
     for block in order.blocks:
-        names = ", ".join(block.names) or "free, during the first cold start and at the end"
+        names = ", ".join(block.names) or "no endpoint, during the first cold start and at the end"
         yield TerminalLine(f"    {names}: {counted(block.tests, 'test')}, {block.seconds:.0f} s")
     now = collected = NO_MINUTES
     for span in order.spans:

@@ -223,7 +223,7 @@ def runs(reports: Sequence[Report]) -> Table:
         for one in reversed(reports)
         if len(reports) > 1
     )
-    return Table("runs", "Over runs", columns, rows)
+    return Table("runs", "All runs", columns, rows)
 
 
 def _billed(bill: Bill | None) -> tuple[Cell, Cell, Cell]:

@@ -144,7 +144,7 @@ def _tests(report: Report, width: int | None, usd: Amounts) -> Iterator[Terminal
     for test in first:
         yield row(test, "red")
     if left := len(failed) - len(first):
-        yield TerminalLine(f"  … and {left} more tests refused or not run", "red")
+        yield TerminalLine(f"  … and {counted(left, 'more test')} refused or not run", "red")
     for endpoint in report.endpoints:
         yield _endpoint(endpoint, usd)
     if report.timeline is not None and report.timeline.paid.minutes:
@@ -153,7 +153,7 @@ def _tests(report: Report, width: int | None, usd: Amounts) -> Iterator[Terminal
         yield _shared(budget, usd)
     yield from map(row, rest)
     if left := len(others) - len(rest):
-        yield TerminalLine(f"  … and {left} more tests with calls")
+        yield TerminalLine(f"  … and {counted(left, 'more test')} with calls")
 
 
 def _tail(test: TestLine, usd: Amounts) -> str:
@@ -203,7 +203,7 @@ def _clock(unix_s: float) -> str:
 
 def _too_little(report: Report) -> str:
     if report.cap is None:
-        return "a budget over many runs has too little left."
+        return "a daily, weekly or monthly budget has too little left; pytest -rs says which."
     if report.over_runs:
         return "the session budget, or one over many runs, has too little left; -rs says which."
     cap = exact(report.cap)
@@ -255,7 +255,7 @@ def _remarks(report: Report, usd: Amounts) -> Iterator[TerminalLine]:
             else "give max_seconds in its price, or a timeout"
         )
         yield TerminalLine(
-            f"  {counted(len(over), 'call')} cost {beyond} more than was held for it: "
+            f"  {counted(len(over), 'call')} cost {beyond} more than was held: "
             f"see over_hold_usd in the JSON report; {hint}",
             "red",
         )

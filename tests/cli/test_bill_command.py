@@ -70,7 +70,9 @@ def test_a_run_is_named_by_its_id_or_its_beginning(billed_runs: BilledRuns) -> N
     assert told(billed_runs, "b")["run"] == "bb00"
     unclear = billed_runs.shell("bill", "aa")
     assert unclear.returncode == 2
-    assert unclear.stderr == ("Error: aa begins several runs: aa00, aa11. Write more of the one.\n")
+    assert unclear.stderr == (
+        "Error: several runs begin with aa: aa00, aa11. Write more of its id.\n"
+    )
     missing = billed_runs.shell("bill", "cc")
     assert missing.returncode == 2
     assert missing.stderr.startswith("Error: the usage log has no run 'cc' that called the router")
@@ -109,7 +111,7 @@ def test_what_is_pending_is_not_free(billed_runs: BilledRuns) -> None:
         None,
     )
     assert found["drift"] is None
-    assert "1 run pending: not on the bill of your own yet, which is not free" in (
+    assert "1 run pending: not on your own bill yet, which does not mean free" in (
         billed_runs.shell("bill").stdout
     )
     assert billed_runs.shell("bill", "--max-drift", "5").returncode == 3

@@ -111,7 +111,7 @@ def test_a_green_run_leaves_nothing_for_the_last_step(job: Job) -> None:
     assert job.run(_step("Test")).returncode == 0
     assert job.shell.state(ENDPOINT) == "paused"
     swept = job.run(_step("Pause what is left"))
-    assert (swept.returncode, swept.stdout) == (0, "nothing is left of dead runs\n")
+    assert (swept.returncode, swept.stdout) == (0, "dead runs have left nothing to pause\n")
 
 
 def test_a_cancel_reaches_pytest_itself_which_pauses_and_reports(job: Job) -> None:

@@ -95,7 +95,7 @@ def test_hardware_without_a_price_is_one_line_that_says_what_to_type(hfbudget: S
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("", "of what? Give --endpoint NAMESPACE/NAME or --rate USD."),
+        ("", "forecast of what? Give --endpoint NAMESPACE/NAME or --rate USD."),
         ("--rate nan", "--rate nan: 'nan' is not a finite amount"),
         ("--rate -1", "--rate -1: '-1' is negative"),
         ("--rate 0", "--rate 0: what costs nothing"),
@@ -107,7 +107,7 @@ def test_hardware_without_a_price_is_one_line_that_says_what_to_type(hfbudget: S
         ("--rate 1 --days-per-week 8", "8 days a week"),
         ("--rate 1 --min-replicas 3 --max-replicas 2", "3 to 2 replicas"),
         ("--rate 1 --min-replicas 0", "minimum of 0 replicas"),
-        ("--rate 1 --scale-up-hours 3", "nothing to scale up to"),
+        ("--rate 1 --scale-up-hours 3", "needs replicas to scale up to"),
         ("--rate 1 --runs-per-day 3", "--runs-per-day and --minutes-per-run go together"),
         ("--rate 1 --cold-start 3", "--runs-per-day and --minutes-per-run go together"),
         (

@@ -176,7 +176,7 @@ def test_offline_the_last_one_is_used_and_its_age_is_said(
     assert "input $1, output $2 per 1M tokens" in done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"Error: could not read the prices of {router} (")
-    assert line.endswith("(2 days old) is used")
+    assert line.endswith("(2 days old) are used")
 
 
 def test_a_router_that_answers_something_else_is_one_line(hfbudget: Shell, router: str) -> None:
@@ -184,7 +184,7 @@ def test_a_router_that_answers_something_else_is_one_line(hfbudget: Shell, route
     done = hfbudget("prices", "--refresh")
     assert done.returncode == 1
     assert done.stderr == (
-        f"Error: could not read the prices of {router} (status 503); there is none yet\n"
+        f"Error: could not read the prices of {router} (status 503); no prices were read before\n"
     )
 
 

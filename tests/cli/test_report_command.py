@@ -56,7 +56,7 @@ def test_several_reports_are_put_in_order_by_their_dates(hfbudget: Shell, write:
         write(f"day{day}", date=f"2026-11-{day}T00:00:00Z")
     said = hfbudget("report", "day22.json", "day24.json", "day23.json").stdout
     assert said.startswith("run day24,")
-    runs = said[said.index("Over runs") :]
+    runs = said[said.index("All runs") :]
     assert runs.index("day24") < runs.index("day23") < runs.index("day22")
 
 

@@ -68,7 +68,7 @@ def test_sweep_pauses_what_a_lost_machine_has_left_and_restores_its_scaling(
     done = shared("sweep", "--shared", redis_server.url)
     assert done.returncode == 0, done
     assert shared.state("acme/llm") == "paused"
-    assert shared("sweep", "--shared").stdout == "nothing is left of dead runs\n"
+    assert shared("sweep", "--shared").stdout == "dead runs have left nothing to pause\n"
 
 
 def test_sweep_leaves_alone_what_a_job_of_another_machine_uses(

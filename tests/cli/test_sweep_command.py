@@ -29,7 +29,7 @@ def test_what_a_dead_run_of_this_machine_has_left_is_paused_and_nothing_else(lef
     done = left("sweep")
     assert done.returncode == 0
     assert left.states == {"acme/a": "paused", "acme/b": "paused", "acme/c": "running"}
-    assert left("sweep").stdout == "nothing is left of dead runs\n"
+    assert left("sweep").stdout == "dead runs have left nothing to pause\n"
     assert sorted(left.requests("pause")) == ["acme/a", "acme/b"]
 
 

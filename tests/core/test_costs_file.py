@@ -139,7 +139,7 @@ def test_as_much_more_as_is_allowed_is_no_increase() -> None:
 
 def test_an_increase_is_told_with_both_figures_and_what_to_type() -> None:
     text = said(200, Cost(100))
-    assert "cost $0.0000002, and $0.0000001 are recorded in f.json: 100% more" in text
+    assert "cost $0.0000002, and $0.0000001 is recorded in f.json: 100% more" in text
     assert "--hf-max-increase allows 20%" in text
     assert "--hf-store-costs" in text
 

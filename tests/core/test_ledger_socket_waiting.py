@@ -164,7 +164,7 @@ def test_nothing_is_left_of_a_wait_that_is_over(
     elif end == "left":
         remote.leave(place.id)
     else:
-        with pytest.raises(BudgetExceededError, match="within the 1 s of hf_hold_wait"):
+        with pytest.raises(BudgetExceededError, match=r"within 1 s \(hf_hold_wait\)"):
             remote.give_up(place.id, 1)
     listener.join(PATIENCE_S)
     for thread in set(connection_threads()) - serving_before:

@@ -257,7 +257,7 @@ def test_who_holds_what_is_in_its_own_way_is_refused_at_once(
     ledger: LedgerLike, both: Books
 ) -> None:
     take(ledger, 60)
-    with pytest.raises(BudgetExceededError, match="Waiting would be in vain") as caught:
+    with pytest.raises(BudgetExceededError, match="Waiting can't help") as caught:
         ask(ledger, 60)
     assert "may cost up to $0.00000006, but only $0.00000004" in str(caught.value)
     assert both.kept.waiting() == 0
@@ -275,7 +275,7 @@ def test_two_who_would_wait_for_each_other_do_not(ledger: LedgerLike) -> None:
     take(ledger, 50, caller=A)
     take(ledger, 50, caller=B)
     first = stand(ledger, 10, caller=A)
-    with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+    with pytest.raises(BudgetExceededError, match="Waiting can't help"):
         ask(ledger, 10, caller=B)
     assert not first.answer.done()
 
@@ -285,7 +285,7 @@ def test_a_circle_of_three_is_broken_by_the_last(ledger: LedgerLike) -> None:
         take(ledger, 33, caller=caller)
     stand(ledger, 34, caller=A)
     stand(ledger, 50, caller=B)
-    with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+    with pytest.raises(BudgetExceededError, match="Waiting can't help"):
         ask(ledger, 2, caller=C)
 
 
@@ -294,7 +294,7 @@ def test_a_bystander_is_not_refused_for_a_circle_of_others(ledger: LedgerLike) -
     held = take(ledger, 50, caller=B)
     first = stand(ledger, 10, caller=A)
     bystander = stand(ledger, 80, caller=C)
-    with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+    with pytest.raises(BudgetExceededError, match="Waiting can't help"):
         ask(ledger, 10, caller=B)
     assert not bystander.answer.done()
     settle(ledger, held)
@@ -313,8 +313,8 @@ def test_a_circle_is_found_though_somebody_outside_of_it_will_be_served(
         ask(ledger, 30, caller=B)
     assert str(caught.value) == (
         "the session: org/model may cost up to $0.00000003, but only $0.00 of $0.0000001 is left "
-        "($0.00 spent, $0.0000001 held for calls in flight). Waiting would be in vain: calls in "
-        "flight belong to this caller, or to others who wait for it. The call was not sent. Read "
+        "($0.00 spent, $0.0000001 held for calls in flight). Waiting can't help: the calls in "
+        "flight belong to this caller, or to callers that wait for it. The call was not sent. Read "
         "their streams to the end or close them, or raise the cap."
     )
     assert not outside.answer.done()
@@ -322,7 +322,7 @@ def test_a_circle_is_found_though_somebody_outside_of_it_will_be_served(
 
 def test_the_smallest_amount_can_be_waited_for_in_vain(ledger: LedgerLike) -> None:
     take(ledger, CAP)
-    with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+    with pytest.raises(BudgetExceededError, match="Waiting can't help"):
         ask(ledger, 1)
 
 
@@ -355,7 +355,7 @@ def test_something_spent_may_close_a_circle(ledger: LedgerLike) -> None:
     free = take(ledger, 40, caller=C)
     places = stand(ledger, 40, caller=A), stand(ledger, 40, caller=B)
     settle(ledger, free, 20)
-    assert "Waiting would be in vain" in refusal(places[1])
+    assert "Waiting can't help" in refusal(places[1])
     assert not places[0].answer.done()
 
 
@@ -370,7 +370,7 @@ def test_a_task_stands_still_alone(ledger: LedgerLike) -> None:
     one, two = (Caller(1, 1, task, blocks=False) for task in (1, 2))
     held = take(ledger, 60, caller=one)
     place = stand(ledger, 60, caller=two)
-    with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+    with pytest.raises(BudgetExceededError, match="Waiting can't help"):
         ask(ledger, 70, caller=one)
     settle(ledger, held)
     assert granted(place).amount == 60
@@ -378,7 +378,7 @@ def test_a_task_stands_still_alone(ledger: LedgerLike) -> None:
 
 def test_a_thread_stands_still_with_all_its_tasks(ledger: LedgerLike) -> None:
     take(ledger, 60, caller=Caller(1, 1, 1, blocks=False))
-    with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+    with pytest.raises(BudgetExceededError, match="Waiting can't help"):
         ask(ledger, 60, caller=Caller(1, 1, 2))
 
 
@@ -414,9 +414,9 @@ def test_patience_ends_with_a_refusal_that_says_so_with_every_figure(
         ledger.give_up(place.id, 1.5)
     assert str(caught.value) == (
         "the session: org/model may cost up to $0.00000006, but only $0.000000035 of $0.0000001 "
-        "is left ($0.000000005 spent, $0.00000006 held for calls in flight). They were not done "
-        "within the 1.5 s of hf_hold_wait. The call was not sent. Raise the cap or hf_hold_wait, "
-        "or give each call a smaller max_tokens."
+        "is left ($0.000000005 spent, $0.00000006 held for calls in flight). Calls in flight did "
+        "not end within 1.5 s (hf_hold_wait). The call was not sent. Raise the cap or "
+        "hf_hold_wait, or give each call a smaller max_tokens."
     )
     assert refusal(place) == str(caught.value)
     assert both.kept.waiting() == 0

@@ -133,4 +133,4 @@ def test_a_deadline_that_is_over_before_the_first_endpoint_says_so(lifecycle: Ma
     outcome = run_command(run, ["acme/llm"], python(""), max_uptime_s=0)
     assert outcome.exit_code == FAILED
     assert outcome.error is not None
-    assert "may pay for is over" in outcome.error
+    assert "may have is used up" in outcome.error

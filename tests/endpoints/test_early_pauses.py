@@ -39,11 +39,11 @@ def test_a_deadline_is_told_at_once_and_nothing_is_resumed_after_it(
     told = until(run.paused_early)
     assert hub.log(kind="state", state="paused") == [], "it was told only once it had happened"
     assert list(told) == ["acme/llm"]
-    assert "the time that this run may pay for is over" in told["acme/llm"]
+    assert "the upuptime that this run may have is used up" in told["acme/llm"]
     for name in ("acme/llm", "acme/other"):
-        with pytest.raises(EndpointError, match="may pay for is over"):
+        with pytest.raises(EndpointError, match="may have is used up"):
             run.ensure(name)
-    with pytest.raises(EndpointError, match="may pay for is over"):
+    with pytest.raises(EndpointError, match="may have is used up"):
         run.revive("acme/llm")
     (receipt,) = run.finish()
     assert (receipt.reason, receipt.verified) == ("deadline", True)
@@ -83,7 +83,7 @@ def test_the_wait_for_an_endpoint_ends_with_the_deadline(
         coming = pool.submit(run.ensure, "acme/llm")
         hub.wait_for(kind="state", state="initializing")
         run.pause_after(0)
-        with pytest.raises(EndpointError, match="may pay for is over"):
+        with pytest.raises(EndpointError, match="may have is used up"):
             coming.result()
     assert run.finish()[0].reason == "deadline"
 

@@ -290,7 +290,7 @@ def test_a_limit_outlives_the_reaper_that_was_told_it(hub: EmulatorClient, lifec
     run.pause_after(1.5)
     kill(run.reaper_pid)
     hub.wait_for(kind="state", state="paused", timeout=5)
-    assert "time that this run may pay for is over" in run.paused_early()["acme/llm"]
+    assert "uptime that this run may have is used up" in run.paused_early()["acme/llm"]
 
 
 def test_no_standby_stays_behind(lifecycle: Make, settings: EndpointSettings) -> None:

@@ -111,7 +111,7 @@ def test_a_thread_does_not_wait_for_a_stream_of_its_own(
     bench: Bench, ledger: WatchedLedger
 ) -> None:
     stream = OpenStream(bench)
-    with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+    with pytest.raises(BudgetExceededError, match="Waiting can't help"):
         call(bench)
     assert not ledger.joined.acquire(blocking=False)
     stream.read()
@@ -137,7 +137,7 @@ def test_two_threads_with_a_stream_each_do_not_wait_for_each_other(
 
     outcomes = [pool.submit(work) for _ in range(2)]
     refused, sent = sorted((o.result(PATIENCE_S) for o in outcomes), key="sent".__eq__)
-    assert "Waiting would be in vain" in refused
+    assert "Waiting can't help" in refused
     assert sent == "sent"
     assert (bench.sent, bench.held, bench.spent) == (3, 0, 3 * ONE // 20)
 
@@ -191,7 +191,7 @@ def test_patience_ends_with_a_refusal_that_the_test_answers_for(
     bench.runtime.meter.hold_wait = 0.05
     stream = OpenStream(bench)
     error = pool.submit(call, bench).exception(PATIENCE_S)
-    assert "within the 0.05 s of hf_hold_wait" in str(error)
+    assert "within 0.05 s (hf_hold_wait)" in str(error)
     assert test.refusals == [error]
     assert bench.sent == 1
     assert ledger.waiting() == 0
@@ -263,7 +263,7 @@ def test_a_task_does_not_wait_for_a_stream_of_its_own(bench: Bench, ledger: Watc
     async def main() -> None:
         async with bench.async_client() as client:
             stream = await client.chat_completion(say(1), max_tokens=20, stream=True)
-            with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+            with pytest.raises(BudgetExceededError, match="Waiting can't help"):
                 await client.chat_completion(say(1), max_tokens=20)
             async for _ in stream:
                 pass
@@ -301,7 +301,7 @@ def test_a_call_that_blocks_the_loop_does_not_wait_for_a_task_of_it(
                 return await client.chat_completion(say(1), max_tokens=20, stream=True)
 
             stream = await asyncio.ensure_future(open_stream())
-            with pytest.raises(BudgetExceededError, match="Waiting would be in vain"):
+            with pytest.raises(BudgetExceededError, match="Waiting can't help"):
                 call(bench)
             async for _ in stream:
                 pass

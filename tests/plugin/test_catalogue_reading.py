@@ -234,7 +234,7 @@ def test_a_suite_that_blocks_sockets_runs_all_the_same(online: Suite) -> None:
             socket.socket = Guarded
     """)
     result = run(online, "from huggingface_hub import InferenceClient\ndef test_it(): pass")
-    result.stdout.fnmatch_lines(["hfbudget: could not read the prices of *; there is none yet"])
+    result.stdout.fnmatch_lines(["hfbudget: could not read the prices of *; no prices were read*"])
 
 
 def test_nothing_is_read_while_huggingface_hub_is_offline(

@@ -99,7 +99,7 @@ def test_a_log_that_cant_be_read_knows_nothing_and_says_so(real: Suite) -> None:
     log().write_bytes(b"not a log " * 100)
     result = real.run(TIGHT, FAIL)
     assert real.sent == 1
-    result.stdout.fnmatch_lines(["*what earlier runs have learned is not known*log.sqlite3*"])
+    result.stdout.fnmatch_lines(["*token counts of earlier runs can't be read*log.sqlite3*"])
 
 
 def test_what_is_kept_is_a_hash_and_never_a_text(real: Suite) -> None:

@@ -118,7 +118,7 @@ def test_prices_that_take_long_are_announced_and_given_up(
     over.set()
     said = "\n".join(screen.lines)
     assert "hfbudget: reading the prices of http://router.invalid/v1 …" in said
-    assert "(no answer within 0.2 s); there is none yet" in said
+    assert "(no answer within 0.2 s); no prices were read before" in said
 
 
 def test_endpoints_that_take_long_to_look_up_are_announced(suite: Suite) -> None:

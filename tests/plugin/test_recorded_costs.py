@@ -212,12 +212,12 @@ def test_a_test_that_costs_more_than_it_may_fails(suite: Suite, workers: tuple[s
     result = suite.run(MOST, *workers, "--hf-report=report.json", "--junitxml=junit.xml")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(
-        ["its calls cost $0.0000*, and $0.000001 are recorded in hf-costs.json: *% more, but *"]
+        ["its calls cost $0.0000*, and $0.000001 is recorded in hf-costs.json: *% more, but *"]
     )
     outcomes = {test["id"]: test["outcome"] for test in suite.report()["tests"]}
     assert outcomes["test_suite.py::test_dearer"] == "failed"
     (failure,) = ElementTree.parse(suite.path / "junit.xml").iter("failure")
-    assert "are recorded in hf-costs.json" in (failure.text or "")
+    assert "is recorded in hf-costs.json" in (failure.text or "")
 
 
 def test_a_test_that_was_free_may_cost_nothing(suite: Suite) -> None:
