@@ -45,9 +45,7 @@ def test_a_refusal_is_rounded_for_people_and_exact_in_the_json_report(suite: Sui
             call(limit=200_000)
     """)
     result = suite.run("--hf-report=report.json")
-    result.stdout.fnmatch_lines(
-        ["*may cost up to $0.02, but only $0.01 of $0.0123456 is left *"]
-    )
+    result.stdout.fnmatch_lines(["*may cost up to $0.02, but only $0.01 of $0.0123456 is left *"])
     (refusal,) = suite.report()["refusals"]
     cap, spent, needed = (refusal[f"{name}_usd"] for name in ("cap", "spent", "needed"))
     assert (cap, refusal["held_usd"]) == ("0.0123456", "0")
