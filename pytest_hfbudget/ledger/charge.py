@@ -47,7 +47,13 @@ class Charge(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """One call that was not sent; ``details`` say what it would have held, in one line."""
+    """One call that was not sent.
+
+    Attributes:
+        details: what it would have held, in one line.
+        cap, spent, held, needed: of the budget as it refused, in nano-USD, as in `Figures`; all 0
+            where the budget is not the reason.
+    """
 
     test: str | None
     scope: str
@@ -55,3 +61,7 @@ class Refusal(NamedTuple):
     message: str
     scope_key: str = ""
     details: str = ""
+    cap: int = 0
+    spent: int = 0
+    held: int = 0
+    needed: int = 0

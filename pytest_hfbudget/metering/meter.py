@@ -172,7 +172,7 @@ class Meter:
         budgets = self.budgets.active()
         self.open_scopes(budgets.scopes)
         test = budgets.test.id if budgets.test else None
-        refusal = Refusal(test, error.scope, model, str(error), error.scope_key)
+        refusal = _refusal(test, model, error)
         self.write(partial(self.ledger.refuse, budgets.keys, refusal))
         self.budgets.record_refusal(error, budgets.test)
         return error
@@ -190,8 +190,7 @@ class Meter:
         self, draft: Charge, error: BudgetExceededError, test: RunningTest | None
     ) -> BudgetExceededError:
         """Record a refusal where the code under test can't swallow it, and return it."""
-        said = str(error), error.scope_key, error.details
-        refusal = Refusal(draft.test, error.scope, draft.model, *said)
+        refusal = _refusal(draft.test, draft.model, error)
         self.write(partial(self.ledger.refuse, draft.scopes, refusal))
         self.budgets.record_refusal(error, test)
         return error
@@ -258,3 +257,8 @@ class Meter:
         self._missed.clear()
         self.deferred.disown()
         self.counts.disown()
+
+
+def _refusal(test: str | None, model: str, error: BudgetExceededError) -> Refusal:
+    said = str(error), error.scope_key, error.details
+    return Refusal(test, error.scope, model, *said, *error.figures)

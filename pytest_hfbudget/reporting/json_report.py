@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pytest_hfbudget.errors import Figures
 from pytest_hfbudget.files import write_whole
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.ledger.scope import RunsBudget
@@ -29,6 +30,8 @@ from pytest_hfbudget.text import undirected
 T = TypeVar("T")
 
 SCHEMA = 1
+# Of a refusal, in USD.
+FIGURES = Figures._fields
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
 
@@ -46,7 +49,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "over_runs": [_over_runs(budget) for budget in report.over_runs],
         "calls": [_call(charge) for charge in report.charges],
         "notes": list(report.notes),
-        "refusals": [refusal._asdict() for refusal in report.refusals],
+        "refusals": [_refusal(refusal) for refusal in report.refusals],
         "endpoints": [_endpoint(endpoint) for endpoint in report.endpoints],
         "timeline": None if report.timeline is None else _timeline(report.timeline),
     }
@@ -289,6 +292,11 @@ def _read_call(row: JsonFields) -> Charge:
     )
 
 
+def _refusal(refusal: Refusal) -> dict[str, Any]:
+    fields = refusal._asdict()
+    return {**fields, **{f"{name}_usd": usd_text(fields.pop(name)) for name in FIGURES}}
+
+
 def _read_refusal(row: JsonFields) -> Refusal:
     return Refusal(
         test=row.text("test") or None,
@@ -297,6 +305,7 @@ def _read_refusal(row: JsonFields) -> Refusal:
         message=row.text("message"),
         scope_key=row.text("scope_key"),
         details=row.text("details"),
+        **{name: row.usd(f"{name}_usd") or 0 for name in FIGURES},
     )
 
 

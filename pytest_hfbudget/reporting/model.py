@@ -27,7 +27,7 @@ NO_TEST = "(no test)"
 SHARED = ("class", "module", "package", "session")
 # As outcomes of tests that handled what they were refused; an expected failure counts as skipped.
 IN_ORDER = ("passed", "skipped")
-_FIGURES = re.compile(r"\d[\d.,]*")
+_FIGURES = re.compile(r"<?\$?\d[\d.,]*")
 REHEARSAL = "a rehearsal against the emulator: nothing was paid"
 
 

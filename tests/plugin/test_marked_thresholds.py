@@ -75,7 +75,7 @@ def test_a_marker_takes_a_cheaper_model_and_the_report_names_it(suite: Suite) ->
     result = suite.run("--hf-prices=prices.toml", "--hf-report=report.json")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
-        ["  1 call with a fallback, $*: acme/cheap instead of emulator/chat"]
+        ["  1 call with a fallback, <$0.0001: acme/cheap instead of emulator/chat"]
     )
     (swapped,) = suite.report()["calls"]
     assert (swapped["model"], swapped["instead_of"]) == ("acme/cheap", "emulator/chat")

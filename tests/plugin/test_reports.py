@@ -37,6 +37,23 @@ def test_the_summary_shows_spent_of_cap_and_the_dearest_tests(suite: Suite) -> N
     )
 
 
+def test_a_refusal_is_rounded_for_people_and_exact_in_the_json_report(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.budget(max_usd=0.0123456)
+        def test_it():
+            call()
+            call(limit=200_000)
+    """)
+    result = suite.run("--hf-report=report.json")
+    result.stdout.fnmatch_lines(["*may cost up to $0.02, but only $0.01 of $0.0123456 is left *"])
+    (refusal,) = suite.report()["refusals"]
+    cap, spent, needed = (refusal[f"{name}_usd"] for name in ("cap", "spent", "needed"))
+    assert (cap, refusal["held_usd"]) == ("0.0123456", "0")
+    assert spent == suite.report()["session"]["spent_usd"]
+    assert needed.startswith("0.01600")
+    assert needed != "0.016"
+
+
 def test_the_json_report_has_the_documented_form(suite: Suite) -> None:
     suite.test_file(TWO)
     suite.run("--hf-session-budget=1", "--hf-report=report.json")

@@ -71,8 +71,8 @@ def test_uptime_is_split_between_tests_idle_and_cold_start(
     assert all(nano(usd) > 0 for usd in endpoint["shares"].values())
     assert nano(endpoint["idle_usd"]) > 0
     assert nano(endpoint["cold_start_usd"]) > 0
-    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; * of which idle $*, cold start $*"])
-    result.stdout.fnmatch_lines(["*test_on_it* $* (2 calls, uptime $*)*"])
+    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; * of which idle *, cold start *"])
+    result.stdout.fnmatch_lines(["*test_on_it* (2 calls, uptime *)*"])
 
 
 def test_two_tests_that_meet_on_an_endpoint_owe_half_each(short_minutes: Suite) -> None:

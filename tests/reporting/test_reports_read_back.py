@@ -101,7 +101,9 @@ def test_the_report_of_a_run_is_the_same_value_when_it_is_read_back() -> None:
             model.TestLine("test_a", "not run", 4_900, 10_000_000, 2, 1, replayed=1, uptime=300),
         ),
         charges=(charge, charge._replace(test=None, provider=None, nano_usd=None, where="fixture")),
-        refusals=(Refusal("test_a", "test_a", "org/model", "too much", "test:test_a"),),
+        refusals=(
+            Refusal("test_a", "test_a", "org/model", "too much", "test:test_a", "", 9, 2, 3, 5),
+        ),
         endpoints=(
             model.EndpointLine(
                 *("acme/llm", "running", 550_000, 1, True, True, False),
