@@ -106,6 +106,25 @@ def test_what_the_tested_code_creates_is_paused(starts: Suite) -> None:
     assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
 
 
+@pytest.mark.slow
+def test_what_the_tested_code_deletes_again_is_in_order(starts: Suite) -> None:
+    write(
+        starts,
+        """
+        def test_it():
+            endpoint = HfApi().create_inference_endpoint("new", **FORM)
+            endpoint.wait(timeout=20, refresh_every=0.1)
+            endpoint.delete()
+        """,
+    )
+    result = starts.run("--hf-session-budget=1", "--hf-report=report.json")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+    (endpoint,) = starts.report()["endpoints"]
+    assert (endpoint["name"], endpoint["verified"]) == ("acme/new", True)
+    assert spent(starts) >= starts.emulator.invoice()["total_nano_usd"] > 0
+
+
 def test_the_lease_is_in_the_journal_before_the_request_is_sent(starts: Suite) -> None:
     write(
         starts,
