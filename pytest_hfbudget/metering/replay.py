@@ -12,6 +12,8 @@ from operator import attrgetter
 from types import ModuleType, NoneType, TracebackType
 from typing import Any
 
+from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.metering.instrumentation.patching import genuine
 from pytest_hfbudget.metering.settlement import status_of
 from pytest_hfbudget.metering.transport_probe import (
@@ -109,6 +111,55 @@ class SendWatch(ProbedRequest):
             return not sees(self._probe, session) or _has_hooks(session)
         except Exception:
             return True  # a session of an unknown kind
+
+
+class StartWatch(SendWatch):
+    """A request before which something is done, unless a stand-in for the network answers it.
+
+    Args:
+        before: called once, before anything of it leaves; raises `HFBudgetError` to keep it here.
+
+    Attributes:
+        result: what that has returned.
+    """
+
+    def __init__(
+        self,
+        probe: TransportProbe,
+        session: Callable[[Any], Any],
+        client: Any,
+        url: str,
+        before: Callable[[], str],
+    ) -> None:
+        super().__init__(probe, session, client, url)
+        self.result, self._before = "", [before]
+        self._refusal: HFBudgetError | None = None
+        self.stop = self._leaves
+
+    def __enter__(self) -> None:
+        if not self.watched() and (refusal := self._leaves()) is not None:
+            raise refusal
+        super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        self.stop = None
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None) from None
+
+    @off_loop()  # a task that waits here does so for a second, and rarely
+    def _leaves(self) -> HFBudgetError | None:
+        while self._before:
+            try:
+                self.result = self._before.pop()()
+            except HFBudgetError as refusal:
+                self._refusal = refusal
+        return self._refusal
 
 
 def _has_hooks(session: Any) -> bool:

@@ -27,7 +27,8 @@ class ProbedRequest:
         on_resend: called before each POST after the first; raises to keep it from leaving.
         check_body: called with the body of each POST before it leaves, None where that can't be
             read; raises to keep it from leaving.
-        stop: makes the error that keeps all of it from leaving; None lets it out.
+        stop: called before anything of it leaves, and makes the error that keeps it from that;
+            None lets it out.
     """
 
     tried = False
@@ -36,7 +37,7 @@ class ProbedRequest:
     on_headers: Callable[[Mapping[str, str]], None] | None = None
     on_resend: Callable[[], None] | None = None
     check_body: Callable[[bytes | None], None] | None = None
-    stop: Callable[[], BaseException] | None = None
+    stop: Callable[[], BaseException | None] | None = None
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -52,8 +53,8 @@ class ProbedRequest:
             BaseException: it is not to leave.
         """
         self.tried = True
-        if self.stop is not None:
-            raise self.stop()
+        if self.stop is not None and (error := self.stop()) is not None:
+            raise error
 
     def leaving(self, body: Body) -> None:
         """Take note that a POST for it is about to be written to a connection, new or kept alive.

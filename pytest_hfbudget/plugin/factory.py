@@ -92,11 +92,11 @@ def endpoint_settings(settings: Settings, run_id: str) -> EndpointSettings:
         from pytest_hfbudget import shared
 
         terms = replace(terms, shared=shared.place(settings))
-    # A rehearsal's endpoints start in no time, and its control plane ends with it.
+    # A rehearsal's endpoints start in no time; its control plane is not in doubt, and ends with it.
     if settings.emulator:
         return replace(
             terms,
             waits=replace(terms.waits, poll_s=0.05),
-            timings=replace(terms.timings, deadline_s=10.0, looks_s=()),
+            timings=replace(terms.timings, deadline_s=10.0, doubt_s=0.5, settle_s=5.0, looks_s=()),
         )
     return terms

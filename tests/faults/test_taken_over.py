@@ -36,10 +36,19 @@ CREATES = STARTS.replace(
 )
 
 
+CAP = ("--hf-session-budget=1",)
+
+
 @pytest.mark.parametrize(
-    "how", ["SIGINT", "SIGTERM", pytest.param("SIGKILL", marks=pytest.mark.quick), "tree"]
+    ("how", "cap"),
+    [
+        pytest.param("SIGKILL", (), marks=pytest.mark.quick),
+        ("SIGKILL", CAP),
+        ("SIGINT", ()),
+        ("SIGTERM", CAP),
+        ("tree", ()),
+    ],
 )
-@pytest.mark.parametrize("cap", [(), ("--hf-session-budget=1",)], ids=["no cap", "cap"])
 def test_what_the_tested_code_has_resumed_is_paused(
     box: Box, how: str, cap: tuple[str, ...]
 ) -> None:

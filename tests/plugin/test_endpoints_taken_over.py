@@ -106,6 +106,25 @@ def test_what_the_tested_code_creates_is_paused(starts: Suite) -> None:
     assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
 
 
+@pytest.mark.slow
+def test_what_the_tested_code_deletes_again_is_in_order(starts: Suite) -> None:
+    write(
+        starts,
+        """
+        def test_it():
+            endpoint = HfApi().create_inference_endpoint("new", **FORM)
+            endpoint.wait(timeout=20, refresh_every=0.1)
+            endpoint.delete()
+        """,
+    )
+    result = starts.run("--hf-session-budget=1", "--hf-report=report.json")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+    (endpoint,) = starts.report()["endpoints"]
+    assert (endpoint["name"], endpoint["verified"]) == ("acme/new", True)
+    assert spent(starts) >= starts.emulator.invoice()["total_nano_usd"] > 0
+
+
 def test_the_lease_is_in_the_journal_before_the_request_is_sent(starts: Suite) -> None:
     write(
         starts,
@@ -139,6 +158,46 @@ def test_what_runs_already_is_left_alone(starts: Suite) -> None:
     result.assert_outcomes(passed=1)
     assert state(starts) == "running"
     assert starts.requests("pause") == []
+
+
+MOCKED = {
+    "httpx, as pytest-httpx does": """
+    import httpx
+    from unittest.mock import patch
+    answer = lambda self, request: httpx.Response(200, json={})
+    with patch.object(httpx.HTTPTransport, "handle_request", answer):
+        httpx.post(URL, headers=HEADERS).raise_for_status()
+    """,
+    "requests, as responses does": """
+    import requests
+    from unittest.mock import patch
+    def answer(self, request, **options):
+        response = requests.Response()
+        response.status_code, response.request, response.url = 200, request, request.url
+        response._content = b"{}"
+        return response
+    with patch.object(requests.adapters.HTTPAdapter, "send", answer):
+        requests.post(URL, headers=HEADERS).raise_for_status()
+    """,
+    "a transport": """
+    import httpx
+    answer = httpx.MockTransport(lambda request: httpx.Response(200, json={}))
+    with httpx.Client(transport=answer) as client:
+        client.post(URL, headers=HEADERS).raise_for_status()
+    """,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [*MOCKED])
+def test_for_what_a_stand_in_for_the_network_answers_nothing_is_looked_up_or_paused(
+    starts: Suite, by: str
+) -> None:
+    write(starts, f"def test_it():{MOCKED[by]}")
+    result = starts.run("--hf-session-budget=0.000001")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*acme/llm*")
+    assert starts.emulator.log(kind="request", phase="arrived", endpoint="acme/llm") == []
 
 
 @pytest.mark.slow

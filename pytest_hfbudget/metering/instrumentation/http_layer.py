@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -125,7 +125,7 @@ class HttpLayer:
         start = self.hosts.started_by(address)
         if start is None:
             self._unseen(host, "a request")
-        elif start.endpoint != STOPS:
+        else:
             self.take_over(start, None)  # its answer can't be seen: it may start at any time
 
     def resolving(self, host: object, port: object) -> None:
@@ -157,7 +157,7 @@ class HttpLayer:
         return False
 
     def take_over(self, start: Start, form: object) -> str:
-        """Have an endpoint paused at the end that the code under test is about to start.
+        """Have an endpoint paused at the end that is about to be started by the code under test.
 
         Args:
             form: the body of the request, where that is a JSON object.
@@ -170,8 +170,8 @@ class HttpLayer:
         """
         __tracebackhide__ = True
         meter, name = self.hub.meter, start.name
-        if meter is None:
-            return ""
+        if meter is None or start.endpoint == STOPS:
+            return name
         form = form if isinstance(form, dict) else {}
         if start.endpoint == CREATES:
             name = f"{start.name}/{form.get('name', '')}"
@@ -188,6 +188,13 @@ class HttpLayer:
         if ours is None and name not in meter.book.leased.values():
             self._told(start, "no budget holds its cost, and nothing stops it at the end")
         return name if ours else ""
+
+    def answered(self, start: Start, name: str, status: int) -> None:
+        """Tell how the request was answered for which `take_over` has returned a name."""
+        meter = self.hub.meter
+        with suppress(HFBudgetError):  # of a process that is gone, whose reaper pauses by now
+            if name and meter is not None:
+                meter.endpoints.answered(name, status, start.endpoint == STOPS)
 
     def _told(self, start: Start, why: str) -> None:
         if self.hub.meter is not None:

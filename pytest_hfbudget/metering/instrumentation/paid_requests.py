@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
-from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, UnseenCallError
+from pytest_hfbudget.errors import BudgetExceededError, UnseenCallError
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.fallback import UnfitError, prepared
 from pytest_hfbudget.metering.hold import begin, resume
@@ -24,7 +25,8 @@ from pytest_hfbudget.metering.instrumentation.calls import (
 )
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.paid_hosts import STOPS, Start, shape_of
+from pytest_hfbudget.metering.paid_hosts import Start, shape_of
+from pytest_hfbudget.metering.replay import StartWatch
 from pytest_hfbudget.metering.request import OutgoingCall, changed, shown
 from pytest_hfbudget.metering.stream import AnswerBody, settle_whole
 from pytest_hfbudget.metering.transport_probe import Headers
@@ -244,43 +246,33 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
 
 
 def _start(layer: HttpLayer, request: SyncAdapter, start: Start) -> Any:
-    """Send a request that starts or pauses an Inference Endpoint, which is taken over before.
-
-    Raises:
-        BudgetExceededError: as `HttpLayer.take_over`.
-    """
     __tracebackhide__ = True
-    asked, status, name = request.parameters, 0, start.name
-    if start.endpoint != STOPS:
-        name = layer.take_over(start, asked.json)
+    watch, status = _start_watch(layer, request, start), 0
     try:
-        with layer.passing(asked.url):
-            answer = request.send(asked)
+        with watch:
+            answer = request.send(request.parameters)
         status = request.status(answer)
         return answer
     finally:
-        _answered_start(layer, name, status, start)
+        layer.answered(start, watch.result, status)
 
 
 async def _start_async(layer: HttpLayer, request: AsyncAdapter, start: Start) -> Any:
-    """As `_start`; the event loop goes on while the endpoint is taken over."""
     __tracebackhide__ = True
-    asked, status, name = request.parameters, 0, start.name
-    if start.endpoint != STOPS:
-        name = await in_thread(layer.take_over, start, asked.json)
+    watch, status = _start_watch(layer, request, start), 0
     try:
-        with layer.passing(asked.url):
-            answer = await request.send(asked)
+        with watch:
+            answer = await request.send(request.parameters)
         status = request.status(answer)
         return answer
     finally:
-        await in_thread(_answered_start, layer, name, status, start)
+        await in_thread(layer.answered, start, watch.result, status)
 
 
-def _answered_start(layer: HttpLayer, name: str, status: int, start: Start) -> None:
-    with suppress(HFBudgetError):  # of a process that is gone, whose reaper pauses by now
-        if name and layer.hub.meter is not None:
-            layer.hub.meter.endpoints.answered(name, status, start.endpoint == STOPS)
+def _start_watch(layer: HttpLayer, request: Adapter, start: Start) -> StartWatch:
+    before = partial(layer.take_over, start, request.parameters.json)
+    session, url = request.session, request.parameters.url
+    return StartWatch(layer.hub.probe, session, request.client, url, before)
 
 
 def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> HttpParameters:
