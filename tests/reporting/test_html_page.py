@@ -40,7 +40,7 @@ def test_a_page_of_the_emptiest_report_has_its_headline() -> None:
 def test_every_table_is_in_the_page() -> None:
     text = page([saved(full()), saved(full())])
     aggregates = ["tests", "models", "providers", "prices", "runs"]
-    for key in ["refusals", "endpoints", "shares", *aggregates, "calls"]:
+    for key in ["refusals", "endpoints", *aggregates, "calls"]:
         assert f'<section id="{key}"' in text
 
 
