@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pytest_hfbudget.money import exact, show
 from pytest_hfbudget.reporting.bill import drift_text
-from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, total
+from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, counted, total
 from pytest_hfbudget.reporting.model import unmetered as not_metered
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, shares, tables
 
@@ -130,8 +130,9 @@ def fill(spent: Sequence[Cell], whole: Cell) -> Fill | None:
     if whole is None or not spent:
         return None
     most, uptime = (int(part or 0) for part in (*spent, 0)[:2])
-    calls = percent(most - uptime, int(whole))
-    return Fill(calls, round(percent(most, int(whole)) - calls, 2))
+    filled = percent(most, int(whole))
+    calls = round(filled * (most - uptime) / most, 2) if most else 0.0
+    return Fill(calls, round(filled - calls, 2))
 
 
 def drawn_bar(row: Sequence[Cell], number: int, column: Column, whole: int) -> Fill | None:
@@ -238,7 +239,7 @@ def drawn(timeline: Timeline) -> DrawnTimeline:
             for test in tests
         )
         label = f"tests on {worker}" if worker else "tests"
-        rows.append(DrawnLane(label, f"{len(tests):,} tests", tuple(bars)))
+        rows.append(DrawnLane(label, counted(len(tests), "test"), tuple(bars)))
     ticks = tuple((25.0 * part, duration(whole * part / 4)) for part in range(5))
     return DrawnTimeline(timeline.line.capitalize(), tuple(rows), ticks)
 

@@ -58,12 +58,13 @@ function percent(part, whole) {
 
 // All that was spent, and the part of it that is uptime, of an amount; as fill() in html.py.
 function bar([most, uptime = 0], whole) {
-  const calls = percent(most - uptime, whole);
+  const all = percent(most, whole);
+  const calls = most ? (all * (most - uptime)) / most : 0;
   return svg(
     "svg",
     { class: "bar", viewBox: "0 0 100 1", preserveAspectRatio: "none", "aria-hidden": "true" },
     svg("rect", { width: calls, height: 1 }),
-    svg("rect", { class: "uptime", x: calls, width: percent(most, whole) - calls, height: 1 }),
+    svg("rect", { class: "uptime", x: calls, width: all - calls, height: 1 }),
   );
 }
 
