@@ -62,8 +62,8 @@ def page(reports: Sequence[Report]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(show=show, exact=to_the_last)
-    environment.filters["figure"] = lambda value, column: column.text(value)
+    environment.filters.update(show=show, cap=exact, exact=to_the_last)
+    environment.filters["figure"] = figure
     environment.tests["number"] = lambda column: column.is_number
     style, script = (_read(name) for name in ("page.css", "page.js"))
     shown = tuple(tables(reports))
@@ -265,6 +265,11 @@ def percent(part: Cell, whole: int) -> float:
     if not isinstance(part, (int, float)) or not part or whole <= 0:
         return 0.0
     return round(min(max(100 * part / whole, 2), 100), 2)
+
+
+def figure(value: Cell, column: Column) -> str:
+    """A cell as text; a cap is never rounded."""
+    return exact(value) if column.filled and isinstance(value, int) else column.text(value)
 
 
 def to_the_last(amount: Cell) -> str:

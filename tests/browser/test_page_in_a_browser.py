@@ -252,11 +252,21 @@ def test_the_cap_of_a_test_and_what_it_has_spent_are_one_bar(show: Open) -> None
     assert _test_row(page, 2).locator("svg.bar").count() == 0  # it has no cap
 
 
+def test_a_cap_is_never_rounded(show: Open) -> None:
+    made = report(60, tests=4)
+    made["tests"][1]["cap_usd"] = "0.000012345"
+    page = show(made)
+    cap = _test_row(page, 1).locator("td").nth(2)
+    assert cap.inner_text() == "$0.000012345"
+    _sorted_by(page, "tests", "calls")
+    assert cap.inner_text() == "$0.000012345"
+
+
 def test_what_endpoints_cost_a_test_is_in_its_row(show: Open) -> None:
     page = show(report(60))
     heads = page.locator("#tests th").all_inner_texts()
     uptime = next(n for n, head in enumerate(heads) if "of which uptime" in head)
-    assert _test_row(page, 0).locator("td").nth(uptime).inner_text() == "$0.012"
+    assert _test_row(page, 0).locator("td").nth(uptime).inner_text() == "$0.01"
     assert page.locator("#shares").count() == 0
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "run.svg"
 COMMAND = "pytest --hf-emulator --hf-session-budget 0.05"
-COLUMNS = 88
+COLUMNS = 80
 # pytest's lines about the machine.
 MACHINE = ("platform ", "rootdir: ", "plugins: ", "configfile: ")
 # What differs from run to run: times, the port of the emulator, and what an endpoint costs by the
@@ -75,7 +75,7 @@ def run(directory: Path) -> str:
     (directory / "test_answers.py").write_text(first_example(), encoding="utf-8")
     settings = ("PYTEST_", "HFBUDGET_", "HF_", "GITHUB_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
-    env |= {"COLUMNS": "80", "HFBUDGET_STATE_DIR": str(directory / "state")}
+    env |= {"COLUMNS": str(COLUMNS), "HFBUDGET_STATE_DIR": str(directory / "state")}
     command = [sys.executable, "-m", *COMMAND.split(), "--color=yes", "-p", "no:cacheprovider"]
     done = subprocess.run(
         command, cwd=directory, env=env, check=True, capture_output=True, text=True, timeout=100

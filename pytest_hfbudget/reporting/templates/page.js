@@ -74,12 +74,13 @@ function cell(row, i, { kinds, labels, wholes, filled, texts }) {
   const span = document.createElement("span");
   td.dataset.label = labels[i];
   if (isNumber(kind)) {
+    const cap = filled[i].length && value !== null;
     td.className = filled[i].length ? "n filled" : "n";
     if (kind === "usd" && value !== null)
       td.title = `${exact(BigInt(value))} = ${grouped(String(value))} nano-USD`;
-    if (filled[i].length && value !== null) td.append(bar(filled[i].map((n) => Number(row[n])), Number(value)));
+    if (cap) td.append(bar(filled[i].map((n) => Number(row[n])), Number(value)));
     if (Number(wholes[i])) td.append(bar([Number(value)], Number(wholes[i])));
-    span.textContent = figure(value, kind);
+    span.textContent = cap ? exact(BigInt(value)) : figure(value, kind);
     td.append(span);
     return td;
   }
