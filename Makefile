@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 ROOMS := core metering endpoints history reporting plugin cli emulator chaos faults browser \
 	ecosystem real
 
-.PHONY: demo test lint docs ecosystem mutants clean
+.PHONY: demo test lint docs picture ecosystem mutants clean
 
 demo: $(VENV)/installed ## the whole product in a few seconds, at $0
 	$(BIN)/hfbudget demo
@@ -33,6 +33,9 @@ docs: $(VENV)/installed ## the site, in build/docs
 
 # They pin different releases of huggingface_hub, so each gets an environment of its own.
 TOOLS := $(patsubst tests/ecosystem/suites/%.txt,%,$(wildcard tests/ecosystem/suites/*.txt))
+
+picture: $(VENV)/installed ## the README's pictures, from a run of its first example
+	$(BIN)/python tests/plugin/readme_picture.py
 
 ecosystem: $(TOOLS:%=ecosystem-%) ## tools on top of huggingface_hub; with -j2 two at a time
 

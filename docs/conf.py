@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
@@ -18,7 +20,10 @@ extensions = ["myst_parser", "sphinx_click", "sphinx_copybutton"]
 exclude_patterns = ["ci"]
 html_theme = "furo"
 html_title = project
-html_static_path: list[str] = []
+html_theme_options: dict[str, Any] = {"top_of_page_buttons": []}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 copybutton_prompt_text = "$ "
@@ -31,6 +36,9 @@ SHOWN = {
     "SECURITY.md": "security.md",
 }
 LINK = re.compile(r"\]\((?:\.\./)?(" + "|".join(map(re.escape, SHOWN)) + r")(#[^)]*)?\)")
+
+# Two columns of a terminal's output; a comment at the end of a line is no column.
+COLUMNS = re.compile(r"\S {2,}[^\s#]")
 
 
 def _write_reference(app: Any) -> None:
@@ -54,8 +62,16 @@ def _link_within_included(app: Any, path: Path, parent: str, source: list[str]) 
     source[0] = text
 
 
+def _mark_columns(app: Any, doctree: nodes.document) -> None:
+    """Lines of a block are broken at the edge of the page, but not those with columns."""
+    for block in doctree.findall(nodes.literal_block):
+        if sum(bool(COLUMNS.search(line.strip())) for line in block.astext().splitlines()) > 1:
+            block["classes"].append("columns")
+
+
 def setup(app: Any) -> None:
     """Sphinx calls it."""
     app.connect("builder-inited", _write_reference)
     app.connect("source-read", _link_to_pages)
+    app.connect("doctree-read", _mark_columns)
     app.connect("include-read", _link_within_included)

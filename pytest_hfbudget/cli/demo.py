@@ -67,7 +67,9 @@ class Demo:
         from pytest_hfbudget.emulator import Emulator
 
         config = {"endpoints": [{"namespace": "demo", "name": "llm", "initializing_s": 1.5}]}
-        with Emulator(config=config) as emulator, tempfile.TemporaryDirectory() as directory:
+        # The reaper of the run that is killed may still write while the folder is removed.
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        with Emulator(config=config) as emulator, folder as directory:
             report = Path(tempfile.mkdtemp(prefix="hfbudget-demo-")) / "report.json"
             demo = cls(console, emulator, Path(directory), report, [])
             demo.capped_run()

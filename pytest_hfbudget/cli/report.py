@@ -18,8 +18,9 @@ from pytest_hfbudget.money import beside
 from pytest_hfbudget.reporting.bill import drift_text
 from pytest_hfbudget.reporting.json_fields import ReportFileError
 from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, parse, read
+from pytest_hfbudget.reporting.merged import compared, comparison, merged
 from pytest_hfbudget.reporting.model import REHEARSAL, Report
-from pytest_hfbudget.reporting.tables import Table, compared, comparison, tables
+from pytest_hfbudget.reporting.tables import Table, tables
 from pytest_hfbudget.reporting.terminal import bar
 from pytest_hfbudget.text import printable
 
@@ -103,7 +104,6 @@ def _file(path: Path) -> Report:
 
 def _of_run(run: str) -> Report:
     """One report of all jobs of a run that have ended so far."""
-    from pytest_hfbudget.reporting.merged import merged
     from pytest_hfbudget.shared import SharedServer, reports_of
 
     place = access.shared("")

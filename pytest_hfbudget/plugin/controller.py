@@ -324,11 +324,11 @@ class Controller(Role):
         lines = self._endpoints.lines() if self._endpoints is not None else ()
         order: Any = self.config.pluginmanager.get_plugin(ORDER)
         minute_s = self.settings.billing_minute
-        report = Report.of(self.ledger, self.settings.own_cap, outcomes, lines)
         return replace(
-            report,
+            Report.of(self.ledger, self.settings.own_cap, outcomes, lines),
             notes=self._notes(),
             run=self.run_id,
+            project=self.settings.project or self.config.rootpath.name,
             session_id=self.settings.session_id,
             rehearsal=self.settings.emulator is not None,
             over_runs=self.standing(),

@@ -98,7 +98,7 @@ class ReportWriter:
         from pytest_hfbudget.reporting import summary
 
         blocks = can_show("█░", sys.stdout.encoding)
-        terminal.section("hf budget")
+        terminal.write_sep("=", "hf budget")
         for refusal in self.blamed:
             said = printable(refusal, keep="\n")
             terminal.write_line(f"refused outside of every test: {said}", red=True)

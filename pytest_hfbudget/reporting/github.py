@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pytest_hfbudget.money import beside
+from pytest_hfbudget.reporting.merged import compared, comparison
 from pytest_hfbudget.reporting.model import (
     IN_ORDER,
     REHEARSAL,
@@ -20,8 +21,6 @@ from pytest_hfbudget.reporting.tables import (
     Cell,
     Column,
     Table,
-    compared,
-    comparison,
     endpoints,
     refusals,
     shared,

@@ -17,8 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pytest_hfbudget.money import exact, show
 from pytest_hfbudget.reporting.bill import drift_text
-from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, total
-from pytest_hfbudget.reporting.tables import Cell, Table, tables
+from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, counted, total
+from pytest_hfbudget.reporting.model import unmetered as not_metered
+from pytest_hfbudget.reporting.tables import Cell, Column, Table, shares, tables
 
 if TYPE_CHECKING:
     from pytest_hfbudget.reporting.timeline import Timeline
@@ -28,8 +29,10 @@ ROWS = 25
 # A table of fewer rows has no search box.
 SEARCHED = 12
 # A longer text is cut in its cell, and shown whole in its tooltip.
-LONG = {"text": 400, "name": 80, "word": 24}
+LONG = {"text": 400, "name": 120, "word": 80}
 TREND = 60
+# Up to so many runs the chart has a value below each of them; its bars have one of these widths.
+SLOTS = (6, 12)
 _MINUTE_S = 60
 # A shorter test can't be seen.
 _LEAST = 0.6
@@ -59,8 +62,8 @@ def page(reports: Sequence[Report]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(show=show, exact=to_the_last)
-    environment.filters["figure"] = lambda value, column: column.text(value)
+    environment.filters.update(show=show, cap=exact, exact=to_the_last)
+    environment.filters["figure"] = figure
     environment.tests["number"] = lambda column: column.is_number
     style, script = (_read(name) for name in ("page.css", "page.js"))
     shown = tuple(tables(reports))
@@ -70,17 +73,18 @@ def page(reports: Sequence[Report]) -> str:
         rehearsal=REHEARSAL.capitalize(),
         runs=len(reports),
         facts=facts(newest),
-        share=used(newest),
-        tables=[(table, greatest(table)) for table in shown],
+        filled=fill((newest.spent, newest.uptime), newest.cap),
+        notes=[*newest.notes, *(not_metered(*each) for each in newest.unmetered)],
+        tables=[(table, sums(table)) for table in shown],
         trend=trend(reports),
         timeline=drawn(newest.timeline) if newest.timeline is not None else None,
-        data={table.key: packed(table) for table in shown},
+        data={table.key: packed(table) for table in (*shown, shares(newest))},
         rows=ROWS,
         long=LONG,
         searched=SEARCHED,
         style=style,
         script=script,
-        percent=percent,
+        drawn_bar=drawn_bar,
         parts=_BREAKS.split,
         policy=f"style-src {_hash(style)}; script-src {_hash(script)}",
     )
@@ -90,7 +94,7 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
     """The figures at the top of the page: a label, a figure, and what it means."""
     found = [("calls", f"{report.calls:,}", "")]
     if report.refused:
-        found.append(("refused", f"{report.refused:,}", "not sent: a cap would not have held"))
+        found.append(("refused", f"{report.refused:,}", "not sent, to stay within the budgets"))
     for remark in REMARKS:
         if charges := report.remarked(remark):
             spent = f"{show(total(charges))} " if total(charges) else ""
@@ -109,18 +113,67 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
     return found
 
 
-def used(report: Report) -> float | None:
-    """Per cent of the cap, at most 100; None without a cap."""
-    if report.cap is None:
+class Fill(NamedTuple):
+    """How a bar is filled: in per cent of its length, for calls and then for uptime."""
+
+    calls: float
+    uptime: float
+
+
+def fill(spent: Sequence[Cell], whole: Cell) -> Fill | None:
+    """How far a bar is filled.
+
+    Args:
+        spent: all that was spent, and the part of it that is uptime of endpoints.
+        whole: the amount of a full bar; None for no bar.
+    """
+    if whole is None or not spent:
         return None
-    return percent(report.spent, report.cap) if report.cap else 100.0
+    most, uptime = (int(part or 0) for part in (*spent, 0)[:2])
+    filled = percent(most, int(whole))
+    calls = round(filled * (most - uptime) / most, 2) if most else 0.0
+    return Fill(calls, round(filled - calls, 2))
 
 
-def trend(reports: Sequence[Report]) -> list[tuple[Report, float, float]]:
-    """The latest runs, each with its cost and its uptime in per cent of the most expensive run."""
+def drawn_bar(row: Sequence[Cell], number: int, column: Column, whole: int) -> Fill | None:
+    """The bar of a cell; None for no bar."""
+    if column.filled:
+        return fill([row[each] for each in column.filled], row[number])
+    return fill([row[number]], whole) if column.bar else None
+
+
+class Trend(NamedTuple):
+    """The cost of the latest runs, oldest first.
+
+    Attributes:
+        runs: each with its bar, in per cent of the most expensive run.
+        slots: how many bars there is room for.
+        marks: the amounts at the top, in the middle and at the bottom of the chart.
+        line: the figures in words.
+    """
+
+    runs: tuple[tuple[Report, Fill], ...]
+    slots: int
+    marks: tuple[int, int, int]
+    line: str
+
+
+def trend(reports: Sequence[Report]) -> Trend:
+    """The chart over runs."""
     latest = reports[-TREND:]
-    most = max(one.spent for one in latest)
-    return [(one, percent(one.spent, most), percent(one.uptime, most)) for one in latest]
+    most, least = (pick(latest, key=lambda one: one.spent) for pick in (max, min))
+    middle = sorted(one.spent for one in latest)[len(latest) // 2]
+    line = (
+        f"Newest {show(latest[-1].spent)}, median {show(middle)}, "
+        f"least {show(least.spent)} ({least.day}), most {show(most.spent)} ({most.day})."
+    )
+    bars = (fill((one.spent, one.uptime), most.spent) for one in latest)
+    return Trend(
+        tuple((one, bar or Fill(0, 0)) for one, bar in zip(latest, bars, strict=True)),
+        next((slots for slots in SLOTS if slots >= len(latest)), len(latest)),
+        (most.spent, most.spent // 2, 0),
+        line,
+    )
 
 
 class DrawnBar(NamedTuple):
@@ -186,7 +239,7 @@ def drawn(timeline: Timeline) -> DrawnTimeline:
             for test in tests
         )
         label = f"tests on {worker}" if worker else "tests"
-        rows.append(DrawnLane(label, f"{len(tests):,} tests", tuple(bars)))
+        rows.append(DrawnLane(label, counted(len(tests), "test"), tuple(bars)))
     ticks = tuple((25.0 * part, duration(whole * part / 4)) for part in range(5))
     return DrawnTimeline(timeline.line.capitalize(), tuple(rows), ticks)
 
@@ -199,10 +252,10 @@ def duration(seconds: float) -> str:
     return f"{minutes:,} min {rest:02} s"
 
 
-def greatest(table: Table) -> list[int]:
+def sums(table: Table) -> list[int]:
     """The value of a full bar, per column."""
     return [
-        max((int(row[number] or 0) for row in table.rows), default=0) if column.bar else 0
+        sum(int(row[number] or 0) for row in table.rows) if column.bar else 0
         for number, column in enumerate(table.columns)
     ]
 
@@ -211,7 +264,12 @@ def percent(part: Cell, whole: int) -> float:
     """The length of a bar in per cent; for any part above zero it is at least visible."""
     if not isinstance(part, (int, float)) or not part or whole <= 0:
         return 0.0
-    return round(min(max(100 * part / whole, 0.5), 100), 2)
+    return round(min(max(100 * part / whole, 2), 100), 2)
+
+
+def figure(value: Cell, column: Column) -> str:
+    """A cell as text; a cap is never rounded."""
+    return exact(value) if column.filled and isinstance(value, int) else column.text(value)
 
 
 def to_the_last(amount: Cell) -> str:
@@ -231,8 +289,14 @@ def packed(table: Table) -> dict[str, Any]:
         return value if value is None or value < _EXACT else str(value)
 
     rows = [[pack(value) for value in row] for row in table.rows]
-    kinds = [column.kind for column in table.columns]
-    return {"kinds": kinds, "most": greatest(table), "texts": list(texts), "rows": rows}
+    return {
+        "labels": [column.label for column in table.columns],
+        "kinds": [column.kind for column in table.columns],
+        "wholes": [str(whole) for whole in sums(table)],
+        "filled": [column.filled for column in table.columns],
+        "texts": list(texts),
+        "rows": rows,
+    }
 
 
 def _read(asset: str) -> str:

@@ -40,6 +40,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "run": report.run,
+        "project": report.project,
         "session_id": report.session_id or None,
         "date": report.date.isoformat(timespec="seconds"),
         "rehearsal": report.rehearsal,
@@ -133,6 +134,7 @@ def _call(charge: Charge) -> dict[str, Any]:
         "estimated_above_usd": usd_text(charge.above),
         "waited_s": charge.waited,
         "session_id": charge.session_id or None,
+        "endpoint": charge.endpoint,
     }
 
 
@@ -225,6 +227,7 @@ def parse(content: object, *, written: datetime) -> Report:
         refusals=tuple(map(_read_refusal, top.each("refusals"))),
         endpoints=tuple(map(_read_endpoint, top.each("endpoints"))),
         run=top.text("run"),
+        project=top.text("project"),
         session_id=top.text("session_id"),
         date=top.date("date") or written,
         rehearsal=top.flag("rehearsal"),
@@ -289,6 +292,7 @@ def _read_call(row: JsonFields) -> Charge:
         waited=row.seconds("waited_s"),
         session_id=row.text("session_id"),
         cached_tokens=row.count("cached_tokens"),
+        endpoint=row.text("endpoint") or None,
     )
 
 

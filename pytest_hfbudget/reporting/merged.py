@@ -1,14 +1,26 @@
-"""The reports of the jobs of one run, as one report."""
+"""Several reports: those of the jobs of one run as one, and two of different runs compared."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from pytest_hfbudget.reporting.model import EndpointLine, Report, SharedLine, TestLine
+from pytest_hfbudget.money import beside, show
+from pytest_hfbudget.reporting.bill import drift, drift_text
+from pytest_hfbudget.reporting.model import (
+    REHEARSAL,
+    REMARKS,
+    EndpointLine,
+    Report,
+    SharedLine,
+    TestLine,
+    counted,
+)
+from pytest_hfbudget.reporting.tables import Column, Table, by_amount
 
 MINUTE_S = 60.0
+ONE_SIDED = "A test that makes no call and uses no endpoint is in no report."
 # Where several jobs have run a test, the worst outcome counts.
 _WORST = ("failed", "interrupted", "not run")
 
@@ -33,6 +45,7 @@ def merged(reports: Sequence[Report], run: str) -> Report:
         refusals=tuple(refusal for report in reports for refusal in report.refusals),
         endpoints=endpoints,
         run=run,
+        project=reports[0].project,
         date=max(report.date for report in reports),
         over_runs=max(reports, key=lambda report: report.date).over_runs,
         unmetered=_added(report.unmetered for report in reports),
@@ -98,3 +111,55 @@ def _shared(reports: Sequence[Report]) -> tuple[SharedLine, ...]:
             )
         )
     return tuple(found.values())
+
+
+def comparison(before: Report, after: Report) -> Iterator[Table]:
+    """What two runs cost and by how much that differs: in all, and by test."""
+    amounts = (Column("before", "usd"), Column("after", "usd"))
+    differ = (Column("difference", "more"), Column("change", "word"))
+    totals = ((one.spent, one.spent - one.uptime, one.uptime) for one in (before, after))
+    in_all = (
+        (name, *_change(old, new))
+        for name, old, new in zip(("in all", "calls", "endpoints"), *totals, strict=True)
+    )
+    yield Table("totals", "", (Column("cost", "word"), *amounts, *differ), tuple(in_all))
+    was, now = ({test.id: test.whole for test in one.tests} for one in (before, after))
+    changed = ((test, *_change(was[test], now[test])) for test in was if test in now)
+    rows = sorted((row for row in changed if row[3]), key=lambda row: -abs(row[3]))
+    test = Column("test", "name")
+    yield Table("changed", "Changed most", (test, *amounts, *differ), tuple(rows))
+    for title, column, of, others in (("New", "after", now, was), ("Gone", "before", was, now)):
+        only = ((name, nano) for name, nano in of.items() if name not in others)
+        columns = (test, Column(column, "usd"))
+        yield Table(title.lower(), title, columns, by_amount(only, 1), ONE_SIDED)
+
+
+def compared(before: Report, after: Report) -> Iterator[str]:
+    """What two runs cost, in sentences; the first one is the sum, the others what to know of it."""
+    old, new, more, change = _change(before.spent, after.spent)
+    old_text, new_text = beside(None, old, new)
+    differ = f"{'+' if more > 0 else ''}{show(more)}{f' ({change})' if change else ''}"
+    yield f"{new_text}, before {old_text}: {differ}" if more else f"{new_text}, as before"
+    yield f"{after.counts}; before {before.counts}"
+    if before.rehearsal and after.rehearsal:
+        yield f"Both are rehearsals: {REHEARSAL.partition(': ')[2]}."
+    elif before.rehearsal or after.rehearsal:
+        yield "One of the two is a rehearsal, with the prices of the emulator: they do not compare."
+    counts = {
+        "not run, so their costs are missing": [one.not_run for one in (before, after)],
+        **{one.meaning: [len(run.remarked(one)) for run in (before, after)] for one in REMARKS},
+    }
+    for meaning, (earlier, later) in counts.items():
+        if earlier or later:
+            what = "test" if meaning.startswith("not run") else "call"
+            yield f"{counted(later, what)} {meaning}; before {earlier:,}"
+    if same := len(_costs(before) & _costs(after)):
+        yield f"{counted(same, 'test')} {'costs' if same == 1 else 'cost'} the same"
+
+
+def _change(before: int, after: int) -> tuple[int, int, int, str]:
+    return before, after, after - before, drift_text(drift(before, after))
+
+
+def _costs(report: Report) -> set[tuple[str, int]]:
+    return {(test.id, test.whole) for test in report.tests}

@@ -204,6 +204,7 @@ class Report:
     Attributes:
         spent, cap, calls, refused: of the session.
         date: when the report was made, in UTC.
+        project: the name of what was tested.
         session_id: the inference session that the router was told; empty where it was told none.
         rehearsal: the calls went to the emulator; nothing was paid.
         over_runs: the budgets that this run shares with other runs or jobs.
@@ -231,6 +232,7 @@ class Report:
     notes: tuple[str, ...] = ()
     timeline: Timeline | None = None
     session_id: str = ""
+    project: str = ""
     bill: Bill | None = None
 
     @classmethod
@@ -266,8 +268,7 @@ class Report:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to report."""
-        happened = self.calls or self.refused or self.endpoints or self.not_run
-        return not (happened or self.unmetered)
+        return not any((self.calls, self.refused, self.endpoints, self.not_run, self.unmetered))
 
     @property
     def not_run(self) -> int:
@@ -318,10 +319,8 @@ class Report:
     @property
     def on_the_bill(self) -> bool:
         """Whether Hugging Face bills calls to the run's session id."""
-        own = self.session_id
-        if self.rehearsal or not own:
-            return False
-        return any(charge.session_id == own for charge in self.charges)
+        own = "" if self.rehearsal else self.session_id
+        return bool(own) and any(charge.session_id == own for charge in self.charges)
 
     def remarked(self, remark: Remark) -> tuple[Charge, ...]:
         """The calls that a remark applies to."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.money import beside, show
-from pytest_hfbudget.reporting.bill import Bill, by_model, drift, drift_text
+from pytest_hfbudget.reporting.bill import Bill, by_model, drift_text
 from pytest_hfbudget.reporting.model import (
     ESTIMATED,
     NO_TEST,
-    REHEARSAL,
-    REMARKS,
     Report,
     TestLine,
-    counted,
     distinct,
     remarks,
     total,
@@ -27,6 +24,7 @@ Kind = Literal["text", "name", "word", "usd", "more", "count", "seconds"]
 Cell = str | int | float | None
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_ENDPOINTS = "endpoints"
 
 
 class Column(NamedTuple):
@@ -35,12 +33,15 @@ class Column(NamedTuple):
     Attributes:
         kind: ``name`` for long texts without spaces, ``word`` for texts of few values, ``usd``
             for nano-USD, ``more`` for a difference of nano-USD.
-        bar: whether a cell shows its part of the column's greatest value.
+        bar: whether a cell shows its part of the column's sum.
+        filled: for a column of caps, the columns with what was spent of them: all of it, and the
+            part of it that is uptime of endpoints. A cell then shows them as one bar.
     """
 
     label: str
     kind: Kind
     bar: bool = False
+    filled: tuple[int, ...] = ()
 
     @property
     def is_number(self) -> bool:
@@ -57,7 +58,6 @@ class Column(NamedTuple):
 
 
 CAP = Column("cap", "usd")
-ONE_SIDED = "A test that makes no call and uses no endpoint is in no report."
 
 
 class Table(NamedTuple):
@@ -76,7 +76,8 @@ class Table(NamedTuple):
             side_by_side = dict(group)
             known = {one: nano for one, nano in side_by_side.items() if isinstance(nano, int)}
             amounts = known if kind == "usd" else {}
-            shown = dict(zip(amounts, beside(amounts.get(CAP), *amounts.values()), strict=False))
+            cap = next((nano for one, nano in amounts.items() if one.label == CAP.label), None)
+            shown = dict(zip(amounts, beside(cap, *amounts.values()), strict=False))
             for column, value in side_by_side.items():
                 yield shown.get(column) or column.text(value)
 
@@ -87,7 +88,6 @@ def tables(reports: Sequence[Report]) -> Iterator[Table]:
     made = (
         refusals(newest),
         endpoints(newest),
-        shares(newest),
         tests(newest),
         shared(newest),
         models(newest),
@@ -102,19 +102,28 @@ def tables(reports: Sequence[Report]) -> Iterator[Table]:
 
 def tests(report: Report) -> Table:
     """By test, the most expensive first; calls of no test are a row too."""
+    uptime = any(one.uptime for one in report.tests)
     columns = (
         Column("test", "name"),
-        Column("spent", "usd", bar=True),
-        CAP,
+        Column("spent", "usd"),
+        CAP._replace(filled=(1, 3) if uptime else (1,)),
+        *((Column("of which uptime", "usd"),) if uptime else ()),
         Column("calls", "count"),
         Column("refused", "count"),
         Column("outcome", "word"),
     )
-    rows: list[TestLine] = [*report.tests]
+    lines: list[TestLine] = [*report.tests]
     if outside := report.outside:
-        rows.append(TestLine(NO_TEST, "", total(outside), None, len(outside), 0))
-    cells = ((one.id, one.spent, one.cap, one.calls, one.refused, one.outcome) for one in rows)
-    return Table("tests", "By test", columns, _by_amount(cells, 1))
+        lines.append(TestLine(NO_TEST, "", total(outside), None, len(outside), 0))
+    rows = (
+        (
+            *(one.id, one.whole, one.cap, *((one.uptime or None,) if uptime else ())),
+            *(one.calls, one.refused, one.outcome),
+        )
+        for one in lines
+    )
+    note = "A bar is what a test has spent of its cap: on calls, and on the uptime of endpoints."
+    return Table("tests", "By test", columns, by_amount(rows, 1), note)
 
 
 def shared(report: Report) -> Table:
@@ -122,8 +131,8 @@ def shared(report: Report) -> Table:
     columns = (
         Column("budget", "name"),
         Column("of a", "word"),
-        Column("spent", "usd", bar=True),
-        CAP,
+        Column("spent", "usd"),
+        CAP._replace(filled=(2,)),
         Column("calls", "count"),
         Column("refused", "count"),
     )
@@ -134,15 +143,17 @@ def shared(report: Report) -> Table:
 
 
 def models(report: Report) -> Table:
-    """By model."""
-    return _grouped("models", "By model", "model", report.charges, lambda charge: charge.model)
+    """By model, and by endpoint with its uptime."""
+    uptime = {endpoint.name: endpoint.nano_usd for endpoint in report.endpoints}
+    made = _grouped("models", "By model", "model", report.charges, _model, uptime)
+    note = "A full bar is all that the run has spent. An endpoint costs its uptime."
+    return made._replace(note=note if uptime else "")
 
 
 def providers(report: Report) -> Table:
-    """By the provider that answered."""
-    return _grouped(
-        "providers", "By provider", "provider", report.charges, lambda charge: charge.provider or ""
-    )
+    """By the provider that answered; the endpoints are one of them."""
+    uptime = {_ENDPOINTS: report.uptime} if report.endpoints else {}
+    return _grouped("providers", "By provider", "provider", report.charges, _provider, uptime)
 
 
 def prices(report: Report) -> Table:
@@ -153,12 +164,16 @@ def prices(report: Report) -> Table:
         Column("spent", "usd", bar=True),
         Column("calls", "count"),
     )
-    groups = _groups(report.charges, lambda charge: charge.price_source.partition(": ")[0])
+    # Calls to an endpoint have this source of their price: they cost nothing on top of its uptime.
+    uptime = {f"uptime of {one.name}": one.nano_usd for one in report.endpoints}
     rows = (
-        (source or "(no price)", day[0] if (day := _DAY.findall(source)) else "", *_sum(group))
-        for source, group in groups
+        (
+            *(source or "(no price)", day[0] if (day := _DAY.findall(source)) else ""),
+            *(total(group) + uptime.get(source, 0), len(group)),
+        )
+        for source, group in _groups(report.charges, _price_source, uptime)
     )
-    return Table("prices", "Where prices came from", columns, _by_amount(rows, 2))
+    return Table("prices", "Where prices came from", columns, by_amount(rows, 2))
 
 
 def endpoints(report: Report) -> Table:
@@ -172,7 +187,7 @@ def endpoints(report: Report) -> Table:
     )
     rows = ((e.name, e.verdict, e.minutes, e.nano_usd, e.idle) for e in report.endpoints)
     note = "Minutes are started minutes of all replicas. Idle is what no test used."
-    return Table("endpoints", "Endpoints", columns, _by_amount(rows, 3), note)
+    return Table("endpoints", "Endpoints", columns, by_amount(rows, 3), note)
 
 
 def shares(report: Report) -> Table:
@@ -183,7 +198,7 @@ def shares(report: Report) -> Table:
         Column("share", "usd", bar=True),
     )
     rows = ((test, e.name, share) for e in report.endpoints for test, share in e.shares)
-    return Table("shares", "Uptime by test", columns, _by_amount(rows, 2))
+    return Table("shares", "Uptime by test", columns, by_amount(rows, 2))
 
 
 def refusals(report: Report) -> Table:
@@ -206,11 +221,11 @@ def runs(reports: Sequence[Report]) -> Table:
     columns: tuple[Column, ...] = (
         Column("date (UTC)", "word"),
         Column("run", "word"),
-        Column("spent", "usd", bar=True),
-        CAP,
+        Column("spent", "usd"),
+        CAP._replace(filled=(2, 6)),
         Column("calls", "count"),
         Column("refused", "count"),
-        Column("endpoints", "usd"),
+        Column("of which uptime", "usd"),
     )
     billed = any(one.bill is not None for one in reports)
     if billed:
@@ -237,8 +252,8 @@ def drifts(reports: Sequence[Report]) -> Table:
     columns = (
         Column("model", "name"),
         Column("runs", "count"),
-        Column("ledger", "usd", bar=True),
-        Column("billed", "usd", bar=True),
+        Column("ledger", "usd"),
+        Column("billed", "usd"),
         Column("drift", "word"),
     )
     found = by_model(one.bill for one in reports if one.bill is not None)
@@ -248,12 +263,13 @@ def drifts(reports: Sequence[Report]) -> Table:
 
 
 def calls(report: Report) -> Table:
-    """Each call, in the order of settlement."""
+    """Each call, in the order of settlement; one to an endpoint has the endpoint's name."""
+    remarked = any(map(remarks, report.charges))
     columns = (
         Column("#", "count"),
         Column("test", "name"),
         Column("cost", "usd"),
-        Column("remarks", "word"),
+        *((Column("remarks", "word"),) if remarked else ()),
         Column("model", "name"),
         Column("provider", "word"),
         Column("status", "word"),
@@ -265,69 +281,38 @@ def calls(report: Report) -> Table:
     )
     rows = tuple(
         (
-            *(number, each.test or each.where or NO_TEST, each.nano_usd, remarks(each)),
-            *(each.model, each.provider or "", each.status),
-            *(each.input_tokens, each.output_tokens, each.seconds, each.task, each.price_source),
+            *(number, each.test or each.where or NO_TEST, each.nano_usd),
+            *((remarks(each),) if remarked else ()),
+            *(_model(each), _provider(each), each.status),
+            *(each.input_tokens, each.output_tokens, each.seconds, each.task),
+            _price_source(each),
         )
         for number, each in enumerate(report.charges, 1)
     )
     return Table("calls", "Calls", columns, rows)
 
 
-def comparison(before: Report, after: Report) -> Iterator[Table]:
-    """What two runs cost and by how much that differs: in all, and by test."""
-    amounts = (Column("before", "usd"), Column("after", "usd"))
-    differ = (Column("difference", "more"), Column("change", "word"))
-    totals = ((one.spent, one.spent - one.uptime, one.uptime) for one in (before, after))
-    in_all = (
-        (name, *_change(old, new))
-        for name, old, new in zip(("in all", "calls", "endpoints"), *totals, strict=True)
-    )
-    yield Table("totals", "", (Column("cost", "word"), *amounts, *differ), tuple(in_all))
-    was, now = ({test.id: test.whole for test in one.tests} for one in (before, after))
-    changed = ((test, *_change(was[test], now[test])) for test in was if test in now)
-    rows = sorted((row for row in changed if row[3]), key=lambda row: -abs(row[3]))
-    test = Column("test", "name")
-    yield Table("changed", "Changed most", (test, *amounts, *differ), tuple(rows))
-    for title, column, of, others in (("New", "after", now, was), ("Gone", "before", was, now)):
-        only = ((name, nano) for name, nano in of.items() if name not in others)
-        columns = (test, Column(column, "usd"))
-        yield Table(title.lower(), title, columns, _by_amount(only, 1), ONE_SIDED)
+def _model(charge: Charge) -> str:
+    """What a call asked: an endpoint by its name."""
+    return charge.endpoint or charge.model
 
 
-def compared(before: Report, after: Report) -> Iterator[str]:
-    """What two runs cost, in sentences; the first one is the sum, the others what to know of it."""
-    old, new, more, change = _change(before.spent, after.spent)
-    old_text, new_text = beside(None, old, new)
-    differ = f"{'+' if more > 0 else ''}{show(more)}{f' ({change})' if change else ''}"
-    yield f"{new_text}, before {old_text}: {differ}" if more else f"{new_text}, as before"
-    yield f"{after.counts}; before {before.counts}"
-    if before.rehearsal and after.rehearsal:
-        yield f"Both are rehearsals: {REHEARSAL.partition(': ')[2]}."
-    elif before.rehearsal or after.rehearsal:
-        yield "One of the two is a rehearsal, with the prices of the emulator: they do not compare."
-    counts = {
-        "not run, so their costs are missing": [one.not_run for one in (before, after)],
-        **{one.meaning: [len(run.remarked(one)) for run in (before, after)] for one in REMARKS},
-    }
-    for meaning, (earlier, later) in counts.items():
-        if earlier or later:
-            what = "test" if meaning.startswith("not run") else "call"
-            yield f"{counted(later, what)} {meaning}; before {earlier:,}"
-    if same := len(_costs(before) & _costs(after)):
-        yield f"{counted(same, 'test')} {'costs' if same == 1 else 'cost'} the same"
+def _provider(charge: Charge) -> str:
+    return charge.provider or (_ENDPOINTS if charge.endpoint else "")
 
 
-def _change(before: int, after: int) -> tuple[int, int, int, str]:
-    return before, after, after - before, drift_text(drift(before, after))
-
-
-def _costs(report: Report) -> set[tuple[str, int]]:
-    return {(test.id, test.whole) for test in report.tests}
+def _price_source(charge: Charge) -> str:
+    """Without the model, which each row of a catalogue names."""
+    return charge.price_source.partition(": ")[0]
 
 
 def _grouped(
-    key: str, title: str, label: str, charges: Iterable[Charge], by: Callable[[Charge], str]
+    key: str,
+    title: str,
+    label: str,
+    charges: Iterable[Charge],
+    by: Callable[[Charge], str],
+    uptime: Mapping[str, int],
 ) -> Table:
     columns = (
         Column(label, "name"),
@@ -339,30 +324,27 @@ def _grouped(
     )
     rows = (
         (
-            *(name or "(unknown)", *_sum(group)),
+            *(name or "(unknown)", total(group) + uptime.get(name, 0), len(group)),
             sum(charge.input_tokens for charge in group),
             sum(charge.output_tokens for charge in group),
             sum(map(ESTIMATED.applies, group)),
         )
-        for name, group in _groups(charges, by)
+        for name, group in _groups(charges, by, uptime)
     )
-    return Table(key, title, columns, _by_amount(rows, 1))
+    return Table(key, title, columns, by_amount(rows, 1))
 
 
 def _groups(
-    charges: Iterable[Charge], by: Callable[[Charge], str]
+    charges: Iterable[Charge], by: Callable[[Charge], str], names: Iterable[str]
 ) -> Iterable[tuple[str, list[Charge]]]:
-    found: dict[str, list[Charge]] = {}
+    """The charges by some text of theirs; each of ``names`` is a group, with charges or not."""
+    found: dict[str, list[Charge]] = {name: [] for name in names}
     for charge in charges:
         found.setdefault(by(charge), []).append(charge)
     return found.items()
 
 
-def _sum(group: list[Charge]) -> tuple[int, int]:
-    return total(group), len(group)
-
-
-def _by_amount(rows: Iterable[tuple[Cell, ...]], column: int) -> tuple[tuple[Cell, ...], ...]:
+def by_amount(rows: Iterable[tuple[Cell, ...]], column: int) -> tuple[tuple[Cell, ...], ...]:
     """Sorted by an amount, the greatest first; among equals as they came."""
 
     def amount(row: tuple[Cell, ...]) -> float:

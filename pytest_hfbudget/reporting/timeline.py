@@ -98,6 +98,8 @@ class Timeline:
         """The figures in one line."""
         saved = self.collected.minus(self.paid)
         text = f"endpoint minutes: {self.paid} paid, {self.least} are the least"
+        if self.paid == self.least == self.collected:
+            return f"endpoint minutes: {self.paid} paid, as few as possible"
         if saved.nano_usd <= 0 and saved.minutes <= 0:
             return f"{text}; as many as in the order of the collection"
         return f"{text}; the order of the collection takes {self.collected}: {saved} saved"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+ENDPOINT = "my-org/ci-llm"
+ADDRESS = "https://x1y2z3.us-east-1.aws.endpoints.huggingface.cloud/v1/chat/completions"
 EVIL = "<script>document.title='owned'</script>"
 NAMES = (
     "tests/test_chat.py::test_answers_in_one_sentence",
@@ -36,10 +38,11 @@ def report(calls: int, *, tests: int = 40, day: int = 22, hostile: bool = False)
     for call in made:
         nanos[call["test"]] += round(float(call["usd"] or 0) * 10**9)
         counts[call["test"]] += 1
-    endpoint = 26_666_667
+    endpoint, shares = 26_666_667, {names[0]: 12_000_000, names[1]: 4_000_000}
     return {
         "schema": 1,
         "run": f"{day:02}5f0c2d9e71",
+        "project": "rag-service",
         "date": f"2026-11-{day:02}T03:10:00+00:00",
         "session": {
             "spent_usd": usd(sum(nanos.values()) + endpoint),
@@ -55,6 +58,7 @@ def report(calls: int, *, tests: int = 40, day: int = 22, hostile: bool = False)
                 "cap_usd": "0.01" if n % 2 else None,
                 "calls": counts[name],
                 "refused": 2 if n == 3 else 0,
+                "uptime_usd": usd(shares.get(name, 0)),
             }
             for n, name in enumerate(names)
         ],
@@ -72,25 +76,28 @@ def report(calls: int, *, tests: int = 40, day: int = 22, hostile: bool = False)
         * 2,
         "endpoints": [
             {
-                "name": "my-org/ci-llm",
+                "name": ENDPOINT,
                 "state": "paused",
                 "usd": usd(endpoint),
                 "minutes": 2,
                 "resumed": True,
                 "paused": True,
                 "verified": True,
-                "shares": {names[0]: usd(12_000_000), names[1]: usd(4_000_000)},
-                "idle": usd(10_666_667),
+                "shares": {name: usd(share) for name, share in shares.items()},
+                "idle_usd": usd(10_666_667),
             }
         ],
     }
 
 
 def _call(number: int, names: list[str]) -> dict[str, Any]:
+    provider: str | None
     model, provider, task = MODELS[(number * 7 // 3) % len(MODELS)]
     replayed = number % 41 == 7
     tokens_in, tokens_out = 20 + number * 37 % 900, number * 13 % 400
     nano = tokens_in * 50 + tokens_out * 80
+    if at_endpoint := number % 29 == 1:
+        model, provider, nano = ADDRESS, None, 0
     return {
         "test": names[number * 31 % len(names)],
         "where": "",
@@ -100,7 +107,10 @@ def _call(number: int, names: list[str]) -> dict[str, Any]:
         "input_tokens": tokens_in,
         "output_tokens": tokens_out,
         "usd": "0" if replayed else usd(nano),
-        "price_source": f"router catalogue of 2026-11-21: {model}:{provider}",
+        "price_source": f"uptime of {ENDPOINT}"
+        if at_endpoint
+        else f"router catalogue of 2026-11-21: {model}:{provider}",
+        "endpoint": ENDPOINT if at_endpoint else None,
         "status": "replayed" if replayed else "200",
         "estimated": number % 23 == 5,
         "seconds": 0.2 + number % 700 / 100,

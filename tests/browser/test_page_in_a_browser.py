@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from large_report import report
+from large_report import ADDRESS, ENDPOINT, NAMES, report
 from opened_page import Open
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 pytestmark = pytest.mark.browser
 
 # What is meant is a second; a machine that is busy with other tests may take longer.
 GENEROUS_MS = 3000
-PHONE = {"viewport": {"width": 360, "height": 740}}
+PHONE = {"viewport": {"width": 390, "height": 844}}
 OPENED = """() => {
     const [entry] = performance.getEntriesByType("navigation");
     return entry.loadEventEnd - entry.startTime;
@@ -198,8 +198,150 @@ def _luminance(colour: str) -> float:
 @pytest.mark.parametrize("hostile", [False, True])
 def test_a_phone_never_scrolls_the_page_sideways(show: Open, hostile: bool) -> None:
     page = show(report(100, hostile=hostile), report(100, day=23, hostile=hostile), **PHONE)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("#calls").bounding_box() is not None
+
+
+CUT_OFF = """() => [...document.querySelectorAll("body *")].filter(each => {
+    const box = each.getBoundingClientRect();
+    const clips = getComputedStyle(each).overflowX !== "visible";
+    return box.right > innerWidth + 1 || (clips && each.scrollWidth > each.clientWidth + 1);
+}).map(each => each.outerHTML.slice(0, 200))"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_cut_off(show: Open, width: int) -> None:
+    runs = [{**report(60, day=day), "timeline": TIMELINE} for day in range(1, 9)]
+    page = show(*runs, viewport={"width": width, "height": 844})
+    for number in range(4):
+        page.locator("#tests .opens").nth(number).click()
+    assert page.evaluate(CUT_OFF) == []
+
+
+def test_on_a_phone_each_figure_has_its_label(show: Open) -> None:
+    page = show(report(60), **PHONE)
+    said = "cell => getComputedStyle(cell, '::before').content"
+    for row in ("#calls tbody tr:first-child", "#calls tbody tr:last-child"):
+        cells = page.locator(f"{row} td.n").all()
+        labels = [cell.evaluate(said).strip('"').strip() for cell in cells]
+        assert labels == ["#", "cost", "in", "out", "seconds"]
+
+
+def test_the_page_names_the_project(show: Open) -> None:
+    page = show(report(5))
+    assert page.title().startswith("rag-service: ")
+    assert page.locator("header").inner_text().startswith("rag-service")
+
+
+def _test_row(page: Page, number: int) -> Locator:
+    name = f"{NAMES[number]}[{number}]"
+    return page.locator("#tests tbody tr", has=page.get_by_text(name, exact=True))
+
+
+def test_the_cap_of_a_test_and_what_it_has_spent_are_one_bar(show: Open) -> None:
+    made = report(60, tests=4)
+    made["tests"][1].update(spent_usd="0.001", uptime_usd="0.004", cap_usd="0.01")
+    page = show(made)
+    bar = _test_row(page, 1).locator("svg.bar")
+    parts = [float(part.get_attribute("width") or 0) for part in bar.locator("rect").all()]
+    assert parts == [10, 40]
+    assert _test_row(page, 1).locator("td").nth(2).inner_text() == "$0.01"
+    _sorted_by(page, "tests", "calls")
+    drawn = [float(part.get_attribute("width") or 0) for part in bar.locator("rect").all()]
+    assert drawn == parts
+    assert _test_row(page, 2).locator("svg.bar").count() == 0  # it has no cap
+
+
+def test_a_cap_is_never_rounded(show: Open) -> None:
+    made = report(60, tests=4)
+    made["tests"][1]["cap_usd"] = "0.000012345"
+    page = show(made)
+    cap = _test_row(page, 1).locator("td").nth(2)
+    assert cap.inner_text() == "$0.000012345"
+    _sorted_by(page, "tests", "calls")
+    assert cap.inner_text() == "$0.000012345"
+
+
+def test_what_endpoints_cost_a_test_is_in_its_row(show: Open) -> None:
+    page = show(report(60))
+    heads = page.locator("#tests th").all_inner_texts()
+    uptime = next(n for n, head in enumerate(heads) if "of which uptime" in head)
+    assert _test_row(page, 0).locator("td").nth(uptime).inner_text() == "$0.01"
+    assert page.locator("#shares").count() == 0
+
+
+def test_endpoints_are_named_and_their_addresses_are_not_shown(show: Open) -> None:
+    page = show(report(60))
+    assert ENDPOINT in page.locator("#models").inner_text()
+    assert ENDPOINT in page.locator("#calls").inner_text()
+    assert ADDRESS not in page.content()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_chart_over_runs_has_values(show: Open, complaints: list[str], width: int) -> None:
+    runs = [report(20 * day, day=day) for day in range(1, 6)]
+    page = show(*runs, viewport={"width": width, "height": 844})
+    spent = _column(page, "runs", 3)
+    assert page.locator("#runs .values b").all_inner_texts() == spent[::-1]
+    assert page.locator("#runs .values b").last.is_visible()
+    assert page.locator("#runs .marks li").first.inner_text() == spent[0]
+    assert f"Newest {spent[0]}" in page.locator("#runs .note").inner_text()
+    page.locator("#runs .trend .part").nth(1).hover()
+    assert page.locator("#runs .at").inner_text().startswith(f"2026-11-02 03:10: {spent[3]} of ")
+    page.locator("#runs .trend").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#runs .at").inner_text().startswith(f"2026-11-03 03:10: {spent[2]} of ")
+    assert complaints == []
+
+
+def test_many_runs_have_an_axis_instead_of_a_value_each(show: Open) -> None:
+    page = show(*(report(5, day=day) for day in range(1, 29)))
+    assert page.locator("#runs .values").count() == 0
+    assert page.locator("#runs .marks li").count() == 3
+    assert page.locator("#runs .ends").inner_text() == "2026-11-01 03:10 to 2026-11-28 03:10"
+
+
+def test_a_test_opens_to_its_refusals_its_endpoints_and_its_calls(show: Open) -> None:
+    made = report(200, tests=5)
+    page = show(made)
+    for number in (0, 3):
+        _test_row(page, number).locator(".opens").click()
+    details = page.locator("#tests .detail")
+    assert details.count() == 2
+    for number, (key, words) in {0: ("shares", "Uptime"), 3: ("refusals", "Refused calls")}.items():
+        detail = _test_row(page, number).locator("xpath=following-sibling::tr[1]")
+        calls = [call for call in made["calls"] if call["test"] == made["tests"][number]["id"]]
+        assert detail.locator("caption").all_inner_texts()[-1] == f"Calls ({len(calls)})"
+        assert detail.locator("table").last.locator("tbody tr").count() == len(calls)
+        assert words in detail.inner_text(), key
+    _test_row(page, 0).locator(".opens").click()
+    assert details.count() == 1
+
+
+def test_a_keyboard_opens_a_test(show: Open) -> None:
+    page = show(report(40))
+    opens = page.locator("#tests .opens").first
+    opens.focus()
+    page.keyboard.press("Enter")
+    assert opens.get_attribute("aria-expanded") == "true"
+    assert page.locator("#tests .detail").is_visible()
+
+
+def test_a_test_of_very_many_calls_says_how_many_more_there_are(show: Open) -> None:
+    page = show(report(500, tests=2))
+    page.locator("#tests .opens").first.click()
+    assert page.locator("#tests .detail tbody tr").count() <= 110
+    assert "and 150 more" in page.locator("#tests .detail").inner_text()
+
+
+def test_calls_of_no_test_open_too(show: Open) -> None:
+    made = report(20)
+    made["calls"][0].update(test=None, where="import of conftest.py")
+    page = show(made)
+    page.locator("#tests input").fill("no test")
+    page.locator("#tests .opens").click()
+    assert page.locator("#tests .detail caption").all_inner_texts() == ["Calls (1)"]
 
 
 def test_a_keyboard_sorts_a_table(show: Open) -> None:

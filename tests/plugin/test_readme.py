@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 from plugin_suite import Suite
+from readme_picture import PICTURE, badges, drawn, run, said
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -30,6 +31,19 @@ def test_the_python_of_the_readme_stays_within_its_caps(suite: Suite) -> None:
     result.stdout.fnmatch_lines(
         ["*stopped after * calls: *", "spent $0.* of $0.05 *", f"*{endpoint[1]}: paused, verified*"]
     )
+
+
+def test_the_picture_of_the_readme_says_what_its_first_example_prints(tmp_path: Path) -> None:
+    shown = said(PICTURE.read_text(encoding="utf-8"))
+    assert "2 passed" in shown
+    assert shown == said(drawn(run(tmp_path))), "run `make picture`"
+
+
+def test_the_badges_of_the_readme_say_what_the_package_does() -> None:
+    assert badges()
+    for path, badge in badges().items():
+        assert path.read_text(encoding="utf-8") == badge, "run `make picture`"
+        assert f"(docs/{path.name})" in README
 
 
 def test_the_readme_is_short() -> None:

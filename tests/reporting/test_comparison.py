@@ -9,7 +9,7 @@ import pytest
 from written_report import full, saved
 
 from pytest_hfbudget.reporting.github import MARKER, TOP, comparison_comment
-from pytest_hfbudget.reporting.tables import comparison
+from pytest_hfbudget.reporting.merged import comparison
 
 # GitHub refuses a longer comment.
 MOST_CHARACTERS = 65_536

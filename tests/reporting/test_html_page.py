@@ -12,7 +12,7 @@ from written_report import LEAST, full, saved
 
 pytest.importorskip("jinja2")
 
-from pytest_hfbudget.reporting.html import page, write
+from pytest_hfbudget.reporting.html import fill, page, write
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028\ud800"
 
@@ -40,7 +40,7 @@ def test_a_page_of_the_emptiest_report_has_its_headline() -> None:
 def test_every_table_is_in_the_page() -> None:
     text = page([saved(full()), saved(full())])
     aggregates = ["tests", "models", "providers", "prices", "runs"]
-    for key in ["refusals", "endpoints", "shares", *aggregates, "calls"]:
+    for key in ["refusals", "endpoints", *aggregates, "calls"]:
         assert f'<section id="{key}"' in text
 
 
@@ -49,6 +49,13 @@ def test_an_amount_is_short_and_its_title_is_exact() -> None:
     content["session"]["spent_usd"] = "0.012345678"
     text = page([saved(content)])
     assert '<strong title="$0.012345678 = 12,345,678 nano-USD">$0.01</strong>' in text
+
+
+def test_a_bar_that_is_hardly_filled_still_shows_what_most_of_it_was_spent_on() -> None:
+    assert fill((550_000 + 4_900, 550_000), 50_000_000) == (0.02, 1.98)
+    assert fill((0, 0), 50_000_000) == (0, 0)
+    assert fill((2, 0), 1) == (100, 0)
+    assert fill((2, 0), None) is None
 
 
 def test_every_text_of_others_is_escaped() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from written_report import LEAST, full, saved
 
-from pytest_hfbudget.reporting.tables import Cell, Table, tables
+from pytest_hfbudget.reporting.tables import Cell, Table, shares, tables
 
 
 def _tables(*contents: dict) -> dict[str, Table]:  # type: ignore[type-arg]
@@ -25,10 +25,39 @@ def test_calls_of_no_test_are_a_row_among_the_tests() -> None:
     assert (outside["test"], outside["calls"], outside["spent"]) == ("(no test)", 1, 4_900)
 
 
-def test_the_tests_and_the_models_add_up_to_the_calls() -> None:
+def test_models_providers_and_prices_each_add_up_to_calls_and_uptime() -> None:
     made = _tables(full())
-    for key in ("tests", "models", "providers", "prices"):
-        assert sum(int(row["spent"] or 0) for row in _records(made[key])) == 9_800
+    for key in ("models", "providers", "prices"):
+        assert sum(int(row["spent"] or 0) for row in _records(made[key])) == 9_800 + 550_000
+
+
+def test_a_test_has_its_share_of_the_uptime_of_endpoints_in_what_it_has_spent() -> None:
+    row = next(row for row in _records(_tables(full())["tests"]) if row["test"] != "(no test)")
+    assert (row["spent"], row["of which uptime"], row["cap"]) == (304_900, 300_000, 10_000_000)
+
+
+def test_without_uptime_there_is_no_column_for_it() -> None:
+    content = full()
+    del content["tests"][0]["uptime_usd"]
+    assert "of which uptime" not in _records(_tables(content)["tests"])[0]
+
+
+def test_a_call_to_an_endpoint_has_its_name_and_not_its_address() -> None:
+    content = full()
+    content["calls"][0].update(
+        model="https://x.endpoints.huggingface.cloud/v1/chat/completions",
+        provider=None,
+        usd="0",
+        price_source="uptime of acme/llm",
+        endpoint="acme/llm",
+    )
+    made = _tables(content)
+    (call, *_), (model, *_) = _records(made["calls"]), _records(made["models"])
+    assert (call["model"], call["provider"]) == ("acme/llm", "endpoints")
+    assert (model["model"], model["spent"], model["calls"]) == ("acme/llm", 550_000, 1)
+    assert not [
+        text for table in made.values() for row in table.rows for text in row if "http" in str(text)
+    ]
 
 
 def test_estimates_calls_without_a_price_and_replays_are_marked() -> None:
@@ -39,7 +68,8 @@ def test_estimates_calls_without_a_price_and_replays_are_marked() -> None:
 
 
 def test_price_sources_have_the_day_of_their_prices() -> None:
-    first, second = _records(_tables(full())["prices"])
+    uptime, first, second = _records(_tables(full())["prices"])
+    assert (uptime["source"], uptime["spent"]) == ("uptime of acme/llm", 550_000)
     assert (first["source"], first["of"], first["calls"]) == (
         "router catalogue of 2026-11-21",
         "2026-11-21",
@@ -51,7 +81,7 @@ def test_price_sources_have_the_day_of_their_prices() -> None:
 def test_an_endpoint_says_how_it_was_left_and_what_no_test_used() -> None:
     (row,) = _records(_tables(full())["endpoints"])
     assert (row["left"], row["idle"]) == ("NOT VERIFIED AS PAUSED (running)", 250_000)
-    (share,) = _records(_tables(full())["shares"])
+    (share,) = _records(shares(saved(full())))
     assert (share["test"], share["share"]) == ("test_a.py::test_a", 300_000)
 
 

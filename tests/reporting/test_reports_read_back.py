@@ -91,6 +91,7 @@ def test_the_report_of_a_run_is_the_same_value_when_it_is_read_back() -> None:
         *(True, 0.25),
         over=100,
         instead_of="org/large",
+        endpoint="acme/llm",
     )
     report = model.Report(
         spent=554_900,
@@ -119,6 +120,7 @@ def test_the_report_of_a_run_is_the_same_value_when_it_is_read_back() -> None:
         run="5f0c2d9e71ab",
         date=NOW,
         rehearsal=True,
+        project="rag-service",
         unmetered=(("RuntimeError", 2),),
     )
     assert parse(as_json(report), written=datetime.now(timezone.utc)) == report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 
 from pytest_hfbudget.endpoints.uptime import UsageWindow, UseStretch
@@ -45,6 +46,12 @@ def test_the_minutes_are_compared_with_the_least_and_with_the_collection() -> No
         "endpoint minutes: 2 (<$0.0001) paid, 1 (<$0.0001) are the least; "
         "as many as in the order of the collection"
     )
+
+
+def test_minutes_of_which_none_could_be_saved_are_not_compared() -> None:
+    same = Minutes(2, 2_000)
+    found = replace(made(), paid=same, least=same, collected=same)
+    assert found.line == "endpoint minutes: 2 (<$0.0001) paid, as few as possible"
 
 
 def test_a_test_begins_when_it_has_its_endpoint() -> None:

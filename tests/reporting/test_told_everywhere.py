@@ -72,6 +72,11 @@ def test_a_budget_that_tests_share_is_told(ledger: Ledger) -> None:
     assert "#### Shared budgets" in step_summary(saved)
 
 
+def test_calls_that_could_not_be_metered_are_on_the_page() -> None:
+    report = Report(0, None, 0, 0, unmetered=(("it went out by <urllib>", 2),))
+    assert "2 calls could not be metered: it went out by &lt;urllib&gt;" in page([report])
+
+
 def test_a_test_that_was_refused_is_not_hidden_behind_dearer_ones(ledger: Ledger) -> None:
     for number in range(TOP + 3):
         _call(ledger, f"test_a.py::test_{number}")

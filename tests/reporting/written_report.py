@@ -50,6 +50,7 @@ def full() -> dict[str, Any]:
                     "cap_usd": "0.01",
                     "calls": 1,
                     "refused": 1,
+                    "uptime_usd": "0.0003",
                 }
             ],
             "calls": [

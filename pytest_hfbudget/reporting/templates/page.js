@@ -1,7 +1,9 @@
 "use strict";
 // Draws a table again when it is sorted, searched or paged; until then the page stands as it came.
 const ROWS = 25;
-const LONG = { text: 400, name: 80, word: 24 };
+const LONG = { text: 400, name: 120, word: 80 };
+// So many calls of a test are shown below it.
+const DETAILS = 100;
 // Where the name of a test may be broken before it is broken anywhere.
 const BREAKS = /(?<=::)/;
 const SVG = "http://www.w3.org/2000/svg";
@@ -42,30 +44,43 @@ function figure(value, kind) {
 
 // --- cells
 
-function bar(value, most) {
-  const svg = document.createElementNS(SVG, "svg");
-  const rect = document.createElementNS(SVG, "rect");
-  const part = Number(value) && Number(most) ? (100 * Number(value)) / Number(most) : 0;
-  const width = part && Math.min(Math.max(part, 0.5), 100);
-  for (const [name, set] of Object.entries({ viewBox: "0 0 100 1", preserveAspectRatio: "none" }))
-    svg.setAttribute(name, set);
-  svg.setAttribute("class", "bar");
-  svg.setAttribute("aria-hidden", "true");
-  rect.setAttribute("width", width);
-  rect.setAttribute("height", 1);
-  svg.append(rect);
-  return svg;
+function svg(name, attributes, ...inside) {
+  const made = document.createElementNS(SVG, name);
+  for (const [each, value] of Object.entries(attributes)) made.setAttribute(each, value);
+  made.append(...inside);
+  return made;
 }
 
-function cell(value, kind, most, texts) {
+function percent(part, whole) {
+  if (!part || whole <= 0) return 0;
+  return Math.min(Math.max((100 * part) / whole, 2), 100);
+}
+
+// All that was spent, and the part of it that is uptime, of an amount; as fill() in html.py.
+function bar([most, uptime = 0], whole) {
+  const all = percent(most, whole);
+  const calls = most ? (all * (most - uptime)) / most : 0;
+  return svg(
+    "svg",
+    { class: "bar", viewBox: "0 0 100 1", preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("rect", { width: calls, height: 1 }),
+    svg("rect", { class: "uptime", x: calls, width: all - calls, height: 1 }),
+  );
+}
+
+function cell(row, i, { kinds, labels, wholes, filled, texts }) {
+  const [value, kind] = [row[i], kinds[i]];
   const td = document.createElement("td");
   const span = document.createElement("span");
+  td.dataset.label = labels[i];
   if (isNumber(kind)) {
-    td.className = "n";
+    const cap = filled[i].length && value !== null;
+    td.className = filled[i].length ? "n filled" : "n";
     if (kind === "usd" && value !== null)
       td.title = `${exact(BigInt(value))} = ${grouped(String(value))} nano-USD`;
-    if (most) td.append(bar(value, most));
-    span.textContent = figure(value, kind);
+    if (cap) td.append(bar(filled[i].map((n) => Number(row[n])), Number(value)));
+    if (Number(wholes[i])) td.append(bar([Number(value)], Number(wholes[i])));
+    span.textContent = cap ? exact(BigInt(value)) : figure(value, kind);
     td.append(span);
     return td;
   }
@@ -127,9 +142,10 @@ function bring(section) {
     const page = rows.slice(from, from + ROWS);
     body.replaceChildren(...page.map((row) => {
       const tr = document.createElement("tr");
-      tr.append(...row.map((value, i) => cell(value, table.kinds[i], table.most[i], table.texts)));
+      tr.append(...row.map((_, i) => cell(row, i, table)));
       return tr;
     }));
+    if (section.id === "tests") body.querySelectorAll("tr").forEach(opens);
     if (told) {
       const range = rows.length ? `${from + 1} to ${from + page.length} of ` : "";
       told.textContent = `${range}${grouped(String(rows.length))}`;
@@ -140,6 +156,7 @@ function bring(section) {
     }
   }
 
+  if (section.id === "tests") body.querySelectorAll("tr").forEach(opens);
   headings.forEach((heading, column) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -169,6 +186,63 @@ function bring(section) {
       draw();
     });
   }
+}
+
+// --- from a test to its calls
+
+function opens(tr) {
+  const span = tr.querySelector("td.name span");
+  const test = span.title || span.textContent;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "opens";
+  button.setAttribute("aria-expanded", "false");
+  span.replaceWith(button);
+  button.append(span);
+  button.addEventListener("click", () => {
+    const open = button.getAttribute("aria-expanded") === "true";
+    button.setAttribute("aria-expanded", String(!open));
+    if (open) return tr.nextElementSibling.remove();
+    const detail = document.createElement("tr");
+    const td = document.createElement("td");
+    detail.className = "detail";
+    td.colSpan = tr.cells.length;
+    for (const [key, title] of [["refusals", "Refused calls"], ["shares", "Uptime"], ["calls", "Calls"]])
+      td.append(...part(key, title, test));
+    if (!td.childNodes.length) td.append("No call and no endpoint.");
+    detail.append(td);
+    tr.after(detail);
+  });
+}
+
+// The rows of a table that are of one test, without the column that says so.
+function part(key, title, test) {
+  const table = data(key);
+  if (!table) return [];
+  const tests = data("tests");
+  const named = new Set(tests.rows.map((row) => tests.texts[row[0]]));
+  const at = table.labels.indexOf("test");
+  const own = (text) => text === test || (test === "(no test)" && !named.has(text));
+  const found = table.rows.filter((row) => own(table.texts[row[at]]));
+  if (!found.length) return [];
+  const columns = table.labels
+    .map((_, i) => i)
+    .filter((i) => i !== at && found.some((row) => row[i] !== null && (isNumber(table.kinds[i]) || table.texts[row[i]])));
+  const made = document.createElement("table");
+  made.createCaption().textContent = `${title} (${grouped(String(found.length))})`;
+  const head = made.createTHead().insertRow();
+  for (const i of columns) {
+    const th = document.createElement("th");
+    th.textContent = table.labels[i];
+    if (isNumber(table.kinds[i])) th.className = "n";
+    head.append(th);
+  }
+  const body = made.createTBody();
+  const plain = { ...table, wholes: table.wholes.map(() => 0) };
+  for (const row of found.slice(0, DETAILS))
+    body.insertRow().append(...columns.map((i) => cell(row, i, plain)));
+  const left = found.length - DETAILS;
+  return left > 0 ? [made, `and ${grouped(String(left))} more: search the table of calls for this test`] : [made];
 }
 
 // --- light and dark
@@ -202,24 +276,28 @@ function theme() {
 theme();
 document.querySelectorAll("section[data-rows]").forEach(bring);
 
-// --- the timeline: what a part is, by pointer and by arrow keys
+// --- what a part of a chart is, by pointer and by arrow keys; and long texts
 
-for (const row of document.querySelectorAll(".lanes svg")) {
-  const said = document.querySelector(".lanes .at");
-  const parts = [...row.querySelectorAll("rect")];
+for (const chart of document.querySelectorAll(".reads")) {
+  const said = chart.querySelector(".at");
   const show = (part) => {
-    for (const each of document.querySelectorAll(".lanes .here")) each.classList.remove("here");
+    for (const each of chart.querySelectorAll(".here")) each.classList.remove("here");
     if (!part) return;
     part.classList.add("here");
     said.textContent = part.querySelector("title").textContent;
   };
-  row.addEventListener("pointerover", (event) => show(event.target.closest("rect")));
-  row.addEventListener("focus", () => row.matches(":focus-visible") && show(parts[0]));
-  row.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    const at = parts.findIndex((part) => part.classList.contains("here"));
-    show(parts[Math.min(Math.max(at + step, 0), parts.length - 1)]);
-  });
+  for (const row of chart.querySelectorAll("svg")) {
+    const parts = [...row.querySelectorAll(".part")];
+    row.addEventListener("pointerover", (event) => show(event.target.closest(".part")));
+    row.addEventListener("focus", () => row.matches(":focus-visible") && show(parts[0]));
+    row.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const at = parts.findIndex((part) => part.classList.contains("here"));
+      show(parts[Math.min(Math.max(at + step, 0), parts.length - 1)]);
+    });
+  }
 }
+
+document.addEventListener("click", (event) => event.target.closest(".long")?.classList.toggle("whole"));
