@@ -132,7 +132,7 @@ def test_a_daily_budget_is_one_for_all_machines_of_a_project(machines: Machines)
     mine = {"HFBUDGET_PROJECT": "mine"}
     assert machines.run("--hf-daily-budget=0.000021", run="1", **mine)[0] == 0
     _, said = machines.run("--hf-daily-budget=0.000021", run="2", **mine)
-    assert "1 test not run: a daily, weekly or monthly budget has too little left." in said
+    assert "1 test not run: a daily, weekly or monthly budget has too little left" in said
     assert machines.run("--hf-daily-budget=0.000021", run="3", HFBUDGET_PROJECT="other")[0] == 0
 
 
