@@ -38,7 +38,7 @@ def test_answer_again(client):
 
 @pytest.fixture
 def asked():
-    """An answer of an async client, that is there before the test; in a loop of its own."""
+    """What asks by an async client that is there before the test; in a loop of its own."""
     loop = asyncio.new_event_loop()
     one = openai.AsyncOpenAI(base_url=URL, api_key="hf_user")
     yield lambda: loop.run_until_complete(one.chat.completions.create(**ASK))

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 
 import openai
+import pytest
 
 URL = "https://router.huggingface.co/v1"
 MODEL = "emulator/chat:groq"
@@ -26,12 +27,27 @@ async def create(one):
     return await one.chat.completions.create(**ASK)
 
 
-def test_answer():
-    assert asynchronously(create).choices[0].message.content
+@pytest.fixture
+def asked():
+    """What asks by a client that is there before the test; in a loop of its own."""
+    loop = asyncio.new_event_loop()
+
+    async def made():
+        own = openai.DefaultAioHttpClient()
+        return openai.AsyncOpenAI(base_url=URL, api_key="hf_user", http_client=own)
+
+    one = loop.run_until_complete(made())
+    yield lambda: loop.run_until_complete(create(one))
+    loop.run_until_complete(one.close())
+    loop.close()
 
 
-def test_answer_again():
-    assert asynchronously(create).choices[0].message.content
+def test_answer(asked):
+    assert asked().choices[0].message.content
+
+
+def test_answer_again(asked):
+    assert asked().choices[0].message.content
 
 
 def test_answers_at_a_time():
