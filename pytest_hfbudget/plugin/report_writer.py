@@ -72,7 +72,9 @@ class ReportWriter:
             from pytest_hfbudget.reporting.terminal import not_run, refused
 
             report = make()
-            reasons = [refused(report), not_run(report)]
+            reasons = [refused(report)]
+            if "failed" not in found or reasons[0]:  # another failure is reason enough
+                reasons.append(not_run(report))
         if self.blamed and "failed" not in found:
             calls = "1 call was" if len(self.blamed) == 1 else f"{len(self.blamed)} calls were"
             reasons.append(f"{calls} refused outside of every test.")

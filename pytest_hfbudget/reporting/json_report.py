@@ -298,7 +298,8 @@ def _read_call(row: JsonFields) -> Charge:
 
 def _refusal(refusal: Refusal) -> dict[str, Any]:
     fields = refusal._asdict()
-    return {**fields, **{f"{name}_usd": usd_text(fields.pop(name)) for name in FIGURES}}
+    figures = {f"{name}_usd": usd_text(fields.pop(name)) for name in FIGURES}
+    return {**fields, **figures}
 
 
 def _read_refusal(row: JsonFields) -> Refusal:

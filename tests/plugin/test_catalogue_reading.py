@@ -176,7 +176,7 @@ def test_a_cap_has_it_read_whatever_is_imported(online: Suite) -> None:
 def test_a_first_rehearsal_has_prices(suite: Suite, code: str) -> None:
     result = run(suite, code)
     result.stdout.no_fnmatch_line(UNPRICED)
-    result.stdout.fnmatch_lines(["spent $0.0*"])
+    result.stdout.fnmatch_lines(["spent <$0.0001 *"])
 
 
 def test_workers_have_it_read_once_by_their_controller(suite: Suite) -> None:

@@ -93,7 +93,7 @@ def test_what_a_run_has_stored_is_what_the_next_is_expected_to_cost(suite: Suite
     """)
     suite.run("--hf-store-costs", "--hf-report=report.json")
     spent = suite.report()["session"]["spent_usd"]
-    suite.run(PLAN).stdout.fnmatch_lines(
+    suite.run(PLAN, "-vv").stdout.fnmatch_lines(
         [
             f"expected ${spent} (2 of 2 tests recorded; no session budget)",
             f"  test_suite.py::test_calls  ${spent} (1 call, *)",
