@@ -196,7 +196,7 @@ def test_without_a_network_the_last_one_is_used_and_its_age_is_shown(
     kept(one_emulator.router, age_s=2 * DAY_S + 60)
     online.emulator.add_fault("models", status=503, times=None)
     result = run(online, CALLS, "--hf-report=report.json", *options)
-    result.stdout.fnmatch_lines(["hfbudget: could not read the prices of *(2 days old) is used"])
+    result.stdout.fnmatch_lines(["hfbudget: could not read the prices of *(2 days old) are used"])
     (call,) = online.report()["calls"]
     assert call["price_source"].endswith("emulator/chat:novita")
 
