@@ -36,8 +36,10 @@ INSTRUMENTATION = "pytest_hfbudget.metering.instrumentation.hub"
 
 # A test that imports one of these is about to spend, or to ask what was spent.
 BUDGET_MODULE = "pytest_hfbudget.metering.budget"
-HTTP_CLIENTS = ("httpx", "httpx2", "requests", "aiohttp")
-SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE, *HTTP_CLIENTS, "http.client")
+HTTP_MODULES = ("httpx", "httpx2", "requests", "aiohttp", "http.client")
+SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE, *HTTP_MODULES)
+# What is there to call models. Too many suites that never do have an HTTP library.
+MODEL_CLIENTS = ("openai", "litellm")
 # HF_TOKEN, HUGGINGFACE_API_KEY (litellm), HUGGINGFACEHUB_API_TOKEN (LangChain) and the like.
 TOKEN_NAME = re.compile(r"(HF|HUGGING_?FACE(HUB)?)_(\w+_)?(TOKEN|KEY)")
 
@@ -96,7 +98,7 @@ class FirstCall:
     @property
     def possible(self) -> bool:
         """Whether calls by other clients may come: one is there, and so is a token for them."""
-        clients = any(name in sys.modules for name in HTTP_CLIENTS)
+        clients = any(name in sys.modules for name in MODEL_CLIENTS)
         return clients and any(
             TOKEN_NAME.fullmatch(name) and os.environ[name] for name in os.environ
         )

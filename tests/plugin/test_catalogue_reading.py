@@ -78,16 +78,6 @@ def test_it():
     with openai.OpenAI(base_url=os.environ["HFBUDGET_ROUTER"] + "/v1", api_key="hf_user") as client:
         client.chat.completions.create(model="emulator/chat:groq", messages=say, max_tokens=20)
 """
-BY_HTTPX = """
-import os
-import httpx
-
-def test_it():
-    url = os.environ["HFBUDGET_ROUTER"] + "/v1/chat/completions"
-    say = [{"role": "user", "content": "Say something. [[tokens=10]]"}]
-    body = {"model": "emulator/chat:groq", "messages": say, "max_tokens": 20}
-    httpx.post(url, json=body, headers={"authorization": "Bearer hf_user"}).raise_for_status()
-"""
 
 
 @pytest.mark.parametrize(
@@ -95,7 +85,7 @@ def test_it():
     [
         pytest.param(BY_OPENAI, "HF_TOKEN", (), id="openai"),
         pytest.param(BY_OPENAI, "HUGGINGFACEHUB_API_TOKEN", ("-n1",), id="openai in a worker"),
-        pytest.param(BY_HTTPX, "HUGGINGFACE_API_KEY", (), id="httpx"),
+        pytest.param(BY_OPENAI, "HUGGINGFACE_API_KEY", (), id="a key for litellm"),
     ],
 )
 def test_where_a_token_is_set_the_calls_of_other_clients_are_priced_without_a_cap(
@@ -121,6 +111,15 @@ def test_without_a_token_a_run_of_other_clients_reads_nothing(
     monkeypatch.delenv("HF_TOKEN", raising=False)
     if value is not None:
         monkeypatch.setenv("HF_TOKEN", value)
+    pytest.importorskip("openai")
+    run(online, "import openai\ndef test_it(): pass")
+    assert reads(online) == 0
+
+
+def test_an_http_library_and_a_token_are_no_reason_to_read_prices(
+    online: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_user")
     run(online, "import httpx\ndef test_it(): pass")
     assert reads(online) == 0
 
@@ -129,8 +128,9 @@ def test_a_run_that_makes_no_call_does_not_say_that_prices_could_not_be_read(
     online: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_user")
+    pytest.importorskip("openai")
     online.emulator.add_fault(op="models", times=None, status=503)
-    result = run(online, "import httpx\ndef test_it(): pass")
+    result = run(online, "import openai\ndef test_it(): pass")
     assert reads(online) == 1
     result.stdout.no_fnmatch_line("*hfbudget*could not read*")
 
