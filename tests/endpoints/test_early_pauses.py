@@ -39,7 +39,7 @@ def test_a_deadline_is_told_at_once_and_nothing_is_resumed_after_it(
     told = until(run.paused_early)
     assert hub.log(kind="state", state="paused") == [], "it was told only once it had happened"
     assert list(told) == ["acme/llm"]
-    assert "the upuptime that this run may have is used up" in told["acme/llm"]
+    assert "the uptime that this run may have is used up" in told["acme/llm"]
     for name in ("acme/llm", "acme/other"):
         with pytest.raises(EndpointError, match="may have is used up"):
             run.ensure(name)
@@ -210,7 +210,7 @@ def test_only_what_this_run_has_up_is_revived(hub: EmulatorClient, lifecycle: Ma
     hub.change_endpoint("acme/llm", state="running")
     run.ensure("acme/llm", keep_running=True)
     hub.change_endpoint("acme/llm", state="paused")
-    with pytest.raises(EndpointError, match="not ours"):
+    with pytest.raises(EndpointError, match="ran before this run"):
         run.revive("acme/llm")
     assert asked(hub, "resume") == 0
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from plugin_suite import one_emulator, real, suite
+from plugin_suite import one_emulator, real, reapers_end, suite
 
-__all__ = ["one_emulator", "real", "suite"]
+__all__ = ["one_emulator", "real", "reapers_end", "suite"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,3 +108,25 @@ def real(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.setenv("HFBUDGET_ENDPOINTS_API", f"{url}/v2")
     monkeypatch.setenv("HF_ENDPOINT", f"{url}/hub")
     return suite
+
+
+@pytest.fixture
+def reapers_end(suite: Suite) -> Iterator[None]:
+    """Wait at the end until no reaper is left: the next test has the same emulator."""
+    yield
+    suite.emulator.clear_faults()  # else they would try for long
+    state = os.environ["HFBUDGET_STATE_DIR"].encode()
+    ends = time.monotonic() + 20
+    while left := [
+        path for path in Path("/proc").glob("[0-9]*/cmdline") if state in read_if_there(path)
+    ]:
+        assert time.monotonic() < ends, left
+        threading.Event().wait(0.02)
+
+
+def read_if_there(path: Path) -> bytes:
+    """The content of a file; empty where there is none by now."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

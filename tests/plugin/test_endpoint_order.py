@@ -340,7 +340,7 @@ def test_the_next_run_knows_how_long_everything_took(
     assert 0.2 <= log.tests["test_suite.py::test_a"] < 5
     assert 0.4 <= log.cold_starts["acme/a"] < 5
     result = real.run("--hf-plan")
-    result.stdout.fnmatch_lines(["  order:", "    acme/a: 1 test, 0 s", "    free, during*"])
+    result.stdout.fnmatch_lines(["  order:", "    acme/a: 1 test, 0 s", "    no endpoint, during*"])
 
 
 @pytest.mark.slow
@@ -365,7 +365,7 @@ def test_an_endpoint_that_a_cap_can_not_pay_ahead_of_its_tests_is_never_resumed(
     real.run(workers).assert_outcomes(passed=4)  # the next run knows when to resume
     before = len(real.requests("resume"))
     result = real.run(workers, "--hf-session-budget=0.0006")  # pays for one minute of one endpoint
-    result.assert_outcomes(passed=3, skipped=1)
-    resumed = [entry["endpoint"] for entry in real.requests("resume")[before:]]
-    assert resumed == ["acme/a"]
+    (resumed,) = [entry["endpoint"] for entry in real.requests("resume")[before:]]
+    not_run = 1 if resumed == "acme/a" else 2  # two workers may begin with either
+    result.assert_outcomes(passed=4 - not_run, skipped=not_run)
     assert set(states(real).values()) == {"paused"}

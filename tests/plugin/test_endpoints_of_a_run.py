@@ -194,6 +194,7 @@ def test_an_endpoint_that_fails_to_start_is_an_error_of_its_tests_and_is_paused(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("reapers_end")
 def test_a_pause_that_can_not_be_verified_fails_the_run(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_pause_that_can_not_be_verified_fails_the_run(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("reapers_end")
 def test_what_is_left_to_do_is_printed_last(suite: Suite) -> None:
     suite.emulator.add_fault("pause", times=None, status=403, json={"error": "revoked"})
     suite.test_file(ONE + "\n    def test_that_fails():\n        assert False\n")
@@ -228,14 +230,15 @@ def test_the_receipt_says_when_it_was_resumed_and_paused(suite: Suite) -> None:
 
 @pytest.mark.slow
 def test_one_that_is_kept_running_is_no_trouble(suite: Suite) -> None:
-    suite.emulator.add_endpoint("acme/llm", state="running")
+    # Reapers of other tests, which were refused their pause, may still try to pause theirs.
+    suite.emulator.add_endpoint("acme/kept", state="running")
     suite.test_file(
-        ONE.replace('hf_endpoint("acme/llm"', 'hf_endpoint("acme/llm", keep_running=True')
+        ONE.replace('hf_endpoint("acme/llm"', 'hf_endpoint("acme/kept", keep_running=True')
     )
     result = suite.run()
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["*acme/llm: kept running, as it was found*"])
-    assert _state(suite) == "running"
+    result.stdout.fnmatch_lines(["*acme/kept: kept running, as it was found*"])
+    assert _state(suite, "acme/kept") == "running"
 
 
 def test_a_session_budget_that_can_not_pay_the_first_minute_resumes_nothing(suite: Suite) -> None:

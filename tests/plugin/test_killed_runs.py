@@ -6,13 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plugin_suite import Suite
+from plugin_suite import Suite, read_if_there
 
 WAITS = """
     @pytest.mark.hf_endpoint("acme/llm")
@@ -23,22 +21,7 @@ WAITS = """
 SECOND = 1.0
 
 
-@pytest.fixture(autouse=True)
-def _no_reaper_outlives_its_test() -> Iterator[None]:
-    """The next test has the same emulator: a reaper that still verifies would pause it there."""
-    yield
-    state = os.environ["HFBUDGET_STATE_DIR"].encode()
-    ends = time.monotonic() + 20
-    while left := [path for path in Path("/proc").glob("[0-9]*/cmdline") if state in _read(path)]:
-        assert time.monotonic() < ends, left
-        threading.Event().wait(0.02)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+pytestmark = pytest.mark.usefixtures("reapers_end")
 
 
 def _start(suite: Suite, *options: str) -> subprocess.Popen[bytes]:
@@ -151,7 +134,7 @@ def test_the_token_is_on_no_command_line_and_in_no_file(suite: Suite) -> None:
     secret = "hf_emulator"
     suite.test_file(WAITS)
     process = _start(suite)
-    lines = [_read(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
+    lines = [read_if_there(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
     process.kill()
     process.wait(30)
     suite.emulator.wait_for(kind="state", state="paused", timeout=20)
