@@ -200,7 +200,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     assert real.sent == 0
     assert result.ret == 1
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["refused outside of every test: *has not configured this worker yet*"])
+    result.stdout.fnmatch_lines(["refused outside of every test: *has not configured this worker*"])
 
 
 def test_a_bad_price_file_is_one_line_though_a_conftest_file_imports_a_client(
