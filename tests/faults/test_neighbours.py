@@ -428,7 +428,7 @@ def test_what_a_dead_container_left_is_named_in_another_and_paused_when_its_tag_
         assert box.start(command=contained(*hfbudget, "sweep")).wait() == 0
         again = box.start(command=contained(*hfbudget, "sweep"))
         assert again.wait() == 0
-        assert "nothing is left" in again.output
+        assert "nothing to pause" in again.output
     else:
         _run_that_needs_another(box, contained())
     os.close(pinned)
