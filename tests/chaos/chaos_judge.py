@@ -66,6 +66,8 @@ def rows(emulator: EmulatorClient) -> list[Row]:
 
 # What the bill counts as a request: also one that the service has no price for.
 SERVED = ("full", "generated", "unpriced")
+# Also a stream that was left after its final usage: its charge is exact.
+COMPLETE = ("200", "closed")
 
 
 @dataclass
@@ -117,7 +119,7 @@ class Judge:
         if not any(charge.estimated for charge in charges):
             made = [c for c in charges if c.session_id == self.run.session_id]
             assert booked.nano_usd == sum(charge.nano_usd or 0 for charge in made)
-            assert booked.requests == sum(charge.status == "200" for charge in made)
+            assert booked.requests == sum(charge.status in COMPLETE for charge in made)
 
     # --- 2: each call
 

@@ -39,7 +39,7 @@ def test_no_cap_is_broken_no_charge_is_wrong_and_nothing_is_refused_that_fits(
             again = perform(plan.later, one_emulator, known)
             figures.update(Judge(again, one_emulator.client).check())
     except AssertionError as fault:
-        raise AssertionError(f"{fault}\nagain: pytest tests/chaos --seed {seed}") from None
+        raise AssertionError(f"{fault}\nagain: pytest tests/chaos --seed {seed}") from fault
     for name, figure in figures.items():
         record_property(name, figure)
 
