@@ -16,7 +16,8 @@ from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import SqliteStore
 from pytest_hfbudget.history.shared_ledger import SharedLedger
 from pytest_hfbudget.history.usage_log import LoggedRun, QueryResult, UsageLog, UsageQuery, entries
-from pytest_hfbudget.ledger import Charge, Ledger, Scope
+from pytest_hfbudget.ledger import Charge, Scope
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.reporting import Report
 
 CALL = Charge("t.py::test", "chat", "org/model", "groq", 10, 20, 1500, "p", "200", False, 0.1)

@@ -26,8 +26,8 @@ from pytest_hfbudget.history import RUN, BudgetWindow
 from pytest_hfbudget.history.database import FILE, SqliteStore
 from pytest_hfbudget.history.shared_ledger import SharedLedger
 from pytest_hfbudget.history.shared_store import JobNames, shared_ledger
-from pytest_hfbudget.ledger import Charge, Ledger, Scope
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION, Charge, Scope
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.shared import SharedAddress, SharedServer
 
 CAP = 10**12

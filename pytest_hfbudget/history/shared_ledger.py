@@ -16,10 +16,10 @@ from typing import Protocol
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
 from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import BudgetStore, DaySpending, DrawNeed, Snapshot
-from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, Scope, WaitingHold
+from pytest_hfbudget.ledger import SESSION, Caller, Charge, Hold, Scope, WaitingHold
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.locks import alone, off_loop, own_lock
 from pytest_hfbudget.ledger.queue import Waiter
-from pytest_hfbudget.ledger.scope import SESSION
 
 _BEFORE_ALL_DAYS = 0
 

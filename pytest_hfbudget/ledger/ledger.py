@@ -15,8 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_hfbudget.errors import SMALLER, LedgerUnreachableError, interrupted, too_late
-from pytest_hfbudget.ledger.charge import Charge, Refusal
-from pytest_hfbudget.ledger.interface import Caller, Hold, UptimeSource, WaitingHold, unanswered
+from pytest_hfbudget.ledger import (
+    Caller,
+    Charge,
+    Hold,
+    Refusal,
+    Scope,
+    Totals,
+    UptimeSource,
+    WaitingHold,
+    unanswered,
+)
 from pytest_hfbudget.ledger.locks import Lock, alone, own_lock
 from pytest_hfbudget.ledger.queue import (
     NO_QUEUE,
@@ -28,8 +37,6 @@ from pytest_hfbudget.ledger.queue import (
     grant,
     sent_away,
 )
-from pytest_hfbudget.ledger.rpc import codec
-from pytest_hfbudget.ledger.scope import Scope, Totals
 
 # Charges that are packed at a time. Most runs make fewer, and pack nothing.
 PACK = 1024
@@ -64,7 +71,7 @@ def _dumped(rows: list[tuple[Any, ...]]) -> bytes:
     try:
         return marshal.dumps(rows)
     except ValueError:  # a name that is an enum's member; as JSON it is plain text
-        return marshal.dumps([tuple(codec.charge(row)) for row in json.loads(json.dumps(rows))])
+        return marshal.dumps([tuple(Charge.read(row)) for row in json.loads(json.dumps(rows))])
 
 
 class Ledger:

@@ -14,9 +14,7 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from pytest_hfbudget.errors import IN_VAIN, SMALLER, BudgetExceededError, Figures, over_cap
-from pytest_hfbudget.ledger.charge import Charge
-from pytest_hfbudget.ledger.interface import Caller, Hold
-from pytest_hfbudget.ledger.scope import Scope, Totals
+from pytest_hfbudget.ledger import Caller, Charge, Hold, Scope, Totals
 
 
 class Account:

@@ -13,8 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError, HFBudgetWarning
-from pytest_hfbudget.ledger import Charge, Totals
-from pytest_hfbudget.ledger.scope import Scope
+from pytest_hfbudget.ledger import Charge, Scope, Totals
 from pytest_hfbudget.metering.budget_args import budget_args, thresholds
 from pytest_hfbudget.metering.summary import (
     spent_before_switch,

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, ref
 
-from pytest_hfbudget.ledger.interface import Caller
-from pytest_hfbudget.ledger.scope import SESSION, Scope
+from pytest_hfbudget.ledger import SESSION, Caller, Scope
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import BudgetExceededError

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from pytest_hfbudget.ledger import Ledger
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION, ForkSteps

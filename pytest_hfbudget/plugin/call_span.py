@@ -199,7 +199,7 @@ class RunEnd:
 
 
 def _calls(runtime: Runtime) -> int:
-    from pytest_hfbudget.ledger import Ledger
+    from pytest_hfbudget.ledger.ledger import Ledger
 
     ledger, budgets = runtime.meter.ledger, runtime.meter.budgets
     # The ledger of others, which may be gone, is told of no call after the end.

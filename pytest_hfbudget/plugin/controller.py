@@ -19,8 +19,8 @@ from pytest_hfbudget.settings import NOT_RUN, Settings
 from pytest_hfbudget.values import full_name
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.ledger import Ledger, Scope
-    from pytest_hfbudget.ledger.scope import RunsBudget
+    from pytest_hfbudget.ledger import RunsBudget, Scope
+    from pytest_hfbudget.ledger.ledger import Ledger
     from pytest_hfbudget.metering.bounds import TokenCounts
     from pytest_hfbudget.metering.budget_args import WarnedOnce
     from pytest_hfbudget.metering.runtime import Runtime

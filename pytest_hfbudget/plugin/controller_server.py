@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_hfbudget.errors import HFBudgetError
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.ledger import Ledger
+    from pytest_hfbudget.ledger.ledger import Ledger
     from pytest_hfbudget.plugin.role import Role
     from pytest_hfbudget.plugin.test_order import Expected
 

@@ -10,9 +10,8 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.history import windows
-from pytest_hfbudget.ledger import LedgerLike, Scope
+from pytest_hfbudget.ledger import SESSION, LedgerLike, Scope
 from pytest_hfbudget.ledger.locks import off_loop
-from pytest_hfbudget.ledger.scope import SESSION
 from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation.patching import Addresses

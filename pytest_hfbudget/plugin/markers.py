@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from pytest_hfbudget.errors import ConfigError, EndpointError
-from pytest_hfbudget.ledger.scope import Scope
+from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.metering.budget_args import BudgetArgs, Threshold, budget_args, thresholds
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.settings import ROUTER, Settings

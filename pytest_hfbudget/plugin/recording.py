@@ -17,7 +17,8 @@ from pytest_hfbudget.plugin.outcomes import is_part
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike
+    from pytest_hfbudget.ledger import Charge, LedgerLike
+    from pytest_hfbudget.ledger.ledger import Ledger
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.reporting.costs import Cost, Costs
 

@@ -16,8 +16,8 @@ from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.errors import HFBudgetError
-    from pytest_hfbudget.ledger import Ledger, Scope
-    from pytest_hfbudget.ledger.scope import RunsBudget
+    from pytest_hfbudget.ledger import RunsBudget, Scope
+    from pytest_hfbudget.ledger.ledger import Ledger
     from pytest_hfbudget.metering.bounds import TokenCounts
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.metering.runtime import Runtime

@@ -12,15 +12,15 @@ import pytest
 
 from pytest_hfbudget.errors import HFBudgetError, HistoryError
 from pytest_hfbudget.history import RUN, windows
-from pytest_hfbudget.ledger import Ledger
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.money import exact
 from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.history.durations import Durations
-    from pytest_hfbudget.ledger.scope import RunsBudget
+    from pytest_hfbudget.ledger import RunsBudget
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.reporting import Report
 
@@ -78,7 +78,7 @@ def _ledger_of_job(settings: Settings, job: str) -> Ledger:
 
 def standing(ledger: Ledger, settings: Settings) -> tuple[RunsBudget, ...]:
     """What is left of each budget over many runs."""
-    from pytest_hfbudget.ledger.scope import RunsBudget
+    from pytest_hfbudget.ledger import RunsBudget
 
     if settings.shared is not None and not settings.emulator:
         from pytest_hfbudget.history.shared_store import SharedJobLedger

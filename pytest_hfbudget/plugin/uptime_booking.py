@@ -21,8 +21,8 @@ from pytest_hfbudget.errors import (
     LedgerUnreachableError,
     UnaffordableEndpointError,
 )
-from pytest_hfbudget.ledger import Ledger, Scope
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION, Scope
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.money import beside
 from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.settings import Settings

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 from pytest_hfbudget.errors import Figures
 from pytest_hfbudget.files import write_whole
-from pytest_hfbudget.ledger import Charge, Refusal
-from pytest_hfbudget.ledger.scope import RunsBudget
+from pytest_hfbudget.ledger import Charge, Refusal, RunsBudget
 from pytest_hfbudget.money import usd_text
 from pytest_hfbudget.reporting.json_fields import JsonFields, ReportFileError
 from pytest_hfbudget.reporting.model import (

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Totals
-from pytest_hfbudget.ledger.scope import SESSION, RunsBudget
+from pytest_hfbudget.ledger import SESSION, Charge, Refusal, RunsBudget, Totals
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.money import FOR_PEOPLE, Amounts
 from pytest_hfbudget.reporting.bill import Bill
 from pytest_hfbudget.settings import NOT_RUN

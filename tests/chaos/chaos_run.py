@@ -23,8 +23,8 @@ from retrying_transport import retrying
 
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.emulator import Emulator
-from pytest_hfbudget.ledger import Ledger, Scope
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION, Scope
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.instrumentation.patching import Addresses

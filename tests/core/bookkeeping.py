@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from pytest_hfbudget.ledger import Charge, Ledger, LedgerLike, WaitingHold
+from pytest_hfbudget.ledger import Charge, LedgerLike, WaitingHold
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerClient, LedgerServer
 

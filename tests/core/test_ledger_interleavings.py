@@ -14,7 +14,8 @@ import pytest
 from bookkeeping import charge, draft
 
 from pytest_hfbudget.errors import BudgetExceededError
-from pytest_hfbudget.ledger import Caller, Hold, Ledger, Scope, WaitingHold
+from pytest_hfbudget.ledger import Caller, Hold, Scope, WaitingHold
+from pytest_hfbudget.ledger.ledger import Ledger
 
 CAP = 10
 SCOPES = {"all": CAP, "one": 6, "two": 6}

@@ -18,7 +18,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 import pytest
 from bookkeeping import PATIENCE_S, Child
 
-from pytest_hfbudget.ledger.rpc.channel import PlainSocket
+from pytest_hfbudget.ledger.rpc import PlainSocket
 from pytest_hfbudget.ledger.rpc.server import (
     PAUSE_S,
     ClientSocket,

@@ -7,8 +7,8 @@ from enum import Enum
 
 import pytest
 
-from pytest_hfbudget.ledger import Charge, Ledger, Scope
-from pytest_hfbudget.ledger.ledger import PACK, Charges
+from pytest_hfbudget.ledger import Charge, Scope
+from pytest_hfbudget.ledger.ledger import PACK, Charges, Ledger
 
 
 class Model(str, Enum):

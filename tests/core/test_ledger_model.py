@@ -16,16 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pytest_hfbudget.errors import BudgetExceededError
-from pytest_hfbudget.ledger import (
-    Caller,
-    Charge,
-    Hold,
-    Ledger,
-    Refusal,
-    Scope,
-    Totals,
-    WaitingHold,
-)
+from pytest_hfbudget.ledger import Caller, Charge, Hold, Refusal, Scope, Totals, WaitingHold
+from pytest_hfbudget.ledger.ledger import Ledger
 
 KEYS = ("session", "class", "test", "block")
 some_keys = st.lists(st.sampled_from(KEYS), min_size=1, max_size=5)

@@ -426,7 +426,7 @@ def test_an_error_arrives_as_the_nearest_kind_that_is_known(
 
 
 def test_every_error_of_ours_can_travel() -> None:
-    from pytest_hfbudget.ledger.rpc.codec import error_fields, raised
+    from pytest_hfbudget.ledger.rpc import error_fields, raised
 
     ours = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     for kind in (kind for kind in ours if issubclass(kind, HFBudgetError)):

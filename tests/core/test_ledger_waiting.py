@@ -9,7 +9,8 @@ import pytest
 from bookkeeping import PATIENCE_S, Books, books, charge, draft
 
 from pytest_hfbudget.errors import BudgetExceededError
-from pytest_hfbudget.ledger import Caller, Hold, Ledger, LedgerLike, Scope, Totals, WaitingHold
+from pytest_hfbudget.ledger import Caller, Hold, LedgerLike, Scope, Totals, WaitingHold
+from pytest_hfbudget.ledger.ledger import Ledger
 
 CAP = 100
 A, B, C = Caller(1, 1), Caller(1, 2), Caller(2, 1)

@@ -11,8 +11,7 @@ import pytest
 from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import FILE, SqliteStore
 from pytest_hfbudget.history.shared_ledger import SharedLedger
-from pytest_hfbudget.ledger import Charge, Hold, Scope
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION, Charge, Hold, Scope
 
 DAY_S = 86_400
 NOON = 20_000 * DAY_S + DAY_S // 2  # of 2024-10-04, a Friday

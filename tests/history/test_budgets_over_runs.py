@@ -15,7 +15,7 @@ from run_books import DAY_S, NOON, Project, Run
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
 from pytest_hfbudget.history import BudgetWindow, day_of
 from pytest_hfbudget.history.database import SqliteStore
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION
 
 MIDNIGHT = NOON + DAY_S // 2
 

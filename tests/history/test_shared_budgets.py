@@ -16,9 +16,7 @@ from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
 from pytest_hfbudget.history import RUN, BudgetWindow
 from pytest_hfbudget.history.shared_ledger import SharedLedger
 from pytest_hfbudget.history.shared_store import LOST_BEATS, JobNames, RedisStore
-from pytest_hfbudget.ledger import Caller, Hold, Scope
-from pytest_hfbudget.ledger.interface import WaitingHold
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION, Caller, Hold, Scope, WaitingHold
 from pytest_hfbudget.shared import PREFIX, SharedAddress, SharedServer, SharedServerError
 
 __all__ = ["redis_server"]

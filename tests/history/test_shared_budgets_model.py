@@ -14,8 +14,7 @@ from test_shared_budgets import Job, Jobs
 
 from pytest_hfbudget.errors import BudgetExceededError
 from pytest_hfbudget.history import RUN, BudgetWindow
-from pytest_hfbudget.ledger import Hold
-from pytest_hfbudget.ledger.interface import WaitingHold
+from pytest_hfbudget.ledger import Hold, WaitingHold
 from pytest_hfbudget.shared import PREFIX
 
 CAP = 1000

@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 
 from pytest_hfbudget.emulator import Emulator
-from pytest_hfbudget.ledger import Ledger, Scope
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION, Scope
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.instrumentation.patching import Addresses
 from pytest_hfbudget.metering.meter import Meter

@@ -17,7 +17,7 @@ from metering_bench import Bench, say
 from replaying import ANSWER, QUESTION, USAGE
 
 from pytest_hfbudget.history.usage_log import LoggedRun, UsageLog, entries
-from pytest_hfbudget.ledger.rpc import codec
+from pytest_hfbudget.ledger import Charge, rpc
 from pytest_hfbudget.reporting import Report
 from pytest_hfbudget.reporting.json_report import as_json
 
@@ -80,7 +80,7 @@ def assert_on_record(bench: Bench, tmp_path: Path) -> None:
     report = Report.of(bench.ledger, None, {})
     json.dumps(as_json(report))
     for charge in charges:
-        assert codec.charge(codec.decode(codec.encode(charge))) == charge
+        assert Charge.read(rpc.decode(rpc.encode(charge))) == charge
     run = LoggedRun("run", "project", 0.0, 1.0)
     UsageLog(tmp_path / "log.sqlite3").write(run, entries(report, run), keep_days=9)
 

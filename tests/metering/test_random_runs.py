@@ -11,8 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from metering_bench import Bench, routed, say
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.ledger import Scope
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.plugin.endpoints import RunEndpoints
 from pytest_hfbudget.settings import Settings

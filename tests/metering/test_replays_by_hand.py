@@ -29,8 +29,7 @@ from replaying import (
 
 from pytest_hfbudget import BudgetExceededError, UnpricedCallError, budget
 from pytest_hfbudget.errors import LedgerBusyError
-from pytest_hfbudget.ledger.charge import Refusal
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION, Refusal
 
 httpx: Any = pytest.importorskip(
     {"0": "nothing", "1": "httpx", "2": "httpx2"}[huggingface_hub.__version__[0]],

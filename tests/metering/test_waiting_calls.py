@@ -15,7 +15,8 @@ import pytest
 from metering_bench import Bench, say
 
 from pytest_hfbudget import BudgetExceededError
-from pytest_hfbudget.ledger import Caller, Charge, Hold, Ledger, WaitingHold
+from pytest_hfbudget.ledger import Caller, Charge, Hold, WaitingHold
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.metering.budget_context import current_caller
 
 PATIENCE_S = 20

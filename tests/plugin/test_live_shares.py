@@ -6,8 +6,8 @@ import pytest
 
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, UptimeCost
 from pytest_hfbudget.endpoints.uptime import UsageWindow
-from pytest_hfbudget.ledger import Ledger, Scope
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION, Scope
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.plugin.uptime_booking import Key, UptimeSharing
 
 A, B = Scope("test:a", "a", 100), Scope("test:b", "b")

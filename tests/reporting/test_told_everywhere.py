@@ -9,8 +9,8 @@ from datetime import datetime, timezone
 import jsonschema
 import pytest
 
-from pytest_hfbudget.ledger import Charge, Ledger, Refusal, Scope
-from pytest_hfbudget.ledger.scope import SESSION
+from pytest_hfbudget.ledger import SESSION, Charge, Refusal, Scope
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.reporting.github import step_summary
 from pytest_hfbudget.reporting.html import page
 from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, as_json, parse

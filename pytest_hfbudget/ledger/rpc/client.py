@@ -11,12 +11,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from pytest_hfbudget.errors import LedgerUnreachableError
-from pytest_hfbudget.ledger.charge import Charge, Refusal
-from pytest_hfbudget.ledger.interface import Caller, Hold, WaitingHold, unanswered
+from pytest_hfbudget.ledger import (
+    Caller,
+    Charge,
+    Hold,
+    Refusal,
+    Scope,
+    Totals,
+    WaitingHold,
+    rpc,
+    unanswered,
+)
 from pytest_hfbudget.ledger.locks import alone, own_lock
-from pytest_hfbudget.ledger.rpc import codec
-from pytest_hfbudget.ledger.rpc.channel import Address, PlainSocket
-from pytest_hfbudget.ledger.scope import Scope, Totals
+from pytest_hfbudget.ledger.rpc import Address, PlainSocket
 
 CHUNK = 65_536
 
@@ -46,12 +53,12 @@ class LedgerConnection:
             LedgerUnreachableError: the process that keeps the ledger is gone.
             HFBudgetError: what the operation itself raised there.
         """
-        line = codec.encode([operation, *arguments])
+        line = rpc.encode([operation, *arguments])
         with self._line():
-            answer = codec.decode(_received(self._send(line)))
+            answer = rpc.decode(_received(self._send(line)))
             self._told = False
         if "error" in answer:
-            raise codec.raised(answer)
+            raise rpc.raised(answer)
         return answer["ok"]
 
     def tell(self, operation: str, *arguments: Any) -> None:
@@ -60,7 +67,7 @@ class LedgerConnection:
         Raises:
             LedgerUnreachableError: as `ask`.
         """
-        line = codec.encode([codec.TELL, operation, *arguments])
+        line = rpc.encode([rpc.TELL, operation, *arguments])
         with self._line():
             self._send(line)
             self._told = True
@@ -225,4 +232,4 @@ class RemoteLedger:
         return key in self._touched
 
     def charges_in(self, key: str) -> tuple[Charge, ...]:
-        return tuple(codec.charge(fields) for fields in self._wire.ask("charges_in", key))
+        return tuple(Charge.read(fields) for fields in self._wire.ask("charges_in", key))

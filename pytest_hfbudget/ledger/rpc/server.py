@@ -15,11 +15,17 @@ from socket import SHUT_RDWR
 from typing import Any, Protocol
 
 from pytest_hfbudget.errors import HFBudgetError, LedgerUnreachableError
-from pytest_hfbudget.ledger.charge import Charge, Refusal
-from pytest_hfbudget.ledger.interface import Caller, Hold, LedgerLike, WaitingHold
-from pytest_hfbudget.ledger.rpc import codec
-from pytest_hfbudget.ledger.rpc.channel import ListeningAddress, PlainSocket, WakeUp
-from pytest_hfbudget.ledger.scope import Scope
+from pytest_hfbudget.ledger import (
+    Caller,
+    Charge,
+    Hold,
+    LedgerLike,
+    Refusal,
+    Scope,
+    WaitingHold,
+    rpc,
+)
+from pytest_hfbudget.ledger.rpc import ListeningAddress, PlainSocket, WakeUp
 
 CHUNK = 65_536
 
@@ -282,7 +288,7 @@ class LedgerClient:
         }
 
     def _hold(self, keys: list[str], least: int, most: int | None, draft: list[Any]) -> Hold:
-        charge = codec.charge(draft)
+        charge = Charge.read(draft)
         return self._granted(self._ledger.hold(keys, least, most, charge), charge)
 
     def _granted(self, hold: Hold, draft: Charge) -> Hold:
@@ -295,7 +301,7 @@ class LedgerClient:
         self, keys: list[str], least: int, most: int | None, draft: list[Any], caller: list[Any]
     ) -> tuple[int, int | None]:
         """A hold; or a request in the queue, without an amount: "answer" waits for that."""
-        charge = codec.charge(draft)
+        charge = Charge.read(draft)
         answer = self._ledger.ask(keys, least, most, charge, Caller(*caller))
         if isinstance(answer, Hold):
             return self._granted(answer, charge)
@@ -338,7 +344,7 @@ class LedgerClient:
         # The answer may have reached the client before `_answered` was called.
         if self._queued.pop(hold, None) is None:
             del self._held[hold]  # KeyError: a hold of another connection, or resolved before
-        resolve(hold, None if charge is None else codec.charge(charge))
+        resolve(hold, None if charge is None else Charge.read(charge))
 
 
 class LedgerServer(Listener):
@@ -365,13 +371,13 @@ def answer(operations: Mapping[str, Operation], line: bytes) -> bytes:
     """
     told = False
     try:
-        name, *arguments = codec.decode(line)
-        if told := name == codec.TELL:
+        name, *arguments = rpc.decode(line)
+        if told := name == rpc.TELL:
             name, *arguments = arguments
         result = operations[name](*arguments)
-        return b"" if told else codec.encode({"ok": result})
+        return b"" if told else rpc.encode({"ok": result})
     except HFBudgetError as error:
         failure = error
     except Exception as error:  # the worker must hear of it, or it would wait for ever
         failure = HFBudgetError(f"the ledger failed: {error!r} (pid {os.getpid()})")
-    return b"" if told else codec.encode(codec.error_fields(failure))
+    return b"" if told else rpc.encode(rpc.error_fields(failure))
