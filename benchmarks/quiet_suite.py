@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_hfbudget.files import cache_file, keep
-from pytest_hfbudget.pricing import Catalogue
+from pytest_hfbudget.pricing.catalogue import Catalogue
 from pytest_hfbudget.settings import ROUTER
 
 IMPORT = """

@@ -211,7 +211,7 @@ def endpoint_name(given: str) -> str:
     Raises:
         click.UsageError: it does not name an endpoint.
     """
-    from pytest_hfbudget.endpoints.types import split_name
+    from pytest_hfbudget.endpoints import split_name
 
     default = where().namespace
     name = f"{default}/{given}" if default and "/" not in given else given

@@ -15,6 +15,7 @@ import click
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.money import beside, show, usd_text
+from pytest_hfbudget.reporting import counted
 from pytest_hfbudget.reporting.bill import (
     FORBIDDEN,
     PENDING,
@@ -22,7 +23,6 @@ from pytest_hfbudget.reporting.bill import (
     Bill,
     drift_text,
 )
-from pytest_hfbudget.reporting.model import counted
 from pytest_hfbudget.values import seconds_or_none
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import click
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.money import parse_usd, show, usd_text
+from pytest_hfbudget.reporting import UNPRICED
 from pytest_hfbudget.reporting.bill import as_number, by_model, drift_text
-from pytest_hfbudget.reporting.model import UNPRICED
 from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from pytest_hfbudget.pricing import Price, PriceBook
+    from pytest_hfbudget.pricing import Price
+    from pytest_hfbudget.pricing.book import PriceBook
 
 
 SCHEMA = 1

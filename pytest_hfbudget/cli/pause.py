@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from pytest_hfbudget.cli import access, output
+from pytest_hfbudget.endpoints import GONE, PAUSED, tagged_run, tagged_until
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
@@ -19,7 +20,6 @@ from pytest_hfbudget.endpoints.reaper_messages import Watch
 from pytest_hfbudget.endpoints.release import Pauser
 from pytest_hfbudget.endpoints.retry import Timings
 from pytest_hfbudget.endpoints.sweep import StrayEndpoint, SweepOutcome, find_local, sweep
-from pytest_hfbudget.endpoints.types import GONE, PAUSED, tagged_run, tagged_until
 from pytest_hfbudget.errors import HFBudgetError
 
 PAUSE_S = 120.0

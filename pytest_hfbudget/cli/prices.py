@@ -17,17 +17,17 @@ from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.endpoints.transport import read_public_json
 from pytest_hfbudget.errors import ConfigError, HistoryError
 from pytest_hfbudget.money import beside, show, usd_text
-from pytest_hfbudget.pricing import CallRequest, Price, PriceBook, Usage
+from pytest_hfbudget.pricing import CallRequest, Price, Usage, split_model
 from pytest_hfbudget.pricing.book import (
     ENVIRONMENT,
     USED,
     Explanation,
+    PriceBook,
     SourcePrice,
     project_book,
     toml_hint,
 )
 from pytest_hfbudget.pricing.catalogue import CatalogueFile, kept_catalogue
-from pytest_hfbudget.pricing.price import split_model
 from pytest_hfbudget.reporting.bill import drift_text
 from pytest_hfbudget.text import printable, public_url
 

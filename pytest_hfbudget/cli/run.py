@@ -26,7 +26,7 @@ from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointS
 from pytest_hfbudget.endpoints.retry import TEND_S, RunTimings, Timings
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.money import show, usd_text
-from pytest_hfbudget.reporting.model import endpoint_verdict
+from pytest_hfbudget.reporting import endpoint_verdict
 
 NOT_FOUND = 127
 FAILED = 1

@@ -16,19 +16,20 @@ import click
 
 from pytest_hfbudget.cli import access, output
 from pytest_hfbudget.cli.shared_view import SharedView
-from pytest_hfbudget.endpoints import process, uptime
+from pytest_hfbudget.endpoints import (
+    RUN_TAG,
+    Endpoint,
+    billed,
+    process,
+    run_tag,
+    tagged_run,
+    tagged_until,
+    uptime,
+)
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir, leases_dir, unfinished
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
 from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, RetryPolicy
-from pytest_hfbudget.endpoints.types import (
-    RUN_TAG,
-    Endpoint,
-    billed,
-    run_tag,
-    tagged_run,
-    tagged_until,
-)
 from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.money import exact, show, usd_text

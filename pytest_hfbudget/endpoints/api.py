@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from urllib.parse import quote, urlencode
 
 from pytest_hfbudget import __version__
+from pytest_hfbudget.endpoints import Endpoint, objects, split_name
 from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock, RetryPolicy
 from pytest_hfbudget.endpoints.transport import (
     HttpAnswer,
@@ -24,7 +25,6 @@ from pytest_hfbudget.endpoints.transport import (
     Transport,
     Urllib3Transport,
 )
-from pytest_hfbudget.endpoints.types import Endpoint, objects, split_name
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.text import printable, public_url
 

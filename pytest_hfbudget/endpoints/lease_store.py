@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints import Endpoint, process, run_tag
 from pytest_hfbudget.endpoints.process import Place
 from pytest_hfbudget.endpoints.retry import BELIEVED_S, LOCK_POLL_S
-from pytest_hfbudget.endpoints.types import Endpoint, run_tag
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.files import own_folder, read_own, replace_file
 from pytest_hfbudget.text import parse_json

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from pytest_hfbudget.endpoints import Endpoint, TaggedEnd, run_tag
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.lease_store import LeaseStore, lease_store_dir
 from pytest_hfbudget.endpoints.reaper_messages import Receipt
 from pytest_hfbudget.endpoints.retry import RetryPolicy, RunTimings, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store
-from pytest_hfbudget.endpoints.types import Endpoint, TaggedEnd, run_tag
 from pytest_hfbudget.endpoints.uptime import (
     NO_TIME,
     Gap,

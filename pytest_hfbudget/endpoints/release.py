@@ -6,7 +6,18 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints import (
+    GONE,
+    RUN_TAG,
+    Endpoint,
+    process,
+    run_tag,
+    split_name,
+    tagged_run,
+    tagged_until,
+    without_run_tags,
+)
+from pytest_hfbudget.endpoints import PAUSED as RESTING
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
 from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, HeldLease, LeaseStore
@@ -19,17 +30,6 @@ from pytest_hfbudget.endpoints.retry import (
     Clock,
     Timings,
 )
-from pytest_hfbudget.endpoints.types import (
-    GONE,
-    RUN_TAG,
-    Endpoint,
-    run_tag,
-    split_name,
-    tagged_run,
-    tagged_until,
-    without_run_tags,
-)
-from pytest_hfbudget.endpoints.types import PAUSED as RESTING
 from pytest_hfbudget.errors import EndpointError
 
 

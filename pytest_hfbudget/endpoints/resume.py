@@ -7,6 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
+from pytest_hfbudget.endpoints import (
+    ASLEEP,
+    BROKEN,
+    RUNNING,
+    Endpoint,
+    tagged_run,
+    tagged_until,
+    with_run_tags,
+)
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import INTENT, RESUMED, REVIVED
 from pytest_hfbudget.endpoints.lease_store import inherited
@@ -19,15 +28,6 @@ from pytest_hfbudget.endpoints.lifecycle_types import (
 from pytest_hfbudget.endpoints.reaper_messages import Watch
 from pytest_hfbudget.endpoints.retry import Clock, waiting
 from pytest_hfbudget.endpoints.supervisor import Supervisor
-from pytest_hfbudget.endpoints.types import (
-    ASLEEP,
-    BROKEN,
-    RUNNING,
-    Endpoint,
-    tagged_run,
-    tagged_until,
-    with_run_tags,
-)
 from pytest_hfbudget.endpoints.uptime import UseStretch
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError

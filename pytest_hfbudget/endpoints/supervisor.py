@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints import Endpoint, process
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import Journal, Record
 from pytest_hfbudget.endpoints.lease_store import HeldLease
@@ -27,7 +27,6 @@ from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess
 from pytest_hfbudget.endpoints.release import Pauser, Releaser, entry
 from pytest_hfbudget.endpoints.retry import Clock
 from pytest_hfbudget.endpoints.transport import Route
-from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.errors import EndpointError
 
 _KILLED = "the process that pauses endpoints was killed"

@@ -16,7 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_hfbudget.endpoints import process
+from pytest_hfbudget.endpoints import GONE, Endpoint, process, tagged_run, tagged_until
+from pytest_hfbudget.endpoints import PAUSED as RESTING
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import (
     LEFT,
@@ -32,8 +33,6 @@ from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Watch
 from pytest_hfbudget.endpoints.release import Pauser, Releaser
 from pytest_hfbudget.endpoints.retry import FORGET_S, SWEEP_S, SYSTEM_CLOCK, Clock, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store, shared_leases
-from pytest_hfbudget.endpoints.types import GONE, Endpoint, tagged_run, tagged_until
-from pytest_hfbudget.endpoints.types import PAUSED as RESTING
 from pytest_hfbudget.errors import ConfigError, EndpointError
 from pytest_hfbudget.text import public_url
 

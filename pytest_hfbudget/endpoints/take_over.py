@@ -9,11 +9,11 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+from pytest_hfbudget.endpoints import Endpoint, split_name
 from pytest_hfbudget.endpoints.api import ControlPlaneError
 from pytest_hfbudget.endpoints.journal import RESUMED
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointState
-from pytest_hfbudget.endpoints.types import Endpoint, split_name
 from pytest_hfbudget.errors import EndpointError
 
 

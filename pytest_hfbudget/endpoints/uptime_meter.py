@@ -11,11 +11,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pytest_hfbudget.endpoints import Endpoint, objects
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, EndpointState, Grow
 from pytest_hfbudget.endpoints.reaper_messages import Receipt
 from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, Clock, RetryPolicy
-from pytest_hfbudget.endpoints.types import Endpoint, objects
 from pytest_hfbudget.endpoints.uptime import (
     NOTHING,
     Uptime,

@@ -16,7 +16,8 @@ from pytest_hfbudget.history.database import connect, explained
 from pytest_hfbudget.history.usage_log import FILE
 from pytest_hfbudget.history.usage_schema import SCHEMA
 from pytest_hfbudget.money import ATTO_PER_NANO
-from pytest_hfbudget.pricing import CallRequest, Price, PriceBook
+from pytest_hfbudget.pricing import CallRequest, Price
+from pytest_hfbudget.pricing.book import PriceBook
 from pytest_hfbudget.reporting.bill import PENDING, REPORTED, UNAVAILABLE, Bill, Booked
 
 RATES = ("input", "output", "cached", "call", "image", "second")

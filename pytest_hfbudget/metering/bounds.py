@@ -45,15 +45,8 @@ from pytest_hfbudget.metering.request import (
     allowances,
     payload_of,
 )
-from pytest_hfbudget.pricing import (
-    CallRequest,
-    PriceBook,
-    Quote,
-    UnboundedCallError,
-    Usage,
-)
-from pytest_hfbudget.pricing.book import toml_hint
-from pytest_hfbudget.pricing.price import BYTES, Prompt
+from pytest_hfbudget.pricing import BYTES, CallRequest, Prompt, Quote, UnboundedCallError, Usage
+from pytest_hfbudget.pricing.book import PriceBook, toml_hint
 
 HASH_BYTES = 12
 MOST_KEPT = 1000

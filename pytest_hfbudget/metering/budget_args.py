@@ -13,7 +13,7 @@ from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.ledger import LedgerLike, Scope, Totals
 from pytest_hfbudget.ledger.locks import own_lock
 from pytest_hfbudget.money import beside, parse_rate, parse_usd
-from pytest_hfbudget.pricing.price import Quote
+from pytest_hfbudget.pricing import Quote
 
 ON_EXCEED = ("fail", "raise")
 SCOPES = ("test", "class", "module", "package", "session")
@@ -141,7 +141,7 @@ def _explicit(price: object, per_1k: object) -> Quote | None:
 
 
 def _per_1k(rates: object) -> Quote:
-    from pytest_hfbudget.pricing.price import Price
+    from pytest_hfbudget.pricing import Price
 
     where = "budget(price_per_1k_tokens=…)"
     if not isinstance(rates, Mapping) or set(rates) != {"input", "output"}:

@@ -43,8 +43,7 @@ from pytest_hfbudget.metering.usage import (
     written_bytes,
 )
 from pytest_hfbudget.metering.waiting import HoldWait
-from pytest_hfbudget.pricing import CallRequest, Quote, Usage
-from pytest_hfbudget.pricing.price import BYTES, DRAW
+from pytest_hfbudget.pricing import BYTES, DRAW, CallRequest, Quote, Usage
 from pytest_hfbudget.text import printable
 
 logger = logging.getLogger("pytest_hfbudget")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.request import AskedModel, Parameters, describe, shown
-from pytest_hfbudget.pricing.price import split_model
+from pytest_hfbudget.pricing import split_model
 from pytest_hfbudget.pricing.table import is_below
 
 Prepare = Callable[..., Parameters]

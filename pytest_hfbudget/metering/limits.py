@@ -9,9 +9,9 @@ from pytest_hfbudget.errors import BudgetExceededError, Figures, UnpricedCallErr
 from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.money import beside, show
-from pytest_hfbudget.pricing import CallRequest, Catalogue, Quote
+from pytest_hfbudget.pricing import BYTES, MICROSECONDS, CallRequest, Quote, QuotedOffer
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
-from pytest_hfbudget.pricing.price import BYTES, MICROSECONDS, QuotedOffer
+from pytest_hfbudget.pricing.catalogue import Catalogue
 
 # Tokens of prompt and answer that any model in use can take, where its context is not known.
 UNKNOWN_CONTEXT = 8192

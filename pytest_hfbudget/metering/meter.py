@@ -24,7 +24,7 @@ from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_args import ThresholdWatcher
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.deferred import DeferredCalls, SentCall
-from pytest_hfbudget.pricing import PriceBook
+from pytest_hfbudget.pricing.book import PriceBook
 from pytest_hfbudget.settings import HOLD_WAIT_S, ROUTER
 
 # The longest reason for which a call was not metered, in characters: it is shown on one line.

@@ -21,10 +21,12 @@ from pytest_hfbudget.metering.budget_context import (
     OpenBudget,
     RunningTest,
 )
-from pytest_hfbudget.metering.instrumentation.patching import Addresses
+from pytest_hfbudget.metering.instrumentation import Addresses
 from pytest_hfbudget.metering.meter import EndpointHooks, Meter
 from pytest_hfbudget.metering.prompts import Fact
-from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, Quote
+from pytest_hfbudget.pricing import CallRequest, Price, Quote
+from pytest_hfbudget.pricing.book import PriceBook
+from pytest_hfbudget.pricing.catalogue import Catalogue
 from pytest_hfbudget.settings import LEDGER
 
 

@@ -21,8 +21,8 @@ from pytest_hfbudget.metering.request import (
     input_bound,
     text_bytes,
 )
-from pytest_hfbudget.pricing import CallRequest, PriceBook
-from pytest_hfbudget.pricing.price import BYTES, Prompt
+from pytest_hfbudget.pricing import BYTES, CallRequest, Prompt
+from pytest_hfbudget.pricing.book import PriceBook
 
 # The keys of a message that says something and has nothing else.
 PLAIN = frozenset({"role", "content"})

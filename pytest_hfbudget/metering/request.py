@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from pytest_hfbudget.metering.budget_context import ActiveBudgets
 from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
 from pytest_hfbudget.metering.replay import SendWatch, is_mock
-from pytest_hfbudget.pricing.price import CallRequest, split_model
+from pytest_hfbudget.pricing import CallRequest, split_model
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.text import parse_json, printable, public_url
 

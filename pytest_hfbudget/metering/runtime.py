@@ -13,8 +13,8 @@ from functools import partial
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.metering.budget_context import BudgetContext
+from pytest_hfbudget.metering.instrumentation import Addresses, Redirect
 from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION, ForkSteps
-from pytest_hfbudget.metering.instrumentation.patching import Addresses, Redirect
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.paid_hosts import PaidHosts
 from pytest_hfbudget.metering.processes import (
@@ -23,8 +23,7 @@ from pytest_hfbudget.metering.processes import (
     child_prefix,
     connected_meter,
 )
-from pytest_hfbudget.pricing import PriceBook
-from pytest_hfbudget.pricing.book import price_from_environment
+from pytest_hfbudget.pricing.book import PriceBook, price_from_environment
 from pytest_hfbudget.pricing.catalogue import kept_catalogue
 from pytest_hfbudget.settings import merge
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from pytest_hfbudget.errors import ServiceRefusalError
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.pricing import CallRequest, PriceBook, Quote, Usage
-from pytest_hfbudget.pricing.book import DEDICATED_HOST
-from pytest_hfbudget.pricing.price import DRAW, MICROSECONDS
+from pytest_hfbudget.pricing import DRAW, MICROSECONDS, CallRequest, Quote, Usage
+from pytest_hfbudget.pricing.book import DEDICATED_HOST, PriceBook
 from pytest_hfbudget.text import parse_json, printable
 
 # No connection came about, so no request can have reached a server.

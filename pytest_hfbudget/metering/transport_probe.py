@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport, genuine
+from pytest_hfbudget.metering.instrumentation import Patches, PostImport, genuine
 
 
 class ProbedRequest:

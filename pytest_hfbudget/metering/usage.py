@@ -11,8 +11,7 @@ from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.request import text_bytes
 from pytest_hfbudget.metering.settlement import Outcome
 from pytest_hfbudget.money import nano, parse_rate
-from pytest_hfbudget.pricing import CallRequest, Quote, Usage
-from pytest_hfbudget.pricing.price import GENERATE, MICROSECONDS
+from pytest_hfbudget.pricing import GENERATE, MICROSECONDS, CallRequest, Quote, Usage
 from pytest_hfbudget.text import parse_json
 
 UNREADABLE_ANSWER = "hfbudget could not make sense of an answer"

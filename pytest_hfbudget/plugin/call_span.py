@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from _pytest.nodes import Node
 
-    from pytest_hfbudget.metering.instrumentation.patching import Redirect
+    from pytest_hfbudget.metering.instrumentation import Redirect
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.settings import Settings
 
@@ -59,8 +59,8 @@ class FirstCall:
 
     def wait_for(self, settings: Settings) -> bool:
         """Have the first call start the meter; False where another run would get that call."""
+        from pytest_hfbudget.metering.instrumentation import Addresses, Redirect
         from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION
-        from pytest_hfbudget.metering.instrumentation.patching import Addresses, Redirect
 
         if INSTRUMENTATION.meter is not None:
             return False

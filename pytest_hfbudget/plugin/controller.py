@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.role import StoreCosts
     from pytest_hfbudget.plugin.schedule import EndpointSchedule
     from pytest_hfbudget.plugin.test_order import Expected
-    from pytest_hfbudget.pricing import Catalogue
+    from pytest_hfbudget.pricing.catalogue import Catalogue
     from pytest_hfbudget.reporting import Report
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.api import ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
 from pytest_hfbudget.endpoints.sweep import SweepOutcome
 from pytest_hfbudget.endpoints.take_over import RunLifecycle
-from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     EndpointError,

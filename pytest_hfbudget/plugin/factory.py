@@ -14,12 +14,13 @@ from pytest_hfbudget.ledger import SESSION, LedgerLike, Scope
 from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_context import BudgetContext
-from pytest_hfbudget.metering.instrumentation.patching import Addresses
+from pytest_hfbudget.metering.instrumentation import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.runtime import Runtime
 from pytest_hfbudget.plugin import price_sources
 from pytest_hfbudget.plugin.console import say
-from pytest_hfbudget.pricing import Catalogue, PriceBook
+from pytest_hfbudget.pricing.book import PriceBook
+from pytest_hfbudget.pricing.catalogue import Catalogue
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:

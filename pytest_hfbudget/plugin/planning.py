@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.endpoints.types import RUNNING
+from pytest_hfbudget.endpoints import RUNNING
 from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.plugin import markers, run_history, test_order
 from pytest_hfbudget.plugin.console import amounts, can_show, columns, say
@@ -32,7 +32,7 @@ from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.values import full_name
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.endpoints.types import Endpoint
+    from pytest_hfbudget.endpoints import Endpoint
     from pytest_hfbudget.plugin.role import Role
     from pytest_hfbudget.plugin.test_order import Expected
 

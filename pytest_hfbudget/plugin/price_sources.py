@@ -18,9 +18,10 @@ import pytest
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.ledger.locks import off_loop
 from pytest_hfbudget.plugin.console import SILENCE_S, announced, say
-from pytest_hfbudget.pricing import CallRequest, Catalogue, Price, PriceBook, parse_price
-from pytest_hfbudget.pricing.book import project_book
-from pytest_hfbudget.pricing.catalogue import CatalogueFile, kept_catalogue
+from pytest_hfbudget.pricing import CallRequest, Price
+from pytest_hfbudget.pricing.book import PriceBook, project_book
+from pytest_hfbudget.pricing.catalogue import Catalogue, CatalogueFile, kept_catalogue
+from pytest_hfbudget.pricing.table import parse_price
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.text import public_url
 

@@ -97,7 +97,7 @@ class ReportWriter:
 
     def show(self, terminal: Any, report: Report) -> None:
         """Print the section of a run."""
-        from pytest_hfbudget.reporting import summary
+        from pytest_hfbudget.reporting.terminal import summary
 
         blocks = can_show("█░", sys.stdout.encoding)
         terminal.write_sep("=", "hf budget")

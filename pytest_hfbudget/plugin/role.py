@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.test_order import Expected
-    from pytest_hfbudget.pricing import Catalogue
+    from pytest_hfbudget.pricing.catalogue import Catalogue
 
     # Writes the costs file of a session from its ledger, from the seconds of its cold starts, and
     # from what servers have counted.

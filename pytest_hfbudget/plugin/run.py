@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import NOT_YET, ONLY_HELP, ConfigError, HFBudgetError
-from pytest_hfbudget.metering.instrumentation.patching import PostImport
+from pytest_hfbudget.metering.instrumentation import PostImport
 from pytest_hfbudget.plugin import options, outcomes
 from pytest_hfbudget.plugin.attribution import Attribution
 from pytest_hfbudget.plugin.call_span import (

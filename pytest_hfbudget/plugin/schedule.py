@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_hfbudget.history.durations import Durations
-from pytest_hfbudget.reporting.model import counted
+from pytest_hfbudget.reporting import counted
 from pytest_hfbudget.reporting.timeline import TestSpan, Timeline, lengths, timeline
 from pytest_hfbudget.scheduling import Pool, Task, arrange, is_gap, order
 

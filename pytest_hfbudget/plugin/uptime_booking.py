@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
+from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
-from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse, Shares, share_out
 from pytest_hfbudget.errors import (
     BudgetExceededError,

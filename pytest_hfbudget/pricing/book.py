@@ -12,8 +12,8 @@ from typing import ClassVar, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
+from pytest_hfbudget.pricing import FREE, READS, CallRequest, Price, Quote, UnpricedPolicy
 from pytest_hfbudget.pricing.catalogue import Catalogue, Offer
-from pytest_hfbudget.pricing.price import FREE, READS, CallRequest, Price, Quote, UnpricedPolicy
 from pytest_hfbudget.pricing.table import PriceTable, TomlFile, is_below
 from pytest_hfbudget.settings import UNKNOWN_TASK, Settings
 

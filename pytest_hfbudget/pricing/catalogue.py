@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pytest_hfbudget.files import cache_file, keep, kept
 from pytest_hfbudget.money import parse_rate
-from pytest_hfbudget.pricing.price import FREE, Price
+from pytest_hfbudget.pricing import FREE, Price
 from pytest_hfbudget.text import parse_json, public_url
 
 DAY_S = 86_400

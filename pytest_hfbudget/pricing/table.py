@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import ATTO_PER_USD, parse_rate
-from pytest_hfbudget.pricing.price import MICROSECONDS, POLICIES, Price
+from pytest_hfbudget.pricing import MICROSECONDS, POLICIES, Price
 from pytest_hfbudget.text import public_url
 
 if sys.version_info >= (3, 11):

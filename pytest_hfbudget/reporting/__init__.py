@@ -1,12 +1,400 @@
-"""One Report value; terminal, JSON file, page and GitHub job are views of it.
+"""What a run cost, as one `Report` that every view is made from, and the words of its verdicts.
 
-`json_report` writes it and reads it back; `tables` holds the tables of the page, of
-`hfbudget report` and of the summary of a GitHub job.
+Terminal, JSON file, page and GitHub job are views of it. `json_report` also reads it back;
+`tables` has the tables of the page, of `hfbudget report` and of a GitHub job. Money is nano-USD.
 """
 
 from __future__ import annotations
 
-from pytest_hfbudget.reporting.model import EndpointLine, Report, TestLine
-from pytest_hfbudget.reporting.terminal import header, summary
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, NamedTuple
 
-__all__ = ["EndpointLine", "Report", "TestLine", "header", "summary"]
+from pytest_hfbudget.ledger import SESSION, Charge, Refusal, RunsBudget, Totals
+from pytest_hfbudget.ledger.ledger import Ledger
+from pytest_hfbudget.money import FOR_PEOPLE, Amounts
+from pytest_hfbudget.reporting.bill import Bill
+from pytest_hfbudget.settings import NOT_RUN
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.reporting.timeline import Timeline
+
+TEST_PREFIX = "test:"
+NO_TEST = "(no test)"
+# What stands first in the key of a budget that tests share.
+SHARED = ("class", "module", "package", "session")
+# As outcomes of tests that handled what they were refused; an expected failure counts as skipped.
+IN_ORDER = ("passed", "skipped")
+_FIGURES = re.compile(r"<?\$?\d[\d.,]*")
+REHEARSAL = "a rehearsal against the emulator: nothing was paid"
+
+
+class Remark(NamedTuple):
+    """Something to know about the cost of a call.
+
+    Attributes:
+        word: in the row of a call.
+        meaning: after a number of calls: "2 calls without a known price, ...".
+        applies: whether it holds for a charge.
+    """
+
+    word: str
+    meaning: str
+    applies: Callable[[Charge], bool]
+
+
+ESTIMATED = Remark(
+    "estimated",
+    "without usage, charged at an upper bound",
+    lambda charge: charge.estimated and not charge.replayed,
+)
+UNPRICED = Remark(
+    "no price",
+    "without a known price, not in the sum",
+    lambda charge: charge.nano_usd is None and not charge.replayed,
+)
+REPLAYED = Remark(
+    "replayed", "answered by a cassette or a mock, at $0", lambda charge: charge.replayed
+)
+REMARKS = (REPLAYED, ESTIMATED, UNPRICED)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 call``, ``1,000 calls``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def call_counts(calls: int, replayed: int, refused: int) -> str:
+    """``3 calls, 1 replayed, 1 refused``; replayed calls are among the calls."""
+    parts = [counted(calls, "call")]
+    parts += [f"{replayed:,} replayed"] if replayed else []
+    parts += [f"{refused:,} refused"] if refused else []
+    return ", ".join(parts)
+
+
+def remarks(charge: Charge) -> str:
+    """The remarks on one charge, separated by commas."""
+    return ", ".join(remark.word for remark in REMARKS if remark.applies(charge))
+
+
+def unmetered(why: str, calls: int) -> str:
+    """Calls that were sent and whose cost could not be found out."""
+    return f"{counted(calls, 'call')} could not be metered: {why}"
+
+
+def endpoint_verdict(state: str, verified: bool, left_to: str | None, kept: bool) -> str:
+    """How an endpoint was left; the arguments are fields of `EndpointLine`."""
+    if verified:
+        return "paused, verified"
+    if left_to:
+        return f"left to run {left_to}, which is using it"
+    if kept:
+        return "kept running, as it was found"
+    return f"NOT VERIFIED AS PAUSED ({state})"
+
+
+@dataclass(frozen=True)
+class TestLine:
+    """One test that called, was refused a call, or used an endpoint.
+
+    Attributes:
+        spent: on calls.
+        uptime: its share of the uptime of endpoints, on top of that.
+    """
+
+    id: str
+    outcome: str
+    spent: int
+    cap: int | None
+    calls: int
+    refused: int
+    replayed: int = 0
+    uptime: int = 0
+
+    @property
+    def whole(self) -> int:
+        """Both together: what was charged to its budget."""
+        return self.spent + self.uptime
+
+    @property
+    def harmed(self) -> bool:
+        """Whether it was refused a call and did not pass: code may handle a refusal."""
+        return bool(self.refused) and self.outcome not in IN_ORDER
+
+
+@dataclass(frozen=True)
+class SharedLine:
+    """One budget that several tests share, by a marker with a wider ``scope``.
+
+    Attributes:
+        level: ``class``, ``module``, ``package`` or ``session``.
+        max_calls: the most calls that it lets through; None for any number.
+    """
+
+    name: str
+    level: str
+    spent: int
+    cap: int | None
+    max_calls: int | None
+    calls: int
+    refused: int
+
+
+@dataclass(frozen=True)
+class EndpointLine:
+    """One leased endpoint.
+
+    Attributes:
+        verified: it was read back as paused.
+        left_to: the other run that goes on using it, and pauses it at its own end.
+        kept: it was found running, and was asked to stay so.
+        resumed_at, paused_at: unix seconds; the latter is when the pause was read back.
+        shares: the part of ``nano_usd`` that each test used.
+        idle, cold_start: the rest of it: no test used it, or it did not serve yet. None in a
+            report of a release that did not write them.
+    """
+
+    name: str
+    state: str
+    nano_usd: int
+    minutes: int
+    resumed: bool
+    paused: bool
+    verified: bool
+    left_to: str | None = None
+    note: str = ""
+    kept: bool = False
+    resumed_at: float | None = None
+    paused_at: float | None = None
+    shares: tuple[tuple[str, int], ...] = ()
+    idle: int | None = 0
+    cold_start: int | None = 0
+
+    @property
+    def in_order(self) -> bool:
+        """Whether nothing is left to be done about it."""
+        return self.verified or self.kept or self.left_to is not None
+
+    @property
+    def verdict(self) -> str:
+        """How it was left."""
+        return endpoint_verdict(self.state, self.verified, self.left_to, self.kept)
+
+    @property
+    def remedy(self) -> str:
+        """What to type; empty where nothing is left to be done."""
+        return "" if self.in_order else f"run: hfbudget pause {self.name}"
+
+    @property
+    def to_do(self) -> str:
+        """The verdict with what to type."""
+        return "; ".join(filter(None, (self.verdict, self.remedy)))
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run.
+
+    Attributes:
+        spent, cap, calls, refused: of the session.
+        date: when the report was made, in UTC.
+        project: the name of what was tested.
+        session_id: the inference session that the router was told; empty where it was told none.
+        rehearsal: the calls went to the emulator; nothing was paid.
+        over_runs: the budgets that this run shares with other runs or jobs.
+        unmetered: why calls were sent that are not in here, and how many for each reason.
+        shared: the budgets that tests share, in the order of their first test.
+        notes: what was found out about how servers count, a sentence each.
+        timeline: what endpoints and tests did when; None where no test names an endpoint.
+        bill: what Hugging Face has reported of it since, where that was asked for; not in a file.
+    """
+
+    spent: int
+    cap: int | None
+    calls: int
+    refused: int
+    tests: tuple[TestLine, ...] = ()
+    charges: tuple[Charge, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    endpoints: tuple[EndpointLine, ...] = ()
+    run: str = ""
+    date: datetime = field(default_factory=_now)
+    rehearsal: bool = False
+    over_runs: tuple[RunsBudget, ...] = ()
+    unmetered: tuple[tuple[str, int], ...] = ()
+    shared: tuple[SharedLine, ...] = ()
+    notes: tuple[str, ...] = ()
+    timeline: Timeline | None = None
+    session_id: str = ""
+    project: str = ""
+    bill: Bill | None = None
+
+    @classmethod
+    def of(
+        cls,
+        ledger: Ledger,
+        cap: int | None,
+        outcomes: Mapping[str, str],
+        endpoints: Iterable[EndpointLine] = (),
+    ) -> Report:
+        """The report of what a ledger holds."""
+        scopes = ledger.scopes()
+        session = scopes[SESSION][1] if SESSION in scopes else Totals()
+        endpoints = tuple(endpoints)
+        return cls(
+            spent=session.spent,
+            cap=cap,
+            calls=session.calls,
+            refused=session.refused,
+            tests=tuple(_tests(ledger, outcomes, _uptime(endpoints))),
+            charges=ledger.charges(),
+            refusals=ledger.refusals(),
+            endpoints=endpoints,
+            unmetered=tuple(ledger.unmetered().items()),
+            shared=tuple(_shared(ledger)),
+        )
+
+    @property
+    def day(self) -> str:
+        """Its date to the minute, in UTC."""
+        return self.date.strftime("%Y-%m-%d %H:%M")
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to report."""
+        return not any((self.calls, self.refused, self.endpoints, self.not_run, self.unmetered))
+
+    @property
+    def not_run(self) -> int:
+        """Tests for which a budget of the run had too little left."""
+        return sum(test.outcome == NOT_RUN for test in self.tests)
+
+    @property
+    def counts(self) -> str:
+        """``3 calls, 1 replayed, 1 refused``."""
+        return call_counts(self.calls, len(self.remarked(REPLAYED)), self.refused)
+
+    @property
+    def uptime(self) -> int:
+        """What the endpoints cost."""
+        return sum(endpoint.nano_usd for endpoint in self.endpoints)
+
+    @property
+    def over(self) -> tuple[Charge, ...]:
+        """Calls that cost more than was held for them: they took longer than expected."""
+        return tuple(charge for charge in self.charges if charge.over)
+
+    @property
+    def above(self) -> int:
+        """The part of ``spent`` that is estimated above what came back of its calls."""
+        return sum(charge.above for charge in self.charges if not charge.replayed)
+
+    @property
+    def waited(self) -> tuple[Charge, ...]:
+        """Calls that waited until calls in flight had settled."""
+        return tuple(charge for charge in self.charges if charge.waited)
+
+    @property
+    def swapped(self) -> tuple[Charge, ...]:
+        """Calls that a fallback has sent with another model than was asked for."""
+        return tuple(charge for charge in self.charges if charge.instead_of)
+
+    @property
+    def outside(self) -> tuple[Charge, ...]:
+        """Calls that belong to no test: fixtures of the session, imports, stray threads."""
+        return tuple(charge for charge in self.charges if charge.test is None)
+
+    @property
+    def in_other_sessions(self) -> tuple[Charge, ...]:
+        """Calls that the router was told another session of: the caller has set one."""
+        own = ("", self.session_id)
+        return tuple(charge for charge in self.charges if charge.session_id not in own)
+
+    @property
+    def on_the_bill(self) -> bool:
+        """Whether Hugging Face bills calls to the run's session id."""
+        own = "" if self.rehearsal else self.session_id
+        return bool(own) and any(charge.session_id == own for charge in self.charges)
+
+    def remarked(self, remark: Remark) -> tuple[Charge, ...]:
+        """The calls that a remark applies to."""
+        return tuple(filter(remark.applies, self.charges))
+
+
+def estimated_above(report: Report, usd: Amounts = FOR_PEOPLE) -> str:
+    """How much of what was spent is above what came back of its calls."""
+    return (
+        "{} of {} is estimated above what came back: calls that were lost or left are charged "
+        "what was held for them"
+    ).format(*usd.beside(None, report.above, report.spent))
+
+
+def total(charges: Iterable[Charge]) -> int:
+    """What several calls cost; those without a price count as 0."""
+    return sum(charge.nano_usd or 0 for charge in charges)
+
+
+def _shared(ledger: Ledger) -> Iterator[SharedLine]:
+    for key, (scope, totals) in ledger.scopes().items():
+        level = key.partition(":")[0]
+        used = totals.calls or totals.refused or totals.spent
+        if level in SHARED and key != SESSION and used:
+            yield SharedLine(
+                name=scope.name,
+                level=level,
+                spent=totals.spent,
+                cap=scope.cap,
+                max_calls=scope.max_calls,
+                calls=totals.calls,
+                refused=totals.refused,
+            )
+
+
+def _uptime(endpoints: Iterable[EndpointLine]) -> Counter[str]:
+    uptime: Counter[str] = Counter()
+    for endpoint in endpoints:
+        uptime.update(dict(endpoint.shares))
+    return uptime
+
+
+def _tests(ledger: Ledger, outcomes: Mapping[str, str], uptime: Counter[str]) -> Iterator[TestLine]:
+    replayed = Counter(charge.test for charge in ledger.charges() if charge.replayed)
+    silent = {test: outcome for test, outcome in outcomes.items() if outcome == NOT_RUN}
+    for key, (scope, totals) in ledger.scopes().items():
+        if key.startswith(TEST_PREFIX) and (totals.calls or totals.refused or totals.spent):
+            test = key[len(TEST_PREFIX) :]
+            silent.pop(test, None)
+            yield TestLine(
+                id=test,
+                outcome=outcomes.get(test, "unknown"),
+                spent=totals.spent - uptime[test],  # its share of uptime is booked to it, too
+                cap=scope.cap,
+                calls=totals.calls,
+                refused=totals.refused,
+                replayed=replayed[test],
+                uptime=uptime[test],
+            )
+    for test, outcome in silent.items():  # they asked for no call
+        yield TestLine(test, outcome, 0, None, 0, 0)
+
+
+def distinct(refusals: Iterable[Refusal]) -> Iterator[tuple[Refusal, int]]:
+    """Each refusal that says something new of its test, and how many say the same.
+
+    Figures do not count: a sum that grows from call to call makes the same refusal.
+    """
+    first: dict[tuple[str | None, str, str], Refusal] = {}
+    times: Counter[tuple[str | None, str, str]] = Counter()
+    for refusal in refusals:
+        sentence = _FIGURES.sub("0", refusal.message.replace(refusal.model, ""))
+        key = refusal.test, refusal.model, sentence
+        first.setdefault(key, refusal)
+        times[key] += 1
+    return ((refusal, times[key]) for key, refusal in first.items())

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pytest_hfbudget.money import beside
-from pytest_hfbudget.reporting.merged import compared, comparison
-from pytest_hfbudget.reporting.model import (
+from pytest_hfbudget.reporting import (
     IN_ORDER,
     REHEARSAL,
     REMARKS,
@@ -17,6 +16,7 @@ from pytest_hfbudget.reporting.model import (
     estimated_above,
     unmetered,
 )
+from pytest_hfbudget.reporting.merged import compared, comparison
 from pytest_hfbudget.reporting.tables import (
     Cell,
     Column,

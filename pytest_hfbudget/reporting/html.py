@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pytest_hfbudget.money import exact, show
+from pytest_hfbudget.reporting import REHEARSAL, REMARKS, Report, counted, total
+from pytest_hfbudget.reporting import unmetered as not_metered
 from pytest_hfbudget.reporting.bill import drift_text
-from pytest_hfbudget.reporting.model import REHEARSAL, REMARKS, Report, counted, total
-from pytest_hfbudget.reporting.model import unmetered as not_metered
 from pytest_hfbudget.reporting.tables import Cell, Column, Table, shares, tables
 
 if TYPE_CHECKING:

@@ -15,14 +15,8 @@ from pytest_hfbudget.errors import Figures
 from pytest_hfbudget.files import write_whole
 from pytest_hfbudget.ledger import Charge, Refusal, RunsBudget
 from pytest_hfbudget.money import usd_text
+from pytest_hfbudget.reporting import REPLAYED, EndpointLine, Report, SharedLine, TestLine
 from pytest_hfbudget.reporting.json_fields import JsonFields, ReportFileError
-from pytest_hfbudget.reporting.model import (
-    REPLAYED,
-    EndpointLine,
-    Report,
-    SharedLine,
-    TestLine,
-)
 from pytest_hfbudget.reporting.timeline import Lane, Minutes, Stretch, TestSpan, Timeline
 from pytest_hfbudget.text import undirected
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from pytest_hfbudget.money import beside, show
-from pytest_hfbudget.reporting.bill import drift, drift_text
-from pytest_hfbudget.reporting.model import (
+from pytest_hfbudget.reporting import (
     REHEARSAL,
     REMARKS,
     EndpointLine,
@@ -17,6 +16,7 @@ from pytest_hfbudget.reporting.model import (
     TestLine,
     counted,
 )
+from pytest_hfbudget.reporting.bill import drift, drift_text
 from pytest_hfbudget.reporting.tables import Column, Table, by_amount
 
 MINUTE_S = 60.0

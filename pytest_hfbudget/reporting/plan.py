@@ -9,8 +9,8 @@ from typing import NamedTuple
 from pytest_hfbudget.endpoints.uptime import cost, started_minutes
 from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.money import FOR_PEOPLE, Amounts, beside, exact
+from pytest_hfbudget.reporting import counted
 from pytest_hfbudget.reporting.costs import Cost
-from pytest_hfbudget.reporting.model import counted
 from pytest_hfbudget.reporting.terminal import TerminalLine, bar, name_width, wrapped
 from pytest_hfbudget.reporting.timeline import NO_MINUTES, Minutes
 from pytest_hfbudget.text import shortened

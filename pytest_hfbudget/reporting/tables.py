@@ -9,16 +9,8 @@ from typing import Literal, NamedTuple
 
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.money import beside, show
+from pytest_hfbudget.reporting import ESTIMATED, NO_TEST, Report, TestLine, distinct, remarks, total
 from pytest_hfbudget.reporting.bill import Bill, by_model, drift_text
-from pytest_hfbudget.reporting.model import (
-    ESTIMATED,
-    NO_TEST,
-    Report,
-    TestLine,
-    distinct,
-    remarks,
-    total,
-)
 
 Kind = Literal["text", "name", "word", "usd", "more", "count", "seconds"]
 Cell = str | int | float | None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pytest_hfbudget.metering.settlement import TOLD
 from pytest_hfbudget.money import FOR_PEOPLE, Amounts, exact
-from pytest_hfbudget.reporting.model import (
+from pytest_hfbudget.reporting import (
     ESTIMATED,
     REHEARSAL,
     UNPRICED,

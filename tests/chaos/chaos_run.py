@@ -27,12 +27,14 @@ from pytest_hfbudget.ledger import SESSION, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
-from pytest_hfbudget.metering.instrumentation.patching import Addresses
+from pytest_hfbudget.metering.instrumentation import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.prompts import Fact, Tokenizer
 from pytest_hfbudget.metering.runtime import Runtime
 from pytest_hfbudget.money import to_usd
-from pytest_hfbudget.pricing import Catalogue, PriceBook, PriceTable
+from pytest_hfbudget.pricing.book import PriceBook
+from pytest_hfbudget.pricing.catalogue import Catalogue
+from pytest_hfbudget.pricing.table import PriceTable
 
 PATIENCE_S = 60
 # As the emulator counts; less, the longer a text is; and a token for each text.

@@ -11,8 +11,7 @@ from command_line import Shell
 
 from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.files import keep
-from pytest_hfbudget.pricing import Catalogue
-from pytest_hfbudget.pricing.catalogue import CatalogueFile
+from pytest_hfbudget.pricing.catalogue import Catalogue, CatalogueFile
 
 VARIABLES = {
     "HUGGINGFACE_INPUT_TOKEN_COST": "0.000001",

@@ -10,19 +10,10 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import parse_rate
-from pytest_hfbudget.pricing import (
-    CallRequest,
-    Catalogue,
-    Offer,
-    Price,
-    PriceBook,
-    PriceTable,
-    Quote,
-    UnpricedPolicy,
-    Usage,
-    parse_price,
-)
-from pytest_hfbudget.pricing.book import price_from_environment, toml_hint
+from pytest_hfbudget.pricing import CallRequest, Price, Quote, UnpricedPolicy, Usage
+from pytest_hfbudget.pricing.book import PriceBook, price_from_environment, toml_hint
+from pytest_hfbudget.pricing.catalogue import Catalogue, Offer
+from pytest_hfbudget.pricing.table import PriceTable, parse_price
 
 if sys.version_info >= (3, 11):
     import tomllib

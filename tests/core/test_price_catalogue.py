@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_hfbudget.money import parse_rate
-from pytest_hfbudget.pricing import Catalogue, Offer, Price
-from pytest_hfbudget.pricing.catalogue import CatalogueFile
-from pytest_hfbudget.pricing.price import FREE
+from pytest_hfbudget.pricing import FREE, Price
+from pytest_hfbudget.pricing.catalogue import Catalogue, CatalogueFile, Offer
 
 ORIGIN = "https://router.example"
 MODEL = "org/model"

@@ -7,19 +7,10 @@ from typing import Any
 
 import pytest
 
-from pytest_hfbudget.pricing import (
-    CallRequest,
-    Catalogue,
-    Offer,
-    Price,
-    PriceBook,
-    PriceTable,
-    UnpricedPolicy,
-    Usage,
-    parse_price,
-)
-from pytest_hfbudget.pricing.book import Explanation, price_from_environment
-from pytest_hfbudget.pricing.price import FREE
+from pytest_hfbudget.pricing import FREE, CallRequest, Price, UnpricedPolicy, Usage
+from pytest_hfbudget.pricing.book import Explanation, PriceBook, price_from_environment
+from pytest_hfbudget.pricing.catalogue import Catalogue, Offer
+from pytest_hfbudget.pricing.table import PriceTable, parse_price
 
 MODEL = "org/model"
 

@@ -10,9 +10,8 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import parse_rate
-from pytest_hfbudget.pricing import PriceTable
 from pytest_hfbudget.pricing.book import project_table
-from pytest_hfbudget.pricing.table import MOST_BYTES, TomlFile
+from pytest_hfbudget.pricing.table import MOST_BYTES, PriceTable, TomlFile
 
 GOOD = '# prices\n["a/b"]\ninput = 1\noutput = 2\n\n'
 

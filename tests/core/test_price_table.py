@@ -12,7 +12,8 @@ import pytest
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.money import parse_rate
-from pytest_hfbudget.pricing import Price, PriceTable, Usage, parse_price
+from pytest_hfbudget.pricing import Price, Usage
+from pytest_hfbudget.pricing.table import PriceTable, parse_price
 
 MODEL = "org/model"
 GENERAL_NAMES = ["org/model:p", "org/model", "model:p", "model", "*:p", "*"]

@@ -10,8 +10,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pytest_hfbudget.money import ATTO_PER_NANO
-from pytest_hfbudget.pricing import CallRequest, Price, Quote, UnboundedCallError, Usage
-from pytest_hfbudget.pricing.price import CALL_SECONDS, FREE, split_model
+from pytest_hfbudget.pricing import (
+    CALL_SECONDS,
+    FREE,
+    CallRequest,
+    Price,
+    Quote,
+    UnboundedCallError,
+    Usage,
+    split_model,
+)
 
 quick = settings(max_examples=100, deadline=None, database=None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_hfbudget.endpoints.types import Endpoint, Scaling, billed, split_name
+from pytest_hfbudget.endpoints import Endpoint, Scaling, billed, split_name
 from pytest_hfbudget.errors import ConfigError
 
 RAW: dict[str, Any] = {

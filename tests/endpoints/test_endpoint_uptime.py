@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_hfbudget.endpoints.types import Endpoint
+from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.uptime import (
     Uptime,
     at_most,

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
+from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import leases, leases_dir, read_all
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.types import Endpoint
 from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 from pytest_hfbudget.errors import EndpointError
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_hfbudget.emulator import EmulatorClient
+from pytest_hfbudget.endpoints import tagged_until
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import Journal, leases, leases_dir, unfinished
 from pytest_hfbudget.endpoints.lease_store import read_held_leases
@@ -25,7 +26,6 @@ from pytest_hfbudget.endpoints.sweep import (
     find_tagged,
     sweep,
 )
-from pytest_hfbudget.endpoints.types import tagged_until
 
 from .conftest import Make, Start
 

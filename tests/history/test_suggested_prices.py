@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_hfbudget.history.bills import BilledRun, Suggestion, suggestions
-from pytest_hfbudget.pricing import Price, PriceBook, PriceTable, Usage, parse_price
+from pytest_hfbudget.pricing import Price, Usage
+from pytest_hfbudget.pricing.book import PriceBook
+from pytest_hfbudget.pricing.table import PriceTable, parse_price
 from pytest_hfbudget.reporting.bill import Bill, Booked
 
 NAME = "org/model:groq"

@@ -16,11 +16,13 @@ from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.ledger import SESSION, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
-from pytest_hfbudget.metering.instrumentation.patching import Addresses
+from pytest_hfbudget.metering.instrumentation import Addresses
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.runtime import Runtime
 from pytest_hfbudget.money import parse_usd
-from pytest_hfbudget.pricing import Catalogue, PriceBook, PriceTable
+from pytest_hfbudget.pricing.book import PriceBook
+from pytest_hfbudget.pricing.catalogue import Catalogue
+from pytest_hfbudget.pricing.table import PriceTable
 
 MODEL = "emulator/chat"
 PAID = ("chat", "task", "completions", "responses", "embeddings", "images")

@@ -11,7 +11,7 @@ from pytest_hfbudget import budget
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.settlement import TOLD
 from pytest_hfbudget.metering.usage import cost_told
-from pytest_hfbudget.reporting.model import Report
+from pytest_hfbudget.reporting import Report
 from pytest_hfbudget.reporting.terminal import summary
 
 MODEL = "acme/told"

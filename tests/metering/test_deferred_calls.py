@@ -15,8 +15,7 @@ from metering_bench import MODEL, Bench, say
 from pytest_hfbudget import budget
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.deferred import MOST_DEFERRED, SMALL_BYTES
-from pytest_hfbudget.pricing import Price
-from pytest_hfbudget.pricing.price import FREE
+from pytest_hfbudget.pricing import FREE, Price
 
 # Newer Pythons warn of a fork beside threads; the emulator's are in this process.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -13,7 +13,8 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient
 from metering_bench import Bench
 
 from pytest_hfbudget import BudgetExceededError, UnpricedCallError
-from pytest_hfbudget.pricing import CallRequest, Quote, UnboundedCallError, parse_price
+from pytest_hfbudget.pricing import CallRequest, Quote, UnboundedCallError
+from pytest_hfbudget.pricing.table import parse_price
 
 # httpx does not like how the async client hands over bytes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")

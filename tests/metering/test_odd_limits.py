@@ -9,7 +9,7 @@ from metering_bench import Bench, say
 
 from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.metering.request import AskedModel, describe, input_bound
-from pytest_hfbudget.pricing import Catalogue
+from pytest_hfbudget.pricing.catalogue import Catalogue
 
 PRICE = {"emulator__chat": {"input": 1, "output": 2}}
 

@@ -9,7 +9,7 @@ import pytest
 from metering_bench import Bench, say
 
 from pytest_hfbudget import BudgetExceededError
-from pytest_hfbudget.pricing import Catalogue
+from pytest_hfbudget.pricing.catalogue import Catalogue
 
 PRICING = {"input": "0.01", "output": "0.1"}
 # Pays for most of the 8192 tokens of the model's context, not for all of them.

@@ -10,7 +10,7 @@ import pytest
 from metering_bench import Bench, routed, say
 
 from pytest_hfbudget.errors import BudgetExceededError, UnpricedCallError
-from pytest_hfbudget.pricing import Catalogue
+from pytest_hfbudget.pricing.catalogue import Catalogue
 
 MODEL = "acme/model"
 

@@ -20,10 +20,10 @@ from pytest_hfbudget.metering.request import (
     AskedModel,
     describe,
 )
-from pytest_hfbudget.pricing import Catalogue
-from pytest_hfbudget.pricing.price import CALL_SECONDS
+from pytest_hfbudget.pricing import CALL_SECONDS
+from pytest_hfbudget.pricing.catalogue import Catalogue
+from pytest_hfbudget.reporting import Report
 from pytest_hfbudget.reporting.json_report import as_json
-from pytest_hfbudget.reporting.model import Report
 from pytest_hfbudget.reporting.terminal import summary
 
 SPEECH = "emulator/automatic-speech-recognition"

@@ -118,7 +118,7 @@ def test_a_run_without_calls_makes_no_report(quiet: Suite) -> None:
     (quiet.path / "test_many.py").write_text(MANY)
     (quiet.path / "conftest.py").write_text(
         "import sys\ndef pytest_unconfigure():\n"
-        "    print('report:', 'pytest_hfbudget.reporting.model' in sys.modules)\n"
+        "    print('report:', 'pytest_hfbudget.reporting' in sys.modules)\n"
     )
     quiet.run().stdout.fnmatch_lines(["report: False"])
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from written_report import LEAST, full, saved
 
+from pytest_hfbudget import reporting
 from pytest_hfbudget.ledger import Charge, Refusal
-from pytest_hfbudget.reporting import model
 from pytest_hfbudget.reporting.json_fields import ReportFileError
 from pytest_hfbudget.reporting.json_report import as_json, parse, read
 
@@ -93,20 +93,22 @@ def test_the_report_of_a_run_is_the_same_value_when_it_is_read_back() -> None:
         instead_of="org/large",
         endpoint="acme/llm",
     )
-    report = model.Report(
+    report = reporting.Report(
         spent=554_900,
         cap=50_000_000,
         calls=2,
         refused=1,
         tests=(
-            model.TestLine("test_a", "not run", 4_900, 10_000_000, 2, 1, replayed=1, uptime=300),
+            reporting.TestLine(
+                "test_a", "not run", 4_900, 10_000_000, 2, 1, replayed=1, uptime=300
+            ),
         ),
         charges=(charge, charge._replace(test=None, provider=None, nano_usd=None, where="fixture")),
         refusals=(
             Refusal("test_a", "test_a", "org/model", "too much", "test:test_a", "", 9, 2, 3, 5),
         ),
         endpoints=(
-            model.EndpointLine(
+            reporting.EndpointLine(
                 *("acme/llm", "running", 550_000, 1, True, True, False),
                 left_to="b",
                 kept=True,

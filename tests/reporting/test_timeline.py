@@ -7,8 +7,8 @@ from datetime import datetime, timezone
 
 from pytest_hfbudget.endpoints.uptime import UsageWindow, UseStretch
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse
+from pytest_hfbudget.reporting import Report
 from pytest_hfbudget.reporting.json_report import as_json, parse
-from pytest_hfbudget.reporting.model import Report
 from pytest_hfbudget.reporting.timeline import Minutes, Paid, Timeline, timeline
 from pytest_hfbudget.reporting.timeline import TestSpan as Ran
 from pytest_hfbudget.scheduling import Task

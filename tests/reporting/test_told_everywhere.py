@@ -11,10 +11,10 @@ import pytest
 
 from pytest_hfbudget.ledger import SESSION, Charge, Refusal, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
+from pytest_hfbudget.reporting import Report
 from pytest_hfbudget.reporting.github import step_summary
 from pytest_hfbudget.reporting.html import page
 from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, as_json, parse
-from pytest_hfbudget.reporting.model import Report
 from pytest_hfbudget.reporting.terminal import TOP, summary
 
 CLASS = "class:test_a.py::TestA:class test_a.py::TestA:500:3"

@@ -6,8 +6,8 @@ import copy
 from datetime import datetime, timezone
 from typing import Any
 
+from pytest_hfbudget.reporting import Report
 from pytest_hfbudget.reporting.json_report import parse
-from pytest_hfbudget.reporting.model import Report
 
 LEAST: dict[str, Any] = {
     "schema": 1,

@@ -1,1 +1,230 @@
-"""Where the plugin stands in the clients that reach Hugging Face, one module for each library."""
+"""Where the plugin stands in the clients that reach Hugging Face, one module for each library.
+
+Here is how attributes of such a library are wrapped, and its base URLs set, once it is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from pytest_hfbudget.metering.paid_hosts import PaidHosts
+from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
+
+logger = logging.getLogger("pytest_hfbudget")
+
+
+# Plain classes, here and in `hub`: every run of pytest imports this, and a dataclass writes code.
+class Patches:
+    """What was replaced, so that it can be put back."""
+
+    def __init__(self) -> None:
+        self._originals: list[tuple[Any, str, Any]] = []
+
+    def __bool__(self) -> bool:
+        """Whether anything is replaced."""
+        return bool(self._originals)
+
+    def replace(self, owner: Any, name: str, wrapper: Any) -> None:
+        """Put a wrapper, made by ``functools.wraps``, in place of what it wraps."""
+        self._originals.append((owner, name, wrapper.__wrapped__))
+        setattr(owner, name, wrapper)
+
+    def restore(self) -> None:
+        """Put back what was there, unless it was wrapped again since."""
+        while self._originals:
+            owner, name, original = self._originals.pop()
+            installed = vars(owner).get(name)
+            if getattr(installed, "__wrapped__", None) is original:
+                setattr(owner, name, original)
+            else:
+                logger.warning("hfbudget left %s as it is: it was wrapped again", name)
+
+
+def genuine(module: ModuleType, name: str) -> type | None:
+    """The class that a library has under a name, also while a stand-in goes by it there."""
+    library = module.__name__.partition(".")[0]
+
+    def is_it(cls: object) -> bool:
+        # Libraries show their classes under shorter names than those of their modules.
+        return (
+            isinstance(cls, type)
+            and cls.__qualname__ == name
+            and cls.__module__.partition(".")[0] == library
+        )
+
+    if is_it(found := getattr(module, name, None)):
+        return found
+    classes = list(object.__subclasses__())
+    while classes:
+        if is_it(cls := classes.pop()):
+            return cls
+        classes += type.__subclasses__(cls)
+    return None
+
+
+Hook = Callable[[ModuleType], None]
+
+
+class PostImport(MetaPathFinder):
+    """Calls hooks after modules were imported; at once for those that are there already."""
+
+    def __init__(self, hooks: dict[str, Hook]) -> None:
+        self._hooks = hooks
+        self._searching: set[str] = set()
+
+    def install(self) -> None:
+        """Call the hooks of modules that are there, and watch for the others."""
+        sys.meta_path.insert(0, self)
+        for name, hook in self._hooks.items():
+            module = sys.modules.get(name)
+            spec = getattr(module, "__spec__", None)
+            if module is None:
+                continue
+            if not getattr(spec, "_initializing", False):
+                hook(module)
+            elif type(spec) is ModuleSpec:
+                # Its import is under way: its loader is beyond reach, the mark at its end is not.
+                spec.__class__ = ModuleUnderWay
+                spec.hooks = [hook]  # type: ignore[attr-defined]
+            elif isinstance(spec, ModuleUnderWay):
+                spec.hooks.append(hook)
+
+    def uninstall(self) -> None:
+        """Watch no longer."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find a watched module the ordinary way, and load it with a loader that calls back."""
+        if fullname not in self._hooks or fullname in self._searching:
+            return None
+        self._searching.add(fullname)
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._searching.discard(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _CallingLoader(spec.loader, self._hooks[fullname])
+        return spec
+
+
+class ModuleUnderWay(ModuleSpec):
+    """The spec of a module whose import had begun before it was watched."""
+
+    hooks: list[Hook]
+
+    @property
+    def _initializing(self) -> bool:
+        return bool(self.__dict__.get("_initializing"))
+
+    @_initializing.setter
+    def _initializing(self, under_way: bool) -> None:
+        self.__dict__["_initializing"] = under_way
+        if not under_way:
+            hooks, self.hooks = self.hooks, []
+            self.__class__ = ModuleSpec  # type: ignore[assignment]
+            module = sys.modules.get(self.name)  # it is gone where its import has failed
+            for hook in hooks if module is not None else ():
+                hook(module)  # type: ignore[arg-type]
+
+
+class _CallingLoader(Loader):
+    """A loader that hands everything to the real one, then calls the hook."""
+
+    def __init__(self, loader: Loader, hook: Hook) -> None:
+        self._loader, self._hook = loader, hook
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The module must be seen with its own loader: resources and inspection ask for it.
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._hook(module)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
+
+
+class Addresses(NamedTuple):
+    """Base URLs that differ from the public ones; None leaves one as it is.
+
+    Attributes:
+        emulator: the one that all of them lead to, in a rehearsal.
+        paid_hosts: hosts whose calls are paid beside those of the public services.
+    """
+
+    router: str | None = None
+    endpoints_api: str | None = None
+    hub: str | None = None
+    emulator: str | None = None
+    paid_hosts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Addresses:
+        """What huggingface_hub has to be told of a run's addresses."""
+        api, router = settings.endpoints_api, settings.router
+        return cls(
+            router=router if router != ROUTER else None,
+            endpoints_api=api if api != ENDPOINTS_API else None,
+            hub=settings.hub,
+            emulator=settings.emulator,
+            paid_hosts=settings.paid_hosts,
+        )
+
+    def paid_hosts_with(self, router: str) -> PaidHosts:
+        """The hosts at which something is paid in this run."""
+        rehearsed = (f"{self.emulator}/endpoint",) if self.emulator else ()
+        starting = [base for base in (self.hub, self.endpoints_api) if base]
+        return PaidHosts((router, *self.paid_hosts, *rehearsed), starting)
+
+    def constants(self) -> dict[str, str]:
+        """The constants of huggingface_hub that hold them; none of these is an env variable."""
+        values = {
+            "INFERENCE_PROXY_TEMPLATE": f"{self.router}/{{provider}}" if self.router else None,
+            "INFERENCE_ENDPOINTS_ENDPOINT": self.endpoints_api,
+            "ENDPOINT": self.hub,
+        }
+        return {name: value for name, value in values.items() if value}
+
+
+class Redirect:
+    """Sets those constants when huggingface_hub is imported, and restores them."""
+
+    def __init__(self, addresses: Addresses) -> None:
+        self.addresses = addresses
+        self._before: dict[str, str] = {}
+        self._module: ModuleType | None = None
+        self._watch: PostImport | None = None
+
+    def install(self) -> None:
+        """Set the constants now, or as soon as they are imported."""
+        if self.addresses.constants():
+            self._watch = PostImport({"huggingface_hub.constants": self._set})
+            self._watch.install()
+
+    def uninstall(self) -> None:
+        """Put the constants back."""
+        if self._watch is not None:
+            self._watch.uninstall()
+        for name, value in self._before.items():
+            setattr(self._module, name, value)
+        self._before.clear()
+
+    def _set(self, module: ModuleType) -> None:
+        self._module = module
+        for name, value in self.addresses.constants().items():
+            self._before[name] = getattr(module, name)
+            setattr(module, name, value)

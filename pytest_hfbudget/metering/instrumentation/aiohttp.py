@@ -9,14 +9,13 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from pytest_hfbudget.errors import BudgetExceededError
-from pytest_hfbudget.metering.instrumentation import paid_requests
+from pytest_hfbudget.metering.instrumentation import genuine, paid_requests
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.instrumentation.paid_requests import (
     HttpParameters,
     as_bytes,
     encoded,
 )
-from pytest_hfbudget.metering.instrumentation.patching import genuine
 from pytest_hfbudget.metering.stream import AnswerBody
 
 

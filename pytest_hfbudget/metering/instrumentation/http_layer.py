@@ -22,7 +22,7 @@ from pytest_hfbudget.errors import (
     UnseenCallError,
 )
 from pytest_hfbudget.ledger.locks import off_loop
-from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport, genuine
+from pytest_hfbudget.metering.instrumentation import Patches, PostImport, genuine
 from pytest_hfbudget.metering.paid_hosts import CREATES, STOPS, PaidHosts, Start
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.ledger.locks import off_loop
+from pytest_hfbudget.metering.instrumentation import Patches, PostImport
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.instrumentation.hub_contract import (
     CHOKE_POINT,
@@ -32,7 +33,6 @@ from pytest_hfbudget.metering.instrumentation.hub_contract import (
     has_choke_point,
     problem,
 )
-from pytest_hfbudget.metering.instrumentation.patching import Patches, PostImport
 from pytest_hfbudget.metering.transport_probe import (
     Headers,
     HeadersListener,
