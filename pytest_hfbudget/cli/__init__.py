@@ -8,7 +8,8 @@ import click
 
 from pytest_hfbudget import __version__
 
-# Each is in the module of its name, which is imported when it is asked for.
+# Each is ``command`` in the module of its name, which is imported when it is asked for; but for
+# the one whose place is given below.
 COMMANDS = (
     "bill",
     "demo",
@@ -21,6 +22,7 @@ COMMANDS = (
     "status",
     "sweep",
 )
+ELSEWHERE = {"sweep": "pause:sweep_command"}
 
 
 class Commands(click.Group):
@@ -32,7 +34,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        module, _, name = ELSEWHERE.get(cmd_name, f"{cmd_name}:command").partition(":")
+        found: click.Command = getattr(import_module(f"{__name__}.{module}"), name)
         return found
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.history.database import connect, explained, transaction
-from pytest_hfbudget.history.usage_schema import LEARNED, SCHEMA, facts, learn
+from pytest_hfbudget.history.usage_schema import DAY_S, LEARNED, SCHEMA, facts, learn
 from pytest_hfbudget.ledger import Charge, Refusal
 from pytest_hfbudget.metering.prompts import RULE, Fact
 from pytest_hfbudget.reporting import EndpointLine, Report
 from pytest_hfbudget.text import public_url
 
 FILE = "log.sqlite3"
-DAY_S = 86_400.0
 
 CALL = "call"
 REFUSAL = "refusal"

@@ -1,18 +1,23 @@
 """The tables of the usage log, step by step as releases have added to them.
 
-And the rows of one of them: what servers have counted in prompts.
+And the rows of two of them: what servers have counted in prompts, and how long tests and cold
+starts took, which the next run plans with.
 """
 
 from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from pytest_hfbudget.history.database import Schema
+from pytest_hfbudget.history.database import Schema, connect, explained, transaction
 from pytest_hfbudget.metering.prompts import ALIKE, DOUBT, FORGET, RULE, Fact
 from pytest_hfbudget.metering.usage import MOST_TOKENS
+
+DAY_S = 86_400.0
 
 _FIRST = (
     """
@@ -98,6 +103,8 @@ SCHEMA = Schema(
     ),
 )
 
+# --- what servers have counted in prompts
+
 LEARNED = "SELECT model, provider, key, tokens FROM prompt_tokens WHERE model = ? AND rule = ?"
 _FORGET = "DELETE FROM prompt_tokens WHERE model = ? AND provider = ? AND seen < ?"
 _KEEP = "INSERT OR REPLACE INTO prompt_tokens VALUES (?, ?, ?, ?, ?, ?)"
@@ -136,3 +143,63 @@ def _is_fact(model: object, provider: object, key: object, tokens: object) -> bo
     """Whether a row is as this release writes it."""
     texts = isinstance(model, str) and isinstance(provider, str) and isinstance(key, str)
     return texts and key != "" and isinstance(tokens, int) and 0 <= tokens < MOST_TOKENS
+
+
+# --- how long tests and cold starts took
+
+TEST, COLD_START = "test", "cold start"
+
+
+class Durations(NamedTuple):
+    """Seconds, by the id of a test and by the name of an endpoint."""
+
+    tests: Mapping[str, float]
+    cold_starts: Mapping[str, float]
+
+
+class DurationLog:
+    """The durations of all projects of this user.
+
+    Args:
+        path: the file of the usage log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self, project: str) -> Durations:
+        """What is remembered of a project; of an endpoint, whichever project used it.
+
+        Raises:
+            HistoryError: it can't be read.
+        """
+        if not self._path.exists():
+            return Durations({}, {})
+        with explained(self._path, SCHEMA), closing(connect(self._path, SCHEMA)) as connection:
+            ask = "SELECT name, seconds FROM duration WHERE project = ? AND kind = ?"
+            tests = connection.execute(ask, (project, TEST)).fetchall()
+            starts = connection.execute(ask, ("", COLD_START)).fetchall()
+        return Durations(dict(tests), dict(starts))
+
+    def add(self, project: str, measured: Durations, at: float, *, keep_days: int) -> None:
+        """Half of what was known and half of what was measured now is expected next time.
+
+        Args:
+            at: unix seconds; what is older than the days to keep is forgotten.
+
+        Raises:
+            HistoryError: it can't be written; nothing of it is.
+        """
+        rows = [(project, TEST, name, s, at) for name, s in measured.tests.items()]
+        rows += [("", COLD_START, name, s, at) for name, s in measured.cold_starts.items()]
+        with (
+            explained(self._path, SCHEMA),
+            closing(connect(self._path, SCHEMA)) as connection,
+            transaction(connection),
+        ):
+            connection.executemany(
+                "INSERT INTO duration VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+                "SET seconds = (seconds + excluded.seconds) / 2, at = excluded.at",
+                rows,
+            )
+            connection.execute("DELETE FROM duration WHERE at < ?", (at - keep_days * DAY_S,))

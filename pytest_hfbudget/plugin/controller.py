@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.bounds import TokenCounts
     from pytest_hfbudget.metering.budget_args import WarnedOnce
     from pytest_hfbudget.metering.runtime import Runtime
-    from pytest_hfbudget.plugin.controller_server import ControllerServer
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
     from pytest_hfbudget.plugin.price_sources import RunPrices
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.role import StoreCosts
     from pytest_hfbudget.plugin.schedule import EndpointSchedule
     from pytest_hfbudget.plugin.test_order import Expected
+    from pytest_hfbudget.plugin.workers import ControllerServer
     from pytest_hfbudget.pricing.catalogue import Catalogue
     from pytest_hfbudget.reporting import Report
 
@@ -370,7 +370,7 @@ class Controller(Role):
                 "leased": lambda: self.leased,
                 "catalogue": lambda: self._catalogue().as_read(),
             }
-            from pytest_hfbudget.plugin.controller_server import ControllerServer
+            from pytest_hfbudget.plugin.workers import ControllerServer
 
             self._server_for_workers = ControllerServer(self, self.ledger, own)
         return {

@@ -173,7 +173,7 @@ class Hooks:
     @pytest.hookimpl(optionalhook=True, wrapper=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> Generator[None, Any, Any]:
         """Have all workers on the endpoint that serves, if the tests need endpoints."""
-        from pytest_hfbudget.plugin.late_scheduling import LateScheduling
+        from pytest_hfbudget.plugin.workers import LateScheduling
 
         return LateScheduling.around((yield), config)
 

@@ -1,4 +1,7 @@
-"""The price book of a run, and the reading of the catalogue before its first test."""
+"""What a run prices and bounds its calls by: price book, catalogue and tokenizers.
+
+The catalogue is read before the first test. Nothing is fetched during a test.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,7 +31,7 @@ from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.bounds import TokenCounts
-    from pytest_hfbudget.metering.prompts import Fact
+    from pytest_hfbudget.metering.prompts import Fact, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,7 @@ class RunPrices:
             self._read = refresh(self._config, self._settings, needed=True)
             self._ready = True
             if self._settings.tokenizer == "download" and not self._settings.emulator:
-                from pytest_hfbudget.plugin import tokenizers
-
-                tokenizers.download(self._config, self._models())
+                download_tokenizers(self._config, self._models())
 
     def _models(self) -> Iterator[str]:
         """The models that this run may call: those of earlier runs, and of the price table."""
@@ -122,7 +124,6 @@ class RunPrices:
         """What servers have counted in prompts, in this run and in earlier ones."""
         if self._counts is None:
             from pytest_hfbudget.metering.bounds import TokenCounts
-            from pytest_hfbudget.plugin.tokenizers import tokenizers
 
             load = off_loop()(partial(_remembered, self._config, self._settings))
             self._counts = TokenCounts(self._settings.router, load, tokenizers(self._settings))
@@ -236,3 +237,80 @@ def _of_a_timeout(error: BaseException) -> bool:
     """Whether it is no answer of a hook, but the end of its test: pytest-timeout's signal."""
     steps = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals.get("__name__") == "pytest_timeout" for frame, _ in steps)
+
+
+# --- tokenizers, from the local Hugging Face cache
+
+TOKENIZER_FILE = "tokenizer.json"
+# A run knows its models from earlier runs and from its table of prices.
+MOST_DOWNLOADS = 20
+
+
+def tokenizers(settings: Settings) -> Callable[[str], Tokenizer | None]:
+    """Returns the tokenizer of a model, if it lies on this machine and is to be used."""
+    found: dict[str, Tokenizer | None] = {}
+
+    def tokenizer(model: str) -> Tokenizer | None:
+        if model not in found:
+            found[model] = _cached_tokenizer(model)
+        return found[model]
+
+    # The emulator counts by a rule of its own.
+    unused = settings.tokenizer == "off" or settings.emulator
+    return (lambda model: None) if unused else tokenizer
+
+
+def download_tokenizers(config: pytest.Config, models: Iterable[str]) -> None:
+    """Fetch the tokenizers of models that are not on this machine, and say so."""
+    if find_spec("tokenizers") is None:
+        needed = "hf_tokenizer = download needs pip install 'pytest-hfbudget[tokenizer]'"
+        say(config, f"hfbudget: {needed}; prompts are bounded by their bytes", yellow=True)
+        return
+    from huggingface_hub import hf_hub_download
+
+    missing = [
+        model for model in dict.fromkeys(models) if "/" in model and not _tokenizer_file(model)
+    ]
+    for model in missing[:MOST_DOWNLOADS]:
+        say(config, f"hfbudget: downloading the tokenizer of {model}")
+        try:
+            hf_hub_download(model, TOKENIZER_FILE)
+        except Exception as error:  # a gated model, no network, a name of the price table
+            why = " ".join(str(error).split())[:200]
+            said = f"the tokenizer of {model} could not be downloaded ({why})"
+            say(config, f"hfbudget: {said}; its prompts are bounded by their bytes", yellow=True)
+
+
+@off_loop()
+def _cached_tokenizer(model: str) -> Tokenizer | None:
+    path = _tokenizer_file(model)
+    if path is None:
+        return None
+    try:
+        from tokenizers import Tokenizer as Loaded
+
+        loaded: Any = Loaded.from_tokenizer_file(path)
+        loaded.no_truncation()
+        loaded.no_padding()
+        # What a user writes is text, also where it looks like a mark of the template.
+        loaded.encode_special_tokens = True
+    except Exception:  # without the extra, or a file that another release has written
+        return None
+
+    def count(text: str) -> int:
+        try:
+            return len(loaded.encode(text, add_special_tokens=False).ids)
+        except Exception:  # a surrogate
+            return len(text.encode("utf-8", "surrogatepass"))
+
+    return count
+
+
+def _tokenizer_file(model: str) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        path = try_to_load_from_cache(model, TOKENIZER_FILE)
+    except ValueError:  # a URL, or another name that is no model's
+        return None
+    return path if isinstance(path, str) else None

@@ -228,7 +228,7 @@ class Worker(Role):
         from pytest_hfbudget.ledger.locks import off_loop
         from pytest_hfbudget.metering.bounds import TokenCounts
         from pytest_hfbudget.metering.processes import known_to, shares
-        from pytest_hfbudget.plugin.tokenizers import tokenizers
+        from pytest_hfbudget.plugin.price_sources import tokenizers
 
         known = off_loop()(known_to(self._wire))
         counts = TokenCounts(self.settings.router, known, tokenizers(self.settings))

@@ -19,7 +19,7 @@ from pytest_hfbudget.plugin.console import say
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.history.durations import Durations
+    from pytest_hfbudget.history.usage_schema import Durations
     from pytest_hfbudget.ledger import RunsBudget
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.reporting import Report
@@ -171,8 +171,8 @@ def add_to_log(
 def durations(config: pytest.Config, settings: Settings) -> Durations:
     """How long tests and cold starts took in earlier runs; nothing where that can't be read."""
     from pytest_hfbudget.endpoints.journal import default_state_dir
-    from pytest_hfbudget.history.durations import DurationLog, Durations
     from pytest_hfbudget.history.usage_log import FILE
+    from pytest_hfbudget.history.usage_schema import DurationLog, Durations
 
     if settings.log_days and not settings.emulator:
         with suppress(HistoryError):  # who writes it at the end says what is wrong with it
@@ -185,8 +185,8 @@ def remember(config: pytest.Config, settings: Settings, measured: Durations) -> 
     if settings.emulator or not settings.log_days:
         return
     from pytest_hfbudget.endpoints.journal import default_state_dir
-    from pytest_hfbudget.history.durations import DurationLog
     from pytest_hfbudget.history.usage_log import FILE
+    from pytest_hfbudget.history.usage_schema import DurationLog
 
     log, days = DurationLog(default_state_dir() / FILE), settings.log_days
     try:

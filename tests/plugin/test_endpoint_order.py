@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from plugin_suite import Suite
 
-from pytest_hfbudget.history.durations import DurationLog
+from pytest_hfbudget.history.usage_schema import DurationLog
 
 THREE = """
     import time
