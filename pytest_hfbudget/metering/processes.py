@@ -299,8 +299,7 @@ def _refuse(runtime: ParentProcess, keys: list[str], refusal: Refusal) -> None:
 
 
 def _join(runtime: ParentProcess) -> dict[str, Any]:
-    meter = runtime.meter
-    budgets = meter.budgets
+    meter, budgets = runtime.meter, runtime.meter.budgets
     blocks = tuple(block.scope for block in budgets.open_blocks())
     return ParentPlace(
         session=budgets.session,
@@ -351,9 +350,10 @@ class ParentPlace(NamedTuple):
     @classmethod
     def unpacked(cls, fields: dict[str, Any]) -> ParentPlace:
         """What was packed."""
-        test = fields["test"] and RunningTest(
-            **{**fields["test"], "scopes": _scopes(fields["test"]["scopes"]), "thresholds": ()}
-        )
+        test, addresses = fields["test"], fields["addresses"]
+        if test is not None:
+            test = RunningTest(**{**test, "scopes": _scopes(test["scopes"]), "thresholds": ()})
+        addresses = {**addresses, "paid_hosts": tuple(addresses["paid_hosts"])}
         return cls(
             **{
                 **fields,
@@ -361,12 +361,7 @@ class ParentPlace(NamedTuple):
                 "test": test,
                 "around": _scopes(fields["around"]),
                 "explicit": unpack_quote(fields["explicit"]),
-                "addresses": Addresses(
-                    **{
-                        **fields["addresses"],
-                        "paid_hosts": tuple(fields["addresses"]["paid_hosts"]),
-                    }
-                ),
+                "addresses": Addresses(**addresses),
             }
         )
 
