@@ -289,7 +289,7 @@ def _cached_tokenizer(model: str) -> Tokenizer | None:
     try:
         from tokenizers import Tokenizer as Loaded
 
-        loaded: Any = Loaded.from_tokenizer_file(path)
+        loaded: Any = Loaded.from_file(path)
         loaded.no_truncation()
         loaded.no_padding()
         # What a user writes is text, also where it looks like a mark of the template.
