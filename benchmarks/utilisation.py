@@ -9,8 +9,9 @@ these calls cost by the emulator's own invoice. The columns:
 - *tokenizer*: a first run, with the model's tokenizer in the Hugging Face cache.
 
 The rows: prompts that are repeated, so that the first call is known to all later ones; prompts that
-differ; an agent whose history grows; images. The last row leaves the provider to the router, which
-has three, of which the most expensive costs 2.5 times as much as the one that answers.
+differ; an agent whose history grows; images of one size, which make 85 tokens each; the same with
+`hf_image_tokens = 128`. The last two rows leave the provider to the router, which has three, of
+which the most expensive costs 2.5 times as much as the one that answers.
 
 Last come eight threads that call at the same time, as soon as their prompt is known: how long they
 take under a cap of what all their calls cost, over how long they take without one.
@@ -43,17 +44,30 @@ ROWS = {
     "agent": "agent",
     "images, repeated": "image",
     "images, different": "image different",
+    "images, repeated, stated": "image stated",
+    "images, different, stated": "image different stated",
     "short, repeated, any provider": "short auto",
+    "long, repeated, any provider": "long auto",
 }
 SUITE = """
-import os
+import base64, os, struct, zlib
 from huggingface_hub import InferenceClient
 from pytest_hfbudget import BudgetExceededError
 
 KIND = os.environ["KIND"]
-PIXELS = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU"
 TOOL = {"type": "function", "function": {"name": "look", "description": "Looks something up.",
         "parameters": {"type": "object", "properties": {"what": {"type": "string"}}}}}
+
+
+def picture(shade):
+    def chunk(kind, data):
+        end = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + end
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress((b"\\0" + bytes([shade]) * 64) * 64))
+    data = b"\\x89PNG\\r\\n\\x1a\\n" + head + pixels + chunk(b"IEND", b"")
+    return {"url": "data:image/png;base64," + base64.b64encode(data).decode()}
 
 
 def asked(step):
@@ -62,8 +76,8 @@ def asked(step):
     if "long" in KIND:
         text = f"{number}{'The sun rose over a calm sea and all boats were out. ' * 80}" + text
     if "image" in KIND:
-        url = {"url": f"data:image/png;base64,{PIXELS}{step if number else ''}"}
-        text = [{"type": "image_url", "image_url": url}, {"type": "text", "text": text}]
+        shown = {"type": "image_url", "image_url": picture(step if number else 0)}
+        text = [shown, {"type": "text", "text": text}]
     return {"role": "user", "content": text}
 
 
@@ -191,6 +205,7 @@ class Bench:
             "HFBUDGET_STATE_DIR": str(state),
             "HFBUDGET_CACHE_DIR": str(state / "cache"),
             "HF_HOME": str(self.place / "home"),
+            **({"HFBUDGET_IMAGE_TOKENS": "128"} if "stated" in kind else {}),
             **(more or {}),
         }
         budget = [] if cap is None else [f"--hf-session-budget={cap / 10**9:.9f}"]

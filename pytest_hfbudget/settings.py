@@ -120,6 +120,13 @@ class Settings:
         "whose count bounds a prompt: cached (a model's tokenizer in the Hugging Face cache), "
         "download (before the first test), off",
     )
+    image_tokens = Setting[int](
+        16_384,
+        values.tokens,
+        "HFBUDGET_IMAGE_TOKENS hf_image_tokens",
+        "the most tokens of an image in a message, until its server has counted one of its size "
+        "(16384)",
+    )
     prices = Guard[Path | None](
         None, Path, "--hf-prices=FILE HFBUDGET_PRICES hf_prices", "TOML file of prices"
     )

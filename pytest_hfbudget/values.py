@@ -256,6 +256,11 @@ def days(value: str) -> int:
     return _number(value, int, lambda d: d >= 0, "write a whole number of days, or 0 for no log")
 
 
+def tokens(value: str) -> int:
+    """Whole tokens, at least one."""
+    return _number(value, int, lambda n: n >= 1, "write a whole number of tokens, 1 or more")
+
+
 def _number(text: str, kind: Callable[[str], N], allowed: Callable[[N], bool], advice: str) -> N:
     try:
         number = kind(text)

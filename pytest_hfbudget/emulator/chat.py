@@ -9,6 +9,7 @@ What a message may contain to steer the answer:
 
 from __future__ import annotations
 
+import binascii
 import json
 import re
 import zlib
@@ -24,6 +25,8 @@ TOOL_CALL_TOKENS = 12
 _MESSAGE_OVERHEAD = 4
 _PROMPT_OVERHEAD = 3
 _BYTES_PER_TOKEN = 4
+_PATCH = 28  # pixels, as of Qwen2.5-VL
+_CONTENT_TOKENS = 20  # what differs between images whose content counts
 _TALE = (
     "the sun rose over a calm sea and all boats left their quiet harbour for new "
     "shores where old songs are sung by day and told by night in every house"
@@ -93,13 +96,13 @@ def text_tokens(text: str) -> int:
     return -(-len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN)
 
 
-def prompt_tokens(body: Mapping[str, Any]) -> int:
-    """Tokens of a chat prompt.
+def prompt_tokens(body: Mapping[str, Any], images: str = "flat") -> int:
+    """Tokens of a chat prompt; ``images`` is how those are counted, as the switch names it.
 
     Of text alone there are never more than its bytes of UTF-8, plus 16 per message, plus 16.
     """
     messages = body.get("messages") or []
-    count = sum(_MESSAGE_OVERHEAD + _message_tokens(message) for message in messages)
+    count = sum(_MESSAGE_OVERHEAD + _message_tokens(message, images) for message in messages)
     return count + _PROMPT_OVERHEAD + _json_tokens(body.get("tools"))
 
 
@@ -116,7 +119,7 @@ def read_chat(
     said = _last_user_text(messages)
     tool, arguments = _wanted_tool(said, body.get("tools") or [])
     answered = messages[-1].get("role") == "tool"
-    size = prompt_tokens(body)
+    size = prompt_tokens(body, switches.image_tokens)
     given = body.get("max_completion_tokens", body.get("max_tokens"))
     if given == 0 and switches.zero_limit == "none":
         given = None
@@ -220,14 +223,28 @@ def _is_message(message: object) -> bool:
     return content is None or isinstance(content, str)
 
 
-def _message_tokens(message: Mapping[str, Any]) -> int:
+def _message_tokens(message: Mapping[str, Any], images: str) -> int:
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
     count = _json_tokens(message.get("tool_calls"))
     for part in parts:
         is_text = part.get("type") == "text"
-        count += text_tokens(str(part.get("text", ""))) if is_text else IMAGE_TOKENS
+        count += text_tokens(str(part.get("text", ""))) if is_text else _image(part, images)
     return count
+
+
+def _image(part: Mapping[str, Any], how: str) -> int:
+    if how == "by_content":
+        return IMAGE_TOKENS + zlib.crc32(json.dumps(part).encode()) % _CONTENT_TOKENS
+    if how == "by_size" and isinstance(shown := part.get("image_url"), dict):
+        try:
+            head = binascii.a2b_base64(str(shown.get("url")).partition(";base64,")[2][:32])
+        except ValueError:
+            return IMAGE_TOKENS
+        if head.startswith(b"\x89PNG"):
+            width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
+            return -(-width // _PATCH) * -(-height // _PATCH)
+    return IMAGE_TOKENS
 
 
 def _json_tokens(value: Any) -> int:

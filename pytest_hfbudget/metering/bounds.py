@@ -22,13 +22,14 @@ from pytest_hfbudget.metering.prompts import (
     COUNTED,
     DOUBT,
     FORGET,
+    IMAGE,
     LONGEST,
     MISCOUNTED,
-    NEUTRAL,
     PLAIN,
     SHAPES,
     TEMPLATE,
     TOKENIZER,
+    UNDERSTATED,
     Counts,
     Estimate,
     Fact,
@@ -36,16 +37,23 @@ from pytest_hfbudget.metering.prompts import (
     Tokenizer,
     bound_of,
     by_bytes,
+    may_change,
     measured,
     outline,
+    rest_of,
+    said_in,
     with_margin,
 )
-from pytest_hfbudget.metering.request import (
-    Parameters,
-    allowances,
-    payload_of,
+from pytest_hfbudget.metering.request import IMAGE_TOKENS, Parameters, payload_of
+from pytest_hfbudget.pricing import (
+    BYTES,
+    STATED,
+    CallRequest,
+    Prompt,
+    Quote,
+    UnboundedCallError,
+    Usage,
 )
-from pytest_hfbudget.pricing import BYTES, CallRequest, Prompt, Quote, UnboundedCallError, Usage
 from pytest_hfbudget.pricing.book import PriceBook, toml_hint
 
 HASH_BYTES = 12
@@ -70,6 +78,7 @@ class TokenCounts:
         router: the base URL of the router; what one has counted says nothing of another.
         load: returns what is known of a model from earlier runs and from other processes.
         tokenizer: returns the tokenizer of a model; None where there is none on this machine.
+        image_tokens: what an image makes at most, until its server has counted one of its size.
 
     Attributes:
         share: tells the process that leads this run what was learned here, and returns what was
@@ -82,9 +91,11 @@ class TokenCounts:
         router: str = "",
         load: Callable[[str], Iterable[Fact]] = lambda model: (),
         tokenizer: Callable[[str], Tokenizer | None] = lambda model: None,
+        image_tokens: int = IMAGE_TOKENS,
     ) -> None:
         self.share: Share | None = None
         self.miscounted: set[str] = set()
+        self._image_tokens, self._stated = image_tokens, dict[str, int]()
         self._salt, self._load, self._tokenizer = router.encode(), load, tokenizer
         self._journal: list[tuple[str, Fact]] = []  # and who has told it; empty for this process
         self._shared = self._heard = 0
@@ -104,7 +115,7 @@ class TokenCounts:
             self._load_model(request.model)
         hashes = self._hashes(payload)
         if not hashes:
-            return request._replace(input_bound=by_bytes(request, parameters, book))
+            return self.unlearned(request, parameters, book)
         if provider is None and request.model.startswith("http"):
             provider = ""
         providers = self._models[request.model]
@@ -121,6 +132,17 @@ class TokenCounts:
         bound, basis, inputs, prompt = kept
         return request._replace(input_bound=bound, basis=basis, inputs=inputs, prompt=prompt)
 
+    def unlearned(
+        self, request: CallRequest, parameters: Parameters, book: PriceBook
+    ) -> CallRequest:
+        """A request with the most input tokens that its payload can make by its bytes."""
+        tokens, basis = by_bytes(request, parameters, book, self.image_tokens(request.model))
+        return request._replace(input_bound=tokens, basis=basis)
+
+    def image_tokens(self, model: str) -> int:
+        """The most tokens that an image makes of a model, if none of its size was counted."""
+        return self._stated.get(model, self._image_tokens)
+
     def _estimated(
         self,
         request: CallRequest,
@@ -136,10 +158,9 @@ class TokenCounts:
         """
         providers, payload = self._models[request.model], payload_of(parameters)
         tokenizer = None if request.model in self.miscounted else self._tokenizer(request.model)
-        strict, new = (
-            by_bytes(request, parameters, book),
-            self._measured(payload, hashes, tokenizer),
-        )
+        image_tokens = self.image_tokens(request.model)
+        strict = by_bytes(request, parameters, book, image_tokens)
+        new = self._measured(payload, hashes, tokenizer, image_tokens)
         if provider is not None:
             bound, basis = bound_of(new, strict, providers.get(provider))
             return Estimate(bound, basis, (), new.prompt)
@@ -158,12 +179,12 @@ class TokenCounts:
 
         Empty where it has no text, or shows what lies behind a URL, which may change.
         """
-        name, parts = _said(payload)
+        name, parts = said_in(payload)
         if not name:
             return []
         found, digest = [], blake2b(self._salt, digest_size=HASH_BYTES)
         try:
-            rest = _rest(payload, name)
+            rest = rest_of(payload, name)
             digest.update(_packed([name, rest]).encode() if rest else name.encode())
             for number, part in enumerate(parts):
                 if beginnings and number:
@@ -173,24 +194,27 @@ class TokenCounts:
                     packed = f"{part['role']!r}{len(text)}:{text}"
                     digest.update(packed.encode("utf-8", "surrogatepass"))
                     continue
-                packed = _packed(part)
-                if "http" in packed and allowances(part):
+                if may_change(part):
                     return []
-                digest.update(packed.encode())
+                digest.update(_packed(part).encode())
         except (TypeError, ValueError, RecursionError):
             return []  # a mock, or something else that is not JSON
         return [*found, digest.hexdigest()]
 
     def _measured(
-        self, payload: Mapping[str, Any], hashes: list[str], tokenizer: Tokenizer | None
+        self,
+        payload: Mapping[str, Any],
+        hashes: list[str],
+        tokenizer: Tokenizer | None,
+        image_tokens: int,
     ) -> Measured:
-        name, said = _said(payload)
-        drawn = repr((name, _rest(payload, name), [outline(part) for part in said]))
+        name, said = said_in(payload)
+        drawn = repr((name, rest_of(payload, name), [outline(part) for part in said]))
         packed = drawn.encode("utf-8", "surrogatepass")
         shape = blake2b(self._salt + packed, digest_size=HASH_BYTES).hexdigest()
         if len(said) > 1:
             hashes = self._hashes(payload, beginnings=True)
-        return measured(said, shape, hashes, tokenizer)
+        return measured(said, shape, hashes, tokenizer, image_tokens)
 
     # --- learning
 
@@ -202,18 +226,20 @@ class TokenCounts:
         """
         prompt, tokens, model = request.prompt, usage.input_tokens, request.model
         provider = "" if request.is_url else answered_by
-        if prompt is None or usage.estimated or tokens <= 0 or provider is None:
+        if usage.estimated or tokens <= 0 or provider is None:
             return
-        if request.provider and provider != request.provider:
+        asked = request.at(provider)
+        if tokens > asked.input_bound and asked.basis == STATED:
+            self._note(Fact(model, "", UNDERSTATED))
+        if prompt is None or (request.provider and provider != request.provider):
             return
         counts = self._models[model].get(provider) or self._counts(model, provider)
         before = counts.tokens.get(prompt.exact)
         if counts.doubted or (before == tokens and counts.alike and prompt.exact in counts.seen):
             return
-        asked = request.at(provider)
         if tokens > asked.input_bound and asked.basis == TOKENIZER:
             self._note(Fact(model, "", MISCOUNTED))
-        elif tokens > asked.input_bound and asked.basis != BYTES:
+        elif tokens > asked.input_bound and asked.basis not in (BYTES, STATED):
             # A provider that has changed since an earlier run may count alike from now on.
             stale = not counts.alike and any(key not in counts.seen for key in counts.tokens)
             self._note(Fact(model, provider, FORGET if stale else DOUBT))
@@ -268,6 +294,8 @@ class TokenCounts:
         if model not in self._loaded:
             self._load_model(model)
         found = [Fact(model, "", MISCOUNTED)] if model in self.miscounted else []
+        if self.image_tokens(model) != IMAGE_TOKENS:
+            found.append(Fact(model, "", IMAGE, self.image_tokens(model)))
         for provider, counts in tuple(self._models[model].items()):
             found += [Fact(model, provider, DOUBT)] if counts.doubted else []
             found += [Fact(model, provider, key, n) for key, n in tuple(counts.tokens.items())]
@@ -312,6 +340,10 @@ class TokenCounts:
         if fact.key == MISCOUNTED:
             self.miscounted.add(fact.model)
             return
+        if fact.key in (IMAGE, UNDERSTATED):
+            if live or fact.key == IMAGE:  # a later run states it anew
+                self._stated[fact.model] = fact.tokens or IMAGE_TOKENS
+            return
         counts = self._counts(fact.model, fact.provider)
         if fact.key == DOUBT:
             counts.doubted, counts.tokens = True, {}
@@ -331,29 +363,6 @@ class TokenCounts:
         self._models.setdefault(model, {})
         self.take(self._load(model), live=False)
         self._loaded.add(model)
-
-
-def _said(payload: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """Where a payload has its prompt, and the parts of that; empty where it has none."""
-    messages = payload.get("messages")
-    if isinstance(messages, list):
-        return ("messages", messages) if messages else ("", [])
-    for name in ("inputs", "input", "prompt"):
-        if payload.get(name) is not None:
-            return name, [payload[name]]
-    return "", []
-
-
-def _rest(payload: Mapping[str, Any], said: str) -> dict[str, Any]:
-    """What else may change the tokens of a prompt."""
-    rest = {
-        name: value
-        for name, value in payload.items()
-        if value is not None and name != said and name not in NEUTRAL
-    }
-    if isinstance(parameters := rest.get("parameters"), dict):
-        rest["parameters"] = _rest(parameters, "")
-    return rest
 
 
 def bounds(

@@ -18,7 +18,8 @@ from pytest_hfbudget.metering.limits import (
     tightest,
 )
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.request import OutgoingCall, fits, in_data, input_bound
+from pytest_hfbudget.metering.prompts import bytes_bound
+from pytest_hfbudget.metering.request import OutgoingCall, fits, in_data
 from pytest_hfbudget.metering.settlement import (
     Outcome,
     charge_of,
@@ -43,7 +44,7 @@ from pytest_hfbudget.metering.usage import (
     written_bytes,
 )
 from pytest_hfbudget.metering.waiting import HoldWait
-from pytest_hfbudget.pricing import BYTES, DRAW, CallRequest, Quote, Usage
+from pytest_hfbudget.pricing import BYTES, DRAW, STATED, CallRequest, Quote, Usage
 from pytest_hfbudget.text import printable
 
 logger = logging.getLogger("pytest_hfbudget")
@@ -142,20 +143,19 @@ class Call:
         request = self.request
         if not self.meter.counts.same(request, in_data(body)):
             self.request = request._replace(prompt=None)  # what was sent says nothing of it
-        if body is not None and fits(body, self._as_sent()):
+        size = partial(bytes_bound, image_tokens=self.meter.counts.image_tokens(request.model))
+        if body is not None and fits(body, self._as_sent(size), size):
             return
-        if self.refusal is None:
-            self.refusal = self.refuse(
-                changed_after_hold(self.request.model, self.held.amount, self._tightest())
-            )
+        changed = changed_after_hold(request.model, self.held.amount, self._tightest())
+        self.refusal = self.refusal or self.refuse(changed)
         raise self.refusal
 
-    def _as_sent(self) -> CallRequest:
+    def _as_sent(self, size: Callable[..., int]) -> CallRequest:
         """What was held for, with what the plugin itself has put into it since."""
         request, bound = self.request, self.request.input_bound
         # What is known of a prompt bounds no other one.
-        if request.prompt is not None or (request.basis == BYTES and not request.inputs):
-            bound = max(bound, input_bound(self.parameters.json, self.parameters.data))
+        if request.prompt is not None or (request.basis in (BYTES, STATED) and not request.inputs):
+            bound = max(bound, size(self.parameters.json, self.parameters.data))
         limit = self.limit.tokens if self.limit else request.max_output
         return request._replace(max_output=limit, input_bound=bound)
 
@@ -326,7 +326,7 @@ class Call:
                 price = price_of(self.meter.book, request, quote, outcome.provider)
             charge = charge_of(self.draft, request, price, outcome, usage, status, self._took())
             told = None if self.outgoing.watch.replayed else usage
-            if told is not None and request.prompt is not None:
+            if told is not None and (request.prompt is not None or request.basis == STATED):
                 self.meter.counts.learn(request, outcome.provider, told)
         except Exception:
             # A price hook may raise; the call has been sent and must be booked.

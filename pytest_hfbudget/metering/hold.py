@@ -23,7 +23,7 @@ from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
 from pytest_hfbudget.metering.limits import check_share, explain, limit_of, put, unpriced
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.prompts import by_bytes
+from pytest_hfbudget.metering.prompts import shows
 from pytest_hfbudget.metering.request import (
     OutgoingCall,
     changed,
@@ -197,7 +197,7 @@ def _described(meter: Meter, outgoing: OutgoingCall, *, refused: bool = False) -
         return request  # it needs no bound
     if outgoing.budgets.paid:  # else the payload is the caller's own, and may change
         return meter.counts.bounded(request, outgoing.parameters, meter.book)
-    return request._replace(input_bound=by_bytes(request, outgoing.parameters, meter.book))
+    return meter.counts.unlearned(request, outgoing.parameters, meter.book)
 
 
 def _draft(outgoing: OutgoingCall, request: CallRequest, endpoint: str | None) -> Charge:
@@ -242,7 +242,7 @@ def _hold(call: Call, ask: Callable[[], Hold | HoldWait]) -> None:
         if paid and call.draft.endpoint:
             check_share(call.meter.ledger, call.outgoing.budgets.test, answer, call.draft.endpoint)
     except BudgetExceededError as error:
-        explain(error, call.request, call.quote)
+        explain(error, call.request, call.quote, shows(call.parameters.json).images)
         refusal = error
         call.held = _hold_nothing(call, error)
     try:

@@ -24,6 +24,12 @@ NAMES = ("max_tokens", "max_completion_tokens")
 # may be expected of its count.
 TEMPLATE_BYTES, BYTES_PER_TOKEN = 272, 4
 
+# What a refusal says where an image is what makes a call too large.
+FIRST_IMAGE = (
+    "hf_image_tokens states less for an image, and after the first answer images of one size count "
+    "as that one did"
+)
+
 # How servers say that a limit is too high for them, as opposed to unknown.
 TOO_HIGH = ("context", "too large", "too long", "exceed", "must be <=", "less than or equal")
 
@@ -124,8 +130,14 @@ def without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> t
     )
 
 
-def explain(error: BudgetExceededError, request: CallRequest, quote: Quote | None) -> None:
-    """Tell what a refused call would have held, where that was the reason to refuse it."""
+def explain(
+    error: BudgetExceededError, request: CallRequest, quote: Quote | None, images: int
+) -> None:
+    """Tell what a refused call would have held, where that was the reason to refuse it.
+
+    Args:
+        images: how many its messages show.
+    """
     if not error.figures.needed or quote is None or error.details:
         return
     output = request.max_output or 1
@@ -135,17 +147,21 @@ def explain(error: BudgetExceededError, request: CallRequest, quote: Quote | Non
     least = min(named, key=lambda offer: offer.nano_usd, default=most)
     cap, *told = error.figures  # the message has them: the same amounts look the same below it
     at_most, at_least, *_ = beside(cap, most.nano_usd, least.nano_usd, error.figures.left, *told)
-    parts = [f"at most {at_most}: {_made_of(most, request, output)}"]
+    parts = [f"at most {at_most}: {_made_of(most, request, output, images)}"]
     if least.nano_usd < most.nano_usd:
         parts.append(f"{request.model}:{least.provider} would hold {at_least}")
+    if images and most.request.basis == BYTES and most.price.by_token:
+        parts.append(FIRST_IMAGE)
     error.explain("; ".join(parts))
 
 
-def _made_of(offer: QuotedOffer, request: CallRequest, output: int) -> str:
+def _made_of(offer: QuotedOffer, request: CallRequest, output: int, images: int) -> str:
     parts, asked = [], offer.request
     if offer.price.by_token:
         basis = asked.basis
-        if basis == BYTES:
+        if basis == BYTES and images:
+            basis = "bytes, and the most that an image makes"
+        elif basis == BYTES:
             after = max((asked.input_bound - TEMPLATE_BYTES) // BYTES_PER_TOKEN, 1)
             basis = f"bytes; about {after:,} after the first answer"
         parts.append(f"{asked.input_bound:,} tokens in ({basis})")

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,15 +18,17 @@ from pytest_hfbudget.metering.request import (
     SHOWN,
     Parameters,
     allowance,
-    allowances,
     input_bound,
     text_bytes,
 )
-from pytest_hfbudget.pricing import BYTES, CallRequest, Prompt
+from pytest_hfbudget.pricing import BYTES, STATED, CallRequest, Prompt
 from pytest_hfbudget.pricing.book import PriceBook
 
 # The keys of a message that says something and has nothing else.
 PLAIN = frozenset({"role", "content"})
+
+# A URL begins with less than this many characters before its "://".
+LONGEST_SCHEME = 32
 
 # What a request may say that changes no token of its prompt. Whatever else it says is hashed.
 NEUTRAL = frozenset(
@@ -42,12 +45,19 @@ COUNTED, BEGINNING, SHAPE, TOKENIZER = "counted", "its beginning counted", "its 
 # What a count gets on top of a quarter, until its provider has counted alike.
 MARGIN = 16
 # The keys of facts that are no hashes: a provider has counted alike; its counts of earlier runs are
-# forgotten; it is believed no more; the model's tokenizer is believed no more.
-ALIKE, FORGET, DOUBT, MISCOUNTED = "=", "-", "!", "~"
+# forgotten; it is believed no more; the model's tokenizer is believed no more; an image makes at
+# most so many tokens of the model, as the settings of this run state; one has made more than that.
+ALIKE, FORGET, DOUBT, MISCOUNTED, IMAGE, UNDERSTATED = "=", "-", "!", "~", "#", "^"
 # Before the hash of a shape stands what is meant: the least that was counted, which bounds the
 # template; the most that was counted beside what a tokenizer sees; the most bytes of text of which
 # both were compared.
 TEMPLATE, BESIDE, LONGEST = SHAPES = "t", "k", "l"
+
+# An image that has any of these may be shown turned, or is several: its size does not tell how many
+# tokens it makes. The first bytes of Exif in JPEG and in PNG, of XMP, and of an animated PNG.
+TURNED = (b"Exif", b"eXIf", b"Raw profile", b"adobe", b"acTL")
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers from C0 to CF
 
 # Marks hashes and what is counted by them; to be raised with any change of either.
 RULE = 1
@@ -99,6 +109,8 @@ def notes(facts: Iterable[Fact]) -> Iterator[str]:
         elif key == DOUBT:
             who = provider or "the server"
             yield f"{who} counts a prompt of {model} differently each time, so bytes bound it"
+        elif key == UNDERSTATED:
+            yield f"an image has made more tokens of {model} than hf_image_tokens: raise that"
 
 
 def with_margin(tokens: int) -> int:
@@ -145,25 +157,91 @@ class Estimate(NamedTuple):
 Tokenizer = Callable[[str], int]
 
 
-def by_bytes(request: CallRequest, parameters: Parameters, book: PriceBook) -> int:
-    """The most input tokens of a payload by its bytes alone.
+def by_bytes(
+    request: CallRequest, parameters: Parameters, book: PriceBook, image_tokens: int
+) -> tuple[int, str]:
+    """The most input tokens of a payload by its bytes alone, and its basis.
 
     Images and sounds make no more tokens than a server would take. Text is bounded by its own
     bytes, whatever the catalogue says of the context.
     """
     bound = input_bound(parameters.json, parameters.data)
     if bound < IMAGE_TOKENS:  # it shows none
-        return bound
+        return bound, BYTES
+    shown = shows(parameters.json)
+    lowered = shown.lowered(image_tokens)
+    basis = STATED if lowered else BYTES
     longest = book.catalogue.contexts(request.model, request.provider).longest
-    if longest is None or bound < longest:
-        return bound
-    return max(bound - allowances(parameters.json), min(longest - 1, bound))
+    if longest is None or bound - lowered < longest:
+        return bound - lowered, basis
+    return max(bound - shown.tokens, min(longest - 1, bound - lowered)), basis
 
 
-def bound_of(measured: Measured, strict: int, counts: Counts | None) -> tuple[int, str]:
-    """The least of all bounds on a prompt, and how it came about."""
+def bytes_bound(payload: object, data: object = None, image_tokens: int = IMAGE_TOKENS) -> int:
+    """The most input tokens of a payload by its bytes alone, whatever its server would take."""
+    bound = input_bound(payload, data)
+    return bound if bound < IMAGE_TOKENS else bound - shows(payload).lowered(image_tokens)
+
+
+class Shown(NamedTuple):
+    """What a payload or a part of it shows instead of saying it.
+
+    Attributes:
+        images: how many.
+        tokens: what all that it shows makes at most, where the settings state nothing.
+    """
+
+    images: int
+    tokens: int
+
+    def lowered(self, image_tokens: int) -> int:
+        """By how much less it makes if an image makes at most ``image_tokens``."""
+        return self.images * (IMAGE_TOKENS - image_tokens)
+
+
+def shows(value: object) -> Shown:
+    """What a JSON value shows."""
+    tokens = [allowance(part) for part in _showing(value)]
+    return Shown(tokens.count(IMAGE_TOKENS), sum(tokens))
+
+
+def _showing(value: object) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if allowance(value):
+            yield value
+            return
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _showing(each)
+
+
+def may_change(said: object) -> bool:
+    """Whether a part shows something that lies behind a URL, and may be another thing next time."""
+    return any(
+        "://" in text[:LONGEST_SCHEME]
+        for part in _showing(said)
+        for text in _strings(part)
+        if not text.startswith("data:")
+    )
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _strings(each)
+
+
+def bound_of(measured: Measured, strict: tuple[int, str], counts: Counts | None) -> tuple[int, str]:
+    """The least of all bounds on a prompt, and how it came about.
+
+    Args:
+        strict: the bound by its bytes, with its basis.
+    """
     prompt, parts, beginnings = measured
-    whole = [(strict, BYTES)]
+    whole = [strict]
     if counts is None or counts.doubted:
         return whole[0]
     if (tokens := counts.most(prompt.exact)) is not None:
@@ -174,7 +252,9 @@ def bound_of(measured: Measured, strict: int, counts: Counts | None) -> tuple[in
             more = sum(part.bytes for part in new) + MESSAGE_TOKENS * len(new)
             whole.append((tokens + more, BEGINNING))
             break
-    if (tokens := counts.most(TEMPLATE + prompt.shape)) is not None:
+    if (tokens := counts.tokens.get(TEMPLATE + prompt.shape)) is not None:
+        if not counts.alike or any(part.media for part in parts):  # of other images of this size
+            tokens = with_margin(tokens)
         whole.append((tokens + sum(part.bytes - part.media for part in parts), SHAPE))
     if prompt.tokens is not None and (tokens := counts.most(BESIDE + prompt.shape)) is not None:
         # A tokenizer that counts too little does so more with longer texts, so beyond the longest
@@ -185,7 +265,11 @@ def bound_of(measured: Measured, strict: int, counts: Counts | None) -> tuple[in
 
 
 def measured(
-    said: list[Any], shape: str, hashes: list[str], tokenizer: Tokenizer | None
+    said: list[Any],
+    shape: str,
+    hashes: list[str],
+    tokenizer: Tokenizer | None,
+    image_tokens: int = IMAGE_TOKENS,
 ) -> Measured:
     """A prompt that was not counted before.
 
@@ -193,8 +277,9 @@ def measured(
         said: its messages, or the one input of another task.
         shape: the hash of its shape.
         hashes: those of its beginnings, then its own.
+        image_tokens: what an image makes at most.
     """
-    parts = tuple(map(_part, said))
+    parts = tuple(_part(each, image_tokens) for each in said)
     *beginnings, exact = hashes
     tokens, size = None, sum(part.bytes for part in parts)
     if tokenizer is not None and all(part.texts for part in parts):
@@ -202,11 +287,13 @@ def measured(
     return Measured(Prompt(exact, shape, tokens, size), parts, tuple(beginnings))
 
 
-def _part(said: Any) -> Part:
+def _part(said: Any, image_tokens: int) -> Part:
     texts = _texts(said)
     if texts is not None:
         return Part(text_bytes(texts), 0, texts)
-    return Part(text_bytes(said), allowances(said), None)
+    shown = shows(said)
+    lowered = shown.lowered(image_tokens)
+    return Part(text_bytes(said) - lowered, shown.tokens - lowered, None)
 
 
 def _texts(said: Any) -> tuple[str, ...] | None:
@@ -225,14 +312,86 @@ def _texts(said: Any) -> tuple[str, ...] | None:
 
 
 def outline(said: Any) -> Any:
-    """A part without its texts: what a chat template makes something of, and what it shows."""
+    """A part without its texts: what a chat template makes something of, and what it shows.
+
+    Servers count an image by its width and height alone: transformers gives its processors nothing
+    else to count it by (``_get_num_multimodal_tokens``), and neither does vLLM
+    (``get_num_image_tokens``). So those stand for the image, where they can be read.
+    """
     if isinstance(said, dict):
         if said.keys() == PLAIN and isinstance(said["content"], str):
             return [said["role"]]
         if not SHOWN.isdisjoint(said) and allowance(said):
-            return said
+            return _with_sizes(said)
         kept = ("role", "type", "name")
         return {k: v if k in kept else outline(v) for k, v in said.items() if isinstance(k, str)}
     if isinstance(said, (list, tuple)):
         return [outline(each) for each in said]
     return type(said).__name__
+
+
+def _with_sizes(shown: Any) -> Any:
+    if isinstance(shown, str):
+        return image_size(shown) or shown
+    if isinstance(shown, dict):
+        return {name: _with_sizes(value) for name, value in shown.items()}
+    return [_with_sizes(each) for each in shown] if isinstance(shown, (list, tuple)) else shown
+
+
+def image_size(url: str) -> tuple[int, int] | None:
+    """Width and height of the PNG or JPEG in a ``data:`` URL, where servers show it as it is."""
+    kind, _, coded = url.partition(";base64,")
+    if not kind.startswith("data:image/") or not coded:
+        return None
+    try:
+        data = b64decode(coded, validate=True)
+    except ValueError:
+        return None
+    if any(mark in data for mark in TURNED):
+        return None
+    if data.startswith(PNG):
+        return _two(data, 16, 4) if data[12:16] == b"IHDR" else None
+    return _jpeg_size(data) if data.startswith(JPEG) else None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """What the first frame of a JPEG says (ITU T.81, B.2.2); its segments stand one by one."""
+    at = len(JPEG)
+    while data[at : at + 1] == b"\xff":
+        marker, length = data[at + 1 : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
+        if b"\xc0" <= marker <= b"\xcf" and marker[0] not in NO_FRAME:
+            size = _two(data, at + 5, 2)
+            return size and size[::-1]
+        at += 2 + length
+    return None
+
+
+def _two(data: bytes, at: int, width: int) -> tuple[int, int] | None:
+    """Two numbers above 0 at a place, of so many bytes each."""
+    first, second = (
+        int.from_bytes(data[start : start + width], "big") for start in (at, at + width)
+    )
+    return (first, second) if first and second and len(data) > at + 2 * width else None
+
+
+def said_in(payload: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Where a payload has its prompt, and the parts of that; empty where it has none."""
+    messages = payload.get("messages")
+    if isinstance(messages, list):
+        return ("messages", messages) if messages else ("", [])
+    for name in ("inputs", "input", "prompt"):
+        if payload.get(name) is not None:
+            return name, [payload[name]]
+    return "", []
+
+
+def rest_of(payload: Mapping[str, Any], said: str) -> dict[str, Any]:
+    """What else may change the tokens of a prompt."""
+    rest = {
+        name: value
+        for name, value in payload.items()
+        if value is not None and name != said and name not in NEUTRAL
+    }
+    if isinstance(parameters := rest.get("parameters"), dict):
+        rest["parameters"] = rest_of(parameters, "")
+    return rest

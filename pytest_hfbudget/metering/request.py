@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import is_dataclass
 from decimal import Decimal
@@ -235,16 +235,6 @@ def text_bytes(value: object) -> int:
     return text_bytes(own) if own else len(str(value).encode())
 
 
-def allowances(value: object) -> int:
-    """The part of `text_bytes` that stands for images, sounds, films and documents."""
-    if isinstance(value, (list, tuple)):
-        return sum(map(allowances, value))
-    if not isinstance(value, dict):
-        return 0
-    own = allowance(value)
-    return own or sum(map(allowances, value.values()))
-
-
 def allowance(values: Mapping[str, Any]) -> int:
     """The most tokens of what a part of a message shows; 0 where it shows nothing."""
     shown = values.get("type")
@@ -291,8 +281,12 @@ def answers(payload: Mapping[str, Any], task: str) -> int:
     return max([1, *_numbers(payload, PICTURES)]) * max([1, *_numbers(payload, BATCHES)])
 
 
-def fits(body: bytes, held: CallRequest) -> bool:
-    """Whether the body of a request asks for no more than what was held for it."""
+def fits(body: bytes, held: CallRequest, size: Callable[[object], int]) -> bool:
+    """Whether the body of a request asks for no more than what was held for it.
+
+    Args:
+        size: returns the most input tokens of a payload.
+    """
     payload = in_data(body)
     if not payload:
         return len(body) <= held.input_bound
@@ -305,7 +299,7 @@ def fits(body: bytes, held: CallRequest) -> bool:
         not unlimited
         and (limit or 0) <= (held.max_output if held.max_output is not None else limit or 0)
         and several <= held.n
-        and input_bound(payload) <= held.input_bound
+        and size(payload) <= held.input_bound
     )
 
 

@@ -126,7 +126,8 @@ class RunPrices:
             from pytest_hfbudget.metering.bounds import TokenCounts
 
             load = off_loop()(partial(_remembered, self._config, self._settings))
-            self._counts = TokenCounts(self._settings.router, load, tokenizers(self._settings))
+            own = self._settings
+            self._counts = TokenCounts(own.router, load, tokenizers(own), own.image_tokens)
         return self._counts
 
     def catalogue(self) -> Catalogue:

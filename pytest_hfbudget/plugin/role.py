@@ -231,7 +231,8 @@ class Worker(Role):
         from pytest_hfbudget.plugin.price_sources import tokenizers
 
         known = off_loop()(known_to(self._wire))
-        counts = TokenCounts(self.settings.router, known, tokenizers(self.settings))
+        own = self.settings
+        counts = TokenCounts(own.router, known, tokenizers(own), own.image_tokens)
         counts.share = shares(self._wire, self._name)
         return counts
 

@@ -130,6 +130,8 @@ class UnboundedCallError(ValueError):
 
 # How the input of a call is bounded where nothing better is known.
 BYTES = "bytes"
+# The same, where the settings state how many tokens an image makes.
+STATED = "bytes, and hf_image_tokens for each image"
 
 
 class Prompt(NamedTuple):

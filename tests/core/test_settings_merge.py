@@ -33,6 +33,7 @@ VALUES: dict[str, tuple[tuple[Any, Any], ...]] = {
     "endpoint_gaps": (("keep", "keep"), ("pause", "pause"), ("keep", "keep")),
     "order": (("cost", "cost"), ("collected", "collected"), ("cost", "cost")),
     "tokenizer": (("cached", "cached"), ("download", "download"), ("off", "off")),
+    "image_tokens": (("1", 1), ("256", 256), ("20000", 20000)),
     "project": (("", ""), ("mine", "mine"), ("ours", "ours")),
     "log_days": (("", 0), ("0", 0), ("30", 30)),
     "prices": (("a.toml", Path("a.toml")), ("b.toml", Path("b.toml")), ("c", Path("c"))),
@@ -133,6 +134,9 @@ BAD = [
     ("monthly_cap", "nan"),
     ("log_days", "-1"),
     ("log_days", "a week"),
+    ("image_tokens", "0"),
+    ("image_tokens", "some"),
+    ("image_tokens", "inf"),
 ]
 BAD_PLACES = [
     (key, value, place)
