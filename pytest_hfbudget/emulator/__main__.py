@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run until SIGTERM, SIGINT, or the end of the process given by --exit-with."""
     options = _parser().parse_args(argv)
     config: dict[str, Any] = json.loads(options.config.read_text()) if options.config else {}
-    # At once, without waiting for open requests: whoever sends the signal is done with it.
+    # At once, without waiting for open requests: the sender of the signal is done with it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     emulator = _start(options, config)
@@ -70,7 +70,7 @@ def _write_ready(path: Path, url: str) -> None:
 def _stay(pid: int | None) -> None:
     """Wait for ever, or until process `pid` is gone."""
     if pid is not None and hasattr(os, "pidfd_open"):
-        # Also tells of a process that nobody has reaped, and never mixes up two with one number.
+        # Also tells of a process that was not reaped yet, and never mixes up two with one number.
         with contextlib.suppress(ProcessLookupError):
             select.select([os.pidfd_open(pid)], [], [])
         return

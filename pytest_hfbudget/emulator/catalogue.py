@@ -85,7 +85,7 @@ class Offer:
     """One provider's offer of one model.
 
     `listing` is what the router publishes; `price` is what is billed, which a test may set apart
-    from the published one; None means that nobody knows.
+    from the published one; None means that there is no known price.
     """
 
     provider: str

@@ -31,7 +31,7 @@ class Call:
     - none: refused, failed, or never carried out (only 2xx and 3xx answers are billed, hub-docs
       inference-providers/register-as-a-provider.md)
     - uptime: answered by a dedicated endpoint, which is billed by time
-    - unpriced: consumed, but nobody knows the price
+    - unpriced: consumed, without a known price
 
     `session` and `bill_to` are what the request's headers say; `at` and `ended` are microseconds.
     """

@@ -30,7 +30,7 @@ class Log:
         self._waiters: set[asyncio.Future[None]] = set()
 
     def add(self, kind: str, **fields: Any) -> Entry:
-        """Append an entry and wake whoever waits for one."""
+        """Append an entry and wake all who wait for one."""
         entry: Entry = {
             "seq": len(self.entries) + 1,
             "time": time.time(),

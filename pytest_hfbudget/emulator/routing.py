@@ -44,7 +44,7 @@ def named_offer(world: World, name: str, provider: str) -> Offer:
     """The offer of one provider. Raises Refusal: 400 without one, 503 while it is down."""
     model = world.models.get(name)
     if model is None or not model.offers:
-        return Offer(provider)  # A model that nobody configured is served by anyone.
+        return Offer(provider)  # Every provider serves an unconfigured model.
     offer = model.offer_of(provider)
     if offer is None:
         raise _unsupported(name, provider)
@@ -56,7 +56,7 @@ def named_offer(world: World, name: str, provider: str) -> Offer:
 def mapping(model: Model | None, name: str, task: str) -> list[object]:
     """The model's `inferenceProviderMapping` on the Hub.
 
-    A model that nobody configured is offered by every provider: first by those that serve its
+    An unconfigured model is offered by every provider: first by those that serve its
     task, since a client without a provider takes the first; then by the others, for the task that
     each is best known for.
     """

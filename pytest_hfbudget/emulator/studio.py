@@ -1,7 +1,7 @@
 """Providers of pictures, sounds and films: each with its own way to hand over a file.
 
-What a client downloads is always the same tiny file. Jobs are done at once, so that nobody polls,
-unless the switch `polls` has a queue say so many times that it is not done.
+What a client downloads is always the same tiny file. Jobs are done at once, so that no
+client polls, unless the switch `polls` has a queue say so many times that it is not done.
 """
 
 from __future__ import annotations

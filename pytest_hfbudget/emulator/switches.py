@@ -56,7 +56,7 @@ class Switches:
     # -- the router's choice
     routing: str = "policy"  # "policy", "round_robin", or "pin:PROVIDER"
     preferred_providers: tuple[str, ...] = ()  # the user's order, for ":preferred"
-    default_provider: str = "together"  # serves the models that nobody configured
+    default_provider: str = "together"  # serves unconfigured models
     wraps_single_model: bool = False  # /v1/models/ID answers {"data": model}
     error_provider_serves: bool = False  # a pinned provider whose status is "error" answers 503
 

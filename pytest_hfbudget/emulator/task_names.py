@@ -33,7 +33,7 @@ HF_TASKS = (
     "zero-shot-image-classification",
 )
 
-# Parts of names by which a model that nobody configured is given a task. The first that fits
+# Parts of names by which an unconfigured model is given a task. The first that fits
 # decides, so what is more special comes first: "flux.1-kontext" edits pictures, "flux" makes them.
 _HINTS = {
     "zero-shot-image-classification": "clip-vit clip-rn siglip metaclip",

@@ -95,7 +95,7 @@ class World:
         self.provider_prices |= {name: Price.parse(price) for name, price in prices.items()}
 
     def price_of(self, model: str, provider: str) -> Price | None:
-        """What a call is billed at; None when nobody knows."""
+        """What a call is billed at; None where it has no known price."""
         known = self.models.get(model)
         offer = known.offer_of(provider) if known else None
         if offer is not None and offer.price is not None:

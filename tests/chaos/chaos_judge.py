@@ -208,7 +208,7 @@ class Judge:
 
     @property
     def waits_for_all(self) -> bool:
-        """Whether nothing but what is spent is a reason to refuse: nobody waits for themselves."""
+        """Whether nothing but what is spent is a reason to refuse: no call waits for itself."""
         kept = any(call.ending == "keep" for call in self.plan.calls())
         return self.plan.hold_wait == AMPLE_S and not kept
 

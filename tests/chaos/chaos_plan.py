@@ -11,12 +11,12 @@ Ending = Literal["read", "close", "drop", "unread", "keep"]
 Row = tuple[tuple[str, str], ...]
 
 CONTEXT = 4096
-# What is sent beside the words of a prompt makes no more tokens than this, by anybody's count.
+# What is sent beside the words of a prompt makes no more tokens than this, by any server's count.
 OVERHEAD = 1000
 AMPLE_S = 30.0
 SLOW_S = 0.25
 IMPATIENT_S = 0.1
-COMPUTED_S = "0.05"  # what a call is billed for where time is, less than anybody's patience
+COMPUTED_S = "0.05"  # what a call is billed for where time is, less than any time-out
 # Where a paid request goes, and no other.
 PAID = "/chat/completions$|/hf-inference/models/"
 
@@ -421,8 +421,8 @@ def bound(call: Call, prices: dict[str, Row], written: int | None = None) -> int
 
 def _cost(row: dict[str, str], read: int, written: int) -> int:
     each = {name: float(value) * 10**9 for name, value in row.items()}
-    dearest = max(each.get("input", 0), each.get("cached", 0))
-    tokens = (dearest * read + each.get("output", 0) * written) / 10**6
+    highest = max(each.get("input", 0), each.get("cached", 0))
+    tokens = (highest * read + each.get("output", 0) * written) / 10**6
     once = each.get("call", 0) + each.get("image", 0) + 2 * each.get("second", 0)
     return int(tokens + once) + 2
 

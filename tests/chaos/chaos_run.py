@@ -49,7 +49,7 @@ COLLECT_S = 2.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call ended for whoever made it: answered, left, refused, or failed."""
+    """How a call ended for its caller: answered, left, refused, or failed."""
 
     call: Call
     word: str

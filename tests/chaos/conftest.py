@@ -31,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def one_emulator() -> Iterator[Emulator]:
     patch = pytest.MonkeyPatch()
-    # Nobody speaks TLS here, and reading all certificates for each async client takes longest.
+    # Nothing speaks TLS here, and reading all certificates for each async client takes longest.
     patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
     gc.freeze()  # each run collects its dropped streams, which takes long with all of pytest
     with Emulator() as emulator:

@@ -1,4 +1,4 @@
-"""Runs that nobody has thought of: whatever happens in them, the invoice and the ledger agree.
+"""Random runs: the invoice and the ledger agree about each of them.
 
 `pytest tests/chaos --chaos 1000 -n2` for a thousand of them, `--seed 1234` for one again.
 """

@@ -26,7 +26,7 @@ TOKEN = "hf_of_the_tests"
 
 
 def listening() -> None:
-    """For a child: SIGINT is not ignored, though whoever started the tests may ignore it."""
+    """For a child: SIGINT is not ignored, though the parent of the tests may ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

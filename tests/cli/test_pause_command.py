@@ -113,7 +113,7 @@ def test_what_the_dead_run_has_changed_is_put_back(hfbudget: Shell) -> None:
     assert (now.state, now.tags, now.raw_scaling) == ("paused", ("team-a",), scaling)
 
 
-def test_all_without_anybody_to_ask_is_refused(hfbudget: Shell) -> None:
+def test_all_without_a_terminal_to_ask_at_is_refused(hfbudget: Shell) -> None:
     hfbudget.hub.add_endpoint("acme/llm", state="running")
     done = hfbudget("pause", "--all", "acme")
     assert done.returncode == 2

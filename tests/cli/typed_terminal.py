@@ -1,4 +1,4 @@
-"""A terminal with somebody in front of it."""
+"""A terminal at which a user types."""
 
 from __future__ import annotations
 

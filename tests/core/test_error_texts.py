@@ -60,7 +60,7 @@ def test_a_refusal_survives_a_process_pool_and_a_copy(refusal: BudgetExceededErr
 
 
 @pytest.mark.parametrize("kind", [UnpricedCallError, LedgerUnreachableError])
-def test_whoever_catches_a_refusal_catches_its_kinds(kind: type[HFBudgetError]) -> None:
+def test_code_that_catches_a_refusal_catches_its_kinds(kind: type[HFBudgetError]) -> None:
     assert issubclass(kind, BudgetExceededError)
 
 

@@ -1,7 +1,7 @@
 """Every order in which the steps of a few calls can happen; nothing here is left to chance.
 
 Each caller is a script. Wherever several callers could take a step, all of them are tried, and
-whoever waits may also lose patience or be interrupted.
+a waiting call may also time out or be interrupted.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class World:
         assert self.ledger.total("all").held == ours + granted
         unanswered = [place for place in self.waiting.values() if not place.answer.done()]
         assert self.ledger.waiting() == len(unanswered)
-        if unanswered:  # somebody can end the wait: nobody waits in vain
+        if unanswered:  # one of them can end the wait: none waits in vain
             assert [caller for caller, what in self.choices() if what in ("step", "go on")]
 
     def check_end(self) -> None:
@@ -243,7 +243,7 @@ def test_in_every_order_the_caps_hold_when_any_wait_may_end_early(story: str) ->
 
 
 @pytest.mark.parametrize("story", ["three calls that fit one at a time", "calls that fail"])
-def test_whatever_the_order_nobody_is_refused_who_fits_once_others_are_done(story: str) -> None:
+def test_in_any_order_no_call_is_refused_that_fits_once_others_are_done(story: str) -> None:
     for world in endings(STORIES[story], patient=True):
         assert set(world.ended.values()) == {"done"}
 

@@ -204,7 +204,7 @@ def test_coming_back_twice_changes_nothing(threads: Callable[[], int], listener:
         assert threads() == 2
 
 
-def test_nobody_comes_back_after_the_end(threads: Callable[[], int], listener: Listener) -> None:
+def test_no_thread_comes_back_after_the_end(threads: Callable[[], int], listener: Listener) -> None:
     listener.close()
     listener.resume()
     assert threads() == 0
@@ -218,7 +218,7 @@ def test_stepping_aside_twice_changes_nothing(listener: Listener) -> None:
         assert ask(connection, b"1\n") == b"1\n"
 
 
-def test_it_uses_no_time_while_nobody_asks(listener: Listener) -> None:
+def test_it_uses_no_time_while_it_is_not_asked(listener: Listener) -> None:
     with caller(listener) as connection:
         listener.pause()
         listener.resume()
@@ -309,7 +309,7 @@ def test_a_child_may_close_what_it_has_forgotten(listener: Listener) -> None:
     assert Child(forget_and_close).answer() == "closed"
 
 
-def test_nobody_leaves_for_a_fork_that_is_over(listener: Listener, echo: Echo) -> None:
+def test_no_thread_leaves_for_a_fork_that_is_over(listener: Listener, echo: Echo) -> None:
     """The bell may have rung, and a thread have heard it, before everybody was called back."""
     with pair() as (ours, _):
         client = ClientSocket(ours, echo)

@@ -220,7 +220,7 @@ class LedgerMachine(RuleBasedStateMachine):
         callers=st.permutations(CALLERS),
     )
     def crowd(self, keys: list[str], leasts: list[int], callers: list[Caller]) -> None:
-        """Several at once, of whom some have to wait."""
+        """Several at once, of which some have to wait."""
         for least, who in zip(leasts, callers, strict=False):
             self.ask([*keys, "session"], least, 0, who)
 
@@ -250,7 +250,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        """Somebody in line is interrupted, or somebody who was about to go on."""
+        """A waiting call is interrupted, or one that was about to go on."""
         if not self.plain.line:
             return
         place = data.draw(st.sampled_from(sorted(self.plain.line)))
@@ -285,7 +285,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.hear(self.plain.answers())
 
     def hear(self, answers: dict[int, int | None]) -> None:
-        """All whom the plain ledger answers have the same answer, and nobody else has one."""
+        """All that the plain ledger answers have the same answer, and no other call has one."""
         for place, amount in answers.items():
             answer = self.places.pop(place).answer
             if amount is None:

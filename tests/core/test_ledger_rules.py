@@ -1,4 +1,4 @@
-"""The ledger's rules, for whoever uses it: in its own process or over its socket."""
+"""The ledger's rules, for each of its users: in its own process or over its socket."""
 
 from __future__ import annotations
 
@@ -256,12 +256,12 @@ def test_a_scope_that_is_opened_again_keeps_what_was_spent(ledger: LedgerLike) -
         take(ledger, 2 * TENTH, "inner")
 
 
-def test_a_scope_that_nobody_opened_stands_at_nothing(ledger: LedgerLike) -> None:
+def test_a_scope_that_was_not_opened_stands_at_zero(ledger: LedgerLike) -> None:
     assert ledger.total("elsewhere") == Totals()
 
 
 @pytest.mark.parametrize("scopes", [("elsewhere",), ("outer", "elsewhere")])
-def test_a_call_in_a_scope_that_nobody_opened_is_not_let_through(
+def test_a_call_in_a_scope_that_was_not_opened_is_refused(
     ledger: LedgerLike, scopes: tuple[str, ...]
 ) -> None:
     with pytest.raises(RESOLVED_TWICE, match="elsewhere"):

@@ -61,7 +61,7 @@ def ledger() -> WatchedLedger:
 
 @pytest.fixture
 def raw(server: LedgerServer) -> Iterator[socket.socket]:
-    """A connection of somebody who does not keep to the protocol."""
+    """A connection that does not keep to the protocol."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE_S)
         connection.connect(server.path)
@@ -141,7 +141,7 @@ def test_what_a_lost_client_held_is_booked_in_full(
 def test_what_a_client_told_before_it_hung_up_is_done(
     server: LedgerServer, ledger: WatchedLedger
 ) -> None:
-    for _ in range(20):  # an answer to the first of them would have found nobody
+    for _ in range(20):  # an answer to the first of them would have found no reader
         with connected(server) as wire:
             remote = RemoteLedger(wire, ahead=True)
             for number in [hold(wire, 100) for _ in range(8)]:
@@ -433,7 +433,7 @@ def test_every_error_of_ours_can_travel() -> None:
         assert type(raised(error_fields(kind("text")))) is kind
 
 
-# --- an answer that nobody waited for
+# --- an answer that no call waited for
 
 
 def test_an_interrupted_question_does_not_leave_its_answer_to_the_next(
@@ -577,7 +577,7 @@ def test_after_a_flush_all_that_was_told_is_done(
 
 def test_a_told_error_does_not_answer_the_next_question(wire: LedgerConnection) -> None:
     ahead = RemoteLedger(wire, ahead=True)
-    ahead.settle(12345, charge(1, "all"))  # nobody holds that
+    ahead.settle(12345, charge(1, "all"))  # no call holds that
     assert ahead.total("all").spent == 0
 
 
@@ -593,7 +593,7 @@ def test_nothing_can_be_told_to_a_server_that_is_gone(
             ahead.flush()
 
 
-def test_a_flush_of_nothing_asks_nobody(server: LedgerServer, wire: LedgerConnection) -> None:
+def test_a_flush_of_nothing_sends_nothing(server: LedgerServer, wire: LedgerConnection) -> None:
     LedgerConnection("nowhere").flush()
     ahead = RemoteLedger(wire, ahead=True)
     ahead.settle(hold(wire, 10), charge(10, "all"))

@@ -1,4 +1,4 @@
-"""Waiting at the ledger's counter: nobody else stands still, and nothing is left of who is gone."""
+"""Waiting over the ledger's socket: other calls go on, and a lost process leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_no_answer_is_kept_for_a_worker_that_is_lost(
         wire.ask("answer", place)
 
 
-def test_an_answer_outlives_the_loss_of_somebody_else(
+def test_an_answer_outlives_the_loss_of_another_process(
     server: LedgerServer, ledger: WatchedLedger, wire: LedgerConnection
 ) -> None:
     held = take(RemoteLedger(wire), 60)
@@ -243,10 +243,10 @@ def test_a_place_that_can_not_be_listened_to_is_given_back(
     assert ledger.waiting() == 0
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 @forks
 def test_another_user_of_the_machine_can_not_call_at_the_counter(server: LedgerServer) -> None:
-    def as_somebody_else() -> str:
+    def as_another_user() -> str:
         os.setgid(65_534)
         os.setuid(65_534)
         try:
@@ -255,7 +255,7 @@ def test_another_user_of_the_machine_can_not_call_at_the_counter(server: LedgerS
             return str(error)
         return "came in"
 
-    assert "PermissionError" in Child(as_somebody_else).answer()
+    assert "PermissionError" in Child(as_another_user).answer()
 
 
 def test_a_counter_that_lost_a_client_uses_no_time(

@@ -137,7 +137,7 @@ def test_a_free_call_never_waits_for_money(ledger: LedgerLike) -> None:
     assert take(ledger, 0, caller=C).amount == 0
 
 
-def test_a_call_in_flight_is_as_good_as_sent_so_nobody_waits_for_its_number(
+def test_a_call_in_flight_is_as_good_as_sent_so_no_call_waits_for_its_number(
     ledger: LedgerLike,
 ) -> None:
     take(ledger, 0, "few")
@@ -184,7 +184,7 @@ def test_a_call_that_leaves_enough_for_those_ahead_overtakes_them(ledger: Ledger
         ledger.hold(["all", "two"], 1, 1, draft())
 
 
-def test_nobody_waits_behind_others_in_scopes_of_which_it_has_no_part(ledger: LedgerLike) -> None:
+def test_no_call_waits_behind_others_in_scopes_of_which_it_has_no_part(ledger: LedgerLike) -> None:
     take(ledger, 50, "one")
     stand(ledger, 50, "one")
     assert take(ledger, 50, "two", caller=C).amount == 50
@@ -302,7 +302,7 @@ def test_a_bystander_is_not_refused_for_a_circle_of_others(ledger: LedgerLike) -
     assert granted(first).amount == 10
 
 
-def test_a_circle_is_found_though_somebody_outside_of_it_will_be_served(
+def test_a_circle_is_found_though_a_call_outside_of_it_will_be_served(
     ledger: LedgerLike,
 ) -> None:
     take(ledger, 40, caller=A)
@@ -360,7 +360,9 @@ def test_something_spent_may_close_a_circle(ledger: LedgerLike) -> None:
     assert not places[0].answer.done()
 
 
-def test_who_holds_something_waits_behind_nobody_who_may_wait_for_it(ledger: LedgerLike) -> None:
+def test_a_call_that_holds_something_waits_behind_none_that_may_wait_for_it(
+    ledger: LedgerLike,
+) -> None:
     take(ledger, 60, caller=A)
     big = stand(ledger, 60, caller=B)
     assert take(ledger, 30, caller=A).amount == 30
@@ -447,7 +449,7 @@ def test_who_was_refused_already_has_nothing_to_give_up(ledger: LedgerLike) -> N
     assert "$0.00000004 of" in refusal(place)
 
 
-def test_those_behind_go_on_when_somebody_gives_up(ledger: LedgerLike) -> None:
+def test_the_calls_behind_go_on_when_one_gives_up(ledger: LedgerLike) -> None:
     take(ledger, 60)
     big = stand(ledger, 60)
     small = stand(ledger, 40, caller=C)
@@ -495,7 +497,7 @@ def test_one_can_leave_twice(ledger: LedgerLike, both: Books) -> None:
 
 
 class Minutes:
-    """An endpoint whose minutes are booked before anybody is served."""
+    """An endpoint whose minutes are booked before any call is served."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger, self.due, self.rearmed = ledger, 0, 0
@@ -508,7 +510,7 @@ class Minutes:
         self.rearmed += 1
 
 
-def test_minutes_that_have_started_are_booked_before_somebody_is_served() -> None:
+def test_minutes_that_have_started_are_booked_before_a_call_is_served() -> None:
     ledger = Ledger()
     ledger.open(Scope("all", "the session", CAP))
     minutes = Minutes(ledger)

@@ -146,7 +146,7 @@ def test_a_deleted_endpoint_stays_on_the_bill(world: World) -> None:
     assert world.bill()["total_nano_usd"] == 13_333_334
 
 
-def test_a_call_that_nobody_can_price_is_no_zero(world: World) -> None:
+def test_a_call_without_a_known_price_is_no_zero(world: World) -> None:
     call = world.invoice.open("who/knows", "conversational", False, None)
     call.used = Consumed(10, 10)
     call.settle(200, applied=True, broken_off=False)

@@ -108,7 +108,7 @@ def test_it_ends_with_the_process_that_it_was_told_to_end_with(start: Start) -> 
     process = start("--exit-with", str(other.pid))
     address(process)
     other.kill()
-    assert process.wait(5) == 0  # though `other` is a zombie: nobody has waited for it
+    assert process.wait(5) == 0  # though `other` is a zombie: no process has waited for it
     other.communicate()
 
 

@@ -32,7 +32,7 @@ Make = Callable[..., Lifecycle]  # the fixture `lifecycle`
 
 
 def gone(pid: int, timeout_s: float = 10.0) -> bool:
-    """Whether a process ends within a time; the kernel says so, nobody polls."""
+    """Whether a process ends within a time; the kernel says so, without polling."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -276,7 +276,7 @@ def test_a_resume_that_was_turned_away_is_repeated(
     assert tries(hub, "resume") == 3
 
 
-def test_nobody_at_the_address_is_an_error_that_says_so() -> None:
+def test_an_address_without_a_server_is_an_error_that_says_so() -> None:
     plane = ControlPlane("http://127.0.0.1:9/v2", TOKEN, retry=RetryPolicy(try_s=0.2, total_s=0))
     with pytest.raises(
         ControlPlaneError, match=r"127\.0\.0\.1:9.* did not answer .*refused"

@@ -41,7 +41,7 @@ def test_a_later_process_of_the_same_pid_is_another() -> None:
     assert not alive(os.getpid(), None)
 
 
-def test_a_dead_process_is_not_alive_though_nobody_has_collected_it(
+def test_a_dead_process_is_not_alive_though_it_was_not_collected_yet(
     child: subprocess.Popen[bytes],
 ) -> None:
     start = start_time(child.pid)
@@ -53,7 +53,7 @@ def test_a_dead_process_is_not_alive_though_nobody_has_collected_it(
     assert not alive(child.pid, start)
 
 
-def test_a_pid_that_nobody_has_is_dead() -> None:
+def test_an_unused_pid_is_dead() -> None:
     assert start_time(2**22 + 1) is None
 
 

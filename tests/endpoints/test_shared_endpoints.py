@@ -280,7 +280,7 @@ def test_endpoints_of_another_control_plane_are_others(settings: EndpointSetting
     assert store(settings, "b").others() == ()
 
 
-def test_a_pause_is_only_waited_for_while_somebody_does_it(settings: EndpointSettings) -> None:
+def test_a_pause_is_only_waited_for_while_a_process_does_it(settings: EndpointSettings) -> None:
     mine = store(settings, "mine")
     store(settings, "a").put(held_lease(settings, "a", phase=PAUSING))
     assert mine.pauser() is not None

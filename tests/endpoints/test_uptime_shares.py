@@ -18,12 +18,12 @@ def test_one_test_pays_for_its_time_and_the_rest_is_idle() -> None:
 
 
 def test_tests_that_run_at_one_time_split_it() -> None:
-    # a alone 10 s, a and b 10 s, b alone 20 s, nobody 20 s
+    # a alone 10 s, a and b 10 s, b alone 20 s, unused 20 s
     uses = [EndpointUse("a", 100, 120), EndpointUse("b", 110, 140)]
     assert share_out(60, MINUTE, uses) == Shares({"a": 15, "b": 25}, idle=20)
 
 
-def test_nobody_pays_for_the_cold_start() -> None:
+def test_no_test_pays_for_the_cold_start() -> None:
     window = MINUTE._replace(cold=(UseStretch(100, 112),))
     shares = share_out(60, window, [EndpointUse("a", 100, 130)])
     assert shares == Shares({"a": 18}, idle=30, cold_start=12)

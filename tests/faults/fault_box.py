@@ -94,7 +94,7 @@ class Run:
         return self.sees(path=f"/reached/{what}", phase="arrived", after=after)
 
     def sees(self, *, after: int = 0, timeout: float = 60, **fields: object) -> Moment:
-        """Wait for an entry in the emulator's log; in vain once nobody is left to cause it."""
+        """Wait for an entry in the emulator's log; in vain once no process is left to cause it."""
         ends = time.monotonic() + timeout
         while True:
             over = self.process.poll() is not None or time.monotonic() > ends
@@ -252,7 +252,7 @@ class Box:
             try:
                 os.close(os.open(self.path / what, os.O_WRONLY | os.O_NONBLOCK))
             except OSError:  # announced, but not yet there
-                assert time.monotonic() < ends, f"nobody waits at {what}"
+                assert time.monotonic() < ends, f"no process waits at {what}"
                 select.select([], [], [], 0.002)
             else:
                 return
@@ -484,7 +484,7 @@ def unshare(*what: str) -> list[str]:
 
 
 def gone(pid: int, timeout: float = 10.0) -> bool:
-    """Whether a process ends within a time; the kernel says so, nobody polls."""
+    """Whether a process ends within a time; the kernel says so, without polling."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -218,15 +218,13 @@ def test_an_endpoint_that_never_comes_up_is_paused(box: Box) -> None:
 
 @pytest.mark.parametrize("how", ["paused", "deleted"])
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "ends"])
-def test_somebody_else_was_faster(box: Box, how: str, killed: bool) -> None:
+def test_another_user_was_faster(box: Box, how: str, killed: bool) -> None:
     """Row 36: already paused and gone are both a success."""
     box.hurry(doubt_s=1)
     box.suite()
     run = box.start()
     run.reached()
-    _as_somebody_else(box, "POST", "/pause") if how == "paused" else _as_somebody_else(
-        box, "DELETE"
-    )
+    _as_another_user(box, "POST", "/pause") if how == "paused" else _as_another_user(box, "DELETE")
     if killed:
         end = run.send(signal.SIGKILL)
     else:
@@ -303,7 +301,7 @@ def test_a_resume_that_takes_effect_when_all_is_over_is_paused_by_a_later_look(b
     assert box.hub.log(kind="state", state="running")
 
 
-def test_what_somebody_wakes_after_its_pause_is_paused_by_a_later_look(box: Box) -> None:
+def test_what_another_user_wakes_after_its_pause_is_paused_by_a_later_look(box: Box) -> None:
     """Row 50: within two minutes it can't be told from a resume that comes late."""
     box.looks = "1 3 5"  # pytest may take more than a second to end after the pause
     box.suite()
@@ -336,10 +334,10 @@ def test_the_next_run_is_not_disturbed_by_the_reaper_of_the_one_before(box: Box)
     box.judge(None, resumes=2)
 
 
-def _as_somebody_else(box: Box, method: str, verb: str = "") -> None:
+def _as_another_user(box: Box, method: str, verb: str = "") -> None:
     connection = http.client.HTTPConnection(box.hub.url.partition("://")[2])
     path = f"/v2/endpoint/{NAME}{verb}"
-    connection.request(method, path, headers={"authorization": "Bearer hf_somebody_else"})
+    connection.request(method, path, headers={"authorization": "Bearer hf_another_user"})
     assert connection.getresponse().status == 200
     connection.close()
 

@@ -33,7 +33,7 @@ def start(box: Box, name: str, *options: str) -> Run:
 
 
 def test_an_endpoint_that_was_found_running_is_paused_too_and_the_run_says_so(box: Box) -> None:
-    """Row 37: whoever declares an endpoint answers for its bill."""
+    """Row 37: the run that declares an endpoint answers for its bill."""
     box.hub.change_endpoint(NAME, state="running")
     box.suite()
     run = box.start()
@@ -61,7 +61,7 @@ def test_an_endpoint_that_was_found_running_is_kept_so_if_that_is_asked(box: Box
     assert box.requests("resume", after=0) == box.requests("pause", after=end.seq) == []
 
 
-def test_an_endpoint_that_nobody_declared_is_left_alone(box: Box) -> None:
+def test_an_undeclared_endpoint_is_left_alone(box: Box) -> None:
     """Row 37."""
     box.hub.add_endpoint("acme/other", state="running")
     box.suite()
@@ -79,7 +79,7 @@ def test_an_endpoint_that_nobody_declared_is_left_alone(box: Box) -> None:
 
 @pytest.mark.parametrize("first_out", [pytest.param("first", marks=pytest.mark.quick), "second"])
 def test_the_last_of_two_runs_pauses(box: Box, first_out: str) -> None:
-    """Row 38: the second joins the resume of the first, whoever leaves first."""
+    """Row 38: the second joins the resume of the first, and either may leave first."""
     box.suite(SHARED)
     names = ["first", "second"]
     runs = {}
@@ -152,7 +152,7 @@ def test_a_run_joins_one_that_is_still_waiting_for_the_endpoint(box: Box) -> Non
 
 
 def test_a_run_that_comes_while_another_pauses_resumes_anew(box: Box) -> None:
-    """Row 38: nobody uses what is on its way down."""
+    """Row 38: no run uses an endpoint that is on its way down."""
     box.hub.change_endpoint(NAME, pause_lag_s=3)
     box.suite(SHARED)
     first = start(box, "first")
@@ -262,7 +262,7 @@ def test_a_container_that_is_killed_is_left_to_the_sweep_and_to_the_server(box: 
     box.judge(None)
 
 
-def test_the_server_itself_puts_to_sleep_what_nobody_can_pause(box: Box) -> None:
+def test_the_server_itself_puts_to_sleep_what_no_process_can_pause(box: Box) -> None:
     """Row 45: the last layer, when the whole machine is gone."""
     kill_the_container(box, in_a_container(box))
     box.hub.advance(14 * 60)
@@ -326,7 +326,7 @@ def test_a_test_that_hangs_costs_no_more_than_the_cap(box: Box, limit: str) -> N
     assert box.hub.invoice()["endpoints_nano_usd"] <= 2 * A_MINUTE
 
 
-def test_an_endpoint_that_somebody_else_pauses_is_revived_once(box: Box) -> None:
+def test_an_endpoint_that_another_user_pauses_is_revived_once(box: Box) -> None:
     """The call that meets with it is sent again, and the report says so."""
     box.suite("""
         @pytest.mark.hf_endpoint("acme/llm")
@@ -339,7 +339,7 @@ def test_an_endpoint_that_somebody_else_pauses_is_revived_once(box: Box) -> None
     run = box.start()
     run.reached()
     connection = http.client.HTTPConnection(box.hub.url.partition("://")[2])
-    headers = {"authorization": "Bearer hf_somebody_else"}
+    headers = {"authorization": "Bearer hf_another_user"}
     connection.request("POST", f"/v2/endpoint/{NAME}/pause", headers=headers)
     assert connection.getresponse().status == 200
     connection.close()

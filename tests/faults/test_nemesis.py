@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fault_box import NAME, REAPER, Box, Moment, Run, T, kill
 
-# A request that nobody answers any more, and that has no effect.
+# A request without an answer and without an effect.
 NEVER: dict[str, Any] = {"hang": 60, "then": "close"}
 
 SUITE = """

@@ -1,4 +1,4 @@
-"""Processes whose run is gone: nothing is sent any more, and nobody spins."""
+"""Processes whose run is gone: nothing is sent any more, and no process spins."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_a_reaper_that_is_killed_in_a_test_is_replaced_or_pauses(box: Box) -> No
     box.open_gate("two")
     code = run.wait()
     box.judge(None)
-    assert noticed, "nobody had an eye on the endpoint until the end of the test"
+    assert noticed, "no process watched the endpoint until the end of the test"
     assert code == 1
 
 
@@ -331,18 +331,18 @@ def test_a_full_disk_resumes_nothing(box: Box) -> None:
 
 
 def test_a_user_who_may_start_no_process_resumes_nothing(box: Box) -> None:
-    """Row 30: root is exempt from that limit, so this runs as somebody else."""
+    """Row 30: root is exempt from that limit, so this runs as another user."""
     if os.getuid() or shutil.which("setpriv") is None:
-        pytest.skip("needs root and setpriv, to become somebody else")
+        pytest.skip("needs root and setpriv, to become another user")
     box.conftest("""
         import resource
         def pytest_collection_finish():
             resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
     """)
     box.suite()
-    nobody = 61000 + os.getpid() % 1000  # a user of its own: the limit counts all processes
+    user = 61000 + os.getpid() % 1000  # a user of its own: the limit counts all processes
     files = "-all,+dac_override,+dac_read_search"  # so that it can read this interpreter
-    command = ["setpriv", f"--reuid={nobody}", f"--inh-caps={files}", f"--ambient-caps={files}"]
+    command = ["setpriv", f"--reuid={user}", f"--inh-caps={files}", f"--ambient-caps={files}"]
     run = box.start(command=[*command, *box.pytest("-s")])
     assert run.wait() == 1, run.output
     assert "can't be started" in run.output

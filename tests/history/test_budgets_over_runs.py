@@ -300,7 +300,7 @@ def test_a_folder_that_is_read_only_ends_a_run_before_it_begins(project: Project
         project.folder.chmod(0o700)
 
 
-def test_a_folder_that_nobody_can_make_ends_a_run_before_it_begins(project: Project) -> None:
+def test_a_folder_that_cannot_be_made_ends_a_run_before_it_begins(project: Project) -> None:
     with pytest.raises(HistoryError, match="/proc/hfbudget"):
         Project(Path("/proc/hfbudget")).run()
 
@@ -317,7 +317,7 @@ def test_a_store_that_breaks_in_mid_run_lets_nothing_more_be_sent(project: Proje
     break_it(project)
     with pytest.raises(LedgerUnreachableError, match="a budget over many runs can't be kept"):
         run.hold(1)
-    run.settle(hold, 7)  # it was sent: whoever waits for the answer gets it
+    run.settle(hold, 7)  # it was sent: the caller that waits for the answer gets it
     run.hold(0)  # and what costs nothing needs no budget
     assert run.ledger.total(SESSION).spent == 7
 

@@ -105,7 +105,7 @@ def test_what_a_float_adds_to_an_amount_is_rounded_off(emulator: Emulator) -> No
     assert ask(emulator, "one") == {"one": Booked(3_000_000, 1)}
 
 
-def test_an_odd_row_of_another_session_is_in_nobodys_way(emulator: Emulator) -> None:
+def test_an_odd_row_of_another_session_is_in_the_way_of_none(emulator: Emulator) -> None:
     emulator.client.add_fault(OP, status=200, json=told(period(row(), row(-1, "x", "other"))))
     assert ask(emulator, "one") == {"one": Booked(20_000_000, 1)}
 

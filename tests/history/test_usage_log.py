@@ -186,7 +186,7 @@ def test_a_log_of_many_pages_is_read_whole_and_in_order(path: Path) -> None:
     assert len(QueryResult(path).entries(UsageQuery(), limit=9_999)) == 2_500
 
 
-def test_a_run_is_written_while_somebody_reads(path: Path) -> None:
+def test_a_run_is_written_while_another_process_reads(path: Path) -> None:
     write(path, "run", *(charge(1) for _ in range(1_500)))
     reading = QueryResult(path).each(UsageQuery())
     next(reading)

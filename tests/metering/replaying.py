@@ -13,7 +13,7 @@ Ask = Callable[..., str]
 
 QUESTION = say(10)
 LIMIT = 50
-UNHEARD = "acme/unheard-of"  # a model that nobody knows a price for
+UNHEARD = "acme/unheard-of"  # a model without a known price
 
 # What a provider answers: 9 tokens in, 10 out.
 USAGE = {"prompt_tokens": 9, "completion_tokens": 10, "total_tokens": 19}

@@ -46,7 +46,9 @@ def test_a_call_is_in_the_ledger_when_its_test_is_over(bench: Bench) -> None:
     assert (charge.test, charge.nano_usd, charge.estimated) == ("test_it", bench.billed, False)
 
 
-def test_a_call_belongs_to_the_test_that_made_it_whoever_runs_by_then(bench: Bench) -> None:
+def test_a_call_belongs_to_the_test_that_made_it_although_another_runs_by_then(
+    bench: Bench,
+) -> None:
     bench.running()
     ask(bench)
     bench.budgets.test = None
@@ -156,7 +158,7 @@ def test_a_hook_that_raises_costs_a_call_its_price_and_nothing_else(
     assert "could not be worked out" in caplog.text
 
 
-def test_an_answer_that_nobody_can_make_sense_of_is_counted_and_holds_up_no_other(
+def test_an_unreadable_answer_is_counted_and_holds_up_no_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(message: object, request: object) -> None:
@@ -181,7 +183,7 @@ def test_an_answer_without_usage_is_charged_by_its_question_as_it_was_asked(benc
 
 
 def test_a_call_that_ends_while_its_test_is_settled_is_in_it(bench: Bench) -> None:
-    """Whoever settles waits for those who are at it."""
+    """A settlement waits for those under way."""
     asked, go_on = threading.Event(), threading.Event()
 
     def slow(request: object) -> None:

@@ -197,7 +197,7 @@ def test_of_several_limits_in_one_call_the_highest_is_held(bench: Bench) -> None
 def test_a_hook_that_raises_never_loses_a_charge(bench: Bench) -> None:
     def hook(request: Any) -> Price | None:
         if request.provider == "groq":
-            raise RuntimeError("a bug of somebody else's")
+            raise RuntimeError("a bug of another library")
         return None
 
     bench.book.hook = hook
@@ -211,7 +211,7 @@ def test_a_hook_that_raises_never_loses_a_charge(bench: Bench) -> None:
 
 def test_a_hook_that_raises_does_not_fail_a_call_without_a_cap(bench: Bench) -> None:
     def hook(request: Any) -> Price | None:
-        raise RuntimeError("a bug of somebody else's")
+        raise RuntimeError("a bug of another library")
 
     bench.book.hook = hook
     assert bench.client().chat_completion(say(10), max_tokens=50)

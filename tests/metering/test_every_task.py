@@ -89,7 +89,7 @@ def test_a_task_without_a_price_is_never_sent_under_a_cap(
 @pytest.mark.parametrize(
     "name", [name for name, task in TASKS.items() if not task.provider], ids=str
 )
-def test_a_task_that_nobody_serves_is_refused_by_huggingface_hub_itself(
+def test_a_task_without_a_provider_is_refused_by_huggingface_hub_itself(
     bench: Bench, name: str, client: type
 ) -> None:
     from huggingface_hub.inference._providers import PROVIDERS

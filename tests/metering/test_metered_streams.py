@@ -110,7 +110,7 @@ def test_a_stream_that_is_left_by_break_is_charged_at_its_hold(bench: Bench) -> 
     assert bench.held == 0
 
 
-def test_a_stream_that_nobody_reads_is_charged_at_its_hold(bench: Bench) -> None:
+def test_an_unread_stream_is_charged_at_its_hold(bench: Bench) -> None:
     bench.cap(1)
     client = bench.client()
     client.chat_completion(say(12), max_tokens=50, stream=True)

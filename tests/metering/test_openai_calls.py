@@ -323,7 +323,7 @@ def test_a_stream_that_breaks_off_is_charged_what_was_held(bench: Bench) -> None
     assert bench.held == 0
 
 
-def test_a_stream_that_nobody_reads_is_charged(bench: Bench) -> None:
+def test_an_unread_stream_is_charged(bench: Bench) -> None:
     bench.cap(1)
     with client() as one:
         one.chat.completions.create(**ask(max_tokens=50, stream=True))

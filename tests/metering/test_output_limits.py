@@ -22,7 +22,7 @@ def ways(bench: Bench) -> list[str]:
 
 
 def dear(bench: Bench) -> Any:
-    """The emulated model at its dearest provider, by name: old clients would choose another."""
+    """The emulated model at its most expensive provider, named: old clients choose another."""
     return bench.client(provider="together")
 
 
@@ -40,7 +40,7 @@ def alone(bench: Bench, context: int) -> None:
 
 
 def unlisted(bench: Bench, context: int) -> None:
-    """The same, but nobody says how long its context is."""
+    """The same, but without a known context length."""
     alone(bench, context)
     bench.know(Catalogue())
     bench.prices(acme__small=PRICING)
@@ -79,7 +79,7 @@ def test_a_prompt_of_any_length_is_answered_under_a_cap(bench: Bench, tokens: in
 
 
 @pytest.mark.parametrize("context", [256, 2048, 4096])
-def test_a_context_that_nobody_knows_is_found_by_asking(bench: Bench, context: int) -> None:
+def test_an_unknown_context_is_found_by_asking(bench: Bench, context: int) -> None:
     unlisted(bench, context)
     bench.cap(1)
     answer = small(bench).chat_completion(say(10))

@@ -44,7 +44,7 @@ def test_without_a_cap_nothing_of_a_request_is_changed(bench: Bench) -> None:
     for _ in stream.chat_completion(say(3), stream=True):
         pass
     (charge,) = bench.ledger.charges()
-    assert charge.estimated, "usage was asked for, though nobody had"
+    assert charge.estimated, "usage was asked for, though the test had not"
 
 
 def test_a_call_that_could_break_the_cap_is_never_sent(bench: Bench) -> None:
@@ -79,7 +79,7 @@ def test_the_provider_that_answered_is_the_one_that_is_charged(bench: Bench) -> 
 
 
 @routed
-def test_without_a_word_on_who_answered_the_dearest_is_charged(bench: Bench) -> None:
+def test_where_the_provider_is_unknown_the_most_expensive_is_charged(bench: Bench) -> None:
     bench.emulator.client.configure(routing="pin:novita", provider_header=False)
     bench.cap(1)
     bench.client().chat_completion(say(10), max_tokens=50)

@@ -63,7 +63,7 @@ class RandomRun:
             self.use,
             self.scale,
             self.scale,
-            self.somebody_pauses,
+            self.another_user_pauses,
             self.another_test,
         ]
         for _ in range(STEPS):
@@ -95,7 +95,7 @@ class RandomRun:
             self.bench.book.leased[self.up[name]] = name
 
     def use(self) -> None:
-        """One that somebody has paused is brought back, once in a run."""
+        """One that another user has paused is brought back, once in a run."""
         if not self.up:
             return
         name = self.random.choice(list(self.up))
@@ -113,7 +113,7 @@ class RandomRun:
             name = self.random.choice(running)
             self.control.change_endpoint(name, replicas=self.random.randint(1, 4))
 
-    def somebody_pauses(self) -> None:
+    def another_user_pauses(self) -> None:
         if self.up:
             name = self.random.choice(list(self.up))
             self.control.change_endpoint(name, state="paused")

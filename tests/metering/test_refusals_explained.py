@@ -40,7 +40,7 @@ def test_a_prompt_that_was_counted_says_so(bench: Bench) -> None:
 
 
 @routed
-def test_where_the_router_chooses_the_dearest_provider_is_named_and_the_cheapest(
+def test_where_the_router_chooses_the_most_expensive_provider_is_named_and_the_cheapest(
     bench: Bench,
 ) -> None:
     said = refused(bench, provider="auto").details

@@ -74,7 +74,7 @@ def test_a_mock_transport_is_free(bench: Bench, use: Use, ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("ask", [*SYNC, *ASYNC])
-def test_a_transport_that_nobody_knows_is_taken_for_real(bench: Bench, use: Use, ask: Ask) -> None:
+def test_an_unknown_transport_is_taken_for_real(bench: Bench, use: Use, ask: Ask) -> None:
     """It might send by a library that has its own sockets."""
 
     class Own(httpx.BaseTransport, httpx.AsyncBaseTransport):  # type: ignore[misc] # of a later import

@@ -84,7 +84,7 @@ def test_a_session_with_an_adapter_of_its_own_is_taken_for_real(bench: Bench, as
     requests: Any = pytest.importorskip("requests")
 
     class Canned(requests.adapters.BaseAdapter):  # type: ignore[misc] # not in every environment
-        """Might just as well reach the network by some library that nobody watches."""
+        """Might just as well reach the network by a library that is not watched."""
 
         def send(self, request: Any, **options: Any) -> Any:
             from io import BytesIO

@@ -41,7 +41,7 @@ def ask(bench: Bench, suffix: str = "") -> None:
     ("suffix", "answers"),
     [("", "groq"), (":fastest", "groq"), (":cheapest", "novita"), (":preferred", "together")],
 )
-def test_whoever_the_router_chooses_is_charged_to_the_nano_dollar(
+def test_the_provider_that_the_router_chooses_is_charged_to_the_nano_dollar(
     bench: Bench, suffix: str, answers: str
 ) -> None:
     listed(
@@ -60,7 +60,7 @@ def test_whoever_the_router_chooses_is_charged_to_the_nano_dollar(
 
 
 @routed
-def test_the_dearest_live_provider_is_what_a_cap_has_to_hold(bench: Bench) -> None:
+def test_a_cap_holds_the_price_of_the_most_expensive_live_provider(bench: Bench) -> None:
     listed(bench, offer("novita", "0.1", throughput=900), offer("groq", "1000"))
     bench.cap("0.01")
     with pytest.raises(BudgetExceededError, match=r"may cost up to \$0\."):  # over the cap
@@ -79,7 +79,9 @@ def test_a_dear_provider_that_is_down_is_not_held_for(bench: Bench) -> None:
 
 
 @routed
-def test_a_provider_without_a_price_that_answers_is_charged_as_the_dearest(bench: Bench) -> None:
+def test_a_provider_without_a_price_that_answers_is_charged_as_the_most_expensive(
+    bench: Bench,
+) -> None:
     listed(bench, offer("novita", "0.1"), offer("groq", "0.7"), offer("cerebras", throughput=999))
     bench.cap(1)
     ask(bench)

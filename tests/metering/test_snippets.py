@@ -160,7 +160,7 @@ def test_a_decorated_coroutine_is_capped(bench: Bench) -> None:
         asyncio.run(summarise())
 
 
-def test_a_decorated_generator_is_capped_while_it_runs_and_nobody_else_is(bench: Bench) -> None:
+def test_a_decorated_generator_is_capped_while_it_runs_and_no_other_code_is(bench: Bench) -> None:
     @with_budget(max_calls=2)
     def answers() -> Iterator[object]:
         while True:

@@ -95,7 +95,7 @@ def stream(bench: Bench, kind: Kind, run: str, use: Use, **options: Any) -> None
 def only(bench: Bench) -> Charge:
     bench.runtime.meter.drain()
     (sent,) = (e for e in bench.emulator.client.log(phase="arrived") if e["op"] in ("chat", "task"))
-    # Whoever hangs up may be here sooner than the emulator knows, and bills.
+    # A client that hangs up may be here sooner than the emulator knows, and bills.
     bench.emulator.client.wait_for(op=sent["op"], phase="answered")
     (charge,) = bench.ledger.charges()
     assert bench.held == 0
@@ -146,9 +146,7 @@ def test_a_stream_that_is_dropped_is_charged_at_its_hold(
 
 @both
 @each_kind
-def test_a_stream_that_nobody_reads_is_charged_at_its_hold(
-    bench: Bench, kind: Kind, run: str
-) -> None:
+def test_an_unread_stream_is_charged_at_its_hold(bench: Bench, kind: Kind, run: str) -> None:
     async def use(reader: Reader) -> None:
         await reader.drop()
 

@@ -37,7 +37,7 @@ def run(code: str, tmp_path: Path) -> str:
     return done.stdout
 
 
-def test_both_clients_have_a_tap_while_somebody_watches(bench: Bench) -> None:
+def test_both_clients_are_instrumented_while_a_meter_watches(bench: Bench) -> None:
     assert hasattr(InferenceClient._inner_post, "__wrapped__")
     assert hasattr(AsyncInferenceClient._inner_post, "__wrapped__")
 
@@ -96,7 +96,9 @@ def test_leaving_the_last_block_of_a_script_leaves_huggingface_hub_as_it_was(
     assert output.split() == ["False", "True"]
 
 
-def test_a_tap_that_somebody_wrapped_again_is_left_alone_with_a_warning(tmp_path: Path) -> None:
+def test_an_instrumented_method_that_was_wrapped_again_is_left_alone_with_a_warning(
+    tmp_path: Path,
+) -> None:
     output = run(
         """
         import functools, warnings

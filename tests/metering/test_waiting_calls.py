@@ -27,7 +27,7 @@ CAP = "0.00006"
 
 
 class WatchedLedger(Ledger):
-    """A ledger that tells when somebody begins to wait."""
+    """A ledger that tells when a call begins to wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -365,7 +365,7 @@ def test_the_same_task_is_the_same_caller_and_another_one_is_another() -> None:
     assert len(asyncio.run(main())) == 3
 
 
-def test_a_coroutine_without_asyncio_is_nobody_who_could_wait() -> None:
+def test_a_coroutine_without_asyncio_can_not_wait() -> None:
     async def who() -> Caller | None:
         return current_caller(blocks=False)
 

@@ -1,4 +1,4 @@
-"""Child processes: whoever a test starts spends from the test's own ledger, never from a copy."""
+"""Child processes: what a test starts spends from the test's own ledger, never from a copy."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def test_a_session_budget_that_can_not_pay_the_first_minute_resumes_nothing(suit
 
 
 @pytest.mark.slow
-def test_an_endpoint_that_nobody_declared_is_never_touched(suite: Suite) -> None:
+def test_an_undeclared_endpoint_is_never_touched(suite: Suite) -> None:
     suite.emulator.add_endpoint("acme/other", state="running")
     suite.test_file(ONE)
     suite.run()
@@ -286,9 +286,7 @@ REVIVED = """
     ],
     ids=["sync", "asyncio", "trio"],
 )
-def test_an_endpoint_that_somebody_else_paused_is_brought_back_once(
-    suite: Suite, call: str
-) -> None:
+def test_an_endpoint_that_another_user_paused_is_brought_back_once(suite: Suite, call: str) -> None:
     suite.test_file(REVIVED.format(call=call))
     result = suite.run("--hf-session-budget=1")
     result.assert_outcomes(passed=1)

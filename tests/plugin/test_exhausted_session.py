@@ -94,7 +94,7 @@ def test_a_cap_of_the_tests_own_is_a_failure_as_ever(suite: Suite) -> None:
     suite.run("--hf-session-budget=1").assert_outcomes(failed=1)
 
 
-def test_a_call_that_nobody_knows_a_price_for_is_a_failure(suite: Suite) -> None:
+def test_a_call_without_a_known_price_is_a_failure(suite: Suite) -> None:
     suite.test_file("def test_it(): call(model='acme/unheard-of')")
     suite.run("--hf-session-budget=1").assert_outcomes(failed=1)
 

@@ -90,9 +90,7 @@ def test_a_charge_is_told_before_the_next_test(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize("error", ["ValueError('no')", "pytest.fail.Exception('no')"])
-def test_a_hook_that_raises_is_named_once_and_costs_nobody_anything(
-    suite: Suite, error: str
-) -> None:
+def test_a_hook_that_raises_is_named_once_and_costs_nothing(suite: Suite, error: str) -> None:
     suite.pytester.makeconftest(f"""
         import pytest
 

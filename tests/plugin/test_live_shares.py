@@ -1,4 +1,4 @@
-"""What tests owe while they run: seconds are said here, and nobody waits for them."""
+"""What tests owe while they run. The seconds are given; no test waits for them."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_a_log_that_can_not_be_written_fails_no_run_and_costs_no_report(real: Su
     assert real.report()["session"]["calls"] == 1
 
 
-def test_a_log_that_somebody_holds_locked_fails_no_run(
+def test_a_log_that_another_process_holds_locked_fails_no_run(
     real: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real.test_file("def test_it():\n    call()\n")

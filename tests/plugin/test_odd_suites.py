@@ -206,7 +206,7 @@ def test_a_report_goes_into_a_pipe_and_through_a_link(suite: Suite) -> None:
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
-def test_properties_that_are_no_words_stand_in_nobodys_way(suite: Suite) -> None:
+def test_properties_that_are_not_strings_do_no_harm(suite: Suite) -> None:
     suite.test_file("""
         def test_it(request):
             call()
@@ -228,7 +228,9 @@ def test_a_marker_that_only_states_a_price_takes_nothing_else_away(suite: Suite)
 
 
 @pytest.mark.parametrize("ini", ["tox.ini", "pyproject.toml"])
-def test_a_file_that_is_no_ini_file_of_pytests_is_nobodys_business(suite: Suite, ini: str) -> None:
+def test_a_file_that_pytest_does_not_read_its_settings_from_is_ignored(
+    suite: Suite, ini: str
+) -> None:
     text = {
         "tox.ini": "[testenv]\ndeps = hypothesis[pytest]\n",
         "pyproject.toml": "[tool.pytest_env]\n",

@@ -48,7 +48,7 @@ def test_the_report_of_a_run_is_valid_and_can_be_read(
     assert report.date.isoformat() == content["date"]
 
 
-def test_a_report_of_nobody_does_not_fit_the_schema(suite: Suite) -> None:
+def test_a_report_without_a_writer_does_not_fit_the_schema(suite: Suite) -> None:
     suite.test_file(EVERYTHING)
     suite.run("--hf-report=report.json")
     content = suite.report()

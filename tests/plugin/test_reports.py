@@ -24,7 +24,7 @@ TWO = """
 """
 
 
-def test_the_summary_shows_spent_of_cap_and_the_dearest_tests(suite: Suite) -> None:
+def test_the_summary_shows_spent_of_cap_and_the_most_expensive_tests(suite: Suite) -> None:
     suite.test_file(TWO)
     suite.run("--hf-session-budget=1").stdout.fnmatch_lines(
         [

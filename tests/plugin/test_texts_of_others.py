@@ -26,7 +26,7 @@ SUITE = """
         except BudgetExceededError:
             raise
         except Exception:
-            pass  # what the server says to such a URL is nobody's business here
+            pass  # what the server says to such a URL does not matter here
 
     @pytest.fixture(scope="session", autouse=True)
     def outside():

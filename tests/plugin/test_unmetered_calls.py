@@ -8,7 +8,7 @@ from plugin_suite import Suite
 ODD = """
     class Odd(str):
         def isascii(self):
-            raise RuntimeError("nobody measures\\nme")
+            raise RuntimeError("no clock measures\\nme")
 
     @pytest.mark.parametrize("n", range(2))
     def test_it(n):
@@ -23,10 +23,10 @@ def test_a_call_that_can_not_be_metered_is_sent_and_shown(suite: Suite, workers:
     result = suite.run(*filter(None, (workers,)), "--hf-report=report.json")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
-        ["*  2 calls could not be metered: RuntimeError: nobody measures me"]
+        ["*  2 calls could not be metered: RuntimeError: no clock measures me"]
     )
     session = suite.report()["session"]
-    assert session["unmetered"] == {"RuntimeError: nobody measures me": 2}
+    assert session["unmetered"] == {"RuntimeError: no clock measures me": 2}
     assert (session["calls"], suite.sent) == (0, 2)
 
 
@@ -47,7 +47,7 @@ def test_a_call_of_a_child_process_that_can_not_be_metered_is_shown(suite: Suite
 
         class Odd(str):
             def isascii(self):
-                raise RuntimeError("nobody measures me")
+                raise RuntimeError("no clock measures me")
 
         from huggingface_hub import InferenceClient
 

@@ -179,14 +179,14 @@ def test_a_stream_that_is_closed_early_is_charged_no_less_than_what_was_read(
 
     (charge,) = b.calls
     assert charge.estimated is True
-    # Money, not tokens: nobody knows how many there were, only what they cost at the most.
+    # Money, not tokens: it is unknown how many there were, only what they cost at the most.
     assert charge.nano_usd is not None
     assert charge.nano_usd >= cost((recount.prompt(MESSAGES), recount.text(text_of(read))))
 
 
 def test_a_call_that_the_server_refuses_costs_nothing(client: InferenceClient) -> None:
     with budget(**TERMS) as b, pytest.raises(HfHubHTTPError):
-        client.chat_completion(MESSAGES, model="nobody/nothing", max_tokens=3)
+        client.chat_completion(MESSAGES, model="acme/missing", max_tokens=3)
 
     assert b.spent == 0
 

@@ -187,7 +187,7 @@ def test_an_unknown_model_is_refused_by_the_call_itself_with_400(
     client: InferenceClient, stream: bool
 ) -> None:
     with pytest.raises(HfHubHTTPError) as refused:
-        client.chat_completion(MESSAGES, model="nobody/nothing", max_tokens=3, stream=stream)
+        client.chat_completion(MESSAGES, model="acme/missing", max_tokens=3, stream=stream)
 
     assert refused.value.response.status_code == 400
 
