@@ -18,8 +18,8 @@ from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import BudgetStore, DaySpending, DrawNeed, Snapshot
 from pytest_hfbudget.ledger import SESSION, Caller, Charge, Hold, Scope, WaitingHold
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.ledger.locks import alone, off_loop, own_lock
 from pytest_hfbudget.ledger.queue import Waiter
+from pytest_hfbudget.locks import alone, off_loop, own_lock
 
 _BEFORE_ALL_DAYS = 0
 

@@ -26,7 +26,6 @@ from pytest_hfbudget.ledger import (
     WaitingHold,
     unanswered,
 )
-from pytest_hfbudget.ledger.locks import Lock, alone, own_lock
 from pytest_hfbudget.ledger.queue import (
     NO_QUEUE,
     Account,
@@ -37,6 +36,7 @@ from pytest_hfbudget.ledger.queue import (
     grant,
     sent_away,
 )
+from pytest_hfbudget.locks import Lock, alone, own_lock
 
 # Charges that are packed at a time. Most runs make fewer, and pack nothing.
 PACK = 1024

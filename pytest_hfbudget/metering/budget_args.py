@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError, HFBudgetError
 from pytest_hfbudget.ledger import LedgerLike, Scope, Totals
-from pytest_hfbudget.ledger.locks import own_lock
+from pytest_hfbudget.locks import own_lock
 from pytest_hfbudget.money import beside, parse_rate, parse_usd
 from pytest_hfbudget.pricing import Quote
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Protocol, TypeVar
 
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.ledger.locks import inside
+from pytest_hfbudget.locks import inside
 from pytest_hfbudget.metering.request import OutgoingCall
 from pytest_hfbudget.metering.usage import UNREADABLE_ANSWER, has_usage
 

@@ -16,7 +16,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import Charge, Hold
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.ledger.locks import OWN_LOCKS, is_owned
+from pytest_hfbudget.locks import OWN_LOCKS, is_owned
 from pytest_hfbudget.metering.bounds import bounds
 from pytest_hfbudget.metering.budget_context import current_caller
 from pytest_hfbudget.metering.call import Call

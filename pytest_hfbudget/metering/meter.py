@@ -19,7 +19,7 @@ from pytest_hfbudget.errors import (
     UnseenCallError,
 )
 from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
-from pytest_hfbudget.ledger.locks import inside
+from pytest_hfbudget.locks import inside
 from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_args import ThresholdWatcher
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest

@@ -17,12 +17,14 @@ CONTROL_PLANE = "api" + DEDICATED_HOST
 HUB = "https://huggingface.co"
 # What starts something that costs money until it is stopped. A Sandbox is a Job.
 RESUMES, CREATES, STOPS = "resume", "create", "pause"
+# Patterns, here and below, are compiled when they are first needed: most runs of pytest import this
+# and send nothing.
 STARTS = (
-    (re.compile(r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/duplicate)?"), "a Job of {}", ""),
-    (re.compile(r"/api/spaces/([^/]+/[^/]+)/hardware"), "hardware for the Space {}", ""),
-    (re.compile(r"/endpoint/([^/]+/[^/]+)/resume"), "the Inference Endpoint {}", RESUMES),
-    (re.compile(r"/endpoint/([^/]+)"), "a new Inference Endpoint of {}", CREATES),
-    (re.compile(r"/endpoint/([^/]+/[^/]+)/pause"), "", STOPS),
+    (r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/duplicate)?", "a Job of {}", ""),
+    (r"/api/spaces/([^/]+/[^/]+)/hardware", "hardware for the Space {}", ""),
+    (r"/endpoint/([^/]+/[^/]+)/resume", "the Inference Endpoint {}", RESUMES),
+    (r"/endpoint/([^/]+)", "a new Inference Endpoint of {}", CREATES),
+    (r"/endpoint/([^/]+/[^/]+)/pause", "", STOPS),
 )
 
 # How a path ends, and the task behind it. The first one that fits counts.
@@ -39,8 +41,8 @@ SHAPES = (
     ("/embed", "feature-extraction"),  # text-embeddings-inference
 )
 # The paths of hf-inference and of the API before the router, which name the model.
-MODEL_PATH = re.compile(r"/models/([\w.-]+/[\w.-]+|[\w.-]+?)(?:/pipeline/([\w-]+))?(?:/v1/.*)?/?$")
-PIPELINE_PATH = re.compile(r"/pipeline/([\w-]+)/([\w.-]+/[\w.-]+)/?$")
+MODEL_PATH = r"/models/([\w.-]+/[\w.-]+|[\w.-]+?)(?:/pipeline/([\w-]+))?(?:/v1/.*)?/?$"
+PIPELINE_PATH = r"/pipeline/([\w-]+)/([\w.-]+/[\w.-]+)/?$"
 
 
 class Shape(NamedTuple):
@@ -54,9 +56,9 @@ def shape_of(url: str) -> Shape:
     """The task, and the model that a path names."""
     path = urlsplit(url).path.rstrip("/")
     task = next((task for end, task in SHAPES if path.endswith(end)), UNKNOWN_TASK)
-    if "/pipeline/" in path and (found := PIPELINE_PATH.search(path)):
+    if "/pipeline/" in path and (found := re.search(PIPELINE_PATH, path)):
         return Shape(found[1], found[2])
-    if "/models/" in path and (found := MODEL_PATH.search(path)):
+    if "/models/" in path and (found := re.search(MODEL_PATH, path)):
         return Shape(found[2] or task, found[1])
     return Shape(task, "" if task != UNKNOWN_TASK else url)
 
@@ -133,7 +135,7 @@ class PaidHosts:
             if url.startswith(f"{base}/"):
                 path = url[len(base) :].partition("?")[0].rstrip("/")
                 for pattern, what, endpoint in STARTS:
-                    if (found := pattern.fullmatch(path)) is not None:
+                    if (found := re.fullmatch(pattern, path)) is not None:
                         return Start(what.format(found[1]), unquote(found[1]), endpoint)
         return None
 

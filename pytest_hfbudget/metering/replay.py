@@ -13,7 +13,7 @@ from types import ModuleType, NoneType, TracebackType
 from typing import Any
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.ledger.locks import off_loop
+from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.instrumentation import genuine
 from pytest_hfbudget.metering.settlement import status_of
 from pytest_hfbudget.metering.transport_probe import (

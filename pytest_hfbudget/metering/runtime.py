@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.ledger.locks import off_loop
+from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation import Addresses, Redirect
 from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION, ForkSteps

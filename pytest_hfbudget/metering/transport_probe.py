@@ -92,7 +92,7 @@ HTTPS_PORT = 443
 CURRENT: ContextVar[ProbedRequest | None] = ContextVar("hfbudget_request", default=None)
 
 # What ``http.client`` writes first of each request; the body follows by itself.
-REQUEST_LINE = re.compile(rb"([A-Z]+) ([^\r\n]*) HTTP/1\.[01]\r\n")
+REQUEST_LINE = rb"([A-Z]+) ([^\r\n]*) HTTP/1\.[01]\r\n"
 Wrapper = Callable[["TransportProbe", Any], Any]
 HeadersListener = Callable[[Mapping[str, str]], None]
 
@@ -339,7 +339,7 @@ def _sends_http_client(probe: TransportProbe, original: Any) -> Any:
 def _tell_what_leaves(probe: TransportProbe, connection: Any, data: Any) -> None:
     if not isinstance(data, (bytes, bytearray)):
         probe.connecting()
-    elif (line := REQUEST_LINE.match(data)) is not None:
+    elif (line := re.match(REQUEST_LINE, data)) is not None:
         method, url = line[1].decode("ascii"), lambda: _address(connection, line[2])
         probe.leaving(connection.host, method, lambda: FOLLOWS, url)
     else:

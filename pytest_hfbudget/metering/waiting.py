@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.ledger import Hold, LedgerLike, WaitingHold
-from pytest_hfbudget.ledger.locks import off_loop
+from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.budget_context import trio_task
 
 T = TypeVar("T")

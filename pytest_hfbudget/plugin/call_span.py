@@ -41,7 +41,7 @@ SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE, *HTTP_MODULES)
 # What is there to call models. Too many suites that never do have an HTTP library.
 MODEL_CLIENTS = ("openai", "litellm")
 # HF_TOKEN, HUGGINGFACE_API_KEY (litellm), HUGGINGFACEHUB_API_TOKEN (LangChain) and the like.
-TOKEN_NAME = re.compile(r"(HF|HUGGING_?FACE(HUB)?)_(\w+_)?(TOKEN|KEY)")
+CREDENTIAL = r"(HF|HUGGING_?FACE(HUB)?)_(\w+_)?(TOKEN|KEY)"
 
 
 def imported_already() -> ModuleType | None:
@@ -100,7 +100,7 @@ class FirstCall:
         """Whether calls by other clients may come: one is there, and so is a token for them."""
         clients = any(name in sys.modules for name in MODEL_CLIENTS)
         return clients and any(
-            TOKEN_NAME.fullmatch(name) and os.environ[name] for name in os.environ
+            re.fullmatch(CREDENTIAL, name) and os.environ[name] for name in os.environ
         )
 
 

@@ -24,7 +24,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import SESSION, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.ledger.locks import at_work, off_loop
+from pytest_hfbudget.locks import at_work, off_loop
 from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.events import EndpointLog, endpoint_line

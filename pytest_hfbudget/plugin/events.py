@@ -41,7 +41,7 @@ class EndpointLog:
     """Collects the events of all threads."""
 
     def __init__(self) -> None:
-        from pytest_hfbudget.ledger.locks import own_lock
+        from pytest_hfbudget.locks import own_lock
 
         self._lock = own_lock()
         self._events: list[EndpointEvent] = []

@@ -11,7 +11,7 @@ import pytest
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.history import windows
 from pytest_hfbudget.ledger import SESSION, LedgerLike, Scope
-from pytest_hfbudget.ledger.locks import off_loop
+from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_context import BudgetContext
 from pytest_hfbudget.metering.instrumentation import Addresses

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.ledger.locks import off_loop
+from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.plugin.console import SILENCE_S, announced, say
 from pytest_hfbudget.pricing import CallRequest, Price
 from pytest_hfbudget.pricing.book import PriceBook, project_book

@@ -225,7 +225,7 @@ class Worker(Role):
         return make_meter(*common, self._catalogue, counts, worker=self._name)
 
     def _counts(self) -> TokenCounts:
-        from pytest_hfbudget.ledger.locks import off_loop
+        from pytest_hfbudget.locks import off_loop
         from pytest_hfbudget.metering.bounds import TokenCounts
         from pytest_hfbudget.metering.processes import known_to, shares
         from pytest_hfbudget.plugin.price_sources import tokenizers

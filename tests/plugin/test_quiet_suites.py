@@ -85,6 +85,15 @@ def test_what_only_calls_and_failures_need_is_not_loaded(quiet: Suite) -> None:
     assert len(loaded.split()) <= 20
 
 
+def test_a_suite_that_imports_a_client_and_does_not_call_loads_no_ledger(quiet: Suite) -> None:
+    (quiet.path / "test_quiet.py").write_text("import huggingface_hub\ndef test_it(): pass\n")
+    (quiet.path / "conftest.py").write_text(LOADED)
+    result = quiet.run("-p", "no:hypothesispytest", "-p", "no:anyio")
+    (loaded,) = [line for line in result.outlines if line.startswith("loaded: ")]
+    assert "metering.instrumentation.hub" in loaded.split()
+    assert not [name for name in loaded.split() if name.startswith(("ledger", "pricing"))]
+
+
 @pytest.mark.parametrize(
     ("name", "autoload"), [("pytest_hfbudget", ""), ("pytest_hfbudget.plugin", "1")]
 )

@@ -22,8 +22,8 @@ from pytest_hfbudget.ledger import (
     rpc,
     unanswered,
 )
-from pytest_hfbudget.ledger.locks import alone, own_lock
 from pytest_hfbudget.ledger.rpc import Address, PlainSocket
+from pytest_hfbudget.locks import alone, own_lock
 
 CHUNK = 65_536
 

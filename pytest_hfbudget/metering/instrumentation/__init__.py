@@ -12,10 +12,12 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_hfbudget.metering.paid_hosts import PaidHosts
 from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, Settings
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.metering.paid_hosts import PaidHosts
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -186,6 +188,8 @@ class Addresses(NamedTuple):
 
     def paid_hosts_with(self, router: str) -> PaidHosts:
         """The hosts at which something is paid in this run."""
+        from pytest_hfbudget.metering.paid_hosts import PaidHosts  # a run without HTTP needs none
+
         rehearsed = (f"{self.emulator}/endpoint",) if self.emulator else ()
         starting = [base for base in (self.hub, self.endpoints_api) if base]
         return PaidHosts((router, *self.paid_hosts, *rehearsed), starting)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -21,7 +20,7 @@ from pytest_hfbudget.errors import (
     UnaffordableEndpointError,
     UnseenCallError,
 )
-from pytest_hfbudget.ledger.locks import off_loop
+from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.instrumentation import Patches, PostImport, genuine
 from pytest_hfbudget.metering.paid_hosts import CREATES, STOPS, PaidHosts, Start
 from pytest_hfbudget.metering.transport_probe import (
@@ -49,7 +48,6 @@ class Metering(Protocol):
         """Have a meter, if a run has left that to the first call."""
 
 
-@dataclass
 class HttpLayer:
     """Wraps the methods of the HTTP libraries while it is installed.
 
@@ -57,10 +55,10 @@ class HttpLayer:
         hosts: where calls are paid.
     """
 
-    hub: Metering
-    hosts: PaidHosts = field(default_factory=PaidHosts)
-    _patches: Patches = field(default_factory=Patches)
-    _watch: PostImport | None = None
+    def __init__(self, hub: Metering) -> None:
+        self.hub, self.hosts = hub, PaidHosts()
+        self._patches = Patches()
+        self._watch: PostImport | None = None
 
     def install(self) -> None:
         """Wrap the libraries that are imported already, and the others as soon as they are."""

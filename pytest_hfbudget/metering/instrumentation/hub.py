@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
-from pytest_hfbudget.ledger.locks import off_loop
+from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.instrumentation import Patches, PostImport
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.instrumentation.hub_contract import (
