@@ -13,12 +13,25 @@ Row = tuple[tuple[str, str], ...]
 CONTEXT = 4096
 # What is sent beside the words of a prompt makes no more tokens than this, by any server's count.
 OVERHEAD = 1000
+# Nor does an image, where nothing less is stated. By its size, the largest one here makes 900.
+IMAGE = 16_384
+STATED = 1000
+SIZES = ((56, 56), (280, 280), (280, 290), (840, 840))
 AMPLE_S = 30.0
 SLOW_S = 0.25
 IMPATIENT_S = 0.1
 COMPUTED_S = "0.05"  # what a call is billed for where time is, less than any time-out
 # Where a paid request goes, and no other.
 PAID = "/chat/completions$|/hf-inference/models/"
+
+
+class Picture(NamedTuple):
+    """An image in a message: a PNG of a size and a shade, or what lies behind a URL."""
+
+    width: int
+    height: int
+    shade: int
+    linked: bool
 
 
 class Kind(NamedTuple):
@@ -46,6 +59,7 @@ class Call:
         seen: how many chunks of its stream are looked at before it is left.
         cancelled_after: seconds after which the task that makes it is cancelled.
         empty: whether it is made in an empty context, which does not say what encloses it.
+        pictures: what its message shows beside its prompt.
     """
 
     number: int
@@ -60,6 +74,7 @@ class Call:
     seen: int = 1
     cancelled_after: float | None = None
     empty: bool = False
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def name(self) -> str:
@@ -132,6 +147,7 @@ class Plan:
         late: calls that are made when the last test is over, and before the run is.
         retries: whether the sync client sends by a transport that tries again by itself.
         tokenizer: how the models' tokenizer counts, if they have one.
+        image_tokens: what is stated as the most that an image makes.
         known: what the run knows of an earlier one that was the same: nothing; its counts; those of
             servers that have changed since; or wrong ones that another release has written.
     """
@@ -149,6 +165,7 @@ class Plan:
     late: tuple[Call, ...] = ()
     retries: bool = False
     tokenizer: str = "none"
+    image_tokens: int = IMAGE
     known: str = "nothing"
 
     def calls(self) -> tuple[Call, ...]:
@@ -188,8 +205,10 @@ class Plan:
 
 def plan_of(seed: int) -> Plan:
     """The run of a seed."""
-    plan, draw = _Planner(random.Random(seed)).plan(seed), random.Random(f"counts of {seed}")
+    plan, draw = _Planner(seed).plan(seed), random.Random(f"counts of {seed}")
+    eyes = random.Random(f"eyes of {seed}")
     counts = {
+        "image_tokens": eyes.choice(("by_size", "by_size", "by_content", "flat")),
         "recount": draw.choice(("alike", "alike", "more")),
         "template_tokens": draw.choice(((), ("novita=7", "groq=40"))),
     }
@@ -197,6 +216,7 @@ def plan_of(seed: int) -> Plan:
         plan,
         switches=(*plan.switches, *counts.items()),
         tokenizer=draw.choice(("none", "none", "right", "half", "one")),
+        image_tokens=eyes.choice((IMAGE, STATED)),
         known=draw.choice(("nothing", "nothing", "all", "changed", "another release's")),
     )
 
@@ -204,8 +224,8 @@ def plan_of(seed: int) -> Plan:
 class _Planner:
     """Draws a plan; the caps come last, for they depend on what is called at which price."""
 
-    def __init__(self, draw: random.Random) -> None:
-        self.draw = draw
+    def __init__(self, seed: int) -> None:
+        self.draw, self.brush = random.Random(seed), random.Random(f"pictures of {seed}")
         self.numbers = 0
         self.blocks = 0
 
@@ -310,6 +330,14 @@ class _Planner:
             seen=draw.choice((1, 2, 4, 9)),
             cancelled_after=draw.choice((0.001, 0.01, 0.03)) if cancelled else None,
             empty=draw.random() < 0.15,
+            pictures=self.pictures() if name == "chat" else (),
+        )
+
+    def pictures(self) -> tuple[Picture, ...]:
+        brush = self.brush
+        return tuple(
+            Picture(*brush.choice(SIZES), brush.choice((0, 0, 1, 2)), brush.random() < 0.1)
+            for _ in range(brush.choice((0, 0, 1, 1, 1, 2)))
         )
 
     def late_call(self) -> Call:
@@ -413,7 +441,7 @@ def bound(call: Call, prices: dict[str, Row], written: int | None = None) -> int
     """
     kind = KINDS[call.kind]
     rows = [dict(prices[f"{kind.model}:{provider}"]) for provider in kind.providers]
-    read = len(call.prompt.encode()) + OVERHEAD
+    read = len(call.prompt.encode()) + OVERHEAD + IMAGE * len(call.pictures)
     most = CONTEXT * 2 if call.limit is None else call.limit
     out = (most if written is None else min(written, most)) * call.n
     return max(_cost(row, read, out if call.kind in ("chat", "text") else 0) for row in rows)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import struct
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import Context
@@ -17,7 +19,7 @@ from typing import Any
 from urllib.request import urlopen
 from weakref import ref
 
-from chaos_plan import CONTEXT, KINDS, PAID, Block, Call, Lane, Plan, Trial
+from chaos_plan import CONTEXT, KINDS, PAID, Block, Call, Lane, Picture, Plan, Trial
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from retrying_transport import retrying
 
@@ -102,6 +104,7 @@ def _metered(plan: Plan, emulator: Emulator, known: tuple[Fact, ...]) -> Iterato
         emulator.router,
         lambda model: [fact for fact in known if fact.model == model],
         lambda model: tokenizer,
+        plan.image_tokens,
     )
     meter = Meter(
         Ledger(),
@@ -289,7 +292,10 @@ def ask(client: Any, call: Call) -> Any:
     """Make the call; of an async client, the coroutine of it."""
     streamed = call.ending is not None
     if call.kind == "chat":
-        messages = [{"role": "user", "content": call.prompt}]
+        said: Any = call.prompt
+        if call.pictures:
+            said = [*map(shown, call.pictures), {"type": "text", "text": call.prompt}]
+        messages = [{"role": "user", "content": said}]
         extra = {"extra_body": {"n": call.n}} if call.n > 1 else {}
         return client.chat_completion(
             messages, max_tokens=call.given_limit, stream=streamed, **extra
@@ -299,6 +305,15 @@ def ask(client: Any, call: Call) -> Any:
     if call.kind == "embed":
         return client.feature_extraction(call.prompt)
     return client.text_to_image(call.prompt)
+
+
+def shown(picture: Picture) -> dict[str, Any]:
+    """The part of a message that shows a picture."""
+    head = struct.pack(">8sI4sIIB", b"\x89PNG\r\n\x1a\n", 13, b"IHDR", *picture[:3])
+    url = f"data:image/png;base64,{b64encode(head).decode()}"
+    if picture.linked:
+        url = f"https://example.org/{picture.shade}.png"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _budget(block: Block) -> budget:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,54 @@ def test_a_rehearsal_leaves_nothing_and_knows_nothing(suite: Suite) -> None:
     suite.run(AMPLE, "--hf-store-costs").assert_outcomes(passed=1)
     assert "prompt_tokens" not in (suite.path / "hf-costs.json").read_text()
     assert not passes(suite)
+
+
+# Two calls, each of which shows an image of a size of its own, one of them in another process.
+IMAGES = """
+    import pytest_hfbudget.join
+    from huggingface_hub import InferenceClient
+
+    def look(image):
+        shown = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + image}}
+        asked = [{"role": "user", "content": [shown, {"type": "text", "text": "What is this?"}]}]
+        client = InferenceClient(model="emulator/chat", provider="groq")
+        client.chat_completion(asked, max_tokens=20)
+
+    if __name__ == "__main__":
+        look("AAAA")
+"""
+LOOKS = """
+    import subprocess, sys
+    from app import look
+
+    @pytest.mark.budget(max_usd=0.0003)
+    def test_looks():
+        look("BBBB")
+        subprocess.run([sys.executable, "app.py"], check=True)
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)])
+def test_a_first_image_holds_what_the_settings_state_in_every_process(
+    suite: Suite, workers: tuple[str, ...]
+) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    (suite.path / "app.py").write_text(textwrap.dedent(IMAGES))
+    suite.test_file(LOOKS)
+    result = suite.run("-rN", *workers)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*hf_image_tokens states less for an image*"])
+    assert suite.sent == 0
+    suite.run("-o", "hf_image_tokens=100", *workers).assert_outcomes(passed=1)
+    assert suite.sent == 2
+
+
+def test_a_number_that_was_stated_too_low_is_named_in_the_summary(suite: Suite) -> None:
+    (suite.path / "app.py").write_text(textwrap.dedent(IMAGES))
+    suite.test_file(LOOKS)
+    suite.emulator.configure(template_tokens=["groq=400"])
+    result = suite.run("-o", "hf_image_tokens=1")
+    result.stdout.fnmatch_lines(
+        ["*an image has made more tokens of emulator/chat than hf_image_tokens: raise that*"]
+    )
