@@ -252,7 +252,8 @@ def _remarks(report: Report, usd: Amounts) -> Iterator[TerminalLine]:
         hint = (
             "the provider itself says so, so correct its list price"
             if told
-            else "give max_seconds in its price, or a timeout"
+            else "a server has counted more tokens than before, or a call that is paid by the "
+            "second took longer: give max_seconds in its price, or a timeout"
         )
         yield TerminalLine(
             f"  {counted(len(over), 'call')} cost {beyond} more than was held: "
