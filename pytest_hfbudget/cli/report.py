@@ -17,8 +17,7 @@ from pytest_hfbudget.errors import HFBudgetError, HistoryError
 from pytest_hfbudget.money import beside
 from pytest_hfbudget.reporting import REHEARSAL, Report
 from pytest_hfbudget.reporting.bill import drift_text
-from pytest_hfbudget.reporting.json_fields import ReportFileError
-from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, parse, read
+from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, ReportFileError, parse, read
 from pytest_hfbudget.reporting.merged import compared, comparison, merged
 from pytest_hfbudget.reporting.tables import Table, tables
 from pytest_hfbudget.reporting.terminal import bar

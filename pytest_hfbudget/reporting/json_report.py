@@ -1,30 +1,31 @@
 """The report as a JSON file, schema 1: money as decimal strings in USD.
 
 Reading passes over keys that a later release has added, and gives those that an earlier one did
-not have yet their defaults, so that the files of a year can be looked at together.
+not have yet their defaults, so that the files of a year can be looked at together. A user may have
+edited the file: each value is checked when it is read.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from pytest_hfbudget.errors import Figures
+from pytest_hfbudget.errors import Figures, HFBudgetError
 from pytest_hfbudget.files import write_whole
 from pytest_hfbudget.ledger import Charge, Refusal, RunsBudget
-from pytest_hfbudget.money import usd_text
+from pytest_hfbudget.money import parse_usd, usd_text
 from pytest_hfbudget.reporting import REPLAYED, EndpointLine, Report, SharedLine, TestLine
-from pytest_hfbudget.reporting.json_fields import JsonFields, ReportFileError
 from pytest_hfbudget.reporting.timeline import Lane, Minutes, Stretch, TestSpan, Timeline
 from pytest_hfbudget.text import undirected
 
 T = TypeVar("T")
 
 SCHEMA = 1
-# Of a refusal, in USD.
-FIGURES = Figures._fields
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
 
@@ -38,13 +39,13 @@ def as_json(report: Report) -> dict[str, Any]:
         "date": report.date.isoformat(timespec="seconds"),
         "rehearsal": report.rehearsal,
         "session": _session(report),
-        "tests": [_test(test) for test in report.tests],
-        "shared": [_shared(budget) for budget in report.shared],
+        "tests": list(map(TEST.write, report.tests)),
+        "shared": list(map(SHARED.write, report.shared)),
         "over_runs": [_over_runs(budget) for budget in report.over_runs],
-        "calls": [_call(charge) for charge in report.charges],
+        "calls": list(map(CALL.write, report.charges)),
         "notes": list(report.notes),
-        "refusals": [_refusal(refusal) for refusal in report.refusals],
-        "endpoints": [_endpoint(endpoint) for endpoint in report.endpoints],
+        "refusals": list(map(REFUSAL.write, report.refusals)),
+        "endpoints": list(map(ENDPOINT.write, report.endpoints)),
         "timeline": None if report.timeline is None else _timeline(report.timeline),
     }
 
@@ -56,129 +57,6 @@ def write(report: Report, path: Path) -> None:
         OSError: it can't be written.
     """
     write_whole(path, json.dumps(as_json(report), indent=1) + "\n")
-
-
-def _session(report: Report) -> dict[str, Any]:
-    return {
-        "spent_usd": usd_text(report.spent),
-        "cap_usd": _usd(report.cap),
-        "calls": report.calls,
-        "refused": report.refused,
-        "replayed": len(report.remarked(REPLAYED)),
-        "unmetered": dict(report.unmetered),
-        "estimated_above_usd": usd_text(report.above),
-        "waited_s": round(sum(charge.waited for charge in report.waited), 6),
-    }
-
-
-def _test(test: TestLine) -> dict[str, Any]:
-    return {
-        "id": test.id,
-        "outcome": test.outcome,
-        "spent_usd": usd_text(test.spent),
-        "cap_usd": _usd(test.cap),
-        "calls": test.calls,
-        "refused": test.refused,
-        "replayed": test.replayed,
-        "uptime_usd": usd_text(test.uptime),
-    }
-
-
-def _over_runs(budget: RunsBudget) -> dict[str, Any]:
-    return {
-        "name": budget.label,
-        "cap_usd": usd_text(budget.cap),
-        "spent_usd": usd_text(budget.cap - budget.left),
-        "jobs": budget.jobs,
-    }
-
-
-def _shared(budget: SharedLine) -> dict[str, Any]:
-    return {
-        "name": budget.name,
-        "level": budget.level,
-        "spent_usd": usd_text(budget.spent),
-        "cap_usd": _usd(budget.cap),
-        "max_calls": budget.max_calls,
-        "calls": budget.calls,
-        "refused": budget.refused,
-    }
-
-
-def _call(charge: Charge) -> dict[str, Any]:
-    """One call; ``usd`` is null where it had no known price."""
-    return {
-        "test": charge.test,
-        "task": charge.task,
-        "model": charge.model,
-        "provider": charge.provider,
-        "input_tokens": charge.input_tokens,
-        "output_tokens": charge.output_tokens,
-        "cached_tokens": charge.cached_tokens,
-        "usd": _usd(charge.nano_usd),
-        "price_source": charge.price_source,
-        "status": charge.status,
-        "estimated": charge.estimated,
-        "replayed": charge.replayed,
-        "seconds": charge.seconds,
-        "over_hold_usd": usd_text(charge.over),
-        "where": charge.where,
-        "instead_of": charge.instead_of or None,
-        "estimated_above_usd": usd_text(charge.above),
-        "waited_s": charge.waited,
-        "session_id": charge.session_id or None,
-        "endpoint": charge.endpoint,
-    }
-
-
-def _endpoint(endpoint: EndpointLine) -> dict[str, Any]:
-    return {
-        "name": endpoint.name,
-        "state": endpoint.state,
-        "usd": usd_text(endpoint.nano_usd),
-        "minutes": endpoint.minutes,
-        "resumed": endpoint.resumed,
-        "paused": endpoint.paused,
-        "verified": endpoint.verified,
-        "resumed_at": _moment(endpoint.resumed_at),
-        "paused_at": _moment(endpoint.paused_at),
-        "kept": endpoint.kept,
-        "left_to": endpoint.left_to,
-        "shares": {test: usd_text(nano) for test, nano in endpoint.shares},
-        "idle_usd": _usd(endpoint.idle),
-        "cold_start_usd": _usd(endpoint.cold_start),
-    }
-
-
-def _timeline(told: Timeline) -> dict[str, Any]:
-    """Seconds since ``began_at``, to the millisecond."""
-    figures = (("paid", told.paid), ("least", told.least), ("collected", told.collected))
-    return {
-        "began_at": _moment(told.began_at),
-        "seconds": round(told.seconds, 3),
-        **{f"{name}_minutes": minutes.minutes for name, minutes in figures},
-        **{f"{name}_usd": usd_text(minutes.nano_usd) for name, minutes in figures},
-        "endpoints": [
-            {"name": lane.endpoint, "stretches": [_rounded(each) for each in lane.stretches]}
-            for lane in told.lanes
-        ],
-        "tests": [_rounded(test) for test in told.tests],
-    }
-
-
-def _rounded(span: TestSpan | Stretch) -> dict[str, Any]:
-    return {**span._asdict(), "start": round(span.start, 3), "stop": round(span.stop, 3)}
-
-
-def _moment(unix_s: float | None) -> str | None:
-    """RFC 3339, in UTC."""
-    if unix_s is None:
-        return None
-    return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds")
-
-
-def _usd(amount: int | None) -> str | None:
-    return None if amount is None else usd_text(amount)
 
 
 def read(path: Path) -> Report:
@@ -215,16 +93,16 @@ def parse(content: object, *, written: datetime) -> Report:
         cap=session.usd("cap_usd"),
         calls=session.count("calls"),
         refused=session.count("refused"),
-        tests=tuple(map(_read_test, top.each("tests"))),
+        tests=TEST.each(top, "tests"),
         charges=tuple(map(_read_call, top.each("calls"))),
-        refusals=tuple(map(_read_refusal, top.each("refusals"))),
-        endpoints=tuple(map(_read_endpoint, top.each("endpoints"))),
+        refusals=REFUSAL.each(top, "refusals"),
+        endpoints=ENDPOINT.each(top, "endpoints"),
         run=top.text("run"),
         project=top.text("project"),
         session_id=top.text("session_id"),
         date=top.date("date") or written,
         rehearsal=top.flag("rehearsal"),
-        shared=tuple(map(_read_shared, top.each("shared"))),
+        shared=SHARED.each(top, "shared"),
         over_runs=tuple(map(_read_over_runs, top.each("over_runs"))),
         notes=tuple(top.texts("notes")),
         unmetered=tuple((why, unmetered.count(why)) for why in unmetered.values),
@@ -232,17 +110,29 @@ def parse(content: object, *, written: datetime) -> Report:
     )
 
 
-def _read_test(row: JsonFields) -> TestLine:
-    return TestLine(
-        id=row.text("id"),
-        outcome=row.text("outcome"),
-        spent=row.usd("spent_usd") or 0,
-        cap=row.usd("cap_usd"),
-        calls=row.count("calls"),
-        refused=row.count("refused"),
-        replayed=row.count("replayed"),
-        uptime=row.usd("uptime_usd") or 0,
-    )
+# --- parts of a report
+
+
+def _session(report: Report) -> dict[str, Any]:
+    return {
+        "spent_usd": usd_text(report.spent),
+        "cap_usd": _usd(report.cap),
+        "calls": report.calls,
+        "refused": report.refused,
+        "replayed": len(report.remarked(REPLAYED)),
+        "unmetered": dict(report.unmetered),
+        "estimated_above_usd": usd_text(report.above),
+        "waited_s": round(sum(charge.waited for charge in report.waited), 6),
+    }
+
+
+def _over_runs(budget: RunsBudget) -> dict[str, Any]:
+    return {
+        "name": budget.label,
+        "cap_usd": usd_text(budget.cap),
+        "spent_usd": usd_text(budget.cap - budget.left),
+        "jobs": budget.jobs,
+    }
 
 
 def _read_over_runs(row: JsonFields) -> RunsBudget:
@@ -251,80 +141,22 @@ def _read_over_runs(row: JsonFields) -> RunsBudget:
     return RunsBudget(row.text("name"), cap, left, None if jobs is None else row.count("jobs"))
 
 
-def _read_shared(row: JsonFields) -> SharedLine:
-    return SharedLine(
-        name=row.text("name"),
-        level=row.text("level"),
-        spent=row.usd("spent_usd") or 0,
-        cap=row.usd("cap_usd"),
-        max_calls=None if row.values.get("max_calls") is None else row.count("max_calls"),
-        calls=row.count("calls"),
-        refused=row.count("refused"),
-    )
-
-
 def _read_call(row: JsonFields) -> Charge:
-    status = row.text("status")
-    return Charge(
-        test=row.text("test") or None,
-        task=row.text("task"),
-        model=row.text("model"),
-        provider=row.text("provider") or None,
-        input_tokens=row.count("input_tokens"),
-        output_tokens=row.count("output_tokens"),
-        nano_usd=row.usd("usd"),
-        price_source=row.text("price_source"),
-        status=status,
-        estimated=row.flag("estimated"),
-        seconds=row.seconds("seconds"),
-        where=row.text("where"),
-        over=row.usd("over_hold_usd") or 0,
-        replayed=row.flag("replayed") or status == "replayed",
-        instead_of=row.text("instead_of"),
-        above=row.usd("estimated_above_usd") or 0,
-        waited=row.seconds("waited_s"),
-        session_id=row.text("session_id"),
-        cached_tokens=row.count("cached_tokens"),
-        endpoint=row.text("endpoint") or None,
-    )
+    charge = CALL.read(row)
+    return charge._replace(replayed=charge.replayed or charge.status == "replayed")
 
 
-def _refusal(refusal: Refusal) -> dict[str, Any]:
-    fields = refusal._asdict()
-    figures = {f"{name}_usd": usd_text(fields.pop(name)) for name in FIGURES}
-    return {**fields, **figures}
-
-
-def _read_refusal(row: JsonFields) -> Refusal:
-    return Refusal(
-        test=row.text("test") or None,
-        scope=row.text("scope"),
-        model=row.text("model"),
-        message=row.text("message"),
-        scope_key=row.text("scope_key"),
-        details=row.text("details"),
-        **{name: row.usd(f"{name}_usd") or 0 for name in FIGURES},
-    )
-
-
-def _read_endpoint(row: JsonFields) -> EndpointLine:
-    shares = row.inner("shares")
-    return EndpointLine(
-        name=row.text("name"),
-        state=row.text("state"),
-        nano_usd=row.usd("usd") or 0,
-        minutes=row.count("minutes"),
-        resumed=row.flag("resumed"),
-        paused=row.flag("paused"),
-        verified=row.flag("verified"),
-        left_to=row.text("left_to") or None,
-        kept=row.flag("kept"),
-        resumed_at=row.unix_s("resumed_at"),
-        paused_at=row.unix_s("paused_at"),
-        shares=tuple((undirected(test), shares.usd(test) or 0) for test in shares.values),
-        idle=row.usd("idle_usd"),
-        cold_start=row.usd("cold_start_usd"),
-    )
+def _timeline(told: Timeline) -> dict[str, Any]:
+    """Seconds since ``began_at``, to the millisecond."""
+    figures = (("paid", told.paid), ("least", told.least), ("collected", told.collected))
+    return {
+        "began_at": _moment(told.began_at),
+        "seconds": round(told.seconds, 3),
+        **{f"{name}_minutes": minutes.minutes for name, minutes in figures},
+        **{f"{name}_usd": usd_text(minutes.nano_usd) for name, minutes in figures},
+        "endpoints": list(map(LANE.write, told.lanes)),
+        "tests": list(map(SPAN.write, told.tests)),
+    }
 
 
 def _read_timeline(top: JsonFields) -> Timeline:
@@ -332,30 +164,237 @@ def _read_timeline(top: JsonFields) -> Timeline:
         Minutes(top.count(f"{name}_minutes"), top.usd(f"{name}_usd") or 0)
         for name in ("paid", "least", "collected")
     )
-    return Timeline(
-        top.unix_s("began_at") or 0.0,
-        top.seconds("seconds"),
-        tuple(
-            Lane(
-                lane.text("name"),
-                tuple(
-                    Stretch(row.text("state"), row.seconds("start"), row.seconds("stop"))
-                    for row in lane.each("stretches")
-                ),
+    began_at, seconds = top.unix_s("began_at") or 0.0, top.seconds("seconds")
+    lanes, tests = LANE.each(top, "endpoints"), SPAN.each(top, "tests")
+    return Timeline(began_at, seconds, lanes, tests, paid, least, collected)
+
+
+# --- values that were read
+
+
+class ReportFileError(HFBudgetError, ValueError):
+    """A file can't be read, is not a report, or has an unknown schema."""
+
+
+@dataclass(frozen=True)
+class JsonFields:
+    """A JSON object whose values are checked as they are read.
+
+    Its methods raise `ReportFileError`, which names the place, for a value of another type.
+    """
+
+    values: Mapping[str, Any]
+    where: str
+
+    @classmethod
+    def of(cls, value: object, where: str) -> JsonFields:
+        if not isinstance(value, dict):
+            raise ReportFileError(f"{where} is not a JSON object")
+        return cls(value, where)
+
+    def text(self, key: str) -> str:
+        value = self.values.get(key)
+        text = "" if value is None else self._checked(key, value, str, "text")
+        return undirected(text)
+
+    def count(self, key: str) -> int:
+        value = self._checked(key, self.values.get(key, 0), int, "a count")
+        if isinstance(value, bool) or value < 0:
+            raise self._wrong(key, "a count")
+        return value
+
+    def flag(self, key: str) -> bool:
+        return self._checked(key, self.values.get(key, False), bool, "true or false")
+
+    def seconds(self, key: str) -> float:
+        value = self.values.get(key, 0)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self._wrong(key, "a number of seconds")
+        return float(value)
+
+    def usd(self, key: str) -> int | None:
+        if self.values.get(key) is None:
+            return None
+        try:
+            return parse_usd(self.text(key))
+        except ValueError:
+            raise self._wrong(key, "USD as a decimal string") from None
+
+    def date(self, key: str) -> datetime | None:
+        if not (text := self.text(key)):
+            return None
+        try:
+            date = datetime.fromisoformat(text.replace("Z", "+00:00"))
+            return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).astimezone(
+                timezone.utc
             )
-            for lane in top.each("endpoints")
-        ),
-        tuple(
-            TestSpan(
-                row.text("test"),
-                row.text("worker"),
-                row.seconds("start"),
-                row.seconds("stop"),
-                tuple(undirected(str(name)) for name in row.values.get("endpoints") or ()),
-            )
-            for row in top.each("tests")
-        ),
-        paid,
-        least,
-        collected,
-    )
+        except (ValueError, OverflowError):
+            raise self._wrong(key, "a date") from None
+
+    def unix_s(self, key: str) -> float | None:
+        date = self.date(key)
+        return date.timestamp() if date else None
+
+    def inner(self, key: str) -> JsonFields:
+        value = self.values.get(key)
+        return JsonFields.of({} if value is None else value, f"{self.where}, {key},")
+
+    def texts(self, key: str) -> Iterator[str]:
+        for value in self._checked(key, self.values.get(key, []), list, "a list"):
+            if not isinstance(value, str):
+                raise self._wrong(key, "a list of texts")
+            yield undirected(value)
+
+    def each(self, key: str) -> Iterator[JsonFields]:
+        values = self._checked(key, self.values.get(key, []), list, "a list")
+        for number, value in enumerate(values):
+            yield JsonFields.of(value, f"{key}[{number}]")
+
+    def _checked(self, key: str, value: object, kind: type[T], called: str) -> T:
+        if not isinstance(value, kind):
+            raise self._wrong(key, called)
+        return value
+
+    def _wrong(self, key: str, called: str) -> ReportFileError:
+        return ReportFileError(f"{self.where}: {key} is not {called}: {self.values.get(key)!r:.80}")
+
+
+# --- rows
+
+
+class Kind(NamedTuple):
+    """How a value is written as JSON, and read back from its key."""
+
+    write: Callable[[Any], Any]
+    read: Callable[[JsonFields, str], Any]
+
+
+class RowFormat(Generic[T]):
+    """How a record is written as a JSON object, and read back.
+
+    Args:
+        make: the record's class.
+        fields: of each value its key in the object, its name in the record, and its kind.
+    """
+
+    def __init__(self, make: Callable[..., T], *fields: tuple[str, str, Kind]) -> None:
+        self._make, self._fields = make, fields
+
+    def write(self, record: T) -> dict[str, Any]:
+        return {key: kind.write(getattr(record, name)) for key, name, kind in self._fields}
+
+    def read(self, row: JsonFields) -> T:
+        return self._make(**{name: kind.read(row, key) for key, name, kind in self._fields})
+
+    def each(self, top: JsonFields, key: str) -> tuple[T, ...]:
+        """The records of a list."""
+        return tuple(map(self.read, top.each(key)))
+
+
+def _moment(unix_s: float | None) -> str | None:
+    """RFC 3339, in UTC."""
+    if unix_s is None:
+        return None
+    return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _usd(amount: int | None) -> str | None:
+    return None if amount is None else usd_text(amount)
+
+
+def _shares(row: JsonFields, key: str) -> tuple[tuple[str, int], ...]:
+    shares = row.inner(key)
+    return tuple((undirected(test), shares.usd(test) or 0) for test in shares.values)
+
+
+def _as_it_is(value: T) -> T:
+    return value
+
+
+TEXT = Kind(_as_it_is, JsonFields.text)
+NAME = Kind(_as_it_is, lambda row, key: row.text(key) or None)
+TEXT_OR_NULL = Kind(lambda text: text or None, JsonFields.text)
+NAMES = Kind(
+    _as_it_is,
+    lambda row, key: tuple(undirected(str(name)) for name in row.values.get(key) or ()),
+)
+COUNT = Kind(_as_it_is, JsonFields.count)
+COUNT_OR_NULL = Kind(
+    _as_it_is, lambda row, key: None if row.values.get(key) is None else row.count(key)
+)
+FLAG = Kind(_as_it_is, JsonFields.flag)
+SECONDS = Kind(_as_it_is, JsonFields.seconds)
+MILLISECONDS = Kind(lambda seconds: round(seconds, 3), JsonFields.seconds)
+MOMENT = Kind(_moment, JsonFields.unix_s)
+USD = Kind(usd_text, lambda row, key: row.usd(key) or 0)
+USD_OR_NULL = Kind(_usd, JsonFields.usd)
+SHARES = Kind(lambda shares: {test: usd_text(nano) for test, nano in shares}, _shares)
+
+
+def _named(kind: Kind, *names: str) -> tuple[tuple[str, str, Kind], ...]:
+    """Values whose key is their name in the record."""
+    return tuple((name, name, kind) for name in names)
+
+
+TEST = RowFormat(
+    TestLine,
+    *_named(TEXT, "id", "outcome"),
+    ("spent_usd", "spent", USD),
+    ("cap_usd", "cap", USD_OR_NULL),
+    *_named(COUNT, "calls", "refused", "replayed"),
+    ("uptime_usd", "uptime", USD),
+)
+SHARED = RowFormat(
+    SharedLine,
+    *_named(TEXT, "name", "level"),
+    ("spent_usd", "spent", USD),
+    ("cap_usd", "cap", USD_OR_NULL),
+    *_named(COUNT_OR_NULL, "max_calls"),
+    *_named(COUNT, "calls", "refused"),
+)
+CALL = RowFormat(
+    Charge,
+    *_named(NAME, "test"),
+    *_named(TEXT, "task", "model"),
+    *_named(NAME, "provider"),
+    *_named(COUNT, "input_tokens", "output_tokens", "cached_tokens"),
+    ("usd", "nano_usd", USD_OR_NULL),  # null where it had no known price
+    *_named(TEXT, "price_source", "status"),
+    *_named(FLAG, "estimated", "replayed"),
+    *_named(SECONDS, "seconds"),
+    ("over_hold_usd", "over", USD),
+    *_named(TEXT, "where"),
+    *_named(TEXT_OR_NULL, "instead_of"),
+    ("estimated_above_usd", "above", USD),
+    ("waited_s", "waited", SECONDS),
+    *_named(TEXT_OR_NULL, "session_id"),
+    *_named(NAME, "endpoint"),
+)
+REFUSAL = RowFormat(
+    Refusal,
+    *_named(NAME, "test"),
+    *_named(TEXT, "scope", "model", "message", "scope_key", "details"),
+    *((f"{name}_usd", name, USD) for name in Figures._fields),
+)
+ENDPOINT = RowFormat(
+    EndpointLine,
+    *_named(TEXT, "name", "state"),
+    ("usd", "nano_usd", USD),
+    *_named(COUNT, "minutes"),
+    *_named(FLAG, "resumed", "paused", "verified"),
+    *_named(MOMENT, "resumed_at", "paused_at"),
+    *_named(FLAG, "kept"),
+    *_named(NAME, "left_to"),
+    *_named(SHARES, "shares"),
+    ("idle_usd", "idle", USD_OR_NULL),
+    ("cold_start_usd", "cold_start", USD_OR_NULL),
+)
+STRETCH = RowFormat(Stretch, *_named(TEXT, "state"), *_named(MILLISECONDS, "start", "stop"))
+STRETCHES = Kind(lambda stretches: list(map(STRETCH.write, stretches)), STRETCH.each)
+LANE = RowFormat(Lane, ("name", "endpoint", TEXT), ("stretches", "stretches", STRETCHES))
+SPAN = RowFormat(
+    TestSpan,
+    *_named(TEXT, "test", "worker"),
+    *_named(MILLISECONDS, "start", "stop"),
+    *_named(NAMES, "endpoints"),
+)

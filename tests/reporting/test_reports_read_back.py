@@ -13,8 +13,7 @@ from written_report import LEAST, full, saved
 
 from pytest_hfbudget import reporting
 from pytest_hfbudget.ledger import Charge, Refusal
-from pytest_hfbudget.reporting.json_fields import ReportFileError
-from pytest_hfbudget.reporting.json_report import as_json, parse, read
+from pytest_hfbudget.reporting.json_report import ReportFileError, as_json, parse, read
 
 NOW = datetime(2026, 11, 22, tzinfo=timezone.utc)
 
