@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequen
 from contextlib import AbstractContextManager, nullcontext, suppress
 from decimal import Decimal
 from itertools import takewhile
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pytest_hfbudget.errors import BudgetExceededError, ConfigError, HFBudgetError, HFBudgetWarning
@@ -99,12 +98,7 @@ class budget:
     def _thresholds(self) -> tuple[Threshold, ...]:
         return thresholds(self.scope, self._args.warn_at, self._args.fallback)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self._runtime is None:
             raise RuntimeError(f"{self.name} was left before it was entered")
         try:
@@ -124,12 +118,7 @@ class budget:
     async def __aenter__(self) -> budget:
         return self.__enter__()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.__exit__(kind, error, traceback)
 
     @property

@@ -12,7 +12,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Protocol, TypeVar
 
 from pytest_hfbudget.ledger import Charge
@@ -109,12 +108,7 @@ class DeferredCall:
         self.outgoing.watch.on_headers = self._take_headers
         self.outgoing.watch.__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.error = error
         self.outgoing.watch.__exit__(kind, error, traceback)
         self.seconds = self._clock() - self.outgoing.started

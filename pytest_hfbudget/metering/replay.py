@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from operator import attrgetter
-from types import ModuleType, NoneType, TracebackType
+from types import ModuleType, NoneType
 from typing import Any
 
 from pytest_hfbudget.errors import HFBudgetError
@@ -77,12 +77,7 @@ class SendWatch(ProbedRequest):
         self._probe.in_flight.append(self)
         self._token = CURRENT.set(self)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             CURRENT.reset(self._token)
         except ValueError:
@@ -141,12 +136,7 @@ class StartWatch(SendWatch):
             raise refusal
         super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         super().__exit__(kind, error, traceback)
         self.stop = None
         if self._refusal is not None:

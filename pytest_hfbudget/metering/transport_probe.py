@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pytest_hfbudget.metering.instrumentation import Patches, PostImport, genuine
+from pytest_hfbudget.metering.instrumentation import Patches, genuine
 
 
 class ProbedRequest:
@@ -165,19 +165,14 @@ class TransportProbe:
         self.opening: list[str] = []
         self.in_flight: list[ProbedRequest] = []
         self._patches = Patches()
-        self._watch: PostImport | None = None
 
     def install(self) -> None:
         """Watch the libraries that are imported already, and the others as soon as they are."""
         modules = (point.module for point in POINTS)
-        self._watch = PostImport(dict.fromkeys(modules, self._wrap))
-        self._watch.install()
+        self._patches.watch(dict.fromkeys(modules, self._wrap))
 
     def uninstall(self) -> None:
         """Watch no longer."""
-        if self._watch is not None:
-            self._watch.uninstall()
-            self._watch = None
         self._patches.restore()
         self.blind.clear()
 

@@ -24,14 +24,25 @@ logger = logging.getLogger("pytest_hfbudget")
 
 # Plain classes, here and in `hub`: every run of pytest imports this, and a dataclass writes code.
 class Patches:
-    """What was replaced, so that it can be put back."""
+    """What was replaced, or is to be once its module is imported, so that it can be put back."""
 
     def __init__(self) -> None:
         self._originals: list[tuple[Any, str, Any]] = []
+        self._watch: PostImport | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is replaced."""
         return bool(self._originals)
+
+    @property
+    def watching(self) -> bool:
+        """Whether modules are watched that may be imported."""
+        return self._watch is not None
+
+    def watch(self, hooks: dict[str, Hook]) -> None:
+        """Call hooks with the modules of these names: now, or as soon as they are imported."""
+        self._watch = PostImport(hooks)
+        self._watch.install()
 
     def replace(self, owner: Any, name: str, wrapper: Any) -> None:
         """Put a wrapper, made by ``functools.wraps``, in place of what it wraps."""
@@ -39,7 +50,10 @@ class Patches:
         setattr(owner, name, wrapper)
 
     def restore(self) -> None:
-        """Put back what was there, unless it was wrapped again since."""
+        """Watch no longer, and put back what was there, unless it was wrapped again since."""
+        if self._watch is not None:
+            self._watch.uninstall()
+            self._watch = None
         while self._originals:
             owner, name, original = self._originals.pop()
             installed = vars(owner).get(name)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
-from pytest_hfbudget.errors import BudgetExceededError
 from pytest_hfbudget.metering.instrumentation import genuine, paid_requests
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.instrumentation.paid_requests import (
+    AsyncAdapter,
     HttpParameters,
     as_bytes,
     encoded,
@@ -31,7 +31,7 @@ async def send(
     return await paid_requests.send_async(layer, AiohttpRequest(original, session, url, options))
 
 
-class AiohttpRequest:
+class AiohttpRequest(AsyncAdapter):
     """A request, as a session is asked for it.
 
     Args:
@@ -41,8 +41,7 @@ class AiohttpRequest:
     def __init__(
         self, original: Callable[..., Any], session: Any, url: str, options: dict[str, Any]
     ) -> None:
-        self.client = session
-        self._original, self._options = original, options
+        super().__init__(original, session, options)
         given = options.get("json")
         body = as_bytes(options.get("data"))
         self.parameters = HttpParameters.of(
@@ -51,13 +50,13 @@ class AiohttpRequest:
         if given is not None:
             self.parameters.json, self.parameters.data = given, b""
         timeout = options.get("timeout")
-        self.timeout: object = getattr(timeout, "total", timeout)
+        self.timeout = getattr(timeout, "total", timeout)
 
     def session(self, client: Any) -> Any:
         return sending_class(client)
 
     async def send(self, parameters: HttpParameters) -> Any:
-        asked, options = self.parameters, dict(self._options)
+        asked, options = self.parameters, dict(self.options)
         if parameters.json != asked.json:
             if options.get("json") is not None:
                 options["json"] = parameters.json
@@ -65,16 +64,10 @@ class AiohttpRequest:
                 options["data"] = encoded(parameters.json)
         if parameters.headers:
             options["headers"] = {**dict(options.get("headers") or {}), **parameters.headers}
-        return await self._original(
-            parameters.url if parameters.url != asked.url else None, options
-        )
+        return await self.original(parameters.url if parameters.url != asked.url else None, options)
 
     def status(self, answer: Any) -> int:
         return int(answer.status)
-
-    def headers(self, answer: Any) -> Mapping[str, str]:
-        headers: Mapping[str, str] = answer.headers
-        return headers
 
     async def read(self, answer: Any) -> str:
         return str(await answer.text(errors="replace"))
@@ -90,12 +83,6 @@ class AiohttpRequest:
             return answer
         answer.content = _reader_class(sys.modules["aiohttp"])(source, body)
         return answer
-
-    async def finish(self, answer: Any) -> Any:
-        return answer
-
-    def refused(self, error: BudgetExceededError) -> NoReturn:
-        raise error.with_traceback(None) from error.__cause__
 
 
 def sending_class(session: Any) -> Any:

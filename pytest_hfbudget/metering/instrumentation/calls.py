@@ -180,6 +180,12 @@ class RetryState:
             raise refusal.with_traceback(None) from None
         return self.revived
 
+    async def again_in_task(self, call: Call, error: BaseException) -> bool:
+        """As `again`, while other tasks go on: an endpoint may take minutes to come back."""
+        if call.draft.endpoint is None:
+            return self.again(call, error)
+        return await in_thread(self.again, call, error)
+
 
 def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
     """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
@@ -238,7 +244,7 @@ def metered(original: Any, route: ClientRoute) -> Any:
                 with outgoing.watch:
                     answer = original(self, call.parameters, stream=stream)
             except BaseException as error:
-                _failed(call, error)
+                failed(call, error)
                 if not retry.again(call, error):
                     raise
                 continue
@@ -282,8 +288,8 @@ def metered_async(original: Any, route: ClientRoute) -> Any:
                 meter.deferred.later.append(call.close)
                 raise
             except BaseException as error:
-                _failed(call, error)
-                if not await _again(retry, call, error):
+                failed(call, error)
+                if not await retry.again_in_task(call, error):
                     raise
                 continue
             return _answer(call, answer, MeteredAsyncStream if stream else None)
@@ -291,14 +297,7 @@ def metered_async(original: Any, route: ClientRoute) -> Any:
     return _inner_post
 
 
-async def _again(retry: RetryState, call: Call, error: BaseException) -> bool:
-    if call.draft.endpoint is None:
-        return retry.again(call, error)
-    # An endpoint may take minutes to come back: other tasks go on meanwhile.
-    return await in_thread(retry.again, call, error)
-
-
-def _failed(call: Call, error: BaseException) -> None:
+def failed(call: Call, error: BaseException) -> None:
     """Settle a call that raised.
 
     Raises:

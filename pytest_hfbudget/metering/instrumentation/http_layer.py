@@ -21,7 +21,7 @@ from pytest_hfbudget.errors import (
     UnseenCallError,
 )
 from pytest_hfbudget.locks import off_loop
-from pytest_hfbudget.metering.instrumentation import Patches, PostImport, genuine
+from pytest_hfbudget.metering.instrumentation import Patches, genuine
 from pytest_hfbudget.metering.paid_hosts import CREATES, STOPS, PaidHosts, Start
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
@@ -58,20 +58,15 @@ class HttpLayer:
     def __init__(self, hub: Metering) -> None:
         self.hub, self.hosts = hub, PaidHosts()
         self._patches = Patches()
-        self._watch: PostImport | None = None
 
     def install(self) -> None:
         """Wrap the libraries that are imported already, and the others as soon as they are."""
         self.hub.probe.stray = self.stray
         modules = dict.fromkeys((point.module for point in POINTS), self._wrap)
-        self._watch = PostImport({**modules, "socket": self._wrap_names})
-        self._watch.install()
+        self._patches.watch({**modules, "socket": self._wrap_names})
 
     def uninstall(self) -> None:
         """Put back what was there, unless it was wrapped again since."""
-        if self._watch is not None:
-            self._watch.uninstall()
-            self._watch = None
         self._patches.restore()
 
     def meters(self, url: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -12,7 +12,10 @@ from pytest_hfbudget.errors import BudgetExceededError
 from pytest_hfbudget.metering.instrumentation import paid_requests
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.instrumentation.paid_requests import (
+    Adapter,
+    AsyncAdapter,
     HttpParameters,
+    SyncAdapter,
     encoded,
 )
 from pytest_hfbudget.metering.stream import AnswerBody
@@ -41,35 +44,19 @@ async def send_async(
     return await paid_requests.send_async(layer, asked)
 
 
-class AnyHttpxRequest:
-    """What a request has that is the same in both clients.
-
-    Args:
-        options: the arguments of ``send``.
-    """
+class AnyHttpxRequest(Adapter):
+    """What a request has that is the same in both clients."""
 
     def __init__(
         self, original: Callable[..., Any], client: Any, request: Any, options: dict[str, Any]
     ) -> None:
-        self.client = client
-        self._original, self._request, self._options = original, request, options
+        super().__init__(original, client, options)
+        self._request = request
         self._module = _library(request)
         self.parameters = HttpParameters.of(str(request.url), request.read(), request.headers)
         timeouts = request.extensions.get("timeout")
-        self.timeout: object = timeouts.get("read") if isinstance(timeouts, dict) else None
-        # An answer in pieces is read here for a client that wants it whole: it has to be settled
-        # piece by piece all the same.
-        self._whole = self.parameters.streams and not options.get("stream")
-
-    def session(self, client: Any) -> Any:
-        return client
-
-    def status(self, answer: Any) -> int:
-        return int(answer.status_code)
-
-    def headers(self, answer: Any) -> Mapping[str, str]:
-        headers: Mapping[str, str] = answer.headers
-        return headers
+        self.timeout = timeouts.get("read") if isinstance(timeouts, dict) else None
+        self.whole = self.parameters.streams and not options.get("stream")
 
     def body(self, answer: Any) -> bytes | None:
         # Not while it can be read: a stand-in for the network may have read it before.
@@ -78,7 +65,7 @@ class AnyHttpxRequest:
     def refused(self, error: BudgetExceededError) -> Any:
         headers = self._request.headers
         if SDK not in headers and not headers.get("user-agent", "").startswith(LITELLM):
-            raise error.with_traceback(None) from error.__cause__
+            return super().refused(error)
         answer = _refusal_class(self._module)
         told = {"message": str(error), "type": "budget_exceeded", "code": "budget_exceeded"}
         made = answer(
@@ -111,48 +98,33 @@ class AnyHttpxRequest:
             extensions=request.extensions,
         )
 
-    def _sent_options(self) -> dict[str, Any]:
-        return {**self._options, "stream": True} if self._whole else self._options
 
-
-class HttpxRequest(AnyHttpxRequest):
+class HttpxRequest(AnyHttpxRequest, SyncAdapter):
     """A request of ``Client``."""
 
     def send(self, parameters: HttpParameters) -> Any:
-        return self._original(self.client, self._to_send(parameters), **self._sent_options())
+        return self.original(self.client, self._to_send(parameters), **self.sent_options())
 
-    def read(self, answer: Any) -> str:
+    def load(self, answer: Any) -> None:
         answer.read()
-        return str(answer.text)
 
     def metered(self, answer: Any, body: AnswerBody) -> Any:
         answer.stream = _stream_class(self._module)(answer.stream, body, _decoder(answer))
         return answer
 
-    def finish(self, answer: Any) -> Any:
-        if self._whole:
-            answer.read()
-        return answer
 
-
-class AsyncHttpxRequest(AnyHttpxRequest):
+class AsyncHttpxRequest(AnyHttpxRequest, AsyncAdapter):
     """A request of ``AsyncClient``."""
 
     async def send(self, parameters: HttpParameters) -> Any:
         request = self._to_send(parameters)
-        return await self._original(self.client, request, **self._sent_options())
+        return await self.original(self.client, request, **self.sent_options())
 
-    async def read(self, answer: Any) -> str:
+    async def load(self, answer: Any) -> None:
         await answer.aread()
-        return str(answer.text)
 
     def metered(self, answer: Any, body: AnswerBody) -> Any:
         answer.stream = _async_stream_class(self._module)(answer.stream, body, _decoder(answer))
-        return answer
-
-    async def finish(self, answer: Any) -> Any:
-        if self._whole:
-            await answer.aread()
         return answer
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.locks import off_loop
-from pytest_hfbudget.metering.instrumentation import Patches, PostImport
+from pytest_hfbudget.metering.instrumentation import Patches
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.instrumentation.hub_contract import (
     CHOKE_POINT,
@@ -70,7 +70,6 @@ class HubInstrumentation:
         self.around_forks: list[ForkSteps] = []
         self.probe = TransportProbe()
         self._patches = Patches()
-        self._watch: PostImport | None = None
         self._wrapped: list[type] = []
         self.waking = threading.RLock()
         self.http = HttpLayer(self)
@@ -82,11 +81,11 @@ class HubInstrumentation:
 
     def install(self) -> None:
         """Wrap what is imported already, and the rest as soon as it is; harmless if done before."""
-        if self._watch is not None:
+        if self._patches.watching:
             return
         self.probe.install()
         self.http.install()
-        self._watch = PostImport(
+        self._patches.watch(
             {
                 SYNC: self._wrap_sync,
                 ASYNC: self._wrap_async,
@@ -94,7 +93,6 @@ class HubInstrumentation:
                 PACKAGE: self._look,
             }
         )
-        self._watch.install()
 
     def require(self) -> None:
         """Make sure that calls can be seen, as far as huggingface_hub is imported by now.
@@ -125,9 +123,6 @@ class HubInstrumentation:
         """Put back what was there, unless it was wrapped again since, or is still needed."""
         if self.meter is not None or self.wakers:
             return
-        if self._watch is not None:
-            self._watch.uninstall()
-            self._watch = None
         self._patches.restore()
         self.http.uninstall()
         self.probe.uninstall()

@@ -7,11 +7,11 @@ is done about them is here, once for all.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from pytest_hfbudget.errors import BudgetExceededError, UnseenCallError
 from pytest_hfbudget.metering.call import Call
@@ -22,6 +22,7 @@ from pytest_hfbudget.metering.instrumentation.calls import (
     SESSION_HEADER,
     ClientRoute,
     RetryState,
+    failed,
 )
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.meter import Meter
@@ -104,59 +105,98 @@ class StatusError(Exception):
         self.status = status
 
 
-class Adapter(Protocol):
-    """One request of one library, and the answers to it."""
+class Adapter:
+    """One request of one library, and the answers to it; here as most libraries have them.
+
+    Args:
+        original, options: what sends the request, and the arguments of that.
+
+    Attributes:
+        timeout: in seconds, as its caller gave it.
+        whole: whether its client wants an answer whole that comes, and is settled, in pieces.
+    """
 
     parameters: HttpParameters
-    client: Any
-    timeout: object
+    timeout: object = None
+    whole = False
+
+    def __init__(self, original: Callable[..., Any], client: Any, options: dict[str, Any]) -> None:
+        self.original, self.client, self.options = original, client, options
 
     def session(self, client: Any) -> Any:
         """What tells by which connections a client sends."""
+        return client
+
+    def sent_options(self) -> dict[str, Any]:
+        """The options with which it is sent."""
+        return {**self.options, "stream": True} if self.whole else self.options
 
     def status(self, answer: Any) -> int:
         """The status of an answer."""
+        return int(answer.status_code)
 
     def headers(self, answer: Any) -> Mapping[str, str]:
         """The headers of an answer."""
+        headers: Mapping[str, str] = answer.headers
+        return headers
 
     def body(self, answer: Any) -> bytes | None:
         """The body of an answer, where it has been read."""
+        raise NotImplementedError
 
     def metered(self, answer: Any, body: AnswerBody) -> Any:
         """An answer whose body is read by way of `AnswerBody`."""
+        raise NotImplementedError
 
     def refused(self, error: BudgetExceededError) -> Any:
         """The answer in place of a refusal; raises it where that is what ends the call at once."""
+        raise error.with_traceback(None) from error.__cause__
 
 
-class SyncAdapter(Adapter, Protocol):
+class SyncAdapter(Adapter):
     """A request that is sent while its thread waits."""
 
     def send(self, parameters: HttpParameters) -> Any:
         """Send what is to be sent, and return the answer."""
+        raise NotImplementedError
+
+    def load(self, answer: Any) -> None:
+        """Read an answer to its end."""
+        raise NotImplementedError
 
     def read(self, answer: Any) -> str:
-        """Read an answer to its end."""
+        """The text of an answer."""
+        self.load(answer)
+        return str(answer.text)
 
     def finish(self, answer: Any) -> Any:
         """Read a metered answer, where its client wants it whole."""
+        if self.whole:
+            self.load(answer)
+        return answer
 
 
-class AsyncAdapter(Adapter, Protocol):
+class AsyncAdapter(Adapter):
     """A request that a task sends."""
 
     async def send(self, parameters: HttpParameters) -> Any:
         """Send what is to be sent, and return the answer."""
+        raise NotImplementedError
+
+    async def load(self, answer: Any) -> None:
+        """Read an answer to its end."""
+        raise NotImplementedError
 
     async def read(self, answer: Any) -> str:
-        """Read an answer to its end."""
+        """The text of an answer."""
+        await self.load(answer)
+        return str(answer.text)
 
     async def finish(self, answer: Any) -> Any:
         """Read a metered answer, where its client wants it whole."""
-
-
-# The two shells differ by an ``await``.
+        if self.whole:
+            await self.load(answer)
+        return answer
 
 
 def send(layer: HttpLayer, request: SyncAdapter) -> Any:
@@ -187,13 +227,15 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
                 with outgoing.watch:
                     answer = request.send(call.parameters)  # type: ignore[arg-type]
             except BaseException as error:
-                _failed(call, error)
+                failed(call, error)
                 if not retry.again(call, error):
                     raise
                 continue
             if (status := request.status(answer)) >= FIRST_ERROR:
                 told = request.read(answer) if status in TELLING else ""
-                if _refused(retry, call, StatusError(status, told)):
+                refused = StatusError(status, told)
+                call.failed(refused)
+                if retry.again(call, refused):
                     continue
                 return answer
             return request.finish(_answered(call, request, answer))
@@ -202,7 +244,7 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
 
 
 async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
-    """As `send`, in a task."""
+    """As `send`, in a task: they differ by an ``await``."""
     __tracebackhide__ = True
     if (start := layer.hosts.started_by(request.parameters.url)) is not None:
         return await _start_async(layer, request, start)
@@ -231,13 +273,15 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
                 meter.deferred.later.append(call.close)
                 raise
             except BaseException as error:
-                _failed(call, error)
-                if not await _again(retry, call, error):
+                failed(call, error)
+                if not await retry.again_in_task(call, error):
                     raise
                 continue
             if (status := request.status(answer)) >= FIRST_ERROR:
                 told = await request.read(answer) if status in TELLING else ""
-                if await _refused_async(retry, call, StatusError(status, told)):
+                refused = StatusError(status, told)
+                call.failed(refused)
+                if await retry.again_in_task(call, refused):
                     continue
                 return answer
             return await request.finish(_answered(call, request, answer))
@@ -303,8 +347,7 @@ def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> Outgoing
     """
     __tracebackhide__ = True
     asked = request.parameters
-    unknown = _unknown_size(asked) if outgoing.budgets.paid else ""
-    if unknown:
+    if outgoing.budgets.paid and (unknown := _unknown_size(asked)):
         model = shown(asked.model or asked.url)
         error = UnseenCallError(f"{model}: {unknown} The call was not sent.", model=model)
         raise meter.refuse_unread(error, model)
@@ -328,44 +371,13 @@ def _unknown_size(asked: HttpParameters) -> str:
     return ""
 
 
-def _failed(call: Call, error: BaseException) -> None:
-    """Settle a call that raised.
-
-    Raises:
-        BudgetExceededError: it was refused on its way out.
-    """
-    __tracebackhide__ = True
-    call.failed(error)
-    if call.refusal is not None:
-        raise call.refusal.with_traceback(None) from None
-
-
-def _refused(retry: RetryState, call: Call, error: StatusError) -> bool:
-    """Settle a call that the service has refused; whether to send it once more, and how."""
-    call.failed(error)
-    return retry.again(call, error)
-
-
-async def _refused_async(retry: RetryState, call: Call, error: StatusError) -> bool:
-    call.failed(error)
-    return await _again(retry, call, error)
-
-
-async def _again(retry: RetryState, call: Call, error: BaseException) -> bool:
-    if call.draft.endpoint is None:
-        return retry.again(call, error)
-    # An endpoint may take minutes to come back: other tasks go on meanwhile.
-    return await in_thread(retry.again, call, error)
-
-
 def _answered(call: Call, request: Adapter, answer: Any) -> Any:
     """The answer, which is settled now, or as it is read.
 
     Raises:
         BudgetExceededError: it was cut off by the limit that a cap had set.
     """
-    headers = Headers(answer)
-    call.headers(headers)
+    call.headers(Headers(answer))
     whole = request.body(answer)
     body = AnswerBody(call, events=_is_events(request.headers(answer)))
     if whole is None:

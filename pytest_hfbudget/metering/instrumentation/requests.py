@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from pytest_hfbudget.errors import BudgetExceededError
 from pytest_hfbudget.metering.instrumentation import paid_requests
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.instrumentation.paid_requests import (
     HttpParameters,
+    SyncAdapter,
     as_bytes,
     encoded,
 )
@@ -24,39 +24,24 @@ def send(
     return paid_requests.send(layer, RequestsRequest(original, session, request, options))
 
 
-class RequestsRequest:
-    """A prepared request.
-
-    Args:
-        options: the arguments of ``send``.
-    """
+class RequestsRequest(SyncAdapter):
+    """A prepared request."""
 
     def __init__(
         self, original: Callable[..., Any], session: Any, request: Any, options: dict[str, Any]
     ) -> None:
-        self.client = session
-        self._original, self._request, self._options = original, request, options
+        super().__init__(original, session, options)
+        self._request = request
         self.parameters = HttpParameters.of(request.url, as_bytes(request.body), request.headers)
         given = options.get("timeout")
-        self.timeout: object = given[1] if isinstance(given, tuple) and len(given) > 1 else given
-        self._whole = self.parameters.streams and not options.get("stream", session.stream)
-
-    def session(self, client: Any) -> Any:
-        return client
+        self.timeout = given[1] if isinstance(given, tuple) and len(given) > 1 else given
+        self.whole = self.parameters.streams and not options.get("stream", session.stream)
 
     def send(self, parameters: HttpParameters) -> Any:
-        options = {**self._options, "stream": True} if self._whole else self._options
-        return self._original(self.client, self._to_send(parameters), **options)
+        return self.original(self.client, self._to_send(parameters), **self.sent_options())
 
-    def status(self, answer: Any) -> int:
-        return int(answer.status_code)
-
-    def headers(self, answer: Any) -> Mapping[str, str]:
-        headers: Mapping[str, str] = answer.headers
-        return headers
-
-    def read(self, answer: Any) -> str:
-        return str(answer.text)
+    def load(self, answer: Any) -> None:
+        answer.content  # noqa: B018 - reads it
 
     def body(self, answer: Any) -> bytes | None:
         return answer.content if answer._content is not False else None
@@ -64,14 +49,6 @@ class RequestsRequest:
     def metered(self, answer: Any, body: AnswerBody) -> Any:
         answer.raw = MeteredRaw(answer.raw, body)
         return answer
-
-    def finish(self, answer: Any) -> Any:
-        if self._whole:
-            answer.content  # noqa: B018 - reads it
-        return answer
-
-    def refused(self, error: BudgetExceededError) -> NoReturn:
-        raise error.with_traceback(None) from error.__cause__
 
     def _to_send(self, parameters: HttpParameters) -> Any:
         asked = self.parameters
