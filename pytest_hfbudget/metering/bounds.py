@@ -1,4 +1,4 @@
-"""The most that a call can use and cost: by its bytes, or by what a server has counted before.
+"""The most that a prompt can count: by its bytes, or by what a server has counted before.
 
 A server says how many tokens it has counted in a prompt. That is kept by a hash of the request,
 never its text. It is exact as soon as its provider has counted some prompt of the model as it did
@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
-from pytest_hfbudget.errors import BudgetExceededError, UnpricedCallError
-from pytest_hfbudget.metering.limits import RequestVariant, most, without_limit
 from pytest_hfbudget.metering.prompts import (
     ALIKE,
     BESIDE,
@@ -25,6 +23,7 @@ from pytest_hfbudget.metering.prompts import (
     IMAGE,
     LONGEST,
     MISCOUNTED,
+    NEUTRAL,
     PLAIN,
     SHAPES,
     TEMPLATE,
@@ -40,8 +39,6 @@ from pytest_hfbudget.metering.prompts import (
     may_change,
     measured,
     outline,
-    rest_of,
-    said_in,
     with_margin,
 )
 from pytest_hfbudget.metering.request import IMAGE_TOKENS, Parameters, payload_of
@@ -50,11 +47,9 @@ from pytest_hfbudget.pricing import (
     STATED,
     CallRequest,
     Prompt,
-    Quote,
-    UnboundedCallError,
     Usage,
 )
-from pytest_hfbudget.pricing.book import PriceBook, toml_hint
+from pytest_hfbudget.pricing.book import PriceBook
 
 HASH_BYTES = 12
 MOST_KEPT = 1000
@@ -179,12 +174,12 @@ class TokenCounts:
 
         Empty where it has no text, or shows what lies behind a URL, which may change.
         """
-        name, parts = said_in(payload)
+        name, parts = _said_in(payload)
         if not name:
             return []
         found, digest = [], blake2b(self._salt, digest_size=HASH_BYTES)
         try:
-            rest = rest_of(payload, name)
+            rest = _rest_of(payload, name)
             digest.update(_packed([name, rest]).encode() if rest else name.encode())
             for number, part in enumerate(parts):
                 if beginnings and number:
@@ -208,8 +203,8 @@ class TokenCounts:
         tokenizer: Tokenizer | None,
         image_tokens: int,
     ) -> Measured:
-        name, said = said_in(payload)
-        drawn = repr((name, rest_of(payload, name), [outline(part) for part in said]))
+        name, said = _said_in(payload)
+        drawn = repr((name, _rest_of(payload, name), [outline(part) for part in said]))
         packed = drawn.encode("utf-8", "surrogatepass")
         shape = blake2b(self._salt + packed, digest_size=HASH_BYTES).hexdigest()
         if len(said) > 1:
@@ -365,35 +360,24 @@ class TokenCounts:
         self._loaded.add(model)
 
 
-def bounds(
-    request: CallRequest, quote: Quote, variant: RequestVariant, book: PriceBook
-) -> tuple[int, int]:
-    """The least and the most nano-USD that a call may hold.
+def _said_in(payload: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Where a payload has its prompt, and the parts of that; empty where it has none."""
+    messages = payload.get("messages")
+    if isinstance(messages, list):
+        return ("messages", messages) if messages else ("", [])
+    for name in ("inputs", "input", "prompt"):
+        if payload.get(name) is not None:
+            return name, [payload[name]]
+    return "", []
 
-    Raises:
-        UnpricedCallError: its price does not bound what it can cost.
-        BudgetExceededError: its server takes no limit, and the length of its context is not known.
-    """
-    if quote.free:
-        return 0, 0
-    if request.unreadable:
-        raise BudgetExceededError(
-            f"{request.unreadable}, so no cap can hold the call to {request.model}. "
-            "The call was not sent. Pass one whole number instead.",
-            model=request.model,
-        )
-    try:
-        if request.max_output is not None or not request.generates:
-            fixed = quote.most(request, request.max_output or 0)
-            return fixed, fixed
-        catalogue = book.catalogue
-        least, highest = quote.most(request, 1), most(request, quote, catalogue)
-        if variant.limit_name is None:
-            return without_limit(request, highest, catalogue)
-        return least, max(least, highest)
-    except UnboundedCallError as error:
-        raise UnpricedCallError(
-            f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
-            f"{toml_hint(request)}\n",
-            model=request.model,
-        ) from None
+
+def _rest_of(payload: Mapping[str, Any], said: str) -> dict[str, Any]:
+    """What else may change the tokens of a prompt."""
+    rest = {
+        name: value
+        for name, value in payload.items()
+        if value is not None and name != said and name not in NEUTRAL
+    }
+    if isinstance(parameters := rest.get("parameters"), dict):
+        rest["parameters"] = _rest_of(parameters, "")
+    return rest

@@ -12,16 +12,25 @@ from pytest_hfbudget.errors import (
     HFBudgetError,
     LedgerUnreachableError,
     RunOverError,
+    UnpricedCallError,
     interrupted,
 )
 from pytest_hfbudget.ledger import Charge, Hold
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.locks import OWN_LOCKS, is_owned
-from pytest_hfbudget.metering.bounds import bounds
+from pytest_hfbudget.metering import limits
 from pytest_hfbudget.metering.budget_context import current_caller
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
-from pytest_hfbudget.metering.limits import check_share, explain, limit_of, put, unpriced
+from pytest_hfbudget.metering.limits import (
+    RequestVariant,
+    check_share,
+    explain,
+    limit_of,
+    put,
+    unpriced,
+    without_limit,
+)
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.prompts import shows
 from pytest_hfbudget.metering.request import (
@@ -31,7 +40,8 @@ from pytest_hfbudget.metering.request import (
     with_own_payload,
 )
 from pytest_hfbudget.metering.waiting import HoldWait
-from pytest_hfbudget.pricing import CallRequest, Quote
+from pytest_hfbudget.pricing import CallRequest, Quote, UnboundedCallError
+from pytest_hfbudget.pricing.book import PriceBook, toml_hint
 from pytest_hfbudget.settings import ROUTER
 
 logger = logging.getLogger("pytest_hfbudget")
@@ -264,7 +274,7 @@ def _ask(call: Call, blocks: bool) -> Hold | HoldWait:
     stated = budgets.explicit if call.draft.endpoint is None else None
     call.quote = stated or _price(call)
     if call.quote is not None and budgets.paid:
-        least, most = bounds(call.request, call.quote, call.outgoing.variant, meter.book)
+        least, most = _bounds(call.request, call.quote, call.outgoing.variant, meter.book)
     caller = current_caller(blocks=blocks) if meter.hold_wait else None
     if caller is None:
         return meter.ledger.hold(keys, least, most, call.draft)
@@ -336,3 +346,37 @@ def _prepared(call: Call, payload: dict[str, Any]) -> dict[str, Any]:
         payload["stream_options"] = {**options, "include_usage": True}
         call.swallow_usage = True
     return payload
+
+
+def _bounds(
+    request: CallRequest, quote: Quote, variant: RequestVariant, book: PriceBook
+) -> tuple[int, int]:
+    """The least and the most nano-USD that a call may hold.
+
+    Raises:
+        UnpricedCallError: its price does not bound what it can cost.
+        BudgetExceededError: its server takes no limit, and the length of its context is not known.
+    """
+    if quote.free:
+        return 0, 0
+    if request.unreadable:
+        raise BudgetExceededError(
+            f"{request.unreadable}, so no cap can hold the call to {request.model}. "
+            "The call was not sent. Pass one whole number instead.",
+            model=request.model,
+        )
+    try:
+        if request.max_output is not None or not request.generates:
+            fixed = quote.most(request, request.max_output or 0)
+            return fixed, fixed
+        catalogue = book.catalogue
+        least, highest = quote.most(request, 1), limits.most(request, quote, catalogue)
+        if variant.limit_name is None:
+            return without_limit(request, highest, catalogue)
+        return least, max(least, highest)
+    except UnboundedCallError as error:
+        raise UnpricedCallError(
+            f"{error}, so no cap can hold it. The call was not sent. Add a price that does:\n\n"
+            f"{toml_hint(request)}\n",
+            model=request.model,
+        ) from None

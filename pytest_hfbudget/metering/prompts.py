@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -372,26 +372,3 @@ def _two(data: bytes, at: int, width: int) -> tuple[int, int] | None:
         int.from_bytes(data[start : start + width], "big") for start in (at, at + width)
     )
     return (first, second) if first and second and len(data) > at + 2 * width else None
-
-
-def said_in(payload: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """Where a payload has its prompt, and the parts of that; empty where it has none."""
-    messages = payload.get("messages")
-    if isinstance(messages, list):
-        return ("messages", messages) if messages else ("", [])
-    for name in ("inputs", "input", "prompt"):
-        if payload.get(name) is not None:
-            return name, [payload[name]]
-    return "", []
-
-
-def rest_of(payload: Mapping[str, Any], said: str) -> dict[str, Any]:
-    """What else may change the tokens of a prompt."""
-    rest = {
-        name: value
-        for name, value in payload.items()
-        if value is not None and name != said and name not in NEUTRAL
-    }
-    if isinstance(parameters := rest.get("parameters"), dict):
-        rest["parameters"] = rest_of(parameters, "")
-    return rest
