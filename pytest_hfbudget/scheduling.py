@@ -176,21 +176,21 @@ class _Puzzle:
         left = list(range(len(self._needs)))
         begun = last = 0
         while left:
-
-            def cost(block: int) -> tuple[float, int, int]:
-                others = 0
-                for other in left:
-                    others |= self._needs[other] if other != block else 0
-                needs = self._needs[block]
-                waiting = self._price(begun & others & ~needs)  # noqa: B023
-                common = (last & needs).bit_count()  # noqa: B023
-                return self._lengths[block] * waiting, -common, block
-
-            block = min(left, key=cost)
+            block = min(left, key=lambda block: self._next_cost(block, left, begun, last))
             left.remove(block)
             last = self._needs[block]
             begun |= last
             yield block
+
+    def _next_cost(
+        self, block: int, left: Iterable[int], begun: int, last: int
+    ) -> tuple[float, int, int]:
+        others = 0
+        for other in left:
+            others |= self._needs[other] if other != block else 0
+        needs = self._needs[block]
+        waiting = self._price(begun & others & ~needs)
+        return self._lengths[block] * waiting, -(last & needs).bit_count(), block
 
     def _needs_of_sets(self) -> list[int]:
         found = [0] * (self._every + 1)
@@ -241,7 +241,6 @@ class Pool:
         self._count = 0
         self._blocks = [list(block.units) for block in arrangement.blocks]
         self._free = list(arrangement.free)
-        self._longest_first = longest_first
         if longest_first:
             for units in (*self._blocks, self._free):
                 units.sort(key=lambda unit: -unit.length)

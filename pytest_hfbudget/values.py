@@ -100,12 +100,11 @@ def assumed_rates(policy: str) -> tuple[int, int] | None:
     if policy in ("refuse", "free"):
         return None
     kind, _, rates = policy.partition(":")
-    parts = rates.split("/")
-    if kind != "assume" or len(parts) != 2:  # noqa: PLR2004 - input and output
+    if kind != "assume" or rates.count("/") != 1:
         raise ValueError(
             "write refuse, free, or assume:IN/OUT (USD per 1M tokens, for example assume:1/4)"
         )
-    rate_in, rate_out = (parse_rate(part, units=10**6) for part in parts)
+    rate_in, rate_out = (parse_rate(part, units=10**6) for part in rates.split("/"))
     return rate_in, rate_out
 
 
@@ -278,9 +277,9 @@ def full_name(name: str, namespace: str | None) -> str:
         ConfigError: the name has no namespace and none is given, or it is invalid.
     """
     given = name.strip()
-    parts = (f"{namespace}/{given}" if namespace and "/" not in given else given).split("/")
-    if len(parts) != 2 or not all(parts):  # noqa: PLR2004 - namespace and name
+    full = f"{namespace}/{given}" if namespace and "/" not in given else given
+    if full.count("/") != 1 or not all(full.split("/")):
         raise ConfigError(
             f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
         )
-    return "/".join(parts)
+    return full

@@ -124,7 +124,7 @@ class PriceAnswer:
     def _choice(self) -> str:
         """Whose price makes a hold large where the router chooses, and what holds less."""
         by_provider = self._by_provider()
-        if len(set(by_provider.values())) < 2:  # noqa: PLR2004 - nothing to choose from
+        if len(set(by_provider.values())) <= 1:  # nothing to choose from
             return ""
         most = max(by_provider, key=by_provider.__getitem__)
         least = min(by_provider, key=by_provider.__getitem__)

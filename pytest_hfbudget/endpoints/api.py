@@ -153,7 +153,7 @@ class ControlPlane:
         base_url: str,
         token: str | None,
         *,
-        retry: RetryPolicy = RetryPolicy(),  # noqa: B008  # frozen
+        retry: RetryPolicy = RetryPolicy(),
         route: Route | None = None,
         transport: Transport | None = None,
         clock: Clock = SYSTEM_CLOCK,

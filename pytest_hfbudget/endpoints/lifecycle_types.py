@@ -31,8 +31,6 @@ from pytest_hfbudget.money import nano
 if TYPE_CHECKING:
     from pytest_hfbudget.shared import SharedPlace
 
-DEFAULT_API = "https://api.endpoints.huggingface.cloud/v2"
-
 # Name, state and seconds since the wait began; called each time that the state was read.
 Progress: TypeAlias = Callable[[str, str, float], None]
 

@@ -171,9 +171,9 @@ def sweep(
     strays: Iterable[StrayEndpoint],
     *,
     state_dir: Path,
-    extent: SweepExtent = SweepExtent(),  # noqa: B008  # frozen
+    extent: SweepExtent = SweepExtent(),
     shared: SharedPlace | None = None,
-    timings: Timings = Timings(deadline_s=SWEEP_S),  # noqa: B008  # frozen
+    timings: Timings = Timings(deadline_s=SWEEP_S),
 ) -> tuple[SweepOutcome, ...]:
     """Pause strays and verify it; what any run of this machine uses is never touched.
 

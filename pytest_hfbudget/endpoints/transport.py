@@ -174,11 +174,11 @@ class Urllib3Transport:
 
         self._urllib3, self._clock, self._used = urllib3, clock, clock.monotonic()
         route = route or Route()
-        options = {"maxsize": 16, "retries": False, "ca_certs": route.ca_file}
+        options: dict[str, Any] = {"maxsize": 16, "retries": False, "ca_certs": route.ca_file}
         self._pool: urllib3.PoolManager = (
-            urllib3.ProxyManager(route.proxy, **options)  # type: ignore[arg-type]
+            urllib3.ProxyManager(route.proxy, **options)
             if route.proxy
-            else urllib3.PoolManager(**options)  # type: ignore[arg-type]
+            else urllib3.PoolManager(**options)
         )
         self._pool.pool_classes_by_scheme = POOLS
 

@@ -265,10 +265,10 @@ def _parsed(answer: HttpAnswer) -> Any:
         raise BillError(f"the answer is not JSON ({kind})") from None
 
 
-def _nano(value: object, units: int) -> int | None:
+def _nano(value: Any, units: int) -> int | None:
     if not _is_number(value, (int, Decimal)):
         return None
-    amount = (Decimal(value) * units).to_integral_value(ROUND_HALF_EVEN)  # type: ignore[arg-type]
+    amount = (Decimal(value) * units).to_integral_value(ROUND_HALF_EVEN)
     return int(amount)
 
 

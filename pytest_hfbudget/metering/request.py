@@ -318,11 +318,12 @@ def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
     ]
 
 
-def _rounded_up(name: str, value: object) -> int:
+def _rounded_up(name: str, value: Any) -> int:
     try:
-        return math.ceil(Decimal(value) if isinstance(value, str) else value)  # type: ignore[call-overload, no-any-return] # whatever it is, it may not be a number
+        number: int = math.ceil(Decimal(value) if isinstance(value, str) else value)
     except (ArithmeticError, TypeError, ValueError):
         raise UnreadableLimitError(f"{name}={value!r} is not a number") from None
+    return number
 
 
 def payload_of(parameters: Parameters) -> Mapping[str, Any]:

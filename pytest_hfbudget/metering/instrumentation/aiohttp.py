@@ -16,6 +16,7 @@ from pytest_hfbudget.metering.instrumentation.paid_requests import (
     as_bytes,
     encoded,
 )
+from pytest_hfbudget.metering.request import Parameters
 from pytest_hfbudget.metering.stream import AnswerBody
 
 
@@ -55,7 +56,7 @@ class AiohttpRequest(AsyncAdapter):
     def session(self, client: Any) -> Any:
         return sending_class(client)
 
-    async def send(self, parameters: HttpParameters) -> Any:
+    async def send(self, parameters: Parameters) -> Any:
         asked, options = self.parameters, dict(self.options)
         if parameters.json != asked.json:
             if options.get("json") is not None:

@@ -18,6 +18,7 @@ from pytest_hfbudget.metering.instrumentation.paid_requests import (
     SyncAdapter,
     encoded,
 )
+from pytest_hfbudget.metering.request import Parameters
 from pytest_hfbudget.metering.stream import AnswerBody
 
 # The openai SDK and what is built on it send such headers; they try again where sending raises.
@@ -77,7 +78,7 @@ class AnyHttpxRequest(Adapter):
         made.refusal = error
         return made
 
-    def _to_send(self, parameters: HttpParameters) -> Any:
+    def _to_send(self, parameters: Parameters) -> Any:
         asked, request = self.parameters, self._request
         if parameters == asked:
             return request
@@ -102,7 +103,7 @@ class AnyHttpxRequest(Adapter):
 class HttpxRequest(AnyHttpxRequest, SyncAdapter):
     """A request of ``Client``."""
 
-    def send(self, parameters: HttpParameters) -> Any:
+    def send(self, parameters: Parameters) -> Any:
         return self.original(self.client, self._to_send(parameters), **self.sent_options())
 
     def load(self, answer: Any) -> None:
@@ -116,7 +117,7 @@ class HttpxRequest(AnyHttpxRequest, SyncAdapter):
 class AsyncHttpxRequest(AnyHttpxRequest, AsyncAdapter):
     """A request of ``AsyncClient``."""
 
-    async def send(self, parameters: HttpParameters) -> Any:
+    async def send(self, parameters: Parameters) -> Any:
         request = self._to_send(parameters)
         return await self.original(self.client, request, **self.sent_options())
 

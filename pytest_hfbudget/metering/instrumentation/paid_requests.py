@@ -28,7 +28,7 @@ from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.paid_hosts import Start, shape_of
 from pytest_hfbudget.metering.replay import StartWatch
-from pytest_hfbudget.metering.request import OutgoingCall, changed, shown
+from pytest_hfbudget.metering.request import OutgoingCall, Parameters, changed, shown
 from pytest_hfbudget.metering.stream import AnswerBody, settle_whole
 from pytest_hfbudget.metering.transport_probe import Headers
 from pytest_hfbudget.metering.waiting import in_thread, let_the_loop_turn
@@ -156,7 +156,7 @@ class Adapter:
 class SyncAdapter(Adapter):
     """A request that is sent while its thread waits."""
 
-    def send(self, parameters: HttpParameters) -> Any:
+    def send(self, parameters: Parameters) -> Any:
         """Send what is to be sent, and return the answer."""
         raise NotImplementedError
 
@@ -179,7 +179,7 @@ class SyncAdapter(Adapter):
 class AsyncAdapter(Adapter):
     """A request that a task sends."""
 
-    async def send(self, parameters: HttpParameters) -> Any:
+    async def send(self, parameters: Parameters) -> Any:
         """Send what is to be sent, and return the answer."""
         raise NotImplementedError
 
@@ -212,7 +212,7 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
     sent = _with_model_due(layer, request.parameters)
     try:
         while True:
-            found = route.outgoing(request.client, sent, sent.streams, retry.variant)
+            found = route.outgoing(request.client, sent, request.parameters.streams, retry.variant)
             if found is None:
                 return request.send(sent)
             meter, outgoing = found
@@ -222,10 +222,10 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
                 call = resume(call)
             if call is None:
                 with layer.passing(sent.url):
-                    return request.send(outgoing.parameters)  # type: ignore[arg-type]
+                    return request.send(outgoing.parameters)
             try:
                 with outgoing.watch:
-                    answer = request.send(call.parameters)  # type: ignore[arg-type]
+                    answer = request.send(call.parameters)
             except BaseException as error:
                 failed(call, error)
                 if not retry.again(call, error):
@@ -252,7 +252,7 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
     sent = _with_model_due(layer, request.parameters)
     try:
         while True:
-            found = route.outgoing(request.client, sent, sent.streams, retry.variant)
+            found = route.outgoing(request.client, sent, request.parameters.streams, retry.variant)
             if found is None:
                 return await request.send(sent)
             meter, outgoing = found
@@ -264,10 +264,10 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
                 call = resume(call)
             if call is None:
                 with layer.passing(sent.url):
-                    return await request.send(outgoing.parameters)  # type: ignore[arg-type]
+                    return await request.send(outgoing.parameters)
             try:
                 with outgoing.watch:
-                    answer = await request.send(call.parameters)  # type: ignore[arg-type]
+                    answer = await request.send(call.parameters)
             except GeneratorExit:
                 # The garbage collector may run while a lock of the plugin is held.
                 meter.deferred.later.append(call.close)
@@ -319,7 +319,7 @@ def _start_watch(layer: HttpLayer, request: Adapter, start: Start) -> StartWatch
     return StartWatch(layer.hub.probe, session, request.client, url, before)
 
 
-def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> HttpParameters:
+def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> Parameters:
     """What to send: with the model that was asked for, or the one of a fallback that is due."""
     meter = layer.hub.meter
     model = asked.json.get("model") if isinstance(asked.json, dict) else None
@@ -336,7 +336,7 @@ def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> HttpParameters:
         meter, prepare, "auto", {"model": asked.url, "parameters": {"model": model}}
     )
     vars(parameters)[ASKED] = named
-    return parameters  # type: ignore[return-value]
+    return parameters
 
 
 def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> OutgoingCall:

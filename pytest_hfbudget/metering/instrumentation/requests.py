@@ -13,6 +13,7 @@ from pytest_hfbudget.metering.instrumentation.paid_requests import (
     as_bytes,
     encoded,
 )
+from pytest_hfbudget.metering.request import Parameters
 from pytest_hfbudget.metering.stream import AnswerBody
 
 
@@ -37,7 +38,7 @@ class RequestsRequest(SyncAdapter):
         self.timeout = given[1] if isinstance(given, tuple) and len(given) > 1 else given
         self.whole = self.parameters.streams and not options.get("stream", session.stream)
 
-    def send(self, parameters: HttpParameters) -> Any:
+    def send(self, parameters: Parameters) -> Any:
         return self.original(self.client, self._to_send(parameters), **self.sent_options())
 
     def load(self, answer: Any) -> None:
@@ -50,7 +51,7 @@ class RequestsRequest(SyncAdapter):
         answer.raw = MeteredRaw(answer.raw, body)
         return answer
 
-    def _to_send(self, parameters: HttpParameters) -> Any:
+    def _to_send(self, parameters: Parameters) -> Any:
         asked = self.parameters
         if parameters == asked:
             return self._request
