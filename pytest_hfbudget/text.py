@@ -1,9 +1,10 @@
-"""Text from outside: URLs without credentials, names without control characters, JSON."""
+"""Text from outside: URLs without credentials, names without control characters, JSON, headers."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 UNSHOWABLE = "\N{REPLACEMENT CHARACTER}"
@@ -64,3 +65,38 @@ def parse_json(text: str | bytes | bytearray) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+# Those that a call's cost depends on.
+HEADERS = (
+    "x-inference-provider",
+    "x-prompt-tokens",
+    "x-generated-tokens",
+    "x-compute-tokens",
+    "x-compute-time",
+)
+
+
+class Headers(Mapping[str, str]):
+    """The headers of an answer, without those that are not strings."""
+
+    def __init__(self, answer: object) -> None:
+        try:
+            self._headers: Any = getattr(answer, "headers", None)
+        except Exception:  # a property of another library
+            self._headers = None
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            value = self._headers.get(name)
+        except Exception:
+            value = None
+        if not isinstance(value, str):
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in HEADERS if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -19,12 +19,15 @@ from pytest_hfbudget.metering.limits import (
 )
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.prompts import bytes_bound
-from pytest_hfbudget.metering.request import OutgoingCall, fits, in_data
+from pytest_hfbudget.metering.request import OutgoingCall, fits, in_data, payload_of
 from pytest_hfbudget.metering.settlement import (
+    REJECTED,
     Outcome,
     charge_of,
+    is_asleep,
     never_sent,
     price_of,
+    replayed,
     service_refusal,
     status_of,
     word_for,
@@ -52,13 +55,6 @@ logger = logging.getLogger("pytest_hfbudget")
 # The status of a request that its transport has sent again.
 AGAIN = "sent again"
 
-BAD_REQUEST = 400
-UNPROCESSABLE = 422
-# What the proxy in front of an endpoint answers for one that is paused, scaled to zero or gone.
-ASLEEP = frozenset({400, 404, 502, 503})
-
-NOTHING_HELD = Hold(0, 0)
-
 
 class Call:
     """What one pass through ``_inner_post`` holds, sends and is charged.
@@ -84,7 +80,7 @@ class Call:
         self.meter, self.outgoing, self.request, self.draft = meter, outgoing, request, draft
         self.parameters = outgoing.parameters
         self.quote: Quote | None = None
-        self.held = NOTHING_HELD
+        self.held = Hold(0, 0)
         self.wait: HoldWait | None = None
         self.limit: OutputLimit | None = None
         self.refusal: BudgetExceededError | None = None
@@ -100,6 +96,7 @@ class Call:
         """Receive what happens to it on its way, from now on."""
         watch = self.outgoing.watch
         watch.on_headers, watch.on_resend = self.headers, self.sent_again
+        watch.matches = self._matches
         if self.outgoing.budgets.paid:
             watch.check_body = self.check_body
 
@@ -121,7 +118,7 @@ class Call:
             hold = ledger.hold(self.draft.scopes, held.amount, held.amount, self.draft)
         except BudgetExceededError as error:
             self.refusal = self.refuse(error)
-            if self._first():
+            if self._once.acquire(blocking=False):
                 ledger.settle(held.id, earlier)
                 self._closed()
             raise
@@ -131,24 +128,34 @@ class Call:
         except KeyError:  # the call is booked already, so nothing later will book this request
             ledger.settle(hold.id, self._held_in_full(AGAIN))
 
-    def check_body(self, body: bytes | None) -> None:
+    def check_body(self, body: bytes | None, other: bool) -> None:
         """Stop a request that something has changed since it was held.
+
+        Args:
+            other: whether it may be another request than the one that was held.
 
         Raises:
             BudgetExceededError: it may cost more than what is held for it.
         """
         # Asked only now: some clients import their HTTP library when they first send.
-        if not self.outgoing.watch.may_change():
+        if not other and not self.outgoing.watch.may_change():
             return
         request = self.request
         if not self.meter.counts.same(request, in_data(body)):
             self.request = request._replace(prompt=None)  # what was sent says nothing of it
-        size = partial(bytes_bound, image_tokens=self.meter.counts.image_tokens(request.model))
-        if body is not None and fits(body, self._as_sent(size), size):
+        if self._matches(body):
             return
         changed = changed_after_hold(request.model, self.held.amount, self._tightest())
         self.refusal = self.refusal or self.refuse(changed)
         raise self.refusal
+
+    def _matches(self, body: bytes | None) -> bool:
+        """Whether the body of a request asks for what was held, or for less of it."""
+        images = self.meter.counts.image_tokens(self.request.model)
+        size = partial(bytes_bound, image_tokens=images)
+        if body is None or not fits(body, self._as_sent(size), size):
+            return False
+        return in_data(body).get("model") == payload_of(self.parameters).get("model")
 
     def _as_sent(self, size: Callable[..., int]) -> CallRequest:
         """What was held for, with what the plugin itself has put into it since."""
@@ -225,7 +232,7 @@ class Call:
 
     def another_variant(self, error: BaseException) -> RequestVariant | None:
         """How to send it where a server refused something that only the plugin had asked for."""
-        if status_of(error) not in (BAD_REQUEST, UNPROCESSABLE):
+        if status_of(error) not in REJECTED:
             return None
         words = f"{error}{getattr(error, 'response_error_payload', '')}"
         if self.swallow_usage and "stream_options" in words:
@@ -241,8 +248,7 @@ class Call:
         name = self.draft.endpoint
         if self.outgoing.watch.replayed or name is None:
             return False
-        asleep = status_of(error) in ASLEEP or never_sent(error)
-        return asleep and self.meter.endpoints.revive(name)
+        return is_asleep(error) and self.meter.endpoints.revive(name)
 
     def cut_off(self) -> BudgetExceededError:
         """The refusal of an answer that ran into the limit which the plugin had set."""
@@ -309,8 +315,10 @@ class Call:
         self._resolve(self.meter.ledger.release, charge)
 
     def _withdraw(self) -> None:
-        """Take back a call that was refused: it was never made."""
-        if self._first():
+        """Take back a call that was refused, unless it had been sent once before that."""
+        if self.outgoing.watch.posts > self.outgoing.watch.booked:
+            self.lost(AGAIN)
+        elif self._once.acquire(blocking=False):
             self.meter.write(partial(self.meter.ledger.release, self.held.id))
             self._closed()
 
@@ -349,7 +357,7 @@ class Call:
     def _resolve(self, how: Callable[[int, Charge], None], charge: Charge) -> None:
         """Book a charge, which is worked out by now: a Ctrl-C before this changes nothing."""
         if self.outgoing.watch.replayed:
-            charge = _replayed(charge)
+            charge = replayed(charge)
         elif charge.estimated:
             charge = above_what_came(charge, self.request, self.quote, self.outcome)
         self._final = charge
@@ -363,9 +371,6 @@ class Call:
         if self.outgoing.budgets.thresholds:
             self.meter.watcher.settled(self.outgoing.budgets.thresholds, self.meter.ledger)
 
-    def _first(self) -> bool:
-        return self._once.acquire(blocking=False)
-
     def _closed(self) -> None:
         self.outgoing.watch.settled = True
         self.meter.open_calls.pop(id(self), None)
@@ -376,15 +381,14 @@ class Call:
         if charge is None:
             charge = self._held_in_full("interrupted")
             if self.outgoing.watch.replayed:
-                charge = _replayed(charge)
+                charge = replayed(charge)
         with suppress(KeyError):
             self.meter.ledger.settle(self.held.id, charge)
 
     def _took(self) -> float:
         """Seconds from its start to its end, or to now."""
-        if self.seconds is not None:
-            return self.seconds
-        return self.meter.clock() - self.outgoing.started
+        now = self.meter.clock()
+        return now - self.outgoing.started if self.seconds is None else self.seconds
 
     def refuse(self, error: BudgetExceededError) -> BudgetExceededError:
         """Record a refusal where the code under test can't swallow it, and return it."""
@@ -392,8 +396,3 @@ class Call:
 
     def _tightest(self) -> Scope:
         return tightest(self.outgoing.budgets.scopes, self.meter.ledger)
-
-
-def _replayed(charge: Charge) -> Charge:
-    """What is booked where the network was not asked: nothing was bought."""
-    return charge._replace(nano_usd=0, price_source="replayed", replayed=True, endpoint=None)

@@ -31,6 +31,8 @@ own_transports = attrgetter(
 
 # They have transports of httpx that send by aiohttp; openai has the first one as an extra.
 TO_AIOHTTP = ("httpx_aiohttp", "litellm")
+# huggingface_hub's adapters of requests add a header, or refuse.
+OWN_ADAPTERS = ("requests", "huggingface_hub")
 
 
 def is_mock(value: object) -> bool:
@@ -61,10 +63,12 @@ class SendWatch(ProbedRequest):
     Attributes:
         replayed: whether it was answered although no connection was asked for.
         unsent: whether it is certain that nothing of it was sent, answered or not.
+        altered: whether the caller has handed over something that may change it on its way.
     """
 
     replayed = False
     unsent = False
+    altered = False
 
     def __init__(
         self, probe: TransportProbe, session: Callable[[Any], Any], client: Any, url: str
@@ -85,7 +89,7 @@ class SendWatch(ProbedRequest):
         finally:
             self._probe.in_flight.remove(self)
         # Without this each call would be a circle, left to the garbage collector.
-        self.on_headers = self.on_resend = self.check_body = None
+        self.on_headers = self.on_resend = self.check_body = self.matches = None
         # A connection that was asked for where the probe sees it would have been used there.
         self.unsent = not self.posts and (self.tried or self.watched())
         # An error status is an answer, too.
@@ -103,7 +107,7 @@ class SendWatch(ProbedRequest):
         """Whether something of the user's may change the request after it was held."""
         try:
             session = self._session(self._client)
-            return not sees(self._probe, session) or _has_hooks(session)
+            return self.altered or not sees(self._probe, session) or _has_hooks(session)
         except Exception:
             return True  # a session of an unknown kind
 
@@ -153,15 +157,18 @@ class StartWatch(SendWatch):
 
 
 def _has_hooks(session: Any) -> bool:
-    """Whether a session of httpx has hooks of its own; no other library lets them see a request."""
+    """Whether something of the user's sees what a session sends, and may change it."""
     hooks = getattr(session, "event_hooks", None)
-    if not isinstance(hooks, dict):
-        return False
-    own = all(
-        getattr(hook, "__module__", "").partition(".")[0] == "huggingface_hub"
-        for hook in hooks.get("request", ())
-    )
+    if not isinstance(hooks, dict):  # httpx alone has some, but a method may have been replaced
+        adapters = getattr(session, "adapters", {}).values()
+        return any(_library(adapter.send) not in OWN_ADAPTERS for adapter in adapters)
+    own = all(_library(hook) == "huggingface_hub" for hook in hooks.get("request", ()))
     return not own or session.auth is not None
+
+
+def _library(made: Any) -> str:
+    """The library that a class or a function is of."""
+    return str(getattr(made, "__module__", "")).partition(".")[0]
 
 
 def sees(probe: TransportProbe, session: Any) -> bool:
@@ -190,8 +197,7 @@ def _httpx(httpx: ModuleType, session: Any) -> bool:
 
 def _sends_by_aiohttp(transport: type) -> bool:
     """Whether a transport of httpx ends at connections of aiohttp, which the probe watches, too."""
-    library = transport.__module__.partition(".")[0]
-    return library in TO_AIOHTTP and "aiohttp" in transport.__module__
+    return _library(transport) in TO_AIOHTTP and "aiohttp" in transport.__module__
 
 
 def _requests(requests: ModuleType, session: Any) -> bool:
@@ -201,9 +207,7 @@ def _requests(requests: ModuleType, session: Any) -> bool:
         or getattr(type(session), "send", None) is not session_class.send
     ):
         return False
-    # huggingface_hub's own adapters add a header, or refuse.
     return all(
-        isinstance(adapter, adapter_class)
-        and type(adapter).__module__.partition(".")[0] in ("requests", "huggingface_hub")
+        isinstance(adapter, adapter_class) and _library(type(adapter)) in OWN_ADAPTERS
         for adapter in session.adapters.values()
     )

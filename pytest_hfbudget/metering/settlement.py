@@ -39,6 +39,11 @@ NEVER_CONNECTED = frozenset(
 # The source of a price that the provider itself has told.
 TOLD = "usage.estimated_cost of the answer"
 
+# What the proxy in front of an endpoint answers for one that is paused, scaled to zero or gone.
+ASLEEP = frozenset({400, 404, 502, 503})
+# How servers refuse a request for what it says.
+REJECTED = frozenset({400, 422})
+
 CANCELLED = frozenset({"Cancelled", "CancelledError"})  # trio's and asyncio's
 TIMED_OUT = frozenset({"InferenceTimeoutError", "ReadTimeout", "TimeoutError", "WriteTimeout"})
 CLIENT_ERROR, PAYMENT_REQUIRED, FORBIDDEN = 400, 402, 403
@@ -58,6 +63,11 @@ def status_of(error: BaseException) -> int | None:
 def never_sent(error: BaseException) -> bool:
     """Whether an exception proves that nothing was sent."""
     return any(type(link).__name__ in NEVER_CONNECTED for link in _chain(error))
+
+
+def is_asleep(error: BaseException) -> bool:
+    """Whether an exception says what a call to a sleeping endpoint ends in."""
+    return status_of(error) in ASLEEP or never_sent(error)
 
 
 def word_for(error: BaseException) -> str:
@@ -201,6 +211,11 @@ def charge_of(
         estimated=estimated or not certain,
         seconds=round(seconds, 6),
     )
+
+
+def replayed(charge: Charge) -> Charge:
+    """What is booked where the network was not asked: nothing was bought."""
+    return charge._replace(nano_usd=0, price_source="replayed", replayed=True, endpoint=None)
 
 
 def price_of(

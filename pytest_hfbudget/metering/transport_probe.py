@@ -22,21 +22,27 @@ class ProbedRequest:
         tried: whether a connection was asked for.
         posts: how many POST requests were written to one. A redirect that keeps the method sends
             another, and so does a transport that retries by itself.
+        booked: for how many of these `on_resend` has dealt with the one before.
         settled: whether its call is settled. What a plain thread sends after that is not for it.
         on_headers: receives the headers of every response to it.
         on_resend: called before each POST after the first; raises to keep it from leaving.
         check_body: called with the body of each POST before it leaves, None where that can't be
-            read; raises to keep it from leaving.
+            read, and whether that may be another request than the one that is known; raises to
+            keep it from leaving.
+        matches: whether a body asks for what this request asks for, or for less.
+        aside: whether only the next body tells that.
         stop: called before anything of it leaves, and makes the error that keeps it from that;
             None lets it out.
     """
 
     tried = False
     posts = 0
-    settled = False
+    booked = 0
+    settled = aside = False
     on_headers: Callable[[Mapping[str, str]], None] | None = None
     on_resend: Callable[[], None] | None = None
-    check_body: Callable[[bytes | None], None] | None = None
+    check_body: Callable[[bytes | None, bool], None] | None = None
+    matches: Callable[[bytes | None], bool] | None = None
     stop: Callable[[], BaseException | None] | None = None
 
     def __init__(self, url: str) -> None:
@@ -56,26 +62,48 @@ class ProbedRequest:
         if self.stop is not None and (error := self.stop()) is not None:
             raise error
 
-    def leaving(self, body: Body) -> None:
+    def leaving(self, body: Body, *, own: bool, free: bool) -> None:
         """Take note that a POST for it is about to be written to a connection, new or kept alive.
+
+        Args:
+            own: whether that is certain; a plain thread may send something of its own.
+            free: whether it costs nothing where it goes. It is for this request only if it is the
+                same once more, by a redirect; a hook may report to some other host.
 
         Raises:
             BaseException: it is not to leave.
         """
-        if self.check_body is not None and (content := body()) != FOLLOWS:
-            self.check_body(content)
+        content = body()
+        if free and self.posts and self.matches is not None:
+            self.aside = content == FOLLOWS
+            if self.aside or not self.matches(content):
+                return
+        if self.check_body is not None and content != FOLLOWS:
+            self.check_body(content, self.posts > 0 or not own)
+        self._count()
+
+    def _count(self) -> None:
         if self.posts and self.on_resend is not None:
             self.on_resend()
+            self.booked += 1
         self.posts += 1
 
-    def writing(self, body: bytes) -> None:
+    def writing(self, body: bytes, *, own: bool) -> None:
         """Take note that the body of such a POST is about to be written.
 
         Raises:
             BaseException: it is not to leave.
         """
-        if self.check_body is not None and self.posts:
-            self.check_body(body)
+        if self.aside:
+            self.aside = False
+            if self.matches is not None and self.matches(body):
+                self._count()
+        elif self.check_body is not None and self.posts:
+            try:
+                self.check_body(body, self.posts > 1 or not own)
+            except BaseException:
+                self.posts -= 1  # nothing of it but its head has left
+                raise
 
 
 # Only these are billed: a redirect may turn one into a GET, and a proxy is asked by CONNECT first.
@@ -103,41 +131,6 @@ def headers_listener() -> HeadersListener | None:
     return request.on_headers if request is not None else None
 
 
-# Those that a call's cost depends on.
-HEADERS = (
-    "x-inference-provider",
-    "x-prompt-tokens",
-    "x-generated-tokens",
-    "x-compute-tokens",
-    "x-compute-time",
-)
-
-
-class Headers(Mapping[str, str]):
-    """The headers of an answer, without those that are not strings."""
-
-    def __init__(self, answer: object) -> None:
-        try:
-            self._headers: Any = getattr(answer, "headers", None)
-        except Exception:  # a property of another library
-            self._headers = None
-
-    def __getitem__(self, name: str) -> str:
-        try:
-            value = self._headers.get(name)
-        except Exception:
-            value = None
-        if not isinstance(value, str):
-            raise KeyError(name)
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in HEADERS if name in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
 class ProbePoint(NamedTuple):
     """A method that every request of an HTTP library comes by."""
 
@@ -155,6 +148,7 @@ class TransportProbe:
         blind: libraries in which a point was not found, so that nothing is known of them.
         stray: receives the host, and what makes the URL, of a POST that is sent for no known call;
             raises to keep it from leaving.
+        bills: whether a POST to a URL may cost money.
         opening: the hosts to which the libraries are opening connections now, once for each.
         in_flight: the requests that are being sent.
     """
@@ -162,6 +156,7 @@ class TransportProbe:
     def __init__(self) -> None:
         self.blind: set[str] = set()
         self.stray: Callable[[str, Callable[[], str]], None] | None = None
+        self.bills: Callable[[str], bool] = lambda url: True
         self.opening: list[str] = []
         self.in_flight: list[ProbedRequest] = []
         self._patches = Patches()
@@ -178,11 +173,11 @@ class TransportProbe:
 
     def is_sending(self) -> bool:
         """Whether what is sent in this context is sent for a call that is known."""
-        return self._own() is not None
+        return self.own() is not None
 
     def connecting(self) -> None:
         """Take note that a connection is about to be opened in this context."""
-        if (own := self._own()) is not None:
+        if (own := self.own()) is not None:
             own.connecting()
 
     def leaving(self, host: str, method: str, body: Body, url: Callable[[], str]) -> None:
@@ -197,7 +192,9 @@ class TransportProbe:
         if requests and method == PAID_METHOD:
             # Of several, any may have sent it. Each is taken to have sent one; what goes beyond
             # that is one of them sent again.
-            min(requests, key=lambda request: request.posts).leaving(body)
+            request = min(requests, key=lambda request: request.posts)
+            free = request.posts > 0 and not self.bills(url())
+            request.leaving(body, own=request is self.own(), free=free)
         elif method == PAID_METHOD and self.stray is not None:
             self.stray(host, url)
 
@@ -214,14 +211,15 @@ class TransportProbe:
     def writing(self, host: str, body: bytes) -> None:
         """Take note that the body of a request is about to be written, where it goes by itself."""
         for request in self._requests_to(host):
-            request.writing(body)
+            request.writing(body, own=request is self.own())
 
-    def _own(self) -> ProbedRequest | None:
+    def own(self) -> ProbedRequest | None:
+        """The request for which everything is sent in this context."""
         own = CURRENT.get()
         return own if own in self.in_flight else None
 
     def _only_own(self) -> tuple[ProbedRequest, ...]:
-        own = self._own()
+        own = self.own()
         return () if own is None else (own,)
 
     def _requests_to(self, host: str) -> tuple[ProbedRequest, ...]:

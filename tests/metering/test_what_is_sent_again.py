@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
 from typing import Any
+from urllib.request import Request, urlopen
 
 import huggingface_hub
 import pytest
@@ -227,8 +231,6 @@ def test_what_another_thread_reads_of_that_host_is_not_refused_with_a_call(
 def test_a_hook_that_makes_the_request_larger_is_stopped(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: object
 ) -> None:
-    import json
-
     httpx = http_library()
 
     def enlarge(request: Any) -> None:
@@ -323,3 +325,198 @@ def test_the_first_async_call_of_a_process_is_sent_under_a_cap(bench: Bench) -> 
     done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert bench.sent == 1
+
+
+URL = "https://router.huggingface.co/v1/chat/completions"
+TOKEN = {"authorization": "Bearer hf_of_the_tests"}
+
+
+def chat(tokens: int, limit: int) -> dict[str, Any]:
+    """The body of a request whose answer has so many tokens."""
+    return {"model": MODEL, "messages": say(tokens), "max_tokens": limit}
+
+
+def with_response_hook(library: str, hook: Callable[..., object]) -> Any:
+    """A client of a library that calls a function with each answer."""
+    module = pytest.importorskip(library)
+    if library == "requests":
+        session = module.Session()
+        session.hooks["response"].append(hook)
+        return session
+    return module.Client(event_hooks={"response": [hook]})
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2", "requests"])
+def test_a_call_that_a_response_hook_makes_is_one_of_its_own(bench: Bench, library: str) -> None:
+    module = pytest.importorskip(library)
+    bench.cap(1)
+
+    def hook(*_: object, **__: object) -> None:
+        module.post(URL, json=chat(300, 300), headers=TOKEN)
+
+    with with_response_hook(library, hook) as client:
+        client.post(URL, json=chat(3, 5), headers=TOKEN)
+    assert [charge.status for charge in bench.ledger.charges()] == ["200", "200"]
+    assert bench.spent == bench.billed > 0
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2", "requests"])
+def test_a_cap_holds_the_calls_of_a_response_hook(bench: Bench, library: str) -> None:
+    module = pytest.importorskip(library)
+    bench.prices(**PRICE)
+    bench.cap("0.0012")
+
+    def hook(*_: object, **__: object) -> None:
+        with pytest.raises(BudgetExceededError):
+            module.post(URL, json=chat(2000, 2000), headers=TOKEN)
+
+    with with_response_hook(library, hook) as client:
+        client.post(URL, json=chat(3, 5), headers=TOKEN)
+    assert bench.sent == 1
+    assert 0 < bench.billed <= bench.spent <= 1_200_000
+
+
+def test_a_cap_holds_a_call_of_a_signal_handler_beside_the_one_in_flight(bench: Bench) -> None:
+    httpx = pytest.importorskip("httpx")
+    bench.prices(**PRICE)
+    bench.cap("0.0012")
+    bench.emulator.client.configure(answer_delay_s=0.3)
+    refused: list[object] = []
+
+    def handler(*_: object) -> None:
+        with pytest.raises(BudgetExceededError) as caught:
+            httpx.post(URL, json=chat(2000, 2000), headers=TOKEN)
+        refused.append(caught.value)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.15)
+    try:
+        httpx.post(URL, json=chat(3, 5), headers=TOKEN)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert len(refused) == bench.sent == 1
+    assert 0 < bench.billed <= bench.spent <= 1_200_000
+
+
+def test_a_larger_request_of_a_plain_thread_is_not_taken_for_the_call_in_flight(
+    bench: Bench,
+) -> None:
+    httpx = pytest.importorskip("httpx")
+    bench.prices(**PRICE)
+    bench.cap("0.0012")
+    bench.emulator.client.configure(answer_delay_s=0.3)
+
+    def elsewhere() -> None:
+        bench.emulator.client.wait_for(op="chat")
+        body = json.dumps(chat(2000, 2000)).encode()
+        with pytest.raises(BudgetExceededError):
+            urlopen(Request(itself(bench), body, {**TOKEN, "content-type": "application/json"}))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    with pytest.raises(BudgetExceededError, match="has changed the request"):
+        httpx.post(URL, json=chat(3, 5), headers=TOKEN)
+    thread.join()
+    assert 0 < bench.billed <= bench.spent <= 1_200_000
+    assert bench.held == 0
+
+
+def larger_by_a_middleware() -> None:
+    aiohttp = pytest.importorskip("aiohttp", minversion="3.12")
+
+    async def enlarge(request: Any, handler: Any) -> Any:
+        await request.update_body(json.dumps(chat(2000, 2000)).encode())
+        return await handler(request)
+
+    async def main() -> None:
+        async with aiohttp.ClientSession(middlewares=(enlarge,)) as session:
+            await session.post(URL, json=chat(3, 5), headers=TOKEN)
+
+    asyncio.run(main())
+
+
+def larger_by_auth() -> None:
+    httpx = pytest.importorskip("httpx")
+
+    class Enlarging(httpx.Auth):  # type: ignore[misc, name-defined]
+        def auth_flow(self, request: Any) -> Any:
+            yield httpx.Request("POST", request.url, headers=TOKEN, json=chat(2000, 2000))
+
+    httpx.post(URL, json=chat(3, 5), headers=TOKEN, auth=Enlarging())
+
+
+def larger_by_a_replaced_method() -> None:
+    adapters = pytest.importorskip("requests").adapters
+    original = adapters.HTTPAdapter.send
+
+    def send(self: Any, request: Any, **options: Any) -> Any:
+        request.body = json.dumps(chat(2000, 2000)).encode()
+        request.headers["Content-Length"] = str(len(request.body))
+        return original(self, request, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapters.HTTPAdapter, "send", send)
+        importlib.import_module("requests").post(URL, json=chat(3, 5), headers=TOKEN)
+
+
+def another_model_by_a_hook() -> None:
+    httpx = pytest.importorskip("httpx")
+
+    def replace(request: Any) -> None:
+        body = json.dumps({**chat(3, 5), "model": "emulator/many"}).encode()
+        request.stream, request._content = httpx.ByteStream(body), body
+        request.headers["content-length"] = str(len(body))
+
+    with httpx.Client(event_hooks={"request": [replace]}) as client:
+        client.post(URL, json=chat(3, 5), headers=TOKEN)
+
+
+@pytest.mark.parametrize(
+    "post",
+    [
+        larger_by_a_middleware,
+        larger_by_auth,
+        larger_by_a_replaced_method,
+        another_model_by_a_hook,
+    ],
+)
+def test_what_is_changed_on_its_way_is_stopped(bench: Bench, post: Callable[[], None]) -> None:
+    bench.prices(**PRICE)
+    bench.cap("0.0012")
+    with pytest.raises(BudgetExceededError, match="has changed the request"):
+        post()
+    assert (bench.billed, bench.spent, bench.held) == (0, 0, 0)
+
+
+def test_what_was_sent_before_a_larger_one_was_stopped_is_charged(bench: Bench) -> None:
+    httpx = pytest.importorskip("httpx")
+
+    class Growing(httpx.HTTPTransport):  # type: ignore[misc, name-defined]
+        def handle_request(self, request: Any) -> Any:
+            super().handle_request(request).read()
+            larger = httpx.Request("POST", request.url, headers=TOKEN, json=chat(2000, 2000))
+            return super().handle_request(larger)
+
+    bench.prices(**PRICE)
+    bench.cap("0.0045")
+    with (
+        pytest.raises(BudgetExceededError, match="has changed the request"),
+        httpx.Client(transport=Growing()) as client,
+    ):
+        client.post(URL, json=chat(3, 5), headers=TOKEN)
+    assert bench.spent >= bench.billed > 0
+    assert bench.held == 0
+
+
+@pytest.mark.parametrize("library", ["httpx", "requests"])
+def test_what_a_hook_reports_to_another_host_is_no_call(bench: Bench, library: str) -> None:
+    """The emulator's control is such a place: it is on a paid host, and costs nothing there."""
+
+    def report(*_: object, **__: object) -> None:
+        bench.emulator.client.configure(answer_delay_s=0.0)
+
+    bench.cap("0.01")
+    with with_response_hook(library, report) as client:
+        client.post(URL, json=chat(3, 5), headers=TOKEN)
+    assert [charge.status for charge in bench.ledger.charges()] == ["200"]
+    assert bench.spent == bench.billed > 0

@@ -52,6 +52,8 @@ class AiohttpRequest(AsyncAdapter):
             self.parameters.json, self.parameters.data = given, b""
         timeout = options.get("timeout")
         self.timeout = getattr(timeout, "total", timeout)
+        own = getattr(session, "_middlewares", ())
+        self.altered = bool(options.get("middlewares", own))
 
     def session(self, client: Any) -> Any:
         return sending_class(client)

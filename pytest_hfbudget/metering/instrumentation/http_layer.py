@@ -61,7 +61,7 @@ class HttpLayer:
 
     def install(self) -> None:
         """Wrap the libraries that are imported already, and the others as soon as they are."""
-        self.hub.probe.stray = self.stray
+        self.hub.probe.stray, self.hub.probe.bills = self.stray, self._bills
         modules = dict.fromkeys((point.module for point in POINTS), self._wrap)
         self._patches.watch({**modules, "socket": self._wrap_names})
 
@@ -69,12 +69,17 @@ class HttpLayer:
         """Put back what was there, unless it was wrapped again since."""
         self._patches.restore()
 
-    def meters(self, url: str) -> bool:
+    def meters(self, url: str, *, again: bool = False) -> bool:
         """Whether a POST to a possibly paid host is to be metered here and now, or taken over.
 
-        What is sent for a call of huggingface_hub's client is metered there.
+        What is sent for a call of huggingface_hub's client is metered there. Once that has left,
+        the next one is another call: of a hook, or of a signal handler.
+
+        Args:
+            again: whether a library sends what it has sent before, to another address.
         """
-        if self.hub.probe.is_sending():
+        own = self.hub.probe.own()
+        if own is not None and (again or not own.posts):
             return False
         if not self._bills(url):
             return self._starts(self.hosts.started_by(url))
@@ -286,7 +291,8 @@ def _requests(layer: HttpLayer, original: Any) -> Any:
     def send(self: Any, request: Any, **options: Any) -> Any:
         __tracebackhide__ = True
         may_bill = request.method == PAID_METHOD and layer.may_bill(host_of(request.url))
-        if may_bill and layer.meters(request.url):
+        again = not options.get("allow_redirects", True)  # it follows a redirect by itself
+        if may_bill and layer.meters(request.url, again=again):
             return _adapter("requests").send(layer, original, self, request, options)
         return original(self, request, **options)
 

@@ -58,6 +58,7 @@ class AnyHttpxRequest(Adapter):
         timeouts = request.extensions.get("timeout")
         self.timeout = timeouts.get("read") if isinstance(timeouts, dict) else None
         self.whole = self.parameters.streams and not options.get("stream")
+        self.altered = isinstance(options.get("auth"), self._module.Auth)
 
     def body(self, answer: Any) -> bytes | None:
         # Not while it can be read: a stand-in for the network may have read it before.

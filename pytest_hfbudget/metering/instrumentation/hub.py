@@ -34,11 +34,11 @@ from pytest_hfbudget.metering.instrumentation.hub_contract import (
     problem,
 )
 from pytest_hfbudget.metering.transport_probe import (
-    Headers,
     HeadersListener,
     TransportProbe,
     headers_listener,
 )
+from pytest_hfbudget.text import Headers
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter

@@ -30,10 +30,9 @@ from pytest_hfbudget.metering.paid_hosts import Start, shape_of
 from pytest_hfbudget.metering.replay import StartWatch
 from pytest_hfbudget.metering.request import OutgoingCall, Parameters, changed, shown
 from pytest_hfbudget.metering.stream import AnswerBody, settle_whole
-from pytest_hfbudget.metering.transport_probe import Headers
 from pytest_hfbudget.metering.waiting import in_thread, let_the_loop_turn
 from pytest_hfbudget.pricing.table import is_below
-from pytest_hfbudget.text import parse_json
+from pytest_hfbudget.text import Headers, parse_json
 
 FIRST_ERROR = 400
 # The errors whose body says what to do about them.
@@ -114,11 +113,12 @@ class Adapter:
     Attributes:
         timeout: in seconds, as its caller gave it.
         whole: whether its client wants an answer whole that comes, and is settled, in pieces.
+        altered: whether the caller has handed over something that may change it on its way.
     """
 
     parameters: HttpParameters
     timeout: object = None
-    whole = False
+    whole = altered = False
 
     def __init__(self, original: Callable[..., Any], client: Any, options: dict[str, Any]) -> None:
         self.original, self.client, self.options = original, client, options
@@ -351,6 +351,7 @@ def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> Outgoing
         model = shown(asked.model or asked.url)
         error = UnseenCallError(f"{model}: {unknown} The call was not sent.", model=model)
         raise meter.refuse_unread(error, model)
+    outgoing.watch.altered = request.altered
     return outgoing._replace(timeout=request.timeout)
 
 
