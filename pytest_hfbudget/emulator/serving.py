@@ -84,8 +84,11 @@ async def serve_completion(exchange: Exchange, server: Server) -> ASGIApp:
     """Answer a plain completion request of the OpenAI API. Raises Refusal (400)."""
     body, switches = exchange.json(), exchange.world.switches
     limit = body.get("max_tokens", body.get("max_new_tokens"))
-    prompt, natural = str(body.get("prompt", "")), switches.natural_tokens
-    ask = chat.read_completion(prompt, limit, server.context, natural, body.get("n", 1))
+    given, natural = body.get("prompt", ""), switches.natural_tokens
+    prompts = given if isinstance(given, list) else [given]  # each of them is answered
+    text = "".join(map(str, prompts))
+    ask = chat.read_completion(text, limit, server.context, natural, body.get("n", 1))
+    ask = replace(ask, choices=ask.choices * max(len(prompts), 1))
     return await _serve(exchange, server, ask, _TEXT)
 
 
@@ -184,7 +187,8 @@ class _Events:
                 written += piece.tokens
                 role = {} if at else {"role": "assistant"}
                 data = self._data(index, {**role, **piece.delta}, None)
-                if self.style == "every_chunk":
+                first = written == piece.tokens
+                if self.style == "every_chunk" or (self.style == "first_chunk" and first):
                     data["usage"] = chat.usage(self.ask, written, 0, self.switches)
                 yield Event(data, piece.tokens)
             data = self._data(index, {}, choice.finish_reason)

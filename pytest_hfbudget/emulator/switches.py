@@ -31,7 +31,13 @@ class Switches:
     compute_seconds: str = "0.5"  # what one hf-inference call is billed for
     usage: Literal["always", "never"] = "always"  # usage in answers that are not streamed
     stream_usage: Literal[
-        "by_provider", "on_request", "finish_chunk", "every_chunk", "never", "rejects_options"
+        "by_provider",
+        "on_request",
+        "first_chunk",
+        "finish_chunk",
+        "every_chunk",
+        "never",
+        "rejects_options",
     ] = "by_provider"
     limit_names: Literal["any", "max_tokens", "max_completion_tokens", "none"] = "any"  # else 400
     lenient_numbers: bool = False  # 20.0 and "20" are 20, instead of a 400

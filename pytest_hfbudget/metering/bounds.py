@@ -103,9 +103,7 @@ class TokenCounts:
 
     def bounded(self, request: CallRequest, parameters: Parameters, book: PriceBook) -> CallRequest:
         """A request with the most input tokens that its payload can make."""
-        payload, provider = parameters.json, request.provider
-        if type(payload) is not dict:
-            payload = payload_of(parameters)
+        payload, provider = _asked(request, payload_of(parameters)), request.provider
         if request.model not in self._loaded:
             self._load_model(request.model)
         hashes = self._hashes(payload)
@@ -121,7 +119,11 @@ class TokenCounts:
             return request._replace(input_bound=tokens, basis=COUNTED, prompt=Prompt(hashes[-1]))
         estimates, key = self._kept, (request.model, provider, hashes[-1])
         if (kept := estimates.get(key)) is None:
-            kept = self._estimated(request, parameters, book, provider, hashes)
+            tokenizer = None if request.model in self.miscounted else self._tokenizer(request.model)
+            image_tokens = self.image_tokens(request.model)
+            strict = by_bytes(request, parameters, book, image_tokens)
+            new = self._measured(payload, hashes, tokenizer, image_tokens)
+            kept = self._estimated(request, strict, provider, new)
             if len(estimates) < MOST_KEPT:  # where something was learned meanwhile, they are gone
                 estimates[key] = kept
         bound, basis, inputs, prompt = kept
@@ -141,21 +143,17 @@ class TokenCounts:
     def _estimated(
         self,
         request: CallRequest,
-        parameters: Parameters,
-        book: PriceBook,
+        strict: tuple[int, str],
         provider: str | None,
-        hashes: list[str],
+        new: Measured,
     ) -> Estimate:
         """The bound on a prompt that was not counted before.
 
         Args:
+            strict: the one by its bytes.
             provider: None where the router chooses, empty where there is none.
         """
-        providers, payload = self._models[request.model], payload_of(parameters)
-        tokenizer = None if request.model in self.miscounted else self._tokenizer(request.model)
-        image_tokens = self.image_tokens(request.model)
-        strict = by_bytes(request, parameters, book, image_tokens)
-        new = self._measured(payload, hashes, tokenizer, image_tokens)
+        providers = self._models[request.model]
         if provider is not None:
             bound, basis = bound_of(new, strict, providers.get(provider))
             return Estimate(bound, basis, (), new.prompt)
@@ -167,7 +165,9 @@ class TokenCounts:
 
     def same(self, request: CallRequest, payload: Mapping[str, Any]) -> bool:
         """Whether a payload has the prompt that a request was bounded by."""
-        return request.prompt is not None and self._hashes(payload)[-1:] == [request.prompt.exact]
+        if request.prompt is None:
+            return False
+        return self._hashes(_asked(request, payload))[-1:] == [request.prompt.exact]
 
     def _hashes(self, payload: Mapping[str, Any], *, beginnings: bool = False) -> list[str]:
         """The hash of a prompt; with ``beginnings`` those of its beginnings before it.
@@ -369,6 +369,11 @@ def _said_in(payload: Mapping[str, Any]) -> tuple[str, list[Any]]:
         if payload.get(name) is not None:
             return name, [payload[name]]
     return "", []
+
+
+def _asked(request: CallRequest, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A payload that tells prompts apart also where one server has several models."""
+    return {**payload, "served": payload.get("model")} if request.is_url else payload
 
 
 def _rest_of(payload: Mapping[str, Any], said: str) -> dict[str, Any]:

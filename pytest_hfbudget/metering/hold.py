@@ -360,9 +360,10 @@ def _bounds(
     if quote.free:
         return 0, 0
     if request.unreadable:
+        why, _, advice = request.unreadable.partition("\n")
         raise BudgetExceededError(
-            f"{request.unreadable}, so no cap can hold the call to {request.model}. "
-            "The call was not sent. Pass one whole number instead.",
+            f"{why}, so no cap can hold the call to {request.model}. The call was not sent. "
+            f"{advice}",
             model=request.model,
         )
     try:

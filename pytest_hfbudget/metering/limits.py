@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.errors import BudgetExceededError, Figures, UnpricedCallError
@@ -12,6 +14,7 @@ from pytest_hfbudget.money import beside, show
 from pytest_hfbudget.pricing import BYTES, MICROSECONDS, CallRequest, Quote, QuotedOffer
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
 from pytest_hfbudget.pricing.catalogue import Catalogue
+from pytest_hfbudget.text import printable
 
 # Tokens of prompt and answer that any model in use can take, where its context is not known.
 UNKNOWN_CONTEXT = 8192
@@ -30,8 +33,31 @@ FIRST_IMAGE = (
     "as that one did"
 )
 
+LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens")
+ANSWERS = ("n", "best_of", "num_return_sequences")
+
+# Each provider has its own word for the number of images.
+PICTURES = (
+    "n",
+    "num_images",
+    "num_outputs",
+    "num_images_per_prompt",
+    "num_samples",
+    "max_images",
+    "samples",
+)
+
+BATCHES = ("batch_size",)
+# The tools that the caller runs; all others run at the service.
+OWN_TOOLS = frozenset({"function", "custom"})
+ONE_NUMBER = "Pass one whole number instead."
+
 # How servers say that a limit is too high for them, as opposed to unknown.
 TOO_HIGH = ("context", "too large", "too long", "exceed", "must be <=", "less than or equal")
+
+
+class UnreadableLimitError(ValueError):
+    """What a request asks for has no end that can be known; the error ends with what to do."""
 
 
 class OutputLimit(NamedTuple):
@@ -273,3 +299,85 @@ def check_share(ledger: LedgerLike, test: RunningTest | None, hold: Hold, name: 
                 model=name,
                 figures=Figures(cap=scope.cap, spent=total.spent, held=total.held),
             )
+
+
+def output_limit(payload: Mapping[str, Any]) -> int | None:
+    """The caller's own limit on the output tokens of one answer: the highest, if it sets several.
+
+    Servers differ in which of several they follow.
+
+    Raises:
+        UnreadableLimitError: one is not a number, or means no limit beside one that is a limit.
+    """
+    # Servers read 0 and -1 as no limit at all.
+    given = _numbers(payload, LIMITS)
+    meant = [value for value in given if value > 0]
+    if meant and len(meant) < len(given):
+        raise UnreadableLimitError(
+            f"limits of {min(given)} and {max(given)} contradict each other", ONE_NUMBER
+        )
+    return max(meant, default=None)
+
+
+def answers(payload: Mapping[str, Any], task: str) -> int:
+    """How many answers are asked for, by whichever name a provider has for that."""
+    if task == "text-generation":
+        return max([1, *_numbers(payload, ANSWERS)]) * _prompts(payload)
+    if not task.endswith("to-image"):
+        return max(_numbers(payload, ANSWERS), default=1)
+    each = max([1, *_numbers(payload, PICTURES)]) * max([1, *_numbers(payload, BATCHES)])
+    return each * _prompts(payload)
+
+
+def _prompts(payload: Mapping[str, Any]) -> int:
+    """How many prompts a request has, each of which is answered; one may be a list of tokens."""
+    given = (payload.get(name) for name in ("prompt", "inputs"))
+    lists = [len(g) for g in given if isinstance(g, list) and g and type(g[0]) is not int]
+    return max(lists, default=1)
+
+
+def served_tools(payload: Mapping[str, Any]) -> None:
+    """Refuse what lets the service write into the prompt.
+
+    Raises:
+        UnreadableLimitError: a tool runs at the service, so that the model reads what it returns;
+            or a part of the prompt is one that the service has kept.
+    """
+    tools, said = payload.get("tools"), payload.get("input")
+    for tool in tools if isinstance(tools, list) else ():
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind not in OWN_TOOLS:
+            raise UnreadableLimitError(
+                f"the tool {printable(kind)} runs at the service, and the model reads what it "
+                "returns",
+                "Offer tools of the type function, and call them yourself.",
+            )
+    for item in said if isinstance(said, list) else ():
+        if isinstance(item, dict) and item.get("type") == "item_reference":
+            raise UnreadableLimitError(
+                "an item_reference lets the service add what it remembers to the prompt",
+                "Send the item itself.",
+            )
+
+
+def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
+    """The numbers by these names, rounded up, wherever servers look for them.
+
+    Raises:
+        UnreadableLimitError: one of them is not a number.
+    """
+    return [
+        value if type(value) is int else _rounded_up(name, value)
+        for part in (payload, payload.get("parameters"), payload.get("input"))
+        if part and isinstance(part, (dict, Mapping))
+        for name in names
+        if (value := part.get(name)) is not None
+    ]
+
+
+def _rounded_up(name: str, value: Any) -> int:
+    try:
+        number: int = math.ceil(Decimal(value) if isinstance(value, str) else value)
+    except (ArithmeticError, TypeError, ValueError):
+        raise UnreadableLimitError(f"{name}={value!r} is not a number", ONE_NUMBER) from None
+    return number

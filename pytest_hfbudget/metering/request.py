@@ -6,12 +6,18 @@ import math
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import is_dataclass
-from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pytest_hfbudget.metering.budget_context import ActiveBudgets
-from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
+from pytest_hfbudget.metering.limits import (
+    DEFAULT_VARIANT,
+    RequestVariant,
+    UnreadableLimitError,
+    answers,
+    output_limit,
+    served_tools,
+)
 from pytest_hfbudget.metering.replay import SendWatch, is_mock
 from pytest_hfbudget.pricing import CallRequest, split_model
 from pytest_hfbudget.pricing.table import is_below
@@ -36,32 +42,15 @@ MEDIA = frozenset(
 # What a message may have that shows something; some servers need no type.
 SHOWN = IMAGES | MEDIA | {"type"}
 
-# As text in a prompt, a number is a handful of tokens.
+# As text in a prompt, a number is a token for each digit at most; most are a handful.
 NUMBER_BYTES = 8
 NUMBERS = (bool, int, float)
 
-# What a template that shows JSON writes around each item of a list: brackets, a comma, white space.
+# What a template that shows JSON writes around each item of a list and each key: brackets, a comma,
+# quotes, white space. A message, which is an item, has two keys.
 STRUCTURE_TOKENS = 4
-LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens")
-ANSWERS = ("n", "best_of", "num_return_sequences")
-
-# Each provider has its own word for the number of images.
-PICTURES = (
-    "n",
-    "num_images",
-    "num_outputs",
-    "num_images_per_prompt",
-    "num_samples",
-    "max_images",
-    "samples",
-)
-
-BATCHES = ("batch_size",)
+MESSAGE_KEYS = 2
 CONTAINERS = (dict, list, tuple)
-
-
-class UnreadableLimitError(ValueError):
-    """A limit or a number of answers is not a number."""
 
 
 class AskedModel(NamedTuple):
@@ -164,9 +153,10 @@ def describe(
     )
     unreadable = ""
     try:
+        served_tools(payload)
         limit, several = output_limit(payload), answers(payload, task)
     except UnreadableLimitError as error:
-        limit, several, unreadable = None, 1, str(error)
+        limit, several, unreadable = None, 1, "\n".join(error.args)
     return CallRequest(  # by position, which is twice as fast
         task,
         model,
@@ -223,11 +213,12 @@ def text_bytes(value: object) -> int:
         return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, (list, tuple)):
         sizes = [_mapping_bytes(v) if type(v) is dict else text_bytes(v) for v in value]
-        return sum(sizes) + STRUCTURE_TOKENS * len(value)
+        keys = sum([max(len(v) - MESSAGE_KEYS, 0) for v in value if type(v) is dict])
+        return sum(sizes) + STRUCTURE_TOKENS * (len(value) + keys)
     if isinstance(value, dict):
-        return _mapping_bytes(value)
+        return _mapping_bytes(value) + STRUCTURE_TOKENS * len(value)
     if value is None or isinstance(value, NUMBERS):
-        return NUMBER_BYTES
+        return _digits(value)
     if isinstance(value, Mapping):  # last, since it is slow to ask for
         return _mapping_bytes(value)
     # Typed inputs of huggingface_hub are dataclasses that become JSON later.
@@ -249,36 +240,17 @@ def _mapping_bytes(values: Mapping[str, Any]) -> int:
         return most + text_bytes(values.get("text", ""))
     total = 0
     for key, item in values.items():
-        total += len(str(key))
+        total += len(key) if isinstance(key, str) and key.isascii() else len(f"{key}".encode())
         # Most of what is sent is plain text and numbers, which are counted without another call.
         if isinstance(item, str) and item.isascii():
             total += len(item)
         else:
-            total += NUMBER_BYTES if isinstance(item, NUMBERS) else text_bytes(item)
+            total += _digits(item) if isinstance(item, NUMBERS) else text_bytes(item)
     return total
 
 
-def output_limit(payload: Mapping[str, Any]) -> int | None:
-    """The caller's own limit on the output tokens of one answer: the highest, if it sets several.
-
-    Servers differ in which of several they follow.
-
-    Raises:
-        UnreadableLimitError: one is not a number, or means no limit beside one that is a limit.
-    """
-    # Servers read 0 and -1 as no limit at all.
-    given = _numbers(payload, LIMITS)
-    meant = [value for value in given if value > 0]
-    if meant and len(meant) < len(given):
-        raise UnreadableLimitError(f"limits of {min(given)} and {max(given)} contradict each other")
-    return max(meant, default=None)
-
-
-def answers(payload: Mapping[str, Any], task: str) -> int:
-    """How many answers are asked for, by whichever name a provider has for that."""
-    if not task.endswith("to-image"):
-        return max(_numbers(payload, ANSWERS), default=1)
-    return max([1, *_numbers(payload, PICTURES)]) * max([1, *_numbers(payload, BATCHES)])
+def _digits(number: object) -> int:
+    return max(len(repr(number)), NUMBER_BYTES)
 
 
 def fits(body: bytes, held: CallRequest, size: Callable[[object], int]) -> bool:
@@ -303,29 +275,6 @@ def fits(body: bytes, held: CallRequest, size: Callable[[object], int]) -> bool:
     )
 
 
-def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
-    """The numbers by these names, rounded up, wherever servers look for them.
-
-    Raises:
-        UnreadableLimitError: one of them is not a number.
-    """
-    return [
-        value if type(value) is int else _rounded_up(name, value)
-        for part in (payload, payload.get("parameters"), payload.get("input"))
-        if part and isinstance(part, (dict, Mapping))
-        for name in names
-        if (value := part.get(name)) is not None
-    ]
-
-
-def _rounded_up(name: str, value: Any) -> int:
-    try:
-        number: int = math.ceil(Decimal(value) if isinstance(value, str) else value)
-    except (ArithmeticError, TypeError, ValueError):
-        raise UnreadableLimitError(f"{name}={value!r} is not a number") from None
-    return number
-
-
 def payload_of(parameters: Parameters) -> Mapping[str, Any]:
     """The JSON object that is posted; empty where it is something else."""
     return parameters.json if isinstance(parameters.json, dict) else in_data(parameters.data)
@@ -333,7 +282,7 @@ def payload_of(parameters: Parameters) -> Mapping[str, Any]:
 
 def in_data(data: object) -> Mapping[str, Any]:
     """The JSON object that a payload of bytes is: an image or a sound that goes with parameters."""
-    if not isinstance(data, (bytes, bytearray)) or not data.startswith(b"{"):
+    if not isinstance(data, (bytes, bytearray)) or not data[:64].lstrip().startswith(b"{"):
         return {}
     try:
         value = parse_json(data)

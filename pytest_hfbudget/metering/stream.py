@@ -19,8 +19,10 @@ from pytest_hfbudget.metering.usage import (
     finished_by_length,
     inner,
     usage_of,
+    writes,
     written_bytes,
 )
+from pytest_hfbudget.pricing import Usage
 from pytest_hfbudget.text import parse_json
 
 logger = logging.getLogger("pytest_hfbudget")
@@ -39,6 +41,7 @@ class StreamAccounting:
         self._done = False
         self._cut = False
         self._ended: set[str] = set()
+        self._stale = False
 
     def shows(self, line: str | bytes) -> bool:
         """Take one SSE line in; whether the caller gets to see it.
@@ -68,6 +71,8 @@ class StreamAccounting:
             BudgetExceededError: it came to its end because of the limit that a cap had set.
         """
         self._done = True
+        if self._stale:
+            self.call.outcome.usage = None
         self.call.settle("200")
         if self._cut:
             self._cut = False
@@ -96,13 +101,31 @@ class StreamAccounting:
             self._done = True
             self.call.meter.deferred.later.append(self.call.close)
 
+    def _take(self, usage: Usage | None, *, written: bool) -> None:
+        """Take in the usage of a chunk: the last one counts, but none takes back what one has told.
+
+        Args:
+            written: whether the chunk has text, of which an earlier usage says nothing.
+        """
+        outcome = self.call.outcome
+        if usage is None:
+            self._stale = self._stale or (written and outcome.usage is not None)
+            return
+        self._stale = False
+        if (before := outcome.usage) is not None:
+            usage = usage._replace(
+                input_tokens=max(usage.input_tokens, before.input_tokens),
+                output_tokens=max(usage.output_tokens, before.output_tokens),
+            )
+        outcome.usage = usage
+
     def _chunk(self, chunk: dict[str, Any]) -> bool:
         if chunk.get("error") is not None or chunk.get("type") == "error":
             self._done = self.broken = True
             self.call.lost("error")
             return True
         usage = usage_of(inner(chunk), self.call.request)
-        self.call.outcome.usage = usage or self.call.outcome.usage
+        self._take(usage, written=writes(chunk))
         details = chunk.get("details")
         if isinstance(details, dict) and details.get("generated_tokens"):
             self.call.outcome.written = written_bytes(
@@ -111,7 +134,8 @@ class StreamAccounting:
         else:
             self.call.outcome.written += written_bytes(chunk)
         self._ended |= finished(chunk)
-        self.call.outcome.complete = len(self._ended) >= self.call.request.n
+        whole = len(self._ended) >= self.call.request.n
+        self.call.outcome.complete = whole and not self._stale
         self._cut = self._cut or (bool(self.call.limit) and finished_by_length(inner(chunk)))
         if self._cut and usage:
             self.finish()

@@ -29,8 +29,8 @@ class ProbedRequest:
         check_body: called with the body of each POST before it leaves, None where that can't be
             read, and whether that may be another request than the one that is known; raises to
             keep it from leaving.
-        matches: whether a body asks for what this request asks for, or for less.
-        aside: whether only the next body tells that.
+        matches: whether a body asks for what this request asks for, or for less; with ``aside``
+            only the next one tells.
         stop: called before anything of it leaves, and makes the error that keeps it from that;
             None lets it out.
     """
@@ -63,22 +63,21 @@ class ProbedRequest:
             raise error
 
     def leaving(self, body: Body, *, own: bool, free: bool) -> None:
-        """Take note that a POST for it is about to be written to a connection, new or kept alive.
+        """Take note that a POST for it is about to be written to a connection.
 
         Args:
             own: whether that is certain; a plain thread may send something of its own.
-            free: whether it costs nothing where it goes. It is for this request only if it is the
-                same once more, by a redirect; a hook may report to some other host.
+            free: whether it costs nothing where it goes. Then it is for this request only if it is
+                the same once more, by a redirect.
 
         Raises:
             BaseException: it is not to leave.
         """
-        content = body()
         if free and self.posts and self.matches is not None:
-            self.aside = content == FOLLOWS
-            if self.aside or not self.matches(content):
+            self.aside = body() == FOLLOWS
+            if self.aside or not self.matches(body()):
                 return
-        if self.check_body is not None and content != FOLLOWS:
+        if self.check_body is not None and (content := body()) != FOLLOWS:
             self.check_body(content, self.posts > 0 or not own)
         self._count()
 
@@ -96,7 +95,7 @@ class ProbedRequest:
         """
         if self.aside:
             self.aside = False
-            if self.matches is not None and self.matches(body):
+            if self.matches and self.matches(body):
                 self._count()
         elif self.check_body is not None and self.posts:
             try:
@@ -106,9 +105,7 @@ class ProbedRequest:
                 raise
 
 
-# Only these are billed: a redirect may turn one into a GET, and a proxy is asked by CONNECT first.
-PAID_METHOD = "POST"
-
+PAID_METHOD = "POST"  # only these are billed
 # The body of a request, as far as it can be read without using it up.
 Body = Callable[[], "bytes | None"]
 
@@ -172,7 +169,7 @@ class TransportProbe:
         self.blind.clear()
 
     def is_sending(self) -> bool:
-        """Whether what is sent in this context is sent for a call that is known."""
+        """Whether this context sends for a call that is known."""
         return self.own() is not None
 
     def connecting(self) -> None:
@@ -279,29 +276,31 @@ def _host(connection: Any) -> str:
 
 
 def _address(connection: Any, target: bytes) -> str:
-    """Where a request goes that is about to be written to a connection of ``http.client``."""
     if not target.startswith(b"/"):
         return target.decode("ascii", "replace")  # to a proxy
     scheme = "https" if connection.default_port == HTTPS_PORT else "http"
-    return f"{scheme}://{connection.host}:{connection.port}{target.decode('ascii', 'replace')}"
+    port = getattr(connection, "_tunnel_port", None) or connection.port
+    return f"{scheme}://{_far_host(connection)}:{port}{target.decode('ascii', 'replace')}"
+
+
+def _far_host(connection: Any) -> str:
+    """The host at the other end of a connection of ``http.client``, behind a proxy or not."""
+    return getattr(connection, "_tunnel_host", None) or str(connection.host)
 
 
 def _sends_httpcore(probe: TransportProbe, original: Any) -> Any:
     """The headers of a request on one of httpcore's connections; its async ones make a coroutine.
 
-    Not its ``handle_request``: a pool also asks connections that turn out to be taken, and goes on
-    to the next without having sent anything.
+    Not its ``handle_request``: a pool also asks connections that turn out to be taken.
     """
 
     @functools.wraps(original)
     def send_request_headers(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        host, method = request.url.host.decode("ascii"), request.method.decode("ascii")
-        probe.leaving(
-            host,
-            method,
-            lambda: _replayable(request.stream),
-            lambda: bytes(request.url).decode("ascii", "replace"),
-        )
+        url, method = request.url, request.method.decode("ascii")
+        if url.target.startswith(b"http"):  # to a proxy
+            url = type(url)(url.target)
+        host, body = url.host.decode("ascii"), functools.partial(_replayable, request.stream)
+        probe.leaving(host, method, body, lambda: bytes(url).decode("ascii", "replace"))
         return original(self, request, *args, **kwargs)
 
     return send_request_headers
@@ -333,10 +332,12 @@ def _tell_what_leaves(probe: TransportProbe, connection: Any, data: Any) -> None
     if not isinstance(data, (bytes, bytearray)):
         probe.connecting()
     elif (line := re.match(REQUEST_LINE, data)) is not None:
-        method, url = line[1].decode("ascii"), lambda: _address(connection, line[2])
-        probe.leaving(connection.host, method, lambda: FOLLOWS, url)
+        method, target = line[1].decode("ascii"), line[2]
+        far = target.startswith(b"/") or method == "CONNECT"
+        host = _far_host(connection) if far else urlsplit(target.decode("ascii")).hostname or ""
+        probe.leaving(host, method, lambda: FOLLOWS, lambda: _address(connection, target))
     else:
-        probe.writing(connection.host, bytes(data))
+        probe.writing(_far_host(connection), bytes(data))
 
 
 def _sends_aiohttp(probe: TransportProbe, original: Any) -> Any:

@@ -34,6 +34,8 @@ NAMES_IN_CHAT = {
     "input_tokens_details": "prompt_tokens_details",
     "output_tokens_details": "completion_tokens_details",
 }
+# Where a step of a stream has what the model writes.
+WRITTEN = ("content", "text", "reasoning", "reasoning_content", "tool_calls")
 USAGE, BACKSLASH = b'"usage":', ord("\\")
 DECODER = json.JSONDecoder()
 
@@ -117,7 +119,8 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
         for value in map(usage.get, COUNTS)
     ]
     generates = request.task in GENERATE
-    if not (tokens_in or tokens_out) or (generates and None in (tokens_in, tokens_out)):
+    # No prompt is of no tokens: such a usage leaves out what is billed.
+    if not tokens_in or (generates and tokens_out is None):
         return None
     beside = 0
     if generates:
@@ -252,6 +255,17 @@ def written_bytes(message: Mapping[str, Any]) -> int:
         parts = (c.get("message") or c.get("delta") or c for c in choices if isinstance(c, dict))
         return sum(map(text_bytes, parts))
     return text_bytes(message)
+
+
+def writes(chunk: Mapping[str, Any]) -> bool:
+    """Whether a chunk of a chat or a completion has a part of what the model writes."""
+    choices = chunk.get("choices")
+    steps = (
+        [c.get("delta") or c for c in choices if isinstance(c, dict)]
+        if isinstance(choices, list)
+        else []
+    )
+    return any(step.get(name) for step in steps if isinstance(step, dict) for name in WRITTEN)
 
 
 def size_of(body: object) -> int:

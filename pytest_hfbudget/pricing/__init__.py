@@ -160,7 +160,7 @@ class CallRequest(NamedTuple):
         max_output: the caller's own limit on output tokens, None where it set none.
         n: how many answers were asked for.
         timeout: seconds after which the client gives up; None where it has no time-out.
-        unreadable: the error in a limit or a number of answers that can't be read.
+        unreadable: why no bound can be known; in a second line what to do.
         basis: how ``input_bound`` came about, in a word or two.
         inputs: where the router chooses, a lower bound for some providers, and its basis.
         prompt: None where its tokens can't be known before they are counted.

@@ -14,7 +14,10 @@ from metering_bench import MODEL, Bench, routed
 
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.metering.bounds import TokenCounts
+from pytest_hfbudget.metering.instrumentation.paid_requests import HttpParameters
 from pytest_hfbudget.metering.prompts import Fact
+from pytest_hfbudget.metering.request import UNKNOWN_MODEL, describe
+from pytest_hfbudget.pricing import Usage
 
 PRICE = {"input": "1", "output": "1"}
 # Nano-USD of a token at this price.
@@ -125,6 +128,27 @@ def test_a_count_holds_for_its_model_alone(priced: Bench) -> None:
     assert ask(priced, model="acme/other") > counted(priced) + 200
 
 
+def test_a_count_holds_for_one_of_the_models_of_a_server(priced: Bench) -> None:
+    """They have one price, by the URL of the server, and a tokenizer each."""
+    counts, book = TokenCounts(), priced.book
+    body = {"messages": [{"role": "user", "content": LONG}], "max_tokens": 1}
+
+    def asked(model: str) -> Any:
+        parameters = HttpParameters(
+            "http://localhost/v1/chat/completions",
+            "conversational",
+            "",
+            json={**body, "model": model},
+        )
+        request = describe(parameters, routers=(), asked=UNKNOWN_MODEL, stream=False)
+        return counts.bounded(request, parameters, book)
+
+    for _ in range(2):
+        counts.learn(asked("small"), None, Usage(20))
+    assert asked("small").input_bound == 20
+    assert asked("large").input_bound > len(LONG)
+
+
 def test_a_count_holds_for_its_provider_alone(priced: Bench) -> None:
     priced.emulator.client.configure(template_tokens=["novita=40"])
     for _ in range(3):
@@ -180,8 +204,9 @@ def _answering(kind: Any, body: bytes) -> Callable[..., Any]:
     return _inner_post
 
 
+@pytest.mark.parametrize("url", ["https://example.org/picture.png", "file:///picture.png"])
 def test_a_picture_behind_a_url_may_change_and_is_not_counted_once_and_for_all(
-    priced: Bench,
+    priced: Bench, url: str
 ) -> None:
     def shows(url: str) -> list[Mapping[str, Any]]:
         text = {"type": "text", "text": "What is this?"}
@@ -189,7 +214,7 @@ def test_a_picture_behind_a_url_may_change_and_is_not_counted_once_and_for_all(
         return [{"role": "user", "content": [text, shown]}]
 
     for _ in range(3):
-        far = ask(priced, messages=shows("https://example.org/picture.png"))
+        far = ask(priced, messages=shows(url))
         near = ask(priced, messages=shows("data:image/png;base64,AAAA"))
     assert near == counted(priced)
     assert far > 4000

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from metering_bench import Bench, say
 
-from pytest_hfbudget import BudgetExceededError
+from pytest_hfbudget import BudgetExceededError, budget
+from pytest_hfbudget.emulator.chat import prompt_tokens as counted_by_the_emulator
 from pytest_hfbudget.metering.request import AskedModel, describe, input_bound
 from pytest_hfbudget.pricing.catalogue import Catalogue
 
 PRICE = {"emulator__chat": {"input": 1, "output": 2}}
+COMPLETIONS = "https://router.huggingface.co/v1/completions"
 
 
 class Parameters:
@@ -161,3 +163,69 @@ def test_reasoning_beside_the_completion_is_added_where_there_is_no_total(bench:
     bench.client().chat_completion(say(1), max_tokens=1000)
     (charge,) = bench.ledger.charges()
     assert (charge.output_tokens, charge.estimated) == (305, True)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"deep": [nested(300) for _ in range(30)]},
+        {"properties": {chr(0x4E00 + at): {} for at in range(5000)}},
+        {"enum": [10**290] * 300},
+        {"anyOf": [{chr(0x4E00 + at): "" for at in range(50)}] * 100},
+    ],
+    ids=["deep", "wide", "long numbers", "keys of objects in a list"],
+)
+def test_a_tool_is_bounded_with_its_structure(schema: dict[str, Any]) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    body = {"messages": say(1), "tools": tools}
+    assert counted_by_the_emulator(body) <= input_bound(body)
+
+
+@pytest.mark.parametrize("task", ["text-generation", "text-to-image"])
+def test_each_prompt_of_a_list_is_answered(task: str) -> None:
+    assert described(task, prompt=["a", "b", "c"], n=2).n == 6
+    assert described(task, prompt=[[1, 2], [3, 4]]).n == 2
+    assert described(task, prompt=[1, 2, 3]).n == 1
+
+
+def test_a_list_of_prompts_is_held_for_all_its_answers(bench: Bench) -> None:
+    httpx = pytest.importorskip("httpx")
+    body = {"model": "emulator/chat:groq", "prompt": ["[[tokens=50]]"] * 40, "max_tokens": 50}
+    bench.prices(**PRICE)
+    with pytest.raises(BudgetExceededError), budget("0.003"):
+        httpx.post(COMPLETIONS, json=body)
+    assert bench.sent == 0
+    bench.cap(1)
+    httpx.post(COMPLETIONS, json=body, headers={"authorization": "Bearer hf_of_the_tests"})
+    (charge,) = bench.ledger.charges()
+    assert (charge.output_tokens, charge.over) == (2000, 0)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"input": "Hi", "tools": [{"type": "mcp", "server_url": "https://example.org"}]},
+        {"input": "Hi", "tools": [{"type": "function", "name": "f"}, {"type": "web_search"}]},
+        {"input": [{"type": "item_reference", "id": "msg_1"}]},
+        {"messages": say(1), "tools": [{"type": "browser_search"}]},
+    ],
+)
+def test_what_lets_the_service_add_to_the_prompt_is_refused_under_a_cap(
+    bench: Bench, payload: dict[str, Any]
+) -> None:
+    """Each run of such a tool makes another prompt, of what it has found."""
+    httpx = pytest.importorskip("httpx")
+    path = "chat/completions" if "messages" in payload else "responses"
+    limit = "max_tokens" if "messages" in payload else "max_output_tokens"
+    body = {"model": "emulator/chat:groq", limit: 9, **payload}
+    bench.cap(1)
+    with pytest.raises(BudgetExceededError, match="no cap can hold the call"):
+        httpx.post(f"https://router.huggingface.co/v1/{path}", json=body)
+    assert (bench.sent, bench.held) == (0, 0)

@@ -261,6 +261,34 @@ def test_a_body_that_can_not_be_read_ahead_is_refused(bench: Bench, post: Post) 
     assert bench.sent == 0
 
 
+@pytest.mark.parametrize("library_name", ["httpx", "requests"])
+@pytest.mark.parametrize(
+    ("encode", "headers"),
+    [
+        (gzip.compress, {"content-encoding": "gzip"}),
+        (lambda body: body.decode().encode("utf-16"), {}),
+        (lambda body: b"[" + body + b"]", {}),
+    ],
+    ids=["gzip", "utf-16", "a list"],
+)
+def test_a_body_that_does_not_tell_its_limits_is_refused(
+    bench: Bench,
+    library_name: str,
+    encode: Callable[[bytes], bytes],
+    headers: dict[str, str],
+) -> None:
+    """A server addressed by URL has its price by that, whatever the body says."""
+    url = f"{bench.emulator.url}/endpoint/ns/name/v1/chat/completions"
+    bench.pay_for(f"{bench.emulator.url}/endpoint")
+    bench.prices(**{url: {"input": 1, "output": 2}})
+    bench.cap(1)
+    body = encode(json.dumps(question(2000)).encode())
+    given: Any = {"content" if library_name == "httpx" else "data": body}
+    with pytest.raises(BudgetExceededError, match=r"compressed|no JSON object"):
+        library(library_name).post(url, headers=headers, **given)
+    assert bench.sent == 0
+
+
 @pytest.mark.parametrize("name", ["httpx", "httpx2"])
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_encoded_answer_is_read(bench: Bench, name: str, stream: bool) -> None:

@@ -91,6 +91,34 @@ def test_under_a_cap_it_is_not_sent(bench: Bench, post: Callable[[str], None]) -
     assert (bench.sent, len(test.refusals)) == (0, 1)
 
 
+@pytest.mark.parametrize("tunnel", [False, True])
+def test_what_goes_by_a_proxy_is_not_sent_either(bench: Bench, tunnel: bool) -> None:
+    """The connection is one to the proxy, whose host costs nothing."""
+    parts, heard = urlsplit(bench.emulator.url), []
+
+    def listen() -> None:
+        near, _ = proxy.accept()
+        with near:
+            if tunnel:
+                near.recv(65536)
+                near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            heard.append(near.recv(65536))
+
+    bench.running(1)
+    with socket.create_server(("localhost", 0)) as proxy:
+        thread = threading.Thread(target=listen)
+        thread.start()
+        connection = http.client.HTTPConnection("localhost", proxy.getsockname()[1])
+        if tunnel:
+            connection.set_tunnel(parts.hostname or "", parts.port)
+        path = PATH if tunnel else bench.emulator.url + PATH
+        with pytest.raises(BudgetExceededError, match="by a client that"):
+            connection.request("POST", path, BODY, TOKEN)
+        connection.close()
+        thread.join()
+    assert heard == [b""]
+
+
 def test_a_swallowed_refusal_is_recorded_where_the_test_fails_for_it(bench: Bench) -> None:
     test = bench.running(1)
     thread = threading.Thread(target=_quietly, args=(by_urllib, bench.emulator.url))

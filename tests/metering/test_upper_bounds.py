@@ -34,6 +34,18 @@ def test_usage_that_still_grows_says_nothing_of_what_is_billed(bench: Bench) -> 
     assert bench.spent >= bench.billed > 0
 
 
+@pytest.mark.parametrize("capped", [True, False])
+def test_usage_that_is_told_before_the_answer_is_written_is_not_final(
+    bench: Bench, capped: bool
+) -> None:
+    bench.emulator.client.configure(stream_usage="first_chunk")
+    if capped:
+        bench.cap(1)
+    assert list(bench.client().chat_completion(say(12), max_tokens=50, stream=True))
+    assert only(bench).estimated
+    assert bench.spent >= bench.billed > 0
+
+
 def test_usage_is_not_final_before_all_answers_are_written(bench: Bench) -> None:
     bench.cap(1)
     left_after(bench, 13, extra_body={"n": 2})  # the first answer with its end

@@ -124,6 +124,7 @@ def test_a_tool_call_is_charged_like_any_output(bench: Bench, stream: bool) -> N
     "usage",
     [
         {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        {"prompt_tokens": 0, "completion_tokens": 2, "total_tokens": 2},
         {"prompt_tokens": 12},
         {"completion_tokens": "10"},
         {"prompt_tokens": -1, "completion_tokens": -1},

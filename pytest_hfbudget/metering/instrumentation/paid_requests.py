@@ -31,14 +31,14 @@ from pytest_hfbudget.metering.replay import StartWatch
 from pytest_hfbudget.metering.request import OutgoingCall, Parameters, changed, shown
 from pytest_hfbudget.metering.stream import AnswerBody, settle_whole
 from pytest_hfbudget.metering.waiting import in_thread, let_the_loop_turn
+from pytest_hfbudget.pricing import GENERATE, READS
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.text import Headers, parse_json
 
 FIRST_ERROR = 400
-# The errors whose body says what to do about them.
+# Those whose body says what to do about them.
 TELLING = frozenset({400, 402, 403, 404, 422, 502, 503})
-# The tasks whose prompts are billed by the token.
-READ_BY_TOKEN = frozenset({"conversational", "text-generation", "feature-extraction"})
+READ_BY_TOKEN = GENERATE | READS
 # What stands in a request of the responses API for a prompt that the service has kept.
 REMEMBERED = ("previous_response_id", "conversation", "prompt")
 EVENTS = "text/event-stream"
@@ -67,6 +67,7 @@ class HttpParameters:
         Of its headers only a session id of the caller's own counts: the run's is not to replace it.
         """
         task, model = shape_of(url)
+        body = None if _is_encoded(headers or {}) else body  # of which its size says nothing
         own = {k: v for k, v in (headers or {}).items() if k.lower() == SESSION_HEADER.lower()}
         payload = None
         with suppress(ValueError):
@@ -94,6 +95,10 @@ def as_bytes(body: object) -> bytes | None:
 def encoded(payload: Any) -> bytes:
     """The body of a request whose payload was changed."""
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _is_encoded(headers: Mapping[str, Any]) -> bool:
+    return any(k.lower() == "content-encoding" and v != "identity" for k, v in headers.items())
 
 
 class StatusError(Exception):
@@ -359,8 +364,13 @@ def _unknown_size(asked: HttpParameters) -> str:
     """Why the size of a prompt can't be known before it is sent, if that is so."""
     if asked.json is None and asked.data is None and asked.task in READ_BY_TOKEN:
         return (
-            "the body of the request is read only while it is sent, so no cap can hold the call. "
-            "Give the body as bytes, as text or as json."
+            "the body of the request is compressed, or read only while it is sent, so no cap can "
+            "hold the call. Give the body as bytes, as text or as json."
+        )
+    if asked.json is None and asked.data and asked.task in GENERATE:
+        return (
+            "the body of the request is no JSON object in UTF-8, so its limits are not known, and "
+            "no cap can hold the call. Give the body as json."
         )
     if isinstance(asked.json, dict) and asked.url.rstrip("/").endswith("/responses"):
         for name in REMEMBERED:
