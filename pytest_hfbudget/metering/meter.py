@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from pytest_hfbudget.errors import (
     BudgetExceededError,
@@ -26,6 +27,9 @@ from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
 from pytest_hfbudget.metering.deferred import DeferredCalls, SentCall
 from pytest_hfbudget.pricing.book import PriceBook
 from pytest_hfbudget.settings import HOLD_WAIT_S, ROUTER
+from pytest_hfbudget.text import printable, public_url
+
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 # The longest reason for which a call was not metered, in characters: it is shown on one line.
 LONGEST_REASON = 200
@@ -176,6 +180,26 @@ class Meter:
         self.write(partial(self.ledger.refuse, budgets.keys, refusal))
         self.budgets.record_refusal(error, budgets.test)
         return error
+
+    def leaves(self, url: str, *, paid: bool) -> bool:
+        """Whether a request would leave a rehearsal for a service that costs money.
+
+        Args:
+            paid: whether it costs something where it goes, if that is no server of this machine.
+        """
+        if not (paid and self.emulator):
+            return False
+        return urlsplit(url).hostname not in (urlsplit(self.emulator).hostname, *THIS_MACHINE)
+
+    def refuse_to_leave(self, url: str) -> BudgetExceededError:
+        """The refusal of such a request."""
+        where = printable(public_url(url))
+        error = BudgetExceededError(
+            f"{where} is not the emulator, and a rehearsal pays for nothing. The request was not "
+            "sent. Call what the emulator has, or skip the test in a rehearsal.",
+            model=where,
+        )
+        return self.refuse_unread(error, where)
 
     def refuse_start(self, error: HFBudgetError, name: str) -> BudgetExceededError:
         """The refusal of an endpoint that the session budget can't pay for, or not for sure."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 from collections.abc import Callable
 from contextlib import closing
 from importlib import import_module
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from metering_bench import Bench, say
@@ -361,3 +363,58 @@ def test_the_libraries_are_put_back_after_the_run(bench: Bench, name: str) -> No
     bench.runtime.release()
     assert not hasattr(getattr(getattr(module, owner), method), "__wrapped__")
     bench.runtime.acquire()
+
+
+ENDPOINT = "https://abc.us-east-1.aws.endpoints.huggingface.cloud"
+
+
+def ask_by_hub(**options: Any) -> None:
+    from huggingface_hub import InferenceClient
+
+    InferenceClient(**options).chat_completion(question(3)["messages"], max_tokens=3)
+
+
+REAL = {
+    "an endpoint, by httpx": lambda: by_httpx("httpx")(f"{ENDPOINT}/v1/chat/completions", {}),
+    "an endpoint, by requests": lambda: by_requests(f"{ENDPOINT}/v1/chat/completions", {}),
+    "an endpoint, by aiohttp": lambda: by_aiohttp(f"{ENDPOINT}/v1/chat/completions", {}),
+    "an endpoint, by huggingface_hub": lambda: ask_by_hub(base_url=ENDPOINT, token="hf_x"),
+    "a provider": lambda: ask_by_hub(model="emulator/chat", provider="together", api_key="sk-x"),
+    "a paid host": lambda: by_httpx("httpx")("https://gateway.example.com/v1/embeddings", {}),
+    "a Job": lambda: by_httpx("httpx")("https://huggingface.co/api/jobs/me", {}),
+}
+
+
+@pytest.mark.parametrize("capped", [True, False])
+@pytest.mark.parametrize("ask", REAL.values(), ids=REAL)
+def test_a_rehearsal_sends_nothing_to_a_real_service(
+    bench: Bench, ask: Callable[[], object], capped: bool
+) -> None:
+    bench.pay_for("gateway.example.com")
+    bench.prices(**{"*": {"input": 1, "output": 1}, ENDPOINT: {"input": 1, "output": 1}})
+    if capped:
+        bench.cap(1)
+    test = bench.running()
+    bench.runtime.meter.emulator = bench.emulator.url
+    with pytest.raises(BudgetExceededError, match="is not the emulator"):
+        ask()
+    assert len(test.refusals) == 1
+    assert (bench.spent, bench.held) == (0, 0)
+
+
+def test_a_stand_in_answers_for_a_real_service_in_a_rehearsal(bench: Bench) -> None:
+    httpx = library("httpx")
+    bench.runtime.meter.emulator = bench.emulator.url
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json={"choices": []}))
+    with httpx.Client(transport=transport) as client:
+        assert client.post(f"{ENDPOINT}/v1/chat/completions", json=question(3)).status_code == 200
+
+
+def test_a_client_that_can_not_be_read_leaves_no_rehearsal(bench: Bench) -> None:
+    """127.0.0.2 stands for another machine."""
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        address = f"127.0.0.2:{server.getsockname()[1]}"
+        bench.pay_for(address)
+        bench.runtime.meter.emulator = bench.emulator.url
+        with pytest.raises(BudgetExceededError, match="is not the emulator"):
+            urlopen(f"http://{address}/v1/chat/completions", b"{}", timeout=5)

@@ -43,6 +43,8 @@ LONGEST_SESSION_ID = 256
 
 # Where the parameters of a request keep its `AskedModel`.
 ASKED = "hfbudget_asked"
+# What is asked of huggingface_hub where the address is not that of a provider.
+ROUTED = (None, "auto", "hf-inference")
 NO_ATTRIBUTES: dict[str, Any] = {}
 
 
@@ -74,6 +76,10 @@ class ClientRoute:
             if meter.router != ROUTER or meter.emulator:
                 parameters = routed(parameters, meter.router, meter.emulator)
                 url = parameters.url
+            watch = SendWatch(self.hub.probe, self.session, client, url)
+            if meter.emulator:
+                named = asked.provider if isinstance(asked, AskedModel) else None
+                _stay_in(meter, watch, url, self.hub.probe.bills(url) or named not in ROUTED)
             headers = getattr(parameters, "headers", None)  # a stand-in of a test may have none
             to_router, session_id = url.startswith(f"{meter.router}/"), ""
             if budgets.session_id and to_router and isinstance(headers, dict):
@@ -85,7 +91,7 @@ class ClientRoute:
             return None
         return meter, OutgoingCall(
             parameters,
-            SendWatch(self.hub.probe, self.session, client, url),
+            watch,
             asked if isinstance(asked, AskedModel) else UNKNOWN_MODEL,
             stream,
             getattr(client, "timeout", None),
@@ -96,6 +102,18 @@ class ClientRoute:
             variant,
             session_id,
         )
+
+
+def _stay_in(meter: Meter, watch: SendWatch, url: str, paid: bool) -> None:
+    """Keep a call of a rehearsal from leaving for another service; a stand-in may answer it.
+
+    Raises:
+        BudgetExceededError: it could leave unseen.
+    """
+    if meter.leaves(url, paid=paid):
+        watch.stop = functools.partial(meter.refuse_to_leave, url)
+        if not watch.watched():
+            raise watch.stop()
 
 
 def put_session_id(headers: MutableMapping[str, Any], session_id: str) -> str:

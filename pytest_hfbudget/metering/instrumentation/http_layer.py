@@ -82,7 +82,7 @@ class HttpLayer:
         if own is not None and (again or not own.posts):
             return False
         if not self._bills(url):
-            return self._starts(self.hosts.started_by(url))
+            return self._starts(self.hosts.started_by(url), url)
         if self.hub.meter is None:
             self.hub.wake()
         return self.hub.meter is not None
@@ -143,12 +143,18 @@ class HttpLayer:
             self.hub.wake()
         self._unseen(name, "a connection")
 
-    def _starts(self, start: Start | None) -> bool:
-        """Whether an endpoint is about to be started or paused; what else starts is named."""
+    def _starts(self, start: Start | None, url: str) -> bool:
+        """Whether an endpoint is about to be started or paused; what else starts is named.
+
+        Raises:
+            BudgetExceededError: it would be started outside of a rehearsal.
+        """
         if start is None:
             return False
         if self.hub.meter is None:
             self.hub.wake()
+        if self.hub.meter is not None and self.hub.meter.leaves(url, paid=True):
+            raise self.hub.meter.refuse_to_leave(url)
         if start.endpoint:
             return self.hub.meter is not None
         self._told(start, "no budget holds its cost, and nothing stops it at the end")
@@ -203,6 +209,8 @@ class HttpLayer:
         if meter is None:
             return
         budgets = meter.budgets.active()
+        if meter.leaves(f"https://{host}", paid=True):
+            raise meter.refuse_to_leave(f"https://{host}")
         if not budgets.capped:
             meter.missed(f"{what} to {host} by a client that pytest-hfbudget can't read")
             return
