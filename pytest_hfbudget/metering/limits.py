@@ -50,6 +50,8 @@ PICTURES = (
 BATCHES = ("batch_size",)
 # The tools that the caller runs; all others run at the service.
 OWN_TOOLS = frozenset({"function", "custom"})
+# What stands in a request of the responses API for a prompt, or a part, that the service has kept.
+REMEMBERED, REFERENCE = ("previous_response_id", "conversation"), "item_reference"
 ONE_NUMBER = "Pass one whole number instead."
 
 # How servers say that a limit is too high for them, as opposed to unknown.
@@ -352,12 +354,16 @@ def served_tools(payload: Mapping[str, Any]) -> None:
                 "returns",
                 "Offer tools of the type function, and call them yourself.",
             )
+    kept = [name for name in REMEMBERED if payload.get(name)]
+    kept += ["prompt"] if isinstance(payload.get("prompt"), dict) else []
     for item in said if isinstance(said, list) else ():
-        if isinstance(item, dict) and item.get("type") == "item_reference":
-            raise UnreadableLimitError(
-                "an item_reference lets the service add what it remembers to the prompt",
-                "Send the item itself.",
-            )
+        if isinstance(item, dict) and item.get("type") == REFERENCE:
+            kept.append(REFERENCE)
+    if kept:
+        raise UnreadableLimitError(
+            f"{kept[0]} lets the service add what it remembers to the prompt",
+            "Send the whole prompt instead.",
+        )
 
 
 def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:

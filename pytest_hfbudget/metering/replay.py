@@ -63,17 +63,15 @@ class SendWatch(ProbedRequest):
     Attributes:
         replayed: whether it was answered although no connection was asked for.
         unsent: whether it is certain that nothing of it was sent, answered or not.
-        altered: whether the caller has handed over something that may change it on its way.
     """
 
     replayed = False
     unsent = False
-    altered = False
 
     def __init__(
         self, probe: TransportProbe, session: Callable[[Any], Any], client: Any, url: str
     ) -> None:
-        self._url = url
+        self.url = url
         self._probe, self._session, self._client = probe, session, client
 
     def __enter__(self) -> None:

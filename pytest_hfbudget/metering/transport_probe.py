@@ -24,6 +24,8 @@ class ProbedRequest:
             another, and so does a transport that retries by itself.
         booked: for how many of these `on_resend` has dealt with the one before.
         settled: whether its call is settled. What a plain thread sends after that is not for it.
+        altered: whether it may be changed on its way, or another one be taken for it.
+        entered: whether a client has been asked to send it.
         on_headers: receives the headers of every response to it.
         on_resend: called before each POST after the first; raises to keep it from leaving.
         check_body: called with the body of each POST before it leaves, None where that can't be
@@ -38,7 +40,7 @@ class ProbedRequest:
     tried = False
     posts = 0
     booked = 0
-    settled = aside = False
+    settled = aside = altered = entered = False
     on_headers: Callable[[Mapping[str, str]], None] | None = None
     on_resend: Callable[[], None] | None = None
     check_body: Callable[[bytes | None, bool], None] | None = None
@@ -46,11 +48,11 @@ class ProbedRequest:
     stop: Callable[[], BaseException | None] | None = None
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
 
     @property
     def host(self) -> str:
-        return urlsplit(self._url).hostname or ""
+        return urlsplit(self.url).hostname or ""
 
     def connecting(self) -> None:
         """Take note that a connection is about to be opened for it.

@@ -360,6 +360,21 @@ def test_a_call_that_a_response_hook_makes_is_one_of_its_own(bench: Bench, libra
     assert bench.spent == bench.billed > 0
 
 
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_a_call_that_a_request_hook_makes_is_one_of_its_own(bench: Bench, library: str) -> None:
+    """Nothing of the other one has left by then."""
+    module = pytest.importorskip(library)
+    bench.cap(1)
+
+    def hook(_: object) -> None:
+        module.post(URL, json=chat(300, 300), headers=TOKEN)
+
+    with module.Client(event_hooks={"request": [hook]}) as client:
+        client.post(URL, json=chat(3, 5), headers=TOKEN)
+    assert [charge.status for charge in bench.ledger.charges()] == ["200", "200"]
+    assert bench.spent == bench.billed > 0
+
+
 @pytest.mark.parametrize("library", ["httpx", "httpx2", "requests"])
 def test_a_cap_holds_the_calls_of_a_response_hook(bench: Bench, library: str) -> None:
     module = pytest.importorskip(library)

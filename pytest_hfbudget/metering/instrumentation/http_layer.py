@@ -72,14 +72,13 @@ class HttpLayer:
     def meters(self, url: str, *, again: bool = False) -> bool:
         """Whether a POST to a possibly paid host is to be metered here and now, or taken over.
 
-        What is sent for a call of huggingface_hub's client is metered there. Once that has left,
-        the next one is another call: of a hook, or of a signal handler.
+        What is sent for a call of huggingface_hub's client is metered there.
 
         Args:
             again: whether a library sends what it has sent before, to another address.
         """
         own = self.hub.probe.own()
-        if own is not None and (again or not own.posts):
+        if own is not None and (again or _is_for(own, url)):
             return False
         if not self._bills(url):
             return self._starts(self.hosts.started_by(url), url)
@@ -236,6 +235,20 @@ class HttpLayer:
             original = vars(owner).get(point.method) if owner is not None else None
             if original is not None:
                 self._patches.replace(owner, point.method, point.wrapper(self, original))
+
+
+def _is_for(own: ProbedRequest, url: str) -> bool:
+    """Whether what a client sends while a request is sent is that request.
+
+    Once that has left, or where it goes elsewhere, it is another call: of a hook, or of a signal
+    handler. Where that is not certain, its body tells.
+    """
+    first, same = not own.entered, url == own.url
+    own.entered = True
+    if own.posts or not (first or same):
+        return False
+    own.altered = own.altered or not (first and same)
+    return True
 
 
 Wrapper = Callable[[HttpLayer, Any], Any]

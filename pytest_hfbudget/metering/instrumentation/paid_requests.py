@@ -39,8 +39,6 @@ FIRST_ERROR = 400
 # Those whose body says what to do about them.
 TELLING = frozenset({400, 402, 403, 404, 422, 502, 503})
 READ_BY_TOKEN = GENERATE | READS
-# What stands in a request of the responses API for a prompt that the service has kept.
-REMEMBERED = ("previous_response_id", "conversation", "prompt")
 EVENTS = "text/event-stream"
 
 
@@ -356,7 +354,7 @@ def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> Outgoing
         model = shown(asked.model or asked.url)
         error = UnseenCallError(f"{model}: {unknown} The call was not sent.", model=model)
         raise meter.refuse_unread(error, model)
-    outgoing.watch.altered = request.altered
+    outgoing.watch.altered, outgoing.watch.entered = request.altered, True
     return outgoing._replace(timeout=request.timeout)
 
 
@@ -372,13 +370,6 @@ def _unknown_size(asked: HttpParameters) -> str:
             "the body of the request is no JSON object in UTF-8, so its limits are not known, and "
             "no cap can hold the call. Give the body as json."
         )
-    if isinstance(asked.json, dict) and asked.url.rstrip("/").endswith("/responses"):
-        for name in REMEMBERED:
-            if asked.json.get(name):
-                return (
-                    f"{name} lets the service add what it remembers to the prompt, so no cap can "
-                    "hold the call. Send the whole prompt instead."
-                )
     return ""
 
 
