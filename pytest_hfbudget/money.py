@@ -102,6 +102,24 @@ def beside(cap: int | None, *amounts: int) -> tuple[str, ...]:
     Returns:
         The texts of ``amounts``, and last that of ``cap`` if it is not None.
     """
+    finer = _finer(cap, *amounts)
+    return tuple(_text(one, finer[one]) for one in (*amounts, *(() if cap is None else (cap,))))
+
+
+def difference(before: int, after: int) -> str:
+    """What was added, with its sign: that of the two amounts as `beside` shows them."""
+    finer = _finer(None, before, after)
+    if any(0 < abs(one) < _LEAST and not finer[one] for one in (before, after)):
+        more = after - before
+        text = show(more)
+    else:
+        more = _rounded(after, finer[after]) - _rounded(before, finer[before])
+        text = _text(more, int(abs(more) < _LEAST))
+    return f"+{text}" if more > 0 else text
+
+
+def _finer(cap: int | None, *amounts: int) -> dict[int, int]:
+    """How many more digits than `show` has each amount needs."""
     finer = dict.fromkeys((*amounts, *(() if cap is None else (cap,))), 0)
     if cap is not None:
         finer[cap] = _ALL_DIGITS
@@ -113,7 +131,7 @@ def beside(cap: int | None, *amounts: int) -> tuple[str, ...]:
     }:
         for one in unclear:
             finer[one] = min(finer[one] + 1, _ALL_DIGITS)
-    return tuple(_text(one, finer[one]) for one in (*amounts, *(() if cap is None else (cap,))))
+    return finer
 
 
 def _alike(less: int, more: int, finer: dict[int, int]) -> bool:
@@ -164,12 +182,14 @@ def _rounded(amount: int, finer: int) -> int:
 
 def _decimal(value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
-        raise ValueError(f"{value!r} is not an amount of USD")
+        raise ValueError(f"{value!r} is not an amount of USD; write a number, such as 0.05")
     try:
         # float's own repr: that of a subclass may say more than the number (numpy's does).
         number = Decimal(float.__repr__(value) if isinstance(value, float) else value)
     except DecimalException:
-        raise ValueError(f"{value!r} is not an amount of USD") from None
+        raise ValueError(
+            f"{value!r} is not an amount of USD; write a number, such as 0.05"
+        ) from None
     if not number.is_finite():
         raise ValueError(f"{_shown(value)} is not a finite amount of USD")
     if number < 0:

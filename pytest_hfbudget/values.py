@@ -6,6 +6,7 @@ Each parser raises `ValueError` with what to write instead.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, overload
@@ -21,6 +22,7 @@ T = TypeVar("T")
 
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _LATEST_S = 3600
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # of an endpoint
 _LONGEST_LABEL = 200
 
 
@@ -278,7 +280,7 @@ def full_name(name: str, namespace: str | None) -> str:
     """
     given = name.strip()
     full = f"{namespace}/{given}" if namespace and "/" not in given else given
-    if full.count("/") != 1 or not all(full.split("/")):
+    if not _NAME.fullmatch(full):
         raise ConfigError(
             f"endpoint {name!r}: write namespace/name, or give the namespace with --hf-namespace"
         )

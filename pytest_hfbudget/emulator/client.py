@@ -123,7 +123,7 @@ class EmulatorClient:
         finally:
             connection.close()
         if response.status >= _FIRST_ERROR:
-            raise ValueError(f"the emulator refused {method} {path}: {answer}")
+            raise ValueError(f"the emulator refused {method} {path}: {answer.get('error', answer)}")
         return dict(answer)
 
     def _log(self, after: int, wait: float, fields: Mapping[str, object]) -> dict[str, Any]:

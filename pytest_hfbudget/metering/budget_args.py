@@ -52,6 +52,7 @@ def budget_args(
     fallback: Mapping[str, Any] | None = None,
     on_exceed: str | None = None,
     scope: str = "test",
+    **unknown: object,
 ) -> BudgetArgs:
     """Check the arguments that marker and block share.
 
@@ -59,6 +60,13 @@ def budget_args(
         ConfigError: one line that names the argument.
         TypeError: an argument that does not exist.
     """
+    if unknown:
+        from difflib import get_close_matches  # takes a millisecond that only an error needs
+
+        name, known = next(iter(unknown)), [*budget_args.__annotations__][:-2]
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+        raise TypeError(f"budget() has no argument {name!r}; {hint}")
     if on_exceed not in (None, *ON_EXCEED):
         raise ConfigError(f"budget(on_exceed={on_exceed!r}): write one of {', '.join(ON_EXCEED)}")
     if scope not in SCOPES:

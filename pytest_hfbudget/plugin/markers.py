@@ -123,7 +123,7 @@ def _budgets(item: pytest.Item) -> Iterator[Marked]:
         try:
             yield Marked(budget_args(*mark.args, **mark.kwargs), node)
         except (ConfigError, TypeError) as error:
-            text = str(error).replace("terms()", "budget()")
+            text = str(error).replace("budget_args()", "budget()")
             raise ConfigError(f"{item.nodeid}: @pytest.mark.{_call(mark)}: {text}") from None
 
 

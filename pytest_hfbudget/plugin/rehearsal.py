@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pytest_hfbudget.errors import ConfigError
+from pytest_hfbudget.errors import ConfigError, EndpointError
 from pytest_hfbudget.files import cache_file
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.text import public_url
@@ -75,12 +75,19 @@ class Rehearsal:
         return led_to(self.url, settings)
 
     def provide(self, names: tuple[str, ...]) -> None:
-        """Have the emulator play endpoints that it does not know yet."""
+        """Have the emulator play endpoints that it does not know yet.
+
+        Raises:
+            EndpointError: one has a name that no endpoint can have.
+        """
         client = self._client()
         known = {endpoint["name"] for endpoint in client.state()["endpoints"]}
         for name in names:
             if name not in known:
-                client.add_endpoint(name)
+                try:
+                    client.add_endpoint(name)
+                except ValueError as error:
+                    raise EndpointError(f"endpoint {name!r}: {error}") from None
 
     def stop(self) -> None:
         """End the emulator, if this run has started it."""

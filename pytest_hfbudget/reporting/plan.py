@@ -238,11 +238,13 @@ def _order(order: PlannedOrder) -> Iterator[TerminalLine]:
         now, collected = now.plus(own), collected.plus(other)
         times = f"{span.start:.0f} s to {span.start + span.seconds:.0f} s"
         yield TerminalLine(
-            f"    {span.endpoint.name} runs from {times}: {own} min; as collected {other} min"
+            f"    {span.endpoint.name} runs from {times}, minutes: {own}; as collected: {other}"
         )
     saved = collected.minus(now)
     if saved.minutes > 0 or saved.nano_usd > 0:
-        yield TerminalLine(f"    saves {saved} min (hf_order=collected keeps your order)", "green")
+        yield TerminalLine(
+            f"    minutes saved: {saved}; hf_order=collected keeps your order", "green"
+        )
 
 
 def _minutes(endpoint: PlannedEndpoint, seconds: float) -> Minutes:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.money import beside, show
+from pytest_hfbudget.money import beside, difference, show
 from pytest_hfbudget.reporting import ESTIMATED, NO_TEST, Report, TestLine, distinct, remarks, total
 from pytest_hfbudget.reporting.bill import Bill, by_model, drift_text
 
@@ -45,7 +45,7 @@ class Column(NamedTuple):
         if value is None or isinstance(value, str):
             return value or ""
         if self.kind in ("usd", "more"):
-            return f"{'+' if self.kind == 'more' and value > 0 else ''}{show(int(value))}"
+            return show(int(value))
         return f"{value:,.2f}" if self.kind == "seconds" else f"{value:,}"
 
 
@@ -62,14 +62,22 @@ class Table(NamedTuple):
     note: str = ""
 
     def texts(self, row: tuple[Cell, ...]) -> Iterator[str]:
-        """The cells of a row as text; amounts side by side are told apart, a cap is exact."""
+        """The cells of a row as text.
+
+        Amounts side by side are told apart, a cap is exact, a difference is that of the texts
+        before it.
+        """
         cells = zip(self.columns, row, strict=True)
+        compared: list[int] = []
         for kind, group in itertools.groupby(cells, key=lambda cell: cell[0].kind):
             side_by_side = dict(group)
             known = {one: nano for one, nano in side_by_side.items() if isinstance(nano, int)}
             amounts = known if kind == "usd" else {}
             cap = next((nano for one, nano in amounts.items() if one.label == CAP.label), None)
             shown = dict(zip(amounts, beside(cap, *amounts.values()), strict=False))
+            if kind == "more":
+                shown = dict.fromkeys(known, difference(*compared))
+            compared = list(amounts.values())
             for column, value in side_by_side.items():
                 yield shown.get(column) or column.text(value)
 

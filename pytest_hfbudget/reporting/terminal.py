@@ -186,7 +186,8 @@ def _endpoint(endpoint: EndpointLine, usd: Amounts) -> TerminalLine:
     of_which = f" of which {unused}" if unused else ""
     cost = f"{_times(endpoint)}{endpoint.minutes} min, {in_all}{of_which}"
     colour = "green" if endpoint.verified else "" if endpoint.in_order else "red"
-    texts = "; ".join(filter(None, (endpoint.verdict, cost, endpoint.note, endpoint.remedy)))
+    remedy = "" if endpoint.note.endswith(f"`hfbudget pause {endpoint.name}`") else endpoint.remedy
+    texts = "; ".join(filter(None, (endpoint.verdict, cost, endpoint.note, remedy)))
     return TerminalLine(f"  {endpoint.name}: {texts}", colour)
 
 

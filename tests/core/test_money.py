@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pytest_hfbudget.money import (
     Amounts,
     beside,
+    difference,
     exact,
     nano,
     parse_rate,
@@ -360,3 +361,19 @@ def test_a_rate_is_written_for_one_unit_where_nothing_else_is_said() -> None:
 
 def test_a_rate_is_for_one_unit_where_nothing_else_is_said() -> None:
     assert parse_rate("0.5") == 5 * 10**17
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("0.6549", "0.7851", "+$0.14"),  # of $0.65 and $0.79; the exact one is 0.1302
+        ("0.0005", "0.0005598", "+$0.00006"),
+        ("0.0000275", "0.000000109", "-$0.0000274"),
+        ("0", "0.00005", "+<$0.0001"),
+        ("1", "1", "$0.00"),
+    ],
+)
+def test_a_difference_is_that_of_the_amounts_as_they_are_shown(
+    before: str, after: str, expected: str
+) -> None:
+    assert difference(parse_usd(before), parse_usd(after)) == expected

@@ -113,6 +113,23 @@ def test_a_bad_marker_argument_under_workers(suite: Suite) -> None:
     _one_line(suite.run("-n2"), "test_suite.py::test_it: @pytest.mark.budget(max_usd='abc')")
 
 
+def test_a_mistyped_marker_argument(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.budget(max_usdd=0.01)
+        def test_it(): pass
+    """)
+    _one_line(suite.run(), "budget() has no argument 'max_usdd'; did you mean max_usd?")
+
+
+@pytest.mark.parametrize("name", ["my-org/ci llm", "My-Org/CI-LLM"])
+def test_an_endpoint_name_that_no_endpoint_can_have(suite: Suite, name: str) -> None:
+    suite.test_file(f"""
+        @pytest.mark.hf_endpoint("{name}")
+        def test_it(): pass
+    """)
+    _one_line(suite.run(), f"endpoint '{name}': ")
+
+
 def test_an_endpoint_marker_without_a_name(suite: Suite) -> None:
     suite.test_file("""
         @pytest.mark.hf_endpoint()

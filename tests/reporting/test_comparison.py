@@ -71,7 +71,7 @@ def test_two_equal_runs_have_no_table_of_tests() -> None:
 
 def test_amounts_that_differ_look_different() -> None:
     lines = comment(run({"t": "0.0100001"}, spent="0.0100001"), run({"t": "0.01"}, spent="0.01"))
-    assert "**$0.01, before $0.0100001: -<$0.0001 (-<0.01 %)**" in lines
+    assert "**$0.01, before $0.0100001: -$0.0000001 (-<0.01 %)**" in lines
 
 
 def test_the_share_of_a_test_in_an_endpoint_is_in_its_cost_and_in_the_totals() -> None:
