@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pytest_hfbudget.money import exact, show
+from pytest_hfbudget.money import beside, exact, show
 from pytest_hfbudget.reporting import REHEARSAL, REMARKS, Report, counted, total
 from pytest_hfbudget.reporting import unmetered as not_metered
 from pytest_hfbudget.reporting.bill import drift_text
@@ -63,7 +63,7 @@ def page(reports: Sequence[Report]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(show=show, cap=exact, exact=to_the_last)
-    environment.filters["figure"] = figure
+    environment.filters["of"] = lambda spent, cap: beside(cap, spent)[0]
     environment.tests["number"] = lambda column: column.is_number
     style, script = (_read(name) for name in ("page.css", "page.js"))
     shown = tuple(tables(reports))
@@ -267,11 +267,6 @@ def percent(part: Cell, whole: int) -> float:
     return round(min(max(100 * part / whole, 2), 100), 2)
 
 
-def figure(value: Cell, column: Column) -> str:
-    """A cell as text; a cap is never rounded."""
-    return exact(value) if column.filled and isinstance(value, int) else column.text(value)
-
-
 def to_the_last(amount: Cell) -> str:
     """An amount to the nano-dollar."""
     return f"{exact(amount)} = {amount:,} nano-USD" if isinstance(amount, int) else ""
@@ -289,7 +284,9 @@ def packed(table: Table) -> dict[str, Any]:
         return value if value is None or value < _EXACT else str(value)
 
     rows = [[pack(value) for value in row] for row in table.rows]
+    amounts = [number for number, column in enumerate(table.columns) if column.kind == "usd"]
     return {
+        "shown": dict(_apart(table, amounts)) if len(amounts) > 1 else {},
         "labels": [column.label for column in table.columns],
         "kinds": [column.kind for column in table.columns],
         "wholes": [str(whole) for whole in sums(table)],
@@ -297,6 +294,15 @@ def packed(table: Table) -> dict[str, Any]:
         "texts": list(texts),
         "rows": rows,
     }
+
+
+def _apart(table: Table, amounts: Sequence[int]) -> Iterator[tuple[int, dict[int, str]]]:
+    """The amounts of each row that need other digits than alone, to be told from those beside."""
+    for number, row in enumerate(table.rows):
+        texts = list(table.texts(row))
+        alone = ((at, table.columns[at].text(row[at])) for at in amounts)
+        if differ := {at: texts[at] for at, text in alone if texts[at] != text}:
+            yield number, differ
 
 
 def _read(asset: str) -> str:

@@ -266,7 +266,7 @@ def test_what_endpoints_cost_a_test_is_in_its_row(show: Open) -> None:
     page = show(report(60))
     heads = page.locator("#tests th").all_inner_texts()
     uptime = next(n for n, head in enumerate(heads) if "of which uptime" in head)
-    assert _test_row(page, 0).locator("td").nth(uptime).inner_text() == "$0.01"
+    assert _test_row(page, 0).locator("td").nth(uptime).inner_text() == "$0.012"
     assert page.locator("#shares").count() == 0
 
 
@@ -410,3 +410,16 @@ def test_the_timeline_is_read_by_pointer_and_by_keyboard(
     assert said.inner_text() == "t.py::test_a (acme/a): 5.0 s to 12.0 s, 7.0 s"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert complaints == []
+
+
+def test_an_amount_just_below_its_cap_looks_less_also_after_the_table_is_drawn_again(
+    show: Open,
+) -> None:
+    made = report(200)
+    spent, cap = 499_900_000, 500_000_000
+    first, *others = made["tests"]
+    first.update(spent_usd=str(spent / 1e9), cap_usd=str(cap / 1e9), uptime_usd="0")
+    page = show({**made, "tests": [first, *others]})
+    _sorted_by(page, "tests", "test")
+    row = page.locator("#tests tbody tr", has_text=first["id"]).first
+    assert row.locator("td").nth(1).inner_text() == "$0.4999"

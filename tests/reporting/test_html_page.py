@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -49,6 +50,19 @@ def test_an_amount_is_short_and_its_title_is_exact() -> None:
     content["session"]["spent_usd"] = "0.012345678"
     text = page([saved(content)])
     assert '<strong title="$0.012345678 = 12,345,678 nano-USD">$0.01</strong>' in text
+
+
+def test_what_is_less_than_a_cap_looks_less_in_the_headline_and_in_its_row() -> None:
+    content = full()
+    content["session"].update(spent_usd="0.9996", cap_usd="1")
+    content["tests"][0].update(spent_usd="0.4999", cap_usd="0.5", uptime_usd="0")
+    text = page([saved(content)])
+    assert ">$0.9996</strong> spent" in text
+    assert "<span>$0.4999</span>" in text
+    data = json.loads(
+        html.unescape(text.split('id="data"', 1)[1].split(">", 1)[1].split("<", 1)[0])
+    )
+    assert {"1": "$0.4999"} in data["tests"]["shown"].values()
 
 
 def test_a_bar_that_is_hardly_filled_still_shows_what_most_of_it_was_spent_on() -> None:

@@ -12,7 +12,11 @@ const isNumber = (kind) => ["usd", "count", "seconds"].includes(kind);
 let loaded;
 const data = (key) => {
   loaded ??= JSON.parse(document.getElementById("data").textContent);
-  return loaded[key];
+  const table = loaded[key];
+  // Amounts that are told from those beside them by more digits.
+  if (table)
+    table.apart ??= new Map(Object.entries(table.shown).map(([n, texts]) => [table.rows[n], texts]));
+  return table;
 };
 
 // --- figures, as in money.py; amounts may be beyond what a Number holds exactly
@@ -68,19 +72,20 @@ function bar([most, uptime = 0], whole) {
   );
 }
 
-function cell(row, i, { kinds, labels, wholes, filled, texts }) {
+function cell(row, i, { kinds, labels, wholes, filled, texts, apart }) {
   const [value, kind] = [row[i], kinds[i]];
   const td = document.createElement("td");
   const span = document.createElement("span");
   td.dataset.label = labels[i];
   if (isNumber(kind)) {
     const cap = filled[i].length && value !== null;
+    const known = apart.get(row)?.[i];
     td.className = filled[i].length ? "n filled" : "n";
     if (kind === "usd" && value !== null)
       td.title = `${exact(BigInt(value))} = ${grouped(String(value))} nano-USD`;
     if (cap) td.append(bar(filled[i].map((n) => Number(row[n])), Number(value)));
     if (Number(wholes[i])) td.append(bar([Number(value)], Number(wholes[i])));
-    span.textContent = cap ? exact(BigInt(value)) : figure(value, kind);
+    span.textContent = known ?? (cap ? exact(BigInt(value)) : figure(value, kind));
     td.append(span);
     return td;
   }
