@@ -44,16 +44,50 @@ def _number(_: click.Context, option: click.Parameter, value: str | None) -> Fra
 
 @dataclass(frozen=True)
 class ForecastRequest:
-    """Replicas as they were given; None leaves them to the endpoint."""
+    """When endpoints run, and with how many replicas: the options as they were given.
 
-    least: int | None
-    most: int | None
+    Of replicas, None leaves their number to the endpoint.
+    """
+
+    hours_per_day: Fraction | None
+    days_per_week: Fraction
+    min_replicas: int | None
+    max_replicas: int | None
+    scale_up_hours: Fraction
+    runs_per_day: int | None
+    minutes_per_run: Fraction | None
+    cold_start: Fraction
+    idle: Fraction
 
     def machine(self, name: str, atto_per_hour: int, own: tuple[int, int] = (1, 1)) -> Machine:
         """Between these numbers of replicas, or its own; a resume starts one at least."""
-        least = max(own[0], 1) if self.least is None else self.least
-        most = max(own[1], least) if self.most is None else self.most
+        least = max(own[0], 1) if self.min_replicas is None else self.min_replicas
+        most = max(own[1], least) if self.max_replicas is None else self.max_replicas
         return Machine(name, atto_per_hour, least, most)
+
+    def runs(self) -> Runs | None:
+        """The short runs of a day, if it is these that are asked for.
+
+        Raises:
+            BadInput: half of what they need is missing, or hours are given as well.
+        """
+        if self.runs_per_day is None and self.minutes_per_run is None:
+            if not self.cold_start and not self.idle:
+                return None
+        elif self.runs_per_day is not None and self.minutes_per_run is not None:
+            if self.hours_per_day is not None:
+                raise output.BadInput("--hours-per-day and --runs-per-day: give one of the two.")
+            return Runs(self.runs_per_day, self.minutes_per_run, self.cold_start, self.idle)
+        raise output.BadInput("--runs-per-day and --minutes-per-run go together.")
+
+    def schedule(self, runs: Runs | None) -> Schedule:
+        """When the endpoints run.
+
+        Raises:
+            ValueError: a day has fewer hours, or a week fewer days.
+        """
+        hours = ALWAYS.hours if self.hours_per_day is None else self.hours_per_day
+        return Schedule(runs.hours if runs else hours, self.days_per_week, self.scale_up_hours)
 
 
 @click.command("forecast")
@@ -90,18 +124,7 @@ class ForecastRequest:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(
-    endpoints: tuple[str, ...],
-    rates: tuple[str, ...],
-    hours_per_day: Fraction | None,
-    days_per_week: Fraction,
-    min_replicas: int | None,
-    max_replicas: int | None,
-    scale_up_hours: Fraction,
-    runs_per_day: int | None,
-    minutes_per_run: Fraction | None,
-    cold_start: Fraction,
-    idle: Fraction,
-    as_json: bool,
+    endpoints: tuple[str, ...], rates: tuple[str, ...], as_json: bool, **given: Any
 ) -> None:
     """Forecast what endpoints cost by an hour, day, week and month.
 
@@ -116,13 +139,10 @@ def command(
     """
     if not rates:
         endpoints = endpoints or access.settings().endpoints
-    runs = _runs(runs_per_day, minutes_per_run, cold_start, idle)
-    if runs and hours_per_day is not None:
-        raise output.BadInput("--hours-per-day and --runs-per-day: give one of the two.")
-    hours = runs.hours if runs else (ALWAYS.hours if hours_per_day is None else hours_per_day)
-    asked = ForecastRequest(min_replicas, max_replicas)
+    asked = ForecastRequest(**given)
+    runs = asked.runs()
     try:
-        schedule = Schedule(hours, days_per_week, scale_up_hours)
+        schedule = asked.schedule(runs)
         machines = (*_by_rate(rates, asked), *_by_name(endpoints, asked))
         told = ForecastAnswer.of(machines, schedule, runs)
     except HFBudgetError as error:
@@ -239,16 +259,6 @@ def _by_name(names: tuple[str, ...], asked: ForecastRequest) -> Iterator[Machine
             raise HFBudgetError(f"{name}: {kind} is on no price list; give its price with --rate.")
         own = found.scaling.min_replica, found.scaling.max_replica
         yield asked.machine(name, price, own)
-
-
-def _runs(
-    per_day: int | None, minutes: Fraction | None, cold_start: Fraction, idle: Fraction
-) -> Runs | None:
-    if per_day is not None and minutes is not None:
-        return Runs(per_day, minutes, cold_start, idle)
-    if per_day is None and minutes is None and not cold_start and not idle:
-        return None
-    raise output.BadInput("--runs-per-day and --minutes-per-run go together.")
 
 
 def _runs_text(runs: Runs) -> str:
