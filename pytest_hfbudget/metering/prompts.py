@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
+from binascii import a2b_base64
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -344,7 +344,7 @@ def image_size(url: str) -> tuple[int, int] | None:
     if not kind.startswith("data:image/") or not coded:
         return None
     try:
-        data = b64decode(coded, validate=True)
+        data = a2b_base64(coded)
     except ValueError:
         return None
     if any(mark in data for mark in TURNED):
