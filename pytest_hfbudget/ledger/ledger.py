@@ -30,7 +30,6 @@ from pytest_hfbudget.ledger.queue import (
     NO_QUEUE,
     Account,
     HoldRequest,
-    OpenHold,
     Waiter,
     decide,
     grant,
@@ -86,7 +85,7 @@ class Ledger:
     def __init__(self) -> None:
         self._lock: Lock = own_lock()
         self._accounts: dict[str, Account] = {}
-        self._holds: dict[int, OpenHold] = {}
+        self._holds: dict[int, HoldRequest] = {}
         self._queue: list[Waiter] = []
         self._next = 0
         self._uptime: UptimeSource | None = None
@@ -182,9 +181,7 @@ class Ledger:
         if self._lock._is_owned():  # as `alone`, without its call
             raise interrupted("the ledger")
         with self._lock:
-            for account in self._resolve(hold).accounts:
-                account.spent += charge.nano_usd or 0
-                account.calls += 1
+            self._resolve(hold, charge.nano_usd or 0, 1)
             self._charges.append(charge)
         if self._queue:
             self._serve()
@@ -196,8 +193,7 @@ class Ledger:
             KeyError: the hold was resolved before.
         """
         with alone(self._lock):
-            for account in self._resolve(hold).accounts:
-                account.calls += charge is not None
+            self._resolve(hold, calls=0 if charge is None else 1)
             if charge is not None:
                 self._charges.append(charge)
         if self._queue:
@@ -295,18 +291,20 @@ class Ledger:
         return place.answer.result() if place.answer.done() else place
 
     def _grant(self, request: HoldRequest, amount: int) -> Hold:
+        request.amount = amount
         for account in request.accounts:
             account.held += amount
             account.in_flight += 1
-        self._holds[request.id] = OpenHold(request, amount)
+        self._holds[request.id] = request
         return Hold(request.id, amount)
 
-    def _resolve(self, hold: int) -> HoldRequest:
-        request, amount = self._holds.pop(hold)
+    def _resolve(self, hold: int, spent: int = 0, calls: int = 0) -> None:
+        request = self._holds.pop(hold)
         for account in request.accounts:
-            account.held -= amount
+            account.held -= request.amount
             account.in_flight -= 1
-        return request
+            account.spent += spent
+            account.calls += calls
 
     def _answer_line(self) -> None:
         while (decision := decide(self._queue, self._holds.values())) is not None:

@@ -64,22 +64,26 @@ class Account:
         )
 
 
-class HoldRequest(NamedTuple):
-    """What a call asks for: from ``least`` to ``most`` nano-USD in all its accounts at once."""
+class HoldRequest:
+    """What a call asks for: from ``least`` to ``most`` nano-USD in all its accounts at once.
 
-    id: int
-    accounts: tuple[Account, ...]
-    least: int
-    most: int | None
-    draft: Charge
-    caller: Caller | None
+    Attributes:
+        amount: what it holds, once it was granted.
+    """
 
+    __slots__ = ("accounts", "amount", "caller", "draft", "id", "least", "most")
 
-class OpenHold(NamedTuple):
-    """A request that was granted."""
-
-    request: HoldRequest
-    amount: int
+    def __init__(
+        self,
+        number: int,
+        accounts: tuple[Account, ...],
+        least: int,
+        most: int | None,
+        draft: Charge,
+        caller: Caller | None,
+    ) -> None:
+        self.id, self.accounts, self.least, self.most = number, accounts, least, most
+        self.draft, self.caller, self.amount = draft, caller, 0
 
 
 class Waiter(NamedTuple):
@@ -112,28 +116,29 @@ def grant(request: HoldRequest, ahead: QueueAhead) -> int | None:
     Raises:
         BudgetExceededError: it would not fit either if nothing were held.
     """
-    waits, amount = False, request.most
+    waits, least, amount = False, request.least, request.most
     for account in request.accounts:
-        scope = account.scope
-        if scope.max_calls is not None:
-            left = scope.max_calls - account.calls - account.in_flight
+        _, _, cap, max_calls = account.scope
+        if max_calls is not None:
+            left = max_calls - account.calls - account.in_flight
             if left < 1:
                 raise account.out_of_calls(request.draft.model)
             waits = waits or left <= ahead.calls.get(account, 0)
-        if scope.cap is not None:
-            unspent = scope.cap - account.spent
-            if 0 < request.least > unspent:  # what is free fits into any cap
-                raise account.over(request.least, request.draft.model)
+        if cap is not None:
+            unspent = cap - account.spent
+            if 0 < least > unspent:  # what is free fits into any cap
+                raise account.over(least, request.draft.model)
             room = unspent - account.held - ahead.nano_usd.get(account, 0)
-            waits = waits or 0 < request.least > room
-            amount = room if amount is None else min(amount, room)
+            waits = waits or 0 < least > room
+            if amount is None or room < amount:
+                amount = room
     if waits:
         return None
-    return request.least if amount is None else max(amount, request.least)
+    return least if amount is None or amount < least else amount
 
 
 def decide(
-    queue: Sequence[Waiter], holds: Collection[OpenHold]
+    queue: Sequence[Waiter], holds: Collection[HoldRequest]
 ) -> tuple[Waiter, int | BudgetExceededError] | None:
     """Who of those in line need wait no longer, and why: an amount, or a refusal."""
     holders = _holders(queue, holds)
@@ -168,14 +173,14 @@ def sent_away(place: Waiter, queue: Sequence[Waiter], advice: str) -> BudgetExce
     return next(full).out_of_calls(request.draft.model)
 
 
-def _holders(queue: Iterable[Waiter], holds: Iterable[OpenHold]) -> set[int]:
+def _holders(queue: Iterable[Waiter], holds: Iterable[HoldRequest]) -> set[int]:
     """The requests of those in line who have other calls in flight."""
-    within = {part for held in holds if held.request.caller for part in held.request.caller.within}
+    within = {part for held in holds if held.caller for part in held.caller.within}
     return {p.request.id for p in queue if p.request.caller and p.request.caller.stops in within}
 
 
 def _deadlock(
-    queue: Sequence[Waiter], holds: Collection[OpenHold], holders: set[int]
+    queue: Sequence[Waiter], holds: Collection[HoldRequest], holders: set[int]
 ) -> tuple[Waiter, BudgetExceededError] | None:
     """The last of those who wait for each other, if some do: who comes last closed the circle.
 
@@ -193,13 +198,13 @@ def _deadlock(
     return None
 
 
-def _frozen(waiting: Iterable[Waiter], holds: Iterable[OpenHold]) -> Counter[Account]:
+def _frozen(waiting: Iterable[Waiter], holds: Iterable[HoldRequest]) -> Counter[Account]:
     """What stays held while these wait, in each account."""
     still = {place.request.caller.stops for place in waiting if place.request.caller}
     frozen: Counter[Account] = Counter()
     for held in holds:
-        if held.request.caller and not still.isdisjoint(held.request.caller.within):
-            for account in held.request.accounts:
+        if held.caller and not still.isdisjoint(held.caller.within):
+            for account in held.accounts:
                 frozen[account] += held.amount
     return frozen
 

@@ -30,7 +30,6 @@ from pytest_hfbudget.metering.prompts import (
     TOKENIZER,
     UNDERSTATED,
     Counts,
-    Estimate,
     Fact,
     Measured,
     Tokenizer,
@@ -41,7 +40,7 @@ from pytest_hfbudget.metering.prompts import (
     outline,
     with_margin,
 )
-from pytest_hfbudget.metering.request import IMAGE_TOKENS, Parameters, payload_of
+from pytest_hfbudget.metering.request import IMAGE_TOKENS, InputBound, Parameters, payload_of
 from pytest_hfbudget.pricing import (
     BYTES,
     STATED,
@@ -97,44 +96,46 @@ class TokenCounts:
         self._models: dict[str, dict[str, Counts]] = {}
         self._loaded: set[str] = set()
         # What follows from all facts, for prompts that no server has counted: replays, for one.
-        self._kept: dict[tuple[str, str | None, str], Estimate] = {}
+        self._kept: dict[tuple[str, str | None, str], InputBound] = {}
 
     # --- bounds
 
-    def bounded(self, request: CallRequest, parameters: Parameters, book: PriceBook) -> CallRequest:
-        """A request with the most input tokens that its payload can make."""
-        payload, provider = _asked(request, payload_of(parameters)), request.provider
-        if request.model not in self._loaded:
-            self._load_model(request.model)
+    def bound(
+        self, parameters: Parameters, book: PriceBook, model: str, provider: str | None
+    ) -> InputBound:
+        """The most input tokens that the payload of a request can make."""
+        payload = parameters.json
+        if type(payload) is not dict:
+            payload = payload_of(parameters)
+        if model.startswith("http"):
+            payload = _asked(model, payload)
+        if model not in self._loaded:
+            self._load_model(model)
         hashes = self._hashes(payload)
         if not hashes:
-            return self.unlearned(request, parameters, book)
-        if provider is None and request.model.startswith("http"):
+            return self.unlearned(parameters, book, model, provider)
+        asked, providers = provider, self._models[model]
+        if provider is None and model.startswith("http"):
             provider = ""
-        providers = self._models[request.model]
         counts = None if provider is None else providers.get(provider)
         if counts is not None and (tokens := counts.tokens.get(hashes[-1])) is not None:
             if not counts.alike:
                 tokens = with_margin(tokens)
-            return request._replace(input_bound=tokens, basis=COUNTED, prompt=Prompt(hashes[-1]))
-        estimates, key = self._kept, (request.model, provider, hashes[-1])
+            return InputBound(tokens, COUNTED, (), Prompt(hashes[-1]))
+        estimates, key = self._kept, (model, provider, hashes[-1])
         if (kept := estimates.get(key)) is None:
-            tokenizer = None if request.model in self.miscounted else self._tokenizer(request.model)
-            image_tokens = self.image_tokens(request.model)
-            strict = by_bytes(request, parameters, book, image_tokens)
-            new = self._measured(payload, hashes, tokenizer, image_tokens)
-            kept = self._estimated(request, strict, provider, new)
+            strict = self.unlearned(parameters, book, model, asked)
+            kept = self._estimated(payload, strict, model, provider, hashes)
             if len(estimates) < MOST_KEPT:  # where something was learned meanwhile, they are gone
                 estimates[key] = kept
-        bound, basis, inputs, prompt = kept
-        return request._replace(input_bound=bound, basis=basis, inputs=inputs, prompt=prompt)
+        return kept
 
     def unlearned(
-        self, request: CallRequest, parameters: Parameters, book: PriceBook
-    ) -> CallRequest:
-        """A request with the most input tokens that its payload can make by its bytes."""
-        tokens, basis = by_bytes(request, parameters, book, self.image_tokens(request.model))
-        return request._replace(input_bound=tokens, basis=basis)
+        self, parameters: Parameters, book: PriceBook, model: str, provider: str | None
+    ) -> InputBound:
+        """The most input tokens that the payload of a request can make by its bytes."""
+        most = self.image_tokens(model)
+        return InputBound(*by_bytes(parameters, book, model, provider, most))
 
     def image_tokens(self, model: str) -> int:
         """The most tokens that an image makes of a model, if none of its size was counted."""
@@ -142,32 +143,35 @@ class TokenCounts:
 
     def _estimated(
         self,
-        request: CallRequest,
-        strict: tuple[int, str],
+        payload: Mapping[str, Any],
+        unlearned: InputBound,
+        model: str,
         provider: str | None,
-        new: Measured,
-    ) -> Estimate:
+        hashes: list[str],
+    ) -> InputBound:
         """The bound on a prompt that was not counted before.
 
         Args:
-            strict: the one by its bytes.
+            unlearned: the bound by its bytes.
             provider: None where the router chooses, empty where there is none.
         """
-        providers = self._models[request.model]
+        providers, strict = self._models[model], unlearned[:2]
+        tokenizer = None if model in self.miscounted else self._tokenizer(model)
+        new = self._measured(payload, hashes, tokenizer, self.image_tokens(model))
         if provider is not None:
             bound, basis = bound_of(new, strict, providers.get(provider))
-            return Estimate(bound, basis, (), new.prompt)
+            return InputBound(bound, basis, (), new.prompt)
         inputs = tuple(
             (name, *bound_of(new, strict, counts)) for name, counts in tuple(providers.items())
         )
         other, basis = bound_of(new, strict, None)
-        return Estimate(other, basis, inputs, new.prompt)
+        return InputBound(other, basis, inputs, new.prompt)
 
     def same(self, request: CallRequest, payload: Mapping[str, Any]) -> bool:
         """Whether a payload has the prompt that a request was bounded by."""
         if request.prompt is None:
             return False
-        return self._hashes(_asked(request, payload))[-1:] == [request.prompt.exact]
+        return self._hashes(_asked(request.model, payload))[-1:] == [request.prompt.exact]
 
     def _hashes(self, payload: Mapping[str, Any], *, beginnings: bool = False) -> list[str]:
         """The hash of a prompt; with ``beginnings`` those of its beginnings before it.
@@ -371,13 +375,16 @@ def _said_in(payload: Mapping[str, Any]) -> tuple[str, list[Any]]:
     return "", []
 
 
-def _asked(request: CallRequest, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+def _asked(model: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
     """A payload that tells prompts apart also where one server has several models."""
-    return {**payload, "served": payload.get("model")} if request.is_url else payload
+    is_url = model.startswith(("http://", "https://"))
+    return {**payload, "served": payload.get("model")} if is_url else payload
 
 
 def _rest_of(payload: Mapping[str, Any], said: str) -> dict[str, Any]:
     """What else may change the tokens of a prompt."""
+    if not payload.keys() - NEUTRAL - {said}:
+        return {}  # as in most calls
     rest = {
         name: value
         for name, value in payload.items()

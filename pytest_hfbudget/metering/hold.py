@@ -17,7 +17,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import Charge, Hold
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.locks import OWN_LOCKS, is_owned
+from pytest_hfbudget.locks import OWN_LOCKS
 from pytest_hfbudget.metering import limits
 from pytest_hfbudget.metering.budget_context import current_caller
 from pytest_hfbudget.metering.call import Call
@@ -34,7 +34,9 @@ from pytest_hfbudget.metering.limits import (
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.prompts import shows
 from pytest_hfbudget.metering.request import (
+    InputBound,
     OutgoingCall,
+    Parameters,
     changed,
     describe,
     with_own_payload,
@@ -42,7 +44,6 @@ from pytest_hfbudget.metering.request import (
 from pytest_hfbudget.metering.waiting import HoldWait
 from pytest_hfbudget.pricing import CallRequest, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import PriceBook, toml_hint
-from pytest_hfbudget.settings import ROUTER
 
 logger = logging.getLogger("pytest_hfbudget")
 
@@ -75,7 +76,8 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
             for is gone; nothing is to be sent.
     """
     __tracebackhide__ = True
-    if any(map(is_owned, tuple(OWN_LOCKS))):  # as `inside`, without its call
+    # As `inside`, without its call.
+    if True in [lock._is_owned() for own in tuple(OWN_LOCKS) if (lock := own()) is not None]:
         _interrupting(meter, outgoing)
         return None
     if meter.deferred.later or meter.deferred.ended:
@@ -134,7 +136,7 @@ def _interrupting(meter: Meter, outgoing: OutgoingCall) -> None:
     if not outgoing.budgets.capped:
         meter.missed("a signal handler called while the ledger was changing", tell=False)
         return
-    draft = _draft(outgoing, _described(meter, outgoing, refused=True), None)
+    draft = _draft(outgoing, _described(meter, outgoing, outgoing.parameters, refused=True), None)
     error = interrupted(draft.model)
     meter.refuse(draft, error, outgoing.budgets.test)
     raise error
@@ -142,7 +144,7 @@ def _interrupting(meter: Meter, outgoing: OutgoingCall) -> None:
 
 def _too_late(meter: Meter, outgoing: OutgoingCall) -> RunOverError:
     """The refusal of a call that no budget can hold; a rehearsal lets none out, capped or not."""
-    model = _described(meter, outgoing, refused=True).model
+    model = _described(meter, outgoing, outgoing.parameters, refused=True).model
     error = RunOverError(f"{model}: {meter.budgets.over}", model=model)
     meter.budgets.record_refusal(error, outgoing.budgets.test)
     return error
@@ -169,9 +171,10 @@ def _not_held(meter: Meter, outgoing: OutgoingCall, error: Exception) -> None:
 
 
 def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
+    parameters = outgoing.parameters
     if outgoing.budgets.paid:
-        outgoing = outgoing._replace(parameters=with_own_payload(outgoing.parameters))
-    request = _described(meter, outgoing)
+        parameters = with_own_payload(parameters)
+    request = _described(meter, outgoing, parameters)
     book, endpoint = meter.book, None
     if book.leased or book.remote:
         endpoint = book.leased_name(request.url)
@@ -183,6 +186,7 @@ def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
     if endpoint is not None:
         meter.endpoints.using(endpoint)
     call = Call(meter, outgoing, request, draft)
+    call.parameters = parameters
     _hold(call, partial(_ask, call, blocks))
     return call
 
@@ -194,42 +198,49 @@ def _take(call: Call) -> None:
         _hold(call, wait.hold)
 
 
-def _described(meter: Meter, outgoing: OutgoingCall, *, refused: bool = False) -> CallRequest:
-    request = describe(
-        outgoing.parameters,
-        routers=(meter.router, ROUTER),
+def _described(
+    meter: Meter, outgoing: OutgoingCall, parameters: Parameters, *, refused: bool = False
+) -> CallRequest:
+    if refused:
+        bound = _no_bound
+    elif outgoing.budgets.paid:
+        bound = partial(meter.counts.bound, parameters, meter.book)
+    else:  # the payload is the caller's own, and may change
+        bound = partial(meter.counts.unlearned, parameters, meter.book)
+    return describe(
+        parameters,
+        routers=meter.routers,
         asked=outgoing.asked,
         stream=outgoing.stream,
         timeout=outgoing.timeout,
-        measured=False,
+        bound=bound,
     )
-    if refused:
-        return request  # it needs no bound
-    if outgoing.budgets.paid:  # else the payload is the caller's own, and may change
-        return meter.counts.bounded(request, outgoing.parameters, meter.book)
-    return meter.counts.unlearned(request, outgoing.parameters, meter.book)
+
+
+def _no_bound(model: str, provider: str | None) -> InputBound:
+    """A call that is refused in any case needs none."""
+    return InputBound(0)
 
 
 def _draft(outgoing: OutgoingCall, request: CallRequest, endpoint: str | None) -> Charge:
     test = outgoing.budgets.test
-    return Charge(
-        test=test.id if test else None,
-        task=request.task,
-        model=request.model,
-        provider=request.provider,
-        input_tokens=0,
-        output_tokens=0,
-        nano_usd=None,
-        price_source="",
-        status="",
-        estimated=False,
-        seconds=0.0,
-        where="" if test else outgoing.where,
-        scopes=outgoing.budgets.keys,
-        instead_of=outgoing.asked.instead_of,
-        at=outgoing.at,
-        endpoint=endpoint,
-        session_id=outgoing.session_id,
+    used = 0, 0, None, "", "", False, 0.0  # nothing yet
+    return Charge(  # by position, which is twice as fast
+        test.id if test else None,
+        request.task,
+        request.model,
+        request.provider,
+        *used,
+        "" if test else outgoing.where,
+        outgoing.budgets.keys,
+        0,
+        False,
+        outgoing.asked.instead_of,
+        outgoing.at,
+        endpoint,
+        0,
+        0.0,
+        outgoing.session_id,
     )
 
 

@@ -33,21 +33,17 @@ FIRST_IMAGE = (
     "as that one did"
 )
 
-LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens")
-ANSWERS = ("n", "best_of", "num_return_sequences")
+LIMITS = frozenset({"max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens"})
+ANSWERS = frozenset({"n", "best_of", "num_return_sequences"})
 
 # Each provider has its own word for the number of images.
-PICTURES = (
-    "n",
-    "num_images",
-    "num_outputs",
-    "num_images_per_prompt",
-    "num_samples",
-    "max_images",
-    "samples",
+PICTURES = frozenset(
+    {
+        *("n", "num_images", "num_outputs", "num_images_per_prompt"),
+        *("num_samples", "max_images", "samples"),
+    }
 )
-
-BATCHES = ("batch_size",)
+BATCHES = frozenset({"batch_size"})
 # The tools that the caller runs; all others run at the service.
 OWN_TOOLS = frozenset({"function", "custom"})
 # What stands in a request of the responses API for a prompt, or a part, that the service has kept.
@@ -311,14 +307,15 @@ def output_limit(payload: Mapping[str, Any]) -> int | None:
     Raises:
         UnreadableLimitError: one is not a number, or means no limit beside one that is a limit.
     """
-    # Servers read 0 and -1 as no limit at all.
     given = _numbers(payload, LIMITS)
-    meant = [value for value in given if value > 0]
-    if meant and len(meant) < len(given):
+    # Servers read 0 and -1 as no limit at all.
+    if not given or (most := max(given)) <= 0:
+        return None
+    if min(given) <= 0:
         raise UnreadableLimitError(
-            f"limits of {min(given)} and {max(given)} contradict each other", ONE_NUMBER
+            f"limits of {min(given)} and {most} contradict each other", ONE_NUMBER
         )
-    return max(meant, default=None)
+    return most
 
 
 def answers(payload: Mapping[str, Any], task: str) -> int:
@@ -326,7 +323,7 @@ def answers(payload: Mapping[str, Any], task: str) -> int:
     if task == "text-generation":
         return max([1, *_numbers(payload, ANSWERS)]) * _prompts(payload)
     if not task.endswith("to-image"):
-        return max(_numbers(payload, ANSWERS), default=1)
+        return max(_numbers(payload, ANSWERS) or [1])
     each = max([1, *_numbers(payload, PICTURES)]) * max([1, *_numbers(payload, BATCHES)])
     return each * _prompts(payload)
 
@@ -366,19 +363,19 @@ def served_tools(payload: Mapping[str, Any]) -> None:
         )
 
 
-def _numbers(payload: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
+def _numbers(payload: Mapping[str, Any], names: frozenset[str]) -> list[int]:
     """The numbers by these names, rounded up, wherever servers look for them.
 
     Raises:
         UnreadableLimitError: one of them is not a number.
     """
-    return [
-        value if type(value) is int else _rounded_up(name, value)
-        for part in (payload, payload.get("parameters"), payload.get("input"))
-        if part and isinstance(part, (dict, Mapping))
-        for name in names
-        if (value := part.get(name)) is not None
-    ]
+    found: list[int] = []
+    for part in (payload, payload.get("parameters"), payload.get("input")):
+        if part and isinstance(part, (dict, Mapping)) and not names.isdisjoint(part):
+            for name, value in part.items():
+                if name in names and value is not None:
+                    found.append(value if type(value) is int else _rounded_up(name, value))
+    return found
 
 
 def _rounded_up(name: str, value: Any) -> int:

@@ -21,7 +21,7 @@ from pytest_hfbudget.metering.request import (
     input_bound,
     text_bytes,
 )
-from pytest_hfbudget.pricing import BYTES, STATED, CallRequest, Prompt
+from pytest_hfbudget.pricing import BYTES, STATED, Prompt
 from pytest_hfbudget.pricing.book import PriceBook
 
 # The keys of a message that says something and has nothing else.
@@ -144,21 +144,12 @@ class Measured(NamedTuple):
     beginnings: tuple[str, ...]
 
 
-class Estimate(NamedTuple):
-    """What `CallRequest` says of a prompt."""
-
-    input_bound: int
-    basis: str
-    inputs: tuple[tuple[str, int, str], ...]
-    prompt: Prompt
-
-
 # Counts the tokens of a text.
 Tokenizer = Callable[[str], int]
 
 
 def by_bytes(
-    request: CallRequest, parameters: Parameters, book: PriceBook, image_tokens: int
+    parameters: Parameters, book: PriceBook, model: str, provider: str | None, image_tokens: int
 ) -> tuple[int, str]:
     """The most input tokens of a payload by its bytes alone, and its basis.
 
@@ -171,7 +162,7 @@ def by_bytes(
     shown = shows(parameters.json)
     lowered = shown.lowered(image_tokens)
     basis = STATED if lowered else BYTES
-    longest = book.catalogue.contexts(request.model, request.provider).longest
+    longest = book.catalogue.contexts(model, provider).longest
     if longest is None or bound - lowered < longest:
         return bound - lowered, basis
     return max(bound - shown.tokens, min(longest - 1, bound - lowered)), basis

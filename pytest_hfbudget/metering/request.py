@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import is_dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -19,7 +18,7 @@ from pytest_hfbudget.metering.limits import (
     served_tools,
 )
 from pytest_hfbudget.metering.replay import SendWatch, is_mock
-from pytest_hfbudget.pricing import CallRequest, split_model
+from pytest_hfbudget.pricing import BYTES, CallRequest, Prompt, split_model
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.text import parse_json, printable, public_url
 
@@ -70,6 +69,15 @@ class AskedModel(NamedTuple):
 UNKNOWN_MODEL = AskedModel()
 
 
+class InputBound(NamedTuple):
+    """The most input tokens of a request, and how that came about: as `CallRequest` has them."""
+
+    most: int
+    basis: str = BYTES
+    inputs: tuple[tuple[str, int, str], ...] = ()
+    prompt: Prompt | None = None
+
+
 class Parameters(Protocol):
     """huggingface_hub's RequestParameters, as far as they are used here."""
 
@@ -86,7 +94,7 @@ P = TypeVar("P", bound=Parameters)
 
 def changed(parameters: P, **values: Any) -> P:
     """A copy of huggingface_hub's RequestParameters with some fields replaced."""
-    if not is_dataclass(parameters):
+    if not hasattr(type(parameters), "__dataclass_fields__"):
         other = copy(parameters)  # a stand-in of a test
         vars(other).update(values)
         return other
@@ -125,7 +133,7 @@ def describe(
     asked: AskedModel,
     stream: bool,
     timeout: object = None,
-    measured: bool = True,
+    bound: Callable[[str, str | None], InputBound] | None = None,
 ) -> CallRequest:
     """What is about to be sent.
 
@@ -134,23 +142,19 @@ def describe(
         asked: the model as the caller named it; a named provider's payload carries that
             provider's own id instead.
         timeout: the client's own, in seconds; anything else counts as no time-out.
-        measured: whether its input is bounded by its bytes; else that is left to the caller.
+        bound: bounds its input, by model and provider; else its bytes do.
     """
     payload = parameters.json if isinstance(parameters.json, dict) else in_data(parameters.data)
     # Anything but a string, such as a mock, is no name.
+    named = parameters.task, asked.model, parameters.model, payload.get("model"), asked.provider
     task, hub_model, own_model, posted, provider = [
-        name if isinstance(name, str) else ""
-        for name in (
-            parameters.task,
-            asked.model,
-            parameters.model,
-            payload.get("model"),
-            asked.provider,
-        )
+        name if isinstance(name, str) else "" for name in named
     ]
     model, chosen = _addressed(
         parameters.url, routers, hub_model or own_model, posted, provider or None
     )
+    body = parameters.json, parameters.data
+    tokens = bound(model, chosen) if bound else InputBound(input_bound(*body))
     unreadable = ""
     try:
         served_tools(payload)
@@ -162,12 +166,13 @@ def describe(
         model,
         chosen,
         parameters.url,
-        input_bound(parameters.json, parameters.data) if measured else 0,
+        tokens.most,
         limit,
         max(several, 1),
         stream,
         None if timeout is None else _seconds(timeout),
         unreadable,
+        *tokens[1:],
     )
 
 

@@ -1,14 +1,12 @@
-"""What a call is charged: how it ended, what was used, at whose price."""
+"""How a call ended, what came back, and at whose price."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pytest_hfbudget.errors import ServiceRefusalError
-from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.pricing import DRAW, MICROSECONDS, CallRequest, Quote, Usage
+from pytest_hfbudget.pricing import CallRequest, Quote, Usage
 from pytest_hfbudget.pricing.book import DEDICATED_HOST, PriceBook
 from pytest_hfbudget.text import parse_json, printable
 
@@ -36,13 +34,12 @@ NEVER_CONNECTED = frozenset(
     }
 )
 
-# The source of a price that the provider itself has told.
-TOLD = "usage.estimated_cost of the answer"
-
 # What the proxy in front of an endpoint answers for one that is paused, scaled to zero or gone.
 ASLEEP = frozenset({400, 404, 502, 503})
 # How servers refuse a request for what it says.
 REJECTED = frozenset({400, 422})
+# The source of a price that the provider itself has told.
+TOLD = "usage.estimated_cost of the answer"
 
 CANCELLED = frozenset({"Cancelled", "CancelledError"})  # trio's and asyncio's
 TIMED_OUT = frozenset({"InferenceTimeoutError", "ReadTimeout", "TimeoutError", "WriteTimeout"})
@@ -175,49 +172,6 @@ class Outcome:
     complete: bool = False
 
 
-def charge_of(
-    draft: Charge,
-    request: CallRequest,
-    price: tuple[Quote | None, bool],
-    outcome: Outcome,
-    usage: Usage | None,
-    status: str,
-    seconds: float,
-) -> Charge:
-    """What is booked for a call that was answered, or that failed with a status.
-
-    Args:
-        price: as `price_of` returns it.
-    """
-    quote, certain = price
-    cost: int | None = None
-    source, estimated = "unpriced", usage is not None and usage.estimated
-    if quote is not None:
-        if usage is not None and (estimated or request.task.endswith(DRAW) or quote.by_second):
-            usage = _completed(usage, request, quote, outcome, seconds)
-            estimated = usage.estimated
-        cost, source = quote.cost(usage or Usage())
-    told = usage.told if usage is not None and not usage.estimated else None
-    if told is not None and (quote is None or not quote.free):
-        cost, source, certain = told, TOLD, True
-    return draft._replace(
-        provider=outcome.provider,
-        input_tokens=usage.input_tokens if usage else 0,
-        output_tokens=usage.output_tokens if usage else 0,
-        cached_tokens=usage.cached_tokens if usage else 0,
-        nano_usd=cost,
-        price_source=source,
-        status=status,
-        estimated=estimated or not certain,
-        seconds=round(seconds, 6),
-    )
-
-
-def replayed(charge: Charge) -> Charge:
-    """What is booked where the network was not asked: nothing was bought."""
-    return charge._replace(nano_usd=0, price_source="replayed", replayed=True, endpoint=None)
-
-
 def price_of(
     book: PriceBook, request: CallRequest, quote: Quote | None, provider: str | None
 ) -> tuple[Quote | None, bool]:
@@ -234,25 +188,3 @@ def price_of(
         return quote, quote is None or quote.certain
     stated = book.stated(request._replace(provider=provider))
     return stated or quote, bool(stated) or not book.stated(request)
-
-
-def _completed(
-    usage: Usage, request: CallRequest, quote: Quote, outcome: Outcome, seconds: float
-) -> Usage:
-    """A usage of tokens with what else may be billed: images, and time."""
-    images = (outcome.images or request.n) if request.draws else 0
-    usage = usage._replace(images=images, microseconds=_time(request, quote, outcome, seconds))
-    if usage.estimated and not quote.by_token:
-        # Counted by the call or by the image, which is exact; no price is by the token.
-        usage = usage._replace(input_tokens=0, output_tokens=0, estimated=False)
-    # The clock of this machine has the network in it.
-    timed = quote.by_second and outcome.compute_time is None
-    return usage._replace(estimated=usage.estimated or timed)
-
-
-def _time(request: CallRequest, quote: Quote, outcome: Outcome, seconds: float) -> int:
-    if outcome.compute_time is not None:
-        return outcome.compute_time
-    taken = math.ceil(seconds * MICROSECONDS)
-    # What is only queued is computed after this call, and fetched by another one.
-    return max(taken, quote.longest(request)) if outcome.queued else taken

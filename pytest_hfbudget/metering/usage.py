@@ -1,17 +1,18 @@
-"""What was used: read from an answer's JSON, or bounded by what came back."""
+"""What was used, from an answer's JSON or bounded by what came back; and what that is charged."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.request import text_bytes
-from pytest_hfbudget.metering.settlement import Outcome
+from pytest_hfbudget.metering.settlement import TOLD, Outcome
 from pytest_hfbudget.money import nano, parse_rate
-from pytest_hfbudget.pricing import GENERATE, MICROSECONDS, CallRequest, Quote, Usage
+from pytest_hfbudget.pricing import DRAW, GENERATE, MICROSECONDS, CallRequest, Quote, Usage
 from pytest_hfbudget.text import parse_json
 
 UNREADABLE_ANSWER = "hfbudget could not make sense of an answer"
@@ -46,6 +47,8 @@ ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"
 UNDER_WAY = frozenset(
     {"created", "in_progress", "in_queue", "pending", "processing", "queued", "starting"}
 )
+
+NOTHING_USED = Usage()
 
 
 def parse_body(body: object) -> Mapping[str, Any]:
@@ -219,6 +222,64 @@ def usage_without_count(request: CallRequest, written: int, output_bound: int | 
         output_tokens=most if request.generates else 0,
         estimated=True,
     )
+
+
+def charge_of(
+    draft: Charge,
+    request: CallRequest,
+    price: tuple[Quote | None, bool],
+    outcome: Outcome,
+    usage: Usage | None,
+    status: str,
+    seconds: float,
+) -> Charge:
+    """What is booked for a call that was answered, or that failed with a status.
+
+    Args:
+        price: as `price_of` returns it.
+    """
+    quote, certain = price
+    cost: int | None = None
+    source, estimated = "unpriced", usage is not None and usage.estimated
+    if quote is not None:
+        if usage is not None and (estimated or request.task.endswith(DRAW) or quote.by_second):
+            usage = _completed(usage, request, quote, outcome, seconds)
+            estimated = usage.estimated
+        cost, source = quote.cost(usage or NOTHING_USED)
+    told = usage.told if usage is not None and not usage.estimated else None
+    if told is not None and (quote is None or not quote.free):
+        cost, source, certain = told, TOLD, True
+    read, written, cached, *_ = usage or NOTHING_USED
+    known = outcome.provider, read, written, cost, source, status, estimated or not certain
+    # By position, from `provider` to `seconds`: `_replace` takes four times as long.
+    return Charge._make((*draft[:3], *known, round(seconds, 6), *draft[11:21], cached))
+
+
+def replayed(charge: Charge) -> Charge:
+    """What is booked where the network was not asked: nothing was bought."""
+    return charge._replace(nano_usd=0, price_source="replayed", replayed=True, endpoint=None)
+
+
+def _completed(
+    usage: Usage, request: CallRequest, quote: Quote, outcome: Outcome, seconds: float
+) -> Usage:
+    """A usage of tokens with what else may be billed: images, and time."""
+    images = (outcome.images or request.n) if request.draws else 0
+    usage = usage._replace(images=images, microseconds=_time(request, quote, outcome, seconds))
+    if usage.estimated and not quote.by_token:
+        # Counted by the call or by the image, which is exact; no price is by the token.
+        usage = usage._replace(input_tokens=0, output_tokens=0, estimated=False)
+    # The clock of this machine has the network in it.
+    timed = quote.by_second and outcome.compute_time is None
+    return usage._replace(estimated=usage.estimated or timed)
+
+
+def _time(request: CallRequest, quote: Quote, outcome: Outcome, seconds: float) -> int:
+    if outcome.compute_time is not None:
+        return outcome.compute_time
+    taken = math.ceil(seconds * MICROSECONDS)
+    # What is only queued is computed after this call, and fetched by another one.
+    return max(taken, quote.longest(request)) if outcome.queued else taken
 
 
 def above_what_came(

@@ -92,16 +92,18 @@ class Price:
         """
         if self.free:
             return 0
-        cached = usage.cached_tokens if self.cached is not None else 0
-        if usage.estimated and self.cached is not None and self.cached >= (self.input or 0):
-            cached = usage.input_tokens
+        read, written, cached, images, microseconds, estimated, _ = usage
+        if self.cached is None:
+            cached = 0
+        elif estimated and self.cached >= (self.input or 0):
+            cached = read
         atto = (
-            (usage.input_tokens - cached) * (self.input or 0)
+            (read - cached) * (self.input or 0)
             + cached * (self.cached or 0)
-            + usage.output_tokens * (self.output or 0)
-            + usage.images * (self.image or 0)
+            + written * (self.output or 0)
+            + images * (self.image or 0)
             + (self.call or 0)
-            + -(-usage.microseconds * (self.second or 0) // MICROSECONDS)
+            + -(-microseconds * (self.second or 0) // MICROSECONDS)
         )
         return -(-atto // ATTO_PER_NANO)
 

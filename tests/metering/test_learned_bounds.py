@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -140,8 +141,8 @@ def test_a_count_holds_for_one_of_the_models_of_a_server(priced: Bench) -> None:
             "",
             json={**body, "model": model},
         )
-        request = describe(parameters, routers=(), asked=UNKNOWN_MODEL, stream=False)
-        return counts.bounded(request, parameters, book)
+        bound = partial(counts.bound, parameters, book)
+        return describe(parameters, routers=(), asked=UNKNOWN_MODEL, stream=False, bound=bound)
 
     for _ in range(2):
         counts.learn(asked("small"), None, Usage(20))

@@ -7,7 +7,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, MutableMapping
-from contextlib import suppress
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any, Protocol
@@ -81,11 +80,13 @@ class ClientRoute:
                 named = asked.provider if isinstance(asked, AskedModel) else None
                 _stay_in(meter, watch, url, self.hub.probe.bills(url) or named not in ROUTED)
             headers = getattr(parameters, "headers", None)  # a stand-in of a test may have none
-            to_router, session_id = url.startswith(f"{meter.router}/"), ""
-            if budgets.session_id and to_router and isinstance(headers, dict):
+            session_id = budgets.session_id
+            if session_id and isinstance(headers, dict) and url.startswith(f"{meter.router}/"):
                 headers = headers.copy()
-                session_id = put_session_id(headers, budgets.session_id)
+                session_id = put_session_id(headers, session_id)
                 parameters = changed(parameters, headers=headers)
+            else:
+                session_id = ""
         except (TypeError, AttributeError) as error:
             meter.unknown(error, capped=budgets.capped())
             return None
@@ -226,7 +227,7 @@ def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
         else:
             parameters = original(self, **kwargs)
             asked = AskedModel(kwargs.get("model"), provider)
-        with suppress(TypeError):  # a stand-in of a test may have no attributes
+        if hasattr(parameters, "__dict__"):  # a stand-in of a test may have no attributes
             vars(parameters)[ASKED] = asked
         return parameters
 
