@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from forked_python import ForkServer
 
 pytest_plugins = ["pytester"]
 
@@ -64,9 +66,25 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A home of the run's own, so that no token or cache of the user's is found."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    home = tmp_path_factory.mktemp("home")
+    patch.setenv("HOME", str(home))
+    with suppress(ImportError):
+        from certifi import contents
+
+        # Each HTTP client reads all certificates that are trusted, which takes longest of a call.
+        trusted = home / "trusted.pem"
+        trusted.write_text("".join(contents().partition("-----END CERTIFICATE-----")[:2]))
+        patch.setenv("SSL_CERT_FILE", str(trusted))
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Where runs of pytest and commands start."""
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(autouse=True, scope="session")

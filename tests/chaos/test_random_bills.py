@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_python import ForkServer
+from lean_pytest import run_lean
 
 from pytest_hfbudget.emulator import Emulator
 
@@ -139,6 +141,7 @@ def nano(usd: str) -> int:
 @pytest.mark.parametrize("number", SEEDS)
 def test_the_bill_is_the_ledger_or_off_by_the_factor_of_the_prices(
     one_emulator: Emulator,
+    fork_server: ForkServer,
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
@@ -152,7 +155,7 @@ def test_the_bill_is_the_ledger_or_off_by_the_factor_of_the_prices(
     monkeypatch.setenv("HF_ENDPOINT", emulator.hub)
     monkeypatch.setenv("PYTHONPATH", "")
     Path(pytester.path / "test_suite.py").write_text(suite.code)
-    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", *suite.options)
+    done = run_lean(pytester, fork_server, *suite.options)
     done.assert_outcomes(passed=suite.calls)
     found = hfbudget("bill")
     invoice = emulator.client.invoice()

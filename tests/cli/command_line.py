@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
+from forked_python import ForkServer, Run
 
 from pytest_hfbudget.emulator import Emulator, EmulatorClient
 from pytest_hfbudget.endpoints.journal import Journal, Record, leases_dir
@@ -44,20 +46,32 @@ class Shell:
     hub: EmulatorClient
     state_dir: Path
     directory: Path
+    fork_server: ForkServer
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __call__(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `hfbudget` to its end, without a terminal."""
+        env = {**os.environ, **env}
+        if self.fork_server.suits(env):
+            return self._forked(arguments, env)
         return subprocess.run(
             [*COMMAND, *arguments],
             cwd=self.directory,
-            env={**os.environ, **env},
+            env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
             timeout=60,
         )
+
+    def _forked(
+        self, arguments: tuple[str, ...], env: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        with NamedTemporaryFile("r") as out, NamedTemporaryFile("r") as err:
+            run = Run("pytest_hfbudget", arguments, str(self.directory), env, out.name, err.name)
+            code = self.fork_server.run(run)
+            return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start `hfbudget`; ended with the test."""
@@ -139,7 +153,10 @@ def emulator_of_the_commands() -> Iterator[Emulator]:
 
 @pytest.fixture
 def hfbudget(
-    emulator_of_the_commands: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    emulator_of_the_commands: Emulator,
+    fork_server: ForkServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Shell]:
     """`hfbudget`, at a namespace "acme" in which nothing is yet."""
     hub = emulator_of_the_commands.client
@@ -148,7 +165,7 @@ def hfbudget(
     monkeypatch.setenv("PYTHONPATH", "")
     directory = tmp_path / "project"
     directory.mkdir()
-    shell = Shell(hub, Path(os.environ["HFBUDGET_STATE_DIR"]), directory)
+    shell = Shell(hub, Path(os.environ["HFBUDGET_STATE_DIR"]), directory, fork_server)
     yield shell
     for process in shell.started:
         end(process)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lean_pytest import lean
+from forked_python import ForkServer
+from lean_pytest import run_lean
 
 from pytest_hfbudget.emulator import Emulator, EmulatorClient
 
@@ -45,6 +46,7 @@ class Suite:
 
     pytester: pytest.Pytester
     emulator: EmulatorClient
+    fork_server: ForkServer
     lean: bool = True
 
     @property
@@ -57,10 +59,9 @@ class Suite:
 
     def run(self, *options: str) -> pytest.RunResult:
         """Run it, in a process of its own; ``lean`` without plugins that no option speaks of."""
-        with pytest.MonkeyPatch.context() as environment:
-            for name, value in (lean(options) if self.lean else {}).items():
-                environment.setenv(name, value)
-            return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+        if self.lean:
+            return run_lean(self.pytester, self.fork_server, *options)
+        return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
 
     def report(self) -> dict[str, Any]:
         """The JSON report of a run with ``--hf-report report.json``."""
@@ -90,13 +91,16 @@ def one_emulator() -> Iterator[Emulator]:
 
 @pytest.fixture
 def suite(
-    one_emulator: Emulator, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    one_emulator: Emulator,
+    fork_server: ForkServer,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Suite:
     one_emulator.client.reset()
     monkeypatch.setenv("HFBUDGET_EMULATOR", one_emulator.url)
     # Each run would start with a copy of the outer one's coverage or path settings otherwise.
     monkeypatch.setenv("PYTHONPATH", "")
-    return Suite(pytester, one_emulator.client)
+    return Suite(pytester, one_emulator.client, fork_server)
 
 
 @pytest.fixture
