@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         own = item.callspec.params if isinstance(item, pytest.Function) else {}
         return wanted and (not expected or own.get("suite", expected) == expected)
 
-    left_out = [item for item in items if HERE in item.path.parents and not asked_for(item)]
+    left_out = {item for item in items if item.path.parent == HERE and not asked_for(item)}
     if left_out:
         items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+        config.hook.pytest_deselected(items=list(left_out))

@@ -31,9 +31,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave the long ones out, unless they were asked for."""
     if "faults" in (config.option.markexpr or "") or any("faults/" in arg for arg in config.args):
         return
-    left_out = [item for item in items if _is_here(item) and not item.get_closest_marker("quick")]
+    left_out = {item for item in items if _is_here(item) and not item.get_closest_marker("quick")}
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
+        config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
 
 
@@ -46,7 +46,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 
 def _is_here(item: pytest.Item) -> bool:
-    return HERE in item.path.parents
+    return item.path.parent == HERE
 
 
 @pytest.fixture(scope="session")

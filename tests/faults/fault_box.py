@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lean_pytest import lean
 
 import pytest_hfbudget
 from pytest_hfbudget import __version__
@@ -226,11 +227,12 @@ class Box:
         """Start a run of the suite, or another command."""
         _default_signals()
         log = self.path / f"output-{len(self.runs)}.txt"
+        command = command or self.pytest(*options)
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command or self.pytest(*options),
+                command,
                 cwd=self.path,
-                env={**self.environment, **(env or {})},
+                env={**self.environment, **lean(" ".join(command).split()), **(env or {})},
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

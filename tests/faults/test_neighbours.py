@@ -362,8 +362,13 @@ def contained(*command: str, host: str = "") -> list[str]:
     return ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *named, *command]
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("host", ["", "elsewhere"], ids=["same-host-name", "other-host-name"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        pytest.param("", marks=pytest.mark.quick, id="same-host-name"),
+        pytest.param("elsewhere", id="other-host-name"),
+    ],
+)
 def test_what_a_live_run_in_a_container_uses_is_not_swept_from_outside(box: Box, host: str) -> None:
     """Row 51."""
     box.suite(SHARED)

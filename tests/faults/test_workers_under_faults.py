@@ -127,8 +127,13 @@ STAYS = """
 """
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("suite", [SHORT, STAYS], ids=["short-tests", "long-tests"])
+@pytest.mark.parametrize(
+    "suite",
+    [
+        pytest.param(SHORT, marks=pytest.mark.quick, id="short-tests"),
+        pytest.param(STAYS, id="long-tests"),
+    ],
+)
 def test_reapers_that_are_killed_under_workers_are_replaced_before_the_controller_is(
     box: Box, suite: str
 ) -> None:

@@ -42,9 +42,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave these tests out unless `-m` names their marker."""
     if "real_server" in config.option.markexpr:
         return
-    left_out = [item for item in items if HERE in item.path.parents]
+    left_out = [item for item in items if item.path.parent == HERE]
     if left_out:
-        items[:] = [item for item in items if HERE not in item.path.parents]
+        items[:] = [item for item in items if item.path.parent != HERE]
         config.hook.pytest_deselected(items=left_out)
 
 
