@@ -15,66 +15,70 @@ A_TEST = """
     def test_it():
         pass
 """
-# Each is a conftest file that makes one call and swallows what comes of it.
+# Each is a plugin that makes one call and swallows what comes of it.
 TRY = """
 def attempt():
+    print("TRIED")
     try:
         call()
     except Exception as error:
         print("MET", type(error).__name__)
 """
-EARLY = {
-    "the import of a conftest file": "attempt()",
-    "pytest_cmdline_main": """
+EARLY = (
+    # the import of a conftest file
+    "attempt()",
+    """
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main():
     attempt()
 """,
-    "a first pytest_configure": """
+    """
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure():
     attempt()
 """,
-}
-LATE = {
-    "a wrapper of pytest_sessionfinish": """
+)
+LATE = (
+    """
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish():
     yield
     attempt()
 """,
-    "pytest_terminal_summary": """
+    """
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary():
     attempt()
 """,
-    "a last pytest_unconfigure": """
+    """
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure():
     attempt()
 """,
-    "a client that is imported then": """
+    """
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    config.add_cleanup(attempt)
+""",
+)
+# A client that no one has imported before the run is over.
+FIRST_IMPORT = """
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure():
     from huggingface_hub import InferenceClient
+    print("TRIED")
     client = InferenceClient(model="emulator/chat", provider="groq")
     try:
         client.chat_completion([{"role": "user", "content": "late"}], max_tokens=20)
     except Exception as error:
         print("MET", type(error).__name__)
-""",
-    "a cleanup": """
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure(config):
-    config.add_cleanup(attempt)
-""",
-}
-AFTER_PYTEST = {
-    "a function that Python calls at its exit": """
+"""
+AFTER_PYTEST = (
+    """
 import atexit
 atexit.register(attempt)
 """,
-    "a thread that works on": """
+    """
 def when_pytest_is_over():
     threading.main_thread().join()
     attempt()
@@ -82,7 +86,7 @@ def when_pytest_is_over():
 def pytest_unconfigure():
     threading.Thread(target=when_pytest_is_over).start()
 """,
-}
+)
 
 
 def conftest(code: str) -> str:
@@ -90,30 +94,40 @@ def conftest(code: str) -> str:
     return PREAMBLE + ("" if "InferenceClient" in code else CLIENTS) + TRY + code
 
 
-def write(suite: Suite, code: str) -> None:
-    (suite.path / "conftest.py").write_text(conftest(code))
+def write(suite: Suite, *codes: str) -> None:
+    """A suite whose conftest file is the first of these, and has the others as plugins."""
+    others = {f"way_{number}": code for number, code in enumerate(codes[1:])}
+    for name, code in others.items():
+        (suite.path / f"{name}.py").write_text(conftest(code))
+    (suite.path / "conftest.py").write_text(
+        f"{conftest(codes[0])}\npytest_plugins = {list(others)}\n"
+    )
     (suite.path / "pyproject.toml").write_text(PRICES)
     suite.test_file(A_TEST)
 
 
-@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in EARLY.items()])
+def met(result: pytest.RunResult) -> int:
+    """How many calls were refused because the run is over."""
+    return sum("MET RunOverError" in line for line in result.outlines)
+
+
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["serial", "workers"])
 def test_a_call_before_the_first_test_is_held_by_the_cap(
-    suite: Suite, code: str, workers: tuple[str, ...]
+    suite: Suite, workers: tuple[str, ...]
 ) -> None:
-    write(suite, code)
+    write(suite, *EARLY)
     assert suite.run(CAPPED, *workers).ret == 1
     assert suite.sent == 0
 
 
-@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in EARLY.items()])
-def test_a_call_before_the_first_test_is_in_the_report(suite: Suite, code: str) -> None:
-    write(suite, code)
+def test_a_call_before_the_first_test_is_in_the_report(suite: Suite) -> None:
+    write(suite, *EARLY)
     assert suite.run("--hf-session-budget=1", "--hf-report=report.json").ret == 0
-    assert suite.sent == 1
-    assert len(suite.report()["calls"]) == 1
+    assert suite.sent == len(EARLY)
+    assert len(suite.report()["calls"]) == len(EARLY)
 
 
+@pytest.mark.slow
 def test_the_calls_of_each_process_before_the_first_test_are_in_the_report(suite: Suite) -> None:
     write(suite, "attempt()")
     assert suite.run("--hf-session-budget=1", "--hf-report=report.json", "-n2").ret == 0
@@ -121,59 +135,61 @@ def test_the_calls_of_each_process_before_the_first_test_are_in_the_report(suite
     assert len(suite.report()["calls"]) == 3
 
 
-@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in LATE.items()])
+@pytest.mark.parametrize("codes", [LATE, (FIRST_IMPORT,)], ids=["late calls", "first import"])
 def test_a_call_after_the_report_is_refused_under_a_cap_and_fails_the_run(
-    suite: Suite, code: str
+    suite: Suite, codes: tuple[str, ...]
 ) -> None:
-    write(suite, code)
+    write(suite, *codes)
     result = suite.run("--hf-session-budget=1", "-s")
     assert suite.sent == 0
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*MET RunOverError", "*refused after the report: *"])
+    assert met(result) == len(codes)
+    result.stdout.fnmatch_lines(["*refused after the report: *"])
 
 
-@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in LATE.items()])
-def test_a_call_after_the_report_is_counted_on_the_last_line(real: Suite, code: str) -> None:
-    write(real, code)
+@pytest.mark.parametrize(
+    ("codes", "calls"),
+    [(LATE, "4 calls"), ((FIRST_IMPORT,), "1 call")],
+    ids=["late calls", "first import"],
+)
+def test_a_call_after_the_report_is_counted_on_the_last_line(
+    real: Suite, codes: tuple[str, ...], calls: str
+) -> None:
+    write(real, *codes)
     result = real.run()
-    assert real.sent == 1
+    assert real.sent == len(codes)
     assert result.ret == 0
     assert result.outlines[-1] == (
-        "hfbudget: 1 call came after the report, which does not count them"
+        f"hfbudget: {calls} came after the report, which does not count them"
     )
 
 
-@pytest.mark.parametrize(
-    "code", [pytest.param(code, id=name) for name, code in AFTER_PYTEST.items()]
-)
-def test_a_call_after_pytest_itself_is_refused_under_a_cap(real: Suite, code: str) -> None:
-    write(real, code)
+def test_a_call_after_pytest_itself_is_refused_under_a_cap(real: Suite) -> None:
+    write(real, *AFTER_PYTEST)
     result = real.run("--hf-session-budget=1", "-s")
     assert real.sent == 0
-    result.stdout.fnmatch_lines(["*MET RunOverError"])
+    assert met(result) == len(AFTER_PYTEST)
     result.stderr.fnmatch_lines(["refused after the report: *"])
 
 
-@pytest.mark.parametrize(
-    "code", [pytest.param(code, id=name) for name, code in AFTER_PYTEST.items()]
-)
-def test_a_call_after_pytest_itself_is_counted_on_the_last_line(real: Suite, code: str) -> None:
-    write(real, code)
+def test_a_call_after_pytest_itself_is_counted_on_the_last_line(real: Suite) -> None:
+    write(real, *AFTER_PYTEST)
     result = real.run()
-    assert real.sent == 1
-    result.stderr.fnmatch_lines(["hfbudget: 1 call came after the report, *"])
+    assert real.sent == len(AFTER_PYTEST)
+    result.stderr.fnmatch_lines(["hfbudget: 2 calls came after the report, *"])
 
 
 @pytest.mark.parametrize(
-    "code",
-    [pytest.param(code, id=name) for name, code in {**EARLY, **LATE, **AFTER_PYTEST}.items()],
+    "codes", [(*EARLY, *LATE, *AFTER_PYTEST), (FIRST_IMPORT,)], ids=["all times", "first import"]
 )
-def test_a_rehearsal_lets_no_call_out_at_any_time(real: Suite, code: str) -> None:
-    write(real, code)
-    real.run("--hf-emulator", "-s")
+def test_a_rehearsal_lets_no_call_out_at_any_time(real: Suite, codes: tuple[str, ...]) -> None:
+    write(real, *codes)
+    result = real.run("--hf-emulator", "-s")
+    assert sum("TRIED" in line for line in result.outlines) == len(codes)
     assert real.sent == 0
 
 
+@pytest.mark.slow
 def test_a_rehearsal_of_workers_lets_no_call_out_before_the_first_test(real: Suite) -> None:
     write(real, "attempt()")
     real.run("--hf-emulator", "-n1")
