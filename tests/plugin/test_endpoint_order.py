@@ -99,7 +99,7 @@ def ending(code: str, deed: str) -> str:
     return f"{head}:\n        {body.rstrip()}\n        {deed}\n"
 
 
-@pytest.mark.parametrize("dist", ["load", "worksteal"])
+@pytest.mark.parametrize("dist", ["load", pytest.param("worksteal", marks=pytest.mark.slow)])
 def test_workers_share_the_tests_of_an_endpoint_that_serves(suite: Suite, dist: str) -> None:
     for name in ("acme/a", "acme/b"):
         suite.emulator.add_endpoint(name, initializing_s=0.2)

@@ -344,6 +344,7 @@ def test_marked(hf_endpoint):
     assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
 
 
+@pytest.mark.slow
 def test_a_worker_has_its_controller_pause_what_it_starts(starts: Suite) -> None:
     starts.emulator.add_endpoint("acme/two", state="paused")
     write(

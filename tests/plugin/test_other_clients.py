@@ -88,6 +88,7 @@ def test_a_session_budget_that_is_used_up_skips_the_rest_and_the_run_is_red(othe
     assert others.billed <= 20_000
 
 
+@pytest.mark.slow
 def test_workers_share_the_cap(others: Suite) -> None:
     write(others, "@pytest.mark.parametrize('n', range(24))\ndef test_it(n):\n    call()\n")
     result = others.run("--hf-session-budget=0.00002", "-n2", "--hf-report=report.json")

@@ -52,7 +52,7 @@ EVERYWHERE = """
 """
 
 
-@pytest.mark.parametrize("options", [(), ("-n2",)])
+@pytest.mark.parametrize("options", [pytest.param((), marks=pytest.mark.slow), ("-n2",)])
 def test_all_processes_of_a_run_have_one(real: Suite, options: tuple[str, ...]) -> None:
     if options:
         pytest.importorskip("xdist")

@@ -136,6 +136,7 @@ def test_a_daily_budget_is_one_for_all_machines_of_a_project(machines: Machines)
     assert machines.run("--hf-daily-budget=0.000021", run="3", HFBUDGET_PROJECT="other")[0] == 0
 
 
+@pytest.mark.slow
 def test_workers_of_a_job_spend_from_its_advance(machines: Machines) -> None:
     pytest.importorskip("xdist")
     machines.suite.test_file(MANY)

@@ -73,6 +73,7 @@ def test_a_worker_waits_for_what_another_worker_holds(suite: Suite) -> None:
     assert float(suite.report()["session"]["spent_usd"]) == 0.000004
 
 
+@pytest.mark.slow
 def test_a_worker_does_not_wait_longer_than_it_may(suite: Suite) -> None:
     (suite.path / "pytest.ini").write_text(f"{ONE_AT_A_TIME}hf_hold_wait = 0.1\n")
     (suite.path / "prices.toml").write_text(PRICES)
@@ -83,6 +84,7 @@ def test_a_worker_does_not_wait_longer_than_it_may(suite: Suite) -> None:
     assert suite.sent == 1
 
 
+@pytest.mark.slow
 def test_a_block_in_a_worker_has_a_cap_of_its_own(suite: Suite) -> None:
     suite.test_file("""
         @pytest.mark.parametrize("n", range(4))
@@ -168,6 +170,7 @@ DEATHS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("death", DEATHS)
 def test_workers_that_replace_crashed_ones_spend_from_the_same_cap(
     suite: Suite, death: str
@@ -219,6 +222,7 @@ def test_a_run_that_stops_early_has_charged_what_was_sent(suite: Suite, stop: st
     assert round(float(report["session"]["spent_usd"]) * 10**9) == suite.billed
 
 
+@pytest.mark.slow
 def test_all_attempts_of_a_test_share_its_budget_in_workers_too(suite: Suite) -> None:
     pytest.importorskip("pytest_rerunfailures")
     suite.test_file("""
