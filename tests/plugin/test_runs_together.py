@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lean_pytest import lean
 from plugin_suite import Suite
 
 from pytest_hfbudget.money import parse_usd
@@ -30,6 +31,7 @@ def start(suite: Suite, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
         cwd=suite.path,
+        env={**os.environ, **lean(options)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from lean_pytest import lean
 from plugin_suite import Suite
 from redis_server import RedisServer, free_port, redis_server
 
@@ -45,6 +46,7 @@ class Machines:
             "HFBUDGET_CACHE_DIR": str(home / "cache"),
             "HFBUDGET_SHARED": self.server.url,
             "HFBUDGET_SHARED_RUN": run,
+            **lean(options),
             **environ,
         }
         options = ("-q", "-p", "no:cacheprovider", *options)
