@@ -21,13 +21,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# What pytest, the command, huggingface_hub and its clients import; nothing that is metered.
+# What pytest, the command, huggingface_hub and its clients import.
 LIBRARIES = (
-    *("asyncio", "concurrent.futures.thread", "ctypes", "http.cookiejar", "importlib.metadata"),
-    *("multiprocessing.context", "sqlite3", "urllib.request", "xml.etree.ElementTree"),
+    *("asyncio", "concurrent.futures.thread", "ctypes", "email.parser", "importlib.metadata"),
+    *("multiprocessing.context", "sqlite3", "ssl", "xml.etree.ElementTree"),
     *("anyio", "click", "filelock", "h11", "rich.console", "rich.table", "tqdm.auto", "trio"),
     *("truststore", "typing_extensions", "yaml"),
 )
+# The import of one of these is what the plugin waits for.
+METERED = {"aiohttp", "http.client", "huggingface_hub", "httpx", "httpx2", "requests", "urllib3"}
 # What a Python reads once, as it starts: a run for which it differs gets a Python of its own.
 READ_AT_START = ("PYTHON", "COVERAGE_", "LANG", "LC_")
 
@@ -95,6 +97,8 @@ def _import_libraries() -> None:
     for name in (*(f"_pytest.{plugin}" for plugin in default_plugins), *LIBRARIES):
         with suppress(ImportError):
             importlib.import_module(name)
+    found = METERED & sys.modules.keys()
+    assert not found, f"each run has to import these by itself: {found}"
 
 
 def _next_run() -> Run:
