@@ -186,9 +186,10 @@ def _endpoint(endpoint: EndpointLine, usd: Amounts) -> TerminalLine:
     of_which = f" of which {unused}" if unused else ""
     cost = f"{_times(endpoint)}{endpoint.minutes} min, {in_all}{of_which}"
     colour = "green" if endpoint.verified else "" if endpoint.in_order else "red"
-    remedy = "" if endpoint.note.endswith(f"`hfbudget pause {endpoint.name}`") else endpoint.remedy
+    name = endpoint.name
+    remedy = "" if endpoint.note.endswith(f"`hfbudget pause {name}`") else endpoint.remedy
     texts = "; ".join(filter(None, (endpoint.verdict, cost, endpoint.note, remedy)))
-    return TerminalLine(f"  {endpoint.name}: {texts}", colour)
+    return TerminalLine(f"  {name}: {texts}", colour)
 
 
 def _times(endpoint: EndpointLine) -> str:

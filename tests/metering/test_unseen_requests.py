@@ -94,7 +94,8 @@ def test_under_a_cap_it_is_not_sent(bench: Bench, post: Callable[[str], None]) -
 @pytest.mark.parametrize("tunnel", [False, True])
 def test_what_goes_by_a_proxy_is_not_sent_either(bench: Bench, tunnel: bool) -> None:
     """The connection is one to the proxy, whose host costs nothing."""
-    parts, heard = urlsplit(bench.emulator.url), []
+    parts = urlsplit(bench.emulator.url)
+    heard: list[bytes] = []
 
     def listen() -> None:
         near, _ = proxy.accept()
