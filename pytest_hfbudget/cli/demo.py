@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_hfbudget.money import beside, parse_usd
+from pytest_hfbudget.money import exact, parse_usd
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,7 +171,7 @@ class Demo:
         self.console.print(table)
 
     def _row(self, table: Table, name: str, ours: int, theirs: int) -> None:
-        ledger, bill = beside(None, ours, theirs)
+        ledger, bill = exact(ours), exact(theirs)  # they are to be equal to the last digit
         table.add_row(name, ledger, bill, style="" if ours == theirs else "red")
         if ours != theirs:
             self.problems.append(f"{name}: the ledger says {ledger}, the bill {bill}")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.budget import budget
 
 
+OLDEST_PYTEST = (8,)
+
+
 @contextmanager
 def usage_errors() -> Iterator[None]:
     """Our errors as pytest's usage errors: one line and exit code 4."""
@@ -60,6 +63,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """From now on calls are held and counted: conftest files may make some."""
+    if pytest.version_tuple < OLDEST_PYTEST:
+        raise pytest.UsageError(
+            f"pytest-hfbudget needs pytest {OLDEST_PYTEST[0]} or newer, and this is pytest "
+            f"{pytest.__version__}: pip install --upgrade pytest"
+        )
     given = early_config.known_args_namespace
     try:
         Run.early(early_config)

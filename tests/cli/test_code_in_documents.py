@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from lean_pytest import lean
 from redis_server import RedisServer, free_port
 from shown_outputs import AFTER, BEFORE, ENDPOINT
 
+from pytest_hfbudget.emulator.switches import Switches
 from pytest_hfbudget.metering.budget_args import budget_args
 
 pytestmark = pytest.mark.slow
@@ -251,3 +252,10 @@ def test_the_signature_that_a_page_shows_is_that_of_a_budget(page: str) -> None:
     real = inspect.signature(budget_args).parameters
     named = [(one.name, one.kind) for one in real.values() if one.name != "unknown"]
     assert [(one.name, one.kind) for one in given.parameters.values()] == named
+
+
+def test_the_page_of_the_emulator_has_every_switch() -> None:
+    page = (DOCS / "emulator.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page.partition("## Switches")[2], re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert {switch.name for switch in fields(Switches)} <= named

@@ -254,3 +254,14 @@ def test_a_token_cost_that_is_none(suite: Suite, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HUGGINGFACE_INPUT_TOKEN_COST", "cheap")
     suite.test_file("def test_it(): pass")
     _one_line(suite.run("--hf-session-budget=1"), "HUGGINGFACE_INPUT_TOKEN_COST")
+
+
+def test_a_pytest_that_is_too_old(suite: Suite) -> None:
+    suite.test_file("def test_it(): pass")
+    (suite.path / "old.py").write_text(
+        "import sys, pytest\n"
+        "pytest.version_tuple, pytest.__version__ = (7, 4, 4), '7.4.4'\n"
+        "sys.exit(pytest.main([]))\n"
+    )
+    result = suite.pytester.runpython(suite.path / "old.py")
+    _one_line(result, "needs pytest 8 or newer, and this is pytest 7.4.4: pip install --upgrade")
