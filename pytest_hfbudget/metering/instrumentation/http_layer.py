@@ -312,8 +312,8 @@ def _requests(layer: HttpLayer, original: Any) -> Any:
     def send(self: Any, request: Any, **options: Any) -> Any:
         __tracebackhide__ = True
         may_bill = request.method == PAID_METHOD and layer.may_bill(host_of(request.url))
-        again = not options.get("allow_redirects", True)  # it follows a redirect by itself
-        if may_bill and layer.meters(request.url, again=again):
+        # Without that option it follows a redirect by itself.
+        if may_bill and layer.meters(request.url, again=not options.get("allow_redirects", True)):
             return _adapter("requests").send(layer, original, self, request, options)
         return original(self, request, **options)
 
