@@ -106,16 +106,27 @@ def beside(cap: int | None, *amounts: int) -> tuple[str, ...]:
     return tuple(_text(one, finer[one]) for one in (*amounts, *(() if cap is None else (cap,))))
 
 
-def difference(before: int, after: int) -> str:
-    """What was added, with its sign: that of the two amounts as `beside` shows them."""
+def change(before: int, after: int) -> tuple[str, str, str]:
+    """Two amounts for people as `beside` has them, and what was added, with its sign.
+
+    The first two have as many more digits as it takes for the third to be their difference, and
+    within a tenth of the exact one.
+    """
     finer = _finer(None, before, after)
+    more = after - before
     if any(0 < abs(one) < _LEAST and not finer[one] for one in (before, after)):
-        more = after - before
         text = show(more)
     else:
-        more = _rounded(after, finer[after]) - _rounded(before, finer[before])
+        while abs(_shown_change(before, after, finer) - more) * 10 > abs(more):
+            finer = {one: min(digits + 1, _ALL_DIGITS) for one, digits in finer.items()}
+        more = _shown_change(before, after, finer)
         text = _text(more, int(abs(more) < _LEAST))
-    return f"+{text}" if more > 0 else text
+    old, new = (_text(one, finer[one]) for one in (before, after))
+    return old, new, f"+{text}" if more > 0 else text
+
+
+def _shown_change(before: int, after: int, finer: dict[int, int]) -> int:
+    return _rounded(after, finer[after]) - _rounded(before, finer[before])
 
 
 def _finer(cap: int | None, *amounts: int) -> dict[int, int]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from pytest_hfbudget.money import beside, difference
+from pytest_hfbudget.money import change
 from pytest_hfbudget.reporting import (
     REHEARSAL,
     REMARKS,
@@ -136,10 +136,10 @@ def comparison(before: Report, after: Report) -> Iterator[Table]:
 
 def compared(before: Report, after: Report) -> Iterator[str]:
     """What two runs cost, in sentences; the first one is the sum, the others what to know of it."""
-    old, new, more, change = _change(before.spent, after.spent)
-    old_text, new_text = beside(None, old, new)
-    differ = f"{difference(old, new)}{f' ({change})' if change else ''}"
-    yield f"{new_text}, before {old_text}: {differ}" if more else f"{new_text}, as before"
+    *_, more, percent = _change(before.spent, after.spent)
+    old, new, differ = change(before.spent, after.spent)
+    differ += f" ({percent})" if percent else ""
+    yield f"{new}, before {old}: {differ}" if more else f"{new}, as before"
     yield f"{after.counts}; before {before.counts}"
     if before.rehearsal and after.rehearsal:
         yield f"Both are rehearsals: {REHEARSAL.partition(': ')[2]}."

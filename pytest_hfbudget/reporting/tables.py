@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.money import beside, difference, show
+from pytest_hfbudget.money import beside, change, show
 from pytest_hfbudget.reporting import ESTIMATED, NO_TEST, Report, TestLine, distinct, remarks, total
 from pytest_hfbudget.reporting.bill import Bill, by_model, drift_text
 
@@ -68,16 +68,19 @@ class Table(NamedTuple):
         before it.
         """
         cells = zip(self.columns, row, strict=True)
-        compared: list[int] = []
+        compares = any(column.kind == "more" for column in self.columns)
+        differs = ""
         for kind, group in itertools.groupby(cells, key=lambda cell: cell[0].kind):
             side_by_side = dict(group)
             known = {one: nano for one, nano in side_by_side.items() if isinstance(nano, int)}
             amounts = known if kind == "usd" else {}
             cap = next((nano for one, nano in amounts.items() if one.label == CAP.label), None)
             shown = dict(zip(amounts, beside(cap, *amounts.values()), strict=False))
-            if kind == "more":
-                shown = dict.fromkeys(known, difference(*compared))
-            compared = list(amounts.values())
+            if compares and kind == "usd":
+                *texts, differs = change(*amounts.values())
+                shown = dict(zip(amounts, texts, strict=True))
+            elif kind == "more":
+                shown = dict.fromkeys(known, differs)
             for column, value in side_by_side.items():
                 yield shown.get(column) or column.text(value)
 

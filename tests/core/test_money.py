@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pytest_hfbudget.money import (
     Amounts,
     beside,
-    difference,
+    change,
     exact,
     nano,
     parse_rate,
@@ -366,14 +366,24 @@ def test_a_rate_is_for_one_unit_where_nothing_else_is_said() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        ("0.6549", "0.7851", "+$0.14"),  # of $0.65 and $0.79; the exact one is 0.1302
-        ("0.0005", "0.0005598", "+$0.00006"),
-        ("0.0000275", "0.000000109", "-$0.0000274"),
-        ("0", "0.00005", "+<$0.0001"),
-        ("1", "1", "$0.00"),
+        ("0.6549", "0.7851", ("$0.65", "$0.79", "+$0.14")),  # to the last digit it is 0.1302
+        ("0.9649", "0.9653", ("$0.9649", "$0.9653", "+$0.0004")),
+        ("0.0005", "0.0005598", ("$0.0005", "$0.00056", "+$0.00006")),
+        ("0.0000275", "0.000000109", ("$0.0000275", "$0.000000109", "-$0.0000274")),
+        ("0", "0.00005", ("$0.00", "<$0.0001", "+<$0.0001")),
+        ("1", "1", ("$1.00", "$1.00", "$0.00")),
     ],
 )
 def test_a_difference_is_that_of_the_amounts_as_they_are_shown(
-    before: str, after: str, expected: str
+    before: str, after: str, expected: tuple[str, str, str]
 ) -> None:
-    assert difference(parse_usd(before), parse_usd(after)) == expected
+    assert change(parse_usd(before), parse_usd(after)) == expected
+
+
+@quick
+@given(amounts, amounts)
+def test_a_difference_that_is_shown_is_near_the_exact_one(before: int, after: int) -> None:
+    *_, more = change(before, after)
+    assert abs(dollars(more.removeprefix("+")) * 10**9 - (after - before)) * 10 <= max(
+        abs(after - before) * 2, 10**6
+    )
