@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pytest_hfbudget.metering.instrumentation import Patches, genuine
+from pytest_hfbudget.metering.instrumentation import Hook, Patches, genuine
 
 
 class ProbedRequest:
@@ -160,10 +160,9 @@ class TransportProbe:
         self.in_flight: list[ProbedRequest] = []
         self._patches = Patches()
 
-    def install(self) -> None:
-        """Watch the libraries that are imported already, and the others as soon as they are."""
-        modules = (point.module for point in POINTS)
-        self._patches.watch(dict.fromkeys(modules, self._wrap))
+    def hooks(self) -> dict[str, Hook]:
+        """What watches each of the libraries, to be called once it is imported."""
+        return dict.fromkeys((point.module for point in POINTS), self._wrap)
 
     def uninstall(self) -> None:
         """Watch no longer."""

@@ -15,7 +15,7 @@ import pytest
 from pytest_hfbudget.errors import NO_ENDPOINTS, ConfigError
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.role import ORDER, Role
-from pytest_hfbudget.settings import NOT_RUN, Settings
+from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.values import full_name
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.budget_args import WarnedOnce
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
+    from pytest_hfbudget.plugin.outcomes import Outcomes
     from pytest_hfbudget.plugin.price_sources import RunPrices
     from pytest_hfbudget.plugin.rehearsal import Rehearsal
     from pytest_hfbudget.plugin.report_writer import ReportWriter
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.workers import ControllerServer
     from pytest_hfbudget.pricing.catalogue import Catalogue
     from pytest_hfbudget.reporting import Report
-
 
 DAY_S = 86_400.0
 
@@ -291,7 +291,7 @@ class Controller(Role):
 
     # --- after the tests
 
-    def finish(self, outcomes: Mapping[str, str]) -> bool:
+    def finish(self, outcomes: Outcomes) -> bool:
         if self._verified is None:
             try:
                 self._verified = self._endpoints is None or self._endpoints.finish()
@@ -310,9 +310,9 @@ class Controller(Role):
 
             run_history.remember(self.config, self.settings, order.schedule.measured())
 
-    def uneventful(self, outcomes: Mapping[str, str]) -> bool:
+    def uneventful(self, outcomes: Outcomes) -> bool:
         """Whether there is nothing to tell of the run; known without making a report."""
-        if self._endpoints is not None or NOT_RUN in outcomes.values():
+        if self._endpoints is not None or outcomes.incomplete:
             return False
         ledger = self._ledger
         return ledger is None or not (ledger.charges() or ledger.refusals() or ledger.unmetered())
@@ -340,7 +340,7 @@ class Controller(Role):
             cold_starts = self._endpoints.log.cold_starts() if self._endpoints else {}
             store(session, self.ledger, cold_starts, self.counts.facts)
 
-    def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
+    def summarise(self, terminal: Any, outcomes: Outcomes) -> None:
         if self.uneventful(outcomes):
             # A budget of which nothing was spent says so, unless this run only looked.
             capped = self.settings.own_cap is not None or self.settings.capped_over_runs

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -88,7 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if run.settings.plan:
         config.option.dist = "no"  # xdist configures itself after this; a plan needs no workers
     register = config.pluginmanager.register
-    register(Hooks(run), "hfbudget-run")
+    register(ControllerHooks(run) if run.role.reports else Hooks(run), "hfbudget-run")
     config.add_cleanup(run.role.last_words)  # after `pytest_unconfigure`, where others speak too
     if run.settings.store_costs:
         register(run.recording, "hfbudget-recording")
@@ -147,19 +149,16 @@ def hf_budget() -> Iterator[budget]:
 # --- during a run
 
 
+_name = attrgetter("name")
+
+
 class Hooks:
     """Registered once a run is configured, so that no hook has to look its run up."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-
-    def pytest_report_header(self) -> str | None:
-        """Show caps and endpoints."""
-        if not self.run.settings.worth_a_header:
-            return None
-        from pytest_hfbudget.reporting.terminal import header
-
-        return header(self.run.settings, (budget.line for budget in self.run.role.standing()))
+        # Of each fixture once: pytest looks it up in an enum, each time.
+        self._scope_of: Callable[[pytest.FixtureDef[Any]], str] = cache(attrgetter("scope"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)  # after every plugin that deselects or sorts
     def pytest_collection_modifyitems(
@@ -171,19 +170,6 @@ class Hooks:
         with usage_errors():
             self.run.plan(items, collected)
         return result
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_node_collection_finished(self) -> None:
-        """Say from the controller what its workers found wrong: it collects nothing itself."""
-        with usage_errors():
-            self.run.role.planned()
-
-    @pytest.hookimpl(optionalhook=True, wrapper=True)
-    def pytest_xdist_make_scheduler(self, config: pytest.Config) -> Generator[None, Any, Any]:
-        """Have all workers on the endpoint that serves, if the tests need endpoints."""
-        from pytest_hfbudget.plugin.workers import LateScheduling
-
-        return LateScheduling.around((yield), config)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
@@ -205,8 +191,9 @@ class Hooks:
     # After pytest's own hook that skips, which is first, and before the one that sets fixtures up.
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Bring up the endpoints that a test needs."""
-        # Much faster than to ask each node above the item for its markers.
-        if self.run.awake or "hf_endpoint" in item.keywords:
+        # What was marked when it was collected has woken the run. What a fixture or a hook has
+        # marked since is in the test's own list, which takes less time than all its keywords.
+        if self.run.awake or "hf_endpoint" in map(_name, item.own_markers):
             with failures():
                 self.run.bring_up(item)
 
@@ -228,12 +215,12 @@ class Hooks:
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
         """Charge the session for what several tests share."""
-        if fixturedef.scope == "function":
+        if (scope := self._scope_of(fixturedef)) == "function":
             if self.run.awake and self.run.requirements.open:
                 with failures():
                     self.run.requirements.decide(fixturedef, request)
             return (yield)
-        where = f"{fixturedef.scope} fixture {fixturedef.argname}"
+        where = f"{scope} fixture {fixturedef.argname}"
         # Its own tear-down comes in between, since the last finalizer that was added is the first.
         end = ExitStack()
         fixturedef.addfinalizer(end.close)
@@ -257,15 +244,6 @@ class Hooks:
         verdicts.judge(self.run, item, call, report)
         return report
 
-    @pytest.hookimpl(trylast=True)  # --lf forgets here whatever was skipped
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember how tests ended."""
-        if report.outcome != "passed":
-            from pytest_hfbudget.plugin import verdicts
-
-            verdicts.as_printed(self.run.config, report)
-        self.run.ended(report)
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
         """Pause at the earliest moment: tracebacks and fixtures take their time."""
@@ -281,6 +259,40 @@ class Hooks:
             return (yield)
         finally:
             self.run.finish(session)
+
+
+class ControllerHooks(Hooks):
+    """Those of the process that reports: workers hand on to it how their tests have ended."""
+
+    def pytest_report_header(self) -> str | None:
+        """Show caps and endpoints."""
+        if not self.run.settings.worth_a_header:
+            return None
+        from pytest_hfbudget.reporting.terminal import header
+
+        return header(self.run.settings, (budget.line for budget in self.run.role.standing()))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self) -> None:
+        """Say from the controller what its workers found wrong: it collects nothing itself."""
+        with usage_errors():
+            self.run.role.planned()
+
+    @pytest.hookimpl(optionalhook=True, wrapper=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config) -> Generator[None, Any, Any]:
+        """Have all workers on the endpoint that serves, if the tests need endpoints."""
+        from pytest_hfbudget.plugin.workers import LateScheduling
+
+        return LateScheduling.around((yield), config)
+
+    @pytest.hookimpl(trylast=True)  # --lf forgets here whatever was skipped
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember how tests ended."""
+        if report.outcome != "passed":
+            from pytest_hfbudget.plugin import verdicts
+
+            verdicts.as_printed(self.run.config, report)
+        self.run.ended(report)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Show what it cost."""

@@ -63,8 +63,13 @@ class Outcomes(Mapping[str, str]):
     """
 
     def __init__(self, *, each: bool) -> None:
-        self._each = each
+        self._each, self._refused = each, False
         self._worst: dict[str, dict[str, str]] = {}
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a test was not run for want of budget."""
+        return self._refused and NOT_RUN in self.values()
 
     def note(self, report: pytest.TestReport) -> None:
         """Take in what is told of one phase, or of a part of one."""
@@ -80,6 +85,7 @@ class Outcomes(Mapping[str, str]):
         worker = getattr(report, "worker_id", "") if self._each else ""
         of_test = self._worst.get(report.nodeid, {})
         outcome = NOT_RUN if marked(report) else str(report.outcome)
+        self._refused |= outcome == NOT_RUN
         if report.when == "setup":
             of_test[worker] = INTERRUPTED if outcome == "passed" else outcome
         elif outcome != "passed" or (report.when == "call" and not is_part(report)):

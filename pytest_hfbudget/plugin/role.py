@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.bounds import TokenCounts
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.metering.runtime import Runtime
+    from pytest_hfbudget.plugin.outcomes import Outcomes
     from pytest_hfbudget.plugin.test_order import Expected
     from pytest_hfbudget.pricing.catalogue import Catalogue
 
@@ -144,14 +145,14 @@ class Role:
 
     # --- the end
 
-    def finish(self, outcomes: Mapping[str, str]) -> bool:
+    def finish(self, outcomes: Outcomes) -> bool:
         """Wait for the pauses and report; returns whether every pause is verified."""
         return True
 
     def record(self, store: StoreCosts, session: pytest.Session) -> None:
         """Store what the tests cost, where that was asked for."""
 
-    def summarise(self, terminal: Any, outcomes: Mapping[str, str]) -> None:
+    def summarise(self, terminal: Any, outcomes: Outcomes) -> None:
         """Write the section of the terminal's summary."""
 
     def last_words(self) -> None:

@@ -25,7 +25,7 @@ from pytest_hfbudget.plugin.call_span import (
     started_as,
 )
 from pytest_hfbudget.plugin.outcomes import Outcomes
-from pytest_hfbudget.settings import NOT_RUN, WORKERS
+from pytest_hfbudget.settings import WORKERS
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -320,7 +320,7 @@ class Run:
         """Wait for the verified pause, and write the report. A pause that fails fails the run."""
         self._settle_all()
         in_order = self.role.finish(self.outcomes)
-        if NOT_RUN in self.outcomes.values():
+        if self.outcomes.incomplete:
             in_order = False
         if not in_order and session.exitstatus in (
             pytest.ExitCode.OK,

@@ -21,7 +21,7 @@ from pytest_hfbudget.errors import (
     UnseenCallError,
 )
 from pytest_hfbudget.locks import off_loop
-from pytest_hfbudget.metering.instrumentation import Patches, genuine
+from pytest_hfbudget.metering.instrumentation import Hook, Patches, genuine
 from pytest_hfbudget.metering.paid_hosts import CREATES, STOPS, PaidHosts, Start
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
@@ -59,11 +59,11 @@ class HttpLayer:
         self.hub, self.hosts = hub, PaidHosts()
         self._patches = Patches()
 
-    def install(self) -> None:
-        """Wrap the libraries that are imported already, and the others as soon as they are."""
+    def hooks(self) -> dict[str, Hook]:
+        """What wraps each of the libraries, to be called once it is imported."""
         self.hub.probe.stray, self.hub.probe.bills = self.stray, self._bills
-        modules = dict.fromkeys((point.module for point in POINTS), self._wrap)
-        self._patches.watch({**modules, "socket": self._wrap_names})
+        modules: dict[str, Hook] = dict.fromkeys((point.module for point in POINTS), self._wrap)
+        return {**modules, "socket": self._wrap_names}
 
     def uninstall(self) -> None:
         """Put back what was there, unless it was wrapped again since."""

@@ -83,10 +83,11 @@ class HubInstrumentation:
         """Wrap what is imported already, and the rest as soon as it is; harmless if done before."""
         if self._patches.watching:
             return
-        self.probe.install()
-        self.http.install()
+        # One watch for all of them: each is asked about every import of a run.
         self._patches.watch(
             {
+                **self.probe.hooks(),
+                **self.http.hooks(),
                 SYNC: self._wrap_sync,
                 ASYNC: self._wrap_async,
                 HELPERS: self._wrap_helpers,
