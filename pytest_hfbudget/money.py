@@ -120,7 +120,10 @@ def change(before: int, after: int) -> tuple[str, str, str]:
         while abs(_shown_change(before, after, finer) - more) * 10 > abs(more):
             finer = {one: min(digits + 1, _ALL_DIGITS) for one, digits in finer.items()}
         more = _shown_change(before, after, finer)
-        text = _text(more, int(abs(more) < _LEAST))
+        digits = (
+            finer[max(before, after, key=abs)] if abs(more) >= _CENT else int(abs(more) < _LEAST)
+        )
+        text = _text(more, digits)
     old, new = (_text(one, finer[one]) for one in (before, after))
     return old, new, f"+{text}" if more > 0 else text
 
