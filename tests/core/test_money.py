@@ -386,4 +386,4 @@ def test_a_difference_is_that_of_the_amounts_as_they_are_shown(
 def test_a_difference_that_is_shown_is_near_the_exact_one(before: int, after: int) -> None:
     *_, more = change(before, after)
     off = abs(dollars(more.removeprefix("+")) * 10**9 - (after - before))
-    assert off <= max(abs(after - before) / Fraction(5), 10**7)
+    assert off * 5 <= max(abs(after - before), 5 * 10**7)
