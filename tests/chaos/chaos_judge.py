@@ -148,7 +148,11 @@ class Judge:
             return True
         if call.ending is None:
             return bool(switch("usage", "always") == "always")
-        silent = switch("stream_usage", "by_provider") in ("never", "rejects_options")
+        silent = switch("stream_usage", "by_provider") in (
+            "first_chunk",
+            "never",
+            "rejects_options",
+        )
         return call.kind == "text" or not silent
 
     # --- 3 and 5: refusals

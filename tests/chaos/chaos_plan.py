@@ -395,7 +395,8 @@ class _Planner:
                 "stream_usage": draw.choice(
                     (
                         *("by_provider",) * 4,
-                        *("on_request", "finish_chunk", "every_chunk", "never", "rejects_options"),
+                        *("on_request", "first_chunk", "finish_chunk", "every_chunk", "never"),
+                        "rejects_options",
                     )
                 ),
                 "limit_names": draw.choice(("any",) * 6 + ("max_completion_tokens", "none")),
