@@ -225,9 +225,12 @@ class LeaseStore:
         """Whether another run has just resumed it, though it may be seen at rest yet."""
         return False
 
-    def pays(self) -> bool:
-        """Whether this run books what the endpoint costs: of all that share it, only one does."""
-        return True
+    def pays(self, minute_s: float) -> tuple[bool, float | None]:
+        """Whether this run books what the endpoint costs: of all that share it, only one does.
+
+        And until when, on the steady clock, the run has paid that did so before; None if none has.
+        """
+        return True, None
 
     def insist(self) -> None:
         """Have the endpoint paused though others use it: no budget pays for it any more."""

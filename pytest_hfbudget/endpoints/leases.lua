@@ -42,6 +42,7 @@ end
 
 local ok, left = true, nil
 if op == 'hold' then
+  if not (mine or holding) then redis.call('HSET', key, 'grid', now) end
   redis.call('HDEL', key, 'x:' .. job)
   keep('holding')
 elseif op == 'renew' then
@@ -86,6 +87,7 @@ if op ~= 'look' then
   redis.call('EXPIRE', key, 604800)
 end
 local up, up_at = redis.call('HGET', key, 'up'), redis.call('HGET', key, 'up_at')
-return cjson.encode({ok = ok, left = left or '', mine_at = mine and mine.at or now, fence = fence, newest = newest, others = others,
+return cjson.encode({ok = ok, left = left or '', mine_at = mine and mine.at or 0,
+  grid_ms = now - tonumber(redis.call('HGET', key, 'grid') or now + 1000), fence = fence, newest = newest, others = others,
   scaling = redis.call('HGET', key, 'scaling') or '', up = up or '',
   up_ms = up_at and now - tonumber(up_at) or 0, now = now})

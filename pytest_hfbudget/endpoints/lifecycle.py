@@ -104,9 +104,9 @@ class Lifecycle:
             self._settings.need_token(name)
             self._plane.get(name)
 
-    def pays(self, name: str) -> bool:
-        """Whether this run books what an endpoint costs: of all that share it, only one does."""
-        return self._settings.lease_store(name).pays()
+    def pays(self, name: str) -> tuple[bool, float | None]:
+        """See `LeaseStore.pays`."""
+        return self._settings.lease_store(name).pays(self._settings.billing_minute_s)
 
     def sweep(self, *, but: Iterable[str]) -> tuple[SweepOutcome, ...]:
         """Pause what dead runs have left running, as the journals of this machine tell.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -82,7 +83,8 @@ class LeaseView:
         fence, newest: the number of this job, and the highest that was given out.
         scaling: ``compute.scaling`` from before the first job.
         up: the job that has resumed it, so many seconds ago.
-        mine_s: unix seconds at which this job's lease began.
+        mine_s: unix seconds at which this job's lease began; 0 without one.
+        grid_s: seconds since the first job that uses it has had it; negative if that was lost.
     """
 
     ok: bool = True
@@ -94,6 +96,7 @@ class LeaseView:
     up: str = ""
     up_s: float = 0.0
     mine_s: float = 0.0
+    grid_s: float = 0.0
 
     @classmethod
     def parse(cls, text: str, endpoint: str, api: str) -> LeaseView:
@@ -121,7 +124,7 @@ class LeaseView:
         )
         up = told["up"]
         numbers = int(told["fence"]), int(told["newest"])
-        times = told["up_ms"] / 1000, told["mine_at"] / 1000
+        times = told["up_ms"] / 1000, told["mine_at"] / 1000, told["grid_ms"] / 1000
         return cls(told["ok"], told["left"], *numbers, others, scaling, up, *times)
 
     @property
@@ -150,6 +153,8 @@ class SharedLeaseStore(LeaseStore):
         self._fence = 0
         self._released: LeaseView | None = None
         self._insists = False
+        self._looked, self._mine_s = self._known, math.inf
+        self._paid_until: float | None = None
 
     def put(self, lease: HeldLease) -> None:
         """Write this run's lease, on the server first.
@@ -243,11 +248,19 @@ class SharedLeaseStore(LeaseStore):
         up = any(one.run == view.up and one.live for one in view.others)
         return up and view.up_s < COMING_UP_S
 
-    def pays(self) -> bool:
+    def pays(self, minute_s: float) -> tuple[bool, float | None]:
         """The job that has held it longest pays; the one after it, when that has left."""
         view = self._look()
-        mine = view.mine_s, self._job
-        return not any(one.live and (one.at, one.run) < mine for one in view.others)
+        self._mine_s = view.mine_s or self._mine_s  # of a lease that has ended, too
+        mine = self._mine_s, self._job
+        older = [one for one in view.others if one.live and (one.at, one.run) < mine]
+        if older and view is not self._looked and view.grid_s >= 0:
+            # Its minutes are those of the job that has resumed it; it lived at its last sign.
+            now, payer = self._clock.monotonic(), min(older, key=lambda one: (one.at, one.run))
+            first = now - view.grid_s
+            started = max(now - payer.age_s - first, 0.0) // minute_s + 1
+            self._looked, self._paid_until = view, first + started * minute_s
+        return not older, self._paid_until
 
     def insist(self) -> None:
         self._insists = True

@@ -7,6 +7,7 @@ price per hour x (hours x replicas that always run + scale-up hours x additional
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -316,3 +317,70 @@ def _nano(atto: Fraction) -> int:
 
 def _text(number: Fraction) -> str:
     return f"{float(number):g}"
+
+
+HORIZON_S = 86_400.0
+
+# A pause takes its time on the way; this share of a minute is left for it.
+MARGIN = 0.03
+
+
+class RunningEndpoint(NamedTuple):
+    """An endpoint since its resume, or its further replicas since they may run.
+
+    Every started minute costs as much as the first.
+
+    Attributes:
+        since: seconds on the caller's clock.
+        nano_per_minute: nano-USD of a billing minute of these replicas.
+    """
+
+    since: float
+    nano_per_minute: int
+
+    def cost(self, until: float, minute_s: float) -> int:
+        """Nano-USD of the minutes that have started by then."""
+        return (int(max(until - self.since, 0.0) / minute_s) + 1) * self.nano_per_minute
+
+
+class TakenOver(NamedTuple):
+    """An endpoint that another job has paid for before.
+
+    Attributes:
+        at: seconds on the steady clock at which this job took over.
+        minute: when the last minute began that the other job has paid for.
+        ended: nano-USD of spans that were over by then.
+    """
+
+    at: float
+    minute: float
+    ended: int
+
+    def aligned(self, running: RunningEndpoint) -> RunningEndpoint:
+        """What ran when this job took over, as if resumed with the minute that is paid for."""
+        return running._replace(since=self.minute) if running.since <= self.at else running
+
+
+def seconds_left(
+    budget: int, running: Iterable[RunningEndpoint], now: float, minute_s: float
+) -> float:
+    """Seconds until the first minute starts that ``budget`` nano-USD does not pay any more.
+
+    0 where it is over already; never more than a day, after which it is to be asked again.
+    """
+    starts = []
+    for endpoint in running:
+        started = int(max(now - endpoint.since, 0.0) / minute_s) + 1
+        budget -= started * endpoint.nano_per_minute
+        starts.append((endpoint.since + started * minute_s, endpoint.nano_per_minute))
+    heapq.heapify(starts)
+    while budget >= 0 and starts:
+        at, cost = starts[0]
+        if cost == 0 or at - now > HORIZON_S:
+            heapq.heappop(starts)
+            continue
+        budget -= cost
+        if budget < 0:
+            return max(at - now - MARGIN * minute_s, 0.0)
+        heapq.heapreplace(starts, (at + minute_s, cost))
+    return 0.0 if budget < 0 else HORIZON_S

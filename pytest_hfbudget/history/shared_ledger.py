@@ -200,10 +200,6 @@ class StoreLock:
 class SharedLedger(Ledger):
     """The ledger of one run among others, all of which spend from the same windows.
 
-    Attributes:
-        pays_uptime: whether what endpoints cost is booked to the windows: of several jobs that
-            share an endpoint, one does that for all.
-
     Raises:
         HistoryError: the store can't be read or written; under a cap that ends the run.
     """
@@ -211,7 +207,6 @@ class SharedLedger(Ledger):
     def __init__(self, store: BudgetStore, windows: Sequence[BudgetWindow]) -> None:
         super().__init__()
         self._windows = tuple(window.key for window in windows)
-        self.pays_uptime = True
         for window in windows:
             self.open(window.scope())
         self._lock = self._store_lock = StoreLock(store, windows, self._accounts)
@@ -262,30 +257,27 @@ class SharedLedger(Ledger):
 
     def book(self, key: str, nano_usd: int, *, what: str = "") -> None:
         """As `Ledger.book`; what is booked to the session is booked to every window."""
-        keys = (*self._windows, SESSION) if key == SESSION and self.pays_uptime else (key,)
+        if key == SESSION:
+            self.book_uptime(nano_usd, nano_usd, what=what)
+        else:
+            super().book(key, nano_usd, what=what)
+
+    def book_uptime(self, nano_usd: int, shared: int, *, what: str = "") -> None:
+        """As `Ledger.book_uptime`: of jobs that share an endpoint, one pays for all."""
         booked: list[str] = []
         with self._kept(what):
             if what:
                 with self._store_lock:
-                    self._store_lock.draw(keys, nano_usd, nano_usd)
+                    self._store_lock.draw(self._windows, shared, shared)
             try:
-                for each in keys:
-                    super().book(each, nano_usd, what=what)
+                for each in self._windows:
+                    super().book(each, shared, what=what)
                     booked.append(each)
+                super().book(SESSION, nano_usd, what=what)
             except BudgetExceededError:
                 for each in booked:
-                    super().book(each, -nano_usd)
+                    super().book(each, -shared)
                 raise
-
-    def pay_uptime(self, pays: bool, nano_usd: int) -> None:
-        """Pay for endpoints from now on, or leave that to another job.
-
-        Args:
-            nano_usd: what the windows are charged for it; negative for what is given back.
-        """
-        self.pays_uptime = pays
-        for key in self._windows:
-            super().book(key, nano_usd)
 
     def left(self, key: str) -> int:
         """Nano-USD of a window that no run has spent, and this run does not hold."""

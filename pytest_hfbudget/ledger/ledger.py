@@ -16,6 +16,7 @@ from typing import Any
 
 from pytest_hfbudget.errors import SMALLER, LedgerUnreachableError, interrupted, too_late
 from pytest_hfbudget.ledger import (
+    SESSION,
     Caller,
     Charge,
     Hold,
@@ -240,6 +241,14 @@ class Ledger:
                 raise account.over(nano_usd, what)
             account.spent += nano_usd
             self._answer_line()
+
+    def book_uptime(self, nano_usd: int, shared: int, *, what: str = "") -> None:
+        """Book the uptime of endpoints to the session, as `book` does.
+
+        Args:
+            shared: nano-USD of it for the budgets that other runs share, if there are any.
+        """
+        self.book(SESSION, nano_usd, what=what)
 
     def share_with(self, uptime: UptimeSource) -> None:
         """Let something that costs by the minute spend from this ledger, too."""

@@ -242,13 +242,13 @@ class RunEndpoints:
 
     def _settle_who_pays(self, *names: str) -> None:
         """Of the jobs that share an endpoint, one pays for it."""
-        if self._settings.shared is not None:
-            pays = any(self._lifecycle.pays(name) for name in names)
+        for name in names if self._settings.shared is not None else ():
+            payer = self._lifecycle.pays(name)
             with self._uptime.lock:
-                self._uptime.settle_who_pays(pays)
+                self._uptime.settle_who_pays(name, *payer)
 
     def _tick(self) -> None:
-        self._settle_who_pays(*(receipt.name for receipt in self._lifecycle.live()))
+        self._settle_who_pays(*(one.name for one in self._lifecycle.live()))
         self.accrue()
         self.rearm()
         self._lifecycle.look()
@@ -328,10 +328,9 @@ class RunEndpoints:
     def paid(self) -> tuple[Paid, ...]:
         """What each endpoint has cost, when, and which tests were on it."""
         receipts = self._receipts if self._receipts is not None else self._lifecycle.live()
-        costs = ((receipt.name, receipt.cost) for receipt in receipts)
+        uses, costs = self.sharing.uses, ((one.name, one.cost) for one in receipts)
         return tuple(
-            Paid(name, cost.window, self.sharing.uses(name), cost.minutes, cost.nano_usd)
-            for name, cost in costs
+            Paid(name, cost.window, uses(name), cost.minutes, cost.nano_usd) for name, cost in costs
         )
 
     @at_work
@@ -345,10 +344,11 @@ class RunEndpoints:
         for ticker in self._tickers:
             ticker.stop()
         if self._receipts is None:
+            self._settle_who_pays(*(one.name for one in self._lifecycle.live()))
             receipts = self._lifecycle.finish()
             with self._uptime.lock:  # a tick may be booking what is only an upper bound
                 self._receipts = receipts
-                self._uptime.close(sum(receipt.cost.nano_usd for receipt in receipts))
+                self._uptime.close({one.name: one.cost.nano_usd for one in receipts})
             self.log.ended(self._receipts)
             self.sharing.settle(self._receipts)
         in_order = all(receipt.in_order for receipt in self._receipts)

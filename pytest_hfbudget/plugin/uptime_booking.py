@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
 from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+from pytest_hfbudget.endpoints.uptime import HORIZON_S, RunningEndpoint, TakenOver, seconds_left
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse, Shares, share_out
 from pytest_hfbudget.errors import (
     BudgetExceededError,
@@ -39,25 +39,35 @@ class UptimeBooking:
         self._ledger, self._settings = ledger, settings
         self.lock = threading.RLock()
         self._running: dict[str, tuple[RunningEndpoint, ...]] = {}
-        self._booked = 0
-        self._ended = 0  # nano-USD of spans that are over: a revived endpoint has begun another
+        self._booked = self._shared = 0  # to the session, and to what jobs share
+        # Nano-USD of spans that are over: a revived endpoint has begun another.
+        self._ended: Counter[str] = Counter()
+        # Endpoints that another job pays for, with what this one has paid for earlier spans.
+        self._of_others: dict[str, int] = {}
+        self._taken: dict[str, TakenOver] = {}  # those that another job has paid for before
         self._closed = False
 
-    @property
-    def pays(self) -> bool:
-        """Whether it is this run that pays for the endpoints: others may share them."""
-        return bool(getattr(self._ledger, "pays_uptime", True))
+    def settle_who_pays(self, name: str, pays: bool, paid_until: float | None) -> None:
+        """Have this run pay for an endpoint, or leave that to the other job that does.
 
-    def settle_who_pays(self, pays: bool) -> None:
-        """Have this run pay, or leave that to the other job that does."""
-        from pytest_hfbudget.history.shared_ledger import SharedLedger
+        A job that takes over pays for what begins after the minutes that are paid for. A job that
+        leaves it to another one has its minutes back: the other has held the endpoint for longer.
 
-        if not isinstance(self._ledger, SharedLedger) or pays == self.pays:
+        Args:
+            paid_until: on the steady clock, what the job before has paid for; None if it is not
+                known, and then the minute that runs is paid for once more.
+        """
+        if pays == (name not in self._of_others):
             return
-        # Who takes over pays for the minute that runs; who has paid for nothing yet that another
-        # pays for gets it back.
-        running = sum(one.nano_per_minute for one in self._all_running)
-        self._ledger.pay_uptime(pays, running if pays else -self._booked)
+        ended, taken = self._ended[name], self._taken.get(name)
+        if pays:
+            now, minute_s = time.monotonic(), self._settings.billing_minute
+            until = now if paid_until is None else paid_until
+            earlier = self._of_others.pop(name)
+            self._taken[name] = TakenOver(now, until - minute_s, ended - earlier)
+        else:
+            self._of_others[name] = ended - taken.ended if taken else ended
+        self._add(0, self._shared_part(self._dues()) - self._shared)
 
     @property
     def accrues(self) -> bool:
@@ -79,9 +89,9 @@ class UptimeBooking:
         """
         try:
             with self.lock:
-                self._ledger.book(SESSION, nano_per_minute, what=name)
-                self._booked += nano_per_minute
-                self._ended += self._cost(name)
+                ours = 0 if name in self._of_others else nano_per_minute
+                self._add(nano_per_minute, ours, name)
+                self._ended[name] += self._cost(name, time.monotonic())
                 self._running[name] = (RunningEndpoint(time.monotonic(), nano_per_minute),)
         except LedgerUnreachableError as error:
             raise EndpointError(str(error)) from None
@@ -109,7 +119,8 @@ class UptimeBooking:
             if self._closed:
                 return
             try:
-                self._ledger.book(SESSION, nano_per_minute, what=name if ahead else "")
+                ours = 0 if name in self._of_others else nano_per_minute
+                self._add(nano_per_minute, ours, name if ahead else "")
             except LedgerUnreachableError as error:
                 raise EndpointError(str(error)) from None
             except BudgetExceededError as error:
@@ -122,14 +133,17 @@ class UptimeBooking:
                     f"{more} added costs {minute}, but the {error.scope} of {cap} has less left. "
                     "Lower its maxReplica, or raise that cap."
                 ) from None
-            self._booked += nano_per_minute
             added = RunningEndpoint(time.monotonic(), nano_per_minute)
             self._running[name] = (*self._running.get(name, ()), added)
 
     def end(self, name: str, seconds_ago: float) -> None:
         """An endpoint that was paused so long ago starts no more minutes."""
-        self._ended += self._cost(name, time.monotonic() - seconds_ago)
+        until, taken = time.monotonic() - seconds_ago, self._taken.get(name)
+        since_taken = self._since_taken(name, until) if taken else 0
+        self._ended[name] += self._cost(name, until)
         self._running.pop(name, None)
+        if taken:
+            self._taken[name] = taken._replace(ended=self._ended[name] - since_taken)
 
     def forget(self, name: str) -> None:
         """An endpoint whose resume was refused, or never sent, has no first minute."""
@@ -138,15 +152,18 @@ class UptimeBooking:
 
     def accrue(self) -> None:
         """Book every minute that has started by now; the next one, too, where runs share a cap."""
-        started = self._ended + sum(map(self._cost, self._running))
-        if not self._reserve(started):
+        dues = self._dues()
+        if not self._reserve(dues):
             over_runs = self._settings.capped_over_runs
-            self._book(max(started, self._booked) if over_runs else started)
+            started, shared = sum(dues.values()), self._shared_part(dues)
+            least = (self._booked, self._shared) if over_runs else (0, 0)
+            self._book(max(started, least[0]), max(shared, least[1]))
 
-    def close(self, nano_usd: int) -> None:
-        """Book what it has cost in all; nothing accrues after this."""
-        self._closed = True
-        self._book(nano_usd)
+    def close(self, costs: Mapping[str, int]) -> None:
+        """Book what each endpoint has cost in all; nothing accrues after this."""
+        with self.lock:
+            self._closed = True
+            self._book(sum(costs.values()), self._shared_part(costs))
 
     def seconds_left(self) -> float:
         """Seconds until the next minute would break a cap, or --hf-max-uptime is over."""
@@ -155,93 +172,80 @@ class UptimeBooking:
         if settings.max_uptime is not None:
             first = min(running.since for running in self._all_running)
             left = max(first + settings.max_uptime - now, 0.0)
-        room = run_history.room(self._ledger, settings) if self.pays else None
+        ours = self._ours
+        room = run_history.room(self._ledger, settings) if ours else None
         if room is not None:
-            budget = room + self._booked - self._ended
-            running, minute_s = self._all_running, settings.billing_minute
-            left = min(left, seconds_left(budget, running, now, minute_s))
+            minute_s = settings.billing_minute
+            due = sum(one.cost(now, minute_s) for one in ours)
+            budget = room + self._shared - self._shared_part(self._dues()) + due
+            left = min(left, seconds_left(budget, ours, now, minute_s))
         return left
 
-    def _reserve(self, started: int) -> bool:
+    def _reserve(self, dues: Mapping[str, int]) -> bool:
         """Book the next minute ahead where another run could take it; returns whether it is."""
         if not self._settings.capped_over_runs:
             return False
-        ahead = sum(running.nano_per_minute for running in self._all_running)
-        more = started + ahead - self._booked
+        ahead = sum(running.nano_per_minute for running in self._ours)
+        totals = sum(dues.values()) + ahead, self._shared_part(dues) + ahead
         try:
-            if more > 0:
-                self._ledger.book(SESSION, more, what="the next minute")
-                self._booked += more
+            if totals[1] > self._shared:
+                self._add(totals[0] - self._booked, totals[1] - self._shared, "the next minute")
             else:
-                self._book(started + ahead)
+                self._book(*totals)
         except BudgetExceededError:
             return False
         return True
 
-    def _book(self, total: int) -> None:
-        """Have the session charged with the uptime so far; at its end that may be less again."""
+    def _book(self, session: int, shared: int) -> None:
+        """Have the budgets charged with the uptime so far; at its end that may be less again."""
         with self.lock:
-            if total != self._booked:
-                self._ledger.book(SESSION, total - self._booked)
-                self._booked = total
+            if (session, shared) != (self._booked, self._shared):
+                self._add(session - self._booked, shared - self._shared)
 
-    def _cost(self, name: str, until: float | None = None) -> int:
-        """Nano-USD of the minutes that it has begun by now, or by then on the steady clock."""
-        at, minute_s = time.monotonic() if until is None else until, self._settings.billing_minute
-        return sum(running.cost(at, minute_s) for running in self._running.get(name, ()))
+    def _add(self, session: int, shared: int, what: str = "") -> None:
+        self._ledger.book_uptime(session, shared, what=what)
+        self._booked += session
+        self._shared += shared
+
+    def _dues(self) -> dict[str, int]:
+        """Nano-USD of all the minutes of each endpoint that have started by now."""
+        names, now = {*self._ended, *self._running}, time.monotonic()
+        return {name: self._ended[name] + self._cost(name, now) for name in names}
+
+    def _cost(self, name: str, until: float) -> int:
+        """Nano-USD of the minutes that it has begun by then, on the steady clock."""
+        minute_s = self._settings.billing_minute
+        return sum(running.cost(until, minute_s) for running in self._running.get(name, ()))
+
+    def _shared_part(self, dues: Mapping[str, int]) -> int:
+        """What the budgets that jobs share have to pay of it: no job pays what another has paid."""
+        now = time.monotonic()
+        ours = {name: self._since_taken(name, now) for name in self._taken}
+        return sum({**dues, **ours, **self._of_others}.values())
+
+    def _since_taken(self, name: str, until: float) -> int:
+        """Nano-USD of the minutes of an endpoint that began after another job had paid for it."""
+        minute_s = self._settings.billing_minute
+        paid = sum(
+            one.cost(until, minute_s) - (0 if one is own else one.nano_per_minute)
+            for own, one in zip(self._running.get(name, ()), self._as_shared(name), strict=True)
+        )
+        return self._ended[name] - self._taken[name].ended + paid
+
+    @property
+    def _ours(self) -> list[RunningEndpoint]:
+        """What this job pays for, of all that runs."""
+        names = self._running.keys() - self._of_others.keys()
+        return [running for name in names for running in self._as_shared(name)]
+
+    def _as_shared(self, name: str) -> list[RunningEndpoint]:
+        """What runs of an endpoint, in the minutes of the job that has resumed it."""
+        running, taken = self._running.get(name, ()), self._taken.get(name)
+        return [taken.aligned(one) if taken else one for one in running]
 
     @property
     def _all_running(self) -> list[RunningEndpoint]:
         return [running for of_one in self._running.values() for running in of_one]
-
-
-HORIZON_S = 86_400.0
-
-# A pause takes its time on the way; this share of a minute is left for it.
-MARGIN = 0.03
-
-
-class RunningEndpoint(NamedTuple):
-    """An endpoint since its resume, or its further replicas since they may run.
-
-    Every started minute costs as much as the first.
-
-    Attributes:
-        since: seconds on the caller's clock.
-        nano_per_minute: nano-USD of a billing minute of these replicas.
-    """
-
-    since: float
-    nano_per_minute: int
-
-    def cost(self, until: float, minute_s: float) -> int:
-        """Nano-USD of the minutes that have started by then."""
-        return (int(max(until - self.since, 0.0) / minute_s) + 1) * self.nano_per_minute
-
-
-def seconds_left(
-    budget: int, running: Iterable[RunningEndpoint], now: float, minute_s: float
-) -> float:
-    """Seconds until the first minute starts that ``budget`` nano-USD does not pay any more.
-
-    0 where it is over already; never more than a day, after which it is to be asked again.
-    """
-    starts = []
-    for endpoint in running:
-        started = int(max(now - endpoint.since, 0.0) / minute_s) + 1
-        budget -= started * endpoint.nano_per_minute
-        starts.append((endpoint.since + started * minute_s, endpoint.nano_per_minute))
-    heapq.heapify(starts)
-    while budget >= 0 and starts:
-        at, cost = starts[0]
-        if cost == 0 or at - now > HORIZON_S:
-            heapq.heappop(starts)
-            continue
-        budget -= cost
-        if budget < 0:
-            return max(at - now - MARGIN * minute_s, 0.0)
-        heapq.heapreplace(starts, (at + minute_s, cost))
-    return 0.0 if budget < 0 else HORIZON_S
 
 
 _NANOS = 10**9

@@ -23,6 +23,13 @@ from pytest_hfbudget.endpoints.journal import Journal, Record, leases_dir
 from pytest_hfbudget.endpoints.lease_store import PAUSING, HeldLease, LeaseStore, lease_store_dir
 from pytest_hfbudget.endpoints.process import start_time
 
+
+def _command_line(path: Path) -> bytes:
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
 COMMAND = (sys.executable, "-m", "pytest_hfbudget")
 TOKEN = "hf_of_the_tests"
 
@@ -129,6 +136,15 @@ class Shell:
         lease = HeldLease(run, endpoint, self.api, pid, start, pid, start, time.time())
         folder = lease_store_dir(self.state_dir)
         LeaseStore(folder, api=self.api, endpoint=endpoint, run=run).put(lease)
+
+    def wait_for_reapers(self) -> None:
+        """End what was started, and wait until their reapers have ended."""
+        for process in self.started:
+            end(process)
+        state, ends = str(self.state_dir).encode(), time.monotonic() + 20
+        while any(state in _command_line(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
+            assert time.monotonic() < ends
+            time.sleep(0.02)
 
     def state(self, endpoint: str) -> str:
         """What the emulator says of it."""

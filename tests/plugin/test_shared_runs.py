@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +81,18 @@ class Machines:
         )
         self.started.append(job)
         return job
+
+    def wait_for(self, sign: str) -> None:
+        """Wait until a test of a job has written this file."""
+        ends = time.monotonic() + 60
+        while not (self.suite.path / sign).exists():
+            assert time.monotonic() < ends, sign
+            threading.Event().wait(0.05)
+
+    @property
+    def booked(self) -> int:
+        """What the ended jobs have booked to the budget that they share, in nano-USD."""
+        return int(self.server.client().hget("hfbudget:run:run:budget", "ended"))
 
     def run(self, *options: str, **more: str) -> tuple[int, str]:
         """What a job of its own says, once it is over; and its exit code."""
@@ -302,5 +316,77 @@ def test_a_minute_of_a_shared_endpoint_is_booked_once_for_all_jobs(machines: Mac
     assert all(job.returncode == 0 for job in jobs), said
     asked = [len(machines.suite.requests(op)) for op in ("resume", "pause")]
     assert asked == [1, 1]
-    booked = int(machines.server.client().hget("hfbudget:run:run:budget", "ended"))
-    assert booked == machines.suite.emulator.invoice()["endpoints_nano_usd"] == 550_000
+    assert machines.booked == machines.suite.emulator.invoice()["endpoints_nano_usd"] == 550_000
+
+
+MEETS = """
+    import time
+    from pathlib import Path
+
+    def wait_for(sign):
+        while not Path(sign).exists():
+            time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_takes_over_pays_for_no_minute_that_was_paid(machines: Machines) -> None:
+    machines.suite.emulator.add_endpoint("acme/llm")
+    machines.suite.test_file(
+        MEETS
+        + """
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_of_the_first():
+        Path("first-is-there").touch()
+        wait_for("second-is-there")
+
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_of_the_second():
+        Path("second-is-there").touch()
+        wait_for("first-is-over")
+        time.sleep(0.5)
+    """
+    )
+    token = {"HF_TOKEN": "hf_of_this_test"}
+    first = machines.start("--hf-session-budget=1", "-k", "first", **token)
+    machines.wait_for("first-is-there")
+    second = machines.start("--hf-session-budget=1", "-k", "second", **token)
+    said = [first.communicate(timeout=60)[0]]
+    (machines.suite.path / "first-is-over").touch()
+    said.append(second.communicate(timeout=60)[0])
+    assert [first.returncode, second.returncode] == [0, 0], said
+    assert machines.booked == machines.suite.emulator.invoice()["endpoints_nano_usd"] == 550_000
+
+
+@pytest.mark.slow
+def test_each_of_two_endpoints_is_paid_for_by_the_job_that_had_it_first(
+    machines: Machines,
+) -> None:
+    for name in ("acme/llm", "acme/other"):
+        machines.suite.emulator.add_endpoint(name)
+    machines.suite.test_file(
+        MEETS
+        + """
+    @pytest.mark.hf_endpoint("acme/llm")
+    def test_a1():
+        pass
+
+    @pytest.mark.hf_endpoint("acme/llm")
+    @pytest.mark.hf_endpoint("acme/other")
+    def test_a2():
+        Path("a-has-both").touch()
+
+    @pytest.mark.hf_endpoint("acme/other")
+    def test_b():
+        Path("b-is-there").touch()
+        wait_for("a-has-both")
+    """
+    )
+    token = {"HF_TOKEN": "hf_of_this_test"}
+    other = machines.start("--hf-session-budget=1", "-k", "test_b", **token)
+    machines.wait_for("b-is-there")
+    both = machines.start("--hf-session-budget=1", "-k", "test_a", **token)
+    said = [job.communicate(timeout=60)[0] for job in (both, other)]
+    assert [both.returncode, other.returncode] == [0, 0], said
+    billed = machines.suite.emulator.invoice()["endpoints_nano_usd"]
+    assert machines.booked == billed == 1_100_000, said

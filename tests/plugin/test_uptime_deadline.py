@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from plugin_suite import Suite
 
-from pytest_hfbudget.plugin.uptime_booking import HORIZON_S, MARGIN, RunningEndpoint, seconds_left
+from pytest_hfbudget.endpoints.uptime import HORIZON_S, MARGIN, RunningEndpoint, seconds_left
 
 MINUTE = 60.0
 EARLY = MARGIN * MINUTE
