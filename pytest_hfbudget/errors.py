@@ -1,4 +1,7 @@
-"""Errors whose text says what happened, with both numbers, and what to do next."""
+"""The kinds of errors. A text says what happened, with both numbers, and what to do next.
+
+Most texts stand where the reason is found. Here are those that several places raise.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Scripted faults: which requests go wrong, how often, and how."""
+"""Scripted faults: which requests go wrong, how often, and how.
+
+`gateway` carries most of them out, `stream` those in a stream, `control` the lies about a pause.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The clock, the retry policy, and every time-out, delay and period of this package's endpoints."""
+"""The clock, the retry policy, and the time-outs, delays and periods of endpoints.
+
+Those of the server over which machines share leases are in `shared_leases`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Hub says of the bill: by inference session, and of a billing period."""
+"""Asks the Hub for the bill: of an inference session, and of a billing period."""
 
 from __future__ import annotations
 

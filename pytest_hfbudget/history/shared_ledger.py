@@ -1,4 +1,4 @@
-"""A ledger that other runs fill, too.
+"""The ledger of a run that shares budgets with other runs: over SQLite, or over Redis.
 
 Every step of it is taken between the beginning and the end of one transaction of the store, with
 what the others have taken counted as spent. So two runs can't both take what is left, and what

@@ -78,6 +78,8 @@ class Charge(NamedTuple):
     endpoint of the run, by ``namespace/name``, that the call went to; None for every other call.
     ``above`` is the part of an estimated charge that is above what provably came back. ``waited``
     is for how many seconds it waited until calls in flight had settled.
+
+    `_draft` in ``metering/hold.py`` and `charge_of` in ``metering/usage.py`` make one by position.
     """
 
     test: str | None
@@ -177,7 +179,7 @@ def unanswered() -> Future[Hold]:
 
 
 class LedgerLike(Protocol):
-    """What the tap needs of a ledger, wherever that ledger lives."""
+    """What metering needs of a ledger, wherever that ledger lives."""
 
     def open(self, scope: Scope) -> None:
         """Make a scope known; a key that is known already keeps what was spent in it."""

@@ -1,1 +1,1 @@
-"""Metering of InferenceClient calls: request, bound, hold, send, usage, settle."""
+"""Metering of paid calls, whichever client makes them: request, bound, hold, send, settle."""

@@ -1,4 +1,4 @@
-"""The most that a prompt can count: by its bytes, or by what a server has counted before.
+"""`TokenCounts`: remembers what servers have counted in prompts, and bounds the next ones by it.
 
 A server says how many tokens it has counted in a prompt. That is kept by a hash of the request,
 never its text. It is exact as soon as its provider has counted some prompt of the model as it did

@@ -1,4 +1,4 @@
-"""The output limit that a cap sets, and the refusals of calls that no cap can hold."""
+"""The limit on output, the caller's own or a cap's; and refusals of calls that no cap can hold."""
 
 from __future__ import annotations
 

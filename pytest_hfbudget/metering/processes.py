@@ -176,7 +176,7 @@ class ChildProcesses:
     def __init__(self, runtime: ParentProcess) -> None:
         self._runtime: ParentProcess = weakref.proxy(runtime)  # it has this: no circle
         self._lock = threading.Lock()
-        self._counter: Listener | None = None
+        self._listener: Listener | None = None
         self._closed = self._exported = False
         self._before: str | None = None
         self._waiting: dict[int, WaitingHold] = {}
@@ -191,59 +191,59 @@ class ChildProcesses:
         if self._exported or self._closed:
             return
         try:
-            counter = self._open()
+            listener = self._open()
         except OSError as error:
             raise HFBudgetError(
                 f"no socket can be made for child processes ({error}), so no cap could hold "
                 "their calls. Let TMPDIR name a directory that can be written."
             ) from None
-        if counter is not None:
-            counter.resume()
+        if listener is not None:
+            listener.resume()
             self._exported, self._before = True, os.environ.get(VARIABLE)
-            os.environ[VARIABLE] = counter.path
+            os.environ[VARIABLE] = listener.path
 
     def before_fork(self) -> None:
         """Be ready for one child more, with no thread of ours in the way of the fork."""
         # Here, in the thread that forks: in the child it counts as the main one.
         self.blocks = self._runtime.meter.budgets.open_blocks()
-        if not self._runtime.path and (counter := self._open()) is not None:
-            counter.pause()
+        if not self._runtime.path and (listener := self._open()) is not None:
+            listener.pause()
 
     def after_fork(self) -> None:
         """Go on in the parent."""
-        if self._counter is not None:
-            self._counter.resume()
+        if self._listener is not None:
+            self._listener.resume()
 
     def forget(self) -> str:
-        """Let go of the counter in a child; its address, for the child to call at."""
-        counter, self._counter = self._counter, None
+        """Let go of the listener in a child; its address, for the child to call at."""
+        listener, self._listener = self._listener, None
         self._lock, self._closed, self._exported = threading.Lock(), True, False
-        if counter is None:
+        if listener is None:
             return NOWHERE
-        counter.forget()
-        return counter.path
+        listener.forget()
+        return listener.path
 
     def reopen(self) -> None:
         """Answer children again, unless this is one itself: it spends where they can."""
         self._closed = bool(self._runtime.path)
 
     def detach(self) -> Listener | None:
-        """Answer no child any more; closing the counter books in full what they hold."""
+        """Answer no child any more; closing the listener books in full what they hold."""
         with self._lock:
             self._closed = True
-            counter, self._counter = self._counter, None
+            listener, self._listener = self._listener, None
         if self._exported:
             self._exported = False
             if self._before is None:
                 os.environ.pop(VARIABLE, None)
             else:
                 os.environ[VARIABLE] = self._before
-        return counter
+        return listener
 
     def close(self) -> None:
         """Answer no child any more, and book in full what they hold."""
-        if (counter := self.detach()) is not None:
-            counter.close()
+        if (listener := self.detach()) is not None:
+            listener.close()
 
     def _client(self) -> LedgerClient:
         runtime = self._runtime
@@ -251,9 +251,9 @@ class ChildProcesses:
 
     def _open(self) -> Listener | None:
         with self._lock:
-            if self._counter is None and not self._closed:
-                self._counter = Listener(self._client)
-            return self._counter
+            if self._listener is None and not self._closed:
+                self._listener = Listener(self._client)
+            return self._listener
 
 
 def _operations(runtime: ParentProcess) -> dict[str, Operation]:

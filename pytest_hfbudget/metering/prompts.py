@@ -1,4 +1,4 @@
-"""What was counted of a prompt before, and the bounds on a prompt that follow from it.
+"""The rules by which earlier counts bound a prompt; `bounds` keeps the counts and asks them.
 
 - A prompt that begins with one that was counted: what is new in it is bounded by its bytes.
 - A prompt of the same shape: what was counted there bounds its chat template.

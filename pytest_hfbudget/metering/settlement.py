@@ -1,4 +1,4 @@
-"""How a call ended, what came back, and at whose price."""
+"""How a call ended, what came back, and at whose price. `call` reads it here and settles."""
 
 from __future__ import annotations
 

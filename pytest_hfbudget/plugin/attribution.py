@@ -1,4 +1,4 @@
-"""Who pays for the calls that are made now: a test, or what several of them share."""
+"""Tells the meter who pays for the calls that are made now: a test, or what several tests share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that owns the ledger, the endpoints and the report of a run."""
+"""The role of the process that owns the ledger, the endpoints and the report of a run."""
 
 from __future__ import annotations
 

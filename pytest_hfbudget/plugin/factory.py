@@ -1,4 +1,4 @@
-"""What is put together from the settings of a run: its meter, and the settings of endpoints."""
+"""Makes the meter of a process, and the settings of endpoints, from the settings of the run."""
 
 from __future__ import annotations
 

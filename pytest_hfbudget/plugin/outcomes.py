@@ -1,4 +1,4 @@
-"""How tests ended: run, not run for want of budget, or interrupted."""
+"""Remembers how each test of a run ended; marks those that were not run for want of budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the selected tests are expected to cost: shown by ``--hf-plan``, asked by the gate."""
+"""Works out what the selected tests are expected to cost: for ``--hf-plan``, and for its gate."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a process of a run is: its controller, or one that leaves what is the run's to it.
+"""What a process is to its run: `Worker`, `ForkedChild`, or the controller.
 
-The latter are workers of xdist, and processes that a test has forked.
+The controller owns what is the run's, and has a module of its own. The others leave that to it.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class Worker(Role):
         self.leased: dict[str, str] = {}
         self._met = False
         self._name = str(workerinput["workerid"])
-        self._wire, self._slow_wire = (
+        self._connection, self._slow_connection = (
             LedgerConnection(given["socket"]),
             LedgerConnection(given["socket"]),
         )
@@ -221,7 +221,7 @@ class Worker(Role):
         from pytest_hfbudget.ledger.rpc.client import RemoteLedger
         from pytest_hfbudget.plugin.factory import make_meter
 
-        ledger, counts = RemoteLedger(self._wire, ahead=True), self._counts()
+        ledger, counts = RemoteLedger(self._connection, ahead=True), self._counts()
         common = self.config, self.settings, ledger, self.leased
         return make_meter(*common, self._catalogue, counts, worker=self._name)
 
@@ -231,90 +231,90 @@ class Worker(Role):
         from pytest_hfbudget.metering.processes import known_to, shares
         from pytest_hfbudget.plugin.price_sources import tokenizers
 
-        known = off_loop()(known_to(self._wire))
+        known = off_loop()(known_to(self._connection))
         own = self.settings
         counts = TokenCounts(own.router, known, tokenizers(own), own.image_tokens)
-        counts.share = shares(self._wire, self._name)
+        counts.share = shares(self._connection, self._name)
         return counts
 
     def _catalogue(self) -> Catalogue:
         from pytest_hfbudget.pricing.catalogue import Catalogue
 
-        read: dict[str, Any] = self._slow_wire.ask("catalogue")
+        read: dict[str, Any] = self._slow_connection.ask("catalogue")
         return Catalogue.parse(read["models"], read_at=read["read_at"], origin=read["origin"])
 
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
-        self._slow_wire.ask("declare", names, paid)
+        self._slow_connection.ask("declare", names, paid)
 
     def expect(self, items: list[pytest.Item], expected: Expected) -> None:
-        self._slow_wire.ask("expect", expected)
+        self._slow_connection.ask("expect", expected)
 
     def foresee(self, sure: bool) -> None:
-        self._slow_wire.ask("foresee", sure)
+        self._slow_connection.ask("foresee", sure)
 
     def problem(self, error: HFBudgetError) -> None:
-        self._slow_wire.ask("problem", str(error))
+        self._slow_connection.ask("problem", str(error))
 
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
-        raw: dict[str, Any] = self._slow_wire.ask("ensure", name, keep_running)
+        raw: dict[str, Any] = self._slow_connection.ask("ensure", name, keep_running)
         self.leased[str(raw["status"]["url"])] = name
         return raw
 
     def revive(self, name: str) -> bool:
-        return bool(self._slow_wire.ask("revive", name))
+        return bool(self._slow_connection.ask("revive", name))
 
     def take_over(self, name: str, form: Mapping[str, Any] | None) -> bool:
-        return bool(self._slow_wire.ask("take_over", name, form))
+        return bool(self._slow_connection.ask("take_over", name, form))
 
     def answered(self, name: str, status: int, stops: bool) -> None:
-        self._slow_wire.ask("answered", name, status, stops)
+        self._slow_connection.ask("answered", name, status, stops)
 
     def addresses(self) -> Mapping[str, str]:
-        self.leased.update(self._slow_wire.ask("addresses"))
+        self.leased.update(self._slow_connection.ask("addresses"))
         return self.leased
 
     def meet(self) -> None:
         if not self._met:
-            self.leased.update(self._wire.ask("leased"))
+            self.leased.update(self._connection.ask("leased"))
             self._met = True
 
     def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...], worker: str = "") -> None:
-        self._wire.ask("begin_use", test, name, scopes, self._name)
+        self._connection.ask("begin_use", test, name, scopes, self._name)
 
     def end_use(self, test: str) -> None:
         with suppress(LedgerUnreachableError):  # whose controller is gone, owes nothing more
-            self._wire.ask("end_use", test, self._name)
+            self._connection.ask("end_use", test, self._name)
 
     def share(self, test: str) -> int:
         with suppress(LedgerUnreachableError):
-            return int(self._wire.ask("share", test))
+            return int(self._connection.ask("share", test))
         return 0
 
     def paused(self, name: str) -> str | None:
-        answer: str | None = self._slow_wire.ask("paused", name)
+        answer: str | None = self._slow_connection.ask("paused", name)
         return answer
 
     def blame(self, refusals: tuple[str, ...]) -> None:
-        self._slow_wire.ask("blame", refusals)
+        self._slow_connection.ask("blame", refusals)
 
     def warn(self, text: str) -> None:
-        self._slow_wire.ask("warn", text)
+        self._slow_connection.ask("warn", text)
 
     def first(self, key: str) -> bool:
-        return bool(self._wire.ask("first", key))
+        return bool(self._connection.ask("first", key))
 
     def use_up(self) -> None:
         with suppress(LedgerUnreachableError):
-            self._wire.ask("use_up")
+            self._connection.ask("use_up")
 
     def used_up(self) -> bool:
         with suppress(LedgerUnreachableError):
-            return bool(self._wire.ask("used_up"))
+            return bool(self._connection.ask("used_up"))
         return True  # without its controller a worker spends nothing more
 
     def close(self) -> None:
-        self._wire.close()
-        self._slow_wire.close()
+        self._connection.close()
+        self._slow_connection.close()
 
 
 def _with_addresses(settings: Settings, given: Mapping[str, Any]) -> Settings:

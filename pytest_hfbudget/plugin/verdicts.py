@@ -1,6 +1,6 @@
-"""How a test ended, as far as its budgets have a say in it, and how a refusal is shown.
+"""Decides how a test ends that was refused a call, and how pytest shows the refusal.
 
-That is by the user's own lines and our sentence, not by huggingface_hub's source.
+It shows the user's own lines and our sentence, not huggingface_hub's source.
 """
 
 from __future__ import annotations

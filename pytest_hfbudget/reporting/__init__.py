@@ -1,7 +1,7 @@
 """What a run cost, as one `Report` that every view is made from, and the words of its verdicts.
 
-Terminal, JSON file, page and GitHub job are views of it. `json_report` also reads it back;
-`tables` has the tables of the page, of `hfbudget report` and of a GitHub job. Money is nano-USD.
+Terminal, JSON file, page and GitHub job are views of it. `json_report` also reads it back. Page,
+`hfbudget report` and GitHub job share `tables`; `terminal` has its own lines. Money is nano-USD.
 """
 
 from __future__ import annotations

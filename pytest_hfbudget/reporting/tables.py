@@ -1,4 +1,4 @@
-"""The tables of a report as data, for the page, the terminal and the summary of a CI job."""
+"""The tables of a report as data: for the page, `hfbudget report`, and the summary of a CI job."""
 
 from __future__ import annotations
 

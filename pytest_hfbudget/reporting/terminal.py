@@ -1,4 +1,4 @@
-"""The report as lines for a terminal, each with the name of its colour."""
+"""The section at the end of a run: lines, each with the name of its colour, and no `tables`."""
 
 from __future__ import annotations
 

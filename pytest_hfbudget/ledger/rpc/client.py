@@ -29,7 +29,7 @@ CHUNK = 65_536
 
 
 class LedgerConnection:
-    """One connection to a ledger's counter; reopened in a forked child, which must not share it.
+    """One connection to a ledger's server; a forked child must not share it, and opens its own.
 
     Args:
         path: the `Address` of the ledger, as text.
@@ -40,7 +40,7 @@ class LedgerConnection:
         self._lock = own_lock()
         self._socket: PlainSocket | None = None
         self._told = False
-        _wires.add(self)
+        _connections.add(self)
 
     def another(self) -> LedgerConnection:
         """A second connection to the same place."""
@@ -138,12 +138,12 @@ def _received(connection: PlainSocket) -> bytes:
 
 
 def _after_fork_in_child() -> None:
-    for each in tuple(_wires):
+    for each in tuple(_connections):
         each.forked()
 
 
 # What is registered can't be taken back, so it is done once, for all that there are by then.
-_wires: weakref.WeakSet[LedgerConnection] = weakref.WeakSet()
+_connections: weakref.WeakSet[LedgerConnection] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
@@ -157,22 +157,22 @@ class RemoteLedger:
     """
 
     def __init__(self, wire: LedgerConnection, *, ahead: bool = False) -> None:
-        self._wire = wire
+        self._connection = wire
         self._touched: set[str] = set()
         self._settle = wire.tell if ahead else wire.ask
 
     def open(self, scope: Scope) -> None:
-        self._wire.ask("open", scope)
+        self._connection.ask("open", scope)
 
     def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
         self._touched.update(keys)
-        return Hold(*self._wire.ask("hold", keys, least, most, draft))
+        return Hold(*self._connection.ask("hold", keys, least, most, draft))
 
     def ask(
         self, keys: Sequence[str], least: int, most: int | None, draft: Charge, caller: Caller
     ) -> Hold | WaitingHold:
         self._touched.update(keys)
-        place, amount = self._wire.ask("ask", keys, least, most, draft, caller)
+        place, amount = self._connection.ask("ask", keys, least, most, draft, caller)
         if amount is not None:
             return Hold(place, amount)
         try:
@@ -189,10 +189,10 @@ class RemoteLedger:
         answer = unanswered()
 
         def listen() -> None:
-            wire = self._wire.another()
+            wire = self._connection.another()
             try:
                 while (hold := wire.ask("answer", place)) is None:
-                    continue  # there was none in the time for which that counter listens
+                    continue  # there was none in the time for which the server listens
                 answer.set_result(Hold(*hold))
             except BaseException as error:
                 answer.set_exception(error)
@@ -203,11 +203,11 @@ class RemoteLedger:
         return answer
 
     def give_up(self, place: int, seconds: float) -> Hold | None:
-        hold = self._wire.ask("give_up", place, seconds)
+        hold = self._connection.ask("give_up", place, seconds)
         return None if hold is None else Hold(*hold)
 
     def leave(self, place: int) -> None:
-        self._wire.ask("leave", place)
+        self._connection.ask("leave", place)
 
     def settle(self, hold: int, charge: Charge) -> None:
         self._settle("settle", hold, charge)
@@ -216,20 +216,20 @@ class RemoteLedger:
         self._settle("release", hold, charge)
 
     def flush(self) -> None:
-        self._wire.flush()
+        self._connection.flush()
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         self._touched.update(keys)
-        self._wire.ask("refuse", keys, refusal)
+        self._connection.ask("refuse", keys, refusal)
 
     def miss(self, why: str, calls: int) -> None:
-        self._wire.ask("miss", why, calls)
+        self._connection.ask("miss", why, calls)
 
     def total(self, key: str) -> Totals:
-        return Totals(*self._wire.ask("total", key))
+        return Totals(*self._connection.ask("total", key))
 
     def touched(self, key: str) -> bool:
         return key in self._touched
 
     def charges_in(self, key: str) -> tuple[Charge, ...]:
-        return tuple(Charge.read(fields) for fields in self._wire.ask("charges_in", key))
+        return tuple(Charge.read(fields) for fields in self._connection.ask("charges_in", key))
