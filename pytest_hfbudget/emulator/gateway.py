@@ -105,8 +105,10 @@ class Gateway:
         if exchange.route.task is not None:
             _open_call(exchange, facts["model"])
         applied = False
+        # Only a client that has hung up leaves a part of its request, which then has no effect.
+        arrived = len(exchange.body) >= int(exchange.headers.get("content-length", 0))
         try:
-            applied = await self._serve(exchange)
+            applied = arrived and await self._serve(exchange)
         finally:
             status = connection.status
             if exchange.call is not None:

@@ -214,3 +214,16 @@ def test_a_failing_router_bills_nothing(emulator: Emulator, control: EmulatorCli
         stream_of(emulator)
     [row] = control.invoice()["calls"]
     assert (row["status"], row["billed"], row["model"]) == (429, "none", "emulator/chat")
+
+
+def test_a_request_whose_body_does_not_arrive_is_not_billed(control: EmulatorClient) -> None:
+    host = control.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(host)
+    connection.putrequest("POST", "/router/hf-inference/models/emulator/text-generation")
+    connection.putheader("Authorization", "Bearer hf_hung_up")
+    connection.putheader("Content-Length", "500")
+    connection.endheaders()
+    connection.close()
+    control.wait_for(kind="request", phase="answered")
+    assert control.invoice()["total_nano_usd"] == 0
+    assert [call["billed"] for call in control.invoice()["calls"]] == ["none"]
