@@ -76,9 +76,12 @@ elseif op == 'end' then
     end
   end
 end
+local gone = {}
 for n = 1, #all, 2 do
-  if string.sub(all[n], 1, 2) == 'x:' and now - tonumber(all[n + 1]) > 3600000 then
-    redis.call('HDEL', key, all[n])
+  if string.sub(all[n], 1, 2) == 'x:' then
+    local age = now - tonumber(all[n + 1])
+    if age > 3600000 then redis.call('HDEL', key, all[n])
+    else gone[string.sub(all[n], 3)] = age end
   end
 end
 if op ~= 'look' then
@@ -88,6 +91,6 @@ if op ~= 'look' then
 end
 local up, up_at = redis.call('HGET', key, 'up'), redis.call('HGET', key, 'up_at')
 return cjson.encode({ok = ok, left = left or '', mine_at = mine and mine.at or 0,
-  grid_ms = now - tonumber(redis.call('HGET', key, 'grid') or now + 1000), fence = fence, newest = newest, others = others,
+  grid_ms = now - tonumber(redis.call('HGET', key, 'grid') or now + 1000), fence = fence, newest = newest, others = others, gone = gone,
   scaling = redis.call('HGET', key, 'scaling') or '', up = up or '',
   up_ms = up_at and now - tonumber(up_at) or 0, now = now})

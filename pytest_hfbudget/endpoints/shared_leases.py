@@ -14,7 +14,7 @@ import math
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,7 @@ class LeaseView:
         up: the job that has resumed it, so many seconds ago.
         mine_s: unix seconds at which this job's lease began; 0 without one.
         grid_s: seconds since the first job that uses it has had it; negative if that was lost.
+        gone_s: the jobs that have left it within an hour, so many seconds ago.
     """
 
     ok: bool = True
@@ -97,6 +98,7 @@ class LeaseView:
     up_s: float = 0.0
     mine_s: float = 0.0
     grid_s: float = 0.0
+    gone_s: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str, endpoint: str, api: str) -> LeaseView:
@@ -125,7 +127,8 @@ class LeaseView:
         up = told["up"]
         numbers = int(told["fence"]), int(told["newest"])
         times = told["up_ms"] / 1000, told["mine_at"] / 1000, told["grid_ms"] / 1000
-        return cls(told["ok"], told["left"], *numbers, others, scaling, up, *times)
+        gone = {job: age_ms / 1000 for job, age_ms in dict(told["gone"]).items()}
+        return cls(told["ok"], told["left"], *numbers, others, scaling, up, *times, gone)
 
     @property
     def successor(self) -> RemoteLease | None:
@@ -149,12 +152,12 @@ class SharedLeaseStore(LeaseStore):
         super().__init__(directory, api=api, endpoint=endpoint, run=run)
         self._place, self._clock, self._job = place, clock, run
         self._api, self._endpoint = api, endpoint
-        self._known = LeaseView()  # as of the last answer
+        self._known, self._known_at = LeaseView(), 0.0  # as of the last answer
         self._fence = 0
         self._released: LeaseView | None = None
         self._insists = False
-        self._looked, self._mine_s = self._known, math.inf
-        self._paid_until: float | None = None
+        self._mine_s = math.inf
+        self._payer, self._payer_lived = "", 0.0  # the job before, and its last sign
 
     def put(self, lease: HeldLease) -> None:
         """Write this run's lease, on the server first.
@@ -254,13 +257,16 @@ class SharedLeaseStore(LeaseStore):
         self._mine_s = view.mine_s or self._mine_s  # of a lease that has ended, too
         mine = self._mine_s, self._job
         older = [one for one in view.others if one.live and (one.at, one.run) < mine]
-        if older and view is not self._looked and view.grid_s >= 0:
-            # Its minutes are those of the job that has resumed it; it lived at its last sign.
-            now, payer = self._clock.monotonic(), min(older, key=lambda one: (one.at, one.run))
-            first = now - view.grid_s
-            started = max(now - payer.age_s - first, 0.0) // minute_s + 1
-            self._looked, self._paid_until = view, first + started * minute_s
-        return not older, self._paid_until
+        now = self._known_at
+        if older:
+            payer = min(older, key=lambda one: (one.at, one.run))
+            self._payer, self._payer_lived = payer.run, now - payer.age_s
+        if older or not self._payer or view.grid_s < 0:
+            return not older, None
+        # Its minutes are those of the job that has resumed it, until it left.
+        left = now - view.gone_s[self._payer] if self._payer in view.gone_s else self._payer_lived
+        first = now - view.grid_s
+        return True, first + (max(left - first, 0.0) // minute_s + 1) * minute_s
 
     def insist(self) -> None:
         self._insists = True
@@ -318,6 +324,7 @@ class SharedLeaseStore(LeaseStore):
         values = (VERSION, step, self._job, expiry_ms, info, told, self._fence)
         key = lease_key(self._api, self._endpoint)
         answer = server_of(place).run(_STEP, [key], values)
+        self._known_at = self._clock.monotonic()
         self._known = LeaseView.parse(answer, self._endpoint, self._api)
         # Another thread may have been given a higher one meanwhile.
         self._fence = max(self._fence, self._known.fence)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -136,6 +137,27 @@ def test_a_machine_that_was_taken_for_lost_sends_no_pause_any_more(
     receipt = pauser.run(lambda told: None, superseded=first.superseded)
     assert (receipt.left_to, receipt.verified) == ("b", False)
     assert asked(hub, "pause") == 0
+
+
+def test_a_job_that_leaves_has_paid_for_the_minutes_until_it_left_not_until_its_last_renewal(
+    settings: EndpointSettings,
+) -> None:
+    first, second = (
+        replace(settings, run=name, state_dir=settings.state_dir / name).lease_store("acme/llm")
+        for name in "ab"
+    )
+    own = HeldLease("a", "acme/llm", settings.api, os.getpid(), None, os.getpid(), None, 0.0)
+    began = time.monotonic()
+    first.put(own)
+    threading.Event().wait(0.01)
+    second.put(replace(own, run="b"))
+    assert not second.pays(0.2)[0]
+    threading.Event().wait(0.3)  # in the second "minute"
+    first.put(replace(own, phase=PAUSING))
+    pays, paid_until = second.pays(0.2)
+    assert pays
+    assert paid_until is not None
+    assert paid_until - began == pytest.approx(0.4, abs=0.05)
 
 
 def test_a_server_without_its_data_is_told_of_the_leases_again(
