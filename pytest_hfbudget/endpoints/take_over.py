@@ -85,7 +85,8 @@ class RunLifecycle(Lifecycle):
             return False
         if asked:
             state.resumed = bool(state.use.gaps)  # as it was before
-        return asked
+        # What another run has up is refused as "already running", and used all the same.
+        return asked and state.joined is None
 
     def is_taken_over(self, name: str) -> bool:
         """Whether the code under test has started an endpoint, and no test has asked for it."""

@@ -94,3 +94,28 @@ def test_what_a_worker_has_resumed_is_paused(box: Box, how: str) -> None:
     end = run.kill_tree() if how == "tree" else run.send(signal.SIGKILL)
     run.wait()
     box.judge(end)
+
+
+@pytest.mark.quick
+def test_what_another_run_has_up_is_used_until_the_tested_code_ends_too(box: Box) -> None:
+    """Rows 38, 52: its resume is refused as "already running", which the client puts up with."""
+    box.suite(
+        """
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it():
+            stay("marked")
+        """,
+        "test_marked.py",
+    )
+    box.suite(STARTS.replace(".raise_for_status()", "").replace("{start}", "resume()"))
+    marked = box.start("test_marked.py")
+    marked.reached("marked")
+    starts = box.start("test_suite.py")
+    starts.reached()
+    box.open_gate("marked")
+    assert marked.wait() == 0
+    assert box.state_of() == "running"
+    assert box.requests("pause") == []
+    box.open_gate("test")
+    assert starts.wait() == 0
+    box.judge(None, resumes=2)
