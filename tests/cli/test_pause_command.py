@@ -21,6 +21,7 @@ def test_many_are_asked_for_before_any_is_waited_for(hfbudget: Shell) -> None:
     assert asked[3]["seq"] < happened[-1]["seq"] - 3
 
 
+@pytest.mark.slow
 def test_one_that_is_not_verified_makes_it_fail_and_the_others_are_paused(hfbudget: Shell) -> None:
     for name in ("acme/a", "acme/b"):
         hfbudget.hub.add_endpoint(name, state="running")

@@ -37,6 +37,7 @@ def test_a_list_that_was_read_is_kept_with_its_date(
     assert file.path.parent == Path(os.environ["HFBUDGET_CACHE_DIR"])
 
 
+@pytest.mark.slow
 def test_a_list_that_can_not_be_read_is_replaced_by_the_copy(
     hub: EmulatorClient, plane: ControlPlane, file: HardwareFile
 ) -> None:

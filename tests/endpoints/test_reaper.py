@@ -349,6 +349,7 @@ def test_a_reaper_that_is_stopped_is_stood_in_for_at_the_end(
     assert run.reaper_pid != stopped
 
 
+@pytest.mark.slow
 def test_a_reaper_that_is_stopped_does_not_outlast_the_limit(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ) -> None:

@@ -151,7 +151,7 @@ def test_a_server_that_fails_for_ever_is_given_up_loudly(box: Box, fault: dict[s
     box.judge_secrecy()
 
 
-@pytest.mark.parametrize("status", [401, pytest.param(403, marks=pytest.mark.quick)])
+@pytest.mark.parametrize("status", [401, 403])
 def test_a_token_that_is_refused_at_the_pause_says_what_to_type(box: Box, status: int) -> None:
     """Row 33: the run ends, and its reaper goes on trying for its time."""
     box.hurry(doubt_s=1, deadline_s=4)
@@ -254,9 +254,7 @@ BURSTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "burst", [pytest.param(one, marks=[pytest.mark.quick] * (one == "404")) for one in BURSTS]
-)
+@pytest.mark.parametrize("burst", BURSTS)
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "ends"])
 def test_a_burst_of_answers_that_would_end_the_pause_is_outlasted(
     box: Box, burst: str, killed: bool
@@ -286,7 +284,6 @@ def test_a_burst_of_answers_that_would_end_the_pause_is_outlasted(
     assert killed or code == 0
 
 
-@pytest.mark.quick
 def test_a_resume_that_takes_effect_when_all_is_over_is_paused_by_a_later_look(box: Box) -> None:
     """Rows 5, 50: later than any resume was waited for."""
     box.hurry(settle_s=0.5)
@@ -485,7 +482,6 @@ def test_a_server_that_stalls_from_the_start_resumes_nothing_and_ends(box: Box, 
     box.judge(None, resumes=0)
 
 
-@pytest.mark.quick
 def test_a_server_whose_headers_never_end_resumes_nothing_and_ends(box: Box) -> None:
     """Row 32: a byte now and then, for as long as it is listened to."""
     box.hurry(try_s=TRY_S, retry_s=2 * TRY_S)

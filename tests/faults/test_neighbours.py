@@ -365,7 +365,7 @@ def contained(*command: str, host: str = "") -> list[str]:
 @pytest.mark.parametrize(
     "host",
     [
-        pytest.param("", marks=pytest.mark.quick, id="same-host-name"),
+        pytest.param("", id="same-host-name"),
         pytest.param("elsewhere", id="other-host-name"),
     ],
 )

@@ -149,7 +149,6 @@ def test_a_command_whose_reaper_and_standbys_are_killed_at_once_has_others_start
     box.judge(end)
 
 
-@pytest.mark.quick
 def test_a_reaper_that_is_stopped_is_stood_in_for_when_its_run_is_killed(box: Box) -> None:
     """Row 39: while it stays stopped."""
     box.suite()

@@ -130,7 +130,7 @@ STAYS = """
 @pytest.mark.parametrize(
     "suite",
     [
-        pytest.param(SHORT, marks=pytest.mark.quick, id="short-tests"),
+        pytest.param(SHORT, id="short-tests"),
         pytest.param(STAYS, id="long-tests"),
     ],
 )

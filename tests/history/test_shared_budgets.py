@@ -246,6 +246,7 @@ def test_forgotten_scripts_are_loaded_again(jobs: Jobs) -> None:
     assert job.left() == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_has_lost_its_data_is_told_again(jobs: Jobs) -> None:
     gone, first, second = jobs.job(), jobs.job(), jobs.job()
     gone.spend(20)

@@ -82,6 +82,7 @@ def test_pause_of_a_name_that_is_none_is_a_usage_error(pausable: Suite) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_pause_without_the_permission_says_so(
     pausable: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_test_may_handle_its_refusals(others: Suite) -> None:
     others.run().assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_session_budget_that_is_used_up_skips_the_rest_and_the_run_is_red(others: Suite) -> None:
     write(others, "@pytest.mark.parametrize('n', range(20))\ndef test_it(n):\n    call()\n")
     result = others.run("--hf-session-budget=0.00002")
@@ -97,6 +98,7 @@ def test_workers_share_the_cap(others: Suite) -> None:
     assert others.report()["session"]["spent_usd"] == f"{others.billed / 10**9:.7f}".rstrip("0")
 
 
+@pytest.mark.slow
 def test_a_child_process_that_joins_spends_from_the_budget_of_the_test(others: Suite) -> None:
     child = OPENAI + "\ncall()\n"
     (others.path / "child.py").write_text(child)

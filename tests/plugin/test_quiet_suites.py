@@ -161,6 +161,7 @@ def pytest_unconfigure():
     assert len(said) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_whose_tests_do_not_call_asks_its_controller_nothing(quiet: Suite) -> None:
     pytest.importorskip("xdist")
     (quiet.path / "test_many.py").write_text(MANY)

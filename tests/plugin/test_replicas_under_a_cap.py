@@ -58,6 +58,7 @@ def most_replicas(suite: Suite) -> int:
     return len({span["replica"] for span in suite.emulator.invoice()["endpoints"][0]["spans"]})
 
 
+@pytest.mark.slow
 def test_an_endpoint_does_not_scale_beyond_what_the_cap_pays_for(busy: Suite) -> None:
     busy.test_file(HANGS.format(seconds=3))
     result = busy.run("--hf-session-budget=0.002")

@@ -283,6 +283,7 @@ def test_the_parallel_jobs_of_the_gitlab_recipe_have_one_cap(machines: Machines)
     assert CAP - 20_250 <= machines.suite.billed <= CAP, said
 
 
+@pytest.mark.slow
 def test_the_reports_of_all_jobs_are_one_page(machines: Machines) -> None:
     machines.suite.test_file(ONE)
     for _ in range(2):

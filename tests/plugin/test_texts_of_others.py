@@ -111,6 +111,7 @@ def test_credentials_in_a_url_are_in_nothing_that_is_written(
     assert re.search(r"http://127\.0\.0\.1:\d+/router/v1", said["report.json"])
 
 
+@pytest.mark.slow
 def test_a_price_for_a_server_counts_whatever_credentials_its_url_has(told: Suite) -> None:
     host = told.emulator.url.partition("://")[2]
     (told.path / "prices.toml").write_text(f'["http://me:s3cr3t-pass@{host}"]\ncall = 0.0001\n')

@@ -95,6 +95,7 @@ def test_a_test_whose_endpoint_was_paused_for_the_cap_fails_and_says_so(
     result.stdout.fnmatch_lines(["*acme/llm was paused*session budget of $0.002*"])
 
 
+@pytest.mark.slow
 def test_a_call_to_an_endpoint_that_was_paused_for_the_cap_is_a_budget_error(
     short_minutes: Suite,
 ) -> None:

@@ -64,6 +64,7 @@ MEETING = """
 """
 
 
+@pytest.mark.slow
 def test_a_worker_waits_for_what_another_worker_holds(suite: Suite) -> None:
     (suite.path / "pytest.ini").write_text(ONE_AT_A_TIME)
     (suite.path / "prices.toml").write_text(PRICES)
@@ -132,6 +133,7 @@ def test_a_worker_that_dies_is_charged_what_it_held(suite: Suite) -> None:
     assert round(float(lost["usd"]) * 10**9) >= suite.billed > 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_leaves_the_endpoint_to_the_others(suite: Suite) -> None:
     suite.test_file("""
         @pytest.mark.hf_endpoint("acme/llm")
