@@ -78,7 +78,18 @@ WAYS = {
         apps = [subprocess.Popen(command) for _ in range(4)]
         assert [app.wait() for app in apps] == [0] * 4
 """,
+    "pth": """
+        code = "import site; site.addsitedir('packages'); exec(open('knows_nothing.py').read())"
+        apps = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
+        assert [app.wait() for app in apps] == [0] * 4
+""",
 }
+# The line of which the document says that it joins every interpreter.
+PTH = next(
+    line
+    for line in (Path(__file__).parents[2] / "docs/processes.md").read_text().splitlines()
+    if line.startswith("import os;")
+)
 
 APP = """
 from huggingface_hub import InferenceClient
@@ -97,6 +108,8 @@ for _ in range(5):
 def children(suite: Suite) -> Suite:
     (suite.path / "app.py").write_text("import pytest_hfbudget.join\n" + APP)
     (suite.path / "knows_nothing.py").write_text(APP)
+    (suite.path / "packages").mkdir()
+    (suite.path / "packages" / "hfbudget.pth").write_text(PTH + "\n")
     return suite
 
 
@@ -104,12 +117,7 @@ def nano(usd: str) -> int:
     return round(float(usd) * 10**9)
 
 
-SLOW = ("fork", "forkserver", "spawn", "python -m")
-
-
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS]
-)
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_start_children_spends_from_one_ledger(children: Suite, way: str) -> None:
     children.test_file(CHILDREN + "\n    def test_it():\n        " + WAYS[way])
     result = children.run(
@@ -124,7 +132,6 @@ def test_every_way_to_start_children_spends_from_one_ledger(children: Suite, way
     assert {call["test"] for call in report["calls"]} == {"test_suite.py::test_it"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_children_of_workers_spend_from_one_ledger(children: Suite, way: str) -> None:
     pytest.importorskip("xdist")
