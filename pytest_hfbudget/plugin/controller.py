@@ -114,8 +114,6 @@ class Controller(Role):
 
     def _named(self) -> tuple[str, ...]:
         """The endpoints that the whole run needs."""
-        if not self.settings.endpoints:
-            return ()
         return tuple(full_name(n, self.settings.namespace) for n in self.settings.endpoints)
 
     def expect(self, items: list[pytest.Item], expected: Expected) -> None:
@@ -171,7 +169,8 @@ class Controller(Role):
             raise server.problem
         if server is None or server.expected is None or plugins.has_plugin(ORDER):
             return
-        from pytest_hfbudget.plugin.xdist_order import ThreadedSchedule, WorkersOrder
+        from pytest_hfbudget.plugin.schedule import ThreadedSchedule
+        from pytest_hfbudget.plugin.workers import WorkersOrder
 
         schedule = self._schedule(server.expected, ThreadedSchedule)
         plugins.register(WorkersOrder(self.config, schedule), ORDER)

@@ -7,10 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.history.usage_schema import Durations
 from pytest_hfbudget.reporting import counted
 from pytest_hfbudget.reporting.timeline import TestSpan, Timeline, lengths, timeline
@@ -107,16 +109,20 @@ class EndpointSchedule:
             for name in over:
                 self._endpoints.release(name)
 
-    def note(self, report: pytest.TestReport) -> None:
-        """Remember when a test ran; all its attempts together."""
+    def note(self, report: pytest.TestReport) -> bool:
+        """Remember when a test ran; all its attempts together.
+
+        Returns whether it is a report of a phase, and not of a worker that has crashed.
+        """
         if report.when not in PHASES:
-            return
+            return False
         worker = str(getattr(report, "worker_id", ""))
         began = TestSpan(report.nodeid, worker, report.start, report.stop)
         known = self._ran.setdefault(report.nodeid, began)
         self._ran[report.nodeid] = known._replace(stop=max(known.stop, report.stop))
         if report.skipped:
             self._skipped.add(report.nodeid)
+        return True
 
     def timeline(self, minute_s: float) -> Timeline:
         """What happened when, as far as it is known by now."""
@@ -214,6 +220,22 @@ class EndpointSchedule:
 
     def _resume(self, name: str, keep_running: bool) -> None:
         self._endpoints.warm(name, keep_running=keep_running)
+
+
+class ThreadedSchedule(EndpointSchedule):
+    """Resumes in threads: the controller has workers to serve meanwhile, and runs no test."""
+
+    def _resume(self, name: str, keep_running: bool) -> None:
+        thread = threading.Thread(
+            target=self._bring_up, args=(name, keep_running), name="hfbudget-resume", daemon=True
+        )
+        thread.start()
+
+    def _bring_up(self, name: str, keep_running: bool) -> None:
+        self._endpoints.warm(name, keep_running=keep_running)
+        with suppress(HFBudgetError):
+            if self._endpoints.since(name) is not None:
+                self._endpoints.ensure(name, keep_running=keep_running)
 
 
 class Gaps:

@@ -1,8 +1,15 @@
-"""What the controller does for the workers of xdist: serves them its ledger, orders their tests."""
+"""What the controller does for the workers of xdist: serves them its ledger, orders their tests.
+
+A worker begins a test only when it knows the next one, or that there is none. So each has two
+tests in hand, and what it does next is decided one test ahead. All are on the block whose endpoints
+serve.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +20,13 @@ from pytest_hfbudget.plugin.role import ORDER
 if TYPE_CHECKING:
     from pytest_hfbudget.ledger.ledger import Ledger
     from pytest_hfbudget.plugin.role import Role
+    from pytest_hfbudget.plugin.schedule import EndpointSchedule
     from pytest_hfbudget.plugin.test_order import Expected
+    from pytest_hfbudget.scheduling import Pool
+
+IN_HAND = 2
+# With these any worker may get any test; with `loadfile`, `loadscope` and `loadgroup` not.
+DISTS = ("load", "worksteal")
 
 
 class ControllerServer:
@@ -128,3 +141,175 @@ class LateScheduling:
     def __class__(self) -> type:
         """xdist tells the name of its scheduler, and other plugins may ask which one it is."""
         return type(self._scheduler)
+
+
+class WorkersOrder:
+    """Registered in the controller of a run whose tests need endpoints."""
+
+    def __init__(self, config: pytest.Config, schedule: EndpointSchedule) -> None:
+        self._config, self.schedule = config, schedule
+
+    def scheduler(self, own: Any) -> Any:
+        """The scheduler to use instead of xdist's own; that one where the order is kept."""
+        expected = self.schedule.expected
+        self.schedule.pause_in_gaps(len(own.nodes))
+        tests = [task.id for task in expected.tests]
+        grouped = self._config.getoption("dist") not in DISTS
+        if (
+            grouped
+            or expected.kept
+            or any(list(of_it) != tests for of_it in own.node2collection.values())
+        ):
+            return own  # which says what workers have collected differently
+        from pytest_hfbudget.plugin.console import say
+
+        say(self._config, self.schedule.header())
+        return EndpointScheduling(own, self.schedule)
+
+    def ended(self, place: int) -> None:
+        """A test is over: what it was the last to need is paused."""
+        self.schedule.ended(self.schedule.expected.tests[place].id)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember when tests ran; one whose worker has crashed is over, unless it runs again."""
+        if not self.schedule.note(report) and str(report.outcome) != "rerun":
+            self.schedule.ended(report.nodeid)
+
+
+class EndpointScheduling:
+    """A scheduler of xdist; see `xdist.scheduler.protocol.Scheduling`.
+
+    Runs in the main thread, but for resumes, which take long.
+    """
+
+    def __init__(self, own: Any, schedule: EndpointSchedule) -> None:
+        """``own`` is xdist's scheduler, which knows the workers and what they have collected."""
+        self._schedule, self._own = schedule, own
+        self._tests: list[str] = list(next(iter(own.node2collection.values())))
+        self._pool: Pool = schedule.pool(longest_first=True)
+        self._hands: dict[Any, list[int]] = {node: [] for node in own.nodes}
+        self._began: dict[Any, float] = {}
+        self.config = own.config
+
+    # --- what xdist asks
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The workers."""
+        return list(self._hands)
+
+    @property
+    def collection_is_completed(self) -> bool:
+        """Whether the first workers have collected: this scheduler comes after that."""
+        return True
+
+    @property
+    def tests_finished(self) -> bool:
+        """Whether each worker has begun its last test."""
+        return not self._pool and all(len(hand) < IN_HAND for hand in self._hands.values())
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether tests are left, or running."""
+        return bool(self._pool) or any(self._hands.values())
+
+    def add_node(self, node: Any) -> None:
+        """A worker that replaces one that has crashed."""
+        self._hands[node] = []
+
+    def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
+        """What it has collected; one that has other tests gets none of them."""
+        if list(collection) != self._tests:
+            self._hands.pop(node, None)
+            node.shutdown()
+
+    def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+        """A worker has ended a test."""
+        self._hands[node].remove(item_index)
+        self._began[node] = time.monotonic()
+        if not self._schedule.expected.tests[item_index].needs:
+            self._pool.measure(duration)
+        self._give(node)
+
+    def mark_test_pending(self, item: str) -> None:
+        """A test is to run once more: another plugin wants that after a crash."""
+        self._pool.put_back(None, [self._tests.index(item)])
+        for node in self.nodes:
+            self._give(node)
+
+    def remove_pending_tests_from_node(self, node: Any, indices: Sequence[int]) -> None:
+        """No test is ever stolen from a worker."""
+        raise NotImplementedError
+
+    def remove_node(self, node: Any) -> str | None:
+        """A worker has ended; the test that it was running when it crashed, if it did."""
+        hand = self._hands.pop(node)
+        crashed = self._tests[hand.pop(0)] if hand else None
+        self._pool.put_back(node, hand)
+        if crashed is not None:
+            for other in self.nodes:
+                self._give(other)
+        return crashed
+
+    def schedule(self) -> None:
+        """Give tests to workers that have too few."""
+        self._resume_in_time()
+        for _ in range(IN_HAND):
+            for node in self.nodes:
+                if len(self._hands[node]) < IN_HAND:
+                    self._give(node, most=1)
+
+    # --- which test comes next
+
+    def _give(self, node: Any, most: int = IN_HAND) -> None:
+        """Give a worker what it lacks; or tell it that nothing more comes."""
+        if node.shutting_down:
+            return
+        self._resume_in_time()
+        hand, chosen, more = self._hands[node], list[int](), True
+        while more and len(hand) < IN_HAND and len(chosen) < most:
+            at = self._free_at(node)
+            ready = partial(self._ready, at=at)
+            place = self._pool.pick(node, at, ready, spare=self._is_spare(node, at))
+            more = place is not None
+            if place is not None:
+                chosen.append(place)
+                hand.append(place)
+                self._began.setdefault(node, time.monotonic())
+        if chosen:
+            node.send_runtest_some(chosen)
+        if not more:  # what is left belongs to units that other workers are in
+            node.shutdown()
+
+    def _ready(self, needs: frozenset[str], at: float) -> float:
+        return self._schedule.ready(needs, at)
+
+    def _free_at(self, node: Any) -> float:
+        """When a worker is expected to have done what it has in hand."""
+        at = self._began.get(node, time.monotonic())
+        for place in self._hands[node]:
+            needs = self._schedule.expected.tests[place].needs
+            at = max(at, self._schedule.ready(needs, at)) + self._pool.seconds(place)
+        return max(at, time.monotonic())
+
+    def _is_spare(self, node: Any, at: float) -> bool:
+        """Whether other workers come to all tests that are left of the block sooner."""
+        left = self._pool.left_of_first()
+        if not left:
+            return False
+        others = (other for other in self._hands if other is not node and not other.shutting_down)
+        return left <= sum(self._free_at(other) < at for other in others)
+
+    def _resume_in_time(self) -> None:
+        self._schedule.resume_in_time(self._pool, self._busy(), max(len(self._hands), 1))
+
+    def _busy(self) -> float | None:
+        """Seconds until workers are expected to be free for another block; None if unknown."""
+        now, tests, work = time.monotonic(), self._schedule.expected.tests, 0.0
+        for node, hand in self._hands.items():
+            needed = [tests[place] for place in hand if tests[place].needs]
+            if any(task.seconds is None for task in needed):
+                return None
+            work += self._free_at(node) - now if needed else 0.0
+        return work / max(len(self._hands), 1)
