@@ -99,15 +99,16 @@ class Demo:
         self._title("2. kill -9 in the middle of a test")
         client = self.emulator.client
         after = client.last()
+        client.add_fault("chat", endpoint=ENDPOINT, hang=START_S)
         process = subprocess.Popen(
-            self._pytest("test_killed.py"),
+            self._pytest("test_paid_inference.py::test_a_dedicated_endpoint"),
             env=self._environment(),
             cwd=SUITE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        client.wait_for(after=after, op="chat", phase="answered", timeout=START_S)
-        self.console.print(f"the test is running, {ENDPOINT} is {self._state()}")
+        client.wait_for(after=after, op="chat", timeout=START_S)
+        self.console.print(f"the test waits for an answer, {ENDPOINT} is {self._state()}")
         killed_at, after = time.time(), client.last()
         process.kill()
         process.wait()
