@@ -1,13 +1,14 @@
 """What pytest calls: hooks, each a line or two that hands over to `Run`, and fixtures.
 
-Kept light on purpose: what costs time to import waits until a test run touches Hugging Face.
+`HookSpecs` has the hooks that others may implement. The module is light on purpose: what costs time
+to import waits until a test run touches Hugging Face.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from operator import attrgetter
@@ -23,8 +24,10 @@ from pytest_hfbudget.settings import WORKERS
 if TYPE_CHECKING:
     from huggingface_hub import InferenceEndpoint
 
+    from pytest_hfbudget.ledger import Charge, Refusal
     from pytest_hfbudget.metering.budget import budget
-
+    from pytest_hfbudget.plugin.events import EndpointEvent
+    from pytest_hfbudget.pricing import CallRequest, Price
 
 OLDEST_PYTEST = (8,)
 
@@ -52,9 +55,33 @@ def failures() -> Iterator[None]:
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the hooks that others may implement."""
-    from pytest_hfbudget.plugin import hookspecs
+    pluginmanager.add_hookspecs(HookSpecs)
 
-    pluginmanager.add_hookspecs(hookspecs)
+
+class HookSpecs:
+    """Hooks that a conftest or another plugin may implement; see docs/hooks.md.
+
+    All but the price are calls to tell, not to ask: they come from pytest's main thread, one at a
+    time, after a test has ended and at the end of the run. Under pytest-xdist they come in the
+    controller, once for all workers.
+    """
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_hfbudget_price(self, request: CallRequest) -> Price | Mapping[str, object] | None:
+        """The price of a request, as a `Price` or as a row of a price table; None: ask the lists.
+
+        Asked after a price in the block or marker, before every list. Called in the process and the
+        thread that make the call, and again after an answer, with the provider that gave it.
+        """
+
+    def pytest_hfbudget_charge(self, charge: Charge) -> None:
+        """A call was settled: what it cost, in nano-USD, and why."""
+
+    def pytest_hfbudget_refusal(self, refusal: Refusal) -> None:
+        """A call was refused: it was not sent, or its answer was cut off by the limit of a cap."""
+
+    def pytest_hfbudget_endpoint(self, event: EndpointEvent) -> None:
+        """Something happened to an endpoint of this run: resumed, ready, paused, and so on."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,10 +12,11 @@ import pytest
 from pytest_hfbudget.errors import NOT_YET, ONLY_HELP, ConfigError, HFBudgetError
 from pytest_hfbudget.metering.instrumentation import PostImport
 from pytest_hfbudget.plugin import options, outcomes
-from pytest_hfbudget.plugin.attribution import Attribution
-from pytest_hfbudget.plugin.call_span import (
+from pytest_hfbudget.plugin.outcomes import Outcomes
+from pytest_hfbudget.plugin.run_calls import (
     BUDGET_MODULE,
     SPENDING_MODULES,
+    Attribution,
     FirstCall,
     RunEnd,
     has_price_table,
@@ -24,7 +25,6 @@ from pytest_hfbudget.plugin.call_span import (
     marked,
     started_as,
 )
-from pytest_hfbudget.plugin.outcomes import Outcomes
 from pytest_hfbudget.settings import WORKERS
 
 if TYPE_CHECKING:
