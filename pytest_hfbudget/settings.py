@@ -30,6 +30,7 @@ ADOPT = ("pause", "report", "off")
 TOKENIZER = ("cached", "download", "off")
 ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
 ROUTER = "https://router.huggingface.co"
+DEDICATED_HOST = ".endpoints.huggingface.cloud"
 HOLD_WAIT_S = 60.0
 UNKNOWN_TASK = "POST"  # that of a request whose path does not say what it asks for
 

@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +179,13 @@ def namespace(given: str | None) -> str:
     if not _NAMESPACE.fullmatch(name):
         raise click.UsageError(f"{name!r} is no namespace: write a user or an organisation.")
     return name
+
+
+def shared_option(help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option whose value is for `shared`: with or without a URL."""
+    return click.option(
+        "--shared", is_flag=False, flag_value="", default=None, metavar="[URL]", help=help
+    )
 
 
 def shared(given: str | None) -> SharedPlace | None:

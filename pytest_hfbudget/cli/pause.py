@@ -242,13 +242,8 @@ TOO_MANY = 3
     metavar="N",
     help="Pause at most N; what is above it is left as it is, for a person to look at.",
 )
-@click.option(
-    "--shared",
-    is_flag=False,
-    flag_value="",
-    default=None,
-    metavar="[URL]",
-    help="Also what lost jobs of any machine have left that shared it over this server.",
+@access.shared_option(
+    "Also what lost jobs of any machine have left that shared it over this server."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 def sweep_command(

@@ -77,13 +77,8 @@ class View:
     metavar="[SECONDS]",
     help=f"Draw it again every SECONDS ({EVERY_S:g}), until Ctrl-C.",
 )
-@click.option(
-    "--shared",
-    is_flag=False,
-    flag_value="",
-    default=None,
-    metavar="[URL]",
-    help="Show who holds what on the server over which machines share budgets and endpoints.",
+@access.shared_option(
+    "Show who holds what on the server over which machines share budgets and endpoints."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per look.")
 def command(namespace: str | None, watch: str | None, shared: str | None, as_json: bool) -> None:

@@ -12,8 +12,9 @@ from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.money import beside, show
 from pytest_hfbudget.pricing import BYTES, MICROSECONDS, CallRequest, Quote, QuotedOffer
-from pytest_hfbudget.pricing.book import DEDICATED_HOST, toml_hint
+from pytest_hfbudget.pricing.book import toml_hint
 from pytest_hfbudget.pricing.catalogue import Catalogue
+from pytest_hfbudget.settings import DEDICATED_HOST
 from pytest_hfbudget.text import printable
 
 # Tokens of prompt and answer that any model in use can take, where its context is not known.

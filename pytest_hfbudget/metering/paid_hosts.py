@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from pytest_hfbudget.settings import ENDPOINTS_API, ROUTER, UNKNOWN_TASK
+from pytest_hfbudget.settings import DEDICATED_HOST, ENDPOINTS_API, ROUTER, UNKNOWN_TASK
 
 OLD_API = "https://api-inference.huggingface.co"
-DEDICATED_HOST = ".endpoints.huggingface.cloud"
 # The control plane is below the same domain. Its requests cost nothing by themselves.
 CONTROL_PLANE = "api" + DEDICATED_HOST
 

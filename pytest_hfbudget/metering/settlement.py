@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from pytest_hfbudget.errors import ServiceRefusalError
 from pytest_hfbudget.pricing import CallRequest, Quote, Usage
-from pytest_hfbudget.pricing.book import DEDICATED_HOST, PriceBook
+from pytest_hfbudget.pricing.book import PriceBook
+from pytest_hfbudget.settings import DEDICATED_HOST
 from pytest_hfbudget.text import parse_json, printable
 
 # No connection came about, so no request can have reached a server.

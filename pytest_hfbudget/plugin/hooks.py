@@ -128,10 +128,11 @@ def pytest_configure(config: pytest.Config) -> None:
             CostOnLine(run.attribution.note_cost_so_far, amounts(config)), "hfbudget-cost-on-line"
         )
     if os.environ.get("GITHUB_STEP_SUMMARY") or os.environ.get("GITHUB_ACTIONS") == "true":
-        from pytest_hfbudget.plugin.github_job import GitHub
+        from pytest_hfbudget.plugin.controller import Controller
+        from pytest_hfbudget.plugin.report_writer import GitHubJob
 
-        if (github := GitHub.of(run)) is not None:
-            register(github, "hfbudget-github")
+        if isinstance(run.role, Controller):
+            register(GitHubJob(run.role, run.outcomes), "hfbudget-github")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,23 +1,28 @@
-"""What a run leaves behind at its end: a JSON file, a row in the usage log, terminal lines."""
+"""What a run leaves behind: a JSON file, a row in the usage log, terminal lines.
+
+It also tells other plugins, and a job of GitHub Actions.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import amounts, can_show, columns, say
-from pytest_hfbudget.plugin.events import Announcer
 from pytest_hfbudget.settings import NOT_RUN, Settings
 from pytest_hfbudget.text import printable
 
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.prompts import Fact
+    from pytest_hfbudget.plugin.outcomes import Outcomes
     from pytest_hfbudget.reporting import Report
+    from pytest_hfbudget.reporting.github import RefusalPlace
 
 
 class ReportWriter:
@@ -119,3 +124,135 @@ class ReportWriter:
         """Say why the run fails: the last lines are what people read first."""
         if self._why_red:
             say(self._config, f"hfbudget: the run failed: {self._why_red}", red=True, bold=True)
+
+
+# --- other plugins
+
+RAISED = (Exception, pytest.fail.Exception, pytest.skip.Exception)
+
+
+class Announcer:
+    """Calls the hooks of one run, each record once, in the order in which it was made."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._told: dict[str, int] = {}
+        self._complaints: set[tuple[str, str]] = set()
+
+    def tell(self, hook_name: str, argument: str, records: Callable[[], Sequence[object]]) -> None:
+        """Tell what is new among the records; without a listener they are not even read."""
+        hook: Any = getattr(self._config.hook, hook_name)
+        if not hook.get_hookimpls():
+            return
+        every = records()
+        while (told := self._told.get(hook_name, 0)) < len(every):
+            self._told[hook_name] = told + 1
+            self._call_each(hook_name, hook.get_hookimpls(), {argument: every[told]})
+
+    def _call_each(
+        self, hook_name: str, impls: Sequence[Any], arguments: dict[str, object]
+    ) -> None:
+        """Call the plugins one by one, so that one which raises keeps nothing from the others."""
+        manager = self._config.pluginmanager
+        for impl in impls:
+            others = [other.plugin for other in impls if other.plugin is not impl.plugin]
+            try:
+                manager.subset_hook_caller(hook_name, others)(**arguments)
+            except pytest.exit.Exception:
+                raise  # a plugin ends the run
+            except RAISED as error:
+                self._complain(hook_name, impl.plugin_name, error)
+
+    def _complain(self, hook_name: str, plugin: str, error: BaseException) -> None:
+        if (hook_name, plugin) not in self._complaints:
+            self._complaints.add((hook_name, plugin))
+            said = " ".join(str(error).split())
+            text = f"hfbudget: {hook_name} of {plugin} raised {type(error).__name__}: {said}"
+            say(self._config, text, yellow=True)
+
+
+# --- GitHub Actions
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
+ACTIONS = "GITHUB_ACTIONS"
+
+
+class Reporter(Protocol):
+    """The controller of a run, as far as it has the report."""
+
+    config: pytest.Config
+
+    def uneventful(self, outcomes: Outcomes) -> bool: ...
+
+    def report(self, outcomes: Mapping[str, str]) -> Report: ...
+
+
+class GitHubJob:
+    """A job of GitHub Actions: a summary of its step, and a line at each refused test.
+
+    Registered by the controller of a run, where one of the two variables is set.
+    """
+
+    def __init__(self, controller: Reporter, outcomes: Outcomes) -> None:
+        self._controller, self._outcomes = controller, outcomes
+        self._config = controller.config
+        self._summary = os.environ.get(SUMMARY, "")
+        self._annotates = os.environ.get(ACTIONS) == "true"
+        self._places: dict[str, RefusalPlace] = {}
+        self._session: pytest.Session | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember where a test is that was refused a call."""
+        if dict(report.user_properties).get("hfbudget.refused"):
+            self._places[report.nodeid] = self._place(*report.location[:2])
+
+    def _place(self, file: str, line: int | None) -> RefusalPlace:
+        from pytest_hfbudget.reporting.github import RefusalPlace
+
+        workspace = os.environ.get("GITHUB_WORKSPACE") or self._config.invocation_params.dir
+        path = os.path.relpath(self._config.rootpath / file, workspace)
+        return RefusalPlace(Path(path).as_posix(), (line or 0) + 1)
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Keep the session, which knows at its end whether the run is green."""
+        self._session = session
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Write an error or a warning for each refusal: GitHub shows it at the line of the test."""
+        if self._annotates and (report := self._report()) is not None:
+            from pytest_hfbudget.reporting.github import notices
+
+            terminalreporter.ensure_newline()
+            green = self._session is not None and self._session.exitstatus == pytest.ExitCode.OK
+            for line in notices(report, self._places, green=green):
+                terminalreporter.write_line(line)
+
+    # Outermost: when it goes on after its yield, the pauses are verified.
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self) -> Generator[None, object, object]:
+        """Append to the summary of the step, once. Failing at that fails no run."""
+        try:
+            return (yield)
+        finally:
+            path, self._summary = self._summary, ""
+            if path and (report := self._report()) is not None:
+                self._append(Path(path), report)
+
+    def _append(self, path: Path, report: Report) -> None:
+        from pytest_hfbudget.reporting.github import MOST_BYTES, step_summary
+
+        text = step_summary(report).encode(errors="replace")
+        try:
+            before = path.stat().st_size if path.exists() else 0
+            if before + len(text) < MOST_BYTES:
+                with path.open("ab") as file:
+                    file.write(text)
+        except OSError as error:
+            say(self._config, f"hfbudget: the step summary could not be written: {error}")
+
+    def _report(self) -> Report | None:
+        """The report of the run; None if it is empty."""
+        if self._controller.uneventful(self._outcomes):
+            return None
+        report = self._controller.report(self._outcomes)
+        return None if report.empty else report

@@ -20,7 +20,6 @@ from pytest_hfbudget.settings import UNKNOWN_TASK, Settings
 PriceHook = Callable[[CallRequest], "Price | None"]
 
 ENVIRONMENT = "environment: HUGGINGFACE_*_TOKEN_COST"
-DEDICATED_HOST = ".endpoints.huggingface.cloud"
 USED, OVERRIDDEN, SILENT = "used", "overridden", "silent"
 # Most runs call a few models; the prices of more than this many are looked up at each call.
 MOST_KEPT = 1000
