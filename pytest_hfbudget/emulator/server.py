@@ -1,4 +1,4 @@
-"""The emulator as a running server: in a thread of this process, on a free loopback port."""
+"""The emulator as a running server: in a thread of this process, on a free port of loopback."""
 
 from __future__ import annotations
 
@@ -69,16 +69,18 @@ class Emulator:
             InferenceClient(base_url=f"{emulator.router}/v1", api_key="hf_any")
 
     `config` has the parts of `POST /_emulator/config`; `log_file` gets the event log as JSON lines.
+    `host` is the address on which it listens: whatever reaches that address may use its controls.
     """
 
     def __init__(
         self,
         *,
+        host: str = "127.0.0.1",
         port: int = 0,
         config: Mapping[str, Any] | None = None,
         log_file: str | Path | None = None,
     ) -> None:
-        self._port = port
+        self._host, self._port = host, port
         self._config = config
         self._log_path = Path(log_file) if log_file is not None else None
         self._log_file: IO[str] | None = None
@@ -88,7 +90,7 @@ class Emulator:
     @property
     def url(self) -> str:
         """The base of all addresses."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     @property
     def endpoints_api(self) -> str:
@@ -116,7 +118,7 @@ class Emulator:
             raise RuntimeError("this emulator runs already")
         self._log_file = open_file(self._log_path)
         gateway = build_app(self._config, self._log_file)
-        listener = _listen(self._port)
+        listener = _listen(self._host, self._port)
         self._port = listener.getsockname()[1]
         self._server = server = _Server(_uvicorn_config(gateway), gateway)
         self._thread = threading.Thread(
@@ -149,12 +151,12 @@ class Emulator:
         self.stop()
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     # The protocol is named because asyncio switches Nagle's algorithm off only where it is: else
     # every answer of two writes takes 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
+    listener.bind((host, port))
     listener.listen(128)
     return listener
 

@@ -1,9 +1,10 @@
-"""How many runs there are, and which; one emulator for all of them."""
+"""How many runs there are, which, and how machines were cut off; one emulator for all of them."""
 
 from __future__ import annotations
 
 import gc
 import ssl
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 
@@ -26,6 +27,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         only = metafunc.config.getoption("--seed", None)
         count = metafunc.config.getoption("--chaos", SAMPLE)
         metafunc.parametrize("seed", range(count) if only is None else [only])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """With what machines were cut off, which is not the same where namespaces are not permitted."""
+    reports = (one for every in terminalreporter.stats.values() for one in every)
+    told = [one.user_properties for one in reports if getattr(one, "when", "") == "call"]
+    kinds = Counter(kind for each in told for name, kind in each if name == "partitions")
+    for kind, count in kinds.items():
+        terminalreporter.write_line(f"Runs with partitions by {kind}: {count}")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Runs of 3 to 8 machines that share a cap and an endpoint, with jobs, machines and the server
 killed, stopped and cut off at random; the emulator's invoice and log decide.
 
+Each machine has a home and a network namespace of its own; see `machine_links`.
+
     .venv/bin/python -m pytest tests/chaos/test_randomised_machines.py --slow --chaos 300
 """
 
@@ -10,21 +12,23 @@ import itertools
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
+from machine_links import MOST_MACHINES, Link, Network, network
 from redis_server import RedisServer, redis_server
 
 from pytest_hfbudget.emulator import Emulator, EmulatorClient
 
-__all__ = ["redis_server"]
+__all__ = ["network", "redis_server"]
 
 # In nano-USD. A call costs 1,500,000, and a minute of the endpoint 550,000, of which each job may
 # have booked two.
@@ -51,53 +55,19 @@ def test_on_an_endpoint():
 """
 
 
-class Wire:
-    """A machine's way to the server, which can be cut."""
-
-    def __init__(self, port: int) -> None:
-        self._to, self._open, self.whole = port, list[socket.socket](), True
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.port = self._door.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                near, _ = self._door.accept()
-                far = socket.create_connection(("127.0.0.1", self._to))
-            except OSError:
-                with suppress(OSError, NameError):
-                    near.close()
-                if self._door.fileno() < 0:
-                    return
-                continue
-            self._open += [near, far]
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
-
-    def _pass(self, one: socket.socket, other: socket.socket) -> None:
-        with suppress(OSError):
-            while data := one.recv(65536):
-                if self.whole:  # what is lost on the way is never answered
-                    other.sendall(data)
-        for end in (one, other):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        for one in (self._door, *self._open):
-            with suppress(OSError):
-                one.close()
-
-
 @dataclass
 class Machine:
-    """One machine with one job; everything on it knows its folder."""
+    """One machine with one job; everything on it knows its folder.
+
+    Attributes:
+        lost: it stays cut off until the others have ended.
+    """
 
     home: Path
-    wire: Wire
+    link: Link
     job: subprocess.Popen[bytes] | None = None
     faults: list[str] = field(default_factory=list)
+    lost: bool = False
 
     def start(self, suite: Path, environ: dict[str, str], workers: int) -> None:
         self.home.mkdir()
@@ -105,13 +75,22 @@ class Machine:
             "HOME": str(self.home),
             "HFBUDGET_STATE_DIR": str(self.home / "state"),
             "HFBUDGET_CACHE_DIR": str(self.home / "cache"),
-            "HFBUDGET_SHARED": f"redis://127.0.0.1:{self.wire.port}/0",
+            "HFBUDGET_SHARED": f"redis://{self.link.redis}/0",
         }
-        words = ["-q", "-p", "no:cacheprovider", "--tb=line", "--hf-endpoint", "acme/llm", "-n"]
+        words = ["-q", "-p", "no:cacheprovider", "--tb=line", "--hf-endpoint", ENDPOINT, "-n"]
         budget = f"--hf-session-budget={CAP / 10**9:.9f}"
         with (self.home / "said").open("wb") as said:
             self.job = subprocess.Popen(
-                [sys.executable, "-m", "pytest", *words, str(workers), budget, "test_suite.py"],
+                [
+                    *self.link.prefix,
+                    sys.executable,
+                    "-m",
+                    "pytest",
+                    *words,
+                    str(workers),
+                    budget,
+                    "test_suite.py",
+                ],
                 cwd=suite,
                 env={**os.environ, **environ, **mine},
                 stdout=said,
@@ -141,9 +120,10 @@ class Weather:
     def __init__(self, draw: random.Random, machines: list[Machine], server: RedisServer) -> None:
         self.draw, self.machines, self.server = draw, machines, server
         self.faults: list[str] = []
+        self.timers: list[threading.Timer] = []
 
     def blow(self) -> None:
-        kinds = ["job", "machine", "cut", "stop_job", "redis", "silent", "scripts"]
+        kinds = ["job", "machine", "cut", "lose", "stop_job", "redis", "silent", "scripts"]
         for _ in range(self.draw.choice((0, 1, 2, 3))):
             threading.Event().wait(self.draw.uniform(0.2, 4.0))
             kind, machine = self.draw.choice(kinds), self.draw.choice(self.machines)
@@ -160,8 +140,18 @@ class Weather:
         machine.all(signal.SIGKILL)
 
     def cut(self, machine: Machine) -> None:
-        machine.wire.whole = False
-        threading.Timer(self.draw.uniform(0.5, 5), setattr, (machine.wire, "whole", True)).start()
+        if not machine.lost:
+            machine.link.cut(services=self.draw.random() < 0.5)
+            self.timers.append(threading.Timer(self.draw.uniform(0.5, 5), self._mend, (machine,)))
+            self.timers[-1].start()
+
+    def _mend(self, machine: Machine) -> None:
+        if not machine.lost:
+            machine.link.mend()
+
+    def lose(self, machine: Machine) -> None:
+        machine.lost = True
+        machine.link.cut(services=True)
 
     def stop_job(self, machine: Machine) -> None:
         assert machine.job is not None
@@ -183,13 +173,26 @@ class Weather:
         self.server.client().script_flush()
 
 
+@pytest.fixture(scope="session")
+def hub(network: Network) -> Iterator[EmulatorClient]:
+    with Emulator(host=network.services) as emulator:
+        yield emulator.client
+
+
 @pytest.mark.slow
 def test_machines_that_share_a_cap_and_an_endpoint(
-    one_emulator: Emulator, tmp_path: Path, redis_server: RedisServer, seed: int
+    hub: EmulatorClient,
+    network: Network,
+    tmp_path: Path,
+    redis_server: RedisServer,
+    seed: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    draw, hub = random.Random(seed), one_emulator.client
+    record_property("partitions", network.kind)
+    draw = random.Random(seed)
     redis_server.close()
     redis_server.options = ("--appendonly", "yes", "--appendfsync", "always")
+    redis_server.options += ("--bind", *{"127.0.0.1", network.redis}, "--protected-mode", "no")
     redis_server.start()
     hub.reset()
     offer = {"provider": "groq", "status": "live", "context_length": 8192}
@@ -205,30 +208,43 @@ def test_machines_that_share_a_cap_and_an_endpoint(
         "HFBUDGET_SHARED_EXPIRY": str(EXPIRY_S),
         "HFBUDGET_HOLD_WAIT": "10",
         "HFBUDGET_ENDPOINT_LOOKS": "0",
+        "NO_PROXY": "*",
         "PYTHONPATH": "",
     }
-    count, workers = draw.randint(3, 8), draw.choice((0, 0, 2))
-    wires = [Wire(redis_server.port) for _ in range(count)]
-    machines = [Machine(tmp_path / f"machine{n}", wire) for n, wire in enumerate(wires)]
+    count, workers = draw.randint(3, MOST_MACHINES), draw.choice((0, 0, 2))
+    links = [network.link(number, redis_server.port) for number in range(count)]
+    machines = [Machine(tmp_path / f"machine{n}", link) for n, link in enumerate(links)]
     weather = Weather(draw, machines, redis_server)
+    sweep = partial(_sweep, environ, tmp_path, redis_server)
     try:
         for machine in machines:
             machine.start(tmp_path, environ, workers)
             threading.Event().wait(draw.uniform(0, 0.5))
         weather.blow()
-        for machine in machines:
-            assert machine.job is not None
-            machine.job.wait(180)
-        _wait_for_reapers(machines)
-        _sweep(environ, tmp_path, redis_server)
+        lost = [machine for machine in machines if machine.lost]
+        _wait_for([machine for machine in machines if not machine.lost])
+        sweep()
+        if lost:
+            # What only a lost machine has up is not left to it.
+            _judge(hub, machines, weather.faults)
+            for machine in lost:
+                machine.link.mend()
+            _wait_for(lost)
+            sweep()
         _judge(hub, machines, weather.faults)
     finally:
+        for timer in weather.timers:
+            timer.cancel()
         for machine in machines:
             machine.all(signal.SIGKILL)
-            machine.wire.close()
+            machine.link.mend()
 
 
-def _wait_for_reapers(machines: list[Machine]) -> None:
+def _wait_for(machines: Sequence[Machine]) -> None:
+    """Until their jobs and reapers have ended."""
+    for machine in machines:
+        assert machine.job is not None
+        machine.job.wait(180)
     ends = time.monotonic() + 120
     while any(machine.processes() for machine in machines):
         assert time.monotonic() < ends, [machine.processes() for machine in machines]
