@@ -39,6 +39,8 @@ NEVER_CONNECTED = frozenset(
 ASLEEP = frozenset({400, 404, 502, 503})
 # How servers refuse a request for what it says.
 REJECTED = frozenset({400, 422})
+# What aiohttp could not read of an answer. It then raises a status of 400 that no server has said.
+UNREADABLE = "HttpProcessingError"
 # The source of a price that the provider itself has told.
 TOLD = "usage.estimated_cost of the answer"
 
@@ -51,6 +53,8 @@ LONGEST_SAID = 300  # characters
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an exception reports, if it is one of 4xx or 5xx."""
     for link in _chain(error):
+        if any(cls.__name__ == UNREADABLE for cls in type(link.__cause__).__mro__):
+            return None
         response = _attribute(link, "response")
         status = _attribute(response, "status_code") or _attribute(link, "status")
         if isinstance(status, int) and status >= CLIENT_ERROR:

@@ -109,7 +109,8 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
 
     OpenAI-style: prompt tokens include cached ones, completion tokens include reasoning ones. Where
     the total is more than these two, reasoning was left out of them and is added. Without a total
-    that can't be known, so reasoning tokens are added, and the usage is an estimate. Featherless
+    that can't be known, so reasoning tokens are added, and the usage is an estimate. So they are
+    where they are more than all that was written: none of the counts has them then. Featherless
     puts ``cached_tokens`` flat into ``usage``. Half a usage, and one of zeros, are passed over.
     """
     usage = message.get("usage")
@@ -127,8 +128,10 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
         return None
     beside = 0
     if generates:
-        beside = 0 if total else _reasoning(usage)
-        tokens_out = max(tokens_out or 0, (total or 0) - (tokens_in or 0)) + beside
+        written = max(tokens_out or 0, (total or 0) - (tokens_in or 0))
+        reasoning = _reasoning(usage)
+        beside = reasoning if not total or reasoning > written else 0
+        tokens_out = written + beside
     cached, details = usage.get("cached_tokens"), usage.get("prompt_tokens_details")
     if cached is not None or details is not None:
         nested = details.get("cached_tokens") if isinstance(details, dict) else None

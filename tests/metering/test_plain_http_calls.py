@@ -316,6 +316,23 @@ def test_an_encoded_answer_is_read(bench: Bench, name: str, stream: bool) -> Non
     assert (charge.replayed, charge.nano_usd) == (True, 0)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-long": "a" * 9000}, {"content-encoding": "zstd"}],
+    ids=["too long a header", "an encoding that is not known"],
+)
+def test_an_answer_that_aiohttp_takes_for_a_bad_request_is_charged_what_was_held(
+    bench: Bench, headers: dict[str, str]
+) -> None:
+    """It raises a status of 400 that the server has not said."""
+    bench.cap(1)
+    bench.emulator.client.add_fault("chat", status=200, applied=True, headers=headers, json={})
+    with pytest.raises(library("aiohttp").ClientError):
+        by_aiohttp(URL, question(max_tokens=50))
+    assert bench.held == 0
+    assert bench.spent >= bench.billed > 0
+
+
 def test_aiohttp_takes_a_method_in_small_letters(bench: Bench) -> None:
     bench.cap(1)
 

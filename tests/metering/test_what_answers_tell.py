@@ -105,6 +105,18 @@ def test_reasoning_is_charged_wherever_usage_counts_it(
     assert bench.spent == bench.billed
 
 
+def test_more_reasoning_than_was_written_is_charged_beside_it(bench: Bench) -> None:
+    """Neither the total has it then nor the completion."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    details = {"completion_tokens_details": {"reasoning_tokens": 300}}
+    answer = {"choices": [], "usage": {**usage, **details}}
+    bench.emulator.client.add_fault("chat", status=200, applied=True, json=answer)
+    bench.cap(1)
+    bench.client().chat_completion(say(5), max_tokens=1000)
+    charge = only(bench)
+    assert (charge.output_tokens, charge.estimated) == (305, True)
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_tool_call_is_charged_like_any_output(bench: Bench, stream: bool) -> None:
     function = {"name": "look", "parameters": {"type": "object"}}
