@@ -44,7 +44,7 @@ def judge(
     if not run.awake:
         return
     if report.when == "call" and report.passed and (paused := _paused(run, item)):
-        _fail(item, report, paused)
+        _fail(item, call, report, paused)
     test = run.attribution.test()
     on_exceed = test.on_exceed if test else "fail"
     subtest = run.attribution.called
@@ -62,13 +62,13 @@ def judge(
         told = (str(each) for each in refusals if isinstance(each, ServiceRefusalError))
         report.sections.extend(("hf budget", text) for text in told)
     if refusals and on_exceed != "raise":
-        _fail(item, report, _hidden(refusals, report))
+        _fail(item, call, report, _hidden(refusals, report))
     if costlier := _costlier(run, item, report):
-        _fail(item, report, costlier)
+        _fail(item, call, report, costlier)
     if (beyond := run.requirements.beyond()) is not None:
-        _fail(item, report, beyond)
+        _fail(item, call, report, beyond)
     if warned:
-        _fail(item, report, warned[0])
+        _fail(item, call, report, warned[0])
 
 
 def _budgets(run: Run) -> tuple[str, ...]:
@@ -145,9 +145,16 @@ def _ending(report: pytest.TestReport) -> str:
     return f"{what} {'was skipped' if report.skipped else 'passed'}"
 
 
-def _fail(item: pytest.Item, report: pytest.TestReport, why: str) -> None:
+def _fail(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, why: str
+) -> None:
     if report.outcome != "failed":  # else it says why already, at the line that called
         report.outcome, report.longrepr = "failed", why
+        # Some plugins, as flaky, tell by this alone whether it failed. A debugger has no place in
+        # the code to show.
+        if not item.config.getoption("usepdb", False):
+            failed = pytest.CallInfo.from_call(lambda: pytest.fail(why, pytrace=False), call.when)
+            call.excinfo = failed.excinfo
         put_on_one_line(report, place_of(item))
         vars(report).pop("wasxfail", None)  # it failed for another reason than was expected
 

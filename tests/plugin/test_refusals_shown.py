@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 import pytest
 from plugin_suite import Suite
@@ -193,6 +194,29 @@ def test_tb_line_shows_a_hidden_refusal_once_and_whole(suite: Suite, workers: li
     said = suite.run("--tb=line", *workers).stdout.str()
     assert said.count("refused, though the test passed: test_suite.py::test_it: emulator/chat") == 1
     assert re.search(r"^test_suite\.py:\d+: refused, though .*on_exceed=\"raise\"\)\.$", said, re.M)
+
+
+def test_a_plugin_that_asks_the_call_sees_a_hidden_refusal_as_a_failure(suite: Suite) -> None:
+    """The plugin flaky drops the report of a failure that comes without an exception."""
+    (suite.path / "conftest.py").write_text(
+        textwrap.dedent("""
+        import pytest
+
+        @pytest.hookimpl(wrapper=True, tryfirst=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            if report.when == "call":
+                print(f"{report.outcome}: {call.excinfo.exconly()}")
+            return report
+    """)
+    )
+    suite.test_file("""
+        @pytest.mark.budget(max_calls=0)
+        def test_it():
+            with pytest.raises(BudgetExceededError):
+                call()
+    """)
+    suite.run("-s").stdout.fnmatch_lines(["*failed: *refused, though the test passed: *"])
 
 
 @slow
