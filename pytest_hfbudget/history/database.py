@@ -287,6 +287,7 @@ class SqliteStore:
         self.path, self.project, self.run = path, project, run
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
+        self._file: os.stat_result | None = None
 
     def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
         with explained(self.path, SCHEMA):
@@ -304,7 +305,7 @@ class SqliteStore:
 
     def end(self, rows: Mapping[int, DaySpending]) -> None:
         with explained(self.path, SCHEMA):
-            connection = self._open()
+            connection = self._connection or self._open()
             try:
                 for day, row in rows.items():
                     connection.execute(_PUT, (self.project, day, self.run, sum(row)))
@@ -332,8 +333,11 @@ class SqliteStore:
         self.pause()
 
     def _open(self) -> sqlite3.Connection:
+        if self._file is not None and not _is_at(self._file, self.path):
+            self.pause()  # it was moved aside or deleted: other runs write another one
         if self._connection is None:
             self._connection = connect(self.path, SCHEMA)
+            self._file = os.stat(self.path)
             before = oldest_day(day_of(self._now(self._connection)))
             self._connection.execute("DELETE FROM tab WHERE day < ?", (before,))
         return self._connection
@@ -347,3 +351,10 @@ class SqliteStore:
         since = window.first_day(day)
         row = connection.execute(_TAKEN, (self.project, since, day, self.run)).fetchone()
         return int(row[0])
+
+
+def _is_at(file: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(file, os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -342,6 +343,25 @@ def break_it(project: Project) -> None:
 def repair(project: Project) -> None:
     with closing(sqlite3.connect(project.path, isolation_level=None)) as file:
         file.execute("ALTER TABLE elsewhere RENAME TO tab")
+
+
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_a_run_goes_on_in_the_new_store_where_its_own_was_deleted(
+    project: Project, whole_folder: bool
+) -> None:
+    first = project.run()
+    first.spend(60)
+    if whole_folder:
+        shutil.rmtree(project.folder)
+    else:
+        project.path.unlink()
+    second = project.run()
+    second.spend(30)
+    with pytest.raises(BudgetExceededError):
+        first.hold(11)
+    first.hold(10)
+    with pytest.raises(BudgetExceededError):
+        second.hold(1)
 
 
 def test_only_this_user_can_read_it(project: Project) -> None:
