@@ -46,20 +46,37 @@ TOLD = "usage.estimated_cost of the answer"
 
 CANCELLED = frozenset({"Cancelled", "CancelledError"})  # trio's and asyncio's
 TIMED_OUT = frozenset({"InferenceTimeoutError", "ReadTimeout", "TimeoutError", "WriteTimeout"})
+PAID_METHOD = "POST"
 CLIENT_ERROR, PAYMENT_REQUIRED, FORBIDDEN = 400, 402, 403
 LONGEST_SAID = 300  # characters
 
 
+class StatusError(Exception):
+    """An answer that is an error, in the form in which a settlement reads one."""
+
+    def __init__(self, response: object, status: int, text: str) -> None:
+        super().__init__(text)
+        self.response, self.status = response, status
+
+
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that an exception reports, if it is one of 4xx or 5xx."""
+    """The HTTP status that an exception reports of its call, if it is one of 4xx or 5xx."""
     for link in _chain(error):
         if any(cls.__name__ == UNREADABLE for cls in type(link.__cause__).__mro__):
             return None
         response = _attribute(link, "response")
+        if _is_redirected(_attribute(response, "request") or response):
+            return None
         status = _attribute(response, "status_code") or _attribute(link, "status")
         if isinstance(status, int) and status >= CLIENT_ERROR:
             return status
     return None
+
+
+def _is_redirected(request: object) -> bool:
+    """Whether a redirect had led to it: it reads what the call before it has answered."""
+    method = _attribute(request, "method")
+    return isinstance(method, str) and method != PAID_METHOD
 
 
 def never_sent(error: BaseException) -> bool:

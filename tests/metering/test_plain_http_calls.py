@@ -173,6 +173,16 @@ def test_what_the_service_refuses_costs_nothing(bench: Bench, post: Post) -> Non
 
 
 @every_way
+def test_a_call_that_is_redirected_to_an_error_is_charged(bench: Bench, post: Post) -> None:
+    bench.cap(1)
+    nowhere = {"location": f"{bench.emulator.router}/nowhere"}
+    bench.emulator.client.add_fault("chat", status=303, headers=nowhere, applied=True)
+    status, _ = post(URL, question(max_tokens=50))
+    assert status in (303, 404)  # httpx follows no redirect, unless it is told to
+    assert bench.spent >= bench.billed > 0
+
+
+@every_way
 def test_a_lost_answer_is_charged_what_was_held(bench: Bench, post: Post) -> None:
     bench.cap(1)
     bench.emulator.client.add_fault(op="chat", reset="after")

@@ -63,6 +63,18 @@ def test_a_call_that_was_sent_and_then_redirected_nowhere_is_charged(
     assert bench.held == 0
 
 
+@pytest.mark.parametrize("status", [302, 303])
+def test_a_call_whose_redirect_ends_in_an_error_is_charged(bench: Bench, status: int) -> None:
+    """The error is that of the GET to which the redirect has led."""
+    bench.prices(**PRICE)
+    bench.cap("0.01")
+    redirect(bench, status, f"{bench.emulator.router}/nowhere")
+    with pytest.raises(Exception, match="404"):
+        ask(bench)
+    assert bench.spent >= bench.billed > 0
+    assert bench.held == 0
+
+
 def test_calls_that_are_redirected_nowhere_stay_within_the_cap(
     bench: Bench, free_port: int
 ) -> None:

@@ -29,6 +29,7 @@ from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.paid_hosts import Start, shape_of
 from pytest_hfbudget.metering.replay import StartWatch
 from pytest_hfbudget.metering.request import OutgoingCall, Parameters, changed, shown
+from pytest_hfbudget.metering.settlement import StatusError
 from pytest_hfbudget.metering.stream import AnswerBody, settle_whole
 from pytest_hfbudget.metering.waiting import in_thread, let_the_loop_turn
 from pytest_hfbudget.pricing import GENERATE, READS
@@ -97,14 +98,6 @@ def encoded(payload: Any) -> bytes:
 
 def _is_encoded(headers: Mapping[str, Any]) -> bool:
     return any(k.lower() == "content-encoding" and v != "identity" for k, v in headers.items())
-
-
-class StatusError(Exception):
-    """An answer that is an error, in the form in which a settlement reads one."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class Adapter:
@@ -236,7 +229,7 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
                 continue
             if (status := request.status(answer)) >= FIRST_ERROR:
                 told = request.read(answer) if status in TELLING else ""
-                refused = StatusError(status, told)
+                refused = StatusError(answer, status, told)
                 call.failed(refused)
                 if retry.again(call, refused):
                     continue
@@ -282,7 +275,7 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
                 continue
             if (status := request.status(answer)) >= FIRST_ERROR:
                 told = await request.read(answer) if status in TELLING else ""
-                refused = StatusError(status, told)
+                refused = StatusError(answer, status, told)
                 call.failed(refused)
                 if await retry.again_in_task(call, refused):
                     continue
