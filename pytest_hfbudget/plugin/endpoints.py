@@ -27,7 +27,7 @@ from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.locks import at_work, off_loop
 from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
-from pytest_hfbudget.plugin.events import EndpointLog, endpoint_line
+from pytest_hfbudget.plugin.endpoint_log import EndpointLog, endpoint_line
 from pytest_hfbudget.plugin.factory import endpoint_settings
 from pytest_hfbudget.plugin.uptime_booking import Key, UptimeBooking, UptimeSharing
 from pytest_hfbudget.reporting import EndpointLine

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pytest_hfbudget.ledger import Charge, Refusal
     from pytest_hfbudget.metering.budget import budget
-    from pytest_hfbudget.plugin.events import EndpointEvent
+    from pytest_hfbudget.plugin.endpoint_log import EndpointEvent
     from pytest_hfbudget.pricing import CallRequest, Price
 
 OLDEST_PYTEST = (8,)
