@@ -73,20 +73,20 @@ class Controller(Role):
 
             price_sources.check(self.config, self.settings)
         if self.settings.shared is not None and not self.settings.emulator:
-            from pytest_hfbudget.plugin import run_history
+            from pytest_hfbudget.plugin import run_ledger
 
-            run_history.check_shared(self.settings)
+            run_ledger.check_shared(self.settings)
         self.standing()  # a store that can't be used ends the run before anything is collected
 
     def standing(self) -> tuple[RunsBudget, ...]:
         if not self.settings.capped_over_runs:
             return ()
-        from pytest_hfbudget.plugin import run_history
+        from pytest_hfbudget.plugin import run_ledger
 
-        return run_history.standing(self.ledger, self.settings)
+        return run_ledger.standing(self.ledger, self.settings)
 
     def make_runtime(self) -> Runtime:
-        from pytest_hfbudget.plugin.factory import make_meter
+        from pytest_hfbudget.plugin.run_ledger import make_meter
 
         return make_meter(
             self.config, self.settings, self.ledger, self.leased, self._catalogue, self.counts
@@ -97,11 +97,10 @@ class Controller(Role):
         """The ledger of the run, made when it is first needed."""
         with self._lock:
             if self._ledger is None:
-                from pytest_hfbudget.plugin import run_history
-                from pytest_hfbudget.plugin.factory import session_scope
+                from pytest_hfbudget.plugin import run_ledger
 
-                self._ledger = run_history.ledger_of(self.config, self.settings, self.run_id)
-                self._ledger.open(session_scope(self.settings))
+                self._ledger = run_ledger.ledger_of(self.config, self.settings, self.run_id)
+                self._ledger.open(run_ledger.session_scope(self.settings))
             return self._ledger
 
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
@@ -391,9 +390,9 @@ class Controller(Role):
             self._server_for_workers.close()
             self._server_for_workers = None
         if self._ledger is not None:
-            from pytest_hfbudget.plugin import run_history
+            from pytest_hfbudget.plugin import run_ledger
 
-            run_history.close(self.config, self.settings, self._ledger)
+            run_ledger.close(self.config, self.settings, self._ledger)
         if self._rehearsal is not None:
             self._rehearsal.stop()
             self._rehearsal = None

@@ -25,11 +25,10 @@ from pytest_hfbudget.errors import (
 from pytest_hfbudget.ledger import SESSION, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.locks import at_work, off_loop
-from pytest_hfbudget.plugin import run_history
 from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.endpoint_log import EndpointLog, endpoint_line
-from pytest_hfbudget.plugin.factory import endpoint_settings
-from pytest_hfbudget.plugin.uptime_booking import Key, UptimeBooking, UptimeSharing
+from pytest_hfbudget.plugin.run_ledger import caps, endpoint_settings
+from pytest_hfbudget.plugin.uptime_booking import Key, Ticker, UptimeBooking, UptimeSharing
 from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.reporting.timeline import Paid
 from pytest_hfbudget.settings import Settings
@@ -61,7 +60,7 @@ class RunEndpoints:
         self._uptime = UptimeBooking(ledger, settings)
         self.sharing = UptimeSharing(ledger, settings.billing_minute)
         self._armed_until = 0.0
-        self._tickers: list[run_history.Ticker] = []
+        self._tickers: list[Ticker] = []
         self._ticks = False
         self._said: dict[str, tuple[str, float]] = {}
         self._releasing: dict[str, str] = {}
@@ -150,7 +149,7 @@ class RunEndpoints:
 
     def every(self, seconds: float, tick: Callable[[], None]) -> None:
         """Call something again and again until the end of the run."""
-        self._tickers.append(run_history.Ticker(seconds, tick))
+        self._tickers.append(Ticker(seconds, tick))
 
     @at_work
     def take_over(self, name: str, form: Mapping[str, Any] | None) -> bool:
@@ -315,8 +314,8 @@ class RunEndpoints:
         """What to say of an endpoint that was paused early for the sake of the cap, if it was."""
         if name not in self._lifecycle.paused_early():
             return None
-        cap, caps = self._settings.session_cap, run_history.caps(self._settings)
-        why = f"its next minute would have broken {caps}" if caps else "--hf-max-uptime is over"
+        cap, named = self._settings.session_cap, caps(self._settings)
+        why = f"its next minute would have broken {named}" if named else "--hf-max-uptime is over"
         return BudgetExceededError(
             f"{name} was paused while it was needed: {why}.",
             scope="session budget",
@@ -362,12 +361,12 @@ class RunEndpoints:
         return tuple(endpoint_line(receipt, shares[receipt.name]) for receipt in receipts)
 
     def _afford(self, endpoint: Endpoint, nano_per_minute: int | None) -> None:
-        name, caps = endpoint.full_name, run_history.caps(self._settings)
+        name, named = endpoint.full_name, caps(self._settings)
         self._notice_paused()
         if nano_per_minute is None:
-            if caps:
+            if named:
                 raise EndpointError(
-                    f"{name}: a minute of it has no known price, so {caps} can't hold it. "
+                    f"{name}: a minute of it has no known price, so {named} can't hold it. "
                     "It was not resumed."
                 )
             return
@@ -376,9 +375,9 @@ class RunEndpoints:
             self._uptime.begin(name, nano_per_minute)
             self.log.resumed_again(name)
             self.sharing.price(name, nano_per_minute)
-            if caps and not self._ticks:
+            if named and not self._ticks:
                 self._ticks = True
-                self.every(self._settings.billing_minute / run_history.Ticker.TICKS, self._tick)
+                self.every(self._settings.billing_minute / Ticker.TICKS, self._tick)
 
     def _grow(self, endpoint: Endpoint, more: int, nano_per_minute: int, ahead: bool) -> None:
         self._uptime.grow(endpoint, more, nano_per_minute, ahead=ahead)

@@ -106,9 +106,8 @@ class RunPrices:
 
     def _models(self) -> Iterator[str]:
         """The models that this run may call: those of earlier runs, and of the price table."""
-        from pytest_hfbudget.plugin import recording, run_history
+        from pytest_hfbudget.plugin import run_history
 
-        yield from (fact.model for fact in recording.counts(self._config, self._settings))
         yield from run_history.models(self._config, self._settings)
         for name in book(self._config, self._settings, {}).table.rows:
             yield name if "://" in name else name.partition(":")[0]
@@ -178,13 +177,9 @@ def _remembered(config: pytest.Config, settings: Settings, model: str) -> Iterab
     """What the usage log and the costs file know of a model."""
     if settings.emulator or model.startswith("http"):  # there may be another model tomorrow
         return ()
-    from pytest_hfbudget.plugin import recording, run_history
+    from pytest_hfbudget.plugin import run_history
 
-    recorded = recording.counts(config, settings)
-    return (
-        *run_history.counts(config, settings, model),
-        *(fact for fact in recorded if fact.model == model),
-    )
+    return run_history.counts(config, settings, model)
 
 
 def _read_within(most_s: float, read: Callable[[str], bytes], url: str) -> bytes:

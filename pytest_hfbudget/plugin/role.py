@@ -219,7 +219,7 @@ class Worker(Role):
 
     def make_runtime(self) -> Runtime:
         from pytest_hfbudget.ledger.rpc.client import RemoteLedger
-        from pytest_hfbudget.plugin.factory import make_meter
+        from pytest_hfbudget.plugin.run_ledger import make_meter
 
         ledger, counts = RemoteLedger(self._connection, ahead=True), self._counts()
         common = self.config, self.settings, ledger, self.leased

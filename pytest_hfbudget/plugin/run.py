@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
-    from pytest_hfbudget.plugin.recording import Recording
     from pytest_hfbudget.plugin.role import Role
+    from pytest_hfbudget.plugin.run_history import Recording
     from pytest_hfbudget.settings import Settings
 
 RUN = pytest.StashKey["Run"]()
@@ -82,7 +82,7 @@ class Run:
     @cached_property
     def recording(self) -> Recording:
         """What tests have cost before, where something asks for that."""
-        from pytest_hfbudget.plugin.recording import Recording
+        from pytest_hfbudget.plugin.run_history import Recording
 
         return Recording(self.config, self.settings, self.outcomes)
 

@@ -1,121 +1,42 @@
-"""What a run knows of other runs: their share of its budgets, and the log that it adds to."""
+"""What a run knows of earlier ones, and leaves to later ones: the usage log and the costs file."""
 
 from __future__ import annotations
 
-import threading
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_hfbudget.errors import HFBudgetError, HistoryError
-from pytest_hfbudget.history import RUN, windows
-from pytest_hfbudget.ledger import SESSION
-from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.money import exact
+from pytest_hfbudget.errors import ConfigError, HFBudgetError, HistoryError
 from pytest_hfbudget.plugin.console import say
+from pytest_hfbudget.plugin.outcomes import is_part
 from pytest_hfbudget.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_hfbudget.history.usage_schema import Durations
-    from pytest_hfbudget.ledger import RunsBudget
+    from pytest_hfbudget.ledger import Charge, LedgerLike
+    from pytest_hfbudget.ledger.ledger import Ledger
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.reporting import Report
-
-
-def ledger_of(config: pytest.Config, settings: Settings, run: str) -> Ledger:
-    """The ledger of a run; one that others fill too, if it has a budget over many runs.
-
-    Raises:
-        HistoryError: what the other runs have spent can't be read.
-    """
-    shared = windows(settings)
-    if not shared:
-        return Ledger()
-    if settings.shared is not None and not settings.emulator:
-        return _ledger_of_job(settings, run)
-    from pytest_hfbudget.endpoints.journal import default_state_dir
-    from pytest_hfbudget.history.database import FILE, MemoryStore, SqliteStore
-    from pytest_hfbudget.history.shared_ledger import SharedLedger
-
-    if settings.emulator:
-        return SharedLedger(MemoryStore(), shared)
-    path = default_state_dir() / FILE
-    return SharedLedger(SqliteStore(path, project(config, settings), run), shared)
-
-
-def check_shared(settings: Settings) -> None:
-    """Look whether the server answers over which machines share budgets and endpoints.
-
-    Raises:
-        ConfigError: redis-py is missing, or it is not known which run this job belongs to.
-        HistoryError: the server can't be used.
-    """
-    from pytest_hfbudget import shared
-
-    shared.run_name(settings)
-    shared.connect(settings).run("return 1", [], [])
-
-
-def _ledger_of_job(settings: Settings, job: str) -> Ledger:
-    """The ledger of one of many jobs, each of which may run on a machine of its own.
-
-    Raises:
-        ConfigError: it is not known which run it belongs to, or which project.
-        HistoryError: the server can't be used.
-    """
-    from pytest_hfbudget import shared
-    from pytest_hfbudget.history.shared_store import JobNames, shared_ledger
-
-    over_runs = windows(settings)
-    named = shared.project_name if any(w.length != RUN for w in over_runs) else lambda _: ""
-    names = JobNames(job, shared.run_name(settings), named(settings))
-    server = shared.connect(settings)
-    return shared_ledger(server, names, over_runs, expiry_s=settings.shared_expiry)
-
-
-def standing(ledger: Ledger, settings: Settings) -> tuple[RunsBudget, ...]:
-    """What is left of each budget over many runs."""
-    from pytest_hfbudget.ledger import RunsBudget
-
-    if settings.shared is not None and not settings.emulator:
-        from pytest_hfbudget.history.shared_store import SharedJobLedger
-
-        if isinstance(ledger, SharedJobLedger):
-            return tuple(
-                RunsBudget(each.label, each.cap, max(ledger.left(each.key), 0), ledger.jobs(each))
-                for each in windows(settings)
-            )
-    totals = ((window, ledger.total(window.key)) for window in windows(settings))
-    return tuple(
-        RunsBudget(window.label, window.cap, max(window.cap - total.spent - total.held, 0))
-        for window, total in totals
-    )
-
-
-def room(ledger: Ledger, settings: Settings) -> int | None:
-    """Nano-USD that the run as a whole may still spend; None where nothing caps that."""
-    caps = [(SESSION, settings.own_cap), *((w.key, w.cap) for w in windows(settings))]
-    left = (
-        cap - total.spent - total.held
-        for key, cap in caps
-        if cap is not None
-        for total in (ledger.total(key),)
-    )
-    return min(left, default=None)
-
-
-def caps(settings: Settings) -> str:
-    """The budgets of the run as a whole, as messages call them; empty if there are none."""
-    named = [("session budget", settings.own_cap)]
-    named += ((window.label, window.cap) for window in windows(settings))
-    return " or ".join(f"the {name} of {exact(cap)}" for name, cap in named if cap is not None)
+    from pytest_hfbudget.reporting.costs import Cost, Costs
 
 
 def counts(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact, ...]:
     """What earlier runs have learned of a model's prompts. Never fails a run."""
+    recorded = _recorded(config, settings)
+    return (
+        *_logged(config, settings, model),
+        *(fact for fact in recorded if fact.model == model),
+    )
+
+
+def _logged(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact, ...]:
     if not settings.log_days:
         return ()
     from pytest_hfbudget.endpoints.journal import default_state_dir
@@ -129,18 +50,18 @@ def counts(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact,
         return ()
 
 
-def models(config: pytest.Config, settings: Settings) -> tuple[str, ...]:
-    """The models of earlier runs, the most expensive first. Never fails a run."""
+def models(config: pytest.Config, settings: Settings) -> Iterator[str]:
+    """The models of earlier runs, of the log the most expensive first. Never fails a run."""
+    yield from (fact.model for fact in _recorded(config, settings))
     if not settings.log_days:
-        return ()
+        return
     from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.history.usage_log import FILE, QueryResult, UsageQuery
 
     asked = UsageQuery((("project", project(config, settings)),))
     with suppress(HistoryError):
         found = QueryResult(default_state_dir() / FILE).totals(asked, "model")
-        return tuple(each.name for each in found)
-    return ()
+        yield from (each.name for each in found)
 
 
 def add_to_log(
@@ -209,50 +130,200 @@ def share_report(config: pytest.Config, settings: Settings, job: str, report: Re
         say(config, f"hfbudget: this job's report is not shared: {error}", yellow=True)
 
 
-def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
-    """Let the other runs know that this one holds nothing any more."""
-    if not settings.capped_over_runs:
-        return
-    from pytest_hfbudget.history.shared_ledger import SharedLedger
-
-    try:
-        if isinstance(ledger, SharedLedger):
-            ledger.close()
-    except HistoryError as error:
-        say(config, f"hfbudget: other runs count as spent what this run held: {error}", yellow=True)
-
-
-class Ticker:
-    """Looks at running endpoints every few seconds, whatever the tests do meanwhile.
-
-    Without it, a run would not notice that others take what its next minutes were to be paid from,
-    that someone lets an endpoint have more replicas, nor, in a controller of workers, that its
-    reaper was killed.
-
-    Args:
-        every_s: seconds between two looks.
-        tick: what to do each time.
-    """
-
-    TICKS = 4  # in a billed minute
-
-    def __init__(self, every_s: float, tick: Callable[[], None]) -> None:
-        self._every_s, self._tick = every_s, tick
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hfbudget-minutes", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """No tick begins after this."""
-        self._stopped.set()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._every_s):
-            # What fails here fails again at the next call, where the caller can be told.
-            with suppress(HFBudgetError, OSError):
-                self._tick()
-
-
 def project(config: pytest.Config, settings: Settings) -> str:
     """What the runs belong to that share a budget: its name, or the folder of this checkout."""
     return settings.project or str(config.rootpath.resolve())
+
+
+# --- the costs file: read where something needs it, written where that was asked for
+
+DEFAULT = "hf-costs.json"
+
+
+class Recording:
+    """What was recorded before, and what this run adds to it.
+
+    Args:
+        outcomes: how tests ended, by node id; filled while they run.
+    """
+
+    def __init__(
+        self, config: pytest.Config, settings: Settings, outcomes: Mapping[str, str]
+    ) -> None:
+        self._config, self._settings, self._outcomes = config, settings, outcomes
+        self.path = _path(config, settings)
+        self.narrowed = False  # whether tests were deselected
+        self._costs: Costs | None = None
+        self._stored = ""
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._on_endpoint: set[str] = set()
+        self._told: set[str] = set()
+
+    def pytest_deselected(self) -> None:
+        """Remember that this run has not all tests."""
+        self.narrowed = True
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """The same where a whole module was skipped."""
+        self.narrowed |= report.skipped
+
+    def check(self) -> None:
+        """Read the file before anything is collected, if it will be needed.
+
+        Raises:
+            ConfigError: there is garbage in it, or none where one has to be.
+        """
+        settings = self._settings
+        if settings.store_costs or settings.plan or settings.max_increase is not None:
+            missing = not self.path.is_file()
+            needed = settings.costs is not None or settings.max_increase is not None
+            if missing and needed and not settings.store_costs:
+                raise ConfigError(
+                    f"{self.path}: there is no such file; pytest --hf-store-costs writes it"
+                )
+            _ = self.costs
+        elif settings.session_cap is not None and settings.plan_gate != "off":
+            _ = self.costs
+
+    @property
+    def costs(self) -> Costs:
+        """What is recorded, as of the first look; nothing without a file.
+
+        Raises:
+            ConfigError: there is garbage in it.
+        """
+        if self._costs is None:
+            self._costs = _load(self.path)
+        return self._costs
+
+    @property
+    def known(self) -> Costs:
+        """The same, for an estimate: nothing where there is garbage in it."""
+        try:
+            return self.costs
+        except ConfigError:
+            from pytest_hfbudget.reporting.costs import Costs
+
+            return Costs()
+
+    # --- an increase
+
+    def costlier(
+        self, item: pytest.Item, report: pytest.TestReport, ledger: LedgerLike, key: str
+    ) -> str | None:
+        """Why a test fails for what it costs, once; None if it does not.
+
+        Asked after the call and after the teardown, since a stream may end as late as there.
+        """
+        most, recorded = self._settings.max_increase, self.costs.tests.get(item.nodeid)
+        if report.when == "setup":
+            self._told.discard(item.nodeid)  # another attempt
+        elif not report.passed:
+            self._told.add(item.nodeid)  # it has failed for another reason
+        elif most is not None and recorded is not None and item.nodeid not in self._told:
+            from pytest_hfbudget.reporting.costs import increase
+
+            charges = partial(ledger.charges_in, key)
+            charged = ledger.total(key).spent
+            if said := increase(charged, recorded, most, charges, where=self.path.name):
+                self._told.add(item.nodeid)
+                return said
+        return None
+
+    # --- writing
+
+    def note(self, report: pytest.TestReport) -> None:
+        """Remember how long the call of a test took, should it need an endpoint."""
+        if self._settings.store_costs and not is_part(report):
+            self._seconds[report.nodeid] += report.duration
+            if "hf_endpoint" in report.keywords:
+                self._on_endpoint.add(report.nodeid)
+
+    def store(
+        self,
+        session: pytest.Session,
+        ledger: Ledger,
+        cold_starts: Mapping[str, float],
+        learned: Iterable[Fact],
+    ) -> None:
+        """Write the file: the tests that passed in this run get a new entry, others keep theirs."""
+        tests = self._passed(ledger)
+        try:
+            # Read anew: another run may have written meanwhile.
+            starts = {name: math.ceil(seconds) for name, seconds in cold_starts.items()}
+            exist, known = self._existing(session), _load(self.path)
+            known = known.with_run(tests, starts, exist)
+            if not self._settings.emulator:
+                known = known.with_counts(learned, whole=exist is not None)
+            known.write(self.path)
+        except (OSError, ConfigError) as error:
+            say(self._config, f"hfbudget: no costs could be stored: {error}", red=True)
+            return
+        count = "1 test" if len(tests) == 1 else f"{len(tests)} tests"
+        self._stored = f"hfbudget: stored in {self.path.name} what {count} cost"
+
+    def summarise(self, terminal: Any) -> None:
+        """Say what was stored."""
+        if self._stored:
+            terminal.write_line(self._stored)
+
+    def _passed(self, ledger: Ledger) -> dict[str, Cost]:
+        """The cost of each test that passed without a refusal, and all of whose calls were paid."""
+        from pytest_hfbudget.reporting.costs import Cost
+
+        charges: dict[str | None, list[Charge]] = defaultdict(list)
+        for charge in ledger.charges():
+            charges[charge.test].append(charge)
+            if charge.test and charge.endpoint:
+                self._on_endpoint.add(charge.test)
+        refused = {refusal.test for refusal in ledger.refusals()}
+        passed = (
+            test
+            for test, outcome in self._outcomes.items()
+            if outcome == "passed" and test not in refused
+        )
+        costs = {test: Cost.of(charges[test], self._endpoint_s(test)) for test in passed}
+        return {test: cost for test, cost in costs.items() if cost is not None}
+
+    def _endpoint_s(self, test: str) -> int:
+        return math.ceil(self._seconds[test]) if test in self._on_endpoint else 0
+
+    def _existing(self, session: pytest.Session) -> frozenset[str] | None:
+        """Every test that there is; None where this run can't tell, as it had only a part of them.
+
+        With workers it never can: they don't tell what they deselect.
+        """
+        config = session.config
+        narrowing = ("lf", "ignore", "ignore_glob", "continue_on_collection_errors")
+        narrowed = (
+            self.narrowed
+            or any(config.getoption(name, None) for name in narrowing)
+            or config.args_source is config.ArgsSource.ARGS
+            or config.invocation_params.dir != config.rootpath
+            or config.pluginmanager.hasplugin("dsession")
+        )
+        ended = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if narrowed or not ended or session.shouldfail or session.shouldstop:
+            return None
+        return frozenset(item.nodeid for item in session.items)
+
+
+def _recorded(config: pytest.Config, settings: Settings) -> Iterable[Fact]:
+    """What the costs file knows of prompts; nothing where it can't be read."""
+    try:
+        return _load(_path(config, settings)).counts
+    except ConfigError:
+        return ()
+
+
+def _path(config: pytest.Config, settings: Settings) -> Path:
+    """Where the file is, or is to be: node ids are relative to the root directory, so there."""
+    name = settings.costs or Path(DEFAULT)
+    here = config.invocation_params.dir / name
+    return here if settings.costs and here.exists() else config.rootpath / name
+
+
+def _load(path: Path) -> Costs:
+    from pytest_hfbudget.reporting.costs import Costs
+
+    return Costs.load(path) if path.exists() else Costs()

@@ -6,7 +6,8 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -18,13 +19,14 @@ from pytest_hfbudget.endpoints.uptime_meter import EndpointUse, Shares, share_ou
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     EndpointError,
+    HFBudgetError,
     LedgerUnreachableError,
     UnaffordableEndpointError,
 )
 from pytest_hfbudget.ledger import SESSION, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.money import beside
-from pytest_hfbudget.plugin import run_history
+from pytest_hfbudget.plugin import run_ledger
 from pytest_hfbudget.settings import Settings
 
 
@@ -77,7 +79,7 @@ class UptimeBooking:
     @property
     def has_deadline(self) -> bool:
         """Whether a cap or --hf-max-uptime ends what runs."""
-        limited = run_history.caps(self._settings) or self._settings.max_uptime is not None
+        limited = run_ledger.caps(self._settings) or self._settings.max_uptime is not None
         return not self._closed and bool(self._running and limited)
 
     def begin(self, name: str, nano_per_minute: int) -> None:
@@ -173,7 +175,7 @@ class UptimeBooking:
             first = min(running.since for running in self._all_running)
             left = max(first + settings.max_uptime - now, 0.0)
         ours = self._ours
-        room = run_history.room(self._ledger, settings) if ours else None
+        room = run_ledger.room(self._ledger, settings) if ours else None
         if room is not None:
             minute_s = settings.billing_minute
             due = sum(one.cost(now, minute_s) for one in ours)
@@ -365,3 +367,34 @@ class UptimeSharing:
         if difference:
             for scope in self._scopes[key.test]:
                 self._ledger.book(scope, difference)
+
+
+class Ticker:
+    """Looks at running endpoints every few seconds, whatever the tests do meanwhile.
+
+    Without it, a run would not notice that others take what its next minutes were to be paid from,
+    that someone lets an endpoint have more replicas, nor, in a controller of workers, that its
+    reaper was killed.
+
+    Args:
+        every_s: seconds between two looks.
+        tick: what to do each time.
+    """
+
+    TICKS = 4  # in a billed minute
+
+    def __init__(self, every_s: float, tick: Callable[[], None]) -> None:
+        self._every_s, self._tick = every_s, tick
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hfbudget-minutes", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No tick begins after this."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every_s):
+            # What fails here fails again at the next call, where the caller can be told.
+            with suppress(HFBudgetError, OSError):
+                self._tick()
