@@ -9,9 +9,11 @@ these calls cost by the emulator's own invoice. The columns:
 - *tokenizer*: a first run, with the model's tokenizer in the Hugging Face cache.
 
 The rows: prompts that are repeated, so that the first call is known to all later ones; prompts that
-differ; an agent whose history grows; images of one size, which make 85 tokens each; the same with
-`hf_image_tokens = 128`. The last two rows leave the provider to the router, which has three, of
-which the most expensive costs 2.5 times as much as the one that answers.
+differ; an agent whose history grows; images of 64 x 64 pixels for a model that is not known, which
+makes 85 tokens of each; the same with `hf_image_tokens = 128`; the same images, and some of 640 x
+480 pixels, for Qwen3-VL, which makes 66 and 302 tokens of them. The last two rows leave the
+provider to the router, which has three, of which the most expensive costs 2.5 times as much as the
+one that answers.
 
 Last come eight threads that call at the same time, as soon as their prompt is known: how long they
 take under a cap of what all their calls cost, over how long they take without one.
@@ -31,7 +33,7 @@ from pathlib import Path
 from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.settings import SETTINGS
 
-MODEL = "bench/chat"
+MODEL, QWEN = "bench/chat", "Qwen/Qwen3-VL-8B-Instruct"
 OFFERS = {"novita": "0.2 0.3", "groq": "0.2 0.2", "together": "0.5 0.5"}
 CONTEXT = 131_072
 CAPS = (10, 30, 100)
@@ -46,6 +48,10 @@ ROWS = {
     "images, different": "image different",
     "images, repeated, stated": "image stated",
     "images, different, stated": "image different stated",
+    "Qwen3-VL, repeated": "image qwen",
+    "Qwen3-VL, different": "image qwen different",
+    "Qwen3-VL, larger, repeated": "image qwen larger",
+    "Qwen3-VL, larger, different": "image qwen larger different",
     "short, repeated, any provider": "short auto",
     "long, repeated, any provider": "long auto",
 }
@@ -59,13 +65,13 @@ TOOL = {"type": "function", "function": {"name": "look", "description": "Looks s
         "parameters": {"type": "object", "properties": {"what": {"type": "string"}}}}}
 
 
-def picture(shade):
+def picture(shade, width, height):
     def chunk(kind, data):
         end = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + end
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 0, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress((b"\\0" + bytes([shade]) * 64) * 64))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress((b"\\0" + bytes([shade]) * width) * height))
     data = b"\\x89PNG\\r\\n\\x1a\\n" + head + pixels + chunk(b"IEND", b"")
     return {"url": "data:image/png;base64," + base64.b64encode(data).decode()}
 
@@ -76,14 +82,15 @@ def asked(step):
     if "long" in KIND:
         text = f"{number}{'The sun rose over a calm sea and all boats were out. ' * 80}" + text
     if "image" in KIND:
-        shown = {"type": "image_url", "image_url": picture(step if number else 0)}
+        size = (640, 480) if "larger" in KIND else (64, 64)
+        shown = {"type": "image_url", "image_url": picture(step if number else 0, *size)}
         text = [shown, {"type": "text", "text": text}]
     return {"role": "user", "content": text}
 
 
 def test_spends_until_it_is_refused():
     provider = "auto" if "auto" in KIND else "groq"
-    client = InferenceClient(model="bench/chat", provider=provider, token="hf_of_a_benchmark")
+    client = InferenceClient(os.environ["MODEL"], provider=provider, token="hf_of_a_benchmark")
     history = [{"role": "system", "content": "You look after the boats of a harbour."}]
     for step in range(int(os.environ["CALLS"])):
         agent = "agent" in KIND
@@ -194,11 +201,16 @@ class Bench:
             }
             for name, price in OFFERS.items()
         ]
-        switches = {"answer_delay_s": 0.05 if kind == "threads" else 0.0}
-        self.emulator.client.reset(models=[{"id": MODEL, "providers": offers}], switches=switches)
+        model = QWEN if "qwen" in kind else MODEL
+        switches = {
+            "answer_delay_s": 0.05 if kind == "threads" else 0.0,
+            "image_tokens": "qwen3_vl" if "qwen" in kind else "flat",
+        }
+        self.emulator.client.reset(models=[{"id": model, "providers": offers}], switches=switches)
         environ = {
             **os.environ,
             "KIND": kind,
+            "MODEL": model,
             "CALLS": str(calls),
             "HFBUDGET_ROUTER": self.emulator.router,
             "HF_ENDPOINT": self.emulator.hub,

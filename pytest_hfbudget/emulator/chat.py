@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import binascii
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -236,15 +237,40 @@ def _message_tokens(message: Mapping[str, Any], images: str) -> int:
 def _image(part: Mapping[str, Any], how: str) -> int:
     if how == "by_content":
         return IMAGE_TOKENS + zlib.crc32(json.dumps(part).encode()) % _CONTENT_TOKENS
-    if how == "by_size" and isinstance(shown := part.get("image_url"), dict):
-        try:
-            head = binascii.a2b_base64(str(shown.get("url")).partition(";base64,")[2][:32])
-        except ValueError:
-            return IMAGE_TOKENS
-        if head.startswith(b"\x89PNG"):
-            width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
-            return -(-width // _PATCH) * -(-height // _PATCH)
-    return IMAGE_TOKENS
+    size = None if how == "flat" else _png_size(part)
+    if size is None:
+        return IMAGE_TOKENS
+    if how == "qwen3_vl":
+        return _qwen3_vl(*size)
+    width, height = size
+    if how == "by_tiles":  # the formula in Together's documentation of vision models
+        return 1601 * min(2, max(width // 560, 1)) * min(2, max(height // 560, 1))
+    return -(-width // _PATCH) * -(-height // _PATCH)
+
+
+def _png_size(part: Mapping[str, Any]) -> tuple[int, int] | None:
+    shown = part.get("image_url")
+    url = str(shown.get("url")) if isinstance(shown, dict) else ""
+    try:
+        head = binascii.a2b_base64(url.partition(";base64,")[2][:32])
+    except ValueError:
+        return None
+    if not head.startswith(b"\x89PNG"):
+        return None
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+def _qwen3_vl(width: int, height: int) -> int:
+    """What Qwen3-VL makes of it: `smart_resize` of transformers, and two markers around it."""
+    least, most, side = 256 * 256, 4096 * 4096, 32
+    across, down = (max(round(length / side), 1) for length in (width, height))
+    if across * down * side**2 > most:
+        scale = math.sqrt(most / (width * height)) / side
+        across, down = (max(math.floor(length * scale), 1) for length in (width, height))
+    elif across * down * side**2 < least:
+        scale = math.sqrt(least / (width * height)) / side
+        across, down = (math.ceil(length * scale) for length in (width, height))
+    return across * down + 2
 
 
 def _json_tokens(value: Any) -> int:

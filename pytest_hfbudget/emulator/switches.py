@@ -49,8 +49,9 @@ class Switches:
     cost_in_usage: tuple[str, ...] = ("deepinfra",)  # providers whose usage has estimated_cost
     reasoning_usage: Literal["within", "beside"] = "within"  # of completion_tokens
     recount: Literal["alike", "more"] = "alike"  # of a prompt: one token more each time
-    # Of an image: 85; one for every 28 x 28 pixels of a PNG; or 85 and some that its bytes decide
-    image_tokens: Literal["flat", "by_size", "by_content"] = "flat"
+    # Of an image: 85; of a PNG one for every 28 x 28 pixels, what Qwen3-VL makes, or what Together
+    # counts; or 85 and some that its bytes decide
+    image_tokens: Literal["flat", "by_size", "qwen3_vl", "by_tiles", "by_content"] = "flat"
     template_tokens: tuple[str, ...] = ()  # "PROVIDER=N": tokens that its template adds
     disconnect_bills: Literal["generated", "full"] = "generated"  # a stream dropped by the client
 

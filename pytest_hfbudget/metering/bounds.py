@@ -24,6 +24,7 @@ from pytest_hfbudget.metering.prompts import (
     LONGEST,
     MISCOUNTED,
     NEUTRAL,
+    OUTGROWN,
     PLAIN,
     SHAPES,
     TEMPLATE,
@@ -31,6 +32,7 @@ from pytest_hfbudget.metering.prompts import (
     UNDERSTATED,
     Counts,
     Fact,
+    ImageBound,
     Measured,
     Tokenizer,
     bound_of,
@@ -40,14 +42,14 @@ from pytest_hfbudget.metering.prompts import (
     outline,
     with_margin,
 )
-from pytest_hfbudget.metering.request import IMAGE_TOKENS, InputBound, Parameters, payload_of
-from pytest_hfbudget.pricing import (
-    BYTES,
-    STATED,
-    CallRequest,
-    Prompt,
-    Usage,
+from pytest_hfbudget.metering.request import (
+    IMAGE_TOKENS,
+    InputBound,
+    Parameters,
+    image_rules,
+    payload_of,
 )
+from pytest_hfbudget.pricing import SIZED, STATED, UNLEARNED, CallRequest, Prompt, Usage
 from pytest_hfbudget.pricing.book import PriceBook
 
 HASH_BYTES = 12
@@ -77,7 +79,7 @@ class TokenCounts:
     Attributes:
         share: tells the process that leads this run what was learned here, and returns what was
             learned elsewhere since the last time; None in that process itself.
-        miscounted: the models whose tokenizer has counted less than a server.
+        disproved: models, and what of them is not believed any more, by the key of a `Fact`.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class TokenCounts:
         image_tokens: int = IMAGE_TOKENS,
     ) -> None:
         self.share: Share | None = None
-        self.miscounted: set[str] = set()
+        self.disproved: set[tuple[str, str]] = set()
         self._image_tokens, self._stated = image_tokens, dict[str, int]()
         self._salt, self._load, self._tokenizer = router.encode(), load, tokenizer
         self._journal: list[tuple[str, Fact]] = []  # and who has told it; empty for this process
@@ -134,12 +136,15 @@ class TokenCounts:
         self, parameters: Parameters, book: PriceBook, model: str, provider: str | None
     ) -> InputBound:
         """The most input tokens that the payload of a request can make by its bytes."""
-        most = self.image_tokens(model)
-        return InputBound(*by_bytes(parameters, book, model, provider, most))
+        images = self.images(model, provider)
+        return InputBound(*by_bytes(parameters, book, model, provider, images))
 
-    def image_tokens(self, model: str) -> int:
+    def images(self, model: str, provider: str | None) -> ImageBound:
         """The most tokens that an image makes of a model, if none of its size was counted."""
-        return self._stated.get(model, self._image_tokens)
+        most = self._stated.get(model, self._image_tokens)
+        if most != IMAGE_TOKENS or model in self._stated or (model, OUTGROWN) in self.disproved:
+            return ImageBound(most)
+        return ImageBound(most, image_rules(model, provider))
 
     def _estimated(
         self,
@@ -156,8 +161,8 @@ class TokenCounts:
             provider: None where the router chooses, empty where there is none.
         """
         providers, strict = self._models[model], unlearned[:2]
-        tokenizer = None if model in self.miscounted else self._tokenizer(model)
-        new = self._measured(payload, hashes, tokenizer, self.image_tokens(model))
+        tokenizer = None if (model, MISCOUNTED) in self.disproved else self._tokenizer(model)
+        new = self._measured(payload, hashes, tokenizer, self.images(model, provider or None))
         if provider is not None:
             bound, basis = bound_of(new, strict, providers.get(provider))
             return InputBound(bound, basis, (), new.prompt)
@@ -205,7 +210,7 @@ class TokenCounts:
         payload: Mapping[str, Any],
         hashes: list[str],
         tokenizer: Tokenizer | None,
-        image_tokens: int,
+        images: ImageBound,
     ) -> Measured:
         name, said = _said_in(payload)
         drawn = repr((name, _rest_of(payload, name), [outline(part) for part in said]))
@@ -213,7 +218,7 @@ class TokenCounts:
         shape = blake2b(self._salt + packed, digest_size=HASH_BYTES).hexdigest()
         if len(said) > 1:
             hashes = self._hashes(payload, beginnings=True)
-        return measured(said, shape, hashes, tokenizer, image_tokens)
+        return measured(said, shape, hashes, tokenizer, images)
 
     # --- learning
 
@@ -228,8 +233,8 @@ class TokenCounts:
         if usage.estimated or tokens <= 0 or provider is None:
             return
         asked = request.at(provider)
-        if tokens > asked.input_bound and asked.basis == STATED:
-            self._note(Fact(model, "", UNDERSTATED))
+        if tokens > asked.input_bound and asked.basis in (STATED, SIZED):
+            self._note(Fact(model, "", UNDERSTATED if asked.basis == STATED else OUTGROWN))
         if prompt is None or (request.provider and provider != request.provider):
             return
         counts = self._models[model].get(provider) or self._counts(model, provider)
@@ -238,7 +243,7 @@ class TokenCounts:
             return
         if tokens > asked.input_bound and asked.basis == TOKENIZER:
             self._note(Fact(model, "", MISCOUNTED))
-        elif tokens > asked.input_bound and asked.basis not in (BYTES, STATED):
+        elif tokens > asked.input_bound and asked.basis not in UNLEARNED:
             # A provider that has changed since an earlier run may count alike from now on.
             stale = not counts.alike and any(key not in counts.seen for key in counts.tokens)
             self._note(Fact(model, provider, FORGET if stale else DOUBT))
@@ -292,9 +297,9 @@ class TokenCounts:
         """All that is believed of a model, and what is not to be believed."""
         if model not in self._loaded:
             self._load_model(model)
-        found = [Fact(model, "", MISCOUNTED)] if model in self.miscounted else []
-        if self.image_tokens(model) != IMAGE_TOKENS:
-            found.append(Fact(model, "", IMAGE, self.image_tokens(model)))
+        found = [Fact(name, "", key) for name, key in tuple(self.disproved) if name == model]
+        if (most := self._stated.get(model, self._image_tokens)) != IMAGE_TOKENS:
+            found.append(Fact(model, "", IMAGE, most))
         for provider, counts in tuple(self._models[model].items()):
             found += [Fact(model, provider, DOUBT)] if counts.doubted else []
             found += [Fact(model, provider, key, n) for key, n in tuple(counts.tokens.items())]
@@ -336,8 +341,8 @@ class TokenCounts:
 
     def _apply(self, fact: Fact, *, live: bool) -> None:
         self._kept = {}
-        if fact.key == MISCOUNTED:
-            self.miscounted.add(fact.model)
+        if fact.key in (MISCOUNTED, OUTGROWN):
+            self.disproved.add((fact.model, fact.key))
             return
         if fact.key in (IMAGE, UNDERSTATED):
             if live or fact.key == IMAGE:  # a later run states it anew

@@ -47,7 +47,7 @@ from pytest_hfbudget.metering.usage import (
     written_bytes,
 )
 from pytest_hfbudget.metering.waiting import HoldWait
-from pytest_hfbudget.pricing import BYTES, DRAW, STATED, CallRequest, Quote, Usage
+from pytest_hfbudget.pricing import BYTES, DRAW, UNLEARNED, CallRequest, Quote, Usage
 from pytest_hfbudget.text import printable
 
 logger = logging.getLogger("pytest_hfbudget")
@@ -151,8 +151,8 @@ class Call:
 
     def _matches(self, body: bytes | None) -> bool:
         """Whether the body of a request asks for what was held, or for less of it."""
-        images = self.meter.counts.image_tokens(self.request.model)
-        size = partial(bytes_bound, image_tokens=images)
+        images = self.meter.counts.images(self.request.model, self.request.provider)
+        size = partial(bytes_bound, images=images)
         if body is None or not fits(body, self._as_sent(size), size):
             return False
         return in_data(body).get("model") == payload_of(self.parameters).get("model")
@@ -161,7 +161,7 @@ class Call:
         """What was held for, with what the plugin itself has put into it since."""
         request, bound = self.request, self.request.input_bound
         # What is known of a prompt bounds no other one.
-        if request.prompt is not None or (request.basis in (BYTES, STATED) and not request.inputs):
+        if request.prompt is not None or (request.basis in UNLEARNED and not request.inputs):
             bound = max(bound, size(self.parameters.json, self.parameters.data))
         limit = self.limit.tokens if self.limit else request.max_output
         return request._replace(max_output=limit, input_bound=bound)
@@ -334,7 +334,7 @@ class Call:
                 price = price_of(self.meter.book, request, quote, outcome.provider)
             charge = charge_of(self.draft, request, price, outcome, usage, status, self._took())
             told = None if self.outgoing.watch.replayed else usage
-            if told is not None and (request.prompt is not None or request.basis == STATED):
+            if told is not None and (request.prompt is not None or request.basis != BYTES):
                 self.meter.counts.learn(request, outcome.provider, told)
         except Exception:
             # A price hook may raise; the call has been sent and must be booked.

@@ -11,7 +11,7 @@ from pytest_hfbudget.errors import BudgetExceededError, Figures, UnpricedCallErr
 from pytest_hfbudget.ledger import Hold, LedgerLike, Scope
 from pytest_hfbudget.metering.budget_context import RunningTest
 from pytest_hfbudget.money import beside, show
-from pytest_hfbudget.pricing import BYTES, MICROSECONDS, CallRequest, Quote, QuotedOffer
+from pytest_hfbudget.pricing import BYTES, MICROSECONDS, SIZED, CallRequest, Quote, QuotedOffer
 from pytest_hfbudget.pricing.book import toml_hint
 from pytest_hfbudget.pricing.catalogue import Catalogue
 from pytest_hfbudget.settings import DEDICATED_HOST
@@ -175,7 +175,7 @@ def explain(
     parts = [f"at most {at_most}: {_made_of(most, request, output, images)}"]
     if least.nano_usd < most.nano_usd:
         parts.append(f"{request.model}:{least.provider} would hold {at_least}")
-    if images and most.request.basis == BYTES and most.price.by_token:
+    if images and most.request.basis in (BYTES, SIZED) and most.price.by_token:
         parts.append(FIRST_IMAGE)
     error.explain("; ".join(parts))
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from binascii import a2b_base64
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from pytest_hfbudget.metering.request import (
     IMAGE_TOKENS,
     MESSAGE_TOKENS,
     SHOWN,
+    ImageRule,
     Parameters,
     allowance,
     input_bound,
     text_bytes,
 )
-from pytest_hfbudget.pricing import BYTES, STATED, Prompt
+from pytest_hfbudget.pricing import BYTES, SIZED, STATED, Prompt
 from pytest_hfbudget.pricing.book import PriceBook
 
 # The keys of a message that says something and has nothing else.
@@ -46,8 +48,9 @@ COUNTED, BEGINNING, SHAPE, TOKENIZER = "counted", "its beginning counted", "its 
 MARGIN = 16
 # The keys of facts that are no hashes: a provider has counted alike; its counts of earlier runs are
 # forgotten; it is believed no more; the model's tokenizer is believed no more; an image makes at
-# most so many tokens of the model, as the settings of this run state; one has made more than that.
-ALIKE, FORGET, DOUBT, MISCOUNTED, IMAGE, UNDERSTATED = "=", "-", "!", "~", "#", "^"
+# most so many tokens of the model, as the settings of this run state; one has made more than that;
+# one has made more than `IMAGE_RULES` say of its size.
+ALIKE, FORGET, DOUBT, MISCOUNTED, IMAGE, UNDERSTATED, OUTGROWN = "=", "-", "!", "~", "#", "^", "+"
 # Before the hash of a shape stands what is meant: the least that was counted, which bounds the
 # template; the most that was counted beside what a tokenizer sees; the most bytes of text of which
 # both were compared.
@@ -56,7 +59,9 @@ TEMPLATE, BESIDE, LONGEST = SHAPES = "t", "k", "l"
 # An image that has any of these may be shown turned, or is several: its size does not tell how many
 # tokens it makes. The first bytes of Exif in JPEG and in PNG, of XMP, and of an animated PNG.
 TURNED = (b"Exif", b"eXIf", b"Raw profile", b"adobe", b"acTL")
+FRAMES = TURNED[-1]
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+HEAD = 2**18  # characters of an image's data that are read; all that comes before its frame
 NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers from C0 to CF
 
 # Marks hashes and what is counted by them; to be raised with any change of either.
@@ -111,6 +116,8 @@ def notes(facts: Iterable[Fact]) -> Iterator[str]:
             yield f"{who} counts a prompt of {model} differently each time, so bytes bound it"
         elif key == UNDERSTATED:
             yield f"an image has made more tokens of {model} than hf_image_tokens: raise that"
+        elif key == OUTGROWN:
+            yield f"an image has made more tokens of {model} than its size should: not held by size"
 
 
 def with_margin(tokens: int) -> int:
@@ -148,8 +155,23 @@ class Measured(NamedTuple):
 Tokenizer = Callable[[str], int]
 
 
+class ImageBound(NamedTuple):
+    """The most tokens of an image: by the highest rule, or ``tokens`` where its size is unknown."""
+
+    tokens: int = IMAGE_TOKENS
+    rules: tuple[ImageRule, ...] = ()
+
+    def most(self, part: dict[str, Any]) -> int:
+        """The most tokens of the image in a part of a message."""
+        size = _shown_size(part) if self.rules else None
+        return max(rule.most(*size) for rule in self.rules) if size else self.tokens
+
+
+ANY_IMAGE = ImageBound()
+
+
 def by_bytes(
-    parameters: Parameters, book: PriceBook, model: str, provider: str | None, image_tokens: int
+    parameters: Parameters, book: PriceBook, model: str, provider: str | None, images: ImageBound
 ) -> tuple[int, str]:
     """The most input tokens of a payload by its bytes alone, and its basis.
 
@@ -159,19 +181,18 @@ def by_bytes(
     bound = input_bound(parameters.json, parameters.data)
     if bound < IMAGE_TOKENS:  # it shows none
         return bound, BYTES
-    shown = shows(parameters.json)
-    lowered = shown.lowered(image_tokens)
-    basis = STATED if lowered else BYTES
+    _, most, lowered = shows(parameters.json, images)
+    basis = BYTES if not lowered else SIZED if images.rules else STATED
     longest = book.catalogue.contexts(model, provider).longest
     if longest is None or bound - lowered < longest:
         return bound - lowered, basis
-    return max(bound - shown.tokens, min(longest - 1, bound - lowered)), basis
+    return max(bound - most, min(longest - 1, bound - lowered)), basis
 
 
-def bytes_bound(payload: object, data: object = None, image_tokens: int = IMAGE_TOKENS) -> int:
+def bytes_bound(payload: object, data: object = None, images: ImageBound = ANY_IMAGE) -> int:
     """The most input tokens of a payload by its bytes alone, whatever its server would take."""
     bound = input_bound(payload, data)
-    return bound if bound < IMAGE_TOKENS else bound - shows(payload).lowered(image_tokens)
+    return bound if bound < IMAGE_TOKENS else bound - shows(payload, images).lowered
 
 
 class Shown(NamedTuple):
@@ -179,21 +200,21 @@ class Shown(NamedTuple):
 
     Attributes:
         images: how many.
-        tokens: what all that it shows makes at most, where the settings state nothing.
+        tokens: what all that it shows makes at most, where nothing is known of an image.
+        lowered: how much less it makes by what is known.
     """
 
     images: int
     tokens: int
-
-    def lowered(self, image_tokens: int) -> int:
-        """By how much less it makes if an image makes at most ``image_tokens``."""
-        return self.images * (IMAGE_TOKENS - image_tokens)
+    lowered: int
 
 
-def shows(value: object) -> Shown:
+def shows(value: object, images: ImageBound = ANY_IMAGE) -> Shown:
     """What a JSON value shows."""
-    tokens = [allowance(part) for part in _showing(value)]
-    return Shown(tokens.count(IMAGE_TOKENS), sum(tokens))
+    parts = [(part, allowance(part)) for part in _showing(value)]
+    most = [images.most(part) for part, tokens in parts if tokens == IMAGE_TOKENS]
+    lowered = len(most) * IMAGE_TOKENS - sum(most)
+    return Shown(len(most), sum(tokens for _, tokens in parts), lowered)
 
 
 def _showing(value: object) -> Iterator[dict[str, Any]]:
@@ -260,7 +281,7 @@ def measured(
     shape: str,
     hashes: list[str],
     tokenizer: Tokenizer | None,
-    image_tokens: int = IMAGE_TOKENS,
+    images: ImageBound = ANY_IMAGE,
 ) -> Measured:
     """A prompt that was not counted before.
 
@@ -268,9 +289,8 @@ def measured(
         said: its messages, or the one input of another task.
         shape: the hash of its shape.
         hashes: those of its beginnings, then its own.
-        image_tokens: what an image makes at most.
     """
-    parts = tuple(_part(each, image_tokens) for each in said)
+    parts = tuple(_part(each, images) for each in said)
     *beginnings, exact = hashes
     tokens, size = None, sum(part.bytes for part in parts)
     if tokenizer is not None and all(part.texts for part in parts):
@@ -278,13 +298,12 @@ def measured(
     return Measured(Prompt(exact, shape, tokens, size), parts, tuple(beginnings))
 
 
-def _part(said: Any, image_tokens: int) -> Part:
+def _part(said: Any, images: ImageBound) -> Part:
     texts = _texts(said)
     if texts is not None:
         return Part(text_bytes(texts), 0, texts)
-    shown = shows(said)
-    lowered = shown.lowered(image_tokens)
-    return Part(text_bytes(said) - lowered, shown.tokens - lowered, None)
+    _, tokens, lowered = shows(said, images)
+    return Part(text_bytes(said) - lowered, tokens - lowered, None)
 
 
 def _texts(said: Any) -> tuple[str, ...] | None:
@@ -338,8 +357,24 @@ def image_size(url: str) -> tuple[int, int] | None:
         data = a2b_base64(coded)
     except ValueError:
         return None
-    if any(mark in data for mark in TURNED):
+    return None if any(mark in data for mark in TURNED) else _size_in(data)
+
+
+def _shown_size(part: dict[str, Any]) -> tuple[int, int] | None:
+    """Width and height of the one image that a part shows, where its data says them.
+
+    How it is turned makes no difference to a bound. Of an image of several frames they say nothing.
+    """
+    shown = [s for s in _strings(part) if "://" in s[:LONGEST_SCHEME] or s.startswith("data:")]
+    kind, _, coded = shown[0].partition(";base64,") if len(shown) == 1 else ("", "", "")
+    head = "".join(coded[:HEAD].split())
+    if not kind.startswith("data:image/") or not re.fullmatch("[A-Za-z0-9+/]+={0,2}", head):
         return None
+    data = a2b_base64(head[: len(head) // 4 * 4])
+    return None if FRAMES in data[: data.find(b"IDAT")] else _size_in(data)
+
+
+def _size_in(data: bytes) -> tuple[int, int] | None:
     if data.startswith(PNG):
         return _two(data, 16, 4) if data[12:16] == b"IHDR" else None
     return _jpeg_size(data) if data.startswith(JPEG) else None

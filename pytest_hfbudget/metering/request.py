@@ -38,6 +38,51 @@ MEDIA = frozenset(
     {"audio", "audio_url", "file", "input_audio", "input_file", "input_video", "video", "video_url"}
 )
 
+
+class ImageRule(NamedTuple):
+    """The most tokens of an image: some for itself, and some for each square that it covers.
+
+    Squares are ``side`` pixels wide, and so many count at most: larger images are scaled down.
+    """
+
+    itself: int
+    square: int = 0
+    side: int = 1
+    squares: int = 0
+
+    def most(self, width: int, height: int) -> int:
+        """The most tokens of an image of this size."""
+        squares = -(-width // self.side) * -(-height // self.side)
+        return self.itself + self.square * min(squares, self.squares)
+
+
+# How servers count images, by how a model's id begins. In brackets stand the processors of
+# transformers and vLLM that say so; each number has room for markers around the image.
+# A token for a square of 28 or 32 pixels (qwen2_vl, glm4v, kimi_vl, mistral3), or 16 (pixtral), and
+# for each row. Qwen's own examples scale small images up to 256 tokens, 454 if they are long. Text
+# Generation Inference counts squares of 14 pixels instead (its issue 3177).
+PATCHES = ImageRule(512, 1, 14, 16_896)
+IMAGE_RULES = {
+    PATCHES: (
+        *("qwen/qwen2-vl", "qwen/qwen2.5-vl", "qwen/qwen3-vl", "qwen/qwen3.5", "qwen/qwen3.6"),
+        *("zai-org/glm-4.1v", "zai-org/glm-4.5v", "zai-org/glm-4.6v"),
+        *("moonshotai/kimi-vl", "moonshotai/kimi-k2.", "moonshotai/kimi-k3"),
+        *("mistralai/pixtral", "mistralai/mistral-small-3.1", "mistralai/mistral-small-3.2"),
+    ),
+    # 16 tiles and the whole, each of 144 and a separator (llama4).
+    ImageRule(320, 145, 336, 16): ("meta-llama/llama-4-",),
+    # 4 tiles of 1,601 (mllama).
+    ImageRule(6_420): ("meta-llama/llama-3.2-11b-vision", "meta-llama/llama-3.2-90b-vision"),
+    # 256, and as much for each of four crops (gemma3); 1,120 at its finest (gemma4).
+    ImageRule(1_400): ("google/gemma-3-", "google/gemma-3n-", "google/gemma-4-"),
+    # 12 tiles and the whole, each of 256 and a line break (cohere2_vision).
+    ImageRule(320, 257, 512, 12): ("coherelabs/command-a-vision",),
+    # As many, of 169 and a name, also of a small image (aya_vision, got_ocr2).
+    ImageRule(2_500): ("coherelabs/aya-vision",),
+}
+# Together counts tiles, whatever the model does (its documentation of vision, "Pricing").
+PROVIDER_RULES = {"together": ImageRule(64, 1_601, 560, 4)}
+
 # What a message may have that shows something; some servers need no type.
 SHOWN = IMAGES | MEDIA | {"type"}
 
@@ -238,6 +283,14 @@ def allowance(values: Mapping[str, Any]) -> int:
     if not MEDIA.isdisjoint(kinds):
         return MEDIA_TOKENS
     return 0 if IMAGES.isdisjoint(kinds) else IMAGE_TOKENS
+
+
+@lru_cache(maxsize=256)
+def image_rules(model: str, provider: str | None) -> tuple[ImageRule, ...]:
+    """How an image of a model may be counted; empty where that is not known."""
+    known = [rule for rule, ids in IMAGE_RULES.items() if model.lower().startswith(ids)]
+    others = [rule for name, rule in PROVIDER_RULES.items() if provider in (None, name)]
+    return (*known, *others) if known else ()
 
 
 def _mapping_bytes(values: Mapping[str, Any]) -> int:

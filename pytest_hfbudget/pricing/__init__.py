@@ -130,10 +130,10 @@ class UnboundedCallError(ValueError):
     """The price has no unit that this task is billed by, so the call has no bound."""
 
 
-# How the input of a call is bounded where nothing better is known.
-BYTES = "bytes"
-# The same, where the settings state how many tokens an image makes.
-STATED = "bytes, and hf_image_tokens for each image"
+# How input is bounded that was not counted; an image in it by the settings, or by its size.
+BYTES, STATED = "bytes", "bytes, and hf_image_tokens for each image"
+SIZED = "bytes, and the most that its model makes of an image of its size"
+UNLEARNED = frozenset({BYTES, STATED, SIZED})
 
 
 class Prompt(NamedTuple):

@@ -43,7 +43,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "chat": Kind("chaos/chat", "text-generation", ("groq", "novita", "together")),
+    # Of a family whose images are held by their size.
+    "chat": Kind("Qwen/Qwen3-VL-chaos", "text-generation", ("groq", "novita", "together")),
     "text": Kind("chaos/text", "text-generation", ("hf-inference",)),
     "embed": Kind("chaos/embed", "feature-extraction", ("hf-inference",)),
     "image": Kind("chaos/image", "text-to-image", ("hf-inference",)),
@@ -186,7 +187,12 @@ class Plan:
     def counts_alike(self) -> bool:
         """Whether each server counts a prompt alike whenever it does, as do the tokenizers."""
         steady = self.switch("recount", "alike") == "alike" and self.known != "changed"
-        return steady and self.tokenizer in ("none", "right")
+        return steady and self.tokenizer in ("none", "right") and not self.images_outgrow
+
+    @property
+    def images_outgrow(self) -> bool:
+        """Whether servers make more of an image than its model does, or than is stated."""
+        return bool(self.switch("image_tokens", "flat") == "by_tiles")
 
     def changed(self) -> Plan:
         """The same, at servers whose templates have become a little longer or shorter."""
@@ -208,7 +214,7 @@ def plan_of(seed: int) -> Plan:
     plan, draw = _Planner(seed).plan(seed), random.Random(f"counts of {seed}")
     eyes = random.Random(f"eyes of {seed}")
     counts = {
-        "image_tokens": eyes.choice(("by_size", "by_size", "by_content", "flat")),
+        "image_tokens": eyes.choice(("by_size", "qwen3_vl", "by_content", "flat", "by_tiles")),
         "recount": draw.choice(("alike", "alike", "more")),
         "template_tokens": draw.choice(((), ("novita=7", "groq=40"))),
     }

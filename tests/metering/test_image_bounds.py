@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 import zlib
 from base64 import b64encode
@@ -15,10 +16,14 @@ from test_learned_bounds import PRICE, ask, counted
 from test_what_is_sent_again import by_httpx, http_library
 
 from pytest_hfbudget import BudgetExceededError, budget
+from pytest_hfbudget.emulator.chat import prompt_tokens
 from pytest_hfbudget.metering.bounds import TokenCounts
-from pytest_hfbudget.metering.prompts import Fact, image_size, notes
+from pytest_hfbudget.metering.prompts import Fact, ImageBound, image_size, notes
+from pytest_hfbudget.metering.request import image_rules
 
 MOST = 16_384
+# A model whose images are bounded by their size, and what is held at most for a small one.
+QWEN, SMALL = "Qwen/Qwen3-VL-8B-Instruct", 1200
 
 
 def png(width: int, height: int, shade: int = 0, *more: bytes) -> str:
@@ -55,10 +60,11 @@ def shows(*urls: str, text: str = "What is this?", **more: str) -> list[Mapping[
 @pytest.fixture
 def priced(bench: Bench) -> Bench:
     """A server that counts images by their size, at one price for everybody."""
-    for provider in ("groq", "novita", "together"):
-        bench.emulator.client.add_model(MODEL, provider=provider, price=PRICE)
+    offers = [(model, by) for model in (MODEL, QWEN) for by in ("groq", "novita", "together")]
+    for model, provider in offers:
+        bench.emulator.client.add_model(model, provider=provider, price=PRICE)
     bench.emulator.client.configure(image_tokens="by_size")
-    bench.prices(**{f"{MODEL}:{name}": PRICE for name in ("groq", "novita", "together")})
+    bench.prices(**{f"{model}:{provider}": PRICE for model, provider in offers})
     bench.cap(1)
     return bench
 
@@ -152,6 +158,152 @@ def test_an_address_in_the_text_beside_an_image_is_only_text(priced: Bench) -> N
     for _ in range(3):
         held = ask(priced, messages=shows(png(64, 64), text="Is it of http://example.org?"))
     assert held == counted(priced)
+
+
+# --- what is known of a model
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        png(64, 64),
+        png(1, 190),
+        jpeg(300, 70, b"\xe1Exif\0\0MM\0*"),
+        jpeg(300, 70, b"\xe1http://ns.adobe.com/xap/1.0/\0"),
+        "\n".join(png(64, 64)[at : at + 76] for at in range(0, 300, 76)),
+    ],
+    ids=["small", "long", "turned", "XMP", "in lines"],
+)
+def test_a_first_image_of_a_known_model_holds_what_its_size_can_make(
+    priced: Bench, url: str
+) -> None:
+    priced.emulator.client.configure(image_tokens="qwen3_vl")
+    held = ask(priced, model=QWEN, messages=shows(url))
+    assert counted(priced) <= held < SMALL
+    assert priced.spent == priced.billed
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        png(64, 64, 0, b"acTL" + bytes(8)),
+        png(0, 240),
+        jpeg(320, 240)[:44],
+        png(64, 64).replace("A", "%41", 1),
+        png(64, 64).partition(",")[2],
+        "data:image/gif;base64,R0lGODlhAQABAAAAACw=",
+        "data:image/svg+xml;base64,PHN2Zy8+",
+        "data:image/png;base64,",
+        "https://example.org/a.png",
+    ],
+    ids=["frames", "empty", "cut off", "quoted", "no URL", "GIF", "SVG", "nothing", "elsewhere"],
+)
+def test_an_image_of_a_known_model_whose_size_is_unknown_holds_the_most(
+    priced: Bench, url: str
+) -> None:
+    assert ask(priced, model=QWEN, messages=shows(url)) > MOST
+
+
+def test_two_images_in_one_part_have_no_size(priced: Bench) -> None:
+    (message,) = shows(png(64, 64))
+    message["content"][0]["image"] = png(640, 640)
+    assert ask(priced, model=QWEN, messages=[message]) > MOST
+
+
+def test_images_of_a_known_model_are_bounded_each_by_its_own_size(priced: Bench) -> None:
+    one = ask(priced, model=QWEN, messages=shows(png(64, 64)))
+    two = ask(priced, model=QWEN, messages=shows(png(64, 64), png(140, 280)))
+    assert two - one == 512 + 10 * 20 + 4
+
+
+@pytest.mark.parametrize(("how", "provider"), [("qwen3_vl", "groq"), ("by_tiles", "together")])
+def test_no_image_of_any_size_makes_more_than_is_known(how: str, provider: str) -> None:
+    draw = random.Random(how)
+    bounds = [ImageBound(0, image_rules(QWEN, by)) for by in (provider, None)]
+    for _ in range(2000):
+        across, down = (int(2 ** draw.uniform(0, 13)) for _ in range(2))
+        if max(across, down) > 200 * min(across, down):
+            continue  # Qwen's processor takes none that is so long
+        head = struct.pack(">8sI4sIIB", b"\x89PNG\r\n\x1a\n", 13, b"IHDR", across, down, 0)
+        (message,) = shows(f"data:image/png;base64,{b64encode(head).decode()}", text="")
+        made = prompt_tokens({"messages": [message]}, how) - prompt_tokens({"messages": [{}]}, how)
+        assert all(made <= bound.most(message["content"][0]) for bound in bounds), (across, down)
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [
+        ("qwen/qwen2.5-vl-7b-instruct", 512 + 25),
+        ("zai-org/GLM-4.5V", 512 + 25),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", 320 + 145),
+        ("google/gemma-3-27b-it", 1_400),
+        ("CohereLabs/command-a-vision-07-2025", 320 + 257),
+        ("zai-org/GLM-4.5", MOST),
+        ("someone/Qwen3-VL-8B-Instruct", MOST),
+        ("http://127.0.0.1/v1", MOST),
+    ],
+)
+def test_what_is_known_goes_by_the_id_of_a_model(model: str, most: int) -> None:
+    part = shows(png(64, 64))[0]["content"][0]
+    assert TokenCounts().images(model, "groq").most(part) == most
+
+
+@routed
+def test_where_the_router_chooses_the_provider_that_counts_most_bounds_an_image(
+    priced: Bench,
+) -> None:
+    priced.emulator.client.configure(image_tokens="by_tiles", routing="round_robin")
+    for provider in ("together", "auto", "auto", "auto"):
+        held = ask(priced, model=QWEN, provider=provider, messages=shows(png(64, 64)))
+        assert counted(priced) <= held < 1_601 + SMALL
+    assert {charge.over for charge in priced.ledger.charges()} == {0}
+
+
+def test_what_is_stated_counts_before_what_is_known(priced: Bench) -> None:
+    stated(priced, 120)
+    assert ask(priced, model=QWEN, messages=shows(png(9, 9))) < 120 + 400
+
+
+def test_a_model_whose_image_makes_more_than_is_known_is_not_held_by_size_again_and_the_run_says_so(
+    priced: Bench,
+) -> None:
+    priced.emulator.client.configure(image_tokens="by_tiles")
+    counts = priced.runtime.meter.counts
+    ask(priced, model=QWEN, messages=shows(png(64, 64)))
+    assert priced.ledger.charges()[-1].over > 0
+    assert ask(priced, model=QWEN, messages=shows(png(64, 65))) > MOST
+    (note,) = notes(counts.facts)
+    assert note.startswith(f"an image has made more tokens of {QWEN} than its size should")
+    assert priced.spent == priced.billed
+    for known in (counts.known(QWEN), counts.facts):  # in a child process; in a later run
+        kept = {QWEN: known}
+        priced.runtime.meter.counts = TokenCounts(load=kept.__getitem__)
+        assert ask(priced, model=QWEN, messages=shows(png(65, 64))) > MOST
+
+
+@by_httpx
+@pytest.mark.parametrize("larger", [False, True])
+def test_what_a_hook_makes_of_an_image_is_held_against_its_size(
+    priced: Bench, monkeypatch: pytest.MonkeyPatch, larger: bool
+) -> None:
+    httpx = http_library()
+
+    def change(request: Any) -> None:
+        body = json.loads(request.content)
+        url = png(640, 640) if larger else png(32, 32)
+        body["messages"][0]["content"][0]["image_url"]["url"] = url
+        changed = json.dumps(body).encode()
+        request.stream, request._content = httpx.ByteStream(changed), changed
+        request.headers["content-length"] = str(len(changed))
+
+    with httpx.Client(event_hooks={"request": [change]}) as session:
+        monkeypatch.setattr("huggingface_hub.inference._client.get_session", lambda: session)
+        if larger:
+            with pytest.raises(BudgetExceededError, match="has changed the request"):
+                ask(priced, model=QWEN, messages=shows(png(64, 64)))
+        else:
+            assert ask(priced, model=QWEN, messages=shows(png(64, 64))) < SMALL
+    assert priced.sent == (not larger)
 
 
 # --- what is stated
@@ -258,6 +410,14 @@ def test_a_refusal_says_how_a_first_image_can_be_held(priced: Bench) -> None:
     assert "tokens in (bytes, and the most that an image makes), 1 out, at groq's price; " in said
     assert "hf_image_tokens states less for an image" in said
     assert "\n" not in said
+
+
+def test_a_refusal_says_that_an_image_is_held_by_its_size(priced: Bench) -> None:
+    with budget("0.0001", on_exceed="raise"), pytest.raises(BudgetExceededError) as caught:
+        ask(priced, model=QWEN, messages=shows(png(64, 64)))
+    said = caught.value.details
+    assert "(bytes, and the most that its model makes of an image of its size), 1 out" in said
+    assert "hf_image_tokens states less for an image" in said
 
 
 def test_a_refusal_of_text_says_nothing_of_images(priced: Bench) -> None:

@@ -169,3 +169,20 @@ def test_a_number_that_was_stated_too_low_is_named_in_the_summary(suite: Suite) 
     result.stdout.fnmatch_lines(
         ["*an image has made more tokens of emulator/chat than hf_image_tokens: raise that*"]
     )
+
+
+def test_an_image_that_makes_more_than_its_size_should_is_named_in_the_summary(
+    suite: Suite,
+) -> None:
+    model = "Qwen/Qwen3-VL-8B-Instruct"
+    prices = suite.path / "prices.toml"
+    prices.write_text(f'["{model}"]\ninput = 0.1\noutput = 0.1\n')
+    suite.emulator.configure(image_tokens="by_tiles")
+    small = "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAAAAACPAi4C"
+    app = textwrap.dedent(IMAGES).replace("emulator/chat", model).replace("AAAA", small)
+    (suite.path / "app.py").write_text(app)
+    suite.test_file(LOOKS.replace("BBBB", small))
+    result = suite.run(f"--hf-prices={prices}")
+    result.stdout.fnmatch_lines(
+        [f"*an image has made more tokens of {model} than its size should*"]
+    )
