@@ -61,7 +61,7 @@ TEMPLATE, BESIDE, LONGEST = SHAPES = "t", "k", "l"
 TURNED = (b"Exif", b"eXIf", b"Raw profile", b"adobe", b"acTL")
 FRAMES = TURNED[-1]
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-HEAD = 2**18  # characters of an image's data that are read; all that comes before its frame
+HEAD = 2**17  # characters of an image's data that are read; all that comes before its frame
 NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers from C0 to CF
 
 # Marks hashes and what is counted by them; to be raised with any change of either.
