@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from _pytest.nodes import Node
     from huggingface_hub import InferenceEndpoint
 
+    from pytest_hfbudget.pricing import Quote
+
 HUB = "https://huggingface.co"
 # The fixtures of pytest-recording that begin to block or to play; both are set up for every test.
 FIXTURES = ("block_network", "vcr")
@@ -43,17 +45,42 @@ class Marked(NamedTuple):
     node: Node
 
 
+class MarkerBudgets(NamedTuple):
+    """What the markers of a test say, in the order of `RunningTest`."""
+
+    scopes: tuple[Scope, ...]
+    explicit: Quote | None
+    on_exceed: str
+    thresholds: tuple[Threshold, ...]
+
+
+Marks = list[tuple["Node", pytest.Mark]]
+# The budget markers of a test as they were last read, and what they say. They are read when the
+# test is collected and before it runs; a fixture may add some in between.
+READ = pytest.StashKey[tuple[Marks, MarkerBudgets]]()
+
+
 def running_test(item: pytest.Item, settings: Settings) -> RunningTest:
     """The budgets that enclose a test, below the session's.
-
-    Of markers with ``scope="test"`` the closest that says something of a matter counts for it, so
-    that one which only states a price takes no cap away; each marker with a wider scope is a
-    budget that the tests below it share.
 
     Raises:
         ConfigError: a marker with arguments that make no sense.
     """
-    marked = list(_budgets(item))
+    marks = list(item.iter_markers_with_node("budget"))
+    read = item.stash.get(READ, None)
+    if read is None or read[0] != marks:
+        read = item.stash[READ] = marks, _marker_budgets(item, marks, settings)
+    return RunningTest(item.nodeid, *read[1])
+
+
+def _marker_budgets(item: pytest.Item, marks: Marks, settings: Settings) -> MarkerBudgets:
+    """What the markers of a test say.
+
+    Of markers with ``scope="test"`` the closest that says something of a matter counts for it, so
+    that one which only states a price takes no cap away; each marker with a wider scope is a
+    budget that the tests below it share.
+    """
+    marked = list(_budgets(item, marks))
     own = [mark.terms for mark in marked if mark.terms.scope == "test"]
     shared = [mark for mark in marked if mark.terms.scope != "test"]
     cap = next((terms.cap for terms in own if terms.cap is not None), settings.test_cap)
@@ -67,8 +94,7 @@ def running_test(item: pytest.Item, settings: Settings) -> RunningTest:
     deciding = own or [mark.terms for mark in marked]
     budgets = [(_shared(mark, item), [mark.terms]) for mark in reversed(shared)]
     budgets.append((test, own))
-    return RunningTest(
-        id=item.nodeid,
+    return MarkerBudgets(
         scopes=tuple(scope for scope, _ in budgets),
         thresholds=tuple(t for scope, terms in budgets for t in _thresholds(item, scope, terms)),
         explicit=next((mark.terms.explicit for mark in marked if mark.terms.explicit), None),
@@ -118,8 +144,8 @@ def endpoints(item: pytest.Item, settings: Settings) -> dict[str, bool]:
     return names
 
 
-def _budgets(item: pytest.Item) -> Iterator[Marked]:
-    for node, mark in item.iter_markers_with_node("budget"):
+def _budgets(item: pytest.Item, marks: Marks) -> Iterator[Marked]:
+    for node, mark in marks:
         try:
             yield Marked(budget_args(*mark.args, **mark.kwargs), node)
         except (ConfigError, TypeError) as error:
