@@ -154,7 +154,9 @@ KINDS = {
     if isinstance(kind, type) and issubclass(kind, errors.HFBudgetError)
 }
 
-_to_text = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one each time
+# `json.dumps` would make an encoder each time, and `json.loads` guess the encoding.
+_to_text = json.JSONEncoder(separators=(",", ":")).encode
+_from_text = json.JSONDecoder().raw_decode
 
 
 def encode(message: object) -> bytes:
@@ -168,7 +170,8 @@ def decode(line: bytes) -> Any:
     Raises:
         ValueError: not a line of JSON.
     """
-    return json.loads(line)
+    message, _ = _from_text(line.decode())
+    return message
 
 
 def error_fields(error: Exception) -> dict[str, Any]:

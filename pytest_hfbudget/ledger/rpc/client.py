@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Any
 
 from pytest_hfbudget.errors import LedgerUnreachableError
@@ -53,10 +52,7 @@ class LedgerConnection:
             LedgerUnreachableError: the process that keeps the ledger is gone.
             HFBudgetError: what the operation itself raised there.
         """
-        line = rpc.encode([operation, *arguments])
-        with self._line():
-            answer = rpc.decode(_received(self._send(line)))
-            self._told = False
+        answer = self._exchange([operation, *arguments], answered=True)
         if "error" in answer:
             raise rpc.raised(answer)
         return answer["ok"]
@@ -67,10 +63,7 @@ class LedgerConnection:
         Raises:
             LedgerUnreachableError: as `ask`.
         """
-        line = rpc.encode([rpc.TELL, operation, *arguments])
-        with self._line():
-            self._send(line)
-            self._told = True
+        self._exchange([rpc.TELL, operation, *arguments], answered=False)
 
     def flush(self) -> None:
         """Wait until all that was told is done.
@@ -81,11 +74,15 @@ class LedgerConnection:
         if self._told:
             self.ask("flush")
 
-    @contextmanager
-    def _line(self) -> Iterator[None]:
+    def _exchange(self, message: list[Any], *, answered: bool) -> Any:
+        """Send a message, and wait for its answer, where there is to be one."""
+        line, answer = rpc.encode(message), None
         with alone(self._lock):
             try:
-                yield
+                connection = self._send(line)
+                if answered:
+                    answer = rpc.decode(_received(connection))
+                self._told = not answered
             except (OSError, ValueError) as error:
                 self._hang_up()
                 raise LedgerUnreachableError(
@@ -97,6 +94,7 @@ class LedgerConnection:
                 # that of the next question.
                 self._hang_up()
                 raise
+        return answer
 
     def _send(self, line: bytes) -> PlainSocket:
         if self._socket is None:
