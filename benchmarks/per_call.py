@@ -5,7 +5,7 @@ answers at once, so what is measured is huggingface_hub's own work plus theirs, 
 Rounds take turns, and the best round of each counts: the rest is what else the machine was doing.
 
     python -m venv .venv/per-call
-    .venv/per-call/bin/pip install -e . shekel==1.2.0
+    .venv/per-call/bin/pip install -e '.[emulator]' shekel==1.2.0
     .venv/per-call/bin/python benchmarks/per_call.py [ROUNDS]
 
 Without shekel its column stays empty. The rows:
