@@ -50,7 +50,7 @@ from pytest_hfbudget.endpoints.reaper_processes import (
     spawn_standby,
     start_reserve,
 )
-from pytest_hfbudget.endpoints.retry import FIRST_MESSAGE_S, SPAWN_S, SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import FIRST_MESSAGE_S, POLL_S, SPAWN_S, SYSTEM_CLOCK, Clock
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError, HistoryError
 
@@ -294,7 +294,7 @@ def _readable(things: Sequence[T], timeout_s: float | None) -> list[T]:
     for fd in by_fd:
         if fd >= 0:
             poll.register(fd, select.POLLIN)
-    timeout_ms = None if timeout_s is None else math.ceil(timeout_s * 1000)
+    timeout_ms = None if timeout_s is None else math.ceil(min(timeout_s, POLL_S) * 1000)
     return [by_fd[fd] for fd, _ in poll.poll(timeout_ms)]
 
 

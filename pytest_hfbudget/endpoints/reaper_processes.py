@@ -35,7 +35,7 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     UptimeLimit,
     encode,
 )
-from pytest_hfbudget.endpoints.retry import DYING_POLL_S, DYING_S, STOPPED_POLL_S
+from pytest_hfbudget.endpoints.retry import DYING_POLL_S, DYING_S, POLL_S, STOPPED_POLL_S
 from pytest_hfbudget.errors import EndpointError
 
 _TO_IMPORT = "_HFBUDGET_TO_IMPORT"  # no setting: only a reaper is given it
@@ -373,7 +373,7 @@ class Standby:
                 waits.append(self._client.period_s)
         if self._limit is not None and not needed:
             waits.append(max(self._limit - time.monotonic(), 0.0))
-        poll.poll(math.ceil(min(waits) * 1000) if waits else None)
+        poll.poll(math.ceil(min(*waits, POLL_S) * 1000) if waits else None)
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

@@ -14,6 +14,10 @@ from typing import Protocol
 
 from pytest_hfbudget.errors import EndpointError
 
+POSIX = hasattr(time, "clock_gettime")
+# What ``time.monotonic`` reads on macOS, and elsewhere.
+MONOTONIC: int = getattr(time, "CLOCK_UPTIME_RAW", getattr(time, "CLOCK_MONOTONIC", 0))
+
 
 class Clock(Protocol):
     """What tests replace."""
@@ -29,15 +33,18 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The real one."""
+    """The real one, also in a test that has replaced or frozen ``time.time`` and the like.
+
+    A deadline of a frozen clock would be years away.
+    """
 
     def time(self) -> float:
         """Unix seconds."""
-        return time.time()
+        return time.clock_gettime(time.CLOCK_REALTIME) if POSIX else time.time()
 
     def monotonic(self) -> float:
-        """Seconds since some moment before the process started."""
-        return time.monotonic()
+        """Seconds since some moment before the process started; those of ``time.monotonic``."""
+        return time.clock_gettime(MONOTONIC) if POSIX else time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """Wait, even in a test that has replaced ``time.sleep``."""
@@ -178,6 +185,9 @@ SPAWN_S = 5.0
 SEND_S = 5.0
 # One thread reads what the reaper sends; after this time without a message another one may.
 READ_S = 0.05
+
+# How long a reaper sleeps at the most; its system call knows no waits of months.
+POLL_S = 3600.0
 
 # A server may ask for an hour; a bill that runs can't wait for it.
 MOST_RETRY_AFTER_S = 60.0

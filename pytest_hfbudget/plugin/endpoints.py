@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pytest
 from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.api import ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK
 from pytest_hfbudget.endpoints.sweep import SweepOutcome
 from pytest_hfbudget.endpoints.take_over import RunLifecycle
 from pytest_hfbudget.errors import (
@@ -126,7 +126,7 @@ class RunEndpoints:
     @at_work
     def opened(self, name: str) -> bool:
         """Whether an endpoint that was warmed serves, or never will; one look."""
-        opened, now = self._lifecycle.opened(name), time.monotonic()
+        opened, now = self._lifecycle.opened(name), SYSTEM_CLOCK.monotonic()
         if opened:
             # It has come up at any time since the look before this.
             ago = (now - self._looks.pop(name, now)) / 2
@@ -145,7 +145,7 @@ class RunEndpoints:
     def idle_s(self, name: str) -> float | None:
         """Seconds since a test was on an endpoint; None before the first, and while one is."""
         stops = [use.stop or math.inf for use in self.sharing.uses(name)]
-        return time.monotonic() - max(stops) if stops and max(stops) < math.inf else None
+        return SYSTEM_CLOCK.monotonic() - max(stops) if stops and max(stops) < math.inf else None
 
     def every(self, seconds: float, tick: Callable[[], None]) -> None:
         """Call something again and again until the end of the run."""
@@ -197,8 +197,8 @@ class RunEndpoints:
             if receipt.name in self._releasing and (receipt.verified or receipt.left_to):
                 why = self._releasing.pop(receipt.name)
                 with self._uptime.lock:
-                    paused_at = receipt.paused_at or time.time()
-                    self._uptime.end(receipt.name, max(time.time() - paused_at, 0.0))
+                    paused_at = receipt.paused_at or SYSTEM_CLOCK.time()
+                    self._uptime.end(receipt.name, max(SYSTEM_CLOCK.time() - paused_at, 0.0))
                 self.log.ended((receipt,))
                 said = "paused, verified" if receipt.verified else f"left to run {receipt.left_to}"
                 say(self._config, f"endpoint {receipt.name}: {said}: {why}")
@@ -224,14 +224,14 @@ class RunEndpoints:
             if self._uptime.accrues:
                 self._end_what_was_paused()
                 self._uptime.accrue()
-                self.sharing.accrue(time.monotonic())
+                self.sharing.accrue(SYSTEM_CLOCK.monotonic())
 
     def _end_what_was_paused(self) -> None:
         """What the reaper has paused by itself begins no more minutes."""
         early = self._lifecycle.paused_early()
         for receipt in self._lifecycle.live() if early else ():
             if receipt.name in early and receipt.paused_at is not None:
-                self._uptime.end(receipt.name, max(time.time() - receipt.paused_at, 0.0))
+                self._uptime.end(receipt.name, max(SYSTEM_CLOCK.time() - receipt.paused_at, 0.0))
 
     def _forget_unless_billed(self, name: str) -> None:
         receipt = next((one for one in self._lifecycle.live() if one.name == name), None)
@@ -255,12 +255,12 @@ class RunEndpoints:
     @at_work
     def begin_use(self, test: str, name: str, scopes: Sequence[Scope], worker: str) -> None:
         """From now on a test shares in what an endpoint costs."""
-        self.sharing.begin(Key(name, test), scopes, time.monotonic(), worker)
+        self.sharing.begin(Key(name, test), scopes, SYSTEM_CLOCK.monotonic(), worker)
 
     @at_work
     def end_use(self, test: str, worker: str | None = None) -> None:
         """A test is over; without ``worker``, wherever it ran."""
-        self.sharing.end(test, time.monotonic(), worker)
+        self.sharing.end(test, SYSTEM_CLOCK.monotonic(), worker)
 
     @at_work
     def share(self, test: str) -> int:
@@ -279,9 +279,9 @@ class RunEndpoints:
                     self._lifecycle.pause_after(None)
                 return
             seconds = self._uptime.seconds_left()
-            moved = abs(seconds + time.monotonic() - self._armed_until) > MOVED_S
+            moved = abs(seconds + SYSTEM_CLOCK.monotonic() - self._armed_until) > MOVED_S
             if moved:
-                self._armed_until = seconds + time.monotonic()
+                self._armed_until = seconds + SYSTEM_CLOCK.monotonic()
                 self._lifecycle.pause_after(seconds)
 
     @at_work

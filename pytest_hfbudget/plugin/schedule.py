@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.history.usage_schema import Durations
 from pytest_hfbudget.reporting import counted
@@ -130,7 +130,7 @@ class EndpointSchedule:
             self.expected.tests,
             tuple(self._ran.values()),
             self._endpoints.paid(),
-            clock=time.time() - time.monotonic(),
+            clock=SYSTEM_CLOCK.time() - SYSTEM_CLOCK.monotonic(),
             minute_s=minute_s,
         )
 
@@ -178,19 +178,19 @@ class EndpointSchedule:
         since = self._endpoints.since(name)
         if since is None:
             return at + cold
-        now = time.monotonic()
+        now = SYSTEM_CLOCK.monotonic()
         late = max(since + cold, now + _LATE * (now - since))
         return since if since == -math.inf else late
 
     def look(self) -> None:
         """See which endpoints have come up, every few seconds at most."""
-        now = time.monotonic()
+        now = SYSTEM_CLOCK.monotonic()
         for name in self.names:
             since = self._endpoints.since(name)
             if since is not None and since > -math.inf and now >= self._look_at.get(name, since):
                 self._endpoints.opened(name)
-                waited = time.monotonic() - since
-                self._look_at[name] = time.monotonic() + min(LOOK_S, waited / 20)
+                waited = SYSTEM_CLOCK.monotonic() - since
+                self._look_at[name] = SYSTEM_CLOCK.monotonic() + min(LOOK_S, waited / 20)
 
     def resume_in_time(self, pool: Pool, busy: float | None, workers: int = 1) -> None:
         """Resume what will be needed when the work before it is done.
@@ -279,7 +279,7 @@ class Gaps:
 
     def _until_used(self, name: str, left: Sequence[Task]) -> float | None:
         """Seconds until a test needs an endpoint; None if one before it is of unknown length."""
-        work, now = 0.0, time.time()
+        work, now = 0.0, SYSTEM_CLOCK.time()
         for task in left:
             if name in task.needs:
                 break
@@ -332,7 +332,7 @@ class SerialOrder:
         same = tuple(session.items) == self._first  # no other plugin has sorted after this one
         if same and not failed and not self.schedule.expected.kept:
             self._follows = True
-            self._choose(session, time.monotonic())
+            self._choose(session, SYSTEM_CLOCK.monotonic())
             self._after(session, session.items[0])
 
     @pytest.hookimpl(wrapper=True)
@@ -340,7 +340,7 @@ class SerialOrder:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Pause and resume, and choose the test after the next one."""
-        began = time.monotonic()
+        began = SYSTEM_CLOCK.monotonic()
         try:
             return (yield)
         finally:
@@ -348,13 +348,13 @@ class SerialOrder:
             self.schedule.look()
             place = self._places.get(id(item))
             if place is not None and not self._task(item).needs:
-                self._pool.measure(time.monotonic() - began)
+                self._pool.measure(SYSTEM_CLOCK.monotonic() - began)
             if self._follows and nextitem is not None:
                 self._after(item.session, nextitem)
 
     def _after(self, session: pytest.Session, item: pytest.Item) -> None:
         """Choose what comes after an item that is about to begin."""
-        now, task = time.monotonic(), self._task(item)
+        now, task = SYSTEM_CLOCK.monotonic(), self._task(item)
         seconds = self._pool.seconds(self._places[id(item)])
         known = task.seconds if task.needs else 0.0
         self.schedule.resume_in_time(self._pool, known)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK
 from pytest_hfbudget.endpoints.uptime import HORIZON_S, RunningEndpoint, TakenOver, seconds_left
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse, Shares, share_out
 from pytest_hfbudget.errors import (
@@ -63,7 +63,7 @@ class UptimeBooking:
             return
         ended, taken = self._ended[name], self._taken.get(name)
         if pays:
-            now, minute_s = time.monotonic(), self._settings.billing_minute
+            now, minute_s = SYSTEM_CLOCK.monotonic(), self._settings.billing_minute
             until = now if paid_until is None else paid_until
             earlier = self._of_others.pop(name)
             self._taken[name] = TakenOver(now, until - minute_s, ended - earlier)
@@ -93,8 +93,8 @@ class UptimeBooking:
             with self.lock:
                 ours = 0 if name in self._of_others else nano_per_minute
                 self._add(nano_per_minute, ours, name)
-                self._ended[name] += self._cost(name, time.monotonic())
-                self._running[name] = (RunningEndpoint(time.monotonic(), nano_per_minute),)
+                self._ended[name] += self._cost(name, SYSTEM_CLOCK.monotonic())
+                self._running[name] = (RunningEndpoint(SYSTEM_CLOCK.monotonic(), nano_per_minute),)
         except LedgerUnreachableError as error:
             raise EndpointError(str(error)) from None
         except BudgetExceededError as error:
@@ -135,12 +135,12 @@ class UptimeBooking:
                     f"{more} added costs {minute}, but the {error.scope} of {cap} has less left. "
                     "Lower its maxReplica, or raise that cap."
                 ) from None
-            added = RunningEndpoint(time.monotonic(), nano_per_minute)
+            added = RunningEndpoint(SYSTEM_CLOCK.monotonic(), nano_per_minute)
             self._running[name] = (*self._running.get(name, ()), added)
 
     def end(self, name: str, seconds_ago: float) -> None:
         """An endpoint that was paused so long ago starts no more minutes."""
-        until, taken = time.monotonic() - seconds_ago, self._taken.get(name)
+        until, taken = SYSTEM_CLOCK.monotonic() - seconds_ago, self._taken.get(name)
         since_taken = self._since_taken(name, until) if taken else 0
         self._ended[name] += self._cost(name, until)
         self._running.pop(name, None)
@@ -169,7 +169,7 @@ class UptimeBooking:
 
     def seconds_left(self) -> float:
         """Seconds until the next minute would break a cap, or --hf-max-uptime is over."""
-        now, settings = time.monotonic(), self._settings
+        now, settings = SYSTEM_CLOCK.monotonic(), self._settings
         left = HORIZON_S
         if settings.max_uptime is not None:
             first = min(running.since for running in self._all_running)
@@ -211,7 +211,7 @@ class UptimeBooking:
 
     def _dues(self) -> dict[str, int]:
         """Nano-USD of all the minutes of each endpoint that have started by now."""
-        names, now = {*self._ended, *self._running}, time.monotonic()
+        names, now = {*self._ended, *self._running}, SYSTEM_CLOCK.monotonic()
         return {name: self._ended[name] + self._cost(name, now) for name in names}
 
     def _cost(self, name: str, until: float) -> int:
@@ -221,7 +221,7 @@ class UptimeBooking:
 
     def _shared_part(self, dues: Mapping[str, int]) -> int:
         """What the budgets that jobs share have to pay of it: no job pays what another has paid."""
-        now = time.monotonic()
+        now = SYSTEM_CLOCK.monotonic()
         ours = {name: self._since_taken(name, now) for name in self._taken}
         return sum({**dues, **ours, **self._of_others}.values())
 

@@ -293,6 +293,15 @@ def test_a_limit_outlives_the_reaper_that_was_told_it(hub: EmulatorClient, lifec
     assert "uptime that this run may have is used up" in run.paused_early()["acme/llm"]
 
 
+def test_a_limit_that_is_years_away_ends_no_reaper(lifecycle: Make) -> None:
+    run = lifecycle()
+    run.ensure("acme/llm")
+    before = run.reaper_pid
+    run.pause_after(1e9)
+    run.finish()
+    assert run.reaper_pid == before
+
+
 def test_no_standby_stays_behind(lifecycle: Make, settings: EndpointSettings) -> None:
     run = lifecycle()
     run.ensure("acme/llm")

@@ -63,6 +63,19 @@ def test_a_test_that_hangs_costs_no_more_than_the_session_budget(short_minutes: 
     assert 1_100_000 <= short_minutes.emulator.invoice()["total_nano_usd"] <= 2_000_000
 
 
+def test_a_clock_that_a_test_freezes_moves_no_deadline(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_it(hf_endpoint, monkeypatch):
+            monkeypatch.setattr("time.time", lambda: 2e9)
+            monkeypatch.setattr("time.monotonic", lambda: 2e9)
+            call()
+    """)
+    suite.run("--hf-session-budget=0.01", "--hf-report=report.json").assert_outcomes(passed=1)
+    spent = float(suite.report()["session"]["spent_usd"])
+    assert round(spent * 10**9) == suite.emulator.invoice()["total_nano_usd"]
+
+
 @pytest.mark.slow
 def test_a_call_makes_the_deadline_earlier_by_what_it_costs(short_minutes: Suite) -> None:
     short_minutes.test_file("""
