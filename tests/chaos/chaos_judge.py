@@ -101,7 +101,8 @@ class Judge:
             own = [row for call in block.calls() for row in self.rows_of(call)]
             billed = sum(row.nano_usd for row in own)
             spent = self.totals[block.name].spent if block.name in self.totals else 0
-            assert billed <= spent, f"{block.name}: billed {billed}, but only {spent} charged"
+            lost = sum(map(self.lost, block.calls()))
+            assert billed <= spent + lost, f"{block.name}: billed {billed}, but {spent} charged"
             if block.cap is not None:
                 cap = block.cap + self.outgrown(block)
                 assert spent <= cap, f"{block.name}: {spent} of {cap} charged"
@@ -114,7 +115,16 @@ class Judge:
         if not self.plan.images_outgrow:
             return 0
         charges = [charge for call in block.calls() for charge in self.charges_of(call)]
-        return sum(charge.over for charge in charges)
+        return sum(charge.over for charge in charges) + sum(map(self.lost, block.calls()))
+
+    def lost(self, call: Call) -> int:
+        """What such an image costs beyond its charge, if no usage came back: that is its hold."""
+        charges = self.charges_of(call)
+        told = not any(charge.estimated for charge in charges)
+        if told or not call.pictures or not self.plan.images_outgrow:
+            return 0
+        billed = sum(row.nano_usd for row in self.rows_of(call))
+        return max(billed - sum(charge.nano_usd or 0 for charge in charges), 0)
 
     def the_bill_is_the_invoice(self) -> None:
         """Every request has told its session; what is booked for that is the ledger if exact."""
@@ -140,7 +150,7 @@ class Judge:
         vanishes = call.cancelled_after is not None or self.plan.timeout is not None
         assert vanishes or len(own) == len(charges), f"charged without being sent: {what}"
         charged, billed = sum(c.nano_usd or 0 for c in charges), sum(row.nano_usd for row in own)
-        assert charged >= billed, f"{billed} billed, {charged} charged: {what}"
+        assert charged + self.lost(call) >= billed, f"{billed} billed, {charged} charged: {what}"
         if outcome.word == "answered" and self.tells(call) and not self.misled(own):
             assert charged == billed, f"{billed} billed, {charged} charged: {what}"
             assert not any(charge.estimated for charge in charges), what
