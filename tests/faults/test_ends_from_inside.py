@@ -74,7 +74,9 @@ def test_a_test_that_a_timeout_ends_softly_is_paused(box: Box) -> None:
     """Row 14: its signal method only fails the test."""
     pytest.importorskip("pytest_timeout")
     box.suite(ONE.format(body='stay("test")'))
-    run = box.start("--timeout=1", "--timeout-method=signal")
+    # Not of the resume as well, which takes longer where much else runs.
+    of_the_test = ("-o", "timeout_func_only=true")
+    run = box.start("--timeout=1", "--timeout-method=signal", *of_the_test)
     assert run.wait() == 1
     box.judge(None)
 
