@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import ssl
 from collections import Counter
 from collections.abc import Iterator
@@ -43,8 +42,6 @@ def one_emulator() -> Iterator[Emulator]:
     patch = pytest.MonkeyPatch()
     # Nothing speaks TLS here, and reading all certificates for each async client takes longest.
     patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
-    gc.freeze()  # each run collects its dropped streams, which takes long with all of pytest
     with Emulator() as emulator:
         yield emulator
-    gc.unfreeze()
     patch.undo()

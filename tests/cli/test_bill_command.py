@@ -55,6 +55,7 @@ def test_a_table_shows_ledger_bill_and_drift(billed_runs: BilledRuns) -> None:
     assert row.rstrip().endswith("+100 %  2 of 2    reported")
 
 
+@pytest.mark.slow
 def test_several_runs_are_a_list_the_oldest_first(billed_runs: BilledRuns) -> None:
     names = [billed_runs.run(ago_s=ago * 86_400) for ago in (9, 3, 1)]
     assert [row["run"] for row in told(billed_runs, "--last", "2")] == names[1:]
@@ -119,6 +120,7 @@ def test_what_is_pending_is_not_free(billed_runs: BilledRuns) -> None:
     assert told(billed_runs)["status"] == "reported"
 
 
+@pytest.mark.slow
 def test_waiting_ends_when_all_is_booked(billed_runs: BilledRuns) -> None:
     hub = billed_runs.shell.hub
     hub.configure(billing_lag_s=3600.0)
@@ -142,6 +144,7 @@ def test_waiting_goes_on_while_requests_are_missing(billed_runs: BilledRuns) -> 
     assert len(hub.log(op=OP, phase="arrived")) == 2
 
 
+@pytest.mark.slow
 def test_waiting_for_a_small_drift_goes_on_while_placeholders_are_booked(
     billed_runs: BilledRuns,
 ) -> None:
@@ -157,6 +160,7 @@ def test_waiting_for_a_small_drift_goes_on_while_placeholders_are_booked(
     assert waiting.returncode == 0
 
 
+@pytest.mark.slow
 def test_waiting_is_over_at_its_end(billed_runs: BilledRuns) -> None:
     billed_runs.shell.hub.configure(billing_lag_s=3600.0)
     billed_runs.run()
@@ -175,6 +179,7 @@ def test_waiting_ends_at_once_without_the_permission(
     assert "hf_nobilling" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_organisation_is_asked_for_by_name(billed_runs: BilledRuns) -> None:
     billed_runs.run()
     done = billed_runs.shell("bill", "--org", "acme")
@@ -219,6 +224,7 @@ def test_a_run_without_a_session_id_says_why(billed_runs: BilledRuns) -> None:
     assert billed_runs.shell.hub.log(op=OP) == []
 
 
+@pytest.mark.slow
 def test_a_call_without_a_price_leaves_the_drift_unknown(billed_runs: BilledRuns) -> None:
     billed_runs.run(nano_usd=None)
     found = told(billed_runs)
@@ -227,6 +233,7 @@ def test_a_call_without_a_price_leaves_the_drift_unknown(billed_runs: BilledRuns
     assert billed_runs.shell("bill", "--max-drift", "5").returncode == 3
 
 
+@pytest.mark.slow
 def test_upper_bounds_and_other_sessions_are_named(billed_runs: BilledRuns) -> None:
     billed_runs.run(estimated=True)
     assert "of the ledger is an upper bound" in billed_runs.shell("bill").stdout
@@ -244,6 +251,7 @@ def test_what_was_reported_is_kept(billed_runs: BilledRuns) -> None:
     assert kept == [(run, round(float(usd) * 10**9), 2)]
 
 
+@pytest.mark.slow
 def test_an_empty_log_says_so(billed_runs: BilledRuns) -> None:
     done = billed_runs.shell("bill")
     assert done.returncode == 1
@@ -282,6 +290,7 @@ def test_wrong_usage_ends_with_2(billed_runs: BilledRuns, words: tuple[str, ...]
     assert billed_runs.shell.hub.log(op=OP) == []
 
 
+@pytest.mark.slow
 def test_an_address_of_the_hub_that_is_none_is_wrong_usage(billed_runs: BilledRuns) -> None:
     billed_runs.run()
     done = billed_runs.shell("bill", HF_ENDPOINT="huggingface.co")
@@ -314,6 +323,7 @@ def test_a_month_is_what_is_billed_known_and_left(billed_runs: BilledRuns) -> No
     assert (found["inference"]["billed_requests"], found["inference"]["requests"]) == (7, 4)
 
 
+@pytest.mark.slow
 def test_a_month_has_the_endpoints_beside_it(billed_runs: BilledRuns) -> None:
     hub = billed_runs.shell.hub
     hub.add_endpoint("me/llm", state="running", instance_type="nvidia-l4")
@@ -342,6 +352,7 @@ def sqlite_forget(runs: BilledRuns, run: str) -> None:
     file.close()
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_keep_the_same(billed_runs: BilledRuns) -> None:
     billed_runs.run()
     codes: list[int] = []
@@ -376,6 +387,7 @@ def test_the_log_shows_ledger_and_bill_over_runs(billed_runs: BilledRuns) -> Non
     assert head.endswith("usd,ledger_usd,billed_usd,drift")
 
 
+@pytest.mark.slow
 def test_the_log_shows_the_drift_of_a_model_by_runs_with_no_other(billed_runs: BilledRuns) -> None:
     billed_runs.run(factor=0.5)
     billed_runs.run(factor=0.5)
@@ -404,6 +416,7 @@ def test_without_any_bill_the_log_has_no_such_columns(billed_runs: BilledRuns) -
     assert names.split()[-1] == "cost"
 
 
+@pytest.mark.slow
 def test_the_page_and_the_terminal_show_ledger_and_bill(billed_runs: BilledRuns) -> None:
     pytest.importorskip("jinja2")
     files = []
@@ -470,6 +483,7 @@ def test_suggested_rows_are_a_price_file_that_would_have_been_right(
     }
 
 
+@pytest.mark.slow
 def test_suggestions_can_be_for_one_model(billed_runs: BilledRuns) -> None:
     billed_runs.shell("prices", "--refresh")
     billed_runs.run()
@@ -483,6 +497,7 @@ def test_suggestions_can_be_for_one_model(billed_runs: BilledRuns) -> None:
     assert billed_runs.shell("prices", "--suggest", "--tokens", "1/1").returncode == 2
 
 
+@pytest.mark.slow
 def test_runs_whose_bill_is_not_whole_say_nothing_of_prices(billed_runs: BilledRuns) -> None:
     hub = billed_runs.shell.hub
     billed_runs.run(estimated=True)

@@ -22,7 +22,7 @@ ONE = """
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        pytest.param('reached("test")', 0, id="green", marks=pytest.mark.quick),
+        pytest.param('reached("test")', 0, id="green"),
         pytest.param("assert False", 1, id="red"),
         pytest.param("sys.exit(3)", 1, id="sys.exit"),
         pytest.param("raise KeyboardInterrupt", 2, id="interrupt"),

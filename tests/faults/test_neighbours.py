@@ -77,7 +77,7 @@ def test_an_undeclared_endpoint_is_left_alone(box: Box) -> None:
 # -- two runs on one machine
 
 
-@pytest.mark.parametrize("first_out", [pytest.param("first", marks=pytest.mark.quick), "second"])
+@pytest.mark.parametrize("first_out", ["first", "second"])
 def test_the_last_of_two_runs_pauses(box: Box, first_out: str) -> None:
     """Row 38: the second joins the resume of the first, and either may leave first."""
     box.suite(SHARED)

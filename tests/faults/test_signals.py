@@ -74,7 +74,7 @@ def test_an_impatient_user_does_not_stop_the_pause(box: Box, times: int) -> None
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(signal.SIGTERM, marks=pytest.mark.quick),
+        signal.SIGTERM,
         signal.SIGHUP,
         signal.SIGQUIT,
         pytest.param(signal.SIGKILL, marks=pytest.mark.quick),

@@ -194,6 +194,7 @@ def test_a_run_is_written_while_another_process_reads(path: Path) -> None:
     assert len(list(reading)) == 1_500
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_reader_does_not_grow_with_the_log(path: Path) -> None:
     write(path, "run", *(charge(1) for _ in range(20_000)))
     tracemalloc.start()

@@ -196,6 +196,7 @@ def test_a_rehearsal_of_workers_lets_no_call_out_before_the_first_test(real: Sui
     assert real.sent == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_told_of_no_ledger_yet_sends_nothing(
     real: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +231,7 @@ def test_a_bad_price_file_is_one_line_though_a_conftest_file_imports_a_client(
     result.stderr.fnmatch_lines(["ERROR: *prices.toml*"])
 
 
+@pytest.mark.slow
 def test_a_program_goes_on_calling_after_a_run_inside_of_it(real: Suite) -> None:
     write(real, "")
     program = real.path / "program.py"

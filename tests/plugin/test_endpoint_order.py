@@ -320,6 +320,7 @@ def test_the_summary_and_the_report_tell_what_was_saved(suite: Suite) -> None:
     assert len(told["tests"]) == 7
 
 
+@pytest.mark.slow
 def test_the_next_run_knows_how_long_everything_took(
     real: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

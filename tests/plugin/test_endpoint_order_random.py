@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import pytest
 from plugin_suite import Suite
 
+pytestmark = pytest.mark.slow
+
 ENDPOINTS = ("acme/a", "acme/b", "acme/c")
 COLD_S = 0.4
 # How much later than planned a busy machine may be.
@@ -93,7 +95,7 @@ def run(suite: Suite, monkeypatch: pytest.MonkeyPatch, *options: str) -> Ran:
     )
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4))])
+@pytest.mark.parametrize("seed", range(1, 5))
 def test_one_process(suite: Suite, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     write(suite, seed, crash=False)
     before = run(suite, monkeypatch, "--hf-order=collected")
@@ -104,7 +106,6 @@ def test_one_process(suite: Suite, monkeypatch: pytest.MonkeyPatch, seed: int) -
     assert after.seconds <= before.until_end + SLACK_S
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5, 9))
 def test_one_process_that_stops_at_the_first_failure(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -114,7 +115,6 @@ def test_one_process_that_stops_at_the_first_failure(
     assert set(after.tests.values()) <= {1}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("crash", [False, True])
 @pytest.mark.parametrize("seed", range(9, 12))
 @pytest.mark.parametrize("workers", [2, 3])
@@ -131,7 +131,6 @@ def test_workers(
         assert sum(after.setups.values()) <= sum(before.setups.values())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12, 14))
 def test_workers_that_stop_at_the_first_failure(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, seed: int

@@ -161,6 +161,7 @@ def test_a_cap_that_a_fixture_adds_holds_the_calls_of_its_test(suite: Suite, awa
     assert suite.sent == 0
 
 
+@pytest.mark.slow
 def test_mocks_see_whether_the_method_is_a_coroutine(suite: Suite) -> None:
     _write(
         suite,
@@ -177,6 +178,7 @@ def test_mocks_see_whether_the_method_is_a_coroutine(suite: Suite) -> None:
     suite.run().assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_workers_wait_for_their_first_calls_too(suite: Suite) -> None:
     pytest.importorskip("xdist")
     _write(

@@ -43,6 +43,7 @@ def test_a_run_tells_what_the_calls_of_openai_have_cost(others: Suite) -> None:
     assert others.billed == 1500
 
 
+@pytest.mark.slow
 def test_without_a_cap_a_run_tells_it_too(others: Suite) -> None:
     write(others, "def test_it():\n    call()\n")
     result = others.run()
@@ -122,6 +123,7 @@ def test_a_child_process_that_joins_spends_from_the_budget_of_the_test(others: S
     result.stdout.fnmatch_lines(["*test_within *(1 call)"])
 
 
+@pytest.mark.slow
 def test_warn_at_and_fallback_count_these_calls(others: Suite) -> None:
     write(
         others,

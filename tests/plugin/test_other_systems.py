@@ -34,7 +34,13 @@ def test_a_call_is_charged(windows: Suite) -> None:
     assert float(windows.report()["session"]["spent_usd"]) * 1e9 == windows.billed > 0
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["one process", "two workers"])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param((), id="one process"),
+        pytest.param(("-n2",), id="two workers", marks=pytest.mark.slow),
+    ],
+)
 def test_a_cap_holds(windows: Suite, workers: tuple[str, ...]) -> None:
     windows.test_file(TWENTY_CALLS)
     windows.run(*SIMULATED, CAP, *workers, "--hf-report=report.json")

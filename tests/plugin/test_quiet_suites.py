@@ -40,6 +40,7 @@ def test_nothing_is_shown(quiet: Suite) -> None:
     result.stdout.no_fnmatch_line("hfbudget:*")
 
 
+@pytest.mark.slow
 def test_warnings_as_errors_and_strict_markers_are_fine(quiet: Suite) -> None:
     (quiet.path / "test_quiet.py").write_text(
         "import pytest\n@pytest.mark.budget(max_usd=1)\ndef test_it(): pass\n"
@@ -132,6 +133,7 @@ def test_a_run_without_calls_makes_no_report(quiet: Suite) -> None:
     quiet.run().stdout.fnmatch_lines(["report: False"])
 
 
+@pytest.mark.slow
 def test_a_test_that_does_not_call_is_not_asked_where_it_is(quiet: Suite) -> None:
     (quiet.path / "test_many.py").write_text(MANY)
     (quiet.path / "conftest.py").write_text("""

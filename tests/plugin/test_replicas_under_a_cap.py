@@ -122,6 +122,7 @@ def test_all_replicas_are_paid_for_ahead_where_the_server_refuses_to_be_told(
     assert most_replicas(busy) == 4
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_can_neither_be_limited_nor_paid_for_is_not_resumed(
     busy: Suite,
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_price_for_a_server_counts_whatever_credentials_its_url_has(told: Suit
         assert "s3cr3t" not in text, name
 
 
+@pytest.mark.slow
 def test_a_name_turns_nothing_and_clears_nothing(told: Suite) -> None:
     told.test_file("""
         NAME = "acme/\\x1b[2J\\x9b1m\\u202egpj\\nnext"
