@@ -129,7 +129,8 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
     beside = 0
     if generates:
         written = max(tokens_out or 0, (total or 0) - (tokens_in or 0))
-        reasoning = _reasoning(usage)
+        tells = "completion_tokens_details" in usage or "reasoning_tokens" in usage
+        reasoning = _reasoning(usage) if tells else 0
         beside = reasoning if not total or reasoning > written else 0
         tokens_out = written + beside
     cached, details = usage.get("cached_tokens"), usage.get("prompt_tokens_details")
