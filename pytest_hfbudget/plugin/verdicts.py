@@ -212,7 +212,7 @@ def place_of(item: pytest.Item) -> str:
 def as_printed(config: pytest.Config, report: Any) -> None:
     """Prepare a report for the terminal of this process, which cuts a sentence short."""
     place = getattr(report, _PLACE, "")
-    if not place or config.option.tbstyle != "line":
+    if not place or config.getoption("tbstyle", "auto") != "line":
         return
     if config.pluginmanager.hasplugin("terminalreporter"):  # a worker hands its reports on
         report.longrepr = OneLine(place, report.longrepr, config)

@@ -219,6 +219,18 @@ def test_a_plugin_that_asks_the_call_sees_a_hidden_refusal_as_a_failure(suite: S
     suite.run("-s").stdout.fnmatch_lines(["*failed: *refused, though the test passed: *"])
 
 
+def test_a_hidden_refusal_fails_a_run_without_a_terminal_plugin(suite: Suite) -> None:
+    suite.test_file("""
+        @pytest.mark.budget(max_calls=0)
+        def test_it():
+            with pytest.raises(BudgetExceededError):
+                call()
+    """)
+    result = suite.run("-p", "no:terminal")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
 @slow
 def test_junit_has_a_hidden_refusal_whole_under_tb_line(suite: Suite) -> None:
     suite.test_file(f"@pytest.mark.budget(max_usd=0)\n{PASSED}")
