@@ -167,7 +167,8 @@ class SharedServer:
             self._client.close()
 
     def _explained(self, error: Exception) -> SharedServerError:
-        said = printable(" ".join(str(error).split()))
+        # What follows says where in the script it was, which helps no user.
+        said = printable(" ".join(str(error).split())).partition(" script: ")[0]
         if "HFBUDGET version" in said:
             _, _, found = said.partition("HFBUDGET version ")
             return SharedServerError(

@@ -146,10 +146,12 @@ class RedisStore:
 
     def beat(self) -> Snapshot:
         """A sign of life: say what is spent, hear what others need, and give that back."""
-        with suppress(SharedServerError):
+        try:
             self._exchange(returns=True)
             if self.wished:
                 self._exchange(returns=True)
+        except SharedServerError:  # a server that is full answers, and writes nothing
+            self._missed += 1
         return self.snapshot()
 
     def miss(self) -> None:

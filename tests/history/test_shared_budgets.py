@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -217,10 +217,18 @@ def test_without_the_server_a_job_spends_its_advance_and_no_more(jobs: Jobs) -> 
     job.spend(100)
 
 
-def test_a_call_waits_some_beats_for_a_server_that_is_gone_and_is_refused_then(jobs: Jobs) -> None:
+def full(server: RedisServer) -> None:
+    """Have it refuse every write, as a replica does or one whose disk is full."""
+    server.client().config_set("maxmemory", 1)
+
+
+@pytest.mark.parametrize("fault", [RedisServer.kill, full])
+def test_a_call_waits_some_beats_for_a_server_that_is_gone_or_full_and_is_refused_then(
+    jobs: Jobs, fault: Callable[[RedisServer], None]
+) -> None:
     job = jobs.job()
     job.spend(90)
-    jobs.server.kill()
+    fault(jobs.server)
     waits = job.ask(10)
     assert isinstance(waits, WaitingHold)
     for _ in range(LOST_BEATS):
@@ -230,6 +238,17 @@ def test_a_call_waits_some_beats_for_a_server_that_is_gone_and_is_refused_then(j
         waits.answer.result(0)
     with pytest.raises(LedgerUnreachableError):
         job.ask(10)
+
+
+def test_a_job_goes_on_when_a_server_that_was_full_has_room_again(jobs: Jobs) -> None:
+    job = jobs.job()
+    full(jobs.server)
+    job.beat()
+    with pytest.raises(LedgerUnreachableError, match="when used memory > 'maxmemory'\\.$"):
+        job.hold(10)
+    jobs.server.client().config_set("maxmemory", 0)
+    job.beat()
+    job.spend(100)
 
 
 def test_no_server_at_the_start_is_an_error_that_names_it(jobs: Jobs) -> None:
