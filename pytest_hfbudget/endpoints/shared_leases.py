@@ -294,15 +294,16 @@ class SharedLeaseStore(LeaseStore):
         Raises:
             HistoryError: the server is gone, and with it what is known of the others.
         """
-        # Without others, as far as was known a moment ago, nothing is to be waited for.
-        patience_s = PATIENCE_S if self._known.successor else 0.0
-        ends = self._clock.monotonic() + patience_s
+        ends = self._clock.monotonic() + PATIENCE_S
         while True:
             try:
                 step = "take" if self._insists else "release"
                 self._released = self._ask(step, lease.scaling)
             except HistoryError:
-                if self._clock.monotonic() >= ends:
+                # Without others, as far as is known, nothing is to be waited for. A server that
+                # is full still tells who is left.
+                waits = self._known.successor and self._look().successor
+                if not waits or self._clock.monotonic() >= ends:
                     raise
                 self._clock.sleep(RETRY_S)
             else:

@@ -21,7 +21,7 @@ from pytest_hfbudget.endpoints.lease_store import PAUSING, HeldLease
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.reaper_messages import Watch
 from pytest_hfbudget.endpoints.release import Pauser
-from pytest_hfbudget.endpoints.shared_leases import lease_key
+from pytest_hfbudget.endpoints.shared_leases import PATIENCE_S, lease_key
 from pytest_hfbudget.shared import PREFIX, SharedPlace
 
 from .conftest import RunProcess, gone, until
@@ -209,6 +209,21 @@ def test_a_job_waits_for_the_server_before_it_pauses_what_others_use(
     assert gone(first.reaper)
     assert asked(hub, "pause") == 0
     assert second.receipts()["acme/llm"]["verified"]
+    assert gone(second.reaper)
+
+
+def test_the_last_job_pauses_soon_though_the_server_is_full(
+    hub: EmulatorClient, other_run: Start, redis_server: RedisServer
+) -> None:
+    first, second = other_run(run="a", machine="a"), other_run(run="b", machine="b")
+    client, key = redis_server.client(), lease_key(f"{hub.url}/v2", "acme/llm")
+    beat = client.hget(key, "h:b")
+    assert until(lambda: client.hget(key, "h:b") != beat), "its reaper has seen the other job"
+    client.config_set("maxmemory", 1)  # it can still be read
+    first.receipts()
+    began = time.monotonic()
+    assert second.receipts()["acme/llm"]["verified"]
+    assert time.monotonic() - began < PATIENCE_S / 4
     assert gone(second.reaper)
 
 
