@@ -133,12 +133,12 @@ class SharedServer:
         except (RedisError, OSError, ValueError) as error:
             raise self._explained(error) from None
 
-    def answers(self) -> bool:
-        """Whether the server can be asked at all."""
+    def takes_writes(self) -> bool:
+        """Whether the server can be written: one that is full, or a replica, can only be read."""
         from redis.exceptions import RedisError
 
         try:
-            return bool(self._connected().ping())
+            return bool(self._connected().set(f"{PREFIX}probe", VERSION, ex=1))
         except (RedisError, OSError, ValueError):
             return False
 

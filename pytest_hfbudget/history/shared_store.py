@@ -146,12 +146,10 @@ class RedisStore:
 
     def beat(self) -> Snapshot:
         """A sign of life: say what is spent, hear what others need, and give that back."""
-        try:
+        with suppress(SharedServerError):
             self._exchange(returns=True)
             if self.wished:
                 self._exchange(returns=True)
-        except SharedServerError:  # a server that is full answers, and writes nothing
-            self._missed += 1
         return self.snapshot()
 
     def miss(self) -> None:
@@ -324,7 +322,7 @@ class Heartbeat:
     def _beat(self) -> bool:
         store = self._store
         # Not under the lock of the ledger: calls go on while a server is silent.
-        if store.trouble and not store.server.answers():
+        if store.trouble and not store.server.takes_writes():
             store.miss()
             return self._ledger.catch_up(store.snapshot)
         return self._ledger.catch_up(store.beat)

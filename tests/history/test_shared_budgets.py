@@ -51,7 +51,7 @@ class Job:
         self.settle(self.hold(nano_usd), nano_usd)
 
     def beat(self) -> None:
-        if self.store.trouble and not self.store.server.answers():
+        if self.store.trouble and not self.store.server.takes_writes():
             self.store.miss()
             self.ledger.catch_up(self.store.snapshot)
         else:
@@ -222,10 +222,16 @@ def full(server: RedisServer) -> None:
     server.client().config_set("maxmemory", 1)
 
 
-@pytest.mark.parametrize("fault", [RedisServer.kill, full])
-def test_a_call_waits_some_beats_for_a_server_that_is_gone_or_full_and_is_refused_then(
+def pause_writes(server: RedisServer) -> None:
+    """Have it answer what only reads, as before a fail-over."""
+    server.client().client_pause(60_000, all=False)
+
+
+@pytest.mark.parametrize("fault", [RedisServer.kill, full, pause_writes])
+def test_a_call_waits_some_beats_for_a_server_that_can_not_be_written_and_is_refused_then(
     jobs: Jobs, fault: Callable[[RedisServer], None]
 ) -> None:
+    jobs.timeout_s = 0.2
     job = jobs.job()
     job.spend(90)
     fault(jobs.server)
@@ -244,7 +250,7 @@ def test_a_job_goes_on_when_a_server_that_was_full_has_room_again(jobs: Jobs) ->
     job = jobs.job()
     full(jobs.server)
     job.beat()
-    with pytest.raises(LedgerUnreachableError, match="when used memory > 'maxmemory'\\.$"):
+    with pytest.raises(LedgerUnreachableError, match=r"when used memory > 'maxmemory'\.$"):
         job.hold(10)
     jobs.server.client().config_set("maxmemory", 0)
     job.beat()
