@@ -205,7 +205,8 @@ def _clock(unix_s: float) -> str:
 
 def _too_little(report: Report) -> str:
     if report.cap is None:
-        return "a daily, weekly or monthly budget has too little left; pytest -rs says which."
+        names = " or ".join(f"the {each.label}" for each in report.over_runs)
+        return f"{names} has too little left; pytest -rs says more."
     if report.over_runs:
         return "the session budget, or one over many runs, has too little left; -rs says which."
     cap = exact(report.cap)

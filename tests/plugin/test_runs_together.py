@@ -51,7 +51,7 @@ def test_a_second_run_has_what_the_first_one_has_left(real: Suite) -> None:
     second.stdout.fnmatch_lines(
         [
             "hfbudget: daily budget $* ($0.00 left)",
-            "  1 test not run: a daily, weekly or monthly budget has too little left*",
+            "  1 test not run: the daily budget has too little left*",
         ]
     )
     third = real.run(f"--hf-daily-budget=0.{spent:09}", "-rs")
@@ -68,7 +68,7 @@ def test_two_runs_at_the_same_time_stay_below_one_cap(real: Suite) -> None:
     said = [run.communicate(timeout=120)[0] for run in both]
     assert 0 < real.billed <= CAP
     assert 0 < real.sent < 40
-    assert all("a daily, weekly or monthly budget has too little left" in text for text in said)
+    assert all("the daily budget has too little left" in text for text in said)
 
 
 def test_workers_spend_from_it_too(real: Suite) -> None:

@@ -138,8 +138,10 @@ def test_the_header_says_what_is_left_of_the_shared_cap_and_how_many_share_it(
 
 def test_another_run_has_a_cap_of_its_own(machines: Machines) -> None:
     machines.suite.test_file(ONE)
-    assert machines.run("--hf-session-budget=0.00003")[0] == 0
-    assert machines.run("--hf-session-budget=0.00003", run="another")[0] == 0
+    assert machines.run("--hf-session-budget=0.000021")[0] == 0
+    _, said = machines.run("--hf-session-budget=0.000021")
+    assert "1 test not run: the session budget of all jobs has too little left" in said
+    assert machines.run("--hf-session-budget=0.000021", run="another")[0] == 0
     assert machines.suite.sent == 2
 
 
@@ -148,7 +150,7 @@ def test_a_daily_budget_is_one_for_all_machines_of_a_project(machines: Machines)
     mine = {"HFBUDGET_PROJECT": "mine"}
     assert machines.run("--hf-daily-budget=0.000021", run="1", **mine)[0] == 0
     _, said = machines.run("--hf-daily-budget=0.000021", run="2", **mine)
-    assert "1 test not run: a daily, weekly or monthly budget has too little left" in said
+    assert "1 test not run: the daily budget has too little left" in said
     assert machines.run("--hf-daily-budget=0.000021", run="3", HFBUDGET_PROJECT="other")[0] == 0
 
 
