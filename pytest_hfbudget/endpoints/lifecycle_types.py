@@ -136,6 +136,7 @@ class EndpointReceipt:
         state: the last one that was seen.
         resumed: this run has resumed it, or may have: an answer that was lost counts.
         resumed_at, paused_at: unix seconds; the latter is when the pause was read back.
+        paused_mono: the same, or when it was left, on the system's steady clock.
         verified: the pause was read back.
         cost: of its uptime in this run.
         error: why the pause is not verified, and what to do.
@@ -166,6 +167,7 @@ class EndpointReceipt:
     left_to: str | None = None
     revived: int = 0
     taken_over: bool = False
+    paused_mono: float | None = None
 
     @property
     def in_order(self) -> bool:
@@ -385,4 +387,5 @@ class EndpointState:
             left_to=pause.left_to if pause else None,
             revived=self.revived,
             taken_over=self.taken_over,
+            paused_mono=pause.paused_mono if pause else None,
         )

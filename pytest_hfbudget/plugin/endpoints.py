@@ -197,8 +197,7 @@ class RunEndpoints:
             if receipt.name in self._releasing and (receipt.verified or receipt.left_to):
                 why = self._releasing.pop(receipt.name)
                 with self._uptime.lock:
-                    paused_at = receipt.paused_at or SYSTEM_CLOCK.time()
-                    self._uptime.end(receipt.name, max(SYSTEM_CLOCK.time() - paused_at, 0.0))
+                    self._uptime.end(receipt.name, receipt.paused_mono)
                 self.log.ended((receipt,))
                 said = "paused, verified" if receipt.verified else f"left to run {receipt.left_to}"
                 say(self._config, f"endpoint {receipt.name}: {said}: {why}")
@@ -231,7 +230,7 @@ class RunEndpoints:
         early = self._lifecycle.paused_early()
         for receipt in self._lifecycle.live() if early else ():
             if receipt.name in early and receipt.paused_at is not None:
-                self._uptime.end(receipt.name, max(SYSTEM_CLOCK.time() - receipt.paused_at, 0.0))
+                self._uptime.end(receipt.name, receipt.paused_mono)
 
     def _forget_unless_billed(self, name: str) -> None:
         receipt = next((one for one in self._lifecycle.live() if one.name == name), None)

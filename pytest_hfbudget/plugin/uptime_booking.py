@@ -138,9 +138,9 @@ class UptimeBooking:
             added = RunningEndpoint(SYSTEM_CLOCK.monotonic(), nano_per_minute)
             self._running[name] = (*self._running.get(name, ()), added)
 
-    def end(self, name: str, seconds_ago: float) -> None:
-        """An endpoint that was paused so long ago starts no more minutes."""
-        until, taken = SYSTEM_CLOCK.monotonic() - seconds_ago, self._taken.get(name)
+    def end(self, name: str, paused_mono: float | None) -> None:
+        """An endpoint starts no more minutes after its pause; None: by now."""
+        until, taken = paused_mono or SYSTEM_CLOCK.monotonic(), self._taken.get(name)
         since_taken = self._since_taken(name, until) if taken else 0
         self._ended[name] += self._cost(name, until)
         self._running.pop(name, None)

@@ -143,6 +143,27 @@ def test_an_endpoint_that_was_never_resumed_takes_nothing_from_the_cap(
 
 
 @pytest.mark.slow
+def test_a_test_that_sets_the_clock_ahead_gets_no_minutes_back(short_minutes: Suite) -> None:
+    short_minutes.test_file("""
+        import time
+
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_on_it():
+            threading.Event().wait(2)  # four minutes or more, for $0.0022
+
+        def test_ahead(monkeypatch):
+            tomorrow = time.time() + 86_400
+            monkeypatch.setattr(time, "time", lambda: tomorrow)
+            threading.Event().wait(2)  # meanwhile the endpoint is paused
+            with budget(price={"call": 0.0015}):
+                call()
+    """)
+    result = short_minutes.run("-o", "hf_order=collected", "--hf-session-budget=0.0035")
+    result.stdout.fnmatch_lines(["endpoint acme/llm: paused, verified: no more tests need it*"])
+    assert short_minutes.sent == 0
+
+
+@pytest.mark.slow
 def test_an_endpoint_that_was_paused_early_takes_nothing_more_from_the_cap(
     short_minutes: Suite,
 ) -> None:
