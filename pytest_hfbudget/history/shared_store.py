@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, time
 from types import MappingProxyType
 from typing import NamedTuple
 
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.history import RUN, BudgetWindow, day_of
 from pytest_hfbudget.history.database import DaySpending, DrawNeed, Snapshot
@@ -87,9 +87,10 @@ class RedisStore:
         windows: Sequence[BudgetWindow],
         *,
         expiry_s: float,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.server, self._names, self._windows = server, names, tuple(windows)
-        self._expiry_s = expiry_s
+        self._expiry_s, self._clock = expiry_s, clock
         self.trouble = ""
         self._missed = 0  # beats in a row without an answer
         self._seq = 0
@@ -114,7 +115,7 @@ class RedisStore:
 
     def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
         if not self._day:
-            self._day = day_of(time())
+            self._day = day_of(self._clock.time())
             self._exchange()  # the first look, which has to succeed
             if (today := self._today()) != self._day:  # a clock is wrong here
                 self._turn(today)
@@ -177,7 +178,7 @@ class RedisStore:
 
     def _today(self) -> int:
         """The server's day, as far as the time since its last answer tells it."""
-        return day_of(self._server_s + monotonic() - self._read_at)
+        return day_of(self._server_s + self._clock.monotonic() - self._read_at)
 
     def snapshot(self) -> Snapshot:
         """What the other jobs have taken, as of the last answer."""
@@ -237,7 +238,7 @@ class RedisStore:
             self.trouble = str(error)
             raise
         self.trouble, self._missed = "", 0
-        self._server_s, self._read_at = float(seconds), monotonic()
+        self._server_s, self._read_at = float(seconds), self._clock.monotonic()
         for at, window in enumerate(self._windows[: len(figures) // 6]):
             self._pools[window.key] = PoolStanding(*figures[at * 6 : at * 6 + 6])
 

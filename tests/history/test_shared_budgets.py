@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from redis_server import RedisServer, redis_server
 from run_books import charge
 
+from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock, SystemClock
 from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
 from pytest_hfbudget.history import RUN, BudgetWindow
 from pytest_hfbudget.history.shared_ledger import SharedLedger
@@ -32,7 +35,9 @@ class Job:
         server = SharedServer(SharedAddress(jobs.server.url), timeout_s=jobs.timeout_s)
         names = JobNames(name, jobs.run, "project")
         self.name = name
-        self.store = RedisStore(server, names, jobs.windows, expiry_s=jobs.expiry_s)
+        self.store = RedisStore(
+            server, names, jobs.windows, expiry_s=jobs.expiry_s, clock=jobs.clock
+        )
         self.ledger = SharedLedger(self.store, jobs.windows)
         self.ledger.open(Scope(SESSION, "session budget"))
         self.keys = (*(window.key for window in jobs.windows), SESSION)
@@ -70,6 +75,7 @@ class Jobs:
     run: str = "run"
     expiry_s: float = 30.0
     timeout_s: float = 2.0
+    clock: Clock = SYSTEM_CLOCK
     all: list[Job] = field(default_factory=list)
 
     def job(self) -> Job:
@@ -289,16 +295,42 @@ def test_a_server_that_has_lost_its_data_is_told_again(jobs: Jobs) -> None:
     second.spend(40)
 
 
-def test_the_days_are_those_of_the_server(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+class SlowClock(SystemClock):
+    """The clock of a machine that is years behind."""
+
+    def time(self) -> float:
+        return 20_000 * 86_400.0
+
+
+def test_the_days_are_those_of_the_server(jobs: Jobs) -> None:
     jobs.windows = (BudgetWindow("day", 100), BudgetWindow("month", 1000))
-    monkeypatch.setattr("pytest_hfbudget.history.shared_store.time", lambda: 20_000 * 86_400.0)
+    jobs.clock = SlowClock()
     first = jobs.job()
-    monkeypatch.undo()
+    jobs.clock = SYSTEM_CLOCK
     second = jobs.job()
     first.spend(60)
     first.beat()
     with pytest.raises(BudgetExceededError, match="daily budget"):
         second.hold(41)
+
+
+def freeze_time(monkeypatch: pytest.MonkeyPatch, unix_s: float) -> None:
+    """As freezegun does: wherever a module has these functions, it gets others."""
+    for real in (time.time, time.monotonic):
+        for module in tuple(sys.modules.values()):
+            for name in [name for name, value in vars(module).items() if value is real]:
+                monkeypatch.setattr(module, name, lambda: unix_s)
+
+
+def test_a_test_that_freezes_time_gets_no_budget_of_another_day(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.windows = (BudgetWindow("day", 100),)
+    job = jobs.job()
+    job.spend(60)
+    freeze_time(monkeypatch, 40_000 * 86_400.0)
+    with pytest.raises(BudgetExceededError, match="daily budget"):
+        job.hold(41)
 
 
 def test_all_keys_have_one_prefix_and_expire(jobs: Jobs) -> None:
