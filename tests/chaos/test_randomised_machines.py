@@ -36,6 +36,7 @@ CAP = 40_000_000
 HOLD = 20_250_000
 MINUTE = 550_000
 EXPIRY_S = 2
+PATIENCE_S = 300
 ENDPOINT, MODEL = "acme/llm", "acme/expensive"
 SUITE = """
 import time
@@ -180,6 +181,7 @@ def hub(network: Network) -> Iterator[EmulatorClient]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # on a machine that is busy otherwise; the invoice judges, not the time
 def test_machines_that_share_a_cap_and_an_endpoint(
     hub: EmulatorClient,
     network: Network,
@@ -244,8 +246,8 @@ def _wait_for(machines: Sequence[Machine]) -> None:
     """Until their jobs and reapers have ended."""
     for machine in machines:
         assert machine.job is not None
-        machine.job.wait(180)
-    ends = time.monotonic() + 120
+        machine.job.wait(PATIENCE_S)
+    ends = time.monotonic() + PATIENCE_S
     while any(machine.processes() for machine in machines):
         assert time.monotonic() < ends, [machine.processes() for machine in machines]
         threading.Event().wait(0.2)
@@ -256,7 +258,9 @@ def _sweep(environ: dict[str, str], folder: Path, server: RedisServer) -> None:
     threading.Event().wait(EXPIRY_S + 0.2)
     given = {**os.environ, **environ, "HFBUDGET_STATE_DIR": str(folder / "sweeper")}
     words = [sys.executable, "-m", "pytest_hfbudget", "sweep", "--shared", server.url]
-    done = subprocess.run(words, env=given, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        words, env=given, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

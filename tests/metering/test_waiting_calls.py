@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -195,6 +196,18 @@ def test_patience_ends_with_a_refusal_that_the_test_answers_for(
     assert "within 0.05 s (hf_hold_wait)" in str(error)
     assert test.refusals == [error]
     assert bench.sent == 1
+    assert ledger.waiting() == 0
+    stream.read()
+
+
+def test_patience_ends_in_a_test_that_freezes_time_as_well(
+    bench: Bench, ledger: WatchedLedger, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.runtime.meter.hold_wait = 0.05
+    stream = OpenStream(bench)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    with pytest.raises(BudgetExceededError, match="hf_hold_wait"):
+        pool.submit(call, bench).result(PATIENCE_S)
     assert ledger.waiting() == 0
     stream.read()
 
