@@ -12,13 +12,19 @@ unexport PYTHONDONTWRITEBYTECODE
 ROOMS := core metering endpoints history reporting plugin cli emulator chaos faults browser \
 	ecosystem real
 
-.PHONY: demo test lint docs picture ecosystem mutants clean
+.PHONY: demo test coverage lint docs picture ecosystem mutants clean
 
 demo: $(VENV)/installed ## the whole product in a few seconds, at $0
 	$(BIN)/hfbudget demo
 
 test: $(VENV)/installed ## the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+# Python 3.12 and newer can tell coverage which lines ran at little cost.
+coverage: $(VENV)/installed ## the tests, and which lines of the package they run
+	COVERAGE_CORE=sysmon $(BIN)/python -m coverage run -m pytest -n $(WORKERS)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report --fail-under 90
 
 lint: $(VENV)/installed ## style, types, and the contract between the rooms
 	$(BIN)/ruff check .
