@@ -52,9 +52,18 @@ class _Server(uvicorn.Server):
         self._gateway = gateway
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         self._gateway.open()
         await super().startup(sockets=sockets)
         self.listening.set()
+
+    def leave(self) -> None:
+        """Have it stop, from another thread.
+
+        The loop is woken: where a test has set the clock ahead and back, it would sleep for hours.
+        """
+        self.should_exit = True
+        self._loop.call_soon_threadsafe(lambda: None)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._gateway.reset()
@@ -133,7 +142,7 @@ class Emulator:
         """Drop what still hangs and stop listening; harmless when it does not run."""
         if self._thread is None or self._server is None:
             return
-        self._server.should_exit = True
+        self._server.leave()
         self._thread.join()
         self._thread = None
         if self._log_file is not None:

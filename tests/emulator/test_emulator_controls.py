@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,15 @@ def test_an_emulator_starts_once_and_may_be_stopped_twice() -> None:
         emulator.start()
     emulator.stop()
     emulator.stop()
+
+
+def test_it_stops_at_once_after_a_test_that_froze_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulator = Emulator().start()
+    with monkeypatch.context() as frozen:
+        frozen.setattr(time, "monotonic", lambda: 0.0)
+        assert emulator.client.log() == []
+        threading.Event().wait(0.3)  # its loop has looked at the clock for the last time
+    stopping = threading.Thread(target=emulator.stop, daemon=True)
+    stopping.start()
+    stopping.join(10)
+    assert not stopping.is_alive()
