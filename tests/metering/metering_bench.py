@@ -11,6 +11,7 @@ from urllib.request import urlopen
 import huggingface_hub
 import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub.inference._providers import _common
 
 from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.ledger import SESSION, Scope
@@ -123,6 +124,8 @@ def one_emulator() -> Iterator[Emulator]:
 @pytest.fixture
 def bench(one_emulator: Emulator) -> Iterator[Bench]:
     one_emulator.client.reset()
+    # Kept for all of a process: the providers of a model, as a test before has changed them.
+    _common._fetch_inference_provider_mapping.cache_clear()
     with urlopen(f"{one_emulator.router}/v1/models") as answer:
         models = json.load(answer)
     catalogue = Catalogue.parse(models, read_at=0.0, origin=one_emulator.router)
