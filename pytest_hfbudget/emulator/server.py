@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from pytest_hfbudget.emulator import billing, control, hub, inference, router, studio
 from pytest_hfbudget.emulator.backstage import Backstage
 from pytest_hfbudget.emulator.client import EmulatorClient
+from pytest_hfbudget.emulator.clock import steady_seconds
 from pytest_hfbudget.emulator.gateway import Gateway
 from pytest_hfbudget.emulator.log import open_file
 from pytest_hfbudget.emulator.world import World
@@ -52,18 +53,11 @@ class _Server(uvicorn.Server):
         self._gateway = gateway
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
+        # A timer that was set while a test had frozen time would be due hours later, or never.
+        asyncio.get_running_loop().time = steady_seconds  # type: ignore[method-assign]
         self._gateway.open()
         await super().startup(sockets=sockets)
         self.listening.set()
-
-    def leave(self) -> None:
-        """Have it stop, from another thread.
-
-        The loop is woken: where a test has set the clock ahead and back, it would sleep for hours.
-        """
-        self.should_exit = True
-        self._loop.call_soon_threadsafe(lambda: None)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._gateway.reset()
@@ -142,7 +136,7 @@ class Emulator:
         """Drop what still hangs and stop listening; harmless when it does not run."""
         if self._thread is None or self._server is None:
             return
-        self._server.leave()
+        self._server.should_exit = True
         self._thread.join()
         self._thread = None
         if self._log_file is not None:

@@ -255,12 +255,25 @@ def test_an_emulator_starts_once_and_may_be_stopped_twice() -> None:
     emulator.stop()
 
 
-def test_it_stops_at_once_after_a_test_that_froze_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("frozen_at", [0.0, 1e9], ids=["in the past", "in the future"])
+def test_it_stops_at_once_after_a_test_that_froze_time(
+    monkeypatch: pytest.MonkeyPatch, frozen_at: float
+) -> None:
     emulator = Emulator().start()
     with monkeypatch.context() as frozen:
-        frozen.setattr(time, "monotonic", lambda: 0.0)
+        frozen.setattr(time, "monotonic", lambda: frozen_at)
         assert emulator.client.log() == []
         threading.Event().wait(0.3)  # its loop has looked at the clock for the last time
+    stopping = threading.Thread(target=emulator.stop, daemon=True)
+    stopping.start()
+    stopping.join(10)
+    assert not stopping.is_alive()
+
+
+def test_it_serves_and_stops_while_time_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulator = Emulator().start()
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    assert emulator.client.log() == []
     stopping = threading.Thread(target=emulator.stop, daemon=True)
     stopping.start()
     stopping.join(10)
