@@ -1,4 +1,4 @@
-"""Locks of the plugin, and its own waiting: kept apart from what signal handlers and loops do.
+"""The plugin's own locks, waiting and clock: kept apart from handlers, loops and clocks of tests.
 
 A signal handler has to know that the code which it interrupts is inside of a lock.
 A handler runs in the main thread, between any two of its instructions. If it calls while that
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -98,3 +99,45 @@ def off_loop() -> Iterator[None]:
         yield
     finally:
         events._set_running_loop(loop)
+
+
+# --- the clock
+
+POSIX = hasattr(time, "clock_gettime")
+# What ``time.monotonic`` reads on macOS, and elsewhere.
+MONOTONIC: int = getattr(time, "CLOCK_UPTIME_RAW", getattr(time, "CLOCK_MONOTONIC", 0))
+
+
+class Clock(Protocol):
+    """What tests replace."""
+
+    def time(self) -> float:
+        """Unix seconds, for people and records; it may jump."""
+
+    def monotonic(self) -> float:
+        """Seconds that never jump; on Linux and macOS they agree between processes."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class SystemClock:
+    """The real one, also in a test that has replaced or frozen ``time.time`` and the like.
+
+    A deadline of a frozen clock would be years away.
+    """
+
+    def time(self) -> float:
+        """Unix seconds."""
+        return time.clock_gettime(time.CLOCK_REALTIME) if POSIX else time.time()
+
+    def monotonic(self) -> float:
+        """Seconds since some moment before the process started; those of ``time.monotonic``."""
+        return time.clock_gettime(MONOTONIC) if POSIX else time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, even in a test that has replaced ``time.sleep``."""
+        threading.Event().wait(max(seconds, 0.0))
+
+
+SYSTEM_CLOCK = SystemClock()

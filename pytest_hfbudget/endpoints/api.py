@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 from pytest_hfbudget import __version__
 from pytest_hfbudget.endpoints import Endpoint, objects, split_name
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock, RetryPolicy
+from pytest_hfbudget.endpoints.retry import RetryPolicy
 from pytest_hfbudget.endpoints.transport import (
     HttpAnswer,
     NoAnswerError,
@@ -26,6 +26,7 @@ from pytest_hfbudget.endpoints.transport import (
     Urllib3Transport,
 )
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.text import printable, public_url
 
 _NOT_DONE = frozenset({425, 429, 503})  # refused at the door: the server did not begin

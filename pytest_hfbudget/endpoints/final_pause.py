@@ -22,9 +22,10 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Watch,
 )
 from pytest_hfbudget.endpoints.release import Pauser, Releaser, awake_again, entry
-from pytest_hfbudget.endpoints.retry import LOOK_S, STUCK_S, SYSTEM_CLOCK, Clock, Timings
+from pytest_hfbudget.endpoints.retry import LOOK_S, STUCK_S, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 # Servers behind one address may differ.
 _READINGS = 2

@@ -26,11 +26,12 @@ from pytest_hfbudget.endpoints.lifecycle_types import (
 from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, REAPER_LOST, Receipt
 from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.endpoints.resume import Resumer, Startup
-from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S, SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S
 from pytest_hfbudget.endpoints.supervisor import Supervisor
 from pytest_hfbudget.endpoints.sweep import SweepOutcome, adopt, find_local, sweep
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 _EARLY = {
     DEADLINE: "the uptime that this run may have is used up, so its endpoints were paused.",
@@ -395,6 +396,5 @@ class Lifecycle:
         )
 
     def _refuse_early(self, name: str) -> None:
-        known = self.paused_early()
-        if known:
+        if known := self.paused_early():
             raise EndpointError(known.get(name) or f"{name} is not resumed: {self._refusal()}")

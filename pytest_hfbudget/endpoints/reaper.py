@@ -50,9 +50,10 @@ from pytest_hfbudget.endpoints.reaper_processes import (
     spawn_standby,
     start_reserve,
 )
-from pytest_hfbudget.endpoints.retry import FIRST_MESSAGE_S, POLL_S, SPAWN_S, SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import FIRST_MESSAGE_S, POLL_S, SPAWN_S
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError, HistoryError
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 if TYPE_CHECKING:
     from pytest_hfbudget.shared import SharedPlace

@@ -30,8 +30,9 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     encode,
 )
 from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess, spawn_reaper
-from pytest_hfbudget.endpoints.retry import READ_S, SEND_S, SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import READ_S, SEND_S
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 
 class _Channel:

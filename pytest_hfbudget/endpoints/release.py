@@ -22,15 +22,9 @@ from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
 from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, HeldLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, Receipt, Watch
-from pytest_hfbudget.endpoints.retry import (
-    LAST_TRY_S,
-    MOST_RETRY_AFTER_S,
-    RESTORE_S,
-    SYSTEM_CLOCK,
-    Clock,
-    Timings,
-)
+from pytest_hfbudget.endpoints.retry import LAST_TRY_S, MOST_RETRY_AFTER_S, RESTORE_S, Timings
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 
 class Pauser:

@@ -26,11 +26,12 @@ from pytest_hfbudget.endpoints.lifecycle_types import (
     Progress,
 )
 from pytest_hfbudget.endpoints.reaper_messages import Watch
-from pytest_hfbudget.endpoints.retry import Clock, waiting
+from pytest_hfbudget.endpoints.retry import waiting
 from pytest_hfbudget.endpoints.supervisor import Supervisor
 from pytest_hfbudget.endpoints.uptime import UseStretch
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.locks import Clock
 
 # Only sent again when the state has shown that the one before had no effect.
 _MOST_RESUMES = 3

@@ -1,4 +1,4 @@
-"""The clock, the retry policy, and the time-outs, delays and periods of endpoints.
+"""The retry policy, and the time-outs, delays and periods of endpoints.
 
 Those of the server over which machines share leases are in `shared_leases`.
 """
@@ -6,52 +6,11 @@ Those of the server over which machines share leases are in `shared_leases`.
 from __future__ import annotations
 
 import random
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from pytest_hfbudget.errors import EndpointError
-
-POSIX = hasattr(time, "clock_gettime")
-# What ``time.monotonic`` reads on macOS, and elsewhere.
-MONOTONIC: int = getattr(time, "CLOCK_UPTIME_RAW", getattr(time, "CLOCK_MONOTONIC", 0))
-
-
-class Clock(Protocol):
-    """What tests replace."""
-
-    def time(self) -> float:
-        """Unix seconds, for people and records; it may jump."""
-
-    def monotonic(self) -> float:
-        """Seconds that never jump; on Linux and macOS they agree between processes."""
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
-
-
-class SystemClock:
-    """The real one, also in a test that has replaced or frozen ``time.time`` and the like.
-
-    A deadline of a frozen clock would be years away.
-    """
-
-    def time(self) -> float:
-        """Unix seconds."""
-        return time.clock_gettime(time.CLOCK_REALTIME) if POSIX else time.time()
-
-    def monotonic(self) -> float:
-        """Seconds since some moment before the process started; those of ``time.monotonic``."""
-        return time.clock_gettime(MONOTONIC) if POSIX else time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, even in a test that has replaced ``time.sleep``."""
-        threading.Event().wait(max(seconds, 0.0))
-
-
-SYSTEM_CLOCK = SystemClock()
+from pytest_hfbudget.locks import Clock
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from pytest_hfbudget.endpoints.lease_store import (
     LeaseStore,
     lease_store_dir,
 )
-from pytest_hfbudget.endpoints.retry import LOCK_POLL_S, SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import LOCK_POLL_S
 from pytest_hfbudget.errors import EndpointError, HistoryError
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.text import parse_json
 
 if TYPE_CHECKING:

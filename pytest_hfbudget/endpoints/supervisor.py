@@ -25,9 +25,9 @@ from pytest_hfbudget.endpoints.reaper_messages import (
 )
 from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess
 from pytest_hfbudget.endpoints.release import Pauser, Releaser, entry
-from pytest_hfbudget.endpoints.retry import Clock
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
+from pytest_hfbudget.locks import Clock
 
 _KILLED = "the process that pauses endpoints was killed"
 

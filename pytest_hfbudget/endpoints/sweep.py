@@ -31,9 +31,10 @@ from pytest_hfbudget.endpoints.journal import (
 from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore, inherited, lease_store_dir
 from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Watch
 from pytest_hfbudget.endpoints.release import Pauser, Releaser
-from pytest_hfbudget.endpoints.retry import FORGET_S, SWEEP_S, SYSTEM_CLOCK, Clock, Timings
+from pytest_hfbudget.endpoints.retry import FORGET_S, SWEEP_S, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store, shared_leases
 from pytest_hfbudget.errors import ConfigError, EndpointError
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from pytest_hfbudget import __version__
-from pytest_hfbudget.endpoints.retry import STALE_CONNECTION_S, SYSTEM_CLOCK, Clock
+from pytest_hfbudget.endpoints.retry import STALE_CONNECTION_S
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 if TYPE_CHECKING:
     import urllib3

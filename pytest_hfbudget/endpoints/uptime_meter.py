@@ -15,7 +15,7 @@ from pytest_hfbudget.endpoints import Endpoint, objects
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, EndpointState, Grow
 from pytest_hfbudget.endpoints.reaper_messages import Receipt
-from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, Clock, RetryPolicy
+from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, RetryPolicy
 from pytest_hfbudget.endpoints.uptime import (
     NOTHING,
     Uptime,
@@ -26,6 +26,7 @@ from pytest_hfbudget.endpoints.uptime import (
     from_replicas,
 )
 from pytest_hfbudget.files import cache_file, keep, kept
+from pytest_hfbudget.locks import Clock
 from pytest_hfbudget.money import parse_rate
 from pytest_hfbudget.text import public_url
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from pytest_hfbudget import __version__
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK
 from pytest_hfbudget.endpoints.transport import (
     HttpAnswer,
     NoAnswerError,
@@ -23,6 +22,7 @@ from pytest_hfbudget.endpoints.transport import (
     Urllib3Transport,
 )
 from pytest_hfbudget.errors import HFBudgetError
+from pytest_hfbudget.locks import SYSTEM_CLOCK
 from pytest_hfbudget.reporting.bill import FORBIDDEN, UNAVAILABLE, Booked
 from pytest_hfbudget.text import printable, public_url
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.history import RUN, BudgetWindow, day_of
 from pytest_hfbudget.history.database import DaySpending, DrawNeed, Snapshot
 from pytest_hfbudget.history.shared_ledger import SharedLedger, watch_forks
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.shared import PREFIX, VERSION, SharedServer, SharedServerError
 
 # Lua counts in floating point: whole numbers are exact below 2^53.

@@ -12,7 +12,6 @@ import pytest
 from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.api import ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK
 from pytest_hfbudget.endpoints.sweep import SweepOutcome
 from pytest_hfbudget.endpoints.take_over import RunLifecycle
 from pytest_hfbudget.errors import (
@@ -24,7 +23,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import SESSION, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.locks import at_work, off_loop
+from pytest_hfbudget.locks import SYSTEM_CLOCK, at_work, off_loop
 from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.endpoint_log import EndpointLog, endpoint_line
 from pytest_hfbudget.plugin.run_ledger import caps, endpoint_settings

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.history.usage_schema import Durations
+from pytest_hfbudget.locks import SYSTEM_CLOCK
 from pytest_hfbudget.reporting import counted
 from pytest_hfbudget.reporting.timeline import TestSpan, Timeline, lengths, timeline
 from pytest_hfbudget.scheduling import Pool, Task, arrange, is_gap, order

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK
 from pytest_hfbudget.endpoints.uptime import HORIZON_S, RunningEndpoint, TakenOver, seconds_left
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse, Shares, share_out
 from pytest_hfbudget.errors import (
@@ -25,6 +24,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import SESSION, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
+from pytest_hfbudget.locks import SYSTEM_CLOCK
 from pytest_hfbudget.money import beside
 from pytest_hfbudget.plugin import run_ledger
 from pytest_hfbudget.settings import Settings

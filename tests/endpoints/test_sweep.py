@@ -17,7 +17,7 @@ from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import Journal, leases, leases_dir, unfinished
 from pytest_hfbudget.endpoints.lease_store import read_held_leases
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.retry import SystemClock, Timings
+from pytest_hfbudget.endpoints.retry import Timings
 from pytest_hfbudget.endpoints.sweep import (
     StrayEndpoint,
     SweepExtent,
@@ -26,6 +26,7 @@ from pytest_hfbudget.endpoints.sweep import (
     find_tagged,
     sweep,
 )
+from pytest_hfbudget.locks import SystemClock
 
 from .conftest import Make, Start
 

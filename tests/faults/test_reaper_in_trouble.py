@@ -430,7 +430,8 @@ def test_a_reaper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path
     from pytest_hfbudget.endpoints.api import ControlPlane
     from pytest_hfbudget.endpoints.reaper_messages import Watch
     from pytest_hfbudget.endpoints.release import Pauser
-    from pytest_hfbudget.endpoints.retry import SystemClock, Timings
+    from pytest_hfbudget.endpoints.retry import Timings
+    from pytest_hfbudget.locks import SystemClock
 
     class Jumping(SystemClock):
         ahead = 1

@@ -14,12 +14,12 @@ import pytest
 from redis_server import RedisServer, redis_server
 from run_books import charge
 
-from pytest_hfbudget.endpoints.retry import SYSTEM_CLOCK, Clock, SystemClock
 from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
 from pytest_hfbudget.history import RUN, BudgetWindow
 from pytest_hfbudget.history.shared_ledger import SharedLedger
 from pytest_hfbudget.history.shared_store import LOST_BEATS, JobNames, RedisStore
 from pytest_hfbudget.ledger import SESSION, Caller, Hold, Scope, WaitingHold
+from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock, SystemClock
 from pytest_hfbudget.shared import PREFIX, SharedAddress, SharedServer, SharedServerError
 
 __all__ = ["redis_server"]
