@@ -18,7 +18,7 @@ from metering_bench import Bench, say
 from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.deferred import DeferredCall
 from pytest_hfbudget.metering.instrumentation import PostImport
-from pytest_hfbudget.metering.instrumentation.hub_contract import bypassing
+from pytest_hfbudget.metering.instrumentation.hub import bypassing
 from pytest_hfbudget.metering.replay import SendWatch
 from pytest_hfbudget.metering.request import OutgoingCall
 from pytest_hfbudget.metering.transport_probe import ProbedRequest

@@ -12,32 +12,19 @@ import functools
 import inspect
 import logging
 import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
-from types import ModuleType
+from importlib.machinery import PathFinder
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.instrumentation import Patches
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
-from pytest_hfbudget.metering.instrumentation.hub_contract import (
-    CHOKE_POINT,
-    PACKAGE,
-    absent,
-    bypassed,
-    bypassing,
-    gap,
-    guarded,
-    has_choke_point,
-    problem,
-)
-from pytest_hfbudget.metering.transport_probe import (
-    HeadersListener,
-    TransportProbe,
-    headers_listener,
-)
+from pytest_hfbudget.metering.transport_probe import TransportProbe, headers_listener
 from pytest_hfbudget.text import Headers
 
 if TYPE_CHECKING:
@@ -45,10 +32,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pytest_hfbudget")
 
+PACKAGE = "huggingface_hub"
 SYNC = "huggingface_hub.inference._client"
 ASYNC = "huggingface_hub.inference._generated._async_client"
 HELPERS = "huggingface_hub.inference._providers._common"
 NEEDED = (SYNC, ASYNC, HELPERS)
+CLIENTS = ("InferenceClient", "AsyncInferenceClient")
+CHOKE_POINT = "_inner_post"
+KNOWN_SIGNATURE = ("self", "request_parameters", "stream")
+# They send nothing that is paid for.
+NO_TASKS = frozenset(
+    {"close", "get_endpoint_info", "get_model_status", "health_check", "list_deployed_models"}
+)
 
 
 class HubInstrumentation:
@@ -101,17 +96,43 @@ class HubInstrumentation:
         Raises:
             ConfigError: a part of it is not where it was, or not as it was.
         """
-        if not self.problem and (part := gap(NEEDED, self._wrapped)):
+        if not self.problem and (part := self._gap()):
             self.problem = problem(part)
         if self.problem:
             raise ConfigError(self.problem)
 
     def _look(self, package: ModuleType) -> None:
         """Under a cap all has to be in place as soon as huggingface_hub is imported."""
-        if _capped(self.meter):
+        if self._is_capped():
             self.require()
-        elif part := absent(package, NEEDED):
+        elif part := absent(package):
             self._unknown(part)
+
+    def _gap(self) -> str | None:
+        """What of huggingface_hub, once it is imported, calls could be sent by and is not wrapped.
+
+        It imports the modules, which has their clients wrapped. Then the clients that
+        everybody gets have to be those.
+        """
+        package = sys.modules.get(PACKAGE)
+        if not hasattr(package, "__path__"):
+            return None  # it is not there, or a stand-in of a test is
+        for module in (each for each in NEEDED if each not in sys.modules):
+            try:
+                import_module(module)
+            except ModuleNotFoundError as error:
+                if (error.name or "").startswith(PACKAGE):
+                    return module
+                return None  # it needs a package that is not installed, so no client can be made
+        for name in CLIENTS:
+            client = getattr(package, name, None)
+            if client is None:
+                return f"{PACKAGE}.{name}"
+            # A stand-in of a test sends nothing by itself.
+            genuine = isinstance(client, type) and client.__module__.startswith(f"{PACKAGE}.")
+            if genuine and not any(each in self._wrapped for each in client.__mro__):
+                return f"{client.__module__}.{name}"
+        return None
 
     @off_loop()  # modules are read, also where a test makes its first call in its event loop
     def wake(self) -> None:
@@ -132,25 +153,17 @@ class HubInstrumentation:
 
     def _wrap_sync(self, module: ModuleType) -> None:
         def make(original: Any) -> Any:
-            from pytest_hfbudget.metering.instrumentation.calls import (
-                ClientRoute,
-                metered,
-                sync_session,
-            )
+            from pytest_hfbudget.metering.instrumentation import calls
 
-            return metered(original, ClientRoute(self, sync_session(module)))
+            return calls.metered(original, calls.ClientRoute(self, calls.sync_session(module)))
 
         self._wrap_client(module, "InferenceClient", make)
 
     def _wrap_async(self, module: ModuleType) -> None:
         def make(original: Any) -> Any:
-            from pytest_hfbudget.metering.instrumentation.calls import (
-                ClientRoute,
-                async_session,
-                metered_async,
-            )
+            from pytest_hfbudget.metering.instrumentation import calls
 
-            return metered_async(original, ClientRoute(self, async_session))
+            return calls.metered_async(original, calls.ClientRoute(self, calls.async_session))
 
         self._wrap_client(module, "AsyncInferenceClient", make)
 
@@ -161,96 +174,153 @@ class HubInstrumentation:
             return
         self._wrapped.append(client)
         for method, original in bypassing(client).items():
-            guard = guarded(original, bypassed(name, method), self._is_capped, self._missed)
-            self._patches.replace(client, method, guard)
+            self._patches.replace(client, method, self._guarded(original, name, method))
         self._replace(client, CHOKE_POINT, make)
         make_session = getattr(client, "_get_client_session", None)
         if make_session is not None:  # aiohttp, before 1.0
             self._patches.replace(client, "_get_client_session", traced_session(make_session))
-        raise_for_status = getattr(module, "hf_raise_for_status", None)
-        if raise_for_status is not None:
-            self._patches.replace(
-                module, "hf_raise_for_status", reporting_headers(raise_for_status)
-            )
+        if (check := getattr(module, "hf_raise_for_status", None)) is not None:
+            self._patches.replace(module, "hf_raise_for_status", reporting_headers(check))
 
     def _is_capped(self) -> bool:
-        return _capped(self.meter)
+        return self.meter is not None and self.meter.budgets.capped()
 
-    def _missed(self, why: str) -> None:
-        if (meter := self.meter) is not None:
-            meter.missed(why)
+    def _guarded(self, original: Any, client: str, name: str) -> Any:
+        """A public method whose calls can't be seen: refused under a cap, else warned of, once."""
+        what = (
+            f"{client}.{name} of huggingface_hub {_release()} does not send by {client}."
+            f"{CHOKE_POINT}, so pytest-hfbudget can't see what it costs."
+        )
+        warned = False
+
+        @functools.wraps(original)
+        def method(caller: Any, /, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            nonlocal warned
+            if self._is_capped():
+                raise ConfigError(f"{what} Under a cap it is not called.")
+            if self.meter is not None:
+                self.meter.missed(what)
+            if not warned:
+                warned = True
+                logger.warning("%s It is not counted.", what)
+            return original(caller, *args, **kwargs)
+
+        return method
 
     def _wrap_helpers(self, module: ModuleType) -> None:
+        def make(original: Any) -> Any:
+            from pytest_hfbudget.metering.instrumentation.calls import recording_asked_model
+
+            return recording_asked_model(original, self)
+
         helper = getattr(module, "TaskProviderHelper", None)
-        prepare = getattr(helper, "prepare_request", None)
-        if prepare is None:
-            self._unknown("TaskProviderHelper.prepare_request")
-        else:
-
-            def make(original: Any) -> Any:
-                from pytest_hfbudget.metering.instrumentation.calls import recording_asked_model
-
-                return recording_asked_model(original, self)
-
+        if hasattr(helper, "prepare_request"):
             self._replace(helper, "prepare_request", make)
+        else:
+            self._unknown("TaskProviderHelper.prepare_request")
 
     def _replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """Wrap a method now, or at its first call where no meter is there yet."""
-        original = getattr(owner, name)
-        if self.meter is not None:
-            self._patches.replace(owner, name, make(original))
-        else:
-            self._patches.replace(owner, name, Asleep(self, owner, name, make).stub(original))
+        asleep = functools.partial(self._asleep, owner, name, make)
+        wrap = asleep if self.meter is None else make
+        self._patches.replace(owner, name, wrap(getattr(owner, name)))
+
+    def _asleep(self, owner: Any, name: str, make: Callable[[Any], Any], original: Any) -> Any:
+        """What stands in the place of a method until its first call, for which its wrapper is made.
+
+        From then on the wrapper stands there itself, unless this was wrapped again.
+        """
+        made: list[Any] = []
+
+        def wake() -> Any:
+            self.wake()
+            if not made:
+                with off_loop():
+                    made.append(make(original))
+                if vars(owner).get(name) is stub:
+                    setattr(owner, name, made[0])
+            return made[0]
+
+        def method(caller: Any, /, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            return wake()(caller, *args, **kwargs)
+
+        async def task(caller: Any, /, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            return await wake()(caller, *args, **kwargs)
+
+        stub = functools.wraps(original)(task if inspect.iscoroutinefunction(original) else method)
+        return stub
 
     def _unknown(self, part: str) -> None:
         self.problem = problem(part)
-        if _capped(self.meter):
+        if self._is_capped():
             raise ConfigError(self.problem)
         logger.warning("%s Nothing is counted.", self.problem)
 
 
-class Asleep:
-    """A method whose wrapper is made for its first call."""
-
-    def __init__(
-        self, hub: HubInstrumentation, owner: Any, name: str, make: Callable[[Any], Any]
-    ) -> None:
-        self.hub, self.owner, self.name, self.make = hub, owner, name, make
-        self.made: Any = None
-
-    def stub(self, original: Any) -> Any:
-        """What stands in the place of a method until then."""
-        sleeping = self
-
-        if inspect.iscoroutinefunction(original):
-
-            @functools.wraps(original)
-            async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-                __tracebackhide__ = True
-                return await sleeping.wake(method)(self, *args, **kwargs)
-
-        else:
-
-            @functools.wraps(original)
-            def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-                __tracebackhide__ = True
-                return sleeping.wake(method)(self, *args, **kwargs)
-
-        return method
-
-    def wake(self, stub: Any) -> Any:
-        """The wrapper; from now on it stands there itself, unless the stub was wrapped again."""
-        self.hub.wake()
-        if self.made is None:
-            with off_loop():
-                self.made = self.make(stub.__wrapped__)
-            if vars(self.owner).get(self.name) is stub:
-                setattr(self.owner, self.name, self.made)
-        return self.made
+# --- what a client has to be like
 
 
-def _capped(meter: Meter | None) -> bool:
-    return meter is not None and meter.budgets.capped()
+def has_choke_point(client: Any) -> bool:
+    """Whether a client has the method that all paid calls are known to pass through."""
+    method = getattr(client, CHOKE_POINT, None)
+    return method is not None and tuple(inspect.signature(method).parameters) == KNOWN_SIGNATURE
+
+
+def bypassing(client: type) -> dict[str, Callable[..., Any]]:
+    """The public methods of a client that may send something without passing through there.
+
+    A method passes through if its code names the choke point, or another method that does. A
+    wrapper of another library is left alone: it will call what it wraps.
+    """
+    methods = {
+        name: method
+        for name, method in vars(client).items()
+        if inspect.isfunction(method) and not name.startswith("_") and name not in NO_TASKS
+        if method.__module__ == client.__module__
+    }
+    names = {name: set(_names(inspect.unwrap(method).__code__)) for name, method in methods.items()}
+    passing = {CHOKE_POINT}
+    while more := {name for name, used in names.items() if used & passing} - passing:
+        passing |= more
+    return {name: method for name, method in methods.items() if name not in passing}
+
+
+def absent(package: ModuleType) -> str | None:
+    """The first of the needed modules that a package does not have; none is imported for that."""
+    for module in NEEDED:
+        path, name = getattr(package, "__path__", None), package.__name__
+        if path is None:
+            return None  # a stand-in of a test
+        for part in module.removeprefix(f"{name}.").split("."):
+            name = f"{name}.{part}"
+            spec = PathFinder.find_spec(name, path)
+            if spec is None:
+                return module
+            path = spec.submodule_search_locations or ()
+    return None
+
+
+def problem(part: str) -> str:
+    """What to say where a part of huggingface_hub is not the one which is known."""
+    return (
+        f"huggingface_hub {_release()} sends its calls in a way that pytest-hfbudget does not "
+        f"know ({part}), so it can't cap them. Install a release that is supported "
+        "(0.34 to 2.4), or a newer pytest-hfbudget."
+    )
+
+
+def _release() -> str:
+    return str(getattr(sys.modules.get(PACKAGE), "__version__", "of an unknown release"))
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
 
 
 def reporting_headers(original: Any) -> Any:
@@ -280,7 +350,7 @@ def traced_session(original: Any) -> Any:
     return _get_client_session
 
 
-def _trace(listener: HeadersListener) -> Any:
+def _trace(listener: Callable[[Headers], None]) -> Any:
     trace = import_module("aiohttp").TraceConfig()  # imported already: the session is made of it
 
     async def answered(session: object, context: object, end: Any) -> None:
