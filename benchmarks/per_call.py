@@ -12,8 +12,6 @@ Without shekel its column stays empty. The rows:
 
 - *outside of any budget*: a plain script that has imported the package, and no budget is open;
 - *counted, without a cap* and *below a cap*: microseconds on top of the bare call;
-- *its accounting, afterwards*: what a call without a cap leaves to the end of its test; and both
-  together;
 - *open and close a budget*: an empty `with budget(...)`; and the same inside of a budget that is
   open already, as in every test of a run;
 - *begin and end a test*: what the hooks of a real run do around one test with a marker;
@@ -120,20 +118,6 @@ def per_call(around: dict[str, Around], rounds: int) -> dict[str, float]:
                     best[name], timeit.timeit(call, timer=process_time, number=CALLS) / CALLS
                 )
     return {name: seconds * 1e6 for name, seconds in best.items()}
-
-
-def afterwards() -> float:
-    """Microseconds a call of accounting for deferred calls, the best of five rounds."""
-    client = InferenceClient(model=f"{MODEL}:novita", token="hf_none")  # noqa: S106 - none
-    best = float("inf")
-    for _ in range(5):
-        with budget(price_per_1k_tokens=PRICES) as block:
-            for _ in range(CALLS):
-                client.chat_completion(QUESTION, max_tokens=50)
-            start = process_time()
-            block.spent  # noqa: B018 - reading it accounts for them
-            best = min(best, (process_time() - start) / CALLS)
-    return best * 1e6
 
 
 def per_block(make: Callable[[], AbstractContextManager[Any]]) -> float:
@@ -296,10 +280,6 @@ def main() -> None:
     for key, name in (("counted", "counted, without a cap"), ("capped", "below a cap")):
         other = ours.get(f"their {key}")
         row(name, ours[key] - bare, None if other is None else other - bare)
-        if key == "counted":
-            later = afterwards()
-            row("its accounting, afterwards", later, None)
-            row("without a cap, in all", ours[key] - bare + later, None)
     their_block = per_block(lambda: shekel.budget(max_usd=1)) if shekel else None
     row("open and close a budget", per_block(lambda: budget(1)), their_block)
     with budget(2):

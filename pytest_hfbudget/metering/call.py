@@ -54,6 +54,7 @@ logger = logging.getLogger("pytest_hfbudget")
 
 # The status of a request that its transport has sent again.
 AGAIN = "sent again"
+UNANSWERED = object()
 
 
 class Call:
@@ -69,9 +70,9 @@ class Call:
             meets it was cut off, which is a refusal.
         refusal: why it was not sent, where that turned out on its way.
         outcome: what came back so far.
+        answer: the complete answer, once it is there; not that of a stream.
         swallow_usage: whether the plugin asked for a stream's usage, so that the chunk with only
             the usage is not shown to code which did not ask for it.
-        seconds: how long it took, where it is settled later than that.
     """
 
     def __init__(
@@ -86,9 +87,9 @@ class Call:
         self.refusal: BudgetExceededError | None = None
         self.outcome = Outcome(request.provider)
         self.swallow_usage = False
-        self.seconds: float | None = None
+        self.answer: object = UNANSWERED
         self._final: Charge | None = None
-        self._once = threading.Lock()
+        self._once = threading.Lock()  # taken when its booking begins, which is to be once
 
     # --- while it is sent
 
@@ -201,13 +202,15 @@ class Call:
                 self.lost("200")  # what was written is not in here
         self.settle("200")
         if self.limit and finished_by_length(message) and not self.outgoing.watch.replayed:
-            raise self.cut_off()
+            raise self.refusal or self.cut_off()
 
     def failed(self, error: BaseException) -> None:
         """Settle a call that raised: nothing for an error status, the hold if it may have run."""
         status = status_of(error)
         if self.refusal is not None:
             self._withdraw()
+        elif self.answer is not UNANSWERED:  # a Ctrl-C, right after it was answered
+            self.close()
         elif status is not None:
             self._release(str(status))
             budgets, watch = self.meter.budgets, self.outgoing.watch
@@ -253,7 +256,9 @@ class Call:
     def cut_off(self) -> BudgetExceededError:
         """The refusal of an answer that ran into the limit which the plugin had set."""
         limit = self.limit or OutputLimit(0, by_cap=False)
-        return self.refuse(cut_off(self.request.model, limit, self.held.amount, self._tightest()))
+        error = cut_off(self.request.model, limit, self.held.amount, self._tightest())
+        self.refusal = self.refuse(error)
+        return self.refusal
 
     # --- settlement, once
 
@@ -288,28 +293,29 @@ class Call:
             self._resolve(self.meter.ledger.settle, self._held_in_full(status))
 
     def close(self) -> None:
-        """Charge a call that was left before its end: a stream, or a call in a thread."""
+        """Charge a call that was left before its end: a stream, or a call in a thread.
+
+        A settlement that a Ctrl-C has cut short begins again with the same answer.
+        """
         watch = self.outgoing.watch
         if watch.unsent and not watch.replayed:
             self._release("refused")
-        else:
+        elif self.answer is not UNANSWERED and not self._once.locked():
+            with suppress(Exception):  # a refusal of what was cut off, which is recorded by now
+                self.answered(self.answer)
+        if not self._once.locked():
             self.lost("closed")
 
     def disown(self) -> None:
         """Settle nothing, because another process does."""
         self._once.acquire(blocking=False)
 
-    @property
-    def taken(self) -> bool:
-        """Whether its booking has begun: it is not to begin a second time."""
-        return self._once.locked()
-
     def _book(self, usage: Usage, status: str) -> None:
         if not self._once.locked():
             self._resolve(self.meter.ledger.settle, self._charge_or_hold(usage, status))
 
     def _release(self, status: str) -> None:
-        if self.taken:
+        if self._once.locked():
             return
         charge = self._charge_or_hold(None, status)._replace(nano_usd=0, estimated=False)
         self._resolve(self.meter.ledger.release, charge)
@@ -332,7 +338,8 @@ class Call:
                 price = quote, quote is None or quote.certain
             else:
                 price = price_of(self.meter.book, request, quote, outcome.provider)
-            charge = charge_of(self.draft, request, price, outcome, usage, status, self._took())
+            took = self.meter.clock() - self.outgoing.started
+            charge = charge_of(self.draft, request, price, outcome, usage, status, took)
             told = None if self.outgoing.watch.replayed else usage
             if told is not None and (request.prompt is not None or request.basis != BYTES):
                 self.meter.counts.learn(request, outcome.provider, told)
@@ -351,7 +358,7 @@ class Call:
             price_source="what was held" if paid else "unpriced",
             status=status,
             estimated=True,
-            seconds=round(self._took(), 6),
+            seconds=round(self.meter.clock() - self.outgoing.started, 6),
         )
 
     def _resolve(self, how: Callable[[int, Charge], None], charge: Charge) -> None:
@@ -384,11 +391,6 @@ class Call:
                 charge = replayed(charge)
         with suppress(KeyError):
             self.meter.ledger.settle(self.held.id, charge)
-
-    def _took(self) -> float:
-        """Seconds from its start to its end, or to now."""
-        now = self.meter.clock()
-        return now - self.outgoing.started if self.seconds is None else self.seconds
 
     def refuse(self, error: BudgetExceededError) -> BudgetExceededError:
         """Record a refusal where the code under test can't swallow it, and return it."""

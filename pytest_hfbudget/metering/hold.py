@@ -16,12 +16,10 @@ from pytest_hfbudget.errors import (
     interrupted,
 )
 from pytest_hfbudget.ledger import Charge, Hold
-from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.locks import OWN_LOCKS
 from pytest_hfbudget.metering import limits
 from pytest_hfbudget.metering.budget_context import current_caller
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.deferred import DeferredCall
 from pytest_hfbudget.metering.limits import (
     RequestVariant,
     check_share,
@@ -48,18 +46,37 @@ from pytest_hfbudget.pricing.book import PriceBook, toml_hint
 logger = logging.getLogger("pytest_hfbudget")
 
 
-def deferred(meter: Meter, outgoing: OutgoingCall) -> DeferredCall | None:
-    """What accounts for a call without a cap after its end; None where it is held before that.
+class LateCall(Call):
+    """A call without a cap of a signal handler that has interrupted the ledger.
 
-    It is where an endpoint is paid for by the minute, and in a process that spends from the ledger
-    of another one, which may be gone by then.
+    All that is to be done for it waits until the ledger is free.
     """
-    plain = isinstance(meter.ledger, Ledger) and not meter.book.leased
-    if meter.budgets.over or not plain or outgoing.stream:
-        return None
-    return DeferredCall(
-        meter.deferred, outgoing, partial(_begin_ended, meter, outgoing), meter.clock
-    )
+
+    def answered(self, body: object) -> None:
+        self._put_off(lambda call: call.answered(body))
+
+    def failed(self, error: BaseException) -> None:
+        self._put_off(lambda call: call.failed(error))
+
+    def settle(self, status: str) -> None:
+        self._put_off(lambda call: call.settle(status))
+
+    def lost(self, status: str) -> None:
+        self._put_off(lambda call: call.lost(status))
+
+    def close(self) -> None:
+        self._put_off(Call.close)
+
+    def _put_off(self, step: Callable[[Call], None]) -> None:
+        def take() -> None:
+            call = begin(self.meter, self.outgoing, blocks=True)
+            if call is not None:
+                call.outcome = self.outcome
+                for _ in range(1, self.outgoing.watch.posts):
+                    call.sent_again()
+                step(call)
+
+        self.meter.later.append(take)
 
 
 def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
@@ -78,9 +95,8 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
     __tracebackhide__ = True
     # As `inside`, without its call.
     if True in [lock._is_owned() for own in tuple(OWN_LOCKS) if (lock := own()) is not None]:
-        _interrupting(meter, outgoing)
-        return None
-    if meter.deferred.later or meter.deferred.ended:
+        return _interrupting(meter, outgoing)
+    if meter.later:
         meter.drain()
     if meter.budgets.over and (outgoing.budgets.capped or meter.emulator):
         raise _too_late(meter, outgoing)
@@ -113,30 +129,19 @@ def resume(call: Call) -> Call | None:
     return call
 
 
-def _begin_ended(meter: Meter, outgoing: OutgoingCall) -> Call | None:
-    """The call to be settled at once, because it has ended already."""
-    try:
-        call = _held(meter, outgoing, blocks=True)
-        if call.wait is not None:
-            call.wait.block()
-            _take(call)
-    except Exception as error:
-        _not_held(meter, outgoing, error)
-        return None
-    return call
-
-
-def _interrupting(meter: Meter, outgoing: OutgoingCall) -> None:
-    """Deal with a call of a signal handler that has interrupted the ledger.
+def _interrupting(meter: Meter, outgoing: OutgoingCall) -> LateCall:
+    """The call of a signal handler that has interrupted the ledger.
 
     Raises:
         LedgerBusyError: a cap would have to hold it.
     """
     __tracebackhide__ = True
+    request = _described(meter, outgoing, outgoing.parameters, refused=True)
+    draft = _draft(outgoing, request, None)
     if not outgoing.budgets.capped:
-        meter.missed("a signal handler called while the ledger was changing", tell=False)
-        return
-    draft = _draft(outgoing, _described(meter, outgoing, outgoing.parameters, refused=True), None)
+        late = LateCall(meter, outgoing, request, draft)
+        outgoing.watch.on_headers = late.headers
+        return late
     error = interrupted(draft.model)
     meter.refuse(draft, error, outgoing.budgets.test)
     raise error

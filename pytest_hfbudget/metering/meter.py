@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pytest_hfbudget.errors import (
@@ -24,7 +24,6 @@ from pytest_hfbudget.locks import inside
 from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_args import ThresholdWatcher
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
-from pytest_hfbudget.metering.deferred import DeferredCalls, SentCall
 from pytest_hfbudget.pricing.book import PriceBook
 from pytest_hfbudget.settings import HOLD_WAIT_S, ROUTER
 from pytest_hfbudget.text import printable, public_url
@@ -75,6 +74,21 @@ class EndpointHooks:
     find: Callable[[str], str | None] = _not_found
 
 
+class OpenCall(Protocol):
+    """A call that holds something, as far as its end is concerned."""
+
+    draft: Charge
+
+    def close(self) -> None:
+        """Charge a call that was left before its end."""
+
+    def book_interrupted(self) -> None:
+        """Book a call whose settlement was cut short, unless it got through."""
+
+    def disown(self) -> None:
+        """Settle nothing, because another process does."""
+
+
 @dataclass
 class Meter:
     """The prices, budgets and ledger of this process, and its calls in flight.
@@ -86,7 +100,9 @@ class Meter:
         stops_with_ledger: whether calls without a cap are refused, too, once the ledger is gone.
         watcher: notices when a part of a budget is used up.
         counts: what servers have counted of prompts.
-        deferred: the calls that are accounted for after they have ended, and steps that wait.
+        later: steps in the ledger that wait for `drain`: those of a signal handler which has
+            interrupted the ledger, and of streams that were garbage-collected, because the
+            collector may run while a lock of the plugin is held.
         open_calls: the calls that hold something.
         opened: the scopes that are open in the ledger.
     """
@@ -102,8 +118,8 @@ class Meter:
     stops_with_ledger: bool = True
     watcher: ThresholdWatcher = field(default_factory=ThresholdWatcher)
     counts: TokenCounts = field(default_factory=TokenCounts)
-    deferred: DeferredCalls = field(default_factory=DeferredCalls)
-    open_calls: dict[int, SentCall] = field(default_factory=dict)
+    later: deque[Callable[[], None]] = field(default_factory=deque)
+    open_calls: dict[int, OpenCall] = field(default_factory=dict)
     opened: set[Scope] = field(default_factory=set)
     _missed: Counter[str] = field(default_factory=Counter)
 
@@ -169,7 +185,7 @@ class Meter:
         """
         gone = isinstance(error, LedgerUnreachableError)
         if isinstance(error, BudgetExceededError) and not gone:
-            self.deferred.later.append(step)
+            self.later.append(step)
 
     def refuse_unread(self, error: BudgetExceededError, model: str) -> BudgetExceededError:
         """As `refuse`, for a request of which no more is known than what it goes to."""
@@ -230,40 +246,34 @@ class Meter:
             self.budgets.test.refusals.extend(refusals)
 
     def drain(self) -> None:
-        """Take the steps that were put off, and account for the deferred calls that have ended."""
-        later = self.deferred.later
-        if not (later or self.deferred.ended) or inside():
+        """Take the steps that were put off."""
+        later = self.later
+        if not later or inside():
             return
         # Each once: what still can't be written goes to the end, for the next time.
         for _ in range(len(later)):
             with suppress(IndexError, KeyError):  # another thread has taken it, or it was booked
                 self.write(later.popleft())
-        self.deferred.account()
 
     # --- the end
 
     def settle_open(self, test: str | None) -> None:
         """Settle what a test leaves open, so that nothing is held after its end."""
-        if self.deferred or self.open_calls:
-            with self.deferred.lock:
-                self.drain()
-                self.deferred.leave(test)
-                for call in list(self.open_calls.values()):
-                    if call.draft.test == test:
-                        call.close()
+        self.drain()
+        for call in list(self.open_calls.values()):
+            if call.draft.test == test:
+                call.close()
         self._flush()
 
     def settle_all(self) -> None:
         """Settle whatever is left open, because nothing is settled after this."""
-        with self.deferred.lock:
-            self.drain()
-            self.deferred.leave(every=True)
-            for call in list(self.open_calls.values()):
-                call.close()
-            for call in list(self.open_calls.values()):
-                with suppress(HFBudgetError):
-                    call.book_interrupted()
-            self.open_calls.clear()
+        self.drain()
+        for call in list(self.open_calls.values()):
+            call.close()
+        for call in list(self.open_calls.values()):
+            with suppress(HFBudgetError):
+                call.book_interrupted()
+        self.open_calls.clear()
         self._flush()
 
     def _flush(self) -> None:
@@ -279,7 +289,7 @@ class Meter:
             call.disown()
         self.open_calls.clear()
         self._missed.clear()
-        self.deferred.disown()
+        self.later.clear()
         self.counts.disown()
 
 

@@ -99,7 +99,7 @@ class StreamAccounting:
         """Leave settling to a moment when no lock of ours can be held."""
         if not self._done:
             self._done = True
-            self.call.meter.deferred.later.append(self.call.close)
+            self.call.meter.later.append(self.call.close)
 
     def _take(self, usage: Usage | None, *, written: bool) -> None:
         """Take in the usage of a chunk: the last one counts, but none takes back what one has told.

@@ -92,12 +92,6 @@ def ending_with_usage(body: object) -> Mapping[str, Any]:
     return {"usage": usage}
 
 
-def has_usage(body: bytes) -> bool:
-    """Whether an answer has a ``usage`` at its end, as far as a glance tells."""
-    at = body.rfind(USAGE)
-    return at > 0 and body[at + len(USAGE) :].lstrip().startswith(b"{")
-
-
 def _is_vectors(body: bytes) -> bool:
     """Whether these are embeddings: they are long, and say nothing of usage."""
     first = body[:64].lstrip(b"[ \t\r\n")[:1]

@@ -51,7 +51,7 @@ class Bench:
 
     @property
     def ledger(self) -> Ledger:
-        """The ledger, with the calls that were deferred."""
+        """The ledger, with the steps that were put off."""
         self.runtime.meter.drain()
         return self.books
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -12,7 +12,6 @@ import pytest
 from metering_bench import Bench, say
 
 import pytest_hfbudget
-from pytest_hfbudget.metering.deferred import SMALL_BYTES
 
 pytestmark = pytest.mark.slow
 
@@ -23,14 +22,20 @@ BOOKING = {("ledger.py", "append")}
 # Generators of which only the first item is taken.
 LEFT_EARLY = ("<genexpr>", "_sources", "_stated", "_listed", "_offers")
 
-LARGE = [{"role": "user", "content": "x" * (SMALL_BYTES + 1)}]
+# What is entered first when an answer is there.
+ANSWERED = ("replay.py", "__exit__")
 
 
 class Interrupter:
-    """Interrupts one entry of a function of the package, counted from its start."""
+    """Interrupts one entry of a function of the package.
 
-    def __init__(self, at: int) -> None:
-        self._left = at
+    Args:
+        at: which one, counted from `start`; without one, from the first.
+        start: the file and the name of a function.
+    """
+
+    def __init__(self, at: int, start: tuple[str, str] | None = None) -> None:
+        self._left, self._start = at, start
         self.spared = False
 
     @property
@@ -50,53 +55,35 @@ class Interrupter:
         file = frame.f_code.co_filename
         ours = file.startswith(OURS) and "emulator" not in file
         # The closing of a generator is traced like a call; an error in it would go nowhere.
-        if event == "call" and ours and frame.f_code.co_name not in LEFT_EARLY:
+        place = Path(file).name, frame.f_code.co_name
+        if event == "call" and ours and place[1] not in LEFT_EARLY:
+            if self._start not in (None, place):
+                return
+            self._start = None
             self._left -= 1
             if not self._left:
-                self.spared = (Path(file).name, frame.f_code.co_name) in BOOKING
+                self.spared = place in BOOKING
                 if not self.spared:
                     raise KeyboardInterrupt
 
 
-def deferred(bench: Bench, interrupter: Interrupter) -> None:
-    """A call that is accounted for later, and is interrupted there."""
-    bench.client().chat_completion(say(5), max_tokens=5)
-    with interrupter.at_work():
-        bench.runtime.meter.drain()
-
-
-def large(bench: Bench, interrupter: Interrupter) -> None:
-    """One that is accounted for when it ends, and is interrupted there."""
-    meter, stack, looks = bench.runtime.meter, ExitStack(), iter(range(2))
-    clock = meter.clock
-
-    def ends() -> float:
-        if next(looks, None) == 1:  # the first look is at its start
-            stack.enter_context(interrupter.at_work())
-        return clock()
-
-    with stack:
-        meter.clock = ends
-        stack.callback(setattr, meter, "clock", clock)
-        bench.client().chat_completion(LARGE, max_tokens=5)
-
-
-@pytest.mark.parametrize("ask", [deferred, large])
-def test_an_interrupted_call_is_charged_once_and_exactly(
-    bench: Bench, ask: Callable[[Bench, Interrupter], None]
+@pytest.mark.parametrize("cap", [None, 1])
+def test_an_answer_is_charged_once_and_exactly_wherever_its_settlement_is_interrupted(
+    bench: Bench, cap: int | None
 ) -> None:
+    bench.running(cap)
     at, came = 0, True
     while came:
         at += 1
         calls, spent, billed = len(bench.books.charges()), bench.spent, bench.billed
-        interrupter = Interrupter(at)
-        with suppress(KeyboardInterrupt):
-            ask(bench, interrupter)
+        interrupter = Interrupter(at, ANSWERED)
+        with suppress(KeyboardInterrupt), interrupter.at_work():
+            bench.client().chat_completion(say(5), max_tokens=5)
         bench.runtime.meter.settle_all()
         assert len(bench.books.charges()) == calls + 1, at
         assert bench.spent - spent == bench.billed - billed > 0, at
         came = interrupter.came
-    assert at > 60
+    assert at > 10
     assert bench.held == 0
 
 

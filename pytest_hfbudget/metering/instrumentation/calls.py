@@ -12,9 +12,9 @@ from types import FunctionType, ModuleType
 from typing import Any, Protocol
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.metering.call import Call
+from pytest_hfbudget.metering.call import UNANSWERED, Call
 from pytest_hfbudget.metering.fallback import prepared
-from pytest_hfbudget.metering.hold import begin, deferred, resume
+from pytest_hfbudget.metering.hold import begin, resume
 from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.replay import SendWatch, is_mock, result_of
@@ -234,7 +234,7 @@ def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
     return prepare_request
 
 
-# The two shells differ by an ``await``; all that they do is in `hold`, `call` and `deferred`.
+# The two shells differ by an ``await``; all that they do is in `hold` and `call`.
 
 
 def metered(original: Any, route: ClientRoute) -> Any:
@@ -249,9 +249,6 @@ def metered(original: Any, route: ClientRoute) -> Any:
             if found is None:
                 return original(self, request_parameters, stream=stream)
             meter, outgoing = found
-            if not outgoing.budgets.capped and (later := deferred(meter, outgoing)) is not None:
-                with later:
-                    return later.answered(original(self, outgoing.parameters, stream=False))
             call = begin(meter, outgoing, blocks=True)
             if call is not None and call.wait is not None:
                 call.wait.block()
@@ -262,6 +259,7 @@ def metered(original: Any, route: ClientRoute) -> Any:
             try:
                 with outgoing.watch:
                     answer = original(self, call.parameters, stream=stream)
+                    call.answer = UNANSWERED if stream else answer
             except BaseException as error:
                 failed(call, error)
                 if not retry.again(call, error):
@@ -287,10 +285,7 @@ def metered_async(original: Any, route: ClientRoute) -> Any:
             if found is None:
                 return await original(self, request_parameters, stream=stream)
             meter, outgoing = found
-            if not outgoing.budgets.capped and (later := deferred(meter, outgoing)) is not None:
-                with later:
-                    return later.answered(await original(self, outgoing.parameters, stream=False))
-            if meter.open_calls:
+            if meter.open_calls and outgoing.budgets.capped:
                 await let_the_loop_turn()
             call = begin(meter, outgoing, blocks=False)
             if call is not None and call.wait is not None:
@@ -302,9 +297,10 @@ def metered_async(original: Any, route: ClientRoute) -> Any:
             try:
                 with outgoing.watch:
                     answer = await original(self, call.parameters, stream=stream)
+                    call.answer = UNANSWERED if stream else answer
             except GeneratorExit:
                 # The garbage collector may run while a lock of the plugin is held.
-                meter.deferred.later.append(call.close)
+                meter.later.append(call.close)
                 raise
             except BaseException as error:
                 failed(call, error)

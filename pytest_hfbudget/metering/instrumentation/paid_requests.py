@@ -252,7 +252,7 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
             if found is None:
                 return await request.send(sent)
             meter, outgoing = found
-            if meter.open_calls:
+            if meter.open_calls and outgoing.budgets.capped:
                 await let_the_loop_turn()
             call = begin(meter, _checked(meter, outgoing, request), blocks=False)
             if call is not None and call.wait is not None:
@@ -266,7 +266,7 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
                     answer = await request.send(call.parameters)
             except GeneratorExit:
                 # The garbage collector may run while a lock of the plugin is held.
-                meter.deferred.later.append(call.close)
+                meter.later.append(call.close)
                 raise
             except BaseException as error:
                 failed(call, error)
