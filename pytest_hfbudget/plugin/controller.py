@@ -276,8 +276,7 @@ class Controller(Role):
             tell("pytest_hfbudget_charge", "charge", ledger.charges)
             tell("pytest_hfbudget_refusal", "refusal", ledger.refusals)
         if (endpoints := self._endpoints) is not None:
-            tell = self._writer.announcer.tell
-            tell("pytest_hfbudget_endpoint", "event", endpoints.log.all)
+            self._writer.announcer.tell("pytest_hfbudget_endpoint", "event", endpoints.log.all)
 
     def between(self) -> None:
         if self._endpoints is not None:
@@ -294,6 +293,7 @@ class Controller(Role):
             try:
                 self._verified = self._endpoints is None or self._endpoints.finish()
             finally:
+                self._dismiss()
                 eventful, make = not self.uneventful(outcomes), partial(self.report, outcomes)
                 if eventful or self._made_writer is not None or self.settings.report is not None:
                     known = self.settings, outcomes, make, lambda: self.counts.facts
@@ -321,7 +321,6 @@ class Controller(Role):
 
         lines = self._endpoints.lines() if self._endpoints is not None else ()
         order: Any = self.config.pluginmanager.get_plugin(ORDER)
-        minute_s = self.settings.billing_minute
         return replace(
             Report.of(self.ledger, self.settings.own_cap, outcomes, lines),
             notes=self._notes(),
@@ -330,7 +329,7 @@ class Controller(Role):
             session_id=self.settings.session_id,
             rehearsal=self.settings.emulator is not None,
             over_runs=self.standing(),
-            timeline=order.schedule.timeline(minute_s) if order is not None else None,
+            timeline=order and order.schedule.timeline(self.settings.billing_minute),
         )
 
     def record(self, store: StoreCosts, session: pytest.Session) -> None:
@@ -342,8 +341,7 @@ class Controller(Role):
         if self.uneventful(outcomes):
             # A budget of which nothing was spent says so, unless this run only looked.
             capped = self.settings.own_cap is not None or self.settings.capped_over_runs
-            looks = options.only_look(self.config, self.settings)
-            if self._ledger is None or looks or not capped:
+            if self._ledger is None or not capped or options.only_look(self.config, self.settings):
                 return
         self._writer.show(terminal, self.report(outcomes))
 
@@ -385,10 +383,14 @@ class Controller(Role):
 
         return self.counts.shared_by(origin, [Fact(*one) for one in facts], heard)
 
-    def close(self) -> None:
+    def _dismiss(self) -> None:
+        """Book what workers that died have held: all of them have ended by now."""
         if self._server_for_workers is not None:
             self._server_for_workers.close()
             self._server_for_workers = None
+
+    def close(self) -> None:
+        self._dismiss()
         if self._ledger is not None:
             from pytest_hfbudget.plugin import run_ledger
 

@@ -118,6 +118,17 @@ def test_a_rehearsal_leaves_nothing_in_the_cache(own: Suite) -> None:
     assert not list(cache.rglob("*.json"))
 
 
+def _on_the_usual_port(own: Suite, recorded: str) -> pytest.RunResult:
+    """A rehearsal on the port that it prefers, which those of other tests may take in between."""
+    for _ in range(10):
+        _wait_for_port()
+        (own.path / recorded).unlink(missing_ok=True)
+        result = own.run("--hf-emulator", "--hf-session-budget=1")
+        if any(line.endswith(f":{PORT}") for line in result.outlines[:5]):
+            break
+    return result
+
+
 def test_a_cassette_of_a_rehearsal_is_played_back_in_the_next_one(
     own: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,8 +143,7 @@ def test_a_cassette_of_a_rehearsal_is_played_back_in_the_next_one(
     said = []
     for mode in ("once", "none"):
         monkeypatch.setenv("MODE", mode)
-        _wait_for_port()
-        result = own.run("--hf-emulator", "--hf-session-budget=1")
+        result = _on_the_usual_port(own, recorded="it.yaml" if mode == "once" else "nothing")
         result.assert_outcomes(passed=1)
         said += [line for line in result.outlines if line.startswith("spent")]
     assert "1 replayed" not in said[0]

@@ -133,6 +133,28 @@ def test_a_worker_that_dies_is_charged_what_it_held(suite: Suite) -> None:
     assert round(float(lost["usd"]) * 10**9) >= suite.billed > 0
 
 
+def test_the_report_waits_for_what_a_dead_worker_held(suite: Suite) -> None:
+    suite.pytester.makeconftest("""
+        import threading
+
+        def slow(frame, event, argument):
+            if frame.f_code.co_name == "gone":
+                threading.Event().wait(0.3)
+
+        threading.settrace(slow)
+    """)
+    suite.test_file("""
+        import signal
+
+        def test_it():
+            stream = InferenceClient(model="emulator/chat")
+            next(iter(stream.chat_completion(SAY, max_tokens=20, stream=True)))
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    suite.run("-n1", "--max-worker-restart=0", "--hf-session-budget=1", "--hf-report=report.json")
+    assert [call["status"] for call in suite.report()["calls"]] == ["lost"]
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_leaves_the_endpoint_to_the_others(suite: Suite) -> None:
     suite.test_file("""

@@ -141,9 +141,9 @@ class Listener:
                     return
                 if watched.sock in ready and not watched.serve():
                     break
+        watched.end()  # before it is gone from here: `close` waits for what is booked
         with self._lock:
             self._sockets.discard(watched)
-        watched.end()
 
     def leaves(self, watched: WatchedSocket, event: int) -> bool:
         """Whether the thread of a socket, woken by the pipe, ends: not if the fork is over."""
