@@ -44,7 +44,7 @@ from huggingface_hub import InferenceClient
 from pytest_hfbudget import budget
 from pytest_hfbudget.ledger import Charge, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
+from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 from pytest_hfbudget.metering.instrumentation.http_layer import POINTS
 from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION

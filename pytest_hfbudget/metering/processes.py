@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Refusal, Scope, WaitingHold
-from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
+from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerClient, Listener, Operation
 from pytest_hfbudget.metering.bounds import Share, TokenCounts
 from pytest_hfbudget.metering.budget_context import (

@@ -204,7 +204,7 @@ class Worker(Role):
     def __init__(
         self, config: pytest.Config, settings: Settings, workerinput: Mapping[str, Any]
     ) -> None:
-        from pytest_hfbudget.ledger.rpc.client import LedgerConnection
+        from pytest_hfbudget.ledger.rpc import LedgerConnection
 
         given = workerinput["hfbudget"]
         super().__init__(_with_addresses(settings, given))
@@ -218,7 +218,7 @@ class Worker(Role):
         )
 
     def make_runtime(self) -> Runtime:
-        from pytest_hfbudget.ledger.rpc.client import RemoteLedger
+        from pytest_hfbudget.ledger.rpc import RemoteLedger
         from pytest_hfbudget.plugin.run_ledger import make_meter
 
         ledger, counts = RemoteLedger(self._connection, ahead=True), self._counts()

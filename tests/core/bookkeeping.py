@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pytest_hfbudget.ledger import Charge, LedgerLike, WaitingHold
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
+from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerClient, LedgerServer
 
 PATIENCE_S = 10.0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from bookkeeping import WatchedLedger, connected, serving
 
-from pytest_hfbudget.ledger.rpc.client import LedgerConnection
+from pytest_hfbudget.ledger.rpc import LedgerConnection
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 

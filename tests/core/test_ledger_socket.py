@@ -39,7 +39,7 @@ from pytest_hfbudget.errors import (
     UnpricedCallError,
 )
 from pytest_hfbudget.ledger import Scope, Totals
-from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
+from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerClient, LedgerServer
 
 CAP = 1000
@@ -177,7 +177,7 @@ def test_what_a_killed_process_held_is_booked_in_full(
 
 
 def test_a_fork_knows_nothing_of_connections_that_are_gone(server: LedgerServer) -> None:
-    gone = weakref.ref(LedgerConnection(server.path).another())
+    gone = weakref.ref(LedgerConnection(server.path))
     gc.collect()
     assert gone() is None
 

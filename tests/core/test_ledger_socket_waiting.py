@@ -21,7 +21,7 @@ from bookkeeping import (
 
 from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
 from pytest_hfbudget.ledger import Caller, Hold, Scope, Totals, WaitingHold
-from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
+from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 
 A, B, C = Caller(1, 1), Caller(1, 2), Caller(2, 1)

@@ -19,7 +19,7 @@ from pytest_hfbudget.history import BudgetWindow, windows
 from pytest_hfbudget.history.database import SqliteStore
 from pytest_hfbudget.history.shared_ledger import SharedLedger
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.ledger.rpc.client import LedgerConnection, RemoteLedger
+from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
 from pytest_hfbudget.money import parse_usd
 from pytest_hfbudget.settings import Settings

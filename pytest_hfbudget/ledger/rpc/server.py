@@ -25,9 +25,7 @@ from pytest_hfbudget.ledger import (
     WaitingHold,
     rpc,
 )
-from pytest_hfbudget.ledger.rpc import ListeningAddress, PlainSocket, WakeUp
-
-CHUNK = 65_536
+from pytest_hfbudget.ledger.rpc import CHUNK, ListeningAddress, PlainSocket, WakeUp
 
 # How long a connection waits for an answer at a time: threads must be able to leave for a fork.
 LISTEN_S = 0.2
@@ -115,7 +113,7 @@ class Listener:
         self._wake_up.close()
 
     def _accept(self, connection: PlainSocket) -> None:
-        client = ClientSocket(connection, self._new_client(), self._bound.address.password)
+        client = ClientSocket(connection, self._new_client(), self._bound.address.greeting)
         with self._lock:
             if not self._closed:
                 self._sockets.add(client)
@@ -196,11 +194,11 @@ class ClientSocket(WatchedSocket):
 
     name = "hfbudget-ledger-client"
 
-    def __init__(self, sock: PlainSocket, client: ConnectionHandler, password: str = "") -> None:
+    def __init__(self, sock: PlainSocket, client: ConnectionHandler, greeting: bytes = b"") -> None:
         super().__init__(sock)
         self._client = client
         self._unread = bytearray()
-        self._greeting = f"{password}\n".encode() if password else b""
+        self._greeting = greeting
 
     def serve(self) -> bool:
         try:
