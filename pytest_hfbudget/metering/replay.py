@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from operator import attrgetter
-from types import ModuleType, NoneType
+from types import FunctionType, ModuleType, NoneType
 from typing import Any
 
 from pytest_hfbudget.errors import HFBudgetError
@@ -52,6 +52,24 @@ def result_of(make: Any) -> Any:
     if make.side_effect is not None or make._mock_wraps is not None:
         raise LookupError(make)
     return make.return_value
+
+
+def sync_session(module: ModuleType) -> Callable[[Any], Any]:
+    """What a sync client posts by, as its module gets it."""
+
+    def session(client: Any) -> Any:
+        make = module.get_session
+        return make() if isinstance(make, FunctionType) else result_of(make)
+
+    return session
+
+
+def async_session(client: Any) -> Any:
+    """What an async client posts by; before 1.0 it makes a session for each call."""
+    if hasattr(client, "_get_async_client"):
+        make = client._get_async_client
+        return result_of(make) if is_mock(make) else client._async_client
+    return sys.modules["aiohttp"].ClientSession
 
 
 class SendWatch(ProbedRequest):

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any, Protocol
 
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.metering.call import UNANSWERED, Call
-from pytest_hfbudget.metering.fallback import prepared
 from pytest_hfbudget.metering.hold import begin, resume
 from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.replay import SendWatch, is_mock, result_of
+from pytest_hfbudget.metering.replay import SendWatch, async_session, is_mock, sync_session
 from pytest_hfbudget.metering.request import (
     UNKNOWN_MODEL,
     AskedModel,
     OutgoingCall,
     P,
+    Parameters,
     changed,
+    describe,
+    shown,
 )
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
 from pytest_hfbudget.metering.transport_probe import TransportProbe
 from pytest_hfbudget.metering.usage import UNREADABLE_ANSWER
 from pytest_hfbudget.metering.waiting import in_thread, let_the_loop_turn
+from pytest_hfbudget.pricing import split_model
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.settings import ROUTER
 from pytest_hfbudget.text import printable
@@ -36,7 +38,6 @@ from pytest_hfbudget.text import printable
 logger = logging.getLogger("pytest_hfbudget")
 
 EMULATED_TASK = "x-emulator-task"
-
 SESSION_HEADER = "X-HF-Session-id"
 LONGEST_SESSION_ID = 256
 
@@ -45,6 +46,7 @@ ASKED = "hfbudget_asked"
 # What is asked of huggingface_hub where the address is not that of a provider.
 ROUTED = (None, "auto", "hf-inference")
 NO_ATTRIBUTES: dict[str, Any] = {}
+Prepare = Callable[..., Parameters]
 
 
 class Instrumentation(Protocol):
@@ -155,24 +157,6 @@ def routed(parameters: P, router: str, emulator: str) -> P:
     return parameters
 
 
-def sync_session(module: ModuleType) -> Callable[[Any], Any]:
-    """What a sync client posts by, as its module gets it."""
-
-    def session(client: Any) -> Any:
-        make = module.get_session
-        return make() if isinstance(make, FunctionType) else result_of(make)
-
-    return session
-
-
-def async_session(client: Any) -> Any:
-    """What an async client posts by; before 1.0 it makes a session for each call."""
-    if hasattr(client, "_get_async_client"):
-        make = client._get_async_client
-        return result_of(make) if is_mock(make) else client._async_client
-    return sys.modules["aiohttp"].ClientSession
-
-
 @dataclass
 class RetryState:
     """When a call that failed is sent once more: as a variant, or to a revived endpoint."""
@@ -206,6 +190,9 @@ class RetryState:
         return await in_thread(self.again, call, error)
 
 
+# --- for which model
+
+
 def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
     """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
 
@@ -220,10 +207,8 @@ def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
         provider = getattr(self, "provider", None)
         meter = hub.meter
         test = meter.budgets.test if meter is not None else None
-        watched = test is not None and test.thresholds
-        if meter is not None and (watched or meter.budgets.watched):
-            prepare = functools.partial(original, self)
-            parameters, asked = prepared(meter, prepare, provider, kwargs)
+        if meter is not None and (meter.budgets.watched or (test is not None and test.thresholds)):
+            parameters, asked = prepared(meter, functools.partial(original, self), provider, kwargs)
         else:
             parameters = original(self, **kwargs)
             asked = AskedModel(kwargs.get("model"), provider)
@@ -234,11 +219,78 @@ def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
     return prepare_request
 
 
-# The two shells differ by an ``await``; all that they do is in `hold` and `call`.
+def prepared(
+    meter: Meter, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any]
+) -> tuple[Parameters, AskedModel]:
+    """What is to be posted: with the model that was asked for, or with a cheaper one that is due.
+
+    huggingface_hub itself builds the request for the other model: it knows the provider's own name
+    of it, the URL, and whether the provider serves it for this task at all.
+
+    Args:
+        prepare: huggingface_hub's ``prepare_request`` for this provider and task.
+        arguments: what it is called with.
+    """
+    name = _asked_name(arguments)
+    due = meter.watcher.due(meter.budgets.active().thresholds, meter.ledger)
+    if due and split_model(name)[0] != split_model(due.model)[0]:
+        try:
+            return _swapped(meter, prepare, provider, arguments, due.model)
+        except Exception as error:  # whatever is wrong with it, the call itself is fine
+            meter.watcher.warn(
+                due.scope,
+                "fallback",
+                f"{due.scope.name}: a call to {shown(name)} could not be sent with {due.model} "
+                f"instead, so it was sent as it is: {error}",
+            )
+    return prepare(**arguments), AskedModel(arguments.get("model"), provider)
 
 
-def metered(original: Any, route: ClientRoute) -> Any:
+def _swapped(
+    meter: Meter, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any], model: str
+) -> tuple[Parameters, AskedModel]:
+    """The same call with another model; raises `ValueError` where it can't be sent with that."""
+    other = _arguments(meter, provider, arguments, model)
+    parameters = prepare(**other)
+    asked = AskedModel(other.get("model"), provider, instead_of=shown(_asked_name(arguments)))
+    request = describe(parameters, routers=meter.routers, asked=asked, stream=False)
+    if meter.book.quote(request, meter.budgets.active().explicit) is None:
+        raise ValueError(f"{request.model} has no known price")
+    return parameters, asked
+
+
+def _arguments(
+    meter: Meter, provider: str | None, arguments: Mapping[str, Any], model: str
+) -> dict[str, Any]:
+    """What huggingface_hub is called with for the other model; raises as `_swapped`."""
+    url = arguments.get("model") or ""
+    parameters = dict(arguments.get("parameters") or {})
+    if url.startswith(("http://", "https://")):
+        if not any(is_below(url, router) for router in meter.routers):
+            raise ValueError(f"the server at {shown(url)} chooses the model itself")
+        # The router's own URL was given as base_url: the payload alone names the model.
+        return {**arguments, "parameters": {**parameters, "model": model}}
+    if provider != "auto":
+        model, pinned = split_model(model)
+        if pinned not in (None, provider):
+            raise ValueError(f"the call goes to {provider}, not to {pinned}")
+    if "model" in parameters:
+        parameters["model"] = model
+    return {**arguments, "model": model, "parameters": parameters}
+
+
+def _asked_name(arguments: Mapping[str, Any]) -> str:
+    """The model as the caller named it."""
+    parameters = arguments.get("parameters") or {}
+    return str(parameters.get("model") or arguments.get("model") or "")
+
+
+# --- the call: two shells that differ by an ``await``; all that they do is in `hold` and `call`
+
+
+def metered(original: Any, hub: Instrumentation, module: ModuleType) -> Any:
     """``InferenceClient._inner_post``, with every call held before and settled after."""
+    route = ClientRoute(hub, sync_session(module))
 
     @functools.wraps(original)
     def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
@@ -270,8 +322,9 @@ def metered(original: Any, route: ClientRoute) -> Any:
     return _inner_post
 
 
-def metered_async(original: Any, route: ClientRoute) -> Any:
+def metered_async(original: Any, hub: Instrumentation) -> Any:
     """``AsyncInferenceClient._inner_post``, with every call held before and settled after."""
+    route = ClientRoute(hub, async_session)
 
     @functools.wraps(original)
     async def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:

@@ -153,17 +153,17 @@ class HubInstrumentation:
 
     def _wrap_sync(self, module: ModuleType) -> None:
         def make(original: Any) -> Any:
-            from pytest_hfbudget.metering.instrumentation import calls
+            from pytest_hfbudget.metering.instrumentation.calls import metered
 
-            return calls.metered(original, calls.ClientRoute(self, calls.sync_session(module)))
+            return metered(original, self, module)
 
         self._wrap_client(module, "InferenceClient", make)
 
     def _wrap_async(self, module: ModuleType) -> None:
         def make(original: Any) -> Any:
-            from pytest_hfbudget.metering.instrumentation import calls
+            from pytest_hfbudget.metering.instrumentation.calls import metered_async
 
-            return calls.metered_async(original, calls.ClientRoute(self, calls.async_session))
+            return metered_async(original, self)
 
         self._wrap_client(module, "AsyncInferenceClient", make)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from pytest_hfbudget.errors import BudgetExceededError, UnseenCallError
 from pytest_hfbudget.metering.call import Call
-from pytest_hfbudget.metering.fallback import UnfitError, prepared
 from pytest_hfbudget.metering.hold import begin, resume
 from pytest_hfbudget.metering.instrumentation.calls import (
     ASKED,
@@ -23,6 +22,7 @@ from pytest_hfbudget.metering.instrumentation.calls import (
     ClientRoute,
     RetryState,
     failed,
+    prepared,
 )
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.meter import Meter
@@ -325,7 +325,7 @@ def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> Parameters:
 
     def prepare(model: str, parameters: dict[str, str]) -> HttpParameters:
         if not chooses and parameters["model"] != asked.json["model"]:
-            raise UnfitError("the provider has a name of its own for each model")
+            raise ValueError("the provider has a name of its own for each model")
         return changed(asked, json={**asked.json, **parameters})
 
     parameters, named = prepared(
