@@ -17,8 +17,8 @@ from pytest_hfbudget.errors import HFBudgetError, HistoryError
 from pytest_hfbudget.money import beside
 from pytest_hfbudget.reporting import REHEARSAL, Report
 from pytest_hfbudget.reporting.bill import drift_text
+from pytest_hfbudget.reporting.ci import compared, comparison, merged
 from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, ReportFileError, parse, read
-from pytest_hfbudget.reporting.merged import compared, comparison, merged
 from pytest_hfbudget.reporting.tables import Table, tables
 from pytest_hfbudget.reporting.terminal import bar
 from pytest_hfbudget.text import printable
@@ -79,7 +79,7 @@ def command(
     elif base is not None:
         _compare(_file(base), reports[-1], top, markdown)
     elif markdown:
-        from pytest_hfbudget.reporting.github import step_summary
+        from pytest_hfbudget.reporting.ci import step_summary
 
         click.echo(step_summary(reports[-1]), nl=False)
     else:
@@ -153,7 +153,7 @@ def _print(reports: list[Report], top: int) -> None:
 
 def _compare(before: Report, after: Report, top: int, markdown: bool) -> None:
     if markdown:
-        from pytest_hfbudget.reporting.github import comparison_comment
+        from pytest_hfbudget.reporting.ci import comparison_comment
 
         click.echo(comparison_comment(before, after), nl=False)
         return

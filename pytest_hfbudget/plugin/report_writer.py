@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.plugin.outcomes import Outcomes
     from pytest_hfbudget.reporting import Report
-    from pytest_hfbudget.reporting.github import RefusalPlace
+    from pytest_hfbudget.reporting.ci import RefusalPlace
 
 
 class ReportWriter:
@@ -207,7 +207,7 @@ class GitHubJob:
             self._places[report.nodeid] = self._place(*report.location[:2])
 
     def _place(self, file: str, line: int | None) -> RefusalPlace:
-        from pytest_hfbudget.reporting.github import RefusalPlace
+        from pytest_hfbudget.reporting.ci import RefusalPlace
 
         workspace = os.environ.get("GITHUB_WORKSPACE") or self._config.invocation_params.dir
         path = os.path.relpath(self._config.rootpath / file, workspace)
@@ -220,7 +220,7 @@ class GitHubJob:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Write an error or a warning for each refusal: GitHub shows it at the line of the test."""
         if self._annotates and (report := self._report()) is not None:
-            from pytest_hfbudget.reporting.github import notices
+            from pytest_hfbudget.reporting.ci import notices
 
             terminalreporter.ensure_newline()
             green = self._session is not None and self._session.exitstatus == pytest.ExitCode.OK
@@ -239,7 +239,7 @@ class GitHubJob:
                 self._append(Path(path), report)
 
     def _append(self, path: Path, report: Report) -> None:
-        from pytest_hfbudget.reporting.github import MOST_BYTES, step_summary
+        from pytest_hfbudget.reporting.ci import MOST_BYTES, step_summary
 
         text = step_summary(report).encode(errors="replace")
         try:

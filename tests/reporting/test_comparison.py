@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from written_report import full, saved
 
-from pytest_hfbudget.reporting.github import MARKER, TOP, comparison_comment
-from pytest_hfbudget.reporting.merged import comparison
+from pytest_hfbudget.reporting.ci import MARKER, TOP, comparison, comparison_comment
 
 # GitHub refuses a longer comment.
 MOST_CHARACTERS = 65_536

@@ -7,7 +7,7 @@ from typing import Any
 
 from written_report import full, saved
 
-from pytest_hfbudget.reporting.github import (
+from pytest_hfbudget.reporting.ci import (
     ANNOTATIONS,
     MOST_BYTES,
     RefusalPlace,

@@ -12,7 +12,7 @@ import pytest
 from pytest_hfbudget.ledger import SESSION, Charge, Refusal, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.reporting import Report
-from pytest_hfbudget.reporting.github import step_summary
+from pytest_hfbudget.reporting.ci import step_summary
 from pytest_hfbudget.reporting.html import page
 from pytest_hfbudget.reporting.json_report import SCHEMA_FILE, as_json, parse
 from pytest_hfbudget.reporting.terminal import TOP, summary
