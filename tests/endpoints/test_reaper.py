@@ -317,8 +317,8 @@ def test_a_reaper_and_its_second_that_are_killed_at_once_are_stood_in_for(
 ) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
-    pair = (reaper_of(run), *standbys_of(settings.state_dir, settings.run))
     assert until(lambda: reserves_of(settings.state_dir, settings.run))
+    pair = (reaper_of(run), *standbys_of(settings.state_dir, settings.run))
     seen = hub.last()
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pair:

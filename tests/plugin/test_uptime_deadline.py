@@ -173,9 +173,9 @@ def test_an_endpoint_that_was_paused_early_takes_nothing_more_from_the_cap(
             pass
 
         def test_that_calls():
-            threading.Event().wait(4)
+            threading.Event().wait(6)
             call()
     """)
-    options = ("--hf-session-budget=0.003", "--hf-max-uptime=0.015", "--hf-order=collected")
+    options = ("--hf-session-budget=0.0045", "--hf-max-uptime=0.015", "--hf-order=collected")
     result = short_minutes.run(*options)
     result.assert_outcomes(passed=2)
