@@ -1,12 +1,32 @@
-"""`hfbudget`: the command beside the plugin."""
+"""`hfbudget`: the command beside the plugin, and what each of its commands works with.
+
+That is: settings as pytest reads them, the control plane, a token, a namespace.
+"""
 
 from __future__ import annotations
 
+import argparse
+import functools
+import inspect
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from pytest_hfbudget import __version__
+from pytest_hfbudget.errors import ConfigError, HFBudgetError
+from pytest_hfbudget.settings import SETTINGS, Settings, merge
+
+if TYPE_CHECKING:
+    from pytest_hfbudget.endpoints.api import ControlPlane
+    from pytest_hfbudget.shared import SharedPlace
 
 # Each is ``command`` in the module of its name, which is imported when it is asked for; but for
 # the one whose place is given below.
@@ -46,3 +66,296 @@ def main() -> None:
 
     The pytest options are shown by: pytest --help (group "budgets for Hugging Face inference").
     """
+
+
+# --- what a command works with
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]*")
+_PLACES = ("emulator", "endpoints_api", "namespace", "shared", "shared_run", "shared_expiry")
+HUB = "https://huggingface.co"
+_NO_TOKEN = "there is no token: set HF_TOKEN, or run: hf auth login"  # noqa: S105
+
+
+@functools.cache
+def configuration() -> Configuration:
+    """What pytest is configured with in this folder.
+
+    Raises:
+        click.UsageError: pytest would not start here.
+    """
+    with _usage_errors():
+        return Configuration.of(Path.cwd(), os.environ)
+
+
+@functools.cache
+def settings() -> Settings:
+    """What a run of pytest in this folder would be asked for.
+
+    Raises:
+        click.UsageError: a value can't be used, or a variable is mistyped.
+    """
+    from pytest_hfbudget.plugin.options import check_ini_keys, check_variables
+
+    given = configuration()
+    with _usage_errors():
+        check_variables(os.environ)
+        found = given.settings()
+    try:
+        check_ini_keys(given.ini)
+    except ConfigError as error:
+        _warn_once(str(error))  # it may be a key of a plugin, and none is loaded here
+    return found
+
+
+def services() -> Settings:
+    """The settings, with the addresses of the emulator where the environment names one.
+
+    Raises:
+        click.UsageError: as `settings`; or a run would start an emulator of its own.
+    """
+    return _led(settings())
+
+
+def where() -> Settings:
+    """Where to pause, and with which namespace.
+
+    What else is wrong is a warning here: it must not leave endpoints running.
+
+    Raises:
+        click.UsageError: one of these settings can't be used.
+    """
+    try:
+        return services()
+    except click.UsageError as error:
+        with _usage_errors():
+            found = _led(_places())
+        _warn_once(error.message)
+        return found
+
+
+def _places() -> Settings:
+    try:
+        given = configuration()
+    except click.UsageError:  # no ini file of pytest can be read
+        return merge({}, os.environ, lambda name: None, only=_PLACES)
+    return given.settings(_PLACES)
+
+
+def _led(given: Settings) -> Settings:
+    if given.emulator is None:
+        return given
+    if given.emulator == "start":
+        raise click.UsageError(
+            "HFBUDGET_EMULATOR=1 has each pytest run start an emulator of its own. Give a command "
+            "the URL of one that runs (python -m pytest_hfbudget.emulator), or unset it."
+        )
+    from pytest_hfbudget.plugin.rehearsal import led_to
+
+    return led_to(given.emulator, given)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def hub() -> str:
+    """Base URL of the Hub: that of a rehearsal, of HF_ENDPOINT, or the public one.
+
+    Raises:
+        click.UsageError: HF_ENDPOINT is no URL.
+    """
+    from pytest_hfbudget.text import public_url
+    from pytest_hfbudget.values import url
+
+    given = services().hub or os.environ.get("HF_ENDPOINT", "").strip() or HUB
+    try:
+        return url(given)
+    except ValueError as error:
+        raise click.UsageError(f"HF_ENDPOINT={public_url(given)}: {error}") from None
+
+
+def api() -> str:
+    """Base URL of the control plane."""
+    return where().endpoints_api
+
+
+def token() -> str:
+    """The token of the environment or of `hf auth login`; in a rehearsal that of the emulator.
+
+    Raises:
+        click.ClickException: there is none.
+    """
+    if where().emulator:
+        from pytest_hfbudget.plugin.rehearsal import TOKEN
+
+        return TOKEN
+    from huggingface_hub import get_token
+
+    found = get_token()
+    if found is None:
+        raise click.ClickException(_NO_TOKEN)
+    return found
+
+
+def plane() -> ControlPlane:
+    """A client of the control plane."""
+    from pytest_hfbudget.endpoints.api import ControlPlane
+
+    return ControlPlane(api(), token(), agent="command")
+
+
+def namespace(given: str | None) -> str:
+    """The namespace that was given, or the default one.
+
+    Raises:
+        click.UsageError: there is neither, or it is no namespace.
+    """
+    name = given or where().namespace
+    if not name:
+        raise click.UsageError("which namespace? Name it, or set HFBUDGET_NAMESPACE.")
+    if not _NAMESPACE.fullmatch(name):
+        raise click.UsageError(f"{name!r} is no namespace: write a user or an organisation.")
+    return name
+
+
+def shared_option(help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option whose value is for `shared`: with or without a URL."""
+    return click.option(
+        "--shared", is_flag=False, flag_value="", default=None, metavar="[URL]", help=help
+    )
+
+
+def shared(given: str | None) -> SharedPlace | None:
+    """The server that was given, or that of the configuration (also for ""); None for none.
+
+    Raises:
+        click.UsageError: it can't be used, or none is configured.
+    """
+    from pytest_hfbudget import values
+    from pytest_hfbudget.shared import SharedAddress, SharedPlace
+
+    found = where()
+    try:
+        if given:
+            values.without_password(given)
+        url = values.shared_server(given) if given else found.shared
+        if url is None:
+            if given is None:
+                return None
+            raise click.UsageError("--shared: which server? Name its URL, or set HFBUDGET_SHARED.")
+        address = SharedAddress.of(url)
+    except ValueError as error:
+        raise click.UsageError(f"--shared: {error}") from None
+    return SharedPlace(url, address.password, found.shared_run or "", found.shared_expiry)
+
+
+def endpoint_name(given: str) -> str:
+    """``namespace/name``, of the default namespace if there is none.
+
+    Raises:
+        click.UsageError: it does not name an endpoint.
+    """
+    from pytest_hfbudget.endpoints import split_name
+
+    default = where().namespace
+    name = f"{default}/{given}" if default and "/" not in given else given
+    try:
+        split_name(name)
+    except HFBudgetError as error:
+        raise click.UsageError(str(error)) from None
+    return name
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What pytest would read if it were started in a folder.
+
+    Attributes:
+        root: the root directory.
+        options: of ours in ``addopts`` and ``PYTEST_ADDOPTS``, by setting.
+        ini: every key of the ini file and of ``-o``.
+    """
+
+    root: Path
+    options: Mapping[str, Any]
+    ini: Mapping[str, Any]
+    environ: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: Path, environ: Mapping[str, str]) -> Configuration:
+        """The configuration of a folder, found by pytest's own code.
+
+        Raises:
+            ConfigError: pytest would not start here.
+        """
+        words = _words(environ.get("PYTEST_ADDOPTS", ""))
+        early = _parsed(words)
+        root, ini = _determined(folder, early.config_file, early.rootdir)
+        given = _parsed([*_words(ini.get("addopts", "")), *words])
+        for pair in given.override_ini:
+            key, _, value = pair.partition("=")
+            ini[key] = value
+        return cls(root, {key: getattr(given, key, None) for key in SETTINGS}, ini, environ)
+
+    def settings(self, only: Sequence[str] = tuple(SETTINGS)) -> Settings:
+        """The settings that a run has.
+
+        Raises:
+            ConfigError: one of them makes no sense.
+        """
+        return merge(self.options, self.environ, self.ini.get, only=only)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"addopts or PYTEST_ADDOPTS: {message}")
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    from pytest_hfbudget.plugin.options import option_kind
+
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config-file", dest="config_file")
+    parser.add_argument("--rootdir")
+    parser.add_argument("-o", "--override-ini", dest="override_ini", action="append", default=[])
+    for key, setting in SETTINGS.items():
+        if setting.option:
+            parser.add_argument(setting.option, dest=key, **option_kind(key))
+    return parser.parse_known_args(words)[0]
+
+
+def _words(given: str | Sequence[str]) -> list[str]:
+    try:
+        return shlex.split(given) if isinstance(given, str) else list(given)
+    except ValueError as error:
+        raise ConfigError(f"addopts or PYTEST_ADDOPTS: {error}") from None
+
+
+def _determined(
+    folder: Path, config_file: str | None, rootdir: str | None
+) -> tuple[Path, dict[str, Any]]:
+    import pytest
+    from _pytest.config.findpaths import determine_setup
+
+    asked: dict[str, Any] = {
+        "inifile": config_file,
+        "args": [],
+        "rootdir_cmd_arg": rootdir,
+        "invocation_dir": folder,
+        "override_ini": None,
+    }
+    known = inspect.signature(determine_setup).parameters  # pytest 8.0 has no override_ini
+    try:
+        root, _, ini, *_ = determine_setup(**{key: asked[key] for key in asked if key in known})
+    except (OSError, pytest.UsageError, pytest.fail.Exception) as error:
+        raise ConfigError(str(error)) from None
+    return root, {key: getattr(value, "value", value) for key, value in ini.items()}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_hfbudget.cli import access, output
+from pytest_hfbudget import cli
+from pytest_hfbudget.cli import output
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.money import beside, show, usd_text
 from pytest_hfbudget.reporting import counted
@@ -119,7 +120,7 @@ def _hub(org: str | None) -> HubBill:
 
     if org is not None and not org.strip():
         raise output.BadInput("--org is empty: name the organisation, or leave it out.")
-    return HubBill(access.hub(), access.token(), org and access.namespace(org.strip()))
+    return HubBill(cli.hub(), cli.token(), org and cli.namespace(org.strip()))
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class WantedRuns:
         from pytest_hfbudget.cli.log import moment
         from pytest_hfbudget.history.bills import log_bills
 
-        access.settings()
+        cli.settings()
         runs, begin = log_bills().runs(), moment("--since", self.since)
         if self.run is not None:
             return [_named(runs, self.run)]
@@ -286,7 +287,7 @@ def _show_month(org: str | None, as_json: bool) -> None:
     from pytest_hfbudget.history.billing import BillError
     from pytest_hfbudget.history.bills import log_bills
 
-    access.settings()
+    cli.settings()
     try:
         period = _hub(org).period(time.time())
     except BillError as error:

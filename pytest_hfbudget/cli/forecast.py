@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_hfbudget.cli import access, output
+from pytest_hfbudget import cli
+from pytest_hfbudget.cli import output
 from pytest_hfbudget.endpoints.uptime import ALWAYS, Forecast, Machine, Runs, Schedule, forecast
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.money import NANO_PER_USD, parse_rate, rate_text, show, usd_text
@@ -138,7 +139,7 @@ def command(
     Exit codes: 0 forecast; 1 an endpoint or its price could not be read; 2 wrong usage.
     """
     if not rates:
-        endpoints = endpoints or access.settings().endpoints
+        endpoints = endpoints or cli.settings().endpoints
     asked = ForecastRequest(**given)
     runs = asked.runs()
     try:
@@ -248,10 +249,10 @@ def _by_name(names: tuple[str, ...], asked: ForecastRequest) -> Iterator[Machine
         return
     from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
 
-    access.services()
-    plane = access.plane()
+    cli.services()
+    plane = cli.plane()
     hardware = plane.hardware()
-    for name in map(access.endpoint_name, names):
+    for name in map(cli.endpoint_name, names):
         found = plane.get(name)
         price = price_per_hour(hardware, found)
         if price is None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_hfbudget.cli import access, output
+from pytest_hfbudget import cli
+from pytest_hfbudget.cli import output
 from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.money import parse_usd, show, usd_text
 from pytest_hfbudget.reporting import UNPRICED
@@ -66,7 +67,7 @@ def command(
 
     if as_json and as_csv:
         raise click.UsageError("Choose one of --json and --csv.")
-    kept = access.settings().log_days
+    kept = cli.settings().log_days
     question = UsageQuery(
         tuple((key, text) for key, text in texts.items() if text is not None),
         since=moment("--since", since),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_hfbudget.cli import access, output
+from pytest_hfbudget import cli
+from pytest_hfbudget.cli import output
 from pytest_hfbudget.endpoints import GONE, PAUSED, tagged_run, tagged_until
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir
@@ -65,11 +66,11 @@ def command(
     verified or was left alone, or the question was answered with no; 2 wrong usage.
     """
 
-    records = Records.read(access.api())
+    records = Records.read(cli.api())
     wanted = _wanted(names, leased, every, records)
     if every and wanted and not yes:
         _ask(wanted)
-    outcomes = BulkPauser(access.plane(), records, force=force).pause(wanted) if wanted else ()
+    outcomes = BulkPauser(cli.plane(), records, force=force).pause(wanted) if wanted else ()
     if as_json:
         output.print_json({"endpoints": [vars(outcome) for outcome in outcomes]})
     elif not outcomes:
@@ -86,14 +87,14 @@ def _wanted(names: tuple[str, ...], leased: bool, every: bool, records: Records)
     if leased:
         return tuple({**records.users, **records.strays})
     if every:
-        spaces = [access.namespace(name) for name in names or (None,)]
+        spaces = [cli.namespace(name) for name in names or (None,)]
         return tuple(name for space in spaces for name in _awake(space))
-    return tuple(dict.fromkeys(map(access.endpoint_name, names)))
+    return tuple(dict.fromkeys(map(cli.endpoint_name, names)))
 
 
 def _awake(namespace: str) -> Iterable[str]:
     try:
-        endpoints = access.plane().list(namespace)
+        endpoints = cli.plane().list(namespace)
     except HFBudgetError as error:
         raise click.ClickException(str(error)) from None
     return (one.full_name for one in endpoints if one.state != PAUSED)
@@ -242,9 +243,7 @@ TOO_MANY = 3
     metavar="N",
     help="Pause at most N; what is above it is left as it is, for a person to look at.",
 )
-@access.shared_option(
-    "Also what lost jobs of any machine have left that shared it over this server."
-)
+@cli.shared_option("Also what lost jobs of any machine have left that shared it over this server.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 def sweep_command(
     namespaces: tuple[str, ...],
@@ -264,13 +263,13 @@ def sweep_command(
     one pause is not verified, or a list could not be read; 2 wrong usage; 3 there were more than
     --max, and those above it were not touched.
     """
-    place = access.shared(shared)
-    strays, unread = _find(tuple(access.namespace(name) for name in namespaces), place)
+    place = cli.shared(shared)
+    strays, unread = _find(tuple(cli.namespace(name) for name in namespaces), place)
     swept: tuple[SweepOutcome, ...] = ()
     if strays:
         folder = default_state_dir()
         extent = SweepExtent(most, dry_run)
-        swept = sweep(access.plane(), strays, state_dir=folder, extent=extent, shared=place)
+        swept = sweep(cli.plane(), strays, state_dir=folder, extent=extent, shared=place)
     if as_json:
         told = {"endpoints": [vars(one) for one in swept], "unread": unread}
         output.print_json({"dry_run": dry_run, **told})
@@ -291,11 +290,11 @@ def _find(
     namespaces: tuple[str, ...], place: SharedPlace | None
 ) -> tuple[tuple[StrayEndpoint, ...], list[str]]:
     """What there is to sweep, and which lists could not be read: that stops nothing else."""
-    folder, api = default_state_dir(), access.api()
+    folder, api = default_state_dir(), cli.api()
     found, unread = [*find_local(folder, api=api, kept=True, elsewhere=True)], []
     for name in namespaces:
         try:
-            found += find_tagged(access.plane(), name, time.time())
+            found += find_tagged(cli.plane(), name, time.time())
         except HFBudgetError as error:
             unread.append(str(error))
     if place is not None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_hfbudget.cli import access, output
+from pytest_hfbudget import cli
+from pytest_hfbudget.cli import output
 from pytest_hfbudget.endpoints.transport import read_public_json
 from pytest_hfbudget.errors import ConfigError, HistoryError
 from pytest_hfbudget.money import beside, show, usd_text
@@ -349,7 +350,7 @@ def _usage(tokens: str | None, model: str | None) -> Usage | None:
 
 
 def _book(file: Path | None, unpriced: str | None) -> PriceBook:
-    settings, here = access.services(), Path.cwd()
+    settings, here = cli.services(), Path.cwd()
     given = settings.replaced(
         prices=file or settings.prices, unpriced=unpriced or settings.unpriced
     )
@@ -357,7 +358,7 @@ def _book(file: Path | None, unpriced: str | None) -> PriceBook:
         return project_book(
             given,
             os.environ,
-            root=access.configuration().root,
+            root=cli.configuration().root,
             here=here,
             load_catalogue=partial(kept_catalogue, settings.router),
         )
@@ -366,7 +367,7 @@ def _book(file: Path | None, unpriced: str | None) -> PriceBook:
 
 
 def _refresh() -> Refreshed:
-    router, now = access.services().router, time.time()
+    router, now = cli.services().router, time.time()
     file = CatalogueFile.of(router)
     kept = file.load(router)
     before = kept.read_at if kept else None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_hfbudget.cli import access, output
+from pytest_hfbudget import cli
+from pytest_hfbudget.cli import output
 from pytest_hfbudget.errors import HFBudgetError, HistoryError
 from pytest_hfbudget.money import beside
 from pytest_hfbudget.reporting import REHEARSAL, Report
@@ -87,7 +88,7 @@ def command(
 
 
 def _read(files: tuple[Path, ...]) -> list[Report]:
-    if not files and (configured := access.settings().report):
+    if not files and (configured := cli.settings().report):
         files = (configured,)
     if not files:
         raise click.UsageError("name the FILE that `pytest --hf-report FILE` has written.")
@@ -105,7 +106,7 @@ def _of_run(run: str) -> Report:
     """One report of all jobs of a run that have ended so far."""
     from pytest_hfbudget.shared import SharedServer, reports_of
 
-    place = access.shared("")
+    place = cli.shared("")
     try:
         texts = reports_of(SharedServer(place.address), run) if place else ()
         found = [parse(json.loads(text), written=datetime.now(timezone.utc)) for text in texts]

@@ -19,7 +19,8 @@ from typing import Any
 
 import click
 
-from pytest_hfbudget.cli import access, output
+from pytest_hfbudget import cli
+from pytest_hfbudget.cli import output
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointSettings
@@ -76,7 +77,7 @@ def command(
     and nothing was resumed.
     """
     names = _names(endpoints)
-    most_s = access.settings().max_uptime if max_uptime is None else max_uptime * 60
+    most_s = cli.settings().max_uptime if max_uptime is None else max_uptime * 60
     outcome = _errand(names, command, most_s)
     _show(outcome)
     if json_file is not None:
@@ -103,23 +104,23 @@ def _errand(
 
 
 def _names(given: tuple[str, ...]) -> tuple[str, ...]:
-    names = given or access.settings().endpoints
+    names = given or cli.settings().endpoints
     if not names:
         raise click.UsageError("which endpoint? Give --endpoint NAMESPACE/NAME.")
-    return tuple(dict.fromkeys(map(access.endpoint_name, names)))
+    return tuple(dict.fromkeys(map(cli.endpoint_name, names)))
 
 
 def _lifecycle(most_s: float | None) -> Lifecycle:
-    given = access.services()
+    given = cli.services()
     settings = EndpointSettings(
         api=given.endpoints_api,
-        token=access.token(),
+        token=cli.token(),
         run=uuid.uuid4().hex[:12],
         idle_timeout_min=given.idle_timeout,
         billing_minute_s=given.billing_minute,
         waits=RunTimings(wait_timeout_s=min(given.endpoint_wait, most_s or math.inf)),
         timings=Timings(looks_s=() if given.emulator else given.endpoint_looks),
-        shared=access.shared(None),
+        shared=cli.shared(None),
     )
     return Lifecycle(settings, progress=_progress)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_hfbudget.cli import access, output
+from pytest_hfbudget import cli
+from pytest_hfbudget.cli import output
 from pytest_hfbudget.cli.shared_view import SharedView
 from pytest_hfbudget.endpoints import (
     RUN_TAG,
@@ -77,7 +78,7 @@ class View:
     metavar="[SECONDS]",
     help=f"Draw it again every SECONDS ({EVERY_S:g}), until Ctrl-C.",
 )
-@access.shared_option(
+@cli.shared_option(
     "Show who holds what on the server over which machines share budgets and endpoints."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per look.")
@@ -90,13 +91,13 @@ def command(namespace: str | None, watch: str | None, shared: str | None, as_jso
     Exit codes: 0 listed, also when --watch is ended by Ctrl-C; 1 the list could not be read;
     2 wrong usage.
     """
-    access.services()  # what is wrong with a setting is said before anything is read
+    cli.services()  # what is wrong with a setting is said before anything is read
     seconds, namespace = _interval(watch, namespace)
     look: Callable[[], View | SharedView]
-    if (place := access.shared(shared) if shared is not None else None) is not None:
-        look = partial(SharedView.of, place, access.api())
+    if (place := cli.shared(shared) if shared is not None else None) is not None:
+        look = partial(SharedView.of, place, cli.api())
     else:
-        look = _look(access.namespace(namespace))
+        look = _look(cli.namespace(namespace))
     show = _show_json if as_json else _show_table
     if seconds is None:
         show(look())
@@ -125,7 +126,7 @@ def _interval(watch: str | None, namespace: str | None) -> tuple[float | None, s
 
 
 def _look(namespace: str) -> Callable[[], View]:
-    plane, folder = access.plane(), default_state_dir()
+    plane, folder = cli.plane(), default_state_dir()
     hardware: dict[str, Any] = {}
 
     def look() -> View:
