@@ -40,8 +40,10 @@ docs: $(VENV)/installed ## the site, in build/docs
 # They pin different releases of huggingface_hub, so each gets an environment of its own.
 TOOLS := $(patsubst tests/ecosystem/suites/%.txt,%,$(wildcard tests/ecosystem/suites/*.txt))
 
-picture: $(VENV)/installed ## the README's pictures, from a run of its first example
+picture: $(VENV)/installed ## the pictures of the documents, from runs; needs Chromium
 	$(BIN)/python tests/plugin/readme_picture.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
+	$(BIN)/python tests/browser/report_pictures.py
 
 ecosystem: $(TOOLS:%=ecosystem-%) ## tools on top of huggingface_hub; with -j2 two at a time
 

@@ -27,6 +27,8 @@ html_js_files = ["site.js"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 copybutton_prompt_text = "$ "
+# Quotes and dots, but no dashes: `--maxfail` stays as it is typed.
+smartquotes_action = "qe"
 
 # Pages of the repository that the site shows, too. Their links start at the root of it.
 SHOWN = {

@@ -8,6 +8,7 @@ Provider"), so a ledger in the same unit has nothing to round. Rates are finer: 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, DecimalException
 from typing import NamedTuple
 
@@ -104,6 +105,25 @@ def beside(cap: int | None, *amounts: int) -> tuple[str, ...]:
     """
     finer = _finer(cap, *amounts)
     return tuple(_text(one, finer[one]) for one in (*amounts, *(() if cap is None else (cap,))))
+
+
+def scale(*amounts: int) -> Callable[[int], str]:
+    """How a chart writes its amounts.
+
+    As `show`; where that makes different ones look alike, with as many decimals as it takes to
+    tell the least from the most by ten of the last decimal or more.
+    """
+    if len({show(one) for one in amounts}) == len(set(amounts)):
+        return show
+    apart = max(amounts) - min(amounts)
+    unit = min(10 ** max(len(str(apart)) - 2, 0), _CENT)
+
+    def text(amount: int) -> str:
+        said = exact((amount + unit // 2) // unit * unit)
+        whole, _, decimals = said.partition(".")
+        return f"{whole}.{decimals.ljust(_ALL_DIGITS - len(str(unit)) + 1, '0')}"
+
+    return lambda amount: text(amount) if amount else show(0)
 
 
 def change(before: int, after: int) -> tuple[str, str, str]:

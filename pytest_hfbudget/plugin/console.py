@@ -37,7 +37,7 @@ def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bo
         ours = terminal.currentfspath is PASSING
         if passing and terminal.isatty:
             if not ours:
-                terminal.ensure_newline()  # what pytest has written on this line stays
+                _end_line(config, terminal)  # what pytest has written on this line stays
             terminal.rewrite(text, erase=True, **markup)
             terminal.currentfspath = PASSING  # so that pytest's next result begins a new line
             return
@@ -45,8 +45,26 @@ def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bo
             terminal.rewrite("", erase=True)
             terminal.write("\r")
             terminal.currentfspath = None
-        terminal.ensure_newline()
-        terminal.write_line(text, **markup)
+        _end_line(config, terminal)
+        for line in fitted(config, text):
+            terminal.write_line(line, **markup)
+
+
+def _end_line(config: pytest.Config, terminal: Any) -> None:
+    terminal.ensure_newline()
+    writer = config.get_terminal_writer()
+    if writer.width_of_current_line:  # with -q and under xdist pytest keeps no path for its dots
+        writer.line()
+
+
+def fitted(config: pytest.Config, text: str) -> list[str]:
+    """A text in lines that break none of its words at the edge of the terminal."""
+    width, lines = columns(config), text.splitlines()
+    if width is None or all(len(line) <= width for line in lines):
+        return lines
+    from pytest_hfbudget.reporting.terminal import TerminalLine, wrapped
+
+    return [part.text for line in lines for part in wrapped(TerminalLine(line), width)]
 
 
 @contextmanager

@@ -292,13 +292,15 @@ class Hooks:
 class ControllerHooks(Hooks):
     """Those of the process that reports: workers hand on to it how their tests have ended."""
 
-    def pytest_report_header(self) -> str | None:
+    def pytest_report_header(self, config: pytest.Config) -> list[str]:
         """Show caps and endpoints."""
         if not self.run.settings.worth_a_header:
-            return None
+            return []
+        from pytest_hfbudget.plugin.console import fitted
         from pytest_hfbudget.reporting.terminal import header
 
-        return header(self.run.settings, (budget.line for budget in self.run.role.standing()))
+        over_runs = (budget.line for budget in self.run.role.standing())
+        return fitted(config, header(self.run.settings, over_runs) or "")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:

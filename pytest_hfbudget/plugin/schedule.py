@@ -14,6 +14,7 @@ import pytest
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.history.usage_schema import Durations
 from pytest_hfbudget.locks import SYSTEM_CLOCK
+from pytest_hfbudget.plugin.console import fitted
 from pytest_hfbudget.reporting import counted
 from pytest_hfbudget.reporting.timeline import TestSpan, Timeline, lengths, timeline
 from pytest_hfbudget.scheduling import Pool, Task, arrange, is_gap, order
@@ -91,10 +92,11 @@ class EndpointSchedule:
         if self.expected.kept:
             return f"hfbudget: order: as collected ({self.expected.kept}); {endpoints}"
         blocks, free = counted(len(self.arrangement.blocks), "block"), self.arrangement.free
-        tests = counted(sum(len(unit.tests) for unit in free), "free test")
-        meanwhile = f", {tests} during cold starts" if free else ""
+        tests = counted(sum(len(unit.tests) for unit in free), "test")
+        others = f", {tests} without one" if free else ""
         return (
-            f"hfbudget: order: {endpoints} in {blocks}{meanwhile} (hf_order=collected keeps yours)"
+            f"hfbudget: tests sorted by endpoint: {endpoints}, {blocks}{others} "
+            "(--hf-order=collected keeps your order)"
         )
 
     def ended(self, test: str) -> None:
@@ -320,9 +322,9 @@ class SerialOrder:
         """Remember when tests ran."""
         self.schedule.note(report)
 
-    def pytest_report_collectionfinish(self) -> str:
+    def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
         """Say which order the tests are in."""
-        return self.schedule.header()
+        return fitted(config, self.schedule.header())
 
     # Not first: what ends the run before its first test comes before this.
     def pytest_runtestloop(self, session: pytest.Session) -> None:

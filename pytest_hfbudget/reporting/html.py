@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pytest_hfbudget.money import beside, exact, show
+from pytest_hfbudget.money import beside, exact, scale, show
 from pytest_hfbudget.reporting import REHEARSAL, REMARKS, Report, counted, total
 from pytest_hfbudget.reporting import unmetered as not_metered
 from pytest_hfbudget.reporting.bill import drift_text
@@ -39,7 +39,7 @@ _LEAST = 0.6
 # Above this, numbers in JavaScript are not exact.
 _EXACT = 2**53
 # Where the name of a test is broken first.
-_BREAKS = re.compile(r"(?<=::)")
+_BREAKS = re.compile(r"(?<=::)|(?<=/)|(?=\[)")
 _HERE = Path(__file__).with_name("templates")
 
 
@@ -62,7 +62,7 @@ def page(reports: Sequence[Report]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(show=show, cap=exact, exact=to_the_last)
+    environment.filters.update(show=show, plain=exact, exact=to_the_last)
     environment.filters["of"] = lambda spent, cap: beside(cap, spent)[0]
     environment.tests["number"] = lambda column: column.is_number
     style, script = (_read(name) for name in ("page.css", "page.js"))
@@ -146,32 +146,35 @@ class Trend(NamedTuple):
     """The cost of the latest runs, oldest first.
 
     Attributes:
-        runs: each with its bar, in per cent of the most expensive run.
+        runs: each with its bar, in per cent of the most expensive run, and what it has spent.
         slots: how many bars there is room for.
         marks: the amounts at the top, in the middle and at the bottom of the chart.
         line: the figures in words.
     """
 
-    runs: tuple[tuple[Report, Fill], ...]
+    runs: tuple[tuple[Report, Fill, str], ...]
     slots: int
-    marks: tuple[int, int, int]
+    marks: tuple[str, str, str]
     line: str
 
 
 def trend(reports: Sequence[Report]) -> Trend:
     """The chart over runs."""
     latest = reports[-TREND:]
+    usd = scale(*(one.spent for one in latest))
     most, least = (pick(latest, key=lambda one: one.spent) for pick in (max, min))
     middle = sorted(one.spent for one in latest)[len(latest) // 2]
     line = (
-        f"Newest {show(latest[-1].spent)}, median {show(middle)}, "
-        f"least {show(least.spent)} ({least.day}), most {show(most.spent)} ({most.day})."
+        f"Newest {usd(latest[-1].spent)}, median {usd(middle)}, "
+        f"least {usd(least.spent)} ({least.day}), most {usd(most.spent)} ({most.day})."
     )
-    bars = (fill((one.spent, one.uptime), most.spent) for one in latest)
     return Trend(
-        tuple((one, bar or Fill(0, 0)) for one, bar in zip(latest, bars, strict=True)),
+        tuple(
+            (one, fill((one.spent, one.uptime), most.spent) or Fill(0, 0), usd(one.spent))
+            for one in latest
+        ),
         next((slots for slots in SLOTS if slots >= len(latest)), len(latest)),
-        (most.spent, most.spent // 2, 0),
+        (usd(most.spent), usd(most.spent // 2), usd(0)),
         line,
     )
 

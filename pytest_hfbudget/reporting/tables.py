@@ -17,6 +17,7 @@ Cell = str | int | float | None
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _ENDPOINTS = "endpoints"
+_WHOLE = "A full bar is all that the run has spent."
 
 
 class Column(NamedTuple):
@@ -149,8 +150,7 @@ def models(report: Report) -> Table:
     """By model, and by endpoint with its uptime."""
     uptime = {endpoint.name: endpoint.nano_usd for endpoint in report.endpoints}
     made = _grouped("models", "By model", "model", report.charges, _model, uptime)
-    note = "A full bar is all that the run has spent. An endpoint costs its uptime."
-    return made._replace(note=note if uptime else "")
+    return made._replace(note=f"{made.note} An endpoint costs its uptime." if uptime else made.note)
 
 
 def providers(report: Report) -> Table:
@@ -176,7 +176,7 @@ def prices(report: Report) -> Table:
         )
         for source, group in _groups(report.charges, _price_source, uptime)
     )
-    return Table("prices", "Where prices came from", columns, by_amount(rows, 2))
+    return Table("prices", "Where prices came from", columns, by_amount(rows, 2), _WHOLE)
 
 
 def endpoints(report: Report) -> Table:
@@ -185,7 +185,7 @@ def endpoints(report: Report) -> Table:
         Column("endpoint", "name"),
         Column("left", "text"),
         Column("minutes", "count"),
-        Column("cost", "usd", bar=True),
+        Column("cost", "usd"),
         Column("idle", "usd"),
     )
     rows = ((e.name, e.verdict, e.minutes, e.nano_usd, e.idle) for e in report.endpoints)
@@ -334,7 +334,7 @@ def _grouped(
         )
         for name, group in _groups(charges, by, uptime)
     )
-    return Table(key, title, columns, by_amount(rows, 1))
+    return Table(key, title, columns, by_amount(rows, 1), f"In and out are tokens. {_WHOLE}")
 
 
 def _groups(

@@ -281,18 +281,40 @@ def test_endpoints_are_named_and_their_addresses_are_not_shown(show: Open) -> No
 def test_the_chart_over_runs_has_values(show: Open, complaints: list[str], width: int) -> None:
     runs = [report(20 * day, day=day) for day in range(1, 6)]
     page = show(*runs, viewport={"width": width, "height": 844})
-    spent = _column(page, "runs", 3)
-    assert page.locator("#runs .values b").all_inner_texts() == spent[::-1]
+    spent = page.locator("#runs .values b").all_inner_texts()
+    exact = [f"${float(run['session']['spent_usd']):.9f}".rstrip("0") for run in runs]
+    assert spent == [f"${float(one[1:]):.4f}" for one in exact]
     assert page.locator("#runs .values b").last.is_visible()
-    assert page.locator("#runs .marks li").first.inner_text() == spent[0]
-    assert f"Newest {spent[0]}" in page.locator("#runs .note").inner_text()
+    assert page.locator("#runs .marks li").first.inner_text() == spent[-1]
+    assert f"Newest {spent[-1]}" in page.locator("#runs .note").inner_text()
+    said = page.locator("#runs .at")
     page.locator("#runs .trend .part").nth(1).hover()
-    assert page.locator("#runs .at").inner_text().startswith(f"2026-11-02 03:10: {spent[3]} of ")
+    assert said.inner_text().startswith(f"2026-11-02 03:10: {exact[1]} of ")
     page.locator("#runs .trend").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert page.locator("#runs .at").inner_text().startswith(f"2026-11-03 03:10: {spent[2]} of ")
+    assert said.inner_text().startswith(f"2026-11-03 03:10: {exact[2]} of ")
     assert complaints == []
+
+
+def test_the_chart_tells_runs_of_almost_the_same_cost_apart(show: Open) -> None:
+    runs = [report(10, day=day) for day in (1, 2, 3)]
+    for run, spent in zip(runs, ("0.0268", "0.028", "0.0251"), strict=True):
+        run["session"]["spent_usd"] = spent
+    page = show(*runs)
+    assert page.locator("#runs .values b").all_inner_texts() == ["$0.0268", "$0.0280", "$0.0251"]
+    assert page.locator("#runs .marks li").all_inner_texts() == ["$0.0280", "$0.0140", "$0.00"]
+
+
+def test_a_name_is_broken_before_its_parameters(show: Open) -> None:
+    page = show(report(3), viewport={"width": 390, "height": 844})
+    name = page.locator("#tests .opens", has_text="test_streams").first
+    assert name.locator("span").inner_html().split("<wbr>")[1:] == [
+        "test_chat.py::",
+        "test_streams",
+        "[llama-3.1-8b]",
+        "[1]",
+    ]
 
 
 def test_many_runs_have_an_axis_instead_of_a_value_each(show: Open) -> None:

@@ -21,6 +21,7 @@ from pytest_hfbudget.money import (
     parse_rate,
     parse_usd,
     rate_text,
+    scale,
     show,
     to_usd,
     usd_text,
@@ -387,3 +388,22 @@ def test_a_difference_that_is_shown_is_near_the_exact_one(before: int, after: in
     *_, more = change(before, after)
     off = abs(dollars(more.removeprefix("+")) * 10**9 - (after - before))
     assert off * 5 <= max(abs(after - before), 5 * 10**7)
+
+
+@pytest.mark.parametrize(
+    ("amounts", "shown"),
+    [
+        (["0.0021", "0.0109"], ["$0.0021", "$0.01"]),
+        (["0.0268", "0.0280", "0.0251"], ["$0.0268", "$0.0280", "$0.0251"]),
+        (["1.2341", "1.2342", "1.2351"], ["$1.2341", "$1.2342", "$1.2351"]),
+        (["250", "0.011", "0.014"], ["$250.00", "$0.01", "$0.01"]),
+        (["0.03", "0.03"], ["$0.03", "$0.03"]),
+        (["0.034", "0.033", "0"], ["$0.034", "$0.033", "$0.00"]),
+    ],
+)
+def test_a_chart_has_as_many_decimals_as_tell_its_least_from_its_most(
+    amounts: list[str], shown: list[str]
+) -> None:
+    nanos = [parse_usd(one) for one in amounts]
+    usd = scale(*nanos)
+    assert [usd(one) for one in nanos] == shown

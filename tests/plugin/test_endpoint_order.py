@@ -59,7 +59,7 @@ def test_tests_that_need_the_same_endpoints_run_together(suite: Suite) -> None:
     used = [name for name in ran(result) if "free" not in name]
     assert used == ["test_a1", "test_a2", "test_ab", "test_b1"]
     result.stdout.fnmatch_lines(
-        ["hfbudget: order: 2 endpoints in 3 blocks, 3 free tests during cold starts (hf_order*"]
+        ["hfbudget: tests sorted by endpoint: 2 endpoints, 3 blocks, 3 tests without one (--hf-*"]
     )
 
 
@@ -110,7 +110,7 @@ def test_workers_share_the_tests_of_an_endpoint_that_serves(suite: Suite, dist: 
     resumed, paused = moments(suite, "resume"), moments(suite, "pause")
     assert resumed["acme/a"] < resumed["acme/b"] < paused["acme/b"]
     assert paused["acme/a"] < paused["acme/b"]
-    result.stdout.fnmatch_lines(["hfbudget: order: 2 endpoints in 2 blocks, 4 free tests*"])
+    result.stdout.fnmatch_lines(["hfbudget: tests sorted by *: 2 endpoints, 2 blocks, 4 tests *"])
 
 
 def test_fixtures_of_a_module_are_set_up_once(suite: Suite) -> None:

@@ -116,7 +116,7 @@ def test_prices_that_take_long_are_announced_and_given_up(
     patience = Patience(most_s=0.2, silence_s=0.05)
     assert refresh(reporter.config, router, needed=True, patience=patience) is None
     over.set()
-    said = "\n".join(screen.lines)
+    said = " ".join(" ".join(screen.lines).split())
     assert "hfbudget: reading the prices of http://router.invalid/v1 …" in said
     assert "(no answer within 0.2 s); no prices were read before" in said
 

@@ -111,9 +111,47 @@ def test_a_quiet_rehearsal_says_that_its_money_is_pretend(narrow: Suite) -> None
 def test_the_last_line_of_a_red_run_says_which_test_was_refused_a_call(narrow: Suite) -> None:
     result = narrow.run("-q", "--tb=no", "--hf-session-budget=1")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    last = result.outlines[-1]
-    assert f"the run failed: a budget refused a call of 1 test: test_suite.py::{LONG}_too." in last
-    assert "1 test not run: the session budget of $1.00 has too little left." in last
+    counts = next(n for n, line in enumerate(result.outlines) if " 1 skipped in " in line)
+    last = result.outlines[counts + 1 :]
+    assert all(len(line) <= COLUMNS or " " not in line.strip() for line in last)
+    assert " ".join(" ".join(last).split()) == (
+        "hfbudget: the run failed: a budget refused a call of 1 test: "
+        f"test_suite.py::{LONG}_too. "
+        "1 test not run: the session budget of $1.00 has too little left. "
+        "Raise --hf-session-budget."
+    )
+
+
+@pytest.mark.parametrize("options", [["-q"], ["-n1"]])
+def test_a_line_between_results_begins_a_line_of_its_own(suite: Suite, options: list[str]) -> None:
+    suite.emulator.add_endpoint("acme/llm", initializing_s=0.2)
+    suite.test_file("""
+        def test_free(): pass
+
+        @pytest.mark.hf_endpoint("acme/llm")
+        def test_on_it(hf_endpoint): pass
+
+        def test_free_too(): pass
+    """)
+    result = suite.run(*options)
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["endpoint acme/llm: running, *"])
+    result.stdout.no_fnmatch_line("?*endpoint acme/llm: *")
+
+
+def test_the_lines_before_the_tests_break_no_word(
+    narrow: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow.test_file("""
+        @pytest.mark.hf_endpoint("acme/llm", "acme/embeddings")
+        def test_it(hf_endpoint): pass
+    """)
+    monkeypatch.setenv("HFBUDGET_TEST", "0.25")
+    result = narrow.run("--hf-session-budget=1", "--hf-namespace=acme", "--hf-endpoint=acme/third")
+    before, _, _ = "\n".join(result.outlines).partition("hf budget")
+    ours = [line for line in before.splitlines() if line.startswith(("hfbudget:", "    "))]
+    assert max(map(len, ours)) <= COLUMNS
+    assert " keeps your order)" in " ".join(ours)
 
 
 def test_a_run_that_fails_for_other_reasons_has_no_such_line(suite: Suite) -> None:

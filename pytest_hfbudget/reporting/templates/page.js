@@ -5,7 +5,7 @@ const LONG = { text: 400, name: 120, word: 80 };
 // So many calls of a test are shown below it.
 const DETAILS = 100;
 // Where the name of a test may be broken before it is broken anywhere.
-const BREAKS = /(?<=::)/;
+const BREAKS = /(?<=::|\/)|(?=\[)/;
 const SVG = "http://www.w3.org/2000/svg";
 const isNumber = (kind) => ["usd", "count", "seconds"].includes(kind);
 
