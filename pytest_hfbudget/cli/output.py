@@ -106,6 +106,7 @@ class TextTable:
 
     def _table(self, widths: list[int]) -> Table:
         from rich.table import Table
+        from rich.text import Text
 
         made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
         for column, width in zip(self.columns, widths, strict=True):
@@ -113,7 +114,8 @@ class TextTable:
                 column, width=width, justify="right" if column in self.right else "left"
             )
         for row, style in self._styled():
-            made.add_row(*map(_plain, row), style=style)
+            # What a server or a file says is never read as rich's markup.
+            made.add_row(*map(Text, row), style=style)
         return made
 
     def _paragraphs(self, width: int) -> Iterator[Text]:
@@ -135,8 +137,9 @@ def table(
     styles: Iterable[str] = (),
     right: Iterable[str] = (),
 ) -> TextTable:
-    """A table of some rows; ``right``: the columns of numbers."""
-    return TextTable(columns, tuple(rows), tuple(styles), frozenset(right))
+    """A table of some rows, without what a terminal would obey; ``right``: those of numbers."""
+    cells = tuple(tuple(map(printable, row)) for row in rows)
+    return TextTable(columns, cells, tuple(styles), frozenset(right))
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -189,13 +192,6 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _plain(text: str) -> Any:
-    # What a server or a file says is never read as rich's markup, nor obeyed by the terminal.
-    from rich.text import Text
-
-    return Text(printable(text))
 
 
 def price_text(price: Price) -> str:

@@ -191,7 +191,7 @@ def _print_table(console: Console, table: Table, top: int) -> None:
     console.print(
         output.table(
             *(column.label for column in table.columns),
-            rows=(tuple(map(printable, table.texts(row))) for row in rows),
+            rows=(tuple(table.texts(row)) for row in rows),
             styles=("red" if "failed" in row else "" for row in rows),
             right=(column.label for column in table.columns if column.is_number),
         )

@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ import click
 
 from pytest_hfbudget import cli
 from pytest_hfbudget.cli import output
-from pytest_hfbudget.cli.shared_view import SharedView
 from pytest_hfbudget.endpoints import (
     RUN_TAG,
     Endpoint,
@@ -31,19 +31,24 @@ from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir, leases_dir, unfinished
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
 from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, RetryPolicy
-from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
+from pytest_hfbudget.endpoints.shared_leases import RemoteLease, server_of, shared_leases
+from pytest_hfbudget.endpoints.uptime_meter import price_per_hour, replica_starts
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.money import exact, show, usd_text
+from pytest_hfbudget.money import beside, exact, show, usd_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from pytest_hfbudget.history.shared_store import JobShare
+    from pytest_hfbudget.shared import SharedPlace
 
 EVERY_S = 5.0
 _LEAST_S = 0.1
 _AT_ONCE = 8
 _NICE_TO_KNOW = RetryPolicy(try_s=NICE_TO_KNOW_S, total_s=NICE_TO_KNOW_S)
 _COLUMNS = ("endpoint", "state", "$/h", "since", "accrued", "lease", "owner")
+_LEASES = ("endpoint", "job", "run", "machine", "phase", "heard of")
+_SHARES = ("budget", "job", "advanced", "spent", "heard of")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,82 @@ class View:
             rows=map(_cells, self.rows),
             styles=("" if row.since is None else "bold" for row in self.rows),
         )
+
+
+@dataclass(frozen=True)
+class SharedView:
+    """Who holds what on the server: leases on endpoints, and advances on budgets."""
+
+    leases: tuple[RemoteLease, ...]
+    shares: tuple[JobShare, ...]
+    expiry_s: float
+
+    @classmethod
+    def of(cls, place: SharedPlace, api: str) -> SharedView:
+        """One look.
+
+        Raises:
+            click.ClickException: the server can't be asked.
+        """
+        from pytest_hfbudget.history.shared_store import read_shares
+
+        try:
+            by_name = shared_leases(place, api=api, state_dir=default_state_dir())
+            leases = tuple(lease for each in by_name.values() for lease in each)
+            return cls(leases, read_shares(server_of(place)), place.expiry_s)
+        except HFBudgetError as error:
+            raise click.ClickException(str(error)) from None
+
+    def json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "leases": [
+                {
+                    "endpoint": lease.endpoint,
+                    "job": lease.run,
+                    "run": lease.shared_run,
+                    "machine": lease.host,
+                    "phase": lease.phase,
+                    "live": lease.live,
+                    "seconds": lease.age_s,
+                }
+                for lease in self.leases
+            ],
+            "advances": [
+                {
+                    "budget": share.budget,
+                    "job": share.job,
+                    "advanced_usd": usd_text(share.advanced),
+                    "spent_usd": usd_text(share.spent),
+                    "live": share.age_s <= self.expiry_s,
+                    "seconds": share.age_s,
+                }
+                for share in self.shares
+            ],
+        }
+
+    def table(self) -> RenderableType:
+        """For people."""
+        from rich.console import Group
+
+        leases = (
+            (one.endpoint, one.run, one.shared_run, one.host, one.phase, self._heard(one.age_s))
+            for one in self.leases
+        )
+        shares = (
+            (one.budget, one.job, *beside(None, one.advanced, one.spent), self._heard(one.age_s))
+            for one in self.shares
+        )
+        tables = [output.table(*_LEASES, rows=leases), output.table(*_SHARES, rows=shares)]
+        known = [table for table in tables if table.rows]
+        return Group(*known) if known else "no job shares anything over this server."
+
+    def _heard(self, age_s: float) -> str:
+        lost = ", lost" if age_s > self.expiry_s else ""
+        return f"{age_s:.0f} s ago{lost}"
+
+
+Look = Callable[[], View | SharedView]
 
 
 @click.command("status")
@@ -93,22 +174,19 @@ def command(namespace: str | None, watch: str | None, shared: str | None, as_jso
     """
     cli.services()  # what is wrong with a setting is said before anything is read
     seconds, namespace = _interval(watch, namespace)
-    look: Callable[[], View | SharedView]
+    look: Look
     if (place := cli.shared(shared) if shared is not None else None) is not None:
         look = partial(SharedView.of, place, cli.api())
     else:
         look = _look(cli.namespace(namespace))
-    show = _show_json if as_json else _show_table
-    if seconds is None:
-        show(look())
-        return
     try:
-        if not as_json and sys.stdout.isatty():
+        if seconds is not None and not as_json and sys.stdout.isatty():
             _redraw(look, seconds)
         else:
-            _repeat(look, show, seconds)
+            _show(look, seconds, as_json)
     except KeyboardInterrupt:
-        return  # the way to end it, so not a failure
+        if seconds is None:
+            raise  # with --watch it is the way to end it, so no failure
 
 
 def _interval(watch: str | None, namespace: str | None) -> tuple[float | None, str | None]:
@@ -125,43 +203,43 @@ def _interval(watch: str | None, namespace: str | None) -> tuple[float | None, s
         raise click.UsageError(f"--watch {watch}: write a number of seconds.") from None
 
 
-def _look(namespace: str) -> Callable[[], View]:
+def _look(namespace: str) -> Look:
     plane, folder = cli.plane(), default_state_dir()
-    hardware: dict[str, Any] = {}
+    hardware = cache(plane.hardware)  # prices do not change while a person watches
 
     def look() -> View:
         try:
-            if not hardware:  # prices do not change while a person watches
-                hardware.update(plane.hardware())
-            rows = overview(plane, namespace, state_dir=folder, hardware=hardware)
-            return View(namespace, rows)
+            rows = overview(plane, namespace, state_dir=folder, hardware=hardware())
         except HFBudgetError as error:
             raise click.ClickException(str(error)) from None
+        return View(namespace, rows)
 
     return look
 
 
-def _redraw(look: Callable[[], View | SharedView], seconds: float) -> None:
+def _redraw(look: Look, seconds: float) -> None:
     from rich.live import Live
 
     with Live(console=output.console(), auto_refresh=False) as live:
         while True:
             live.update(_framed(look), refresh=True)
-            _wait(seconds)
+            threading.Event().wait(seconds)
 
 
-def _repeat(
-    look: Callable[[], View | SharedView],
-    show_it: Callable[[View | SharedView], None],
-    seconds: float,
-) -> None:
+def _show(look: Look, seconds: float | None, as_json: bool) -> None:
     while True:
-        show_it(look())
+        view = look()
+        if as_json:
+            output.print_json(view.json())
+        else:
+            output.console().print(view.table())
+        if seconds is None:
+            return
         sys.stdout.flush()
-        _wait(seconds)
+        threading.Event().wait(seconds)
 
 
-def _framed(look: Callable[[], View | SharedView]) -> RenderableType:
+def _framed(look: Look) -> RenderableType:
     """A look, or in its place why there is none: the next one may succeed."""
     try:
         return look().table()
@@ -169,18 +247,6 @@ def _framed(look: Callable[[], View | SharedView]) -> RenderableType:
         from rich.text import Text
 
         return Text(error.message, style="red")
-
-
-def _wait(seconds: float) -> None:
-    threading.Event().wait(seconds)
-
-
-def _show_json(view: View | SharedView) -> None:
-    output.print_json(view.json())
-
-
-def _show_table(view: View | SharedView) -> None:
-    output.console().print(view.table())
 
 
 def _cells(row: EndpointStanding) -> tuple[str, ...]:
@@ -279,77 +345,48 @@ def overview(
     """
     endpoints = plane.list(namespace)
     plane = plane.with_retry(_NICE_TO_KNOW)
-    prices = _hardware(plane) if hardware is None else hardware
-    held = _holders(plane.base_url, state_dir)
+    prices, held = hardware or {}, _holders(plane.base_url, state_dir)
+    if hardware is None:
+        with suppress(ControlPlaneError):
+            prices = plane.hardware()
     at = time.time() if now is None else now
 
     def one(endpoint: Endpoint) -> EndpointStanding:
-        known = _with_tag(endpoint, held.get(endpoint.full_name, ()))
-        return _standing(plane, endpoint, price_per_hour(prices, endpoint), known, at)
+        price = price_per_hour(prices, endpoint)
+        starts = replica_starts(plane, endpoint, at) if billed(endpoint.state) else ()
+        minutes = sum(uptime.started_minutes(max(at - start, 0.0)) for start in starts)
+        hour = uptime.MINUTES_PER_HOUR * max(len(starts), 1)
+        return EndpointStanding(
+            endpoint.full_name,
+            endpoint.state,
+            nano_per_hour=None if price is None else uptime.cost(price, hour),
+            replicas=len(starts),
+            since=min(starts, default=None),
+            accrued_nano=None if price is None else uptime.cost(price, minutes),
+            holders=_with_tag(endpoint, held.get(endpoint.full_name, ())),
+        )
 
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-overview") as pool:
         return tuple(pool.map(one, endpoints))
 
 
-def _standing(
-    plane: ControlPlane,
-    endpoint: Endpoint,
-    atto_per_hour: int | None,
-    holders: tuple[EndpointHolder, ...],
-    now: float,
-) -> EndpointStanding:
-    starts = _starts(plane, endpoint, now) if billed(endpoint.state) else ()
-    minutes = sum(uptime.started_minutes(max(now - start, 0.0)) for start in starts)
-    priced = atto_per_hour is not None
-    hour = uptime.cost(atto_per_hour or 0, uptime.MINUTES_PER_HOUR * max(len(starts), 1))
-    return EndpointStanding(
-        endpoint.full_name,
-        endpoint.state,
-        nano_per_hour=hour if priced else None,
-        replicas=len(starts),
-        since=min(starts, default=None),
-        accrued_nano=uptime.cost(atto_per_hour or 0, minutes) if priced else None,
-        holders=holders,
-    )
-
-
-def _starts(plane: ControlPlane, endpoint: Endpoint, now: float) -> tuple[float, ...]:
-    """When each replica that costs something has started; the earliest that is possible."""
-    changed = _unix(endpoint.updated_at)
-    fallback = now if changed is None else changed
-    try:
-        replicas = plane.replicas(endpoint.full_name)
-    except ControlPlaneError:
-        replicas = ()
-    live = [status for one in replicas if not (status := _status(one)).get("stoppedAt")]
-    times = [_unix(status.get("startedAt")) for status in live]
-    found = [fallback if at is None else at for at in times]
-    # Fewer are listed than there are to be: the others may have been there all the time.
-    missing = max(endpoint.target_replica, endpoint.ready_replica, 1) - len(found)
-    return (*found, *[min((fallback, *found))] * missing)
-
-
 def _holders(api: str, state_dir: Path) -> dict[str, tuple[EndpointHolder, ...]]:
     """The holders that this machine's records name, by endpoint."""
     found: dict[str, dict[str, EndpointHolder]] = {}
-    records = [(lease.intent, lease.intent.endpoint) for lease in unfinished(leases_dir(state_dir))]
-    for record, name in records:
+    for record in (lease.intent for lease in unfinished(leases_dir(state_dir))):
         if record.api.rstrip("/") == api:
             alive = process.alive(record.owner_pid, record.owner_start)
             known = alive if process.judgeable(record.place) else None
             holder = EndpointHolder(record.run, record.owner_pid, record.place.host, known)
-            found.setdefault(name, {})[record.run] = holder
-    for held_lease in read_held_leases(lease_store_dir(state_dir)):
-        if held_lease.api.rstrip("/") == api and held_lease.in_use:
-            holder = EndpointHolder(
-                held_lease.run, held_lease.owner_pid, held_lease.place.host, True
-            )
-            found.setdefault(held_lease.endpoint, {})[held_lease.run] = holder
-    return {name: tuple(sorted(by.values(), key=_order)) for name, by in found.items()}
-
-
-def _order(holder: EndpointHolder) -> bool:
-    return not holder.alive
+            found.setdefault(record.endpoint, {})[record.run] = holder
+    for held in read_held_leases(lease_store_dir(state_dir)):
+        if held.api.rstrip("/") == api and held.in_use:
+            holder = EndpointHolder(held.run, held.owner_pid, held.place.host, True)
+            found.setdefault(held.endpoint, {})[held.run] = holder
+    return {
+        name: tuple(sorted(by.values(), key=lambda one: not one.alive))
+        for name, by in found.items()
+    }
 
 
 def _with_tag(
@@ -359,20 +396,3 @@ def _with_tag(
     if tagged is None or any(run_tag(one.run) == RUN_TAG + tagged for one in holders):
         return holders
     return (*holders, EndpointHolder(tagged, until=until))
-
-
-def _status(replica: Mapping[str, Any]) -> Mapping[str, Any]:
-    status = replica.get("status")
-    return status if isinstance(status, Mapping) else {}
-
-
-def _unix(value: object) -> float | None:
-    parsed = uptime.parse_time(value)
-    return None if parsed is None else parsed.timestamp()
-
-
-def _hardware(plane: ControlPlane) -> Mapping[str, Any]:
-    try:
-        return plane.hardware()
-    except ControlPlaneError:
-        return {}

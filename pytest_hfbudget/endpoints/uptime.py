@@ -57,7 +57,7 @@ def started_minutes(span_s: float, billing_minute_s: float = 60.0) -> int:
 
 def earlier_replicas(replicas: Iterable[Mapping[str, Any]]) -> dict[ReplicaKey, bool]:
     """The replicas that are there before a run, and whether each has stopped."""
-    return {_key(replica): bool(_status(replica).get("stoppedAt")) for replica in replicas}
+    return {_key(replica): bool(replica_status(replica).get("stoppedAt")) for replica in replicas}
 
 
 def from_replicas(
@@ -110,17 +110,18 @@ def _priced(minutes: int, atto_per_hour: int | None, estimated: bool) -> Uptime:
     return Uptime(minutes, cost(atto_per_hour or 0, minutes), estimated)
 
 
-def _status(replica: Mapping[str, Any]) -> Mapping[str, Any]:
+def replica_status(replica: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Its ``status``, which has its times."""
     status = replica.get("status")
     return status if isinstance(status, Mapping) else {}
 
 
 def _key(replica: Mapping[str, Any]) -> ReplicaKey:
-    return str(replica.get("id")), str(_status(replica).get("startedAt"))
+    return str(replica.get("id")), str(replica_status(replica).get("startedAt"))
 
 
 def _span(replica: Mapping[str, Any]) -> float | None:
-    status = _status(replica)
+    status = replica_status(replica)
     started, stopped = parse_time(status.get("startedAt")), parse_time(status.get("stoppedAt"))
     if started is None or stopped is None:
         return None

@@ -24,6 +24,8 @@ from pytest_hfbudget.endpoints.uptime import (
     cost,
     earlier_replicas,
     from_replicas,
+    parse_time,
+    replica_status,
 )
 from pytest_hfbudget.files import cache_file, keep, kept
 from pytest_hfbudget.locks import Clock
@@ -127,6 +129,29 @@ def _named(items: object, name: str) -> Iterator[Mapping[str, Any]]:
 
 def _is_list(hardware: object) -> bool:
     return isinstance(hardware, Mapping) and isinstance(hardware.get("vendors"), list)
+
+
+def replica_starts(plane: ControlPlane, endpoint: Endpoint, now: float) -> tuple[float, ...]:
+    """When each replica that costs something has started, in unix seconds: at the earliest.
+
+    Args:
+        now: counts where the server has no time at all.
+    """
+    changed = _unix(endpoint.updated_at, now)
+    try:
+        replicas = plane.replicas(endpoint.full_name)
+    except ControlPlaneError:
+        replicas = ()
+    live = [status for one in replicas if not (status := replica_status(one)).get("stoppedAt")]
+    found = [_unix(status.get("startedAt"), changed) for status in live]
+    # Fewer are listed than there are to be: the others may have been there all the time.
+    missing = max(endpoint.target_replica, endpoint.ready_replica, 1) - len(found)
+    return (*found, *[min((changed, *found))] * missing)
+
+
+def _unix(time: object, otherwise: float) -> float:
+    parsed = parse_time(time)
+    return otherwise if parsed is None else parsed.timestamp()
 
 
 _TRIES = 2

@@ -20,7 +20,7 @@ TESTS = Path(__file__).parents[1]
 APART = "emulator"
 
 # To be lowered with every merge of two modules that are one idea; 125 is the aim.
-MOST_MODULES = 126
+MOST_MODULES = 125
 MOST_LINES = 400
 MOST_ATTRIBUTES = 15
 MOST_PARAMETERS = 7
