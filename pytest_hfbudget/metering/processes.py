@@ -74,6 +74,7 @@ def connected_meter(path: str) -> tuple[Meter, ParentPlace]:
         budgets,
         router=place.router,
         emulator=emulator,
+        hold_wait=place.hold_wait,
         counts=TokenCounts(place.router, known_to(wire)),
     )
     _connect(meter, path)
@@ -311,6 +312,7 @@ def _join(runtime: ParentProcess) -> dict[str, Any]:
         router=meter.router,
         addresses=runtime.addresses,
         session_id=budgets.session_id,
+        hold_wait=meter.hold_wait,
     ).packed()
 
 
@@ -334,6 +336,7 @@ class ParentPlace(NamedTuple):
     router: str
     addresses: Addresses
     session_id: str
+    hold_wait: float
 
     def packed(self) -> dict[str, Any]:
         """As JSON can hold it."""

@@ -149,6 +149,25 @@ def test_children_of_workers_spend_from_one_ledger(children: Suite, way: str) ->
     assert 0 < children.sent == len(report["calls"]) == 40 - report["session"]["refused"]
 
 
+def test_a_child_waits_for_calls_in_flight_as_long_as_its_run_does(children: Suite) -> None:
+    children.test_file(
+        CHILDREN
+        + """
+    def test_it():
+        held = stream()
+        app = subprocess.run([sys.executable, "app.py"], timeout=30)
+        assert app.returncode == 0
+        assert list(held)
+"""
+    )
+    # One call of the stream is held, and no other fits beside it.
+    options = f"--hf-session-budget={CAP}", "--hf-on-exhausted=fail", "-o", "hf_hold_wait=0.1"
+    result = children.run(*options)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*within 0.1 s (hf_hold_wait)*"])
+    assert children.sent == 1
+
+
 def test_a_child_is_inside_the_blocks_of_the_thread_that_forked_it(children: Suite) -> None:
     children.test_file(
         CHILDREN
