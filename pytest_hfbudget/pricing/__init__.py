@@ -1,4 +1,4 @@
-"""What a call or a minute costs, and where that price comes from.
+"""What a call costs, and where its price comes from.
 
 Here is a price and a usage, their product in nano-USD, and the price of one call from its source.
 """
