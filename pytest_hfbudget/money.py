@@ -67,6 +67,12 @@ def rate_text(atto: int, *, units: int = 1) -> str:
     return f"{whole}.{rest:018}".rstrip("0").rstrip(".")
 
 
+def rate_shown(rate: str) -> str:
+    """What `rate_text` says, for people: to the last digit, with at least two decimals."""
+    whole, _, decimals = rate.partition(".")
+    return f"${int(whole):,}.{decimals.ljust(2, '0')}"
+
+
 def to_usd(amount: int) -> Decimal:
     """Nano-USD as an exact number of USD."""
     return Decimal(usd_text(amount))

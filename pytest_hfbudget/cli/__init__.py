@@ -62,9 +62,10 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hfbudget")
 def main() -> None:
-    """Budgets for tests against Hugging Face inference, and endpoints that end up paused.
+    """Show what tests spend on Hugging Face inference, and pause Inference Endpoints.
 
-    The pytest options are shown by: pytest --help (group "budgets for Hugging Face inference").
+    `pytest --help` lists the options of the pytest plugin, in the group "budgets for Hugging Face
+    inference".
     """
 
 

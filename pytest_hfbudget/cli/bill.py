@@ -62,7 +62,7 @@ def _seconds(_: click.Context, option: click.Parameter, value: str) -> float:
 @click.command("bill")
 @click.argument("run", required=False)
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="The last N runs.")
-@click.option("--since", metavar="WHEN", help="Runs from then on: 2026-11-21 (UTC), 36h, 7d, 2w.")
+@click.option("--since", metavar="WHEN", help="Runs since then: 2026-11-21 (UTC), 36h, 7d, 2w.")
 @click.option("--month", is_flag=True, help="The billing period up to now, instead of runs.")
 @click.option(
     "--wait",
@@ -82,15 +82,15 @@ def _seconds(_: click.Context, option: click.Parameter, value: str) -> float:
 def command(
     wait: float, max_drift: Fraction | None, org: str | None, as_json: bool, **which: Any
 ) -> None:
-    """Put the ledger of RUN beside what Hugging Face reports of it; by default of the last run.
+    """Compare what a run has cost with what Hugging Face has billed.
 
-    RUN is the id of a run of this machine, or its beginning. Hugging Face books calls a minute or
-    more after they were made: a run that is pending was not free, and what is reported may grow.
-    The token is that of HF_TOKEN or of `hf auth login`. It has to be allowed to read the bill; for
-    an organisation that is the permission org.billing.read.
+    RUN is the id of a run of this machine, or the beginning of its id; without it, the last run.
+    Hugging Face books calls a minute or more after they were made: a pending run was not free, and
+    a reported amount may still grow. The token comes from HF_TOKEN, or from `hf auth login`. It
+    needs the permission to read the bill, which is org.billing.read for an organisation.
 
     Exit codes: 0 shown; 1 the drift is larger than --max-drift, or the bill could not be read;
-    2 wrong usage; 3 with --max-drift: nothing is reported yet, or the ledger lacks a price.
+    2 wrong usage; 3 with --max-drift: a run is pending, or its ledger lacks a price.
     """
     wanted = WantedRuns(**which)
     wanted.check()

@@ -31,7 +31,13 @@ PAUSE_S = 10.0
 
 @click.command("demo")
 def command() -> None:
-    """Show all of it in a few seconds, against a local emulator, at $0."""
+    """Show the plugin at work in ten seconds, at $0.
+
+    It runs a capped suite against a local emulator, puts the ledger beside the emulator's invoice,
+    and kills a run to show that its endpoint is paused.
+
+    Exit codes: 0 everything was as promised; 1 something was not.
+    """
     from rich.console import Console
 
     try:

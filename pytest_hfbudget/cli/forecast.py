@@ -13,7 +13,7 @@ from pytest_hfbudget import cli
 from pytest_hfbudget.cli import output
 from pytest_hfbudget.endpoints.uptime import ALWAYS, Forecast, Machine, Runs, Schedule, forecast
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.money import NANO_PER_USD, parse_rate, rate_text, show, usd_text
+from pytest_hfbudget.money import NANO_PER_USD, parse_rate, rate_shown, rate_text, show, usd_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,13 +97,26 @@ class ForecastRequest:
     "endpoints",
     multiple=True,
     metavar="NAMESPACE/NAME",
-    help="Repeatable. Default without --rate: those of --hf-endpoint in pytest's configuration.",
+    help="An endpoint whose price to look up; repeatable. Default without --rate: those of "
+    "--hf-endpoint in pytest's configuration.",
 )
-@click.option("--rate", "rates", multiple=True, metavar="USD", help="Per hour; repeatable.")
-@click.option("--hours-per-day", callback=_number, metavar="H", help="Of running (24).")
-@click.option("--days-per-week", callback=_number, default="7", metavar="D", help="Of running (7).")
-@click.option("--min-replicas", type=click.IntRange(0, 1000), metavar="N", help="At the least (1).")
-@click.option("--max-replicas", type=click.IntRange(1, 1000), metavar="N", help="At the most.")
+@click.option(
+    "--rate",
+    "rates",
+    multiple=True,
+    metavar="USD",
+    help="The price of a replica per hour; repeatable.",
+)
+@click.option("--hours-per-day", callback=_number, metavar="H", help="Hours that it runs (24).")
+@click.option(
+    "--days-per-week", callback=_number, default="7", metavar="D", help="Days that it runs (7)."
+)
+@click.option(
+    "--min-replicas", type=click.IntRange(0, 1000), metavar="N", help="The fewest replicas (1)."
+)
+@click.option(
+    "--max-replicas", type=click.IntRange(1, 1000), metavar="N", help="The most replicas."
+)
 @click.option(
     "--scale-up-hours",
     callback=_number,
@@ -111,8 +124,10 @@ class ForecastRequest:
     metavar="H",
     help="Hours a day with the most replicas.",
 )
-@click.option("--runs-per-day", type=click.IntRange(1, 100_000), metavar="N", help="Of tests.")
-@click.option("--minutes-per-run", callback=_number, metavar="MIN", help="As its tests take.")
+@click.option(
+    "--runs-per-day", type=click.IntRange(1, 100_000), metavar="N", help="Runs of the tests."
+)
+@click.option("--minutes-per-run", callback=_number, metavar="MIN", help="Minutes of tests.")
 @click.option(
     "--cold-start",
     callback=_number,
@@ -121,7 +136,11 @@ class ForecastRequest:
     help="Minutes of each run before the endpoint serves.",
 )
 @click.option(
-    "--idle", callback=_number, default="0", metavar="MIN", help="Of each run, after its last call."
+    "--idle",
+    callback=_number,
+    default="0",
+    metavar="MIN",
+    help="Minutes of each run until the server scales it to zero; 0 for a pause.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(
@@ -130,11 +149,10 @@ def command(
     """Forecast what endpoints cost by an hour, day, week and month.
 
     An endpoint costs its price per hour x (hours x the fewest replicas + scale-up hours x the
-    replicas above these), whether it is called or not. Without hours it is never paused.
+    additional replicas), whether it is called or not. Without --hours-per-day it is never paused.
 
-    For short runs give --runs-per-day and --minutes-per-run in place of hours: each run is billed
-    by started minutes, from the resume on. --cold-start is the time until it serves, --idle that
-    until an automatic scale to zero; a pause has none.
+    For short runs give --runs-per-day and --minutes-per-run instead of hours. Each run is then
+    billed by started minutes, from the resume to the pause.
 
     Exit codes: 0 forecast; 1 an endpoint or its price could not be read; 2 wrong usage.
     """
@@ -216,7 +234,7 @@ class ForecastAnswer:
         rows = [
             (
                 machine.name,
-                f"${rate_text(machine.atto_per_hour)}",
+                rate_shown(rate_text(machine.atto_per_hour)),
                 _replicas(machine),
                 *_cells(cost),
             )

@@ -31,22 +31,24 @@ _SPANS = {"h": "hours", "d": "days", "w": "weeks"}
 
 def _texts(command: Callable[..., None]) -> Callable[..., None]:
     for name in reversed(TEXTS):
-        command = click.option(f"--{name}", metavar="TEXT", help=f"Only with this {name}.")(command)
+        command = click.option(f"--{name}", metavar="TEXT", help=f"Only entries with this {name}.")(
+            command
+        )
     return command
 
 
 @click.command("log")
 @_texts
-@click.option("--since", metavar="WHEN", help="From then on: 2026-11-21 (UTC), 36h, 7d, 2w.")
-@click.option("--until", metavar="WHEN", help="Up to then, the whole of that day.")
-@click.option("--by", "group", type=click.Choice(GROUPS), help="Sums instead of entries.")
+@click.option("--since", metavar="WHEN", help="Entries since then: 2026-11-21 (UTC), 36h, 7d, 2w.")
+@click.option("--until", metavar="WHEN", help="Entries up to then; a day counts as a whole.")
+@click.option("--by", "group", type=click.Choice(GROUPS), help="Show sums instead of entries.")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
     help=f"Only the latest N entries; 0 for all. {LIMIT} in a table, all in JSON and CSV.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, names first.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with a line of names first.")
 def command(
     since: str | None,
     until: str | None,
@@ -56,10 +58,11 @@ def command(
     as_csv: bool,
     **texts: str | None,
 ) -> None:
-    """Show the calls, refusals and endpoints of this user's runs on this machine.
+    """Show what past runs have called, and sums of it.
 
-    A TEXT matches anywhere in its field; with * or ? in it, it is a pattern for the whole field.
-    An entry is shown if it matches every option that is given.
+    The log has the calls, refusals and endpoints of this user's runs on this machine. An entry is
+    shown if it matches every option. A TEXT matches anywhere in its field. With * or ? in it, it
+    is a pattern for the whole field.
 
     Exit codes: 0 shown, also when there is nothing; 1 the log can't be read; 2 wrong usage.
     """

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pytest_hfbudget.money import rate_shown
 from pytest_hfbudget.text import printable, public_url, shortened
 
 if TYPE_CHECKING:
@@ -198,10 +199,10 @@ def price_text(price: Price) -> str:
     """A price in a few words."""
     if price.free:
         return "free"
-    row = price.as_row()
-    tokens = [f"{key} ${row[key]}" for key in ("input", "output", "cached") if key in row]
+    row = {key: rate_shown(str(rate)) for key, rate in price.as_row().items()}
+    tokens = [f"{key} {row[key]}" for key in ("input", "output", "cached") if key in row]
     per_million = [f"{', '.join(tokens)} per 1M tokens"] if tokens else []
-    others = [f"${row[key]} per {key}" for key in ("call", "image", "second") if key in row]
+    others = [f"{row[key]} per {key}" for key in ("call", "image", "second") if key in row]
     return ", ".join((*per_million, *others))
 
 

@@ -49,21 +49,21 @@ _DOUBT_S = 3.0
     "--all",
     "every",
     is_flag=True,
-    help="All endpoints of the namespaces named, or of the default one; asks before.",
+    help="All endpoints of the given namespaces, or of the default one. It asks first.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Also those that another run is using.")
+@click.option("--force", is_flag=True, help="Pause endpoints that a run is using, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 def command(
     names: tuple[str, ...], leased: bool, every: bool, yes: bool, force: bool, as_json: bool
 ) -> None:
-    """Pause endpoints, all at once, and read each pause back.
+    """Pause endpoints, and read each pause back.
 
-    What a live run has leased is left alone, and that run is named, unless --force is given. The
-    token comes from HF_TOKEN, or from `hf auth login`.
+    An endpoint that a live run has leased is left to that run, unless --force is given. The token
+    comes from HF_TOKEN, or from `hf auth login`.
 
-    Exit codes: 0 every pause is verified, or there was nothing to pause; 1 at least one is not
-    verified or was left alone, or the question was answered with no; 2 wrong usage.
+    Exit codes: 0 every pause is verified, or there was nothing to pause; 1 a pause is not verified,
+    an endpoint was left to a live run, or the answer to the question was no; 2 wrong usage.
     """
 
     records = Records.read(cli.api())
@@ -241,9 +241,11 @@ TOO_MANY = 3
     "most",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Pause at most N; what is above it is left as it is, for a person to look at.",
+    help="Pause at most N endpoints, and leave the others for a person to look at.",
 )
-@cli.shared_option("Also what lost jobs of any machine have left that shared it over this server.")
+@cli.shared_option(
+    "Also pause what lost jobs of any machine have left, of those that share this server."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 def sweep_command(
     namespaces: tuple[str, ...],
@@ -252,16 +254,15 @@ def sweep_command(
     shared: str | None,
     as_json: bool,
 ) -> None:
-    """Pause what dead runs have left: those of this machine, and of any machine by their tags.
+    """Pause what dead runs have left running.
 
-    This machine's journals tell which runs have died with a lease. For each NAMESPACE, endpoints
-    that carry the tag of a run whose time is over are paused too. An endpoint without a journal or
-    a tag is never touched, nor is one that a live run has leased. With HFBUDGET_SHARED or
-    --shared, those that a job of another machine has leased over that server are not, either.
+    The journals of this machine say which runs have died with a lease. In each NAMESPACE the sweep
+    also pauses the endpoints with the tag of a run whose time is over, whichever machine it ran on.
+    It never touches an endpoint that has neither a journal nor a tag, and none that a live run has
+    leased. With HFBUDGET_SHARED or --shared it also knows the leases of jobs on other machines.
 
-    Exit codes: 0 nothing is left, or all of it is paused (with --dry-run: would be); 1 at least
-    one pause is not verified, or a list could not be read; 2 wrong usage; 3 there were more than
-    --max, and those above it were not touched.
+    Exit codes: 0 nothing is left, or all of it is paused (with --dry-run: would be); 1 a pause is
+    not verified, or a list could not be read; 2 wrong usage; 3 more than --max were found.
     """
     place = cli.shared(shared)
     strays, unread = _find(tuple(cli.namespace(name) for name in namespaces), place)

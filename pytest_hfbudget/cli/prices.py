@@ -224,21 +224,19 @@ ONLY_PYTEST = (
 
 @click.command("prices")
 @click.argument("model", required=False, metavar="[MODEL[:PROVIDER]]")
-@click.option("--refresh", is_flag=True, help="Read the router's catalogue anew before.")
+@click.option("--refresh", is_flag=True, help="Read the router's catalogue anew first.")
 @click.option(
     "--prices",
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="As pytest's --hf-prices. Default: HFBUDGET_PRICES.",
+    help="Like pytest's --hf-prices. Default: HFBUDGET_PRICES.",
 )
 @click.option(
-    "--unpriced", metavar="HOW", help="As pytest's --hf-unpriced. Default: HFBUDGET_UNPRICED."
+    "--unpriced", metavar="HOW", help="Like pytest's --hf-unpriced. Default: HFBUDGET_UNPRICED."
 )
-@click.option("--tokens", metavar="IN/OUT", help="Also what so many tokens cost, at most.")
-@click.option(
-    "--suggest", is_flag=True, help="Rows that would have been right, by what was billed."
-)
+@click.option("--tokens", metavar="IN/OUT", help="Show what so many tokens cost at most.")
+@click.option("--suggest", is_flag=True, help="Print the rows that would have matched the bills.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(
     model: str | None,
@@ -249,16 +247,16 @@ def command(
     suggest: bool,
     as_json: bool,
 ) -> None:
-    """Explain the price of MODEL: what counts, where it is written, and what it overrides.
+    """Explain what a call costs, and which source says so.
 
-    MODEL may be a URL. Without it, everything that is configured is listed. Nothing is fetched
-    without --refresh: the router's catalogue is the one that was read last, and its age is shown.
-    The ini file, the project's tables and the environment are those that pytest reads here.
+    MODEL may be a URL. Without MODEL, the command lists all prices that are configured. It reads
+    the ini file, price tables and variables that pytest reads in this folder. It fetches nothing
+    without --refresh: it uses the last catalogue of the router, and shows its age.
 
-    With --suggest it prints a price file, made of the runs with one model whose bills `hfbudget
-    bill` has read.
+    With --suggest it prints a price file. That is made of the runs with one model whose bills
+    `hfbudget bill` has read.
 
-    Exit codes: 0 the price is known, or no MODEL was asked for; 1 it has no known price, or the
+    Exit codes: 0 the price is known, or no MODEL was given; 1 MODEL has no known price, or the
     catalogue could not be read; 2 wrong usage, also a price file or a variable that can't be used.
     """
     usage = _usage(tokens, model)

@@ -33,7 +33,7 @@ _FILE = click.Path(path_type=Path)
 
 @click.command("report")
 @click.argument("files", nargs=-1, metavar="[FILE]…", type=_FILE)
-@click.option("--html", "page", metavar="OUT", type=_FILE, help="Write one page instead.")
+@click.option("--html", "page", metavar="OUT", type=_FILE, help="Write one HTML page instead.")
 @click.option(
     "--top",
     type=click.IntRange(min=0),
@@ -63,11 +63,11 @@ def command(
 ) -> None:
     """Show what `pytest --hf-report FILE` has written.
 
-    Several FILEs are several runs: the newest by its date is shown in full, and all of them in a
-    table over runs. Without a FILE, that of --hf-report in pytest's configuration is read.
-    --compare shows by how much the newest run costs more or less than BASE, in all and by test.
+    Several FILEs are several runs: the command shows the newest in full, and all of them in a
+    table. Without a FILE it reads that of --hf-report in pytest's configuration. --compare shows
+    how much more or less the newest run costs than BASE, in all and by test.
 
-    Exit codes: 0 shown; 1 a file is no report, or the page could not be written; 2 wrong usage.
+    Exit codes: 0 shown; 1 a file is not a report, or the page could not be written; 2 wrong usage.
     """
     if schema:
         click.echo(SCHEMA_FILE.read_text(encoding="utf-8").rstrip())

@@ -44,7 +44,7 @@ _FROM_TERMINAL = ("SIGINT", "SIGQUIT")
     "endpoints",
     multiple=True,
     metavar="NAMESPACE/NAME",
-    help="To be resumed before and paused after; repeatable. Default: HFBUDGET_ENDPOINTS.",
+    help="An endpoint to resume before and pause after; repeatable. Default: HFBUDGET_ENDPOINTS.",
 )
 @click.option(
     "--max-uptime",
@@ -67,14 +67,15 @@ def command(
     json_file: Path | None,
     command: tuple[str, ...],
 ) -> None:
-    """Run COMMAND with its endpoints up, and have them paused however it ends.
+    """Run a command with its endpoints up, and pause them after it.
 
-    The endpoints are resumed first. Signals are passed on to the command; should this process be
-    killed, its reaper pauses. Receipts go to standard error.
+    `hfbudget run` resumes the endpoints first. It passes signals on to COMMAND, and pauses the
+    endpoints when COMMAND has ended. If `hfbudget run` is killed, its reaper pauses them. Receipts
+    go to standard error.
 
-    Exit codes: that of the command, 128 + N if signal N ended it; 1 instead of 0 if a pause is
-    not verified; 1 if an endpoint could not be brought up; 2 wrong usage; 127 no such command,
-    and nothing was resumed.
+    Exit codes: that of COMMAND, or 128 + N if signal N ended it; 1 instead of 0 if a pause is
+    not verified; 1 if an endpoint did not come up; 2 wrong usage; 127 no such command, and nothing
+    was resumed.
     """
     names = _names(endpoints)
     most_s = cli.settings().max_uptime if max_uptime is None else max_uptime * 60

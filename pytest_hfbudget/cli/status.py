@@ -157,17 +157,18 @@ Look = Callable[[], View | SharedView]
     flag_value="",
     default=None,
     metavar="[SECONDS]",
-    help=f"Draw it again every SECONDS ({EVERY_S:g}), until Ctrl-C.",
+    help=f"Draw the list again every SECONDS ({EVERY_S:g}), until Ctrl-C.",
 )
 @cli.shared_option(
     "Show who holds what on the server over which machines share budgets and endpoints."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per look.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, one object for each look.")
 def command(namespace: str | None, watch: str | None, shared: str | None, as_json: bool) -> None:
-    """List every endpoint of a namespace: state, price, uptime so far, and who leases it.
+    """List the endpoints of a namespace.
 
-    NAMESPACE is a user or an organisation; without it that of pytest's configuration counts:
-    HFBUDGET_NAMESPACE, or hf_namespace of its ini file.
+    Of each endpoint the list has its state, its price, what it has cost since its start, and the
+    run that has leased it. NAMESPACE is a user or an organisation. Without it the command uses
+    HFBUDGET_NAMESPACE, or hf_namespace of pytest's ini file.
 
     Exit codes: 0 listed, also when --watch is ended by Ctrl-C; 1 the list could not be read;
     2 wrong usage.

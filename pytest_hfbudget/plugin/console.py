@@ -34,20 +34,42 @@ def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bo
         return
     capture: Any = config.pluginmanager.get_plugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else nullcontext():
-        ours = terminal.currentfspath is PASSING
         if passing and terminal.isatty:
-            if not ours:
+            if terminal.currentfspath is not PASSING:
                 _end_line(config, terminal)  # what pytest has written on this line stays
+            if not config.pluginmanager.has_plugin(ResultsErase.name):
+                config.pluginmanager.register(ResultsErase(terminal), ResultsErase.name)
             terminal.rewrite(text, erase=True, **markup)
             terminal.currentfspath = PASSING  # so that pytest's next result begins a new line
             return
-        if ours:
-            terminal.rewrite("", erase=True)
-            terminal.write("\r")
-            terminal.currentfspath = None
-        _end_line(config, terminal)
+        if not _erase(terminal):
+            _end_line(config, terminal)
         for line in fitted(config, text):
             terminal.write_line(line, **markup)
+
+
+def _erase(terminal: Any) -> bool:
+    """Erase the line that passes, if the terminal shows one."""
+    if terminal.currentfspath is not PASSING:
+        return False
+    terminal.rewrite("", erase=True)
+    terminal.write("\r")
+    terminal.currentfspath = None
+    return True
+
+
+class ResultsErase:
+    """With -q and under xdist pytest writes a result wherever it is: here, at the end of a line."""
+
+    name = "hfbudget-results-erase"
+
+    def __init__(self, terminal: Any) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self) -> None:
+        """Leave the line to the result."""
+        _erase(self._terminal)
 
 
 def _end_line(config: pytest.Config, terminal: Any) -> None:

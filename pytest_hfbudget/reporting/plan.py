@@ -236,14 +236,18 @@ def _order(order: PlannedOrder) -> Iterator[TerminalLine]:
     for span in order.spans:
         own, other = (_minutes(span.endpoint, s) for s in (span.seconds, span.collected))
         now, collected = now.plus(own), collected.plus(other)
+        known = span.endpoint.atto_per_hour is not None
+        here, there = (str(each) if known else f"{each.minutes:,}" for each in (own, other))
         times = f"{span.start:.0f} s to {span.start + span.seconds:.0f} s"
         yield TerminalLine(
-            f"    {span.endpoint.name} runs from {times}, minutes: {own}; as collected: {other}"
+            f"    {span.endpoint.name} runs from {times}, minutes: {here}; as collected: {there}"
         )
     saved = collected.minus(now)
     if saved.minutes > 0 or saved.nano_usd > 0:
+        known = all(span.endpoint.atto_per_hour is not None for span in order.spans)
+        minutes = saved if known else f"{saved.minutes:,}"
         yield TerminalLine(
-            f"    minutes saved: {saved}; hf_order=collected keeps your order", "green"
+            f"    minutes saved: {minutes}; --hf-order=collected keeps your order", "green"
         )
 
 

@@ -136,7 +136,7 @@ def test_other(): pass
     (folder / "test_answers.py").write_text(ASKS + tests)
     plan = "pytest --hf-plan --hf-session-budget 0.05"
     assert project.types(plan, folder=folder)[0] == 0
-    gate = "pytest --hf-session-budget 0.0001 --hf-plan-gate=stop"
+    gate = "pytest --hf-session-budget 0.002 --hf-plan-gate=stop"
     assert project.types(gate, folder=folder)[0] == 4
 
 

@@ -468,7 +468,7 @@ def test_suggested_rows_are_a_price_file_that_would_have_been_right(
     done = billed_runs.shell("prices", "--suggest")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].startswith('# "acme/dear:groq": was input $1, output $2 per 1M tokens')
+    assert lines[0].startswith('# "acme/dear:groq": was input $1.00, output $2.00 per 1M tokens')
     assert f"run {run}: 3 requests" in lines[1]
     assert lines[1].endswith("+50 %")
     assert lines[2:5] == ['["acme/dear:groq"]', "input = 1.5", "output = 3"]

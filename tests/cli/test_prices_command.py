@@ -54,7 +54,7 @@ def test_a_price_is_explained_with_what_it_overrides(hfbudget: Shell, router: st
     done = hfbudget("prices", "org/model:groq", "--prices", "more.toml")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert lines[0] == "org/model by groq: input $5, output $6 per 1M tokens"
+    assert lines[0] == "org/model by groq: input $5.00, output $6.00 per 1M tokens"
     rows = [line for line in lines if line.startswith("groq")]
     assert [("used" in row, "overridden" in row) for row in rows] == [
         (True, False),
@@ -122,7 +122,7 @@ def test_without_a_model_everything_that_is_configured_is_listed(
     done = hfbudget("prices", **VARIABLES)
     assert done.returncode == 0
     assert 'org/model  $0.003 per image  pyproject.toml: ["org/model"]' in done.stdout
-    assert "environment: HUGGINGFACE_*_TOKEN_COST: input $1, output $3 per 1M" in done.stdout
+    assert "environment: HUGGINGFACE_*_TOKEN_COST: input $1.00, output $3.00 per 1M" in done.stdout
     assert "--hf-unpriced=assume:1/4" in done.stdout
     assert "models: 1, offers: 1, with a price: 1" in done.stdout
     assert "(3 days old)" in done.stdout
@@ -172,7 +172,7 @@ def test_offline_the_last_one_is_used_and_its_age_is_said(
     kept(router, age_s=2 * 86_400, model=(1, 2))
     done = hfbudget("prices", "org/model:groq", "--refresh")
     assert done.returncode == 1
-    assert "input $1, output $2 per 1M tokens" in done.stdout
+    assert "input $1.00, output $2.00 per 1M tokens" in done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"Error: could not read the prices of {router} (")
     assert line.endswith("(2 days old) are used")

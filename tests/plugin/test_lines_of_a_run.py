@@ -45,7 +45,9 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
 
 @pytest.fixture
 def reporter(pytester: pytest.Pytester, screen: Screen) -> TerminalReporter:
-    config = pytester.parseconfig("-p", "no:hfbudget", "-o", "console_output_style=classic")
+    config = pytester.parseconfig(
+        "-p", "no:hfbudget", "-p", "no:subtests", "-o", "console_output_style=classic"
+    )
     config.pluginmanager.unregister(name="terminalreporter")
     reporter = TerminalReporter(config, screen)
     config.pluginmanager.register(reporter, "terminalreporter")
@@ -77,6 +79,21 @@ def test_a_result_after_a_line_that_passes_begins_a_line_of_its_own(
     say(reporter.config, "endpoint a/b: initializing, 1 s", passing=True)
     reporter.write_fspath_result(f"{pytester.path}/test_it.py::test_a", "E")
     assert screen.lines[-1] == "test_it.py E"
+
+
+def test_a_quiet_result_takes_the_place_of_a_line_that_passes(
+    reporter: TerminalReporter, screen: Screen
+) -> None:
+    config = reporter.config
+    config.option.verbose = -1
+    passed = pytest.TestReport(
+        "test_it.py::test_a", ("test_it.py", 1, ""), {}, "passed", None, "call"
+    )
+    say(config, "endpoint a/b: initializing, 1 s", passing=True)
+    config.hook.pytest_runtest_logreport(report=passed)
+    say(config, "endpoint a/b: initializing, 2 s", passing=True)
+    say(config, "endpoint a/b: running, 3 s")
+    assert [line for line in screen.lines if line] == [".", "endpoint a/b: running, 3 s"]
 
 
 def test_an_emulator_that_does_not_answer_is_one_line(

@@ -141,6 +141,7 @@ def test_an_endpoint_of_which_nothing_is_known_has_the_default_and_no_price(
             "  uptime of acme/llm: unknown, not in the sum",
         ]
     )
+    result.stdout.fnmatch_lines(["    acme/llm runs from 0 s to 90 s, minutes: 2; as collected: 2"])
     assert suite.emulator.log(kind="request", phase="arrived") == []
 
 
