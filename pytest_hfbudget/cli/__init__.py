@@ -224,7 +224,7 @@ def namespace(given: str | None) -> str:
     if not name:
         raise click.UsageError("which namespace? Name it, or set HFBUDGET_NAMESPACE.")
     if not _NAMESPACE.fullmatch(name):
-        raise click.UsageError(f"{name!r} is no namespace: write a user or an organisation.")
+        raise click.UsageError(f"{name!r} is not a namespace: write a user or an organisation.")
     return name
 
 

@@ -165,8 +165,8 @@ class WantedRuns:
         found = runs if begin is None else [bill for bill in runs if bill.started >= begin]
         if not found:
             raise click.ClickException(
-                "the usage log has no such run that called the router; rehearsals are not in it, "
-                "and with hf_log_days = 0 no run is"
+                "the usage log has no such run that called the router. It has no rehearsals, "
+                "and with hf_log_days = 0 it has no runs."
             )
         return found if begin is not None else found[-(self.last or 1) :]
 
@@ -178,8 +178,8 @@ def _named(runs: Sequence[Bill], name: str) -> Bill:
         raise output.BadInput(f"several runs begin with {name}: {names}. Write more of its id.")
     if not found:
         raise output.BadInput(
-            f"the usage log has no run {name!r} that called the router; those that it has are "
-            "shown by: hfbudget log --by run"
+            f"the usage log has no run {name!r} that called the router. `hfbudget log --by run` "
+            "lists those that it has."
         )
     return found[0]
 

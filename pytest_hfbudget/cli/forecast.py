@@ -258,7 +258,7 @@ def _by_rate(rates: tuple[str, ...], asked: ForecastRequest) -> Iterator[Machine
         except ValueError as error:
             raise ValueError(f"--rate {rate}: {error}") from None
         if not atto:
-            raise ValueError(f"--rate {rate}: what costs nothing needs no forecast")
+            raise ValueError(f"--rate {rate}: write a price above 0")
         yield asked.machine(f"--rate {rate}", atto)
 
 

@@ -99,7 +99,7 @@ class EndpointSettings:
         if not self.token:
             raise EndpointError(
                 f'{name} needs a token with the permission "Manage Inference Endpoints"; '
-                "set HF_TOKEN."
+                "set HF_TOKEN. A rehearsal needs none: pytest --hf-emulator."
             )
 
     def lease_store(self, endpoint: str) -> LeaseStore:

@@ -144,7 +144,7 @@ class ReaperClient:
         if answer.error:
             raise EndpointError(
                 f"{watch.endpoint} is not resumed, because the process that would pause it "
-                f"can't promise to: {answer.error}"
+                f"is not ready: {answer.error}"
             )
 
     def settled(self, name: str) -> None:

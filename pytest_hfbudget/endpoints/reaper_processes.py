@@ -88,7 +88,7 @@ def spawn_reaper(end: socket.socket, run: str, log: Path, *, timeout_s: float) -
         EndpointError: no such system (it needs fork), no process to be had, no log to be written.
     """
     if not hasattr(os, "fork") or not sys.executable:
-        raise EndpointError("endpoints can only be kept on Linux and macOS, from a Python program.")
+        raise EndpointError("endpoints need Linux or macOS, and a Python program.")
     _spawn(REAPER, (end,), run, log, timeout_s)
 
 

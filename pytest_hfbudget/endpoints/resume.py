@@ -342,8 +342,8 @@ class Startup:
     def _resume_again(self, state: EndpointState, found: Endpoint, supervisor: Supervisor) -> None:
         if state.revived >= _MOST_REVIVALS:
             raise EndpointError(
-                f'{state.name} is "{found.state}" again: someone else, or the server, has put it '
-                "to rest more than once during this run. It is not resumed any more."
+                f'{state.name} is "{found.state}" again: someone else, or the server, has paused '
+                "it more than once during this run. It is not resumed any more."
             )
         self._caps.afford(found, self._meter.price(state, found))
         bare = tagged_run(found.tags) is None

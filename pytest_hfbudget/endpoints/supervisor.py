@@ -225,7 +225,7 @@ class Supervisor:
         """Replace a reaper whose standby stepped in: something kills processes here."""
         if self._client.successions > self._noticed:
             self._noticed = self._client.successions
-            self._warn(f"{_KILLED}; another one has stepped in")
+            self._warn(f"{_KILLED}; another one has taken over")
 
     def _notice_releases(self) -> None:
         """What was paused before the run's end is not watched any more."""

@@ -331,8 +331,8 @@ class Report:
 def estimated_above(report: Report, usd: Amounts = FOR_PEOPLE) -> str:
     """How much of what was spent is above what came back of its calls."""
     return (
-        "{} of {} is estimated above what came back: calls that were lost or left are charged "
-        "what was held for them"
+        "{} of {} is estimated above what came back: calls that were lost, or not read to "
+        "their end, are charged what was held for them"
     ).format(*usd.beside(None, report.above, report.spent))
 
 

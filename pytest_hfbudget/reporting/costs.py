@@ -272,7 +272,7 @@ def increase(
 
 def _more(now: int, before: int) -> str:
     if not before:
-        return "any cost is an increase over nothing"
+        return "any cost is an increase over $0"
     return f"{_percent(Fraction(now - before, before))} more"
 
 

@@ -98,7 +98,7 @@ def test_hardware_without_a_price_is_one_line_that_says_what_to_type(hfbudget: S
         ("", "forecast of what? Give --endpoint NAMESPACE/NAME or --rate USD."),
         ("--rate nan", "--rate nan: 'nan' is not a finite amount"),
         ("--rate -1", "--rate -1: '-1' is negative"),
-        ("--rate 0", "--rate 0: what costs nothing"),
+        ("--rate 0", "--rate 0: write a price above 0"),
         ("--rate cheap", "--rate cheap: "),
         ("--rate 1 --hours-per-day inf", "--hours-per-day inf: write a number"),
         ("--rate 1 --hours-per-day 25", "25 hours a day"),

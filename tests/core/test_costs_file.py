@@ -146,7 +146,7 @@ def test_an_increase_is_told_with_both_figures_and_what_to_type() -> None:
 
 def test_any_cost_is_an_increase_over_nothing() -> None:
     assert not said(0, Cost(0))
-    assert "any cost is an increase over nothing" in said(1, Cost(0), "1000")
+    assert "any cost is an increase over $0" in said(1, Cost(0), "1000")
 
 
 def test_uptime_is_not_recorded_and_so_it_is_no_increase() -> None:

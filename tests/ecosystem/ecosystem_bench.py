@@ -37,7 +37,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 WRITE = "ECOSYSTEM_WRITE"
 # What stands right above the rows of the page's table.
 ROWS = "|---|---|---|---|---|---|\n"
-COLUMNS = ("below a cap", "in two workers", "without a cap", "what no cap holds")
+COLUMNS = ("below a cap", "in two workers", "without a cap", "under a cap too small")
 MOST_RELEASES = 4
 # Names the one tool that this environment is for: CI must not skip what it was set up for.
 EXPECTED = "ECOSYSTEM_TOOL"

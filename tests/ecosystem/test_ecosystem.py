@@ -91,7 +91,7 @@ def test_where_no_call_fits_none_is_sent_and_each_test_says_what_to_do(suite: Su
     each = re.split(r"^_+ test_[\w\[\]-]+ _+$", failures, flags=re.MULTILINE)[1:]
     assert len(each) == outcomes["failed"]
     assert all(sentence in failure for failure in each)
-    suite.facts["what no cap holds"] = f"0 calls sent, {len(each)} tests failed with the reason"
+    suite.facts["under a cap too small"] = f"0 calls sent, {len(each)} tests failed with the reason"
     result.stdout.fnmatch_lines(
         ["refused, though the test passed: *test_swallowing: emulator/chat may cost up to *"]
     )

@@ -231,7 +231,7 @@ def test_a_killed_reaper_is_replaced_although_the_run_does_nothing(
     (receipt,) = run.finish()
     assert run.reaper_pid != first
     assert receipt.verified
-    assert "another one has stepped in" in receipt.warnings[0]
+    assert "another one has taken over" in receipt.warnings[0]
     (pause,) = hub.log(op="pause", phase="arrived")
     assert "(reaper)" in pause["agent"]
 
@@ -329,7 +329,7 @@ def test_a_reaper_and_its_second_that_are_killed_at_once_are_stood_in_for(
     (receipt,) = run.finish()
     assert run.reaper_pid not in pair
     assert receipt.verified
-    assert "another one has stepped in" in receipt.warnings[0]
+    assert "another one has taken over" in receipt.warnings[0]
 
 
 def test_a_reserve_that_is_killed_is_replaced(
@@ -484,7 +484,7 @@ def test_a_reaper_that_cannot_reach_the_server_means_no_resume(
     hub: EmulatorClient, lifecycle: Make
 ) -> None:
     hub.add_fault("get", skip=1, times=None, status=503)
-    with pytest.raises(EndpointError, match="the process that would pause it can't promise to"):
+    with pytest.raises(EndpointError, match="the process that would pause it is not ready"):
         lifecycle().ensure("acme/llm")
     hub.clear_faults()
     assert hub.log(op="resume") == []

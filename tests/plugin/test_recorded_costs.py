@@ -227,7 +227,7 @@ def test_a_test_that_was_free_may_cost_nothing(suite: Suite) -> None:
     suite.test_file("def test_it(): call()")
     result = suite.run(MOST)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*any cost is an increase over nothing*"])
+    result.stdout.fnmatch_lines(["*any cost is an increase over $0*"])
 
 
 def test_what_is_meant_is_stored_and_passes_from_then_on(suite: Suite) -> None:
