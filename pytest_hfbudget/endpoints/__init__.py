@@ -105,6 +105,12 @@ class Endpoint:
         """``namespace/name``: how people write it, and how this package keys it."""
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def hardware(self) -> str:
+        """What it runs on, for people."""
+        parts = self.vendor, self.region, self.instance_type, self.instance_size
+        return " ".join(filter(None, parts)) or "hardware that is not known yet"
+
     @classmethod
     def parse(cls, namespace: str, raw: Mapping[str, Any]) -> Endpoint:
         """Read an ``EndpointWithStatus`` object; what is missing or misshapen gets a default."""

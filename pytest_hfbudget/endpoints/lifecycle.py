@@ -23,20 +23,15 @@ from pytest_hfbudget.endpoints.lifecycle_types import (
     Grow,
     Progress,
 )
-from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, REAPER_LOST, Receipt
+from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, Receipt
 from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.endpoints.resume import Resumer, Startup
 from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S
-from pytest_hfbudget.endpoints.supervisor import Supervisor
+from pytest_hfbudget.endpoints.supervisor import EARLY, Supervisor
 from pytest_hfbudget.endpoints.sweep import SweepOutcome, adopt, find_local, sweep
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
-
-_EARLY = {
-    DEADLINE: "the uptime that this run may have is used up, so its endpoints were paused.",
-    REAPER_LOST: "the process that pauses endpoints was killed again, so what ran was paused.",
-}
 
 
 def _nothing(*_: object) -> None:
@@ -254,7 +249,12 @@ class Lifecycle:
         if early is None:
             return {}
         leased = [state.name for state in self._in_use()]
-        return {name: f"{name} may not be used any more: {_EARLY[early]}" for name in leased}
+        return {name: f"{name} may not be used any more: {EARLY[early]}" for name in leased}
+
+    @property
+    def used_up(self) -> bool:
+        """Whether that is because of `pause_after`."""
+        return self._supervisor is not None and self._supervisor.early() == DEADLINE
 
     def tend(self) -> None:
         """Look after the reaper: cheap, to be called between tests, or again and again.
@@ -376,7 +376,7 @@ class Lifecycle:
         """Why nothing is to be resumed, or waited for, any more."""
         early = self._supervisor.early() if self._supervisor else None
         if early:
-            return _EARLY[early]
+            return EARLY[early]
         return "the run is ending, and pauses it." if self._closing else ""
 
     def _receipts(

@@ -29,6 +29,12 @@ from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import Clock
 
+# Why endpoints were paused before the end of their run.
+EARLY = {
+    DEADLINE: "the uptime that this run may have is used up, so its endpoints were paused.",
+    REAPER_LOST: "the process that pauses endpoints was killed again, so what ran was paused.",
+}
+
 _KILLED = "the process that pauses endpoints was killed"
 
 

@@ -172,6 +172,11 @@ class UptimeMeter:
         """Fill in the price of a replica; nano-USD for a minute of what will run at first."""
         listed = self._listed(state)
         state.use.price_atto = None if listed is None else price_per_hour(listed.vendors, found)
+        if listed is not None and state.use.price_atto is None:
+            state.warn(
+                f"{state.name}: its price is unknown: the list of hardware has none for "
+                f"{found.hardware}, so no sum has what it costs"
+            )
         state.use.count(found.first_replicas)
         return (
             None if state.use.price_atto is None else cost(state.use.price_atto, state.use.replicas)

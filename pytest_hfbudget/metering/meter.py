@@ -24,11 +24,10 @@ from pytest_hfbudget.locks import inside
 from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_args import ThresholdWatcher
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
+from pytest_hfbudget.metering.paid_hosts import THIS_MACHINE
 from pytest_hfbudget.pricing.book import PriceBook
 from pytest_hfbudget.settings import HOLD_WAIT_S, ROUTER
 from pytest_hfbudget.text import printable, public_url
-
-THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 # The longest reason for which a call was not metered, in characters: it is shown on one line.
 LONGEST_REASON = 200

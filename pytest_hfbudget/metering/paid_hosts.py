@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pytest_hfbudget.settings import DEDICATED_HOST, ENDPOINTS_API, ROUTER, UNKNOWN_TASK
@@ -14,16 +14,24 @@ OLD_API = "https://api-inference.huggingface.co"
 CONTROL_PLANE = "api" + DEDICATED_HOST
 
 HUB = "https://huggingface.co"
+# What HfApi.create_inference_endpoint_from_catalog posts to (huggingface_hub 2.4).
+CATALOG = "https://endpoints.huggingface.co/api/v1/catalog"
+# Names of this machine: a server that is paid for by one of them is reached by the others, too.
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - nothing listens there
+
+PORTS = {"https": 443, "http": 80}
+
 # What starts something that costs money until it is stopped. A Sandbox is a Job.
-RESUMES, CREATES, STOPS = "resume", "create", "pause"
+RESUMES, CREATES, DEPLOYS, STOPS = "resume", "create", "deploy", "pause"
 # Patterns, here and below, are compiled when they are first needed: most runs of pytest import this
 # and send nothing.
 STARTS = (
-    (r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/duplicate)?", "a Job of {}", ""),
+    (r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/(?:duplicate|run))?", "a Job of {}", ""),
     (r"/api/spaces/([^/]+/[^/]+)/hardware", "hardware for the Space {}", ""),
     (r"/endpoint/([^/]+/[^/]+)/resume", "the Inference Endpoint {}", RESUMES),
     (r"/endpoint/([^/]+)", "a new Inference Endpoint of {}", CREATES),
     (r"/endpoint/([^/]+/[^/]+)/pause", "", STOPS),
+    (r"/(?:model|recipe)/(.+)/deploy", "a new Inference Endpoint of {}", DEPLOYS),
 )
 
 # How a path ends, and the task behind it. The first one that fits counts.
@@ -66,13 +74,32 @@ class Start(NamedTuple):
     """Something that is started, and its name or that of its owner.
 
     Attributes:
-        endpoint: what is done to an Inference Endpoint: it is resumed, created, or paused, which
-            is no start; empty for anything else.
+        endpoint: what is done to an Inference Endpoint: it is resumed, created, deployed from the
+            catalogue of models, or paused, which is no start; empty for anything else.
     """
 
     what: str
     name: str
     endpoint: str = ""
+
+    @property
+    def creates(self) -> bool:
+        """Whether there is a new endpoint, of which the body tells more."""
+        return self.endpoint in (CREATES, DEPLOYS)
+
+    def named(self, form: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """The full name of an endpoint, and the form of a new one as ``EndpointCreate`` has it.
+
+        The name is not whole where the server makes one up.
+
+        Args:
+            form: the body of the request.
+        """
+        namespace = self.name
+        if self.endpoint == DEPLOYS:
+            config = form.get("config")
+            namespace, form = form.get("namespace", ""), config if isinstance(config, dict) else {}
+        return (f"{namespace}/{form.get('name', '')}", form) if self.creates else (self.name, {})
 
 
 class PaidPlace(NamedTuple):
@@ -97,20 +124,20 @@ class PaidHosts:
     """
 
     def __init__(self, more: Iterable[str] = (), starting: Iterable[str] = ()) -> None:
-        self._starting = (HUB, ENDPOINTS_API, *starting)
+        self._starting = [_address(each) for each in (HUB, ENDPOINTS_API, CATALOG, *starting)]
         self._start_hosts = {urlsplit(each).hostname for each in self._starting}
         self._places: dict[str, list[PaidPlace]] = {}
         self._known: dict[str, bool] = {}
         for each in (ROUTER, OLD_API, *more):
             parts = urlsplit(each if "://" in each else f"//{each}")
             place = PaidPlace(parts.port, parts.path.rstrip("/"))
-            self._places.setdefault(parts.hostname or "", []).append(place)
+            self._places.setdefault(_host(parts.hostname or ""), []).append(place)
 
     def may_bill(self, host: str) -> bool:
         """Whether some request to a host costs money: a quick look, for every POST there is."""
         known = self._known.get(host)
         if known is None:
-            name = host.lower().rstrip(".")
+            name = _host(host)
             known = name in self._places or name in self._start_hosts or _is_dedicated(name)
             if len(self._known) < MOST_KNOWN:
                 self._known[host] = known
@@ -120,19 +147,23 @@ class PaidHosts:
         """Whether a POST to a URL may cost money."""
         try:
             parts = urlsplit(url)
-            host, port = (parts.hostname or "").rstrip("."), parts.port
+            host, port = _host(parts.hostname or ""), parts.port
         except ValueError:
             return False  # no library sends to an address that can't be read
         if _is_dedicated(host):
             return True
-        port = port or (443 if parts.scheme == "https" else 80)
+        port = port or PORTS.get(parts.scheme)
         return any(place.has(port, parts.path) for place in self._places.get(host, ()))
 
     def started_by(self, url: str) -> Start | None:
         """What a POST starts that is paid for by the minute, if it does; or pauses."""
+        try:
+            address = _address(url)
+        except ValueError:
+            return None  # no library sends to an address that can't be read
         for base in self._starting:
-            if url.startswith(f"{base}/"):
-                path = url[len(base) :].partition("?")[0].rstrip("/")
+            if address.startswith(f"{base}/"):
+                path = address[len(base) :].rstrip("/")
                 for pattern, what, endpoint in STARTS:
                     if (found := re.fullmatch(pattern, path)) is not None:
                         return Start(what.format(found[1]), unquote(found[1]), endpoint)
@@ -140,13 +171,31 @@ class PaidHosts:
 
     def bills_on(self, host: str, port: object) -> bool:
         """Whether a connection to a host and port may be for something that costs money."""
-        name = host.lower().rstrip(".")
+        name = _host(host)
         places = self._places.get(name, ())
         return _is_dedicated(name) or any(place.port in (None, port) for place in places)
 
 
 # Hosts whose answer is kept: a crawler under test may meet any number of them.
 MOST_KNOWN = 1024
+
+
+def _host(name: str) -> str:
+    """A host by the one name that it is known by here."""
+    name = name.lower().rstrip(".")
+    return THIS_MACHINE[0] if name in THIS_MACHINE else name
+
+
+def _address(url: str) -> str:
+    """A URL without user, query, and a port that goes without saying.
+
+    Raises:
+        ValueError: its port is no number.
+    """
+    parts = urlsplit(url)
+    plain = parts.port in (None, PORTS.get(parts.scheme))
+    port = "" if plain else f":{parts.port}"
+    return f"{parts.scheme}://{_host(parts.hostname or '')}{port}{parts.path}"
 
 
 def _is_dedicated(host: str) -> bool:

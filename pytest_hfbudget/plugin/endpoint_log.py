@@ -155,4 +155,5 @@ def endpoint_line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
         shares=tuple(shares.tests.items()),
         idle=shares.idle,
         cold_start=shares.cold_start,
+        unpriced=receipt.cost.minutes > 0 and receipt.cost.price_nano_per_hour is None,
     )

@@ -86,8 +86,10 @@ class EndpointRequirements:
         Raises:
             EndpointError: one can't be brought up.
         """
-        from pytest_hfbudget.plugin.markers import endpoints, undecided
+        from pytest_hfbudget.plugin.markers import endpoints, skipped_by_unittest, undecided
 
+        if skipped_by_unittest(item):
+            return
         names = endpoints(item, self._run.settings)
         if names and undecided(item):
             self._undecided = item

@@ -98,7 +98,7 @@ class RunEndpoints:
         except EndpointError as error:
             paused = self.paused(name)  # asked before it counts as released
             self._failed(name, error)
-            if paused is not None and self._settings.max_uptime is None:
+            if isinstance(paused, BudgetExceededError) and self._settings.max_uptime is None:
                 raise UnaffordableEndpointError(str(paused)) from None
             raise
         self.log.started(name, self._lifecycle.live())
@@ -289,9 +289,10 @@ class RunEndpoints:
         Raises:
             BudgetExceededError: it was paused by this run, for the sake of its cap.
         """
-        if paused := self.paused(name):
+        paused = self.paused(name)
+        if isinstance(paused, BudgetExceededError):
             raise paused
-        if self._lifecycle.is_taken_over(name):
+        if paused or self._lifecycle.is_taken_over(name):
             return False
         if self._settings.endpoint_gaps == "pause" and self.since(name) is None:
             self.ensure(name)
@@ -308,10 +309,12 @@ class RunEndpoints:
         return back
 
     @at_work
-    def paused(self, name: str) -> BudgetExceededError | None:
-        """What to say of an endpoint that was paused early for the sake of the cap, if it was."""
-        if name not in self._lifecycle.paused_early():
+    def paused(self, name: str) -> HFBudgetError | None:
+        """What to say of an endpoint that was paused early, if it was: of a cap, or of a reaper."""
+        if (said := self._lifecycle.paused_early().get(name)) is None:
             return None
+        if not self._lifecycle.used_up:
+            return EndpointError(said)
         cap, named = self._settings.session_cap, caps(self._settings)
         why = f"its next minute would have broken {named}" if named else "--hf-max-uptime is over"
         return BudgetExceededError(

@@ -8,6 +8,7 @@ place, or the calls that resume an endpoint would be recorded.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,6 +143,15 @@ def endpoints(item: pytest.Item, settings: Settings) -> dict[str, bool]:
         for name in mark.args:
             names.setdefault(full_name(name, settings.namespace), keep)
     return names
+
+
+def skipped_by_unittest(item: pytest.Item) -> bool:
+    """Whether a decorator of unittest skips a test, which pytest does only after its set-up."""
+    cls, unittest = getattr(item, "cls", None), sys.modules.get("unittest")
+    # On a class without that base the decorator has no effect.
+    owners = [cls] if cls and unittest and issubclass(cls, unittest.TestCase) else []
+    marked = getattr(item, "obj", None), *owners
+    return any(getattr(one, "__unittest_skip__", False) for one in marked)
 
 
 def _budgets(item: pytest.Item, marks: Marks) -> Iterator[Marked]:

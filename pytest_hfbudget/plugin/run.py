@@ -255,14 +255,15 @@ class Run:
     def begin(self, session: pytest.Session) -> bool | None:
         """Bring up what the whole run needs, right before its first test.
 
-        True where that is all, since only the plan was asked for. After errors of the collection
-        pytest will run nothing, so nothing is brought up.
+        True where that is all, since only the plan was asked for. After errors of the collection,
+        or without a test, pytest will run nothing, so nothing is brought up.
 
         Raises:
             EndpointError: one of them can't be brought up.
         """
         given_up = session.testsfailed and not self.config.option.continue_on_collection_errors
-        if not given_up and not self._only_looking():
+        empty = not session.testscollected and self.config.getoption("dist", "no") == "no"
+        if not (given_up or empty) and not self._only_looking():
             self.role.begin()
         if not self.settings.plan:
             return None

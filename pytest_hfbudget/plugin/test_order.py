@@ -86,6 +86,8 @@ def expected(
 
 def _skipped(item: pytest.Item) -> bool | None:
     """Whether a marker skips a test; None if that shows only when it is set up."""
+    if markers.skipped_by_unittest(item):
+        return True
     marks = [mark for mark in item.iter_markers() if mark.name in ("skip", "skipif")]
     if not marks:
         return False

@@ -56,9 +56,7 @@ UNPRICED = Remark(
     "without a known price, not in the sum",
     lambda charge: charge.nano_usd is None and not charge.replayed,
 )
-REPLAYED = Remark(
-    "replayed", "answered by a cassette or a mock, at $0", lambda charge: charge.replayed
-)
+REPLAYED = Remark("replayed", "answered by a cassette or a mock, at $0", lambda call: call.replayed)
 REMARKS = (REPLAYED, ESTIMATED, UNPRICED)
 
 
@@ -151,6 +149,7 @@ class EndpointLine:
         verified: it was read back as paused.
         left_to: the other run that goes on using it, and pauses it at its own end.
         kept: it was found running, and was asked to stay so.
+        unpriced: its price is not known, so ``nano_usd`` is 0.
         resumed_at, paused_at: unix seconds; the latter is when the pause was read back.
         shares: the part of ``nano_usd`` that each test used.
         idle, cold_start: the rest of it: no test used it, or it did not serve yet. None in a
@@ -172,6 +171,7 @@ class EndpointLine:
     shares: tuple[tuple[str, int], ...] = ()
     idle: int | None = 0
     cold_start: int | None = 0
+    unpriced: bool = False
 
     @property
     def in_order(self) -> bool:

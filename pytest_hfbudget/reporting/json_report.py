@@ -383,7 +383,7 @@ ENDPOINT = RowFormat(
     *_named(COUNT, "minutes"),
     *_named(FLAG, "resumed", "paused", "verified"),
     *_named(MOMENT, "resumed_at", "paused_at"),
-    *_named(FLAG, "kept"),
+    *_named(FLAG, "kept", "unpriced"),
     *_named(NAME, "left_to"),
     *_named(SHARES, "shares"),
     ("idle_usd", "idle", USD_OR_NULL),

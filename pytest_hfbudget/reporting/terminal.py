@@ -184,7 +184,8 @@ def _endpoint(endpoint: EndpointLine, usd: Amounts) -> TerminalLine:
     names = {f"idle {shown[0]}": idle, f"cold start {shown[1]}": cold_start}
     unused = ", ".join(text for text, nano in names.items() if nano)
     of_which = f" of which {unused}" if unused else ""
-    cost = f"{_times(endpoint)}{endpoint.minutes} min, {in_all}{of_which}"
+    price = "at an unknown price" if endpoint.unpriced else f"{in_all}{of_which}"
+    cost = f"{_times(endpoint)}{endpoint.minutes} min, {price}"
     colour = "green" if endpoint.verified else "" if endpoint.in_order else "red"
     name = endpoint.name
     remedy = "" if endpoint.note.endswith(f"`hfbudget pause {name}`") else endpoint.remedy

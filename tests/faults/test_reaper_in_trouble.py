@@ -116,6 +116,25 @@ def test_reapers_that_are_killed_with_their_seconds_mean_a_pause_and_a_red_run(b
     assert code == 1
 
 
+@pytest.mark.parametrize("cap", ["", "--hf-session-budget=1"])
+def test_reapers_that_are_killed_twice_are_not_told_as_a_cap_that_is_used_up(
+    box: Box, cap: str
+) -> None:
+    """Row 29: a test that still needs the endpoint fails, and says why."""
+    box.suite(f"{TWO}\n{TWO.replace('one', 'three').replace('two', 'four')}")
+    run = box.start(*cap.split())
+    for test in ("one", "two"):
+        run.reached(test)
+        box.kill_reapers()
+        box.open_gate(test)
+    assert run.wait() == 1
+    box.judge(None)
+    assert "the process that pauses endpoints was killed again" in run.output
+    assert "2 errors" in run.output
+    assert "budget of $1.00 has" not in run.output
+    assert "max-uptime is over" not in run.output
+
+
 @pytest.mark.quick
 def test_a_reaper_and_its_second_that_are_killed_at_once_and_then_the_run(box: Box) -> None:
     """Row 29: in one long test that does nothing."""

@@ -220,6 +220,23 @@ def test_a_dedicated_endpoint_or_a_server_of_one_s_own_is_paid_where_it_is_named
 
 
 @every_way
+def test_a_server_of_this_machine_is_paid_by_each_of_its_names(bench: Bench, post: Post) -> None:
+    """The settings say ``localhost``, and the code under test has its address."""
+    bench.emulator.client.add_endpoint("acme/own", state="running")
+    url = f"{bench.emulator.url}/endpoint/acme/own"
+    bench.pay_for(url.replace("127.0.0.1", "LOCALHOST"))
+    test = bench.running(1)
+    with pytest.raises(BudgetExceededError, match="has no known price"):
+        post(f"{url}/v1/chat/completions", question(max_tokens=50))
+    assert len(test.refusals) == 1
+    assert bench.sent == 0
+    bench.running()
+    post(f"{url}/v1/chat/completions", question(max_tokens=50))
+    (charge,) = bench.ledger.charges()
+    assert charge.nano_usd is None
+
+
+@every_way
 def test_other_hosts_and_other_methods_pass(bench: Bench, post: Post) -> None:
     bench.cap("0.0000001")
     bench.emulator.client.add_endpoint("acme/own", state="running")

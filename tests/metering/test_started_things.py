@@ -6,7 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
+import requests
 from metering_bench import Bench
+
+from pytest_hfbudget import BudgetExceededError
 
 STARTED = {
     "/v2/endpoint/acme/own/resume": "the Inference Endpoint acme/own",
@@ -14,6 +17,8 @@ STARTED = {
     "/hub/api/jobs/acme": "a Job of acme",
     "/hub/api/jobs/acme/1/duplicate": "a Job of acme",
     "/hub/api/scheduled-jobs/acme": "a Job of acme",
+    "/hub/api/scheduled-jobs/acme/1/run": "a Job of acme",
+    "/v2/model/acme/model/deploy": "a new Inference Endpoint of acme/model",
     "/hub/api/spaces/acme/demo/hardware": "hardware for the Space acme/demo",
 }
 
@@ -42,3 +47,10 @@ def test_an_endpoint_of_the_run_is_not(bench: Bench) -> None:
     bench.book.leased["http://127.0.0.1:1/own"] = "acme/own"
     post(bench, "/v2/endpoint/acme/own/resume")
     assert bench.books.unmetered() == {}
+
+
+@pytest.mark.parametrize("url", ["https://u:p@huggingface.co", "https://huggingface.co:443"])
+def test_a_user_and_a_port_that_goes_without_saying_hide_nothing(bench: Bench, url: str) -> None:
+    bench.runtime.meter.emulator = bench.emulator.url
+    with pytest.raises(BudgetExceededError, match="a rehearsal pays for nothing"):
+        requests.post(f"{url}/api/jobs/acme", json={})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -137,6 +138,53 @@ def test_a_skipped_test_needs_nothing(suite: Suite) -> None:
     """)
     suite.run().assert_outcomes(skipped=1)
     assert _counts(suite) == (0, False)
+
+
+@pytest.mark.parametrize(
+    "skipped",
+    [
+        """
+        class TestIt(unittest.TestCase):
+            @unittest.skip("not today")
+            def test_it(self): pass
+        """,
+        """
+        @unittest.skipIf(True, "not today")
+        class TestIt(unittest.TestCase):
+            def test_it(self): pass
+        """,
+        """
+        @unittest.skip("not today")
+        def test_it(): pass
+        """,
+    ],
+)
+def test_a_test_that_unittest_skips_needs_nothing(suite: Suite, skipped: str) -> None:
+    code = 'import unittest\npytestmark = pytest.mark.hf_endpoint("acme/llm")\n'
+    suite.test_file(code + textwrap.dedent(skipped))
+    suite.run().assert_outcomes(skipped=1)
+    assert _counts(suite) == (0, False)
+
+
+def test_a_run_in_which_no_test_is_left_needs_nothing(suite: Suite) -> None:
+    suite.test_file("def test_it(): pass\n")
+    assert suite.run("--hf-endpoint=acme/llm", "-k", "nothing").ret == 5
+    assert _counts(suite) == (0, False)
+
+
+@pytest.mark.parametrize("workers", ["", "-n1"])
+def test_what_an_endpoint_without_a_known_price_costs_is_not_told_as_nothing(
+    suite: Suite, workers: str
+) -> None:
+    suite.emulator.add_fault("provider", times=None, status=200, json={"vendors": []})
+    suite.test_file(ONE)
+    result = suite.run("--hf-report=report.json", *workers.split())
+    result.assert_outcomes(passed=1)
+    told = "*1 min, at an unknown price; *the list of hardware has none for aws us-east-1 *"
+    result.stdout.fnmatch_lines([told])
+    (endpoint,) = suite.report()["endpoints"]
+    assert (endpoint["usd"], endpoint["unpriced"]) == ("0", True)
+    assert suite.emulator.invoice()["endpoints_nano_usd"] > 0
 
 
 def test_calls_see_what_uptime_has_left_of_the_session_budget(suite: Suite) -> None:

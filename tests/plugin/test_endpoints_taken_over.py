@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
+from huggingface_hub import HfApi
 from plugin_suite import Suite
 
 API = """
@@ -45,6 +46,12 @@ BY = {
     asyncio.run(main())""",
 }
 DONE = "*acme/llm: paused, verified; resumed *, paused *; 1 min, $*; started by the code under test"
+
+
+catalogue = pytest.mark.skipif(
+    not hasattr(HfApi, "create_inference_endpoint_from_catalog"),
+    reason="this huggingface_hub knows no catalogue",
+)
 
 
 @pytest.fixture
@@ -104,6 +111,52 @@ def test_what_the_tested_code_creates_is_paused(starts: Suite) -> None:
     result.stdout.fnmatch_lines([DONE.replace("llm", "new")])
     assert state(starts, "acme/new") == "paused"
     assert spent(starts) == starts.emulator.invoice()["total_nano_usd"] > 0
+
+
+DEPLOYS = """
+    from pytest_hfbudget.emulator import EmulatorClient
+
+    emulator = EmulatorClient(os.environ["HFBUDGET_EMULATOR"])
+    # A rehearsal lets nothing out to the real catalogue.
+    constants.INFERENCE_CATALOG_ENDPOINT = constants.INFERENCE_ENDPOINTS_ENDPOINT
+
+    def deploy(**named):
+        HfApi(token="hf_user").create_inference_endpoint_from_catalog(
+            "acme/model", namespace="acme", **named
+        )
+
+    def test_it():
+        emulator.add_fault("unknown", path="/deploy$", status=200, json={"endpoint": MADE})
+        deploy(name="new")
+        # The catalogue has started it by now.
+        emulator.add_endpoint("acme/new", instance_type="intel-icl", state="running")
+"""
+MADE = """
+MADE = {
+    "name": "new", "type": "authenticated", "healthRoute": "/health", "status": {
+        "state": "initializing", "createdAt": "2026-11-01T00:00:00Z",
+        "updatedAt": "2026-11-01T00:00:00Z"},
+    "model": {"repository": "acme/model", "framework": "custom", "revision": "main",
+              "task": "text-generation"},
+}
+"""
+
+
+@catalogue
+def test_what_the_tested_code_deploys_from_the_catalogue_is_paused(starts: Suite) -> None:
+    write(starts, MADE + textwrap.dedent(DEPLOYS))
+    starts.run().assert_outcomes(passed=1)
+    assert state(starts, "acme/new") == "paused"
+
+
+@catalogue
+def test_under_a_cap_what_the_catalogue_would_start_is_refused(starts: Suite) -> None:
+    """Its hardware is the catalogue's choice, so its price is not known before."""
+    write(starts, MADE + textwrap.dedent(DEPLOYS))
+    result = starts.run("--hf-session-budget=1")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*acme/new*no cap can hold what it costs. It was not started.*"])
+    assert starts.requests("unknown") == []
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.instrumentation import Hook, Patches, genuine
-from pytest_hfbudget.metering.paid_hosts import CREATES, STOPS, PaidHosts, Start
+from pytest_hfbudget.metering.paid_hosts import STOPS, PaidHosts, Start
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
     PAID_METHOD,
@@ -175,11 +175,9 @@ class HttpLayer:
         meter, name = self.hub.meter, start.name
         if meter is None or start.endpoint == STOPS:
             return name
-        form = form if isinstance(form, dict) else {}
-        if start.endpoint == CREATES:
-            name = f"{start.name}/{form.get('name', '')}"
+        name, new = start.named(form if isinstance(form, dict) else {})
         try:
-            ours = meter.endpoints.take_over(name, form if start.endpoint == CREATES else None)
+            ours = meter.endpoints.take_over(name, new if start.creates else None)
         except BudgetExceededError:
             raise
         except HFBudgetError as error:
