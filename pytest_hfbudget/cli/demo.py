@@ -170,11 +170,11 @@ class Demo:
         invoice = self.emulator.client.invoice()
         calls = [parse_usd(call["usd"]) for call in report.get("calls", ()) if call["usd"]]
         uptime = [parse_usd(endpoint["usd"]) for endpoint in report.get("endpoints", ())]
-        table = Table("", "ledger", "invoice", title="The ledger beside the emulator's invoice")
+        table = Table("", "ledger", "invoice")
         self._row(table, "calls", sum(calls), invoice["calls_nano_usd"])
         self._row(table, "uptime", sum(uptime), invoice["endpoints_nano_usd"])
         self._row(table, "total", sum(calls) + sum(uptime), invoice["total_nano_usd"])
-        self.console.print()
+        self.console.print("\nThe ledger beside the emulator's invoice:")
         self.console.print(table)
 
     def _row(self, table: Table, name: str, ours: int, theirs: int) -> None:

@@ -176,13 +176,23 @@ def clock_time(unix_s: float | None) -> str:
     return then.strftime("%H:%M:%S" if then.date() == now.date() else "%Y-%m-%d %H:%M")
 
 
+def _parts(word: str, most: int) -> Iterator[str]:
+    part = ""
+    for more in re.split(r"(?<=::)", word):
+        if part and len(part) + len(more) > most:
+            yield part
+            part = ""
+        part += more
+    yield part
+
+
 def _wrapped(text: str, width: int, indent: str) -> list[str]:
     """Lines that break between words; a longer word after ``::``, or it loses its beginning."""
     most = width - len(indent)
     words = (
         part
         for word in printable(text).split()
-        for part in (re.split(r"(?<=::)", word) if len(word) > most else (word,))
+        for part in (_parts(word, most) if len(word) > most else (word,))
     )
     fitting = " ".join(shortened(word, most) for word in words)
     return textwrap.wrap(
