@@ -14,7 +14,9 @@ from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.files import check_own, own_folder
 from pytest_hfbudget.history import BudgetWindow, day_of, oldest_day
 
-BUSY_S = 10.0
+# How long another process may keep a file locked; and, where one did, until it has let go of it: a
+# call looks at the file several times, and is to wait once.
+BUSY_S, STILL_BUSY_S = 10.0, 0.1
 
 # What may go wrong with a file that others write too; an absurd amount does not fit into 64 bits.
 TROUBLE = (sqlite3.Error, OSError, OverflowError)
@@ -37,10 +39,13 @@ class Schema(NamedTuple):
     shared: bool = False
 
 
-def connect(path: Path, schema: Schema) -> sqlite3.Connection:
+def connect(path: Path, schema: Schema, busy_s: float = BUSY_S) -> sqlite3.Connection:
     """A file, made or migrated where that is needed, readable and writable by this user only.
 
     The writer begins and ends its transactions; any thread may write, but one at a time.
+
+    Args:
+        busy_s: how long to wait where another process keeps it locked.
 
     Raises:
         HistoryError: it can't be made, read or written; it is empty; another user owns it; or a
@@ -51,7 +56,7 @@ def connect(path: Path, schema: Schema) -> sqlite3.Connection:
         if not path.exists():
             _make(path, schema)
         check_own(path)
-        connection = _open(path)
+        connection = _open(path, busy_s)
         try:
             if schema.shared:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -63,8 +68,8 @@ def connect(path: Path, schema: Schema) -> sqlite3.Connection:
         return connection
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+def _open(path: Path, busy_s: float = BUSY_S) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
 
 
 def _make(path: Path, schema: Schema) -> None:
@@ -288,11 +293,18 @@ class SqliteStore:
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
         self._file: os.stat_result | None = None
+        self._busy_s = BUSY_S
 
     def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
         with explained(self.path, SCHEMA):
-            connection = self._open()
-            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection = self._open()
+                connection.execute("BEGIN IMMEDIATE")
+            except (sqlite3.OperationalError, HistoryError):
+                self._wait_at_most(STILL_BUSY_S)
+                raise
+            if self._busy_s != BUSY_S:
+                self._wait_at_most(BUSY_S)
             try:
                 day = max(day_of(self._now(connection)), not_before)
                 return Snapshot(day, {w.key: self._taken(connection, w, day) for w in windows})
@@ -327,6 +339,7 @@ class SqliteStore:
     def close(self) -> None:
         with explained(self.path, SCHEMA):
             connection = self._open()
+            self._wait_at_most(BUSY_S)
             with transaction(connection):
                 connection.execute(_END, (self.project, self.run))
                 connection.execute(_FORGET, (self.project, self.run))
@@ -336,11 +349,16 @@ class SqliteStore:
         if self._file is not None and not _is_at(self._file, self.path):
             self.pause()  # it was moved aside or deleted: other runs write another one
         if self._connection is None:
-            self._connection = connect(self.path, SCHEMA)
+            self._connection = connect(self.path, SCHEMA, self._busy_s)
             self._file = os.stat(self.path)
             before = oldest_day(day_of(self._now(self._connection)))
             self._connection.execute("DELETE FROM tab WHERE day < ?", (before,))
         return self._connection
+
+    def _wait_at_most(self, busy_s: float) -> None:
+        self._busy_s = busy_s
+        if self._connection is not None:
+            self._connection.execute(f"PRAGMA busy_timeout = {busy_s * 1000:.0f}")
 
     def _now(self, connection: sqlite3.Connection) -> float:
         if self._clock is not None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -47,6 +48,23 @@ def test_a_call_without_a_limit_gets_what_the_others_leave(project: Project) -> 
     first, second = project.run(), project.run()
     first.spend(30)
     assert second.hold(1, 1000).amount == 70
+
+
+@pytest.mark.slow
+def test_a_file_that_another_process_keeps_locked_is_waited_for_once(project: Project) -> None:
+    run = project.run()
+    run.spend(30)
+    with closing(sqlite3.connect(project.path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(LedgerUnreachableError, match="locked"):
+                run.hold(10)
+        waited = time.monotonic() - began
+        other.rollback()
+    assert 9 < waited < 14
+    run.spend(70)
+    refused(run, 1)
 
 
 def test_a_run_that_is_over_has_spent_what_it_has_spent(project: Project) -> None:
