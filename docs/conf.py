@@ -18,6 +18,7 @@ project = "pytest-hfbudget"
 author = "the pytest-hfbudget developers"
 extensions = ["myst_parser", "sphinx_click", "sphinx_copybutton"]
 exclude_patterns = ["ci"]
+highlight_language = "text"
 html_theme = "furo"
 html_title = project
 html_theme_options: dict[str, Any] = {"top_of_page_buttons": []}
@@ -52,6 +53,11 @@ def _write_reference(app: Any) -> None:
             page.write_text(text, encoding="utf-8")
 
 
+def _made_from_code(*_: Any) -> list[str]:
+    """The page that is read anew each time: its own text does not say whether the code changed."""
+    return ["command-line"]
+
+
 def _link_to_pages(app: Any, name: str, source: list[str]) -> None:
     """Links from a document to a page of the repository lead to that page on the site."""
     source[0] = LINK.sub(lambda found: f"]({SHOWN[found[1]]}{found[2] or ''})", source[0])
@@ -74,6 +80,7 @@ def _mark_columns(app: Any, doctree: nodes.document) -> None:
 def setup(app: Any) -> None:
     """Sphinx calls it."""
     app.connect("builder-inited", _write_reference)
+    app.connect("env-get-outdated", _made_from_code)
     app.connect("source-read", _link_to_pages)
     app.connect("doctree-read", _mark_columns)
     app.connect("include-read", _link_within_included)

@@ -65,3 +65,13 @@ def test_long_lines_are_broken_and_columns_are_not(site: Path, page: Page) -> No
     assert page.locator(".columns pre").first.evaluate(LINES) == "pre"
     page.goto((site / "tutorial" / "first-cap.html").as_uri())
     assert page.locator(".highlight-python pre").first.evaluate(LINES) == "pre-wrap"
+
+
+def test_an_option_is_broken_nowhere_and_a_blank_cell_has_no_label(site: Path, page: Page) -> None:
+    page.goto((site / "configuration.html").as_uri())
+    option = page.locator("td code", has_text="--hf-weekly-budget").first.locator(".whole")
+    assert option.evaluate("each => each.getClientRects().length") == 1
+    blank = page.locator("td", has_text="HFBUDGET_SHARED_RUN").locator("xpath=following::td[1]")
+    assert blank.inner_text() == ""
+    narrow = page.viewport_size is not None and page.viewport_size["width"] == 390
+    assert blank.is_hidden() == narrow
