@@ -159,8 +159,9 @@ def _budgets(item: pytest.Item, marks: Marks) -> Iterator[Marked]:
         try:
             yield Marked(budget_args(*mark.args, **mark.kwargs), node)
         except (ConfigError, TypeError) as error:
-            text = str(error).replace("budget_args()", "budget()")
-            raise ConfigError(f"{item.nodeid}: @pytest.mark.{_call(mark)}: {text}") from None
+            call = _call(mark)
+            text = str(error).replace("budget_args()", "budget()").removeprefix(f"{call}: ")
+            raise ConfigError(f"{item.nodeid}: @pytest.mark.{call}: {text}") from None
 
 
 def _thresholds(item: pytest.Item, scope: Scope, said: list[BudgetArgs]) -> tuple[Threshold, ...]:

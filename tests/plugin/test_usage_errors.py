@@ -110,7 +110,10 @@ def test_a_bad_marker_argument_under_workers(suite: Suite) -> None:
         @pytest.mark.budget(max_usd="abc")
         def test_it(): pass
     """)
-    _one_line(suite.run("-n2"), "test_suite.py::test_it: @pytest.mark.budget(max_usd='abc')")
+    said = (
+        "test_suite.py::test_it: @pytest.mark.budget(max_usd='abc'): 'abc' is not an amount of USD"
+    )
+    _one_line(suite.run("-n2"), said)
 
 
 def test_a_mistyped_marker_argument(suite: Suite) -> None:
