@@ -134,7 +134,7 @@ def shared(report: Report) -> Table:
     """The budgets that several tests share, in the order of their first test."""
     columns = (
         Column("budget", "name"),
-        Column("of a", "word"),
+        Column("level", "word"),
         Column("spent", "usd"),
         CAP._replace(filled=(2,)),
         Column("calls", "count"),
@@ -183,7 +183,7 @@ def endpoints(report: Report) -> Table:
     """The endpoints of the run, and how each was left."""
     columns = (
         Column("endpoint", "name"),
-        Column("left", "text"),
+        Column("state", "text"),
         Column("minutes", "count"),
         Column("cost", "usd"),
         Column("idle", "usd"),

@@ -80,7 +80,7 @@ def test_price_sources_have_the_day_of_their_prices() -> None:
 
 def test_an_endpoint_says_how_it_was_left_and_what_no_test_used() -> None:
     (row,) = _records(_tables(full())["endpoints"])
-    assert (row["left"], row["idle"]) == ("NOT VERIFIED AS PAUSED (running)", 250_000)
+    assert (row["state"], row["idle"]) == ("NOT VERIFIED AS PAUSED (running)", 250_000)
     (share,) = _records(shares(saved(full())))
     assert (share["test"], share["share"]) == ("test_a.py::test_a", 300_000)
 
