@@ -119,7 +119,13 @@ def _page(directory: Path) -> Path:
         with Emulator(config=CONFIG) as emulator:
             night = env | {"HFBUDGET_EMULATOR": emulator.url, "NIGHT": str(more)}
             run = [sys.executable, "-m", "pytest", "-q", "--hf-session-budget=0.10"]
-            subprocess.run([*run, f"--hf-report={report}"], cwd=directory, env=night, check=False)
+            subprocess.run(
+                [*run, f"--hf-report={report}"],
+                cwd=directory,
+                env=night,
+                check=False,
+                stdout=subprocess.DEVNULL,
+            )
         made = json.loads(report.read_text())
         made["date"] = (NEWEST - timedelta(days=len(NIGHTS) - number)).isoformat()
         report.write_text(json.dumps(made))
