@@ -306,6 +306,18 @@ def test_the_chart_tells_runs_of_almost_the_same_cost_apart(show: Open) -> None:
     assert page.locator("#runs .marks li").all_inner_texts() == ["$0.0280", "$0.0140", "$0.00"]
 
 
+def test_the_values_of_the_chart_have_room_on_a_phone(show: Open) -> None:
+    runs = [report(10, day=day) for day in range(1, 7)]
+    for number, run in enumerate(runs):
+        run["session"]["spent_usd"] = f"0.000{210 + number}"
+    page = show(*runs, **PHONE)
+    values = page.locator("#runs .values b")
+    assert values.all_inner_texts()[0] == "$0.00021"
+    wide = "each => { const text = document.createRange(); text.selectNodeContents(each);"
+    wide += " return text.getBoundingClientRect().width < each.clientWidth; }"
+    assert all(values.nth(n).evaluate(wide) for n in range(6))
+
+
 def test_a_name_is_broken_before_its_parameters(show: Open) -> None:
     page = show(report(3), viewport={"width": 390, "height": 844})
     name = page.locator("#tests .opens", has_text="test_streams").first
