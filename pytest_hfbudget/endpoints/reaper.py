@@ -6,6 +6,7 @@ else, and ends after its last look at what it has paused. The run does not wait 
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import select
@@ -50,7 +51,7 @@ from pytest_hfbudget.endpoints.reaper_processes import (
     spawn_standby,
     start_reserve,
 )
-from pytest_hfbudget.endpoints.retry import FIRST_MESSAGE_S, POLL_S, SPAWN_S
+from pytest_hfbudget.endpoints.retry import DYING_POLL_S, DYING_S, FIRST_MESSAGE_S, POLL_S, SPAWN_S
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError, HistoryError
 from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
@@ -62,6 +63,11 @@ if TYPE_CHECKING:
 BEATS, MOST_BEAT_S = 5, 5.0
 
 _STDERR = 2
+
+# So many standbys may step in within so many seconds before there are no more of them.
+MOST_IN_VAIN, IN_VAIN_S = 20, 60.0
+# Begins the line of the log which tells that; the time on the system's steady clock follows.
+STEPPED_IN = "a standby has stepped in at "
 
 
 class Channel:
@@ -305,6 +311,44 @@ def log(text: str) -> None:
         os.write(_STDERR, f"{text}\n".encode(errors="replace"))
 
 
+def _acts_alone(clock: Clock) -> bool:
+    """Whether no other reaper of the client acts, nor is dying; from now on this one does.
+
+    Where a standby is killed that has just stepped in, its own standbys and those before it may all
+    find that it is their turn. Each process has opened the log by itself, so the lock on it ends
+    with the process.
+    """
+    ends = clock.monotonic() + DYING_S
+    while clock.monotonic() < ends:
+        try:
+            fcntl.flock(_STDERR, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            clock.sleep(DYING_POLL_S)
+        except OSError:
+            return True  # a file system without locks
+        else:
+            return True
+    return False
+
+
+def _step_in(log_file: Path, now: float) -> bool:
+    """Note in the log that a standby steps in; whether it is to have standbys of its own.
+
+    Something that ends each of them, or a failure that each of them meets, would end more of them
+    as well. Once none is left, the run notices, and pauses by itself.
+    """
+    with suppress(OSError, ValueError):
+        known = [line for line in log_file.read_text().splitlines() if line.startswith(STEPPED_IN)]
+        recent = [line for line in known if now - float(line[len(STEPPED_IN) :]) < IN_VAIN_S]
+        if len(recent) >= MOST_IN_VAIN:
+            log(
+                f"{len(recent)} standbys have stepped in within {IN_VAIN_S:.0f} s, so no more start"
+            )
+            return False
+    log(f"{STEPPED_IN}{now:.3f}")
+    return True
+
+
 def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
     """Run a reaper, or one of its two standbys; called by the boot code of `reaper_processes`.
 
@@ -329,9 +373,10 @@ def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
         *others, to_reserve = start_reserve(others, partial(start, RESERVE), log)
         known = [to_reserve]
     arm, *heard = (Standby(others).wait() if others else channel.receive()) or [Done()]
-    if not isinstance(arm, Arm):
+    if not isinstance(arm, Arm) or not _acts_alone(SYSTEM_CLOCK):
         return
-    standbys = Standbys(partial(start, STANDBY), log, known=known)
+    more = not others or _step_in(Path(log_path), SYSTEM_CLOCK.monotonic())
+    standbys = Standbys(partial(start, STANDBY), log, known=known, more=more)
     if Reaper(channel, arm, standbys, stands_in=bool(others)).run(heard):
         with suppress(OSError):
             os.unlink(log_path)  # it only says that all went well, and the journal says so too

@@ -225,7 +225,8 @@ class ReaperClient:
     def _send_again(self) -> None:
         self._stale = False
         for message in list(self._sent.values()):
-            self._send_now(message)
+            if not self._send_now(message):
+                return
 
     def _send_now(self, message: Message) -> bool:
         if not self._intact():

@@ -172,15 +172,21 @@ class Standbys:
     """The reaper's side: starts standbys and keeps them informed. It works without any, too."""
 
     def __init__(
-        self, start: Start, log: Callable[[str], None], *, known: Iterable[socket.socket] = ()
+        self,
+        start: Start,
+        log: Callable[[str], None],
+        *,
+        known: Iterable[socket.socket] = (),
+        more: bool = True,
     ) -> None:
         """``start`` starts a standby with those of `standby_sockets`, or raises EndpointError.
 
         Args:
             known: the sockets to standbys that are there already.
+            more: whether others are to be started.
         """
         self._start_standby, self._log = start, log
-        self._starts = 0
+        self._starts = 0 if more else _MOST_STARTS
         self._socks = list(known)
 
     @property

@@ -416,6 +416,34 @@ def test_a_reaper_that_is_killed_again_means_a_pause_at_once(
     assert unfinished(leases_dir(settings.state_dir)) == ()
 
 
+@pytest.mark.slow
+def test_reapers_that_are_killed_as_soon_as_they_begin_are_not_replaced_for_ever(
+    lifecycle: Make, settings: EndpointSettings
+) -> None:
+    folder, name, run, killed = settings.state_dir, settings.run, lifecycle(), 0
+    run.ensure("acme/llm")
+
+    def noticed(reaper: int) -> bool:
+        run.tend()
+        return bool(run.paused_early()) or reaper_of(run) != reaper
+
+    while not run.paused_early():
+        reaper = reaper_of(run)
+        # Each could be stood in for, as long as there are standbys.
+        until(partial(complete, folder, name), 0.5)
+        kill(reaper)
+        killed += 1
+        assert killed < 100
+        assert until(partial(noticed, reaper))
+    assert killed > 10
+    assert run.finish()[0].reason == "reaper lost"
+
+
+def complete(folder: Path, name: str) -> bool:
+    """Whether a reaper has both of its standbys."""
+    return bool(standbys_of(folder, name) and reserves_of(folder, name))
+
+
 def test_a_reaper_that_is_found_dead_at_the_end_is_stood_in_for(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ) -> None:

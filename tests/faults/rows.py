@@ -115,6 +115,9 @@ These gaps remain:
 
 - The reaper and both standbys are killed in one instant inside a test of a run without workers, and
   pytest ends before that test does. Or all three are stopped. The next run or `sweep` pauses then.
+- Something ends each reaper as soon as it begins. After twenty in a minute no more standbys start:
+  the run notices, has one reaper started anew, and then pauses by itself. Where the run is gone by
+  then, the next run or `sweep` pauses.
 - A reaper hangs without being stopped.
 - Runs in different containers don't share an endpoint: the first to end pauses it.
 - The later looks need the machine to live that long, which a discarded CI machine or container does
