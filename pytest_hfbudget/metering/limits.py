@@ -49,6 +49,8 @@ BATCHES = frozenset({"batch_size"})
 OWN_TOOLS = frozenset({"function", "custom"})
 # What stands in a request of the responses API for a prompt, or a part, that the service has kept.
 REMEMBERED, REFERENCE = ("previous_response_id", "conversation"), "item_reference"
+# What has the service search, and put what it finds before the model.
+SEARCHES = frozenset({"connectors", "plugins", "search_parameters", "web_search_options"})
 ONE_NUMBER = "Pass one whole number instead."
 
 # How servers say that a limit is too high for them, as opposed to unknown.
@@ -341,8 +343,14 @@ def served_tools(payload: Mapping[str, Any]) -> None:
 
     Raises:
         UnreadableLimitError: a tool runs at the service, so that the model reads what it returns;
-            or a part of the prompt is one that the service has kept.
+            the service searches; or a part of the prompt is one that the service has kept.
     """
+    for name in SEARCHES.intersection(payload):
+        if payload[name] not in (None, False, []):  # an empty object asks for it, too
+            raise UnreadableLimitError(
+                f"{name} has the service search, and the model reads what it finds",
+                "Leave it out, and put into the messages what the model is to read.",
+            )
     tools, said = payload.get("tools"), payload.get("input")
     for tool in tools if isinstance(tools, list) else ():
         kind = tool.get("type") if isinstance(tool, dict) else None

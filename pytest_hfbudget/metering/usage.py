@@ -20,9 +20,10 @@ UNREADABLE_ANSWER = "hfbudget could not make sense of an answer"
 # Longer than any call: a longer time is an error.
 LONGEST = 86_400 * MICROSECONDS
 
-# No call has a trillion tokens: what is beyond that is no number of them.
-MOST_TOKENS = 10**12
-LONGEST_COUNT = 12  # digits
+# No call has a billion tokens, whatever its model's context: what is beyond that is no number of
+# them. It would use up any budget at once.
+MOST_TOKENS = 10**9
+LONGEST_COUNT = 9  # digits
 
 # A million dollars in nano-USD: no answer costs more.
 MOST_TOLD = 10**15

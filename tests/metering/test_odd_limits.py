@@ -215,6 +215,8 @@ def test_a_list_of_prompts_is_held_for_all_its_answers(bench: Bench) -> None:
         {"input": "Hi", "tools": [{"type": "function", "name": "f"}, {"type": "web_search"}]},
         {"input": [{"type": "item_reference", "id": "msg_1"}]},
         {"messages": say(1), "tools": [{"type": "browser_search"}]},
+        {"messages": say(1), "web_search_options": {}},
+        {"messages": say(1), "plugins": [{"id": "web"}]},
     ],
 )
 def test_what_lets_the_service_add_to_the_prompt_is_refused_under_a_cap(

@@ -141,6 +141,8 @@ def test_a_tool_call_is_charged_like_any_output(bench: Bench, stream: bool) -> N
         {"completion_tokens": "10"},
         {"prompt_tokens": -1, "completion_tokens": -1},
         {"prompt_tokens": True, "completion_tokens": None},
+        {"prompt_tokens": 12, "completion_tokens": 2**31, "total_tokens": 2**31 + 12},
+        {"prompt_tokens": 10**11, "completion_tokens": 10, "total_tokens": 10**11 + 10},
         [],
     ],
 )
@@ -156,6 +158,7 @@ def test_a_usage_that_makes_no_sense_is_none(bench: Bench, usage: Any) -> None:
     assert charge.estimated
     assert charge.output_tokens >= 10
     assert charge.nano_usd
+    assert charge.nano_usd < 10**6
 
 
 def test_a_batch_is_bounded_by_all_of_its_texts(bench: Bench) -> None:
