@@ -21,11 +21,15 @@ MICROSECONDS = 1_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
-def steady_seconds() -> float:
-    """What `time.monotonic` reads, also in a process whose tests have frozen that one."""
+def steady_seconds(monotonic: Callable[[], float] = time.monotonic) -> float:
+    """Seconds that never jump, also in a process whose tests have frozen `time.monotonic`.
+
+    Args:
+        monotonic: what is read on Windows; bound here, before a test can replace it.
+    """
     if hasattr(time, "clock_gettime"):
         return time.clock_gettime(time.CLOCK_MONOTONIC)
-    return time.monotonic()
+    return monotonic()
 
 
 @dataclass(order=True)

@@ -24,7 +24,6 @@ from pytest_hfbudget.metering.settlement import (
     REJECTED,
     Outcome,
     is_asleep,
-    never_sent,
     price_of,
     service_refusal,
     status_of,
@@ -66,13 +65,12 @@ class Call:
         quote: its price; None where it has no known price and no cap.
         held: what the ledger holds for it.
         wait: its place in the ledger's queue, while calls in flight are in its way.
-        limit: the output limit that the plugin set because the caller set none. An answer that
-            meets it was cut off, which is a refusal.
+        limit: what the plugin set because the caller set none; an answer that meets it is refused.
         refusal: why it was not sent, where that turned out on its way.
         outcome: what came back so far.
-        answer: the complete answer, once it is there; not that of a stream.
-        swallow_usage: whether the plugin asked for a stream's usage, so that the chunk with only
-            the usage is not shown to code which did not ask for it.
+        answer: the body of a complete answer, once it is there; nothing of a stream.
+        ended: when it was answered, by the clock of the meter.
+        swallow_usage: whether the plugin asked for a stream's usage, which its caller is not shown.
     """
 
     def __init__(
@@ -88,8 +86,10 @@ class Call:
         self.outcome = Outcome(request.provider)
         self.swallow_usage = False
         self.answer: object = UNANSWERED
+        self.ended: float | None = None
         self._final: Charge | None = None
-        self._once = threading.Lock()  # taken when its booking begins, which is to be once
+        self._told: Usage | None = None
+        self._once = threading.Lock()  # taken when its booking begins: there is to be one
 
     # --- while it is sent
 
@@ -202,7 +202,7 @@ class Call:
                 self.lost("200")  # what was written is not in here
         self.settle("200")
         if self.limit and finished_by_length(message) and not self.outgoing.watch.replayed:
-            raise self.refusal or self.cut_off()
+            raise self.cut_off()
 
     def failed(self, error: BaseException) -> None:
         """Settle a call that raised: nothing for an error status, the hold if it may have run."""
@@ -217,21 +217,10 @@ class Call:
             told = service_refusal(status, error, self.request.model, budgets.session.key)
             if told is not None and not watch.replayed:
                 budgets.record_refusal(told, self.outgoing.budgets.test)
-        elif self._never_left(error):
+        elif self.outgoing.watch.never_left(error, paid=self.outgoing.budgets.paid):
             self._release("refused")
         else:
             self.lost(word_for(error))
-
-    def _never_left(self, error: BaseException) -> bool:
-        """Whether nothing of it can have reached a server.
-
-        An exception that says so is believed without a cap only: a transport that retries may have
-        sent the call before it failed to connect.
-        """
-        watch = self.outgoing.watch
-        if watch.unsent:
-            return not watch.replayed
-        return not self.outgoing.budgets.paid and not watch.posts and never_sent(error)
 
     def another_variant(self, error: BaseException) -> RequestVariant | None:
         """How to send it where a server refused something that only the plugin had asked for."""
@@ -255,9 +244,10 @@ class Call:
 
     def cut_off(self) -> BudgetExceededError:
         """The refusal of an answer that ran into the limit which the plugin had set."""
-        limit = self.limit or OutputLimit(0, by_cap=False)
-        error = cut_off(self.request.model, limit, self.held.amount, self._tightest())
-        self.refusal = self.refuse(error)
+        if self.refusal is None:  # else the end of its test has been quicker
+            limit, around = self.limit or OutputLimit(0, by_cap=False), self._tightest()
+            self.refusal = cut_off(self.request.model, limit, self.held.amount, around)
+            self.refuse(self.refusal)
         return self.refusal
 
     # --- settlement, once
@@ -306,6 +296,16 @@ class Call:
         if not self._once.locked():
             self.lost("closed")
 
+    @property
+    def took(self) -> float:
+        """Seconds from its start to its answer, or to now."""
+        now = self.meter.clock() if self.ended is None else self.ended
+        return now - self.outgoing.started
+
+    def drop(self) -> None:
+        """Close it later: the garbage collector may run while a lock of the plugin is held."""
+        self.meter.later.append(self.close)
+
     def disown(self) -> None:
         """Settle nothing, because another process does."""
         self._once.acquire(blocking=False)
@@ -315,8 +315,6 @@ class Call:
             self._resolve(self.meter.ledger.settle, self._charge_or_hold(usage, status))
 
     def _release(self, status: str) -> None:
-        if self._once.locked():
-            return
         charge = self._charge_or_hold(None, status)._replace(nano_usd=0, estimated=False)
         self._resolve(self.meter.ledger.release, charge)
 
@@ -338,11 +336,9 @@ class Call:
                 price = quote, quote is None or quote.certain
             else:
                 price = price_of(self.meter.book, request, quote, outcome.provider)
-            took = self.meter.clock() - self.outgoing.started
-            charge = charge_of(self.draft, request, price, outcome, usage, status, took)
-            told = None if self.outgoing.watch.replayed else usage
-            if told is not None and (request.prompt is not None or request.basis != BYTES):
-                self.meter.counts.learn(request, outcome.provider, told)
+            charge = charge_of(self.draft, request, price, outcome, usage, status, self.took)
+            learns = request.prompt is not None or request.basis != BYTES
+            self._told = usage if learns and not self.outgoing.watch.replayed else None
         except Exception:
             # A price hook may raise; the call has been sent and must be booked.
             logger.exception("the price of a call could not be worked out; its hold is charged")
@@ -358,7 +354,7 @@ class Call:
             price_source="what was held" if paid else "unpriced",
             status=status,
             estimated=True,
-            seconds=round(self.meter.clock() - self.outgoing.started, 6),
+            seconds=round(self.took, 6),
         )
 
     def _resolve(self, how: Callable[[int, Charge], None], charge: Charge) -> None:
@@ -367,14 +363,20 @@ class Call:
             charge = replayed(charge)
         elif charge.estimated:
             charge = above_what_came(charge, self.request, self.quote, self.outcome)
+        if self._once.locked():
+            return
         self._final = charge
         if not self._once.acquire(blocking=False):
             return
         try:
             how(self.held.id, charge)
+        except KeyError:
+            pass  # the end of its test has booked it, as one that a Ctrl-C had cut short
         except HFBudgetError as error:
             self.meter.not_written(partial(how, self.held.id, charge), error)
         self._closed()
+        if self._told is not None:  # once, or the same count would confirm itself
+            self.meter.counts.learn(self.request, self.outcome.provider, self._told)
         if self.outgoing.budgets.thresholds:
             self.meter.watcher.settled(self.outgoing.budgets.thresholds, self.meter.ledger)
 
@@ -384,11 +386,9 @@ class Call:
 
     def book_interrupted(self) -> None:
         """Book a call whose settlement was cut short by a Ctrl-C, unless it got through."""
-        charge = self._final
-        if charge is None:
-            charge = self._held_in_full("interrupted")
-            if self.outgoing.watch.replayed:
-                charge = replayed(charge)
+        charge = self._final or self._held_in_full("interrupted")
+        if self.outgoing.watch.replayed:
+            charge = replayed(charge)
         with suppress(KeyError):
             self.meter.ledger.settle(self.held.id, charge)
 

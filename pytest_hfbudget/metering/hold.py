@@ -15,7 +15,7 @@ from pytest_hfbudget.errors import (
     UnpricedCallError,
     interrupted,
 )
-from pytest_hfbudget.ledger import Charge, Hold
+from pytest_hfbudget.ledger import Hold
 from pytest_hfbudget.locks import OWN_LOCKS
 from pytest_hfbudget.metering import limits
 from pytest_hfbudget.metering.budget_context import current_caller
@@ -39,6 +39,7 @@ from pytest_hfbudget.metering.request import (
     describe,
     with_own_payload,
 )
+from pytest_hfbudget.metering.usage import UNREADABLE_ANSWER, draft_of
 from pytest_hfbudget.metering.waiting import HoldWait
 from pytest_hfbudget.pricing import CallRequest, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import PriceBook, toml_hint
@@ -49,8 +50,10 @@ logger = logging.getLogger("pytest_hfbudget")
 class LateCall(Call):
     """A call without a cap of a signal handler that has interrupted the ledger.
 
-    All that is to be done for it waits until the ledger is free.
+    Once the ledger is free, it is held and settled.
     """
+
+    _held: Call | None = None
 
     def answered(self, body: object) -> None:
         self._put_off(lambda call: call.answered(body))
@@ -67,16 +70,35 @@ class LateCall(Call):
     def close(self) -> None:
         self._put_off(Call.close)
 
-    def _put_off(self, step: Callable[[Call], None]) -> None:
-        def take() -> None:
-            call = begin(self.meter, self.outgoing, blocks=True)
-            if call is not None:
-                call.outcome = self.outcome
-                for _ in range(1, self.outgoing.watch.posts):
-                    call.sent_again()
-                step(call)
+    def drop(self) -> None:
+        self.close()
 
-        self.meter.later.append(take)
+    def _put_off(self, step: Callable[[Call], None]) -> None:
+        if self._once.acquire(blocking=False):  # a stream may end more than once
+            if self.ended is None:
+                self.ended = self.meter.clock()
+            self.meter.later.append(partial(self._take, step))
+
+    def _take(self, step: Callable[[Call], None]) -> None:
+        """Hold it, unless a Ctrl-C has ended an earlier try after that, and settle it."""
+        meter, watch = self.meter, self.outgoing.watch
+        try:
+            call = self._held = self._held or _held(meter, self.outgoing, blocks=True)
+        except Exception as error:
+            _not_held(meter, self.outgoing, error)
+            return
+        call.outcome, call.ended = self.outcome, self.ended
+        meter.open_calls[id(call)] = call
+        try:
+            for _ in range(watch.booked + 1, watch.posts):
+                watch.booked += 1
+                call.sent_again()
+            step(call)
+        except HFBudgetError:
+            raise
+        except Exception:
+            logger.exception(UNREADABLE_ANSWER)
+            call.close()
 
 
 def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
@@ -137,7 +159,7 @@ def _interrupting(meter: Meter, outgoing: OutgoingCall) -> LateCall:
     """
     __tracebackhide__ = True
     request = _described(meter, outgoing, outgoing.parameters, refused=True)
-    draft = _draft(outgoing, request, None)
+    draft = draft_of(outgoing, request, None)
     if not outgoing.budgets.capped:
         late = LateCall(meter, outgoing, request, draft)
         outgoing.watch.on_headers = late.headers
@@ -185,7 +207,7 @@ def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
         endpoint = book.leased_name(request.url)
     if endpoint is None and not request.url.startswith(meter.routers):
         endpoint = meter.endpoints.find(request.url)
-    draft = _draft(outgoing, request, endpoint)
+    draft = draft_of(outgoing, request, endpoint)
     if not meter.opened.issuperset(outgoing.budgets.scopes):
         meter.open_scopes(outgoing.budgets.scopes)
     if endpoint is not None:
@@ -225,28 +247,6 @@ def _described(
 def _no_bound(model: str, provider: str | None) -> InputBound:
     """A call that is refused in any case needs none."""
     return InputBound(0)
-
-
-def _draft(outgoing: OutgoingCall, request: CallRequest, endpoint: str | None) -> Charge:
-    test = outgoing.budgets.test
-    used = 0, 0, None, "", "", False, 0.0  # nothing yet
-    return Charge(  # by position, which is twice as fast
-        test.id if test else None,
-        request.task,
-        request.model,
-        request.provider,
-        *used,
-        "" if test else outgoing.where,
-        outgoing.budgets.keys,
-        0,
-        False,
-        outgoing.asked.instead_of,
-        outgoing.at,
-        endpoint,
-        0,
-        0.0,
-        outgoing.session_id,
-    )
 
 
 def _hold(call: Call, ask: Callable[[], Hold | HoldWait]) -> None:

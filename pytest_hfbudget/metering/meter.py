@@ -252,27 +252,31 @@ class Meter:
         # Each once: what still can't be written goes to the end, for the next time.
         for _ in range(len(later)):
             with suppress(IndexError, KeyError):  # another thread has taken it, or it was booked
-                self.write(later.popleft())
+                step = later.popleft()
+                try:
+                    self.write(step)
+                except (KeyboardInterrupt, SystemExit):
+                    later.appendleft(step)
+                    raise
 
     # --- the end
 
     def settle_open(self, test: str | None) -> None:
         """Settle what a test leaves open, so that nothing is held after its end."""
-        self.drain()
-        for call in list(self.open_calls.values()):
-            if call.draft.test == test:
-                call.close()
-        self._flush()
+        self._settle([call for call in list(self.open_calls.values()) if call.draft.test == test])
 
     def settle_all(self) -> None:
         """Settle whatever is left open, because nothing is settled after this."""
+        self._settle(list(self.open_calls.values()))
+
+    def _settle(self, calls: list[OpenCall]) -> None:
         self.drain()
-        for call in list(self.open_calls.values()):
+        for call in calls:
             call.close()
-        for call in list(self.open_calls.values()):
-            with suppress(HFBudgetError):
-                call.book_interrupted()
-        self.open_calls.clear()
+        for call in calls:
+            if self.open_calls.pop(id(call), None) is not None:
+                with suppress(HFBudgetError):
+                    call.book_interrupted()
         self._flush()
 
     def _flush(self) -> None:

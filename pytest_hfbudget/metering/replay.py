@@ -15,7 +15,7 @@ from typing import Any
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.instrumentation import genuine
-from pytest_hfbudget.metering.settlement import status_of
+from pytest_hfbudget.metering.settlement import never_sent, status_of
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
     ProbedRequest,
@@ -111,6 +111,19 @@ class SendWatch(ProbedRequest):
         # An error status is an answer, too.
         if self.unsent and not self.tried:
             self.replayed = error is None or status_of(error) is not None
+
+    def never_left(self, error: BaseException, *, paid: bool) -> bool:
+        """Whether nothing of a call that has raised can have reached a server.
+
+        An exception that says so is believed without a cap only: a transport that retries may have
+        sent the call before it failed to connect.
+
+        Args:
+            paid: whether a cap holds the call.
+        """
+        if self.unsent:
+            return not self.replayed
+        return not paid and not self.posts and never_sent(error)
 
     def watched(self) -> bool:
         """Whether nothing of this call can leave unseen."""

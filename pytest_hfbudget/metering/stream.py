@@ -99,7 +99,7 @@ class StreamAccounting:
         """Leave settling to a moment when no lock of ours can be held."""
         if not self._done:
             self._done = True
-            self.call.meter.later.append(self.call.close)
+            self.call.drop()
 
     def _take(self, usage: Usage | None, *, written: bool) -> None:
         """Take in the usage of a chunk: the last one counts, but none takes back what one has told.
@@ -230,6 +230,7 @@ def settle_whole(call: Call, body: bytes) -> None:
     Raises:
         BudgetExceededError: it was cut off by the limit that a cap had set.
     """
+    call.answer = body
     try:
         call.answered(body)
     except HFBudgetError:

@@ -289,11 +289,11 @@ class Controller(Role):
     # --- after the tests
 
     def finish(self, outcomes: Outcomes) -> bool:
+        self._dismiss()
         if self._verified is None:
             try:
                 self._verified = self._endpoints is None or self._endpoints.finish()
             finally:
-                self._dismiss()
                 eventful, make = not self.uneventful(outcomes), partial(self.report, outcomes)
                 if eventful or self._made_writer is not None or self.settings.report is not None:
                     known = self.settings, outcomes, make, lambda: self.counts.facts
@@ -384,7 +384,7 @@ class Controller(Role):
         return self.counts.shared_by(origin, [Fact(*one) for one in facts], heard)
 
     def _dismiss(self) -> None:
-        """Book what workers that died have held: all of them have ended by now."""
+        """Serve workers no longer, and book what dead ones have held."""
         if self._server_for_workers is not None:
             self._server_for_workers.close()
             self._server_for_workers = None

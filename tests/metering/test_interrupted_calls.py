@@ -9,9 +9,10 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from metering_bench import Bench, say
+from metering_bench import MODEL, Bench, say
 
 import pytest_hfbudget
+from pytest_hfbudget.metering.prompts import ALIKE
 
 pytestmark = pytest.mark.slow
 
@@ -78,13 +79,47 @@ def test_an_answer_is_charged_once_and_exactly_wherever_its_settlement_is_interr
         calls, spent, billed = len(bench.books.charges()), bench.spent, bench.billed
         interrupter = Interrupter(at, ANSWERED)
         with suppress(KeyboardInterrupt), interrupter.at_work():
-            bench.client().chat_completion(say(5), max_tokens=5)
-        bench.runtime.meter.settle_all()
+            bench.client().chat_completion([*say(5), *say(at)], max_tokens=5)
+        bench.runtime.meter.settle_open("test_it")
         assert len(bench.books.charges()) == calls + 1, at
         assert bench.spent - spent == bench.billed - billed > 0, at
         came = interrupter.came
     assert at > 10
     assert bench.held == 0
+    # No prompt was sent twice, so no count can have been confirmed.
+    assert ALIKE not in {fact.key for fact in bench.runtime.meter.counts.facts}
+
+
+def test_a_ctrl_c_right_after_an_answer_that_was_cut_off_stays_one(bench: Bench) -> None:
+    bench.running("0.00005")
+    with pytest.raises(KeyboardInterrupt), Interrupter(1, ANSWERED).at_work():
+        bench.client().chat_completion(say(5000))
+    assert len(bench.books.refusals()) == 1
+    assert bench.spent == bench.billed > 0
+
+
+def test_an_interrupted_call_by_the_second_costs_what_it_took(bench: Bench) -> None:
+    bench.running()
+    now = [0.0]
+    bench.runtime.meter.clock = lambda: now[0]
+    with suppress(KeyboardInterrupt), Interrupter(1, ANSWERED).at_work():
+        bench.client().chat_completion(say(5), max_tokens=5)
+    now[0] = 100.0
+    bench.runtime.meter.settle_open("test_it")
+    assert [charge.seconds for charge in bench.books.charges()] == [0.0]
+
+
+def test_a_request_of_another_client_is_charged_exactly_too(bench: Bench) -> None:
+    httpx = pytest.importorskip("httpx")
+    bench.running(1)
+    url = f"{bench.emulator.router}/v1/chat/completions"
+    asked = {"model": MODEL, "messages": say(3), "max_tokens": 500}
+    interrupter = Interrupter(1, ("call.py", "answered"))
+    with suppress(KeyboardInterrupt), interrupter.at_work():
+        httpx.post(url, json=asked, headers={"authorization": "Bearer hf_x"})
+    assert interrupter.came
+    bench.runtime.meter.settle_open("test_it")
+    assert bench.spent == bench.billed > 0
 
 
 def test_an_interrupted_call_below_a_cap_holds_nothing_and_is_never_undercharged(

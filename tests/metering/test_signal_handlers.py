@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from metering_bench import Bench, say
+from metering_bench import MODEL, Bench, say
 
 import pytest_hfbudget
 from pytest_hfbudget import BudgetExceededError, budget
@@ -21,6 +21,7 @@ from pytest_hfbudget.history.shared_ledger import SharedLedger
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
+from pytest_hfbudget.locks import own_lock
 from pytest_hfbudget.money import parse_usd
 from pytest_hfbudget.settings import Settings
 
@@ -157,7 +158,7 @@ def test_a_handler_that_calls_is_answered_or_refused_with_a_line(
 
 
 @pytest.mark.parametrize("folders", [BOOKS, pytest.param(ALL, marks=pytest.mark.slow)])
-def test_without_a_cap_a_handler_that_calls_is_counted(
+def test_without_a_cap_a_handler_that_calls_is_charged(
     bench: Bench, folders: tuple[str, ...]
 ) -> None:
     client = bench.client()
@@ -173,6 +174,79 @@ def test_without_a_cap_a_handler_that_calls_is_counted(
             bench.runtime.meter.settle_all()
     bench.runtime.meter.settle_all()
     assert len(bench.books.charges()) == bench.sent == len(answered) + 2
+    assert bench.spent == bench.billed > 0
+
+
+def test_a_stream_that_a_handler_reads_to_its_end_is_charged_once(bench: Bench) -> None:
+    httpx = pytest.importorskip("httpx")
+    url = f"{bench.emulator.router}/v1/chat/completions"
+    asked = {"model": MODEL, "messages": say(3), "max_tokens": 5, "stream": True}
+    asked["stream_options"] = {"include_usage": True}
+    headers = {"authorization": "Bearer hf_x"}
+    with own_lock(), httpx.stream("POST", url, json=asked, headers=headers) as answer:
+        assert list(answer.iter_lines())
+    bench.runtime.meter.settle_all()
+    assert len(bench.books.charges()) == bench.sent == 1
+    assert bench.spent == bench.billed > 0
+
+
+def test_a_stream_that_a_handler_drops_is_charged_at_the_end_of_its_test(bench: Bench) -> None:
+    bench.running()
+    with own_lock():
+        stream = bench.client().chat_completion(say(5), max_tokens=5, stream=True)
+        next(iter(stream))
+        del stream
+    bench.runtime.meter.settle_open("test_it")
+    assert len(bench.books.charges()) == bench.sent == 1
+
+
+def test_hundreds_of_calls_of_handlers_are_charged_before_the_next_call(bench: Bench) -> None:
+    client = bench.client()
+    with own_lock():
+        for _ in range(300):
+            client.chat_completion(say(1), max_tokens=1)
+    client.chat_completion(say(1), max_tokens=1)
+    assert len(bench.books.charges()) == bench.sent == 301
+    assert bench.spent == bench.billed
+
+
+def test_an_unreadable_answer_of_a_handler_disturbs_no_other_call(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(message: object, request: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("of some kind")
+
+    with own_lock():
+        bench.client().chat_completion(say(1), max_tokens=1)
+    monkeypatch.setattr("pytest_hfbudget.metering.call.usage_of", fails)
+    bench.client().chat_completion(say(2), max_tokens=2)
+    assert [charge.estimated for charge in bench.books.charges()] == [True, False]
+
+
+def test_a_call_of_a_handler_takes_until_its_answer(bench: Bench) -> None:
+    now = [0.0]
+    bench.runtime.meter.clock = lambda: now[0]
+    with own_lock():
+        bench.client().chat_completion(say(1), max_tokens=1)
+    now[0] = 100.0
+    bench.runtime.meter.settle_all()
+    assert [charge.seconds for charge in bench.books.charges()] == [0.0]
+
+
+def test_a_ctrl_c_while_calls_of_handlers_are_charged_loses_none(bench: Bench) -> None:
+    def ctrl_c(request: object) -> None:
+        bench.book.hook = None
+        raise KeyboardInterrupt
+
+    with own_lock():
+        bench.client().chat_completion(say(1), max_tokens=1)
+        bench.client().chat_completion(say(2), max_tokens=2)
+    bench.book.hook = ctrl_c
+    with pytest.raises(KeyboardInterrupt):
+        bench.runtime.meter.settle_all()
+    bench.runtime.meter.settle_all()
+    assert len(bench.books.charges()) == 2
     assert bench.spent == bench.billed > 0
 
 

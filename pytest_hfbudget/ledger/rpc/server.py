@@ -139,7 +139,7 @@ class Listener:
                     return
                 if watched.sock in ready and not watched.serve():
                     break
-        watched.end()  # before it is gone from here: `close` waits for what is booked
+        watched.end()  # before it is taken out: `close` waits for that
         with self._lock:
             self._sockets.discard(watched)
 

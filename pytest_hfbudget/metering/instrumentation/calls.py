@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from pytest_hfbudget.errors import HFBudgetError
-from pytest_hfbudget.metering.call import UNANSWERED, Call
+from pytest_hfbudget.metering.call import Call
 from pytest_hfbudget.metering.hold import begin, resume
 from pytest_hfbudget.metering.limits import DEFAULT_VARIANT, RequestVariant
 from pytest_hfbudget.metering.meter import Meter
@@ -311,7 +311,8 @@ def metered(original: Any, hub: Instrumentation, module: ModuleType) -> Any:
             try:
                 with outgoing.watch:
                     answer = original(self, call.parameters, stream=stream)
-                    call.answer = UNANSWERED if stream else answer
+                    if not stream:
+                        call.answer, call.ended = answer, meter.clock()
             except BaseException as error:
                 failed(call, error)
                 if not retry.again(call, error):
@@ -350,10 +351,10 @@ def metered_async(original: Any, hub: Instrumentation) -> Any:
             try:
                 with outgoing.watch:
                     answer = await original(self, call.parameters, stream=stream)
-                    call.answer = UNANSWERED if stream else answer
+                    if not stream:
+                        call.answer, call.ended = answer, meter.clock()
             except GeneratorExit:
-                # The garbage collector may run while a lock of the plugin is held.
-                meter.later.append(call.close)
+                call.drop()
                 raise
             except BaseException as error:
                 failed(call, error)
@@ -373,7 +374,7 @@ def failed(call: Call, error: BaseException) -> None:
     """
     __tracebackhide__ = True
     call.failed(error)
-    if call.refusal is not None:
+    if call.refusal is not None and isinstance(error, Exception):  # a Ctrl-C stays one
         raise call.refusal.with_traceback(None) from None
 
 

@@ -265,8 +265,7 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
                 with outgoing.watch:
                     answer = await request.send(call.parameters)
             except GeneratorExit:
-                # The garbage collector may run while a lock of the plugin is held.
-                meter.later.append(call.close)
+                call.drop()
                 raise
             except BaseException as error:
                 failed(call, error)
