@@ -22,6 +22,7 @@ from pytest_hfbudget.metering.prompts import bytes_bound
 from pytest_hfbudget.metering.request import OutgoingCall, fits, in_data, payload_of
 from pytest_hfbudget.metering.settlement import (
     REJECTED,
+    UNANSWERED,
     Outcome,
     is_asleep,
     price_of,
@@ -53,7 +54,6 @@ logger = logging.getLogger("pytest_hfbudget")
 
 # The status of a request that its transport has sent again.
 AGAIN = "sent again"
-UNANSWERED = object()
 
 
 class Call:
@@ -68,8 +68,6 @@ class Call:
         limit: what the plugin set because the caller set none; an answer that meets it is refused.
         refusal: why it was not sent, where that turned out on its way.
         outcome: what came back so far.
-        answer: the body of a complete answer, once it is there; nothing of a stream.
-        ended: when it was answered, by the clock of the meter.
         swallow_usage: whether the plugin asked for a stream's usage, which its caller is not shown.
     """
 
@@ -85,10 +83,7 @@ class Call:
         self.refusal: BudgetExceededError | None = None
         self.outcome = Outcome(request.provider)
         self.swallow_usage = False
-        self.answer: object = UNANSWERED
-        self.ended: float | None = None
         self._final: Charge | None = None
-        self._told: Usage | None = None
         self._once = threading.Lock()  # taken when its booking begins: there is to be one
 
     # --- while it is sent
@@ -191,7 +186,7 @@ class Call:
         # Where its usage is all that is needed of the answer, the rest of it is not read.
         enough = self.limit is None and not timed and not request.task.endswith(DRAW)
         if enough and (usage := usage_of(ending_with_usage(body), request)):
-            self._book(usage, "200")
+            self._resolve(self.meter.ledger.settle, self._charge_or_hold(usage, "200"))
             return
         message = parse_body(body)
         outcome.usage = usage_of(message, request) or outcome.usage
@@ -206,10 +201,12 @@ class Call:
 
     def failed(self, error: BaseException) -> None:
         """Settle a call that raised: nothing for an error status, the hold if it may have run."""
+        if not isinstance(error, Exception):  # a Ctrl-C may have come before the watch was left
+            self.outgoing.watch.__exit__(type(error), error, None)
         status = status_of(error)
         if self.refusal is not None:
             self._withdraw()
-        elif self.answer is not UNANSWERED:  # a Ctrl-C, right after it was answered
+        elif self.outcome.answer is not UNANSWERED:  # a Ctrl-C, right after it was answered
             self.close()
         elif status is not None:
             self._release(str(status))
@@ -290,16 +287,16 @@ class Call:
         watch = self.outgoing.watch
         if watch.unsent and not watch.replayed:
             self._release("refused")
-        elif self.answer is not UNANSWERED and not self._once.locked():
+        elif self.outcome.answer is not UNANSWERED and not self._once.locked():
             with suppress(Exception):  # a refusal of what was cut off, which is recorded by now
-                self.answered(self.answer)
+                self.answered(self.outcome.answer)
         if not self._once.locked():
             self.lost("closed")
 
     @property
     def took(self) -> float:
         """Seconds from its start to its answer, or to now."""
-        now = self.meter.clock() if self.ended is None else self.ended
+        now = self.meter.clock() if self.outcome.ended is None else self.outcome.ended
         return now - self.outgoing.started
 
     def drop(self) -> None:
@@ -338,7 +335,7 @@ class Call:
                 price = price_of(self.meter.book, request, quote, outcome.provider)
             charge = charge_of(self.draft, request, price, outcome, usage, status, self.took)
             learns = request.prompt is not None or request.basis != BYTES
-            self._told = usage if learns and not self.outgoing.watch.replayed else None
+            self.outcome.counted = usage if learns and not self.outgoing.watch.replayed else None
         except Exception:
             # A price hook may raise; the call has been sent and must be booked.
             logger.exception("the price of a call could not be worked out; its hold is charged")
@@ -375,8 +372,8 @@ class Call:
         except HFBudgetError as error:
             self.meter.not_written(partial(how, self.held.id, charge), error)
         self._closed()
-        if self._told is not None:  # once, or the same count would confirm itself
-            self.meter.counts.learn(self.request, self.outcome.provider, self._told)
+        if self.outcome.counted is not None:  # once, or the same count would confirm itself
+            self.meter.counts.learn(self.request, self.outcome.provider, self.outcome.counted)
         if self.outgoing.budgets.thresholds:
             self.meter.watcher.settled(self.outgoing.budgets.thresholds, self.meter.ledger)
 

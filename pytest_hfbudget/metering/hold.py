@@ -75,8 +75,8 @@ class LateCall(Call):
 
     def _put_off(self, step: Callable[[Call], None]) -> None:
         if self._once.acquire(blocking=False):  # a stream may end more than once
-            if self.ended is None:
-                self.ended = self.meter.clock()
+            if self.outcome.ended is None:
+                self.outcome.ended = self.meter.clock()
             self.meter.later.append(partial(self._take, step))
 
     def _take(self, step: Callable[[Call], None]) -> None:
@@ -87,7 +87,7 @@ class LateCall(Call):
         except Exception as error:
             _not_held(meter, self.outgoing, error)
             return
-        call.outcome, call.ended = self.outcome, self.ended
+        call.outcome = self.outcome
         meter.open_calls[id(call)] = call
         try:
             for _ in range(watch.booked + 1, watch.posts):
@@ -98,7 +98,7 @@ class LateCall(Call):
             raise
         except Exception:
             logger.exception(UNREADABLE_ANSWER)
-            call.close()
+            call.lost("200")
 
 
 def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from operator import attrgetter
 from types import FunctionType, ModuleType, NoneType
 from typing import Any
@@ -85,6 +86,7 @@ class SendWatch(ProbedRequest):
 
     replayed = False
     unsent = False
+    _token: Any = None
 
     def __init__(
         self, probe: TransportProbe, session: Callable[[Any], Any], client: Any, url: str
@@ -98,11 +100,11 @@ class SendWatch(ProbedRequest):
         self._token = CURRENT.set(self)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        try:
+        # Where a Ctrl-C has come in between, it is left a second time. And the collector closes a
+        # coroutine that is not awaited in another context.
+        with suppress(RuntimeError, TypeError, ValueError):
             CURRENT.reset(self._token)
-        except ValueError:
-            pass  # the collector closes a coroutine that is not awaited, in another context
-        finally:
+        with suppress(ValueError):
             self._probe.in_flight.remove(self)
         # Without this each call would be a circle, left to the garbage collector.
         self.on_headers = self.on_resend = self.check_body = self.matches = None

@@ -47,6 +47,7 @@ TOLD = "usage.estimated_cost of the answer"
 CANCELLED = frozenset({"Cancelled", "CancelledError"})  # trio's and asyncio's
 TIMED_OUT = frozenset({"InferenceTimeoutError", "ReadTimeout", "TimeoutError", "WriteTimeout"})
 PAID_METHOD = "POST"
+UNANSWERED = object()
 CLIENT_ERROR, PAYMENT_REQUIRED, FORBIDDEN = 400, 402, 403
 LONGEST_SAID = 300  # characters
 
@@ -183,6 +184,9 @@ class Outcome:
         written: bytes of what the model wrote, or its tokens where the server counts them.
         complete: whether the server said that it writes nothing more, so that the usage is final
             also when the caller leaves before the end.
+        answer: the body of a complete answer, once it is there; nothing of a stream.
+        ended: when it was answered, by the clock of the meter.
+        counted: the usage from which the bounds of later calls are learned.
     """
 
     provider: str | None
@@ -192,6 +196,9 @@ class Outcome:
     queued: bool = False
     written: int = 0
     complete: bool = False
+    answer: object = UNANSWERED
+    ended: float | None = None
+    counted: Usage | None = None
 
 
 def price_of(

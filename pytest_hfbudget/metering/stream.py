@@ -230,7 +230,7 @@ def settle_whole(call: Call, body: bytes) -> None:
     Raises:
         BudgetExceededError: it was cut off by the limit that a cap had set.
     """
-    call.answer = body
+    call.outcome.answer = body
     try:
         call.answered(body)
     except HFBudgetError:

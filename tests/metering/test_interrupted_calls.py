@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from urllib.request import Request, urlopen
 
 import pytest
 from metering_bench import MODEL, Bench, say
 
 import pytest_hfbudget
+from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.metering.prompts import ALIKE
 
 pytestmark = pytest.mark.slow
@@ -96,6 +98,18 @@ def test_a_ctrl_c_right_after_an_answer_that_was_cut_off_stays_one(bench: Bench)
         bench.client().chat_completion(say(5000))
     assert len(bench.books.refusals()) == 1
     assert bench.spent == bench.billed > 0
+
+
+def test_what_is_sent_after_a_ctrl_c_is_taken_for_no_part_of_the_call_before(bench: Bench) -> None:
+    bench.running(1)
+    client = bench.client()
+    for _ in range(2):
+        with suppress(KeyboardInterrupt), Interrupter(1, ANSWERED).at_work():
+            client.chat_completion(say(5), max_tokens=5)
+    url = f"{bench.emulator.router}/v1/chat/completions"
+    with pytest.raises(BudgetExceededError, match="by a client that"):
+        urlopen(Request(url, b"{}", {"Authorization": "Bearer hf_x"}))
+    assert len(bench.books.charges()) == bench.sent == 2
 
 
 def test_an_interrupted_call_by_the_second_costs_what_it_took(bench: Bench) -> None:

@@ -285,9 +285,6 @@ def _asked_name(arguments: Mapping[str, Any]) -> str:
     return str(parameters.get("model") or arguments.get("model") or "")
 
 
-# --- the call: two shells that differ by an ``await``; all that they do is in `hold` and `call`
-
-
 def metered(original: Any, hub: Instrumentation, module: ModuleType) -> Any:
     """``InferenceClient._inner_post``, with every call held before and settled after."""
     route = ClientRoute(hub, sync_session(module))
@@ -312,7 +309,8 @@ def metered(original: Any, hub: Instrumentation, module: ModuleType) -> Any:
                 with outgoing.watch:
                     answer = original(self, call.parameters, stream=stream)
                     if not stream:
-                        call.answer, call.ended = answer, meter.clock()
+                        call.outcome.answer = answer
+                        call.outcome.ended = meter.clock()
             except BaseException as error:
                 failed(call, error)
                 if not retry.again(call, error):
@@ -352,7 +350,8 @@ def metered_async(original: Any, hub: Instrumentation) -> Any:
                 with outgoing.watch:
                     answer = await original(self, call.parameters, stream=stream)
                     if not stream:
-                        call.answer, call.ended = answer, meter.clock()
+                        call.outcome.answer = answer
+                        call.outcome.ended = meter.clock()
             except GeneratorExit:
                 call.drop()
                 raise
