@@ -157,10 +157,19 @@ class Reaper:
         return self._pauses.look_again() and verified
 
     def _renew(self, shared: SharedPlace) -> None:
-        """Show the jobs of other machines that this one lives, until its work is done."""
+        """Show the jobs of other machines that this one lives, until its work is done.
+
+        Where a pause has got nowhere for as long as a lease lasts, another machine may be able to.
+        """
+        began: dict[str, float] = {}
         while True:
             self._clock.sleep(min(shared.expiry_s / BEATS, MOST_BEAT_S))
             for name in list(self._held):
+                now = self._clock.monotonic()
+                if not self._pauses.at_work(name):
+                    began.pop(name, None)
+                elif now - began.setdefault(name, now) > shared.expiry_s:
+                    continue
                 with suppress(HistoryError):  # its lease expires, should that go on
                     self._stores.setdefault(name, self._lease_store(name)).renew()
 

@@ -5,12 +5,13 @@ Each machine has a state folder of its own, so nothing but the server tells it o
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from redis_server import RedisServer, redis_server
@@ -117,6 +118,23 @@ def test_the_next_run_takes_over_what_a_lost_machine_left_with_a_higher_number(
     assert second.receipts()["acme/llm"]["verified"]
     assert gone(second.reaper)
     assert as_before(plane)
+
+
+def test_a_machine_whose_pauses_get_nowhere_makes_room_for_another_one(
+    hub: EmulatorClient, other_run: Start, settings: EndpointSettings
+) -> None:
+    """It reaches the server, so it could show for its ten minutes that it lives."""
+    folder = settings.state_dir / "a"
+    told = {**asdict(settings), "state_dir": str(folder), "run": "a", "token": "hf_of_a"}
+    first = other_run(run="a", machine="a", RUN_SETTINGS=json.dumps(told))
+    hub.configure(switches={"bad_tokens": ["hf_of_a"]})
+    first.order("receipts")
+    hub.wait_for(op="pause")
+    second = other_run(run="b", machine="b")
+    assert second.receipts()["acme/llm"]["verified"]
+    assert first.process.poll() is None
+    (left,) = json.loads(first.hear())
+    assert not left["verified"]
 
 
 def test_a_machine_that_was_taken_for_lost_sends_no_pause_any_more(
