@@ -11,17 +11,20 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE
 
 import pytest
 from bookkeeping import PATIENCE_S, Child
 
-from pytest_hfbudget.ledger.rpc import PlainSocket
+from pytest_hfbudget.ledger import Scope, Totals
+from pytest_hfbudget.ledger.ledger import Ledger
+from pytest_hfbudget.ledger.rpc import LedgerConnection, PlainSocket, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import (
     PAUSE_S,
     ClientSocket,
+    LedgerServer,
     Listener,
     ListeningSocket,
     WatchedSocket,
@@ -363,3 +366,24 @@ def test_a_socket_whose_client_hung_up_is_left(echo: Echo) -> None:
         theirs.sendall(b"1\n")
         theirs.close()
         assert not ClientSocket(ours, echo).serve()  # the client that asked is gone
+
+
+def test_without_unix_sockets_it_answers_whoever_begins_with_the_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pytest_hfbudget.ledger.rpc.UNIX", False)
+    monkeypatch.setattr("pytest_hfbudget.ledger.rpc.FAMILY", socket.AF_INET)
+    kept = Ledger()
+    kept.open(Scope("all", "the session", 100))
+    with closing(LedgerServer(kept)) as server:
+        server.resume()
+        port, _, password = server.path.partition("/")
+        for greeting in ("", "wrong\n", f"{password[:-1]}\n"):
+            with socket.create_connection(("127.0.0.1", int(port)), PATIENCE_S) as stranger:
+                stranger.sendall(f'{greeting}["total", "all"]\n'.encode())
+                stranger.shutdown(socket.SHUT_WR)
+                with suppress(ConnectionResetError):
+                    assert stranger.recv(1) == b""
+        with closing(LedgerConnection(server.path)) as wire:
+            for _ in range(2):
+                assert RemoteLedger(wire).total("all") == Totals()

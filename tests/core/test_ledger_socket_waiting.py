@@ -109,6 +109,18 @@ def test_what_a_lost_worker_held_is_booked_before_those_who_waited_for_it_are_an
     assert too_much.answer.result(PATIENCE_S).amount == 40
 
 
+def test_what_a_lost_worker_was_granted_after_a_wait_is_booked_in_full(
+    server: LedgerServer, ledger: WatchedLedger, remote: RemoteLedger
+) -> None:
+    held = take(remote, 60)
+    with connected(server) as wire:
+        place = stand(RemoteLedger(wire), 60, C)
+        remote.settle(held.id, charge(1, "all"))
+        assert place.answer.result(PATIENCE_S).amount == 60
+    assert ledger.wait_for_a_loss()
+    assert ledger.total("all") == Totals(spent=61, calls=2)
+
+
 def test_a_lost_worker_waits_no_more(
     server: LedgerServer, ledger: WatchedLedger, remote: RemoteLedger
 ) -> None:

@@ -245,6 +245,22 @@ def test_one_who_is_not_to_wait_for_the_last_call_is_told_so(ledger: LedgerLike)
         ledger.hold(["idle", "many", "few"], 0, 0, draft())
 
 
+def test_a_settled_call_is_none_that_may_still_be_sent(ledger: LedgerLike) -> None:
+    settle(ledger, take(ledger, 0, "all", "few"))
+    take(ledger, 60)
+    stand(ledger, 60, "all", "few")
+    with pytest.raises(BudgetExceededError, match="max_calls is 2"):
+        ledger.hold(("all", "few"), 0, 0, draft())
+
+
+def test_what_those_ahead_need_adds_up(ledger: LedgerLike) -> None:
+    take(ledger, 40, "all", "one")
+    stand(ledger, 20, "all", "one")
+    stand(ledger, 20, "all", "one", caller=C)
+    # 60 of the session are free, and 40 of these belong to the two ahead.
+    stand(ledger, 40, caller=Caller(3, 1))
+
+
 def test_who_is_not_to_wait_is_told_which_scope_is_in_the_way(ledger: LedgerLike) -> None:
     take(ledger, 60)
     with pytest.raises(BudgetExceededError, match=r"^the session: "):
