@@ -5,6 +5,7 @@ It shows the user's own lines and our sentence, not huggingface_hub's source.
 
 from __future__ import annotations
 
+import bdb
 import functools
 import itertools
 import os
@@ -20,9 +21,13 @@ from pytest_hfbudget.plugin.outcomes import mark, used_up_by
 
 if TYPE_CHECKING:
     from _pytest._code.code import Traceback, TracebackEntry
+    from _pytest.outcomes import Failed
 
     from pytest_hfbudget.errors import BudgetExceededError
     from pytest_hfbudget.plugin.run import Run
+
+else:
+    Failed = pytest.fail.Exception
 
 INSTALLED = ("site-packages", "dist-packages")
 SENDERS = ("huggingface_hub", "pytest_hfbudget")
@@ -145,16 +150,21 @@ def _ending(report: pytest.TestReport) -> str:
     return f"{what} {'was skipped' if report.skipped else 'passed'}"
 
 
+class _HiddenRefusalError(Failed, bdb.BdbQuit):
+    """A failure that has no place in the code to show, so that ``--pdb`` starts no debugger."""
+
+
+def _give_up(why: str) -> None:
+    raise _HiddenRefusalError(why, pytrace=False)
+
+
 def _fail(
     item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, why: str
 ) -> None:
     if report.outcome != "failed":  # else it says why already, at the line that called
         report.outcome, report.longrepr = "failed", why
-        # Some plugins, as flaky, tell by this alone whether it failed. A debugger has no place in
-        # the code to show.
-        if not item.config.getoption("usepdb", False):
-            failed = pytest.CallInfo.from_call(lambda: pytest.fail(why, pytrace=False), call.when)
-            call.excinfo = failed.excinfo
+        # Some plugins, as flaky, tell by this alone whether it failed.
+        call.excinfo = pytest.CallInfo.from_call(lambda: _give_up(why), call.when).excinfo
         put_on_one_line(report, place_of(item))
         vars(report).pop("wasxfail", None)  # it failed for another reason than was expected
 

@@ -196,7 +196,10 @@ def test_tb_line_shows_a_hidden_refusal_once_and_whole(suite: Suite, workers: li
     assert re.search(r"^test_suite\.py:\d+: refused, though .*on_exceed=\"raise\"\)\.$", said, re.M)
 
 
-def test_a_plugin_that_asks_the_call_sees_a_hidden_refusal_as_a_failure(suite: Suite) -> None:
+@pytest.mark.parametrize("debugger", ["", "--pdb"])
+def test_a_plugin_that_asks_the_call_sees_a_hidden_refusal_as_a_failure(
+    suite: Suite, debugger: str
+) -> None:
     """The plugin flaky drops the report of a failure that comes without an exception."""
     (suite.path / "conftest.py").write_text(
         textwrap.dedent("""
@@ -216,7 +219,10 @@ def test_a_plugin_that_asks_the_call_sees_a_hidden_refusal_as_a_failure(suite: S
             with pytest.raises(BudgetExceededError):
                 call()
     """)
-    suite.run("-s").stdout.fnmatch_lines(["*failed: *refused, though the test passed: *"])
+    result = suite.run("-s", *debugger.split())
+    result.stdout.fnmatch_lines(["*failed: *refused, though the test passed: *"])
+    result.stdout.no_fnmatch_line("*entering PDB*")
+    assert result.ret == 1
 
 
 def test_a_hidden_refusal_fails_a_run_without_a_terminal_plugin(suite: Suite) -> None:
