@@ -49,8 +49,16 @@ def test_an_endpoint_of_the_run_is_not(bench: Bench) -> None:
     assert bench.books.unmetered() == {}
 
 
-@pytest.mark.parametrize("url", ["https://u:p@huggingface.co", "https://huggingface.co:443"])
-def test_a_user_and_a_port_that_goes_without_saying_hide_nothing(bench: Bench, url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://u:p@huggingface.co/api/jobs/acme",
+        "https://huggingface.co:443/api/jobs/acme",
+        "https://endpoints.huggingface.co/api/v1/catalog/model/acme/model/deploy",
+    ],
+)
+def test_nothing_is_started_at_a_real_service_in_a_rehearsal(bench: Bench, url: str) -> None:
+    """A user, and a port that goes without saying, hide nothing."""
     bench.runtime.meter.emulator = bench.emulator.url
     with pytest.raises(BudgetExceededError, match="a rehearsal pays for nothing"):
-        requests.post(f"{url}/api/jobs/acme", json={})
+        requests.post(url, json={})
