@@ -9,7 +9,7 @@ import pytest
 from bookkeeping import Books, books, charge, draft
 
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
-from pytest_hfbudget.ledger import Hold, LedgerLike, Refusal, Scope, Totals
+from pytest_hfbudget.ledger import SESSION, Hold, LedgerLike, Refusal, Scope, Totals
 from pytest_hfbudget.money import parse_usd
 
 TENTH = parse_usd(0.1)
@@ -337,3 +337,22 @@ def test_the_uptime_of_an_endpoint_is_spent_without_a_call(ledger: LedgerLike, b
     assert ledger.total("inner") == Totals(spent=parse_usd(0.2))
     with pytest.raises(BudgetExceededError):
         take(ledger, TENTH + 1, "inner")
+
+
+def test_calls_that_could_not_be_metered_are_counted_by_their_reason(
+    ledger: LedgerLike, both: Books
+) -> None:
+    ledger.miss("a client of another kind", 2)
+    ledger.miss("a mock", 1)
+    ledger.miss("a client of another kind", 1)
+    ledger.flush()
+    assert both.kept.unmetered() == {"a client of another kind": 3, "a mock": 1}
+
+
+def test_the_uptime_of_endpoints_is_spent_from_the_session(both: Books) -> None:
+    both.kept.open(Scope(SESSION, "session budget", 100))
+    both.kept.book_uptime(60, 60)
+    with pytest.raises(BudgetExceededError, match="uptime"):
+        both.kept.book_uptime(60, 60, what="the uptime of acme/llm")
+    both.kept.book_uptime(40, 40, what="the uptime of acme/llm")
+    assert both.kept.total(SESSION) == Totals(spent=100)
