@@ -6,7 +6,6 @@ from typing import Any
 
 import httpx
 import pytest
-import requests
 from metering_bench import Bench
 
 from pytest_hfbudget import BudgetExceededError
@@ -61,4 +60,4 @@ def test_nothing_is_started_at_a_real_service_in_a_rehearsal(bench: Bench, url: 
     """A user, and a port that goes without saying, hide nothing."""
     bench.runtime.meter.emulator = bench.emulator.url
     with pytest.raises(BudgetExceededError, match="a rehearsal pays for nothing"):
-        requests.post(url, json={})
+        httpx.post(url, json={})
