@@ -55,16 +55,27 @@ def undirected(text: str) -> str:
     return re.sub(_CONTROLS, UNSHOWABLE, text)
 
 
-def parse_json(text: str | bytes | bytearray) -> Any:
+def parse_json(text: str | bytes | bytearray, *, strictly: bool = False) -> Any:
     """The value of a JSON text.
+
+    Args:
+        strictly: do not read an object that has a name twice. JSON leaves it open which of the two
+            values counts (RFC 8259, section 4).
 
     Raises:
         ValueError: it is not JSON, or nested too deeply to be read.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_named_once if strictly else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return named
 
 
 # Those that a call's cost depends on.

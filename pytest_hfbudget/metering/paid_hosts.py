@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pytest_hfbudget.settings import DEDICATED_HOST, ENDPOINTS_API, ROUTER, UNKNOWN_TASK
+from pytest_hfbudget.text import printable
 
 OLD_API = "https://api-inference.huggingface.co"
 # The control plane is below the same domain. Its requests cost nothing by themselves.
@@ -20,14 +21,19 @@ CATALOG = "https://endpoints.huggingface.co/api/v1/catalog"
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - nothing listens there
 
 PORTS = {"https": 443, "http": 80}
+FREE_HARDWARE = "cpu-basic"
 
 # What starts something that costs money until it is stopped. A Sandbox is a Job.
 RESUMES, CREATES, DEPLOYS, STOPS = "resume", "create", "deploy", "pause"
+# A new repository, which costs nothing unless its body asks for hardware.
+ASKS = "hardware"
 # Patterns, here and below, are compiled when they are first needed: most runs of pytest import this
 # and send nothing.
 STARTS = (
     (r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/(?:duplicate|run))?", "a Job of {}", ""),
     (r"/api/spaces/([^/]+/[^/]+)/hardware", "hardware for the Space {}", ""),
+    (r"/api/spaces/([^/]+/[^/]+)/restart", "the Space {}", ""),
+    (r"/api/(repos/create|spaces/[^/]+/[^/]+/duplicate)", "", ASKS),
     (r"/endpoint/([^/]+/[^/]+)/resume", "the Inference Endpoint {}", RESUMES),
     (r"/endpoint/([^/]+)", "a new Inference Endpoint of {}", CREATES),
     (r"/endpoint/([^/]+/[^/]+)/pause", "", STOPS),
@@ -75,17 +81,32 @@ class Start(NamedTuple):
 
     Attributes:
         endpoint: what is done to an Inference Endpoint: it is resumed, created, deployed from the
-            catalogue of models, or paused, which is no start; empty for anything else.
+            catalogue of models, or paused, which is no start; or the word for a new repository;
+            empty for anything else.
+        url: where the request goes, without user and query.
     """
 
     what: str
     name: str
     endpoint: str = ""
+    url: str = ""
 
     @property
     def creates(self) -> bool:
         """Whether there is a new endpoint, of which the body tells more."""
         return self.endpoint in (CREATES, DEPLOYS)
+
+    def hardware(self, form: Mapping[str, Any]) -> Start | None:
+        """The paid hardware that the body of a new repository asks for, if it does.
+
+        huggingface_hub 2.4 posts so for ``create_repo`` and ``duplicate_repo``.
+        """
+        kind = form.get("hardware")
+        if not isinstance(kind, str) or kind == FREE_HARDWARE:
+            return None
+        parts = form.get("organization"), form.get("name")
+        name = form.get("repository") or "/".join(str(part) for part in parts if part)
+        return self._replace(what=f"hardware for the Space {printable(str(name))}", endpoint="")
 
     def named(self, form: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         """The full name of an endpoint, and the form of a new one as ``EndpointCreate`` has it.
@@ -166,7 +187,7 @@ class PaidHosts:
                 path = address[len(base) :].rstrip("/")
                 for pattern, what, endpoint in STARTS:
                     if (found := re.fullmatch(pattern, path)) is not None:
-                        return Start(what.format(found[1]), unquote(found[1]), endpoint)
+                        return Start(what.format(found[1]), unquote(found[1]), endpoint, address)
         return None
 
     def bills_on(self, host: str, port: object) -> bool:

@@ -28,7 +28,7 @@ from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.endpoint_log import EndpointLog, endpoint_line
 from pytest_hfbudget.plugin.run_ledger import caps, endpoint_settings
 from pytest_hfbudget.plugin.uptime_booking import Key, Ticker, UptimeBooking, UptimeSharing
-from pytest_hfbudget.reporting import EndpointLine
+from pytest_hfbudget.reporting import EndpointLine, endpoint_verdict
 from pytest_hfbudget.reporting.timeline import Paid
 from pytest_hfbudget.settings import Settings
 
@@ -198,8 +198,8 @@ class RunEndpoints:
                 with self._uptime.lock:
                     self._uptime.end(receipt.name, receipt.paused_mono)
                 self.log.ended((receipt,))
-                said = "paused, verified" if receipt.verified else f"left to run {receipt.left_to}"
-                say(self._config, f"endpoint {receipt.name}: {said}: {why}")
+                end = receipt.state, receipt.verified, receipt.left_to, receipt.kept
+                say(self._config, f"endpoint {receipt.name}: {endpoint_verdict(*end)}: {why}")
 
     @at_work
     def tend(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_hfbudget.endpoints import GONE
 from pytest_hfbudget.ledger import SESSION, Charge, Refusal, RunsBudget, Totals
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.money import FOR_PEOPLE, Amounts
@@ -86,7 +87,7 @@ def unmetered(why: str, calls: int) -> str:
 def endpoint_verdict(state: str, verified: bool, left_to: str | None, kept: bool) -> str:
     """How an endpoint was left; the arguments are fields of `EndpointLine`."""
     if verified:
-        return "paused, verified"
+        return "deleted" if state == GONE else "paused, verified"
     if left_to:
         return f"left to run {left_to}, which is using it"
     if kept:
@@ -146,7 +147,7 @@ class EndpointLine:
     """One leased endpoint.
 
     Attributes:
-        verified: it was read back as paused.
+        verified: it was read back as paused, or was found to be deleted.
         left_to: the other run that goes on using it, and pauses it at its own end.
         kept: it was found running, and was asked to stay so.
         unpriced: its price is not known, so ``nano_usd`` is 0.

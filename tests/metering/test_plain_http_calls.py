@@ -297,8 +297,9 @@ def test_a_body_that_can_not_be_read_ahead_is_refused(bench: Bench, post: Post) 
         (gzip.compress, {"content-encoding": "gzip"}),
         (lambda body: body.decode().encode("utf-16"), {}),
         (lambda body: b"[" + body + b"]", {}),
+        (lambda body: b'{"max_tokens": 9, "max_tokens": 1, ' + body[1:], {}),
     ],
-    ids=["gzip", "utf-16", "a list"],
+    ids=["gzip", "utf-16", "a list", "a name twice"],
 )
 def test_a_body_that_does_not_tell_its_limits_is_refused(
     bench: Bench,

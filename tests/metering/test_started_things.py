@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpcore
 import httpx
 import pytest
 from metering_bench import Bench
@@ -19,6 +20,7 @@ STARTED = {
     "/hub/api/scheduled-jobs/acme/1/run": "a Job of acme",
     "/v2/model/acme/model/deploy": "a new Inference Endpoint of acme/model",
     "/hub/api/spaces/acme/demo/hardware": "hardware for the Space acme/demo",
+    "/hub/api/spaces/acme/demo/restart": "the Space acme/demo",
 }
 
 
@@ -34,6 +36,38 @@ def test_it_is_named(bench: Bench, path: str, cap: object) -> None:
     post(bench, path, json={})
     (why,) = bench.books.unmetered()
     assert why.startswith(f"the code under test has started {STARTED[path]};")
+
+
+NEW_SPACE = {"name": "demo", "organization": "acme", "type": "space", "sdk": "gradio"}
+
+
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        ("/hub/api/repos/create", NEW_SPACE),
+        ("/hub/api/spaces/of/others/duplicate", {"repository": "acme/demo"}),
+    ],
+)
+@pytest.mark.parametrize("hardware", ["t4-medium", "cpu-basic", None])
+def test_hardware_of_a_new_space_is_named(
+    bench: Bench, path: str, form: dict[str, Any], hardware: str | None
+) -> None:
+    post(bench, path, json=form if hardware is None else {**form, "hardware": hardware})
+    named = "the code under test has started hardware for the Space acme/demo; "
+    assert [why.startswith(named) for why in bench.books.unmetered()] == (
+        [True] if hardware == "t4-medium" else []
+    )
+
+
+def test_a_rehearsal_creates_no_space_that_costs_something(bench: Bench) -> None:
+    bench.runtime.meter.emulator = bench.emulator.url
+    url, answer = "https://huggingface.co/api/repos/create", b"HTTP/1.1 200 OK\r\n\r\n"
+    transport = httpx.HTTPTransport()
+    transport._pool = httpcore.ConnectionPool(network_backend=httpcore.MockBackend([answer]))
+    with httpx.Client(transport=transport) as client:
+        client.post(url, json=NEW_SPACE)
+        with pytest.raises(BudgetExceededError, match="a rehearsal pays for nothing"):
+            client.post(url, json={**NEW_SPACE, "hardware": "t4-medium"})
 
 
 @pytest.mark.parametrize("path", ["/v2/endpoint/acme/own/pause", "/hub/api/jobs/acme/1/cancel"])

@@ -85,6 +85,12 @@ def test_an_endpoint_says_how_it_was_left_and_what_no_test_used() -> None:
     assert (share["test"], share["share"]) == ("test_a.py::test_a", 300_000)
 
 
+def test_a_deleted_endpoint_is_not_told_as_paused() -> None:
+    content = full()
+    content["endpoints"] = [{**content["endpoints"][0], "state": "gone", "verified": True}]
+    assert [row["state"] for row in _records(_tables(content)["endpoints"])] == ["deleted"]
+
+
 def test_one_run_is_no_history_and_several_are_newest_first() -> None:
     assert "runs" not in _tables(full())
     later = {**full(), "date": "2026-11-23T00:00:00Z", "run": "later"}

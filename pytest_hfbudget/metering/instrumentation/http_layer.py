@@ -22,7 +22,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.instrumentation import Hook, Patches, genuine
-from pytest_hfbudget.metering.paid_hosts import STOPS, PaidHosts, Start
+from pytest_hfbudget.metering.paid_hosts import ASKS, STOPS, PaidHosts, Start
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
     PAID_METHOD,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # The place of the flags among the arguments of ``getaddrinfo`` that follow host and port.
 FLAGS = 3
 HERE = __name__.rpartition(".")[0]
+UNHELD = "no budget holds its cost, and nothing stops it at the end"
 
 
 class Metering(Protocol):
@@ -81,7 +82,7 @@ class HttpLayer:
         if own is not None and (again or _is_for(own, url)):
             return False
         if not self._bills(url):
-            return self._starts(self.hosts.started_by(url), url)
+            return self._starts(self.hosts.started_by(url))
         if self.hub.meter is None:
             self.hub.wake()
         return self.hub.meter is not None
@@ -142,7 +143,7 @@ class HttpLayer:
             self.hub.wake()
         self._unseen(name, "a connection")
 
-    def _starts(self, start: Start | None, url: str) -> bool:
+    def _starts(self, start: Start | None) -> bool:
         """Whether an endpoint is about to be started or paused; what else starts is named.
 
         Raises:
@@ -152,12 +153,17 @@ class HttpLayer:
             return False
         if self.hub.meter is None:
             self.hub.wake()
-        if self.hub.meter is not None and self.hub.meter.leaves(url, paid=True):
-            raise self.hub.meter.refuse_to_leave(url)
-        if start.endpoint:
+        if start.endpoint == ASKS:
             return self.hub.meter is not None
-        self._told(start, "no budget holds its cost, and nothing stops it at the end")
-        return False
+        self._stay_in(start)
+        if not start.endpoint:
+            self._told(start, UNHELD)
+        return bool(start.endpoint) and self.hub.meter is not None
+
+    def _stay_in(self, start: Start) -> None:
+        meter = self.hub.meter
+        if meter is not None and meter.leaves(start.url, paid=True):
+            raise meter.refuse_to_leave(start.url)
 
     def take_over(self, start: Start, form: object) -> str:
         """Have an endpoint paused at the end that is about to be started by the code under test.
@@ -175,7 +181,13 @@ class HttpLayer:
         meter, name = self.hub.meter, start.name
         if meter is None or start.endpoint == STOPS:
             return name
-        name, new = start.named(form if isinstance(form, dict) else {})
+        form = form if isinstance(form, dict) else {}
+        if start.endpoint == ASKS:
+            if (hardware := start.hardware(form)) is not None:
+                self._stay_in(start)
+                self._told(hardware, UNHELD)
+            return ""
+        name, new = start.named(form)
         try:
             ours = meter.endpoints.take_over(name, new if start.creates else None)
         except BudgetExceededError:
@@ -187,7 +199,7 @@ class HttpLayer:
             self._told(start, f"it can't be paused at the end: {error}")
             return ""
         if ours is None and name not in meter.book.leased.values():
-            self._told(start, "no budget holds its cost, and nothing stops it at the end")
+            self._told(start, UNHELD)
         return name if ours else ""
 
     def answered(self, start: Start, name: str, status: int) -> None:

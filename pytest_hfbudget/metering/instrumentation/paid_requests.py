@@ -69,8 +69,9 @@ class HttpParameters:
         body = None if _is_encoded(headers or {}) else body  # of which its size says nothing
         own = {k: v for k, v in (headers or {}).items() if k.lower() == SESSION_HEADER.lower()}
         payload = None
-        with suppress(ValueError):
-            payload = parse_json(body) if body and body.lstrip()[:1] == b"{" else None
+        if body and body.lstrip()[:1] == b"{":
+            with suppress(ValueError):
+                payload = parse_json(body, strictly=True)
         if isinstance(payload, dict):
             return cls(url, task, model, own, json=payload)
         return cls(url, task, model, own, data=body)
@@ -359,8 +360,8 @@ def _unknown_size(asked: HttpParameters) -> str:
         )
     if asked.json is None and asked.data and asked.task in GENERATE:
         return (
-            "the body of the request is no JSON object in UTF-8, so its limits are not known, and "
-            "no cap can hold the call. Give the body as json."
+            "the body of the request is no JSON object in UTF-8 that has each name once, so its "
+            "limits are not known, and no cap can hold the call. Give the body as json."
         )
     return ""
 
