@@ -1,6 +1,7 @@
-"""The kinds of errors. A text says what happened, with both numbers, and what to do next.
+"""The exceptions, and the messages that several modules raise.
 
-Most texts stand where the reason is found. Here are those that several places raise.
+A message says what happened, with the amounts that were compared, and what to do next. A message
+that only one module raises is in that module.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class HFBudgetError(Exception):
 
 
 class HFBudgetWarning(UserWarning):
-    """A budget that has crossed its ``warn_at``, or a call that its ``fallback`` does not fit."""
+    """A budget has crossed its ``warn_at``, or a call could not be sent with the ``fallback``."""
 
 
 class ConfigError(HFBudgetError, ValueError):
@@ -28,15 +29,15 @@ class EndpointError(HFBudgetError):
 
 
 class UnaffordableEndpointError(EndpointError):
-    """An endpoint whose next minute a budget of the run would not hold, so that it sleeps."""
+    """An endpoint that stays paused, because a budget of the run can't pay for its next minute."""
 
 
 class HistoryError(HFBudgetError):
-    """What runs know of each other can't be read or written."""
+    """The usage log, or a budget over many runs, can't be read or written."""
 
 
 class Figures(NamedTuple):
-    """What a budget had when it refused a call, in nano-USD.
+    """The state of a budget when it refused a call, in nano-USD.
 
     Attributes:
         held: set aside for calls in flight.
@@ -50,7 +51,7 @@ class Figures(NamedTuple):
 
     @property
     def left(self) -> int:
-        """What neither is spent nor held."""
+        """What is neither spent nor held; 0 if more than the cap is."""
         return max(self.cap - self.spent - self.held, 0)
 
 
@@ -62,11 +63,10 @@ class BudgetExceededError(HFBudgetError):
 
     Attributes:
         scope, scope_key: the name of the budget that refused, and its key in the ledger.
-        figures: what is behind the refusal, in nano-USD.
-        model: what was asked for.
-        used_up: whether it was refused because there is too little left, so that more money
-            would have let it through.
-        details: what the call would have held, in one line; empty where that was not the reason.
+        figures: the amounts that were compared, in nano-USD.
+        model: the model that the call asked for, or the URL or endpoint that it went to.
+        used_up: whether too little was left, so that a higher cap would have let the call through.
+        details: what the call would have held, in one line; empty if that was not the reason.
     """
 
     used_up = True
@@ -111,17 +111,17 @@ class BudgetExceededError(HFBudgetError):
 
 
 class UnpricedCallError(BudgetExceededError):
-    """A call under a cap that has no known price: not sent, because it can't be bounded."""
+    """A call without a known price, under a cap. Its cost can't be bounded, so it was not sent."""
 
     used_up = False
 
 
 class ServiceRefusalError(BudgetExceededError):
-    """An answer that lets no call follow: there is no credit left, or the token may not call."""
+    """The service refuses every call: no credit is left, or the token lacks a permission."""
 
 
 class UnseenCallError(BudgetExceededError):
-    """A request to a paid host by a client whose requests can't be read."""
+    """A request to a paid host by a client whose requests the plugin can't read."""
 
     used_up = False
 
@@ -133,7 +133,7 @@ class LedgerUnreachableError(BudgetExceededError):
 
 
 class RunOverError(BudgetExceededError):
-    """A call of a run that no budget can hold: the run has ended, or has not been able to begin."""
+    """A call before its run has begun, or after it has ended: no budget can hold it."""
 
     used_up = False
 
@@ -152,11 +152,15 @@ IN_VAIN = (
 
 
 def interrupted(what: str) -> LedgerBusyError:
-    """What to say to a signal handler that calls, where the ledger can't be changed."""
+    """The refusal of a call by a signal handler that has interrupted a change of the ledger.
+
+    Args:
+        what: the model, or what else the message begins with.
+    """
     return LedgerBusyError(
         f"{what}: a signal handler called while the thread that it interrupts was changing the "
-        "ledger. The call was not sent. Let the handler only note that it ran, and make the call "
-        "after it.",
+        "ledger. The call was not sent. Let the handler only set a flag, and make the call after "
+        "the handler has returned.",
         model=what,
     )
 
@@ -169,12 +173,12 @@ NO_ENDPOINTS = (
 )
 AFTER_THE_REPORT = (
     "the run is over and its report is written, so the call was not sent. Make it in a test, in a "
-    "fixture, or in a pytest_sessionfinish hook that is no wrapper."
+    "fixture, or in a pytest_sessionfinish hook that is not a hook wrapper."
 )
 
 
 def too_late(seconds: float) -> str:
-    """What to say to a call that has waited as long as hf_hold_wait allows."""
+    """The advice for a call that has waited as long as hf_hold_wait allows."""
     return (
         f"Calls in flight did not end within {seconds:g} s (hf_hold_wait). The call was not sent. "
         "Raise the cap or hf_hold_wait, or give each call a smaller max_tokens."

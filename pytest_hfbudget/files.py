@@ -1,4 +1,4 @@
-"""Our files: private to this user, written whole; and copies of what servers answered."""
+"""The plugin's own files, private to this user and written whole; and its cache of answers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 def own_folder(path: Path) -> None:
     """Make a folder for this user alone, or check that an existing one is this user's.
+
+    If others can write an existing one, it takes that permission away.
 
     Raises:
         OSError: it can't be made, or it belongs to another user.
@@ -101,7 +103,7 @@ def _refusal(path: Path, why: str) -> PermissionError:
 
 
 def cache_file(kind: str, origin: str) -> Path:
-    """The file of this user for data of a kind from one base URL."""
+    """The path of the cache file for one kind of data from one base URL."""
     directory = os.environ.get("HFBUDGET_CACHE_DIR")
     if not directory:
         from platformdirs import user_cache_dir
@@ -111,10 +113,10 @@ def cache_file(kind: str, origin: str) -> Path:
     return Path(directory) / f"{kind}-{name}.json"
 
 
-def read_at(path: Path) -> float:
-    """When the content of a kept file was read, in Unix seconds; 0.0 where the file says nothing.
+def fetched_at(path: Path) -> float:
+    """When the content of a cache file was fetched, in Unix seconds; 0.0 if that is not known.
 
-    Only its first bytes are looked at: a catalogue is large, and most runs never need it.
+    It reads only the first bytes: a catalogue is large, and most runs never need all of it.
     """
     try:
         with path.open("rb") as file:
@@ -124,8 +126,8 @@ def read_at(path: Path) -> float:
         return 0.0
 
 
-def kept(path: Path) -> Any:
-    """The value that is kept in a file.
+def read_cache(path: Path) -> Any:
+    """The JSON value in a cache file.
 
     Raises:
         OSError: there is no such file, or another user could have written it.
@@ -134,8 +136,8 @@ def kept(path: Path) -> Any:
     return parse_json(read_own(path))
 
 
-def keep(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole, or not at all; in a read-only home no copy is kept."""
+def write_cache(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a cache file, whole or not at all. Where it can't be written, there is no cache."""
     with suppress(OSError, RecursionError):
         own_folder(path.parent)
         replace_file(path, json.dumps(content))
@@ -151,7 +153,7 @@ def write_whole(path: Path, text: str) -> None:
         OSError: it can't be written.
     """
     if str(path).startswith(DESCRIPTORS):
-        # It may lead to a log that another process is writing to.
+        # Appended, because it may be a log that another process writes, too.
         with path.open("a", encoding="utf-8") as stream:
             stream.write(text)
         return
@@ -160,4 +162,4 @@ def write_whole(path: Path, text: str) -> None:
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text, mode=0o666)  # less what the umask takes: others may read it
+    replace_file(path, text, mode=0o666)  # less the umask: a report is for others, too

@@ -1,7 +1,7 @@
 """Joins the test run that has started this interpreter: ``import pytest_hfbudget.join``.
 
-From then on the calls of this process are held in the run's ledger before they are sent, as those
-of the test are that was running. Where no run with a cap has started it, nothing happens.
+From then on the run's ledger holds each call of this process before it is sent, like the calls of
+the test that is running. If no run with a cap has started this interpreter, nothing happens.
 
 A program that can't be changed is started as ``python -m pytest_hfbudget.join app.py ARGS``, or
 ``python -m pytest_hfbudget.join -m module ARGS``.

@@ -1,9 +1,10 @@
-"""The plugin's own locks, waiting and clock: kept apart from handlers, loops and clocks of tests.
+"""The plugin's own locks, waiting and clock, which signal handlers and tests can't disturb.
 
-A signal handler has to know that the code which it interrupts is inside of a lock.
-A handler runs in the main thread, between any two of its instructions. If it calls while that
-thread changes an account, it can't wait: the change goes on when the handler has returned. And if
-it took another lock meanwhile, it could wait for a thread that waits for this one.
+A signal handler runs in the main thread, between any two of its instructions. It may interrupt
+that thread inside of a lock, and then make a call. The call can't wait for the lock, because the
+thread goes on only after the handler has returned. The call can't take another lock either: it
+might wait for a thread that waits for the first one. So a handler has to know that it has
+interrupted the holder of a lock.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 
 class Lock(Protocol):
-    """A lock that knows whether this thread has it, as `threading.Condition` asks its own."""
+    """A lock that knows whether this thread holds it; `threading.Condition` asks by this name."""
 
     def __enter__(self) -> object: ...
 
@@ -33,34 +34,37 @@ class Lock(Protocol):
     def _is_owned(self) -> bool: ...
 
 
-# Locks of every run in this process: a handler interrupts whichever of them is at work. A list,
-# because each call looks at all of them, and a `WeakSet` takes ten times as long for that.
+# The locks of all runs in this process: a handler may interrupt any of them. Each call looks at
+# all of them, and a list takes a tenth of the time of a `WeakSet`.
 OWN_LOCKS: list[weakref.ref[Lock]] = []
 
 
 def own_lock() -> Lock:
-    """A lock of the plugin's own; only its owner can take it again."""
+    """A new lock of the plugin's own, which the thread that holds it can take again."""
     lock: Any = threading.RLock()
     OWN_LOCKS.append(weakref.ref(lock, OWN_LOCKS.remove))
     return lock  # type: ignore[no-any-return] # typeshed has no `_is_owned`
 
 
-def inside() -> bool:
-    """Whether this is a signal handler that has interrupted its thread inside of such a lock.
+def holds_own_lock() -> bool:
+    """Whether this is the main thread, inside of one of the plugin's own locks.
 
-    True as well for the code inside itself, which makes no calls.
+    Code inside of a lock makes no calls. So a call that finds this True comes from a signal
+    handler which has interrupted that code.
     """
     if threading.current_thread() is not threading.main_thread():
         return False
-    # The collector may remove one meanwhile.
+    # The garbage collector may remove one meanwhile.
     return True in [lock._is_owned() for own in tuple(OWN_LOCKS) if (lock := own()) is not None]
 
 
-def alone(lock: Lock) -> Lock:
-    """The lock, to be entered by ``with``, which is safe from a Ctrl-C as nothing in Python is.
+def non_reentrant(lock: Lock) -> Lock:
+    """The lock itself, to be entered by ``with``, unless this thread holds it already.
+
+    Not a context manager written in Python: a Ctrl-C could leave one with the lock held.
 
     Raises:
-        LedgerBusyError: this thread has it already.
+        LedgerBusyError: this thread holds it, so a signal handler has interrupted it.
     """
     if lock._is_owned():
         raise interrupted("the ledger")
@@ -71,7 +75,7 @@ _at_work = own_lock()
 
 
 def at_work(method: Callable[P, T]) -> Callable[P, T]:
-    """A method during which the main thread counts as inside, whatever locks it takes."""
+    """Decorate a method, so that the main thread counts as inside of a lock while it runs."""
 
     @functools.wraps(method)
     def marked(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -86,10 +90,10 @@ def at_work(method: Callable[P, T]) -> Callable[P, T]:
 def off_loop() -> Iterator[None]:
     """Run a block, or a function, as if this thread had no running event loop.
 
-    A test may forbid blocking calls in its event loop. What the plugin writes down there takes
-    microseconds and is no call of the code under test.
+    A test may forbid blocking calls in its event loop. The plugin's own work there takes
+    microseconds, and is not done by the code under test.
     """
-    events = sys.modules.get("asyncio.events")  # who has not imported it has no loop either
+    events = sys.modules.get("asyncio.events")  # without this module there is no loop
     loop = events._get_running_loop() if events else None
     if events is None or loop is None:
         yield
@@ -109,7 +113,7 @@ MONOTONIC: int = getattr(time, "CLOCK_UPTIME_RAW", getattr(time, "CLOCK_MONOTONI
 
 
 class Clock(Protocol):
-    """What tests replace."""
+    """The time, and waiting. Tests pass a clock of their own."""
 
     def time(self) -> float:
         """Unix seconds, for people and records; it may jump."""
@@ -122,9 +126,9 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The real one, also in a test that has replaced or frozen ``time.time`` and the like.
+    """The real clock, also in a test that has replaced or frozen ``time.time`` and the like.
 
-    A deadline of a frozen clock would be years away.
+    By a frozen clock a deadline would never come.
     """
 
     def time(self) -> float:

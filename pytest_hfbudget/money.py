@@ -19,20 +19,20 @@ ATTO_PER_USD = NANO_PER_USD * ATTO_PER_NANO
 # Far above any bill, far below what would make an int of nano-USD unwieldy.
 MOST_USD = Decimal(10**12)
 
-# What people are shown: two decimals from a cent on, below it three digits that count.
+# What people are shown: two decimals from a cent on, below a cent three significant digits.
 _CENT = NANO_PER_USD // 100
 _DIGITS = 3
-_LEAST = NANO_PER_USD // 10_000  # what is less is shown as less than this
+_LEAST = NANO_PER_USD // 10_000  # smaller amounts are shown as <$0.0001
 _ALL_DIGITS = 9
 
-# Contexts of our own, so that no user's decimal.getcontext() can change what a cap means. They are
-# wide enough for every sane amount; what is finer is rounded the way that the result goes anyway.
+# Contexts of our own, so that no user's decimal.getcontext() can change what a cap means. They have
+# digits enough for every sane amount, and round the rest in the direction of the result.
 _DOWN = Context(prec=60, rounding=ROUND_FLOOR)
 _UP = Context(prec=60, rounding=ROUND_CEILING)
 
 
 def parse_usd(value: object) -> int:
-    """An amount of USD, as a person writes it, in nano-USD; what is finer is cut off.
+    """The nano-USD of an amount that a person has written in USD; a finer part is cut off.
 
     A float is read by its shortest repr, so ``0.1`` is ten cents to the nano-dollar.
 
@@ -47,7 +47,7 @@ def parse_rate(value: object, *, units: int = 1) -> int:
     """A price in USD per ``units`` units, in atto-USD per single unit, rounded up.
 
     Raises:
-        ValueError: as `parse_usd`; also for a negative zero, which some arithmetic has left behind.
+        ValueError: as `parse_usd`; also for -0.0, which a faulty calculation has left behind.
     """
     number = _decimal(value)
     if number.is_signed():
@@ -57,7 +57,7 @@ def parse_rate(value: object, *, units: int = 1) -> int:
 
 
 def nano(atto: int) -> int:
-    """Atto-USD as nano-USD, rounded up: the way Hugging Face rounds a request's cost."""
+    """Atto-USD as nano-USD, rounded up as Hugging Face rounds the cost of a request."""
     return -(-atto // ATTO_PER_NANO)
 
 
@@ -68,7 +68,7 @@ def rate_text(atto: int, *, units: int = 1) -> str:
 
 
 def rate_shown(rate: str) -> str:
-    """What `rate_text` says, for people: to the last digit, with at least two decimals."""
+    """A text of `rate_text` for people: ``$0.20``, with all digits and at least two decimals."""
     whole, _, decimals = rate.partition(".")
     return f"${int(whole):,}.{decimals.ljust(2, '0')}"
 
@@ -95,16 +95,16 @@ def exact(amount: int) -> str:
 def show(amount: int) -> str:
     """Nano-USD for people: ``$1.37``, ``$0.0021``, ``<$0.0001``; ``$0.00`` is exactly nothing.
 
-    From a cent on it has two decimals, below a cent at most three digits that count.
+    From a cent on it has two decimals, below a cent at most three significant digits.
     """
     return _text(amount, 0)
 
 
 def beside(cap: int | None, *amounts: int) -> tuple[str, ...]:
-    """Amounts for people that are read side by side, and the cap that they are compared with.
+    """The texts of amounts that people compare with each other and with a cap.
 
-    The cap is exact, as it was written. The others are as `show` has them, with as many more digits
-    as it takes: equal amounts look equal, a greater amount looks greater.
+    The cap has all its digits, as it was written. The others are as `show` writes them, with more
+    digits where that is needed so that a greater amount looks greater.
 
     Returns:
         The texts of ``amounts``, and last that of ``cap`` if it is not None.
@@ -114,10 +114,10 @@ def beside(cap: int | None, *amounts: int) -> tuple[str, ...]:
 
 
 def scale(*amounts: int) -> Callable[[int], str]:
-    """How a chart writes its amounts.
+    """A function that returns the text of an amount on a chart which has these amounts.
 
-    As `show`; where that makes different ones look alike, with as many decimals as it takes to
-    tell the least from the most by ten of the last decimal or more.
+    It is `show`, unless that makes different amounts look alike. Then the texts have as many
+    decimals as it takes for the least and the most to differ by at least ten of the last decimal.
     """
     if len({show(one) for one in amounts}) == len(set(amounts)):
         return show
@@ -133,10 +133,10 @@ def scale(*amounts: int) -> Callable[[int], str]:
 
 
 def change(before: int, after: int) -> tuple[str, str, str]:
-    """Two amounts for people as `beside` has them, and what was added, with its sign.
+    """The texts of two amounts, as `beside` writes them, and of their difference with its sign.
 
-    The first two have as many more digits as it takes for the third to be their difference, and
-    within a tenth of the exact one.
+    The amounts have as many more digits as it takes for the shown difference to be theirs, and to
+    be within a tenth of the exact one.
     """
     finer = _finer(None, before, after)
     more = after - before
@@ -175,7 +175,7 @@ def _finer(cap: int | None, *amounts: int) -> dict[int, int]:
 
 
 def _alike(less: int, more: int, finer: dict[int, int]) -> bool:
-    """Whether the texts of two amounts do not say which is greater; ``<$0.0001`` may be any."""
+    """Whether the texts of two amounts do not show which is greater, as two of ``<$0.0001``."""
     both_tiny = less * more > 0 and max(abs(less), abs(more)) < _LEAST
     if both_tiny and not (finer[less] and finer[more]):
         return True
@@ -188,11 +188,11 @@ class Amounts(NamedTuple):
     to_the_last: bool = False
 
     def show(self, amount: int) -> str:
-        """One amount."""
+        """The text of one amount in nano-USD."""
         return exact(amount) if self.to_the_last else show(amount)
 
     def beside(self, cap: int | None, *amounts: int) -> tuple[str, ...]:
-        """As the function of this name."""
+        """As the function `beside`, or with all digits."""
         if not self.to_the_last:
             return beside(cap, *amounts)
         return tuple(map(exact, (*amounts, *(() if cap is None else (cap,)))))
@@ -214,7 +214,7 @@ def _rounded(amount: int, finer: int) -> int:
         shown = _LEAST - 1
     else:
         unit = _CENT if whole >= _CENT else 10 ** max(len(str(whole)) - _DIGITS, 0)
-        more = finer - 1 if whole < _LEAST else finer  # the first step for these is three digits
+        more = finer - 1 if whole < _LEAST else finer  # these have three digits after one step
         unit = max(unit // 10 ** max(more, 0), 1)
         shown = (whole + unit // 2) // unit * unit
     return -shown if amount < 0 else shown

@@ -19,7 +19,7 @@ from pytest_hfbudget.values import Guard, Setting
 STATE_DIR = "HFBUDGET_STATE_DIR"
 CACHE_DIR = "HFBUDGET_CACHE_DIR"
 SHARED_PASSWORD = "HFBUDGET_SHARED_PASSWORD"  # noqa: S105 - no option: `ps` would show it
-# The plugin sets them for processes that a run starts, and for workers: where its ledger is.
+# The plugin sets these two, for child processes and for workers: the address of the run's ledger.
 LEDGER = "HFBUDGET_LEDGER"
 WORKERS = "HFBUDGET_WORKERS"
 # The outcome of a test that the session budget had too little left for.
@@ -32,7 +32,7 @@ ENDPOINTS_API = "https://api.endpoints.huggingface.cloud/v2"
 ROUTER = "https://router.huggingface.co"
 DEDICATED_HOST = ".endpoints.huggingface.cloud"
 HOLD_WAIT_S = 60.0
-UNKNOWN_TASK = "POST"  # that of a request whose path does not say what it asks for
+UNKNOWN_TASK = "POST"  # the task of a request whose path names none
 
 
 class Settings:
@@ -94,7 +94,7 @@ class Settings:
         None,
         values.label,
         "HFBUDGET_SHARED_RUN",
-        "name of the run that several jobs belong to (made of what the CI gives to all its jobs)",
+        "name of the run that several jobs belong to (from the CI's own variables)",
     )
     shared_expiry = Setting[float](
         30.0,
@@ -118,8 +118,8 @@ class Settings:
         "cached",
         values.one_of(TOKENIZER),
         "HFBUDGET_TOKENIZER hf_tokenizer",
-        "whose count bounds a prompt: cached (a model's tokenizer in the Hugging Face cache), "
-        "download (before the first test), off",
+        "tokenizer that bounds a prompt until its server has counted it: cached (the model's own, "
+        "if it is in the Hugging Face cache), download (before the first test), off",
     )
     image_tokens = Setting[int](
         16_384,
@@ -179,7 +179,7 @@ class Settings:
     )
     max_increase: Guard[Fraction | None] = Guard(
         None,
-        values.share,
+        values.percentage,
         "--hf-max-increase=PERCENT HFBUDGET_MAX_INCREASE hf_max_increase",
         "share, with a percent sign, by which the calls of a test may cost more than recorded; "
         "above it, the test fails",
@@ -218,7 +218,7 @@ class Settings:
     )
     hold_wait = Setting[float](
         HOLD_WAIT_S,
-        values.seconds_or_none,
+        values.seconds_or_zero,
         "HFBUDGET_HOLD_WAIT hf_hold_wait",
         "seconds that a call waits until calls in flight have settled and it fits its budget (60)",
     )
@@ -230,13 +230,13 @@ class Settings:
     )
     endpoint_looks = Setting[tuple[float, ...]](
         (30.0, 120.0),
-        values.later,
+        values.delays,
         "HFBUDGET_ENDPOINT_LOOKS hf_endpoint_looks",
         "seconds after a verified pause at which the reaper looks again (30 120); 0: never",
     )
     cold_start = Setting[float](
         180.0,
-        values.seconds_or_none,
+        values.seconds_or_zero,
         "HFBUDGET_ENDPOINT_COLD_START hf_endpoint_cold_start",
         "seconds that an endpoint is expected to take until it serves, if none are recorded (180)",
     )
@@ -250,7 +250,7 @@ class Settings:
         "keep",
         values.one_of(("keep", "pause")),
         "HFBUDGET_ENDPOINT_GAPS hf_endpoint_gaps",
-        "an endpoint whose tests lie far apart, between them: keep (default), pause",
+        "what becomes of an endpoint between tests that lie far apart: keep (default), pause",
     )
     max_uptime = Guard[float | None](
         None,
@@ -276,8 +276,8 @@ class Settings:
         "HFBUDGET_SESSION_HEADER hf_session_header",
         "on: send X-HF-Session-id, by which `hfbudget bill` finds the bill of a run (on), off",
     )
-    hub = Setting[str | None](None, str, "", "")  # that of the emulator, in a rehearsal
-    session_id = Setting[str]("", str, "", "")  # of a run; empty where it sends none
+    hub = Setting[str | None](None, str, "", "")  # base URL of the Hub; only a rehearsal sets it
+    session_id = Setting[str]("", str, "", "")  # inference session of the run; empty for none
 
     def __init__(self, **values: Any) -> None:
         if unknown := values.keys() - DEFAULTS.keys():
@@ -302,7 +302,7 @@ class Settings:
 
     @property
     def own_cap(self) -> int | None:
-        """The cap of what this run alone may spend: one that jobs share is not its own."""
+        """The session cap, if no other job shares it, in nano-USD; else None."""
         return None if self.shared is not None else self.session_cap
 
     @property
@@ -313,7 +313,7 @@ class Settings:
 
 _ENTRIES = {k: each for k, each in vars(Settings).items() if isinstance(each, Setting)}
 DEFAULTS = {key: each.default for key, each in _ENTRIES.items()}
-# Those that can be given to a run.
+# The settings that a user can give.
 SETTINGS: dict[str, Setting[Any]] = {key: each for key, each in _ENTRIES.items() if each.variable}
 VARIABLES = {each.variable for each in SETTINGS.values()}
 VARIABLES |= {STATE_DIR, CACHE_DIR, LEDGER, WORKERS, SHARED_PASSWORD}
@@ -327,10 +327,13 @@ def merge(
     *,
     only: Collection[str] = tuple(SETTINGS),
 ) -> Settings:
-    """Command line over environment over ini.
+    """The settings of a run. The command line wins over the environment, and that over the ini.
 
     Args:
-        only: the settings to read; the others keep their defaults.
+        options: the values of the command line, by the attribute of the setting.
+        environ: the environment variables.
+        ini: returns the value of an ini key.
+        only: the attributes of the settings to read; the others keep their defaults.
 
     Raises:
         ConfigError: a value is invalid; the message has the name under which it was given.
@@ -350,10 +353,10 @@ def merge(
 def _find(
     setting: Setting[Any], option: Any, environ: Mapping[str, str], ini: Callable[[str], Any]
 ) -> tuple[str, Any] | None:
-    """The name under which a setting is given, and its value; None where it is not given.
+    """The name under which a setting is given, and its value; None if it is not given.
 
     Raises:
-        ConfigError: it guards money, and is empty.
+        ConfigError: the setting guards money, and its value is empty.
     """
     if setting.option and option not in (None, [], ()):
         given = setting.option, option
@@ -382,7 +385,7 @@ def _empty(name: str) -> ConfigError:
 def _parse(setting: Setting[Any], name: str, value: Any) -> Any:
     try:
         if setting is SETTINGS["shared"] and name != setting.variable:
-            values.without_password(value)
+            values.refuse_password(value)
         return setting.parse(value)
     except ValueError as error:
         from pytest_hfbudget.text import public_url  # few values are wrong

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 PREFIX = "hfbudget:"
 VERSION = "1"
 
-# One step of a run; a server that takes longer counts as gone until it answers again.
+# Seconds for one script. A server that takes longer counts as gone until it answers again.
 TIMEOUT_S = 2.0
 
-# What a CI gives to all jobs of one run, and to no job of another.
+# Variables of CI services that together are the same in all jobs of a run, and only there.
 CI_RUNS = (
     ("GITHUB_REPOSITORY", "GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT"),
     ("CI_PROJECT_PATH", "CI_PIPELINE_ID"),  # GitLab
@@ -33,7 +33,7 @@ CI_RUNS = (
     ("CIRCLE_WORKFLOW_ID",),
     ("JENKINS_URL", "BUILD_TAG"),
 )
-# What a CI calls the repository: the same on each of its machines.
+# Variables of CI services that name the repository: the same on each of its machines.
 CI_PROJECTS = (
     ("GITHUB_REPOSITORY",),
     ("CI_PROJECT_PATH",),
@@ -49,7 +49,7 @@ class SharedServerError(HistoryError):
 
 @dataclass(frozen=True)
 class SharedAddress:
-    """Where the server is, and what opens it."""
+    """The URL of the server, and its password."""
 
     url: str = field(repr=False)
     password: str | None = field(default=None, repr=False)
@@ -72,10 +72,10 @@ class SharedAddress:
 
 @dataclass(frozen=True)
 class SharedPlace:
-    """What a reaper has to know of the server; it goes through its socket, as the token does.
+    """How a reaper reaches the server. It gets this over its socket, as it gets the token.
 
     Attributes:
-        run: the run that the job belongs to.
+        run: the name of the run that the job belongs to.
         expiry_s: seconds without a sign of life after which a job counts as lost.
     """
 
@@ -94,7 +94,7 @@ class SharedServer:
     """One server. Every step is one script, so that nothing happens between its parts.
 
     Attributes:
-        trips: how many times this process has asked the server and waited for its answer.
+        trips: how many scripts this process has sent, waiting for the answer of each.
     """
 
     def __init__(self, address: SharedAddress, *, timeout_s: float = TIMEOUT_S) -> None:
@@ -104,7 +104,7 @@ class SharedServer:
         self.trips = 0
 
     def run(self, script: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
-        """What a script returns; a server that has forgotten it gets it once more.
+        """The result of a script. A server that no longer has the script gets it once more.
 
         Raises:
             SharedServerError: the server can't be reached, or refuses.
@@ -134,7 +134,7 @@ class SharedServer:
             raise self._explained(error) from None
 
     def takes_writes(self) -> bool:
-        """Whether the server can be written: one that is full, or a replica, can only be read."""
+        """Whether the server accepts writes. A full server, or a replica, can only be read."""
         from redis.exceptions import RedisError
 
         try:
@@ -149,8 +149,8 @@ class SharedServer:
             from redis.exceptions import ConnectionError as Lost
             from redis.retry import Retry
 
-            # A connection may have been closed since its last use; what takes too long is not
-            # tried again here: the caller has other calls to look after.
+            # The server may have closed a connection since its last use, so that is tried again.
+            # A time-out is not: the caller would wait too long.
             self._client = Redis.from_url(
                 self.address.url,
                 password=self.address.password,
@@ -162,18 +162,19 @@ class SharedServer:
         return self._client
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._client is not None:
             self._client.close()
 
     def _explained(self, error: Exception) -> SharedServerError:
-        # What follows says where in the script it was, which helps no user.
+        # After this, redis-py says where in the script the error was, which helps no user.
         said = printable(" ".join(str(error).split())).partition(" script: ")[0]
         if "HFBUDGET version" in said:
             _, _, found = said.partition("HFBUDGET version ")
             return SharedServerError(
-                f"{self.address} has version {found} of another release of pytest-hfbudget; "
-                f"this one needs {VERSION}. Use the same release in all jobs, or another database."
+                f"{self.address} has data of another release of pytest-hfbudget (version {found}; "
+                f"this release needs version {VERSION}). Use the same release in all jobs, or "
+                "another database."
             )
         secrets = filter(None, (self.address.password, _password(self.address.url)))
         for secret in secrets:
@@ -181,7 +182,7 @@ class SharedServer:
         return SharedServerError(f"the shared server {self.address} can't be used: {said}")
 
 
-# A report that is larger is shared without its single calls.
+# Bytes of JSON. A larger report is shared without its list of calls.
 LARGEST_REPORT = 4_000_000
 _KEEP_REPORT = """
 local found = redis.call('HGET', KEYS[1], 'v')
@@ -194,7 +195,7 @@ return redis.call('EXPIRE', KEYS[1], 604800)
 
 
 def keep_report(server: SharedServer, run: str, job: str, content: dict[str, Any]) -> None:
-    """Have the report of a job at hand for `reports_of`, for a week.
+    """Store the report of a job on the server for a week, for `reports_of`.
 
     Raises:
         SharedServerError: the server can't be used.
@@ -218,10 +219,10 @@ def reports_of(server: SharedServer, run: str) -> tuple[str, ...]:
 
 
 def place(settings: Settings, environ: Mapping[str, str] = os.environ) -> SharedPlace | None:
-    """What the reaper of a run has to know; None for a run that shares nothing.
+    """How the reaper of a run reaches the server; None for a run that shares nothing.
 
     Raises:
-        ConfigError: it is not known which run this job belongs to.
+        ConfigError: as `run_name`; or the password is empty.
     """
     if settings.shared is None or settings.emulator:
         return None
@@ -246,12 +247,12 @@ def connect(settings: Settings, environ: Mapping[str, str] = os.environ) -> Shar
 
 
 def run_name(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
-    """The run that several jobs belong to.
+    """The name of the run that this job belongs to.
 
     Raises:
-        ConfigError: it is not given, and no CI that is known tells it.
+        ConfigError: no setting gives it, and neither do the variables of a known CI service.
     """
-    found = settings.shared_run or _told(CI_RUNS, environ)
+    found = settings.shared_run or _from_ci(CI_RUNS, environ)
     if not found:
         raise ConfigError(
             "--hf-shared: which run does this job belong to? Set HFBUDGET_SHARED_RUN to one name "
@@ -261,12 +262,12 @@ def run_name(settings: Settings, environ: Mapping[str, str] = os.environ) -> str
 
 
 def project_name(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
-    """What shares a daily, weekly or monthly budget, by the same name on each machine.
+    """The name of the project whose daily, weekly and monthly budgets the machines share.
 
     Raises:
-        ConfigError: it is not given, and no CI that is known tells it.
+        ConfigError: as `run_name`.
     """
-    found = settings.project or _told(CI_PROJECTS, environ)
+    found = settings.project or _from_ci(CI_PROJECTS, environ)
     if not found:
         raise ConfigError(
             "--hf-shared: which project's daily, weekly or monthly budget is shared? Set "
@@ -275,10 +276,11 @@ def project_name(settings: Settings, environ: Mapping[str, str] = os.environ) ->
     return found
 
 
-def _told(names: Sequence[Sequence[str]], environ: Mapping[str, str]) -> str:
-    for each in names:
-        if all(environ.get(name) for name in each):
-            return "/".join(environ[name].strip() for name in each)
+def _from_ci(services: Sequence[Sequence[str]], environ: Mapping[str, str]) -> str:
+    for variables in services:
+        if all(environ.get(name) for name in variables):
+            return "/".join(environ[name].strip() for name in variables)
+
     return ""
 
 

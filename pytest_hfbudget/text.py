@@ -9,7 +9,7 @@ from typing import Any
 
 UNSHOWABLE = "\N{REPLACEMENT CHARACTER}"
 # Patterns are compiled when they are used: the plugin imports this in every run of pytest.
-# Control characters but the line end, and the marks, embeddings and isolates of UAX #9.
+# Control characters except the line feed, and the marks, embeddings and isolates of UAX #9.
 _CONTROLS = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 _AUTHORITY_ENDS = "[/?#]"
 # The authority of a URL that has no user and no password.
@@ -46,7 +46,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def shortened(name: str, width: int) -> str:
-    """The end of a name, if it is longer than ``width``."""
+    """A name of at most ``width`` characters: a longer one loses its beginning."""
     return name if len(name) <= width else "…" + name[-(width - 1) :]
 
 
@@ -74,11 +74,12 @@ def parse_json(text: str | bytes | bytearray, *, strictly: bool = False) -> Any:
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     named = dict(pairs)
     if len(named) < len(pairs):
-        raise ValueError("a name stands twice in an object")
+        raise ValueError("an object has the same name twice")
     return named
 
 
-# Those that a call's cost depends on.
+# The headers that the cost of a call depends on.
+
 HEADERS = (
     "x-inference-provider",
     "x-prompt-tokens",

@@ -34,12 +34,12 @@ class HasValues(Protocol):
 
 
 class Setting(Generic[T]):
-    """One entry of the table; on a `Settings` it is the value there.
+    """One entry of the table. Read from an instance of `Settings`, it gives its value there.
 
     Attributes:
-        default: the value where it is given nowhere.
-        parse: the value behind what is written; raises `ValueError` with what to write instead.
-        option, variable, ini: its three names; a name that does not exist is empty.
+        default: the value if the user gives none.
+        parse: returns the value of a written text; raises `ValueError` with what to write instead.
+        option, variable, ini: its three names; empty for a name that it does not have.
         metavar: what the option's value is called; empty where the option takes none.
         help: what `pytest --help` says.
         guards_money: an empty value is an error, see `Guard`.
@@ -111,13 +111,13 @@ def assumed_rates(policy: str) -> tuple[int, int] | None:
 
 
 def names(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Names, separated by spaces or commas, each once."""
+    """Names, without duplicates. Spaces or commas separate them."""
     names = value.replace(",", " ").split() if isinstance(value, str) else value
     return tuple(dict.fromkeys(names))
 
 
 def hosts(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Hosts with or without a port, or URLs, separated by spaces or commas."""
+    """Hosts with or without a port, or URLs. Spaces or commas separate them."""
     given = names(value)
     for each in given:
         from urllib.parse import urlsplit
@@ -129,7 +129,8 @@ def hosts(value: str | Sequence[str]) -> tuple[str, ...]:
             wrong = True
         if wrong or parts.scheme not in ("", "http", "https"):
             raise ValueError(
-                f"{each} is no host; write for example api.example.com or http://localhost:8000/v1"
+                f"{each} is not a host; write api.example.com or http://localhost:8000/v1, for "
+                "example"
             )
     return given
 
@@ -152,8 +153,8 @@ def shared_server(value: str) -> str:
     return value.strip()
 
 
-def without_password(url: str) -> None:
-    """Refuse a password where others can read it: in an argument list, or in a file."""
+def refuse_password(url: str) -> None:
+    """Refuse a URL with a password where others can read it: in an argument list, or in a file."""
     from urllib.parse import urlsplit  # takes milliseconds that few runs need
 
     parts = urlsplit(url)
@@ -183,7 +184,7 @@ def emulator(value: str) -> str | None:
 
 
 def one_of(words: Sequence[str]) -> Callable[[str], str]:
-    """One of these words."""
+    """A parser that accepts only these words."""
 
     def parse(value: str) -> str:
         if value not in words:
@@ -201,10 +202,10 @@ def switch(value: str) -> bool:
     return _SWITCH[word]
 
 
-def share(value: str) -> Fraction:
+def percentage(value: str) -> Fraction:
     """A percentage, as a fraction."""
     number = value.removesuffix("%").strip()
-    # With its sign only: 0.2 would be a fifth to some and a fifth of a percent to others.
+    # Only with a percent sign: 0.2 could be meant as 20% or as 0.2%.
     if number == value.strip() or not number.replace(".", "", 1).isdecimal():
         raise ValueError("write a percentage of 0 or more, such as 20%")
     from fractions import Fraction  # takes a millisecond, and few runs have such a limit
@@ -218,8 +219,8 @@ def policy(value: str) -> str:
     return value
 
 
-def later(value: str) -> tuple[float, ...]:
-    """Seconds after an event, separated by spaces or commas, sorted; empty for 0."""
+def delays(value: str) -> tuple[float, ...]:
+    """Seconds after an event, in ascending order; empty for 0. Spaces or commas separate them."""
     try:
         moments = sorted(float(each) for each in value.replace(",", " ").split())
     except ValueError:
@@ -229,8 +230,8 @@ def later(value: str) -> tuple[float, ...]:
     return tuple(each for each in moments if each)
 
 
-def seconds_or_none(value: str) -> float:
-    """Seconds, or 0 for not at all."""
+def seconds_or_zero(value: str) -> float:
+    """Seconds, 0 or more."""
     return _number(
         value, float, lambda s: 0 <= s < math.inf, "write a number of seconds, 0 or more"
     )

@@ -247,7 +247,7 @@ def shared(given: str | None) -> SharedPlace | None:
     found = where()
     try:
         if given:
-            values.without_password(given)
+            values.refuse_password(given)
         url = values.shared_server(given) if given else found.shared
         if url is None:
             if given is None:

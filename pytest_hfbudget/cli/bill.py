@@ -24,7 +24,7 @@ from pytest_hfbudget.reporting.bill import (
     Bill,
     drift_text,
 )
-from pytest_hfbudget.values import seconds_or_none
+from pytest_hfbudget.values import seconds_or_zero
 
 if TYPE_CHECKING:
     from pytest_hfbudget.history.billing import HubBill
@@ -54,7 +54,7 @@ def _percent(_: click.Context, option: click.Parameter, value: str | None) -> Fr
 
 def _seconds(_: click.Context, option: click.Parameter, value: str) -> float:
     try:
-        return seconds_or_none(value)
+        return seconds_or_zero(value)
     except ValueError as error:
         raise output.BadInput(f"{option.opts[0]} {value}: {error}.") from None
 

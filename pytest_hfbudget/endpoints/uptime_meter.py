@@ -27,7 +27,7 @@ from pytest_hfbudget.endpoints.uptime import (
     parse_time,
     replica_status,
 )
-from pytest_hfbudget.files import cache_file, keep, kept
+from pytest_hfbudget.files import cache_file, read_cache, write_cache
 from pytest_hfbudget.locks import Clock
 from pytest_hfbudget.money import parse_rate
 from pytest_hfbudget.text import public_url
@@ -68,7 +68,7 @@ class HardwareFile:
     def load(self) -> HardwareList | None:
         """What was read last from this control plane, if anything."""
         try:
-            copy = kept(self.path)
+            copy = read_cache(self.path)
             listed = HardwareList(copy["hardware"], float(copy["read_at"]))
             of_this = copy["origin"] == self.origin and bool(listed.day)
             return listed if of_this and _is_list(listed.vendors) else None
@@ -88,7 +88,7 @@ class HardwareFile:
             if copy is None:
                 raise
             return HardwareList(copy.vendors, copy.read_at, str(error))
-        keep(self.path, {"origin": self.origin, "read_at": now, "hardware": vendors})
+        write_cache(self.path, {"origin": self.origin, "read_at": now, "hardware": vendors})
         return HardwareList(vendors, now)
 
     def _checked(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from pytest_hfbudget.history.database import BudgetStore, DaySpending, DrawNeed,
 from pytest_hfbudget.ledger import SESSION, Caller, Charge, Hold, Scope, WaitingHold
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.queue import Waiter
-from pytest_hfbudget.locks import alone, off_loop, own_lock
+from pytest_hfbudget.locks import non_reentrant, off_loop, own_lock
 
 _BEFORE_ALL_DAYS = 0
 
@@ -63,7 +63,7 @@ class StoreLock:
 
     @off_loop()
     def __enter__(self) -> StoreLock:
-        alone(self._lock).__enter__()
+        non_reentrant(self._lock).__enter__()
         try:
             self._begin()
         except BaseException:

@@ -36,7 +36,7 @@ from pytest_hfbudget.ledger.queue import (
     grant,
     sent_away,
 )
-from pytest_hfbudget.locks import Lock, alone, own_lock
+from pytest_hfbudget.locks import Lock, non_reentrant, own_lock
 
 # Charges that are packed at a time. Most runs make fewer, and pack nothing.
 PACK = 1024
@@ -95,7 +95,7 @@ class Ledger:
         self._unmetered: Counter[str] = Counter()
 
     def open(self, scope: Scope) -> None:
-        with alone(self._lock):
+        with non_reentrant(self._lock):
             self._accounts.setdefault(scope.key, Account(scope))
 
     def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
@@ -108,7 +108,7 @@ class Ledger:
         """
         if self._uptime is not None:
             self._uptime.accrue()
-        with alone(self._lock):
+        with non_reentrant(self._lock):
             answer = self._ask(keys, least, most, draft, None)
             if isinstance(answer, Waiter):
                 refusal = sent_away(answer, self._queue, SMALLER)
@@ -134,7 +134,7 @@ class Ledger:
         """
         if self._uptime is not None:
             self._uptime.accrue()
-        if self._lock._is_owned():  # as `alone`, without its call
+        if self._lock._is_owned():  # as `non_reentrant`, without its call
             raise interrupted("the ledger")
         with self._lock:
             answer = self._ask(keys, least, most, draft, caller)
@@ -151,7 +151,7 @@ class Ledger:
             BudgetExceededError: what was in the way for so many seconds still is.
         """
         self._serve()
-        with alone(self._lock):
+        with non_reentrant(self._lock):
             self._answer_line()
             if place in self._holds:
                 return Hold(place, self._holds[place].amount)
@@ -165,7 +165,7 @@ class Ledger:
 
     def leave(self, place: int) -> None:
         """Stand in line no more; what was granted meanwhile is given back."""
-        with alone(self._lock):
+        with non_reentrant(self._lock):
             if place in self._holds:
                 self._resolve(place)
             elif (waits := self._in_line(place)) is not None:
@@ -179,7 +179,7 @@ class Ledger:
         Raises:
             KeyError: the hold was resolved before; a hold resolves once.
         """
-        if self._lock._is_owned():  # as `alone`, without its call
+        if self._lock._is_owned():  # as `non_reentrant`, without its call
             raise interrupted("the ledger")
         with self._lock:
             self._resolve(hold, charge.nano_usd or 0, 1)
@@ -193,7 +193,7 @@ class Ledger:
         Raises:
             KeyError: the hold was resolved before.
         """
-        with alone(self._lock):
+        with non_reentrant(self._lock):
             self._resolve(hold, calls=0 if charge is None else 1)
             if charge is not None:
                 self._charges.append(charge)
@@ -204,7 +204,7 @@ class Ledger:
         """Nothing to wait for: what is settled here is booked."""
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
-        with alone(self._lock):
+        with non_reentrant(self._lock):
             for key in dict.fromkeys(keys):
                 self._accounts[key].refused += 1
             self._refusals.append(refusal)
@@ -234,7 +234,7 @@ class Ledger:
         Raises:
             BudgetExceededError: it does not fit.
         """
-        with alone(self._lock):
+        with non_reentrant(self._lock):
             account = self._accounts[key]
             room = account.room()
             if what and room is not None and room < nano_usd:
@@ -337,7 +337,7 @@ class Ledger:
         """Look who need wait no longer, now that something has changed."""
         if self._uptime is not None:
             self._uptime.accrue()
-        with alone(self._lock):
+        with non_reentrant(self._lock):
             self._answer_line()
         if self._uptime is not None:
             self._uptime.rearm()

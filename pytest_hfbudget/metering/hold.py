@@ -115,7 +115,7 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
             for is gone; nothing is to be sent.
     """
     __tracebackhide__ = True
-    # As `inside`, without its call.
+    # As `holds_own_lock`, without its call.
     if True in [lock._is_owned() for own in tuple(OWN_LOCKS) if (lock := own()) is not None]:
         return _interrupting(meter, outgoing)
     if meter.later:

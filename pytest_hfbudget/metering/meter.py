@@ -20,7 +20,7 @@ from pytest_hfbudget.errors import (
     UnseenCallError,
 )
 from pytest_hfbudget.ledger import Charge, LedgerLike, Refusal, Scope
-from pytest_hfbudget.locks import inside
+from pytest_hfbudget.locks import holds_own_lock
 from pytest_hfbudget.metering.bounds import TokenCounts
 from pytest_hfbudget.metering.budget_args import ThresholdWatcher
 from pytest_hfbudget.metering.budget_context import BudgetContext, RunningTest
@@ -247,7 +247,7 @@ class Meter:
     def drain(self) -> None:
         """Take the steps that were put off."""
         later = self.later
-        if not later or inside():
+        if not later or holds_own_lock():
             return
         # Each once: what still can't be written goes to the end, for the next time.
         for _ in range(len(later)):

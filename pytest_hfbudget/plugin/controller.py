@@ -130,10 +130,10 @@ class Controller(Role):
         return kind(expected, known, self.endpoints, assumed=cold_start, gap_minute_s=minute_s)
 
     def foresee(self, sure: bool) -> None:
-        from pytest_hfbudget.files import cache_file, read_at
+        from pytest_hfbudget.files import cache_file, fetched_at
 
         # The copy of today is read with the first call, so nothing is imported for it now.
-        age_s = time.time() - read_at(cache_file("catalogue", self.settings.router))
+        age_s = time.time() - fetched_at(cache_file("catalogue", self.settings.router))
         if self.settings.emulator or not 0 <= age_s < DAY_S:
             with self._lock:
                 self._prices.foresee(sure)

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pytest_hfbudget.files import cache_file, keep, kept
+from pytest_hfbudget.files import cache_file, read_cache, write_cache
 from pytest_hfbudget.money import parse_rate
 from pytest_hfbudget.pricing import FREE, Price
 from pytest_hfbudget.text import parse_json, public_url
@@ -178,7 +178,7 @@ class CatalogueFile:
     def load(self, origin: str) -> Catalogue | None:
         """What was last read from this router; None where there is no usable copy."""
         try:
-            copy = kept(self.path)
+            copy = read_cache(self.path)
             if copy["origin"] != origin:
                 return None
             read_at = float(copy["read_at"])
@@ -197,7 +197,7 @@ class CatalogueFile:
         if not isinstance(models, dict) or not isinstance(models.get("data"), list):
             raise ValueError(f"{public_url(origin)}/v1/models did not answer with a list of models")
         catalogue = Catalogue.parse(models, read_at=now, origin=origin)
-        keep(self.path, catalogue.as_read())
+        write_cache(self.path, catalogue.as_read())
         return catalogue
 
 

@@ -14,7 +14,7 @@ from documents import DOCS, blocks
 from redis_server import free_port
 
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir
-from pytest_hfbudget.files import keep
+from pytest_hfbudget.files import write_cache
 from pytest_hfbudget.pricing.catalogue import Catalogue, CatalogueFile
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def priced(project: Project) -> None:
     assert project.types("pytest --hf-prices prices.toml", folder=folder)[0] == 4
     nowhere = f"http://127.0.0.1:{free_port()}/router"
     catalogue = Catalogue.parse({"data": []}, read_at=time.time() - 2 * DAY_S, origin=nowhere)
-    keep(CatalogueFile.of(nowhere).path, catalogue.as_read())
+    write_cache(CatalogueFile.of(nowhere).path, catalogue.as_read())
     (folder / "test_nothing.py").write_text("def test_nothing(): pass\n")
     typed = f"HFBUDGET_ROUTER={nowhere} pytest --hf-session-budget 1"
     assert project.types(typed, folder=folder)[0] == 0

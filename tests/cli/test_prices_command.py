@@ -10,7 +10,7 @@ import pytest
 from command_line import Shell
 
 from pytest_hfbudget.emulator import Emulator
-from pytest_hfbudget.files import keep
+from pytest_hfbudget.files import write_cache
 from pytest_hfbudget.pricing.catalogue import Catalogue, CatalogueFile
 
 VARIABLES = {
@@ -37,7 +37,7 @@ def kept(router: str, *, age_s: float, **prices: tuple[float, float]) -> float:
     data = [{"id": f"org/{name}", "providers": each} for name, each in offers.items()]
     read_at = time.time() - age_s
     catalogue = Catalogue.parse({"data": data}, read_at=read_at, origin=router)
-    keep(CatalogueFile.of(router).path, catalogue.as_read())
+    write_cache(CatalogueFile.of(router).path, catalogue.as_read())
     return read_at
 
 

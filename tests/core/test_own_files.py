@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_hfbudget.files import check_own, keep, kept, own_folder, read_own, replace_file
+from pytest_hfbudget.files import (
+    check_own,
+    own_folder,
+    read_cache,
+    read_own,
+    replace_file,
+    write_cache,
+)
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 STRANGER = 12_345
@@ -28,13 +35,13 @@ def _generous_umask() -> object:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "cache" / "copy.json"
-    keep(path, {"a": 1})
+    write_cache(path, {"a": 1})
     return path
 
 
 def test_what_is_kept_is_for_this_user_alone(file: Path) -> None:
     assert (mode(file.parent), mode(file)) == (0o700, 0o600)
-    assert kept(file) == {"a": 1}
+    assert read_cache(file) == {"a": 1}
 
 
 @root_only
@@ -53,7 +60,7 @@ def test_a_folder_of_another_user_is_neither_read_nor_written(file: Path) -> Non
         read_own(file)
     with pytest.raises(OSError, match="another user"):
         own_folder(file.parent)
-    keep(file, {"a": 2})
+    write_cache(file, {"a": 2})
     assert "1" in file.read_text()
 
 
@@ -94,8 +101,8 @@ def test_links_under_the_names_of_processes_are_not_followed(file: Path) -> None
     victim.write_text("mine")
     file.with_name(f"{file.name}.{os.getpid()}").symlink_to(victim)
     file.with_name(f".{file.name}.{os.getpid()}").symlink_to(victim)
-    keep(file, {"a": 2})
-    assert (victim.read_text(), kept(file)) == ("mine", {"a": 2})
+    write_cache(file, {"a": 2})
+    assert (victim.read_text(), read_cache(file)) == ("mine", {"a": 2})
 
 
 def test_a_folder_of_ours_is_closed_to_other_writers(tmp_path: Path) -> None:

@@ -10,15 +10,22 @@ import pytest
 from bookkeeping import PATIENCE_S
 
 from pytest_hfbudget.errors import LedgerBusyError
-from pytest_hfbudget.locks import OWN_LOCKS, SYSTEM_CLOCK, alone, at_work, inside, own_lock
+from pytest_hfbudget.locks import (
+    OWN_LOCKS,
+    SYSTEM_CLOCK,
+    at_work,
+    holds_own_lock,
+    non_reentrant,
+    own_lock,
+)
 
 
 def test_code_inside_of_an_own_lock_knows_that_it_is() -> None:
     lock = own_lock()
-    assert not inside()
+    assert not holds_own_lock()
     with lock:
-        assert inside()
-    assert not inside()
+        assert holds_own_lock()
+    assert not holds_own_lock()
 
 
 def test_a_lock_that_another_thread_has_interrupts_nothing() -> None:
@@ -32,7 +39,7 @@ def test_a_lock_that_another_thread_has_interrupts_nothing() -> None:
     other = threading.Thread(target=hold)
     other.start()
     assert held.wait(PATIENCE_S)
-    assert not inside()
+    assert not holds_own_lock()
     done.set()
     other.join()
 
@@ -42,7 +49,7 @@ def test_only_the_main_thread_can_be_interrupted_by_a_handler() -> None:
 
     def look() -> None:
         with own_lock():
-            seen.append(inside())
+            seen.append(holds_own_lock())
 
     other = threading.Thread(target=look)
     other.start()
@@ -61,13 +68,13 @@ def test_a_lock_that_is_gone_is_forgotten() -> None:
 
 def test_a_ledger_that_is_interrupted_says_so() -> None:
     lock = own_lock()
-    with alone(lock), pytest.raises(LedgerBusyError, match=r"^the ledger: "):
-        alone(lock)
+    with non_reentrant(lock), pytest.raises(LedgerBusyError, match=r"^the ledger: "):
+        non_reentrant(lock)
 
 
 def test_a_method_at_work_counts_as_inside() -> None:
-    assert at_work(inside)()
-    assert not inside()
+    assert at_work(holds_own_lock)()
+    assert not holds_own_lock()
 
 
 def test_the_plugins_clock_goes_on_where_a_test_has_frozen_time(

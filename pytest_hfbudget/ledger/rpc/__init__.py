@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from pytest_hfbudget import errors, ledger
 from pytest_hfbudget.ledger import Caller, Charge, Hold, Refusal, Scope, Totals, WaitingHold
-from pytest_hfbudget.locks import alone, own_lock
+from pytest_hfbudget.locks import non_reentrant, own_lock
 
 UNIX = hasattr(socket, "AF_UNIX")
 FAMILY: int = getattr(socket, "AF_UNIX", socket.AF_INET)
@@ -243,7 +243,7 @@ class LedgerConnection:
     def _exchange(self, message: list[Any], *, answered: bool) -> Any:
         """Send a message, and wait for its answer, where there is to be one."""
         line, answer = encode(message), None
-        with alone(self._lock):
+        with non_reentrant(self._lock):
             try:
                 connection = self._send(line)
                 if answered:
@@ -273,7 +273,7 @@ class LedgerConnection:
 
     def close(self) -> None:
         """Hang up."""
-        with alone(self._lock):
+        with non_reentrant(self._lock):
             self._hang_up()
 
     def _hang_up(self) -> None:
