@@ -15,7 +15,7 @@ from pathlib import Path
 from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import SqliteStore
 from pytest_hfbudget.history.shared_ledger import SharedLedger
-from pytest_hfbudget.history.usage_log import LoggedRun, QueryResult, UsageLog, UsageQuery, entries
+from pytest_hfbudget.history.usage_log import LoggedRun, LogReader, UsageLog, UsageQuery, entries
 from pytest_hfbudget.ledger import Charge, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.reporting import Report
@@ -60,7 +60,7 @@ def main(calls: int) -> None:
         seconds = timed(lambda: log.write(run, entries(report, run), keep_days=90))
         size = (folder / "log.sqlite3").stat().st_size
         print(f"{calls} calls logged in {seconds:.3f} s, {size / calls:.0f} bytes each")
-        answers = QueryResult(folder / "log.sqlite3")
+        answers = LogReader(folder / "log.sqlite3")
         seconds = timed(lambda: answers.totals(UsageQuery(), "model"))
         print(f"summed up by model in {seconds:.3f} s")
 

@@ -99,9 +99,9 @@ def _ask(
 ) -> tuple[tuple[str, ...], Iterator[dict[str, Any]], Total]:
     """The names of the columns, the rows as dicts, and what all of them add up to."""
     from pytest_hfbudget.endpoints.journal import default_state_dir
-    from pytest_hfbudget.history.usage_log import COLUMNS, FILE, QueryResult
+    from pytest_hfbudget.history.usage_log import COLUMNS, FILE, LogReader
 
-    answers = QueryResult(default_state_dir() / FILE)
+    answers = LogReader(default_state_dir() / FILE)
     total = answers.total(question)
     if group is None:
         names = tuple("usd" if name == "nano_usd" else name for name in COLUMNS)

@@ -1,11 +1,11 @@
-"""What outlasts a run: the usage log, and what the runs of a project may spend together.
+"""What outlasts a run: the usage log, and budgets that the runs of a project share.
 
-Their budgets are for stretches of the calendar in UTC, not rolling ones: a bill is made by the
-calendar, every machine has the same midnight, and a refusal can name the moment from which there
-is money again. A day is a number here, counted from 1970-01-01.
+Such a budget is for a day, week or month of the calendar in UTC, not for a rolling window. A bill
+follows the calendar, too; every machine has the same midnight; and a refusal can say when the next
+window begins. A day is a number here, counted from 1970-01-01.
 
-A run without paid calls imports nothing of this room. sqlite3 takes its time: only a run that
-opens a file imports it.
+A run without paid calls imports nothing of this room. Only a run that opens a file imports sqlite3,
+because that import is slow.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class BudgetWindow(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """Its name in messages and reports."""
         if self.length == RUN:
             return "session budget of all jobs"
         return {"day": "daily", "week": "weekly", "month": "monthly"}[self.length] + " budget"
 
     def first_day(self, day: int) -> int:
-        """The day on which the window began that a day is in."""
+        """The first day of the window that contains ``day``."""
         if self.length == RUN:
             return 0
         if self.length == "day":
@@ -57,14 +57,14 @@ class BudgetWindow(NamedTuple):
         return _number(_date(day).replace(day=1))
 
     def next_day(self, day: int) -> int:
-        """The day on which the window after that begins."""
+        """The first day of the window after the one that contains ``day``."""
         if self.length == "month":
             within_next = _date(self.first_day(day)) + timedelta(days=31)
             return _number(within_next.replace(day=1))
         return self.first_day(day) + (_WEEK if self.length == "week" else 1)
 
     def scope(self, day: int | None = None) -> Scope:
-        """Its budget in the ledger; on a day, it says when there will be money again."""
+        """Its scope in the ledger. With ``day``, the name says when the next window begins."""
         if day is None or self.length == RUN:
             return Scope(self.key, self.label, self.cap)
         again = f"{_date(self.next_day(day))} 00:00 UTC"
@@ -72,7 +72,7 @@ class BudgetWindow(NamedTuple):
 
 
 def windows(settings: Settings) -> tuple[BudgetWindow, ...]:
-    """The budgets that a run shares: with other jobs of its own, then by the day, week, month."""
+    """The budgets that a run shares: with other jobs of the run, then by the day, week, month."""
     of_run = settings.session_cap if settings.shared is not None else None
     caps = (of_run, settings.daily_cap, settings.weekly_cap, settings.monthly_cap)
     each = zip((RUN, *LENGTHS), caps, strict=True)
@@ -80,9 +80,9 @@ def windows(settings: Settings) -> tuple[BudgetWindow, ...]:
 
 
 def oldest_day(day: int) -> int:
-    """The first day that a window of any length may need on this day, or needed in the one before.
+    """The first day that has to be kept: that of the earliest window before the present ones.
 
-    A clock that is put forward into the next window, and back, forgets nothing by that.
+    So nothing is forgotten if a clock is put forward into the next window, and back.
     """
     each = (BudgetWindow(length, 0) for length in LENGTHS)
     return min(window.first_day(window.first_day(day) - 1) for window in each)

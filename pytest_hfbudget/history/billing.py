@@ -1,4 +1,4 @@
-"""Asks the Hub for the bill: of an inference session, and of a billing period."""
+"""Asks the Hub what it has booked: for inference sessions, and in a billing period."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NEXT = re.compile(r'<([^<>]*)>\s*;[^,]*\brel="?next"?')
 
 
 class BillError(HFBudgetError):
-    """The Hub does not tell the bill; ``status`` is `FORBIDDEN` or `UNAVAILABLE`."""
+    """The bill can't be read from the Hub; ``status`` is `FORBIDDEN` or `UNAVAILABLE`."""
 
     def __init__(self, message: str, status: str = UNAVAILABLE) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class BillError(HFBudgetError):
 
 
 class BillingPeriod(NamedTuple):
-    """What the Hub says of a billing period up to now; times in unix seconds, money nano-USD."""
+    """What the Hub has booked in a billing period so far; unix seconds, and nano-USD."""
 
     start: float
     now: float
@@ -59,8 +59,9 @@ class HubBill:
     Each method raises `BillError`, whose text is one line and never has the token in it.
 
     Args:
-        hub: the base URL of the Hub. The token is sent there and nowhere else: no redirect is
-            followed, and no page at another address.
+        hub: the base URL of the Hub. The token is sent only there: no redirect is followed, and no
+            link to a page at another address.
+        org: the name of an organisation; None for the bill of the token's owner.
     """
 
     def __init__(
@@ -72,10 +73,10 @@ class HubBill:
         self._base = f"{self._hub}/api/{account}/billing"
 
     def sessions(self, wanted: Collection[str], since: float, now: float) -> dict[str, Booked]:
-        """What is booked for some sessions, from the month of a time on.
+        """What is booked for some sessions, by their id, from the month of ``since`` on.
 
-        A session that is missing is not reported yet. One that lies in several months is booked
-        in parts.
+        A session that the Hub has not reported yet is missing. The parts of a session that lies in
+        several months are added up.
         """
         dates = {"startDate": _iso(_month_of(since)), "endDate": _iso(math.ceil(now))}
         found: dict[str, Booked] = {}
@@ -89,7 +90,7 @@ class HubBill:
         return found
 
     def period(self, now: float) -> BillingPeriod:
-        """The billing period that runs now; of an organisation the calendar month."""
+        """The present billing period; for an organisation, the calendar month."""
         return self._month_of_org(now) if self._org else self._own_period(now)
 
     def _own_period(self, now: float) -> BillingPeriod:
@@ -200,7 +201,12 @@ class HubBill:
 
 @dataclass(frozen=True)
 class Fields:
-    """A JSON object of the Hub; each method raises `BillError` for a field that is odd."""
+    """A JSON object of the Hub; each method raises `BillError` for a missing or unexpected value.
+
+    Attributes:
+        raw: the value.
+        what: what messages call it.
+    """
 
     raw: Any
     what: str
@@ -213,7 +219,7 @@ class Fields:
         return self.raw
 
     def text(self, key: str) -> str:
-        """A text; absent it is odd."""
+        """A text."""
         return str(self._of(key, lambda value: value if isinstance(value, str) else None))
 
     def count(self, key: str) -> int:
@@ -221,15 +227,15 @@ class Fields:
         return int(self._of(key, lambda value: value if _is_number(value, int) else None))
 
     def cents(self, key: str) -> int:
-        """An amount in cents, in nano-USD; the Hub books whole ones, so that it is rounded."""
+        """An amount in cents, in nano-USD; the Hub has rounded it to whole cents."""
         return int(self._of(key, lambda value: _nano(value, _NANO_PER_CENT)))
 
     def micro_usd(self, key: str) -> int:
-        """An amount in micro-USD, in nano-USD."""
+        """An amount in micro-USD, as nano-USD."""
         return int(self._of(key, lambda value: _nano(value, _NANO_PER_MICRO)))
 
     def unix_s(self, key: str) -> float:
-        """A date in ISO 8601, in unix seconds."""
+        """A date in ISO 8601, as unix seconds."""
         return float(self._of(key, _unix_s))
 
     def inner(self, key: str) -> Fields:
@@ -237,7 +243,7 @@ class Fields:
         return Fields(self._of(key, lambda value: value if isinstance(value, dict) else None), key)
 
     def maybe(self, key: str) -> Fields | None:
-        """An object; None where there is none."""
+        """An object; None if the field is missing or null."""
         return None if self.values.get(key) is None else self.inner(key)
 
     def each(self, key: str) -> Iterator[Fields]:
@@ -249,7 +255,7 @@ class Fields:
         if key not in self.values:
             raise BillError(f"{self.what} has no {key}")
         if (found := read(self.values[key])) is None:
-            raise BillError(f"{self.what} has an odd {key}: {_shown(self.values[key])}")
+            raise BillError(f"{self.what} has an unexpected {key}: {_shown(self.values[key])}")
         return found
 
 

@@ -1,4 +1,4 @@
-"""The runs of the usage log beside their bills: read from the log, asked for, and kept in it."""
+"""The bills of the runs in the usage log: read from the log, asked of the Hub, kept in the log."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ _NO_SESSION = (
 
 
 class BillBook:
-    """The runs of a usage log with what is kept of their bills.
+    """The runs of a usage log, with the bills that are kept in it.
 
-    Each method raises `HistoryError` when the log can't be read or written.
+    Each method raises `HistoryError` if the log can't be read or written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def runs(self, only: Collection[str] | None = None) -> list[Bill]:
-        """Every run that called the router, oldest first, with what was last reported of it.
+        """Every run that called the router, oldest first, with the last report of its bill.
 
         Args:
-            only: ids of runs, where no others are of interest.
+            only: the ids of the runs to read; None for all runs.
         """
         if not self._path.exists():
             return []
@@ -85,7 +85,7 @@ class BillBook:
             return [_bill(*row) for row in connection.execute(sql, names or ())]
 
     def evidence(self) -> list[BilledRun]:
-        """The runs that say what one model costs: whole bills, with the tokens behind them."""
+        """The runs whose bill shows what one model costs: with a complete bill, and no estimate."""
         if not self._path.exists():
             return []
         with explained(self._path, SCHEMA), closing(connect(self._path, SCHEMA)) as connection:
@@ -97,7 +97,7 @@ class BillBook:
         ]
 
     def keep(self, bills: Collection[Bill], now: float) -> None:
-        """Keep what was reported now, in place of what was before."""
+        """Keep the bills that the Hub reported at ``now``, in place of earlier ones."""
         rows = [
             (bill.run, bill.booked.nano_usd, bill.booked.requests, now)
             for bill in bills
@@ -108,7 +108,7 @@ class BillBook:
                 connection.executemany("INSERT OR REPLACE INTO bill VALUES (?, ?, ?, ?)", rows)
 
     def month(self, period: BillingPeriod) -> MonthBill:
-        """A billing period, with what the log knows of it."""
+        """A billing period on the bill, with the sums of the log for the same time."""
         times, found = (period.start, period.now), (0, 0, 0)
         if self._path.exists():
             with explained(self._path, SCHEMA), closing(connect(self._path, SCHEMA)) as connection:
@@ -131,10 +131,10 @@ class MonthBill(NamedTuple):
     """A billing period on the bill and in the log. Money is nano-USD.
 
     Attributes:
-        inference, endpoints: what the log has of both.
-        requests: those of the log that may be billed.
-        more: what the runs of the log are known to be billed beyond their ledger.
-        booked_requests: the requests of these runs that are on the bill.
+        inference, endpoints: the sums in the log.
+        requests: the requests in the log that may be billed.
+        more: what the runs that have a bill were billed beyond their ledger.
+        booked_requests: the requests on the bills of these runs.
     """
 
     period: BillingPeriod
@@ -146,7 +146,7 @@ class MonthBill(NamedTuple):
 
     @property
     def parts(self) -> dict[str, tuple[int, int, int, int]]:
-        """For each part: billed, in the log, the drift of runs with a bill, and what is left."""
+        """For each part: billed, in the log, the drift of runs with a bill, and the unexplained."""
         period = self.period
         inference = period.inference, self.inference, self.more
         endpoints = period.endpoints, self.endpoints, 0
@@ -176,7 +176,7 @@ def _bill(run: str, session_id: str, started: float, *found: Any) -> Bill:
 
 
 def read_again(bills: Collection[Bill], hub: HubBill, now: float) -> list[Bill]:
-    """The same runs with what the Hub reports of them now; one answer for all of them."""
+    """The same runs with what the Hub reports of them now; one question asks for all of them."""
     asked = [bill for bill in bills if bill.session_id]
     status, why, booked = PENDING, "", dict[str, Booked]()
     try:
@@ -211,18 +211,18 @@ class BilledRun(NamedTuple):
 
     @property
     def most(self) -> int:
-        """What it was billed, in atto-USD."""
+        """What it was billed, in atto-USD; its calls can't have cost more."""
         return (self.bill.booked.nano_usd if self.bill.booked else 0) * ATTO_PER_NANO
 
     @property
     def least(self) -> int:
-        """The least, exclusive, that each of its calls added up to before it was rounded up."""
+        """Its calls have cost more than this, in atto-USD: each was rounded up to a nano-USD."""
         return self.most - self.bill.requests * ATTO_PER_NANO
 
     def atto(self, price: Price) -> Fraction:
-        """What it costs at a price, before any call is rounded up."""
+        """What it costs at a price, in atto-USD, before any call is rounded up."""
         if not price.by_token and price.call is None:
-            # By the image or the second: what was charged is all that is known of it.
+            # By the image or the second: only what was charged is known.
             return Fraction((self.bill.ledger or 0) * ATTO_PER_NANO)
         cached = self.cached_tokens if price.cached is not None else 0
         return Fraction(
@@ -233,20 +233,21 @@ class BilledRun(NamedTuple):
         )
 
     def fits(self, price: Price) -> bool:
-        """Whether the bill is what it costs at a price."""
+        """Whether this price can have led to this bill."""
         return self.least < self.atto(price) <= self.most
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What runs with one model say of its price.
+    """The price of a model that its bills suggest.
 
     Attributes:
-        name: of the row in a price table.
-        listed: today's price; None where it has none, or several.
-        source: where it is written.
-        price: the one that would have been right; today's where that is.
-        exact: whether each of the bills is what the run costs at it; otherwise it is their mean.
+        name: the name of its row in a price table.
+        uses: the runs with this model.
+        listed: today's price; None if there is none, or several.
+        source: where today's price is written.
+        price: the price that would have been right, maybe today's; None if none is known.
+        exact: whether ``price`` leads to each of the bills; if not, only to their sum.
     """
 
     name: str
@@ -258,11 +259,11 @@ class Suggestion:
 
     @property
     def right(self) -> bool:
-        """Whether nothing is to be changed."""
+        """Whether today's price is right."""
         return self.price is not None and self.price == self.listed
 
     def json(self) -> dict[str, Any]:
-        """For programs."""
+        """The suggestion as JSON."""
         return {
             "name": self.name,
             "listed": self.listed and self.listed.as_row(),
@@ -303,7 +304,7 @@ def _suggestion(
 
 
 def _scaled(uses: Collection[BilledRun], listed: Price) -> Price | None:
-    """All its rates times one factor."""
+    """The listed price with all rates times one factor, if one explains all bills; else None."""
     costs = [(use, use.atto(listed)) for use in uses]
     if not all(cost for _, cost in costs):
         return None
@@ -321,7 +322,7 @@ def _times(price: Price, low: Fraction, high: Fraction) -> Price:
 
 
 def _plainest(rate: int, low: Fraction, high: Fraction) -> int:
-    """The rate of the fewest digits above ``rate * low``, up to ``rate * high``."""
+    """The rate with the fewest digits above ``rate * low``, up to ``rate * high``."""
     for step in (10**digits for digits in range(18, -1, -1)):
         found: int = math.floor(rate * high / step) * step
         if found > rate * low:
@@ -330,7 +331,7 @@ def _plainest(rate: int, low: Fraction, high: Fraction) -> int:
 
 
 def _other_cached(uses: Collection[BilledRun], listed: Price) -> Price | None:
-    """The same price with another rate for cached input: the catalogue has none."""
+    """The listed price with another rate for cached input that fits the runs which have some."""
     told = [use for use in uses if use.cached_tokens]
     if not told or not listed.by_token:
         return None
@@ -342,7 +343,8 @@ def _other_cached(uses: Collection[BilledRun], listed: Price) -> Price | None:
 
 
 def _solved(uses: Collection[BilledRun], listed: Price) -> Price | None:
-    """The rates of input and output that come closest to all bills, where two runs differ."""
+    """Other rates of input and output, if some explain all bills; else None."""
+
     if not listed.by_token or listed.cached is not None or listed.call is not None:
         return None
     pairs = [(use.input_tokens, use.output_tokens, use.most) for use in uses]

@@ -14,24 +14,25 @@ from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.files import check_own, own_folder
 from pytest_hfbudget.history import BudgetWindow, day_of, oldest_day
 
-# How long another process may keep a file locked; and, where one did, until it has let go of it: a
-# call looks at the file several times, and is to wait once.
+# Seconds to wait for a file that another process has locked. The second is for later attempts until
+# the lock is gone: a call opens the file several times, and should wait in full only once.
 BUSY_S, STILL_BUSY_S = 10.0, 0.1
 
-# What may go wrong with a file that others write too; an absurd amount does not fit into 64 bits.
+# Errors of a file that others write, too. OverflowError: an amount does not fit into 64 bits.
+
 TROUBLE = (sqlite3.Error, OSError, OverflowError)
 
 
 class Schema(NamedTuple):
-    """What a file is to look like.
+    """The schema of a file.
 
     Attributes:
         steps: the statements that lead from each version to the next; their number is the
             version, which the file carries as its ``user_version``.
-        shared: whether several runs write all the time. Then a log is written ahead: a
-            transaction takes microseconds and survives the death of every process. A power cut
-            may cost the last moments of it.
-        remedy: what to do when the file can't be used.
+        remedy: what to do when the file can't be used: the end of a message.
+        shared: whether several runs write all the time. Then the file has a write-ahead log: a
+            transaction takes microseconds, and survives the death of every process. A power cut
+            may lose the last of them.
     """
 
     steps: Sequence[Sequence[str]]
@@ -40,16 +41,16 @@ class Schema(NamedTuple):
 
 
 def connect(path: Path, schema: Schema, busy_s: float = BUSY_S) -> sqlite3.Connection:
-    """A file, made or migrated where that is needed, readable and writable by this user only.
+    """A connection to a file that only this user can read and write; made or migrated if needed.
 
-    The writer begins and ends its transactions; any thread may write, but one at a time.
+    The caller begins and ends transactions. Any thread may use it, but only one at a time.
 
     Args:
-        busy_s: how long to wait where another process keeps it locked.
+        busy_s: seconds to wait while another process has locked the file.
 
     Raises:
-        HistoryError: it can't be made, read or written; it is empty; another user owns it; or a
-            newer release has written it.
+        HistoryError: the file can't be made, read or written; it is empty; another user owns it;
+            or a newer release has written it.
     """
     with explained(path, schema):
         own_folder(path.parent)
@@ -73,7 +74,7 @@ def _open(path: Path, busy_s: float = BUSY_S) -> sqlite3.Connection:
 
 
 def _make(path: Path, schema: Schema) -> None:
-    """Make a file, complete from its first moment: one that is empty later was cut short."""
+    """Make a file with its tables at once: so a file that is empty later was truncated."""
     draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}.draft")
     os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
@@ -91,7 +92,7 @@ def _make(path: Path, schema: Schema) -> None:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of what is written inside, or nothing; from its start on no other connection writes."""
+    """Write all that is written inside, or nothing. Meanwhile no other connection can write."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -104,7 +105,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def explained(path: Path, schema: Schema) -> Iterator[None]:
-    """Errors of SQLite and the file system as one line that says what to do."""
+    """Turn errors of SQLite and the file system into a `HistoryError` that says what to do."""
     try:
         yield
     except TROUBLE as error:
@@ -125,8 +126,8 @@ def _migrate(connection: sqlite3.Connection, path: Path, schema: Schema) -> None
             )
         if not found:
             raise HistoryError(
-                f"{path} is empty, so what was in it is lost: it was cut short by something else "
-                f"than pytest-hfbudget. {schema.remedy}"
+                f"{path} is empty, so what was in it is lost. Something other than "
+                f"pytest-hfbudget has truncated it. {schema.remedy}"
             )
         _bring_up_to_date(connection, schema, found)
 
@@ -143,7 +144,8 @@ def _version(connection: sqlite3.Connection) -> int:
 
 FILE = "budgets.sqlite3"
 
-# The row of runs that have ended, so that a day of thousands of runs is as quick to add up.
+# The id in the row that sums up a day's ended runs, so that thousands of runs are quick to add.
+
 ENDED = ""
 
 _FIRST = (
@@ -185,11 +187,11 @@ _TAKEN = (
 
 
 class Snapshot(NamedTuple):
-    """What there is beside this run's own row of today: by window, in nano-USD.
+    """What a store has beside this run's own row of today, in nano-USD by the key of a window.
 
     Attributes:
         taken: what is spent.
-        away: what is neither spent nor at hand: others may give it back.
+        away: what is neither spent nor drawn by this run; other jobs may give it back.
     """
 
     day: int
@@ -198,58 +200,64 @@ class Snapshot(NamedTuple):
 
 
 class DaySpending(NamedTuple):
-    """What a run has spent on one day, and what it holds for calls in flight."""
+    """What a run has spent on one day, and what it holds for calls in flight, in nano-USD."""
 
     spent: int = 0
     held: int = 0
 
 
 class DrawNeed(NamedTuple):
-    """What a call needs beyond what is at hand: at least, and at the most, in nano-USD."""
+    """The least and the most nano-USD that a call needs beyond what its run has drawn."""
 
     least: int
     most: int
 
 
 class BudgetStore(Protocol):
-    """Where runs share what they may spend. Used under a lock; a run may be forked.
+    """Where runs share budgets. Its methods are called under the ledger's lock.
 
     Attributes:
-        trouble: why no more can be drawn at the moment; empty if it can.
+        trouble: why no more can be drawn at the moment; empty if more can be drawn.
     """
 
     trouble: str
 
     def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
-        """From here to `end` no other run changes anything.
+        """Begin a transaction: until `end`, no other run changes what is returned.
+
+        Args:
+            not_before: the earliest day that may count as today.
 
         Raises:
-            HistoryError: it can't be reached.
+            HistoryError: the store can't be read.
         """
 
     def draw(self, needs: Mapping[str, DrawNeed], row: DaySpending) -> Snapshot | None:
-        """Have more at hand, all that is needed or nothing; None where everything is at hand.
+        """Draw more of the caps, as much as is needed or nothing.
 
         Args:
-            needs: by window.
+            needs: by the key of a window.
             row: this run's row of today, as it is now.
+
+        Returns:
+            What the store has now; None if nothing need be drawn from such a store.
         """
 
     def end(self, rows: Mapping[int, DaySpending]) -> None:
-        """Write this run's rows, by day, and let the others go on.
+        """Write this run's rows, by day, and end the transaction.
 
         Raises:
             HistoryError: they are not written.
         """
 
     def pause(self) -> None:
-        """Hold nothing open: the process is about to be forked, or will not come back."""
+        """Close what is open, because the process is about to be forked, or to give up."""
 
     def forked(self) -> None:
-        """From now on this is the row of a child."""
+        """In a forked child: use a row of its own from now on."""
 
     def close(self) -> None:
-        """The run is over and holds nothing: what is in its row is spent."""
+        """End the run: what is in its row counts as spent."""
 
 
 class MemoryStore:
@@ -262,7 +270,7 @@ class MemoryStore:
         return Snapshot(today, dict.fromkeys((window.key for window in windows), 0))
 
     def draw(self, needs: Mapping[str, DrawNeed], row: DaySpending) -> None:
-        """Everything is at hand."""
+        """Nothing: the whole cap may be spent."""
 
     def end(self, rows: Mapping[int, DaySpending]) -> None:
         """Nothing is written."""
@@ -313,7 +321,7 @@ class SqliteStore:
                 raise
 
     def draw(self, needs: Mapping[str, DrawNeed], row: DaySpending) -> None:
-        """Everything is at hand: no other run writes before `end`."""
+        """Nothing: no other run writes before `end`, so what is left may be spent."""
 
     def end(self, rows: Mapping[int, DaySpending]) -> None:
         with explained(self.path, SCHEMA):

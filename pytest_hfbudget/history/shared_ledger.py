@@ -1,8 +1,8 @@
 """The ledger of a run that shares budgets with other runs: over SQLite, or over Redis.
 
-Every step of it is taken between the beginning and the end of one transaction of the store, with
-what the others have taken counted as spent. So two runs can't both take what is left, and what
-this run holds is in its row before anything is sent.
+Every change of this ledger is one transaction of the store, in which the spending of other runs
+counts as spent. So two runs can't both take what is left. What this run holds is in its row before
+anything is sent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BEFORE_ALL_DAYS = 0
 
 
 class WindowAccount(Protocol):
-    """What the lock changes in the ledger's accounts."""
+    """The part of a ledger's account that `StoreLock` changes."""
 
     scope: Scope
     spent: int
@@ -33,11 +33,10 @@ class WindowAccount(Protocol):
 
 
 class StoreLock:
-    """The lock of a ledger: the thread inside it is the only one that uses the store.
+    """The lock of a ledger, which begins a transaction of the store, and ends it.
 
-    A store that fails does not keep a call that was sent from being settled: rows are written as
-    amounts, not as changes, so the next time that it works puts everything right. Until then
-    there is no room in any window.
+    If the store fails, calls that were sent are settled all the same. A row has amounts, not
+    changes, so the next write that works puts everything right. Until then no window has room.
 
     Attributes:
         problem: why the store could not be read or written at the last attempt; empty if it was.
@@ -82,10 +81,10 @@ class StoreLock:
         return self._lock._is_owned()
 
     def close(self) -> None:
-        """The run is over: what is in its row is spent.
+        """End the run: what is in its row counts as spent.
 
         Raises:
-            HistoryError: the row stays open, and counts as it stands.
+            HistoryError: it was not ended, and its row counts as it is, holds included.
         """
         with self._lock:
             self._store.close()
@@ -106,7 +105,7 @@ class StoreLock:
         self._see(snapshot)
 
     def _see(self, snapshot: Snapshot) -> None:
-        """Have the accounts count what the other runs have spent, and what they hold."""
+        """Put into the accounts what the other runs have spent, and what they hold."""
         for window in self._windows:
             key, account = window.key, self._accounts[window.key]
             account.scope = window.scope(snapshot.day)
@@ -118,11 +117,14 @@ class StoreLock:
 
     @property
     def trouble(self) -> str:
-        """Why a call may have been refused that would have fitted; empty if none was."""
+        """Why a window may look full that is not; empty if the store works."""
         return self.problem or self._store.trouble
 
     def draw(self, keys: Collection[str], least: int, most: int | None) -> None:
-        """Have as much of the windows at hand as an amount needs, inside of the lock."""
+        """Draw what a call needs of these windows, from ``least`` to ``most`` nano-USD.
+
+        The caller is inside of the lock.
+        """
         needs = {}
         for window in self._windows:
             account = self._accounts[window.key]
@@ -134,13 +136,13 @@ class StoreLock:
             self.look(self._store.draw(needs, self._row()))
 
     def look(self, snapshot: Snapshot | None) -> None:
-        """Have the accounts follow what the store has learned, inside of the lock."""
+        """Update the accounts by a snapshot of the store. The caller is inside of the lock."""
         if snapshot is not None:
             self._note_own()
             self._see(snapshot)
 
     def left(self, key: str) -> int:
-        """Nano-USD of a window that no run has spent, and this run does not hold."""
+        """The nano-USD of a window that no run has spent, less what this run holds."""
         account = self._accounts[key]
         return (account.scope.cap or 0) - account.spent - account.held + self._away[key]
 
@@ -154,7 +156,7 @@ class StoreLock:
         self._own = self._row().spent
 
     def _stale(self, window: BudgetWindow, day: int) -> int:
-        """What the file has on this run's earlier days beyond what was spent: holds of then."""
+        """The nano-USD of holds that the store still has in this run's rows of earlier days."""
         first = window.first_day(day)
         days = self._earlier.items()
         return sum(sum(self._written.get(at, ())) - own for at, own in days if at >= first)
@@ -179,19 +181,19 @@ class StoreLock:
         else:
             self.problem, self._written, self._earlier = "", {self._day: rows[self._day]}, {}
 
-    # --- SQLite's files don't survive being open on both sides of a fork
+    # --- forks: an SQLite file must not be open in the parent and in the child
 
     def before_fork(self) -> None:
-        """Nothing is open, and no thread is inside, while the process is forked."""
+        """Close the store, and keep all threads out, while the process is forked."""
         self._lock.__enter__()
         self._store.pause()
 
     def after_in_parent(self) -> None:
-        """Go on."""
+        """Let threads in again."""
         self._lock.__exit__(None, None, None)
 
     def after_in_child(self) -> None:
-        """The child has a row of its own; what it has of its parent is on the parent's."""
+        """Use a row of the child's own; what the parent has spent is in the parent's row."""
         self._lock = own_lock()
         self._store.forked()
         self._own, self._earlier, self._written = 0, {}, {}
@@ -223,8 +225,8 @@ class SharedLedger(Ledger):
             LedgerUnreachableError: what the other runs have spent can't be read.
             BudgetExceededError: as `Ledger.hold`.
         """
-        with self._kept(draft.model):
-            return self._on_record(super().hold(keys, least, most, draft), draft.model)
+        with self._unreadable_explained(draft.model):
+            return self._if_written(super().hold(keys, least, most, draft), draft.model)
 
     def ask(
         self,
@@ -235,13 +237,13 @@ class SharedLedger(Ledger):
         caller: Caller | None = None,
     ) -> Hold | WaitingHold:
         """As `Ledger.ask`, and as `hold`."""
-        with self._kept(draft.model):
+        with self._unreadable_explained(draft.model):
             answer = super().ask(keys, least, most, draft, caller)
-            return self._on_record(answer, draft.model) if isinstance(answer, Hold) else answer
+            return self._if_written(answer, draft.model) if isinstance(answer, Hold) else answer
 
     @contextmanager
-    def _kept(self, model: str) -> Iterator[None]:
-        """A window that can't be read looks full; it is not."""
+    def _unreadable_explained(self, model: str) -> Iterator[None]:
+        """Raise another refusal for a window that only looks full, because it can't be read."""
         try:
             yield
         except BudgetExceededError as error:
@@ -249,7 +251,8 @@ class SharedLedger(Ledger):
                 raise self._unreachable(model) from None
             raise
 
-    def _on_record(self, granted: Hold, model: str) -> Hold:
+    def _if_written(self, granted: Hold, model: str) -> Hold:
+        """The hold, which is in the store; if it could not be written, it is refused."""
         if granted.amount and self._store_lock.problem:
             self.release(granted.id)
             raise self._unreachable(model)
@@ -265,7 +268,7 @@ class SharedLedger(Ledger):
     def book_uptime(self, nano_usd: int, shared: int, *, what: str = "") -> None:
         """As `Ledger.book_uptime`: of jobs that share an endpoint, one pays for all."""
         booked: list[str] = []
-        with self._kept(what):
+        with self._unreadable_explained(what):
             if what:
                 with self._store_lock:
                     self._store_lock.draw(self._windows, shared, shared)
@@ -280,29 +283,29 @@ class SharedLedger(Ledger):
                 raise
 
     def left(self, key: str) -> int:
-        """Nano-USD of a window that no run has spent, and this run does not hold."""
+        """The nano-USD of a window that no run has spent, less what this run holds."""
         with self._store_lock:
             return self._store_lock.left(key)
 
     def catch_up(self, beat: Callable[[], Snapshot]) -> bool:
-        """Look again whether calls that wait can go on; returns whether some still wait.
+        """Let the calls in the queue go on that can, and return whether some still wait.
 
         Args:
-            beat: what the store does before, alone with the accounts; returns what it has learned.
+            beat: called before that, inside of the lock; returns the snapshot of the store.
         """
         with self._store_lock:
             self._store_lock.look(beat())
-            for place in tuple(self._queue):
-                keys = [account.scope.key for account in place.request.accounts]
-                self._store_lock.draw(keys, place.request.least, place.request.most)
-            self._answer_line()
+            for waiter in tuple(self._queue):
+                keys = [account.scope.key for account in waiter.request.accounts]
+                self._store_lock.draw(keys, waiter.request.least, waiter.request.most)
+            self._answer_queue()
             return bool(self._queue)
 
     def close(self) -> None:
-        """The run is over.
+        """End the run.
 
         Raises:
-            HistoryError: what it still holds counts as spent.
+            HistoryError: as `StoreLock.close`.
         """
         self._store_lock.close()
 
@@ -317,15 +320,15 @@ class SharedLedger(Ledger):
         self._store_lock.draw(keys, least, most)
         return super()._ask(keys, least, most, draft, caller)
 
-    def _send_away(self, place: Waiter, why: Exception) -> None:
+    def _refuse_waiter(self, waiter: Waiter, why: Exception) -> None:
         of_window = getattr(why, "scope_key", "") in self._windows
         if of_window and self._store_lock.trouble:
-            why = self._unreachable(place.request.draft.model)
-        super()._send_away(place, why)
+            why = self._unreachable(waiter.request.draft.model)
+        super()._refuse_waiter(waiter, why)
 
     def _unreachable(self, model: str) -> LedgerUnreachableError:
         return LedgerUnreachableError(
-            f"{model} was not called, because a budget over many runs can't be kept: "
+            f"{model} was not called, because a budget over many runs can't be read or written: "
             f"{self._store_lock.trouble}",
             scope_key=self._windows[0],
             model=model,
@@ -333,7 +336,7 @@ class SharedLedger(Ledger):
 
 
 class Forked(Protocol):
-    """What has something to do around each fork."""
+    """An object with something to do around each fork."""
 
     def before_fork(self) -> None: ...
     def after_in_parent(self) -> None: ...
@@ -341,9 +344,10 @@ class Forked(Protocol):
 
 
 def watch_forks(lock: Forked) -> None:
-    """Have its methods called around each fork, as long as it is used."""
+    """Call these methods around each fork, for as long as the object exists."""
 
-    # Weakly: what is registered for forks stays registered, and a process may see many runs.
+    # By weak references, because a registration can't be taken back, and a process may have many
+    # runs.
     def call(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:
         def now() -> None:
             if (alive := method()) is not None:

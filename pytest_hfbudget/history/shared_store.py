@@ -1,11 +1,11 @@
 """Budgets that many machines share: each job draws advances on a cap that a Redis server keeps.
 
 A job's ledger spends from its advance without asking anyone. The server adds up the advances of
-all jobs: a draw that would take the sum over the cap gets nothing. So the sum of what is spent
-can't be over the cap either, whatever happens to a job, to the server or between them.
+all jobs. A draw that would take the sum over the cap gets nothing. So what is spent can't be over
+the cap either, whatever happens to a job, to the server or to their connection.
 
-A job writes amounts, never changes, and numbers its requests: a repeated request does nothing, one
-that comes late is ignored, and a server that has lost its data is told everything again.
+A job writes amounts, never changes, and numbers its requests. So a repeated request does nothing,
+a late one is ignored, and a server that has lost its data gets all of it again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LARGEST_CAP = 9_000_000 * 10**9
 
 BEAT_S = 1.0
 HURRY_S = 0.2
-# So many beats without an answer, and calls don't wait for the server any longer.
+# After so many beats without an answer, calls don't wait for the server any longer.
 LOST_BEATS = 3
 DAY_S = 86_400
 KEPT_DAYS = {RUN: 7, "day": 3, "week": 15, "month": 62}
@@ -45,9 +45,9 @@ class PoolStanding(NamedTuple):
     Attributes:
         own: what this job has been advanced.
         gone: what ended jobs have spent, and what lost ones had been advanced.
-        used, unspent: what the other jobs have spent, and what they have left of their advances.
+        used, unspent: what the other jobs have spent, and what is left of their advances.
         jobs: how many share it now, this one included.
-        wished: what other jobs miss.
+        wished: what other jobs need and could not draw.
     """
 
     own: int = 0
@@ -60,7 +60,7 @@ class PoolStanding(NamedTuple):
 
 @dataclass(frozen=True)
 class JobNames:
-    """What a job belongs to, as the keys name it."""
+    """The names of a job, its run and its project in the keys of the server."""
 
     job: str
     run: str
@@ -77,7 +77,7 @@ class RedisStore:
     """The advances of one job. Used under the ledger's lock.
 
     Args:
-        expiry_s: seconds without a sign of life after which a job has spent its whole advance.
+        expiry_s: seconds without a sign of life after which a job's whole advance counts as spent.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class RedisStore:
         return bool(self.trouble) and self._missed >= LOST_BEATS
 
     def standing(self, key: str) -> PoolStanding:
-        """One of the shared budgets, as of the last answer."""
+        """The shared budget with this key, as of the last answer."""
         return self._pools.get(key, PoolStanding())
 
     @property
     def wished(self) -> bool:
-        """Whether another job misses what this one has at hand."""
+        """Whether another job needs more than it could draw."""
         return any(pool.wished for pool in self._pools.values())
 
     def begin(self, windows: Sequence[BudgetWindow], not_before: int) -> Snapshot:
@@ -146,7 +146,7 @@ class RedisStore:
         self._rows.update(rows)
 
     def beat(self) -> Snapshot:
-        """A sign of life: say what is spent, hear what others need, and give that back."""
+        """Show that this job lives, tell what it has spent, and give back what others need."""
         with suppress(SharedServerError):
             self._exchange(returns=True)
             if self.wished:
@@ -177,7 +177,7 @@ class RedisStore:
         return self._rows.get(self._day, DaySpending())
 
     def _today(self) -> int:
-        """The server's day, as far as the time since its last answer tells it."""
+        """The day on the server, by its last answer and the time since then."""
         return day_of(self._server_s + self._clock.monotonic() - self._read_at)
 
     def snapshot(self) -> Snapshot:
@@ -188,7 +188,7 @@ class RedisStore:
             others = pool.gone + pool.used
             rest = max(window.cap - others - pool.own, 0)
             earlier = sum(sum(row) for day, row in self._days(window) if day != self._day)
-            # What can't be drawn any more is as good as spent: no call waits for it.
+            # What can't be drawn any more counts as spent, so that no call waits for it.
             taken[window.key] = others + earlier + (rest if self.lost else 0)
             away[window.key] = 0 if self.lost else rest
         return Snapshot(self._day, taken, away)
@@ -210,10 +210,11 @@ class RedisStore:
 
         Args:
             before: the day that has just ended, if one has.
-            returns: give back what others wish for and is not needed here.
+            returns: whether to give back what others need and this job does not.
+            closes: whether the job ends.
 
         Raises:
-            SharedServerError: nothing more is known than before.
+            SharedServerError: the server can't be used; nothing has changed here.
         """
         self._seq += 1
         names, keys, values = self._names, list[str](), list[object]()
@@ -244,7 +245,7 @@ class RedisStore:
 
 
 class JobShare(NamedTuple):
-    """What one job has of one budget, in nano-USD."""
+    """What one job has drawn of one budget and spent, in nano-USD; seconds since it was heard."""
 
     budget: str
     job: str
@@ -254,7 +255,7 @@ class JobShare(NamedTuple):
 
 
 def read_shares(server: SharedServer) -> tuple[JobShare, ...]:
-    """What each job has of each shared budget, except those that have ended.
+    """The shares of all jobs in all shared budgets, except of jobs that have ended.
 
     Raises:
         SharedServerError: the server can't be used.
@@ -274,7 +275,7 @@ def read_shares(server: SharedServer) -> tuple[JobShare, ...]:
 class Heartbeat:
     """A thread that shows every second that this job lives, and draws for calls that wait.
 
-    It ends for each fork: Python warns about a process with threads that is forked.
+    It ends before each fork, because Python warns if a process with threads is forked.
     """
 
     def __init__(self, ledger: SharedLedger, store: RedisStore) -> None:
@@ -284,7 +285,7 @@ class Heartbeat:
         watch_forks(self)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._run, args=(self._stop,), name="hfbudget-shared", daemon=True
@@ -292,37 +293,37 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, once what is under way is done."""
+        """End the thread, and wait until it has ended."""
         thread, self._thread = self._thread, None
         self._stop.set()
         if thread is not None:
             thread.join()
 
     def before_fork(self) -> None:
-        """Leave the process with one thread less."""
+        """End the thread."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
 
     def after_in_parent(self) -> None:
-        """Go on."""
+        """Start the thread again, if there was one."""
         if self._thread is not None:
             self.start()
 
     def after_in_child(self) -> None:
-        """A child has no thread but its own."""
+        """Forget the thread, which does not exist in a child."""
         self._thread = None
 
     def _run(self, stop: threading.Event) -> None:
         waits = False
         while not stop.wait(HURRY_S if waits or self._store.wished else BEAT_S):
-            # What fails here fails again at the next call, where the caller can be told.
+            # An error here comes again at the next call, where the caller sees it.
             with suppress(HFBudgetError):
                 waits = self._beat()
 
     def _beat(self) -> bool:
         store = self._store
-        # Not under the lock of the ledger: calls go on while a server is silent.
+        # Asked outside of the ledger's lock, so that calls go on while a server is silent.
         if store.trouble and not store.server.takes_writes():
             store.miss()
             return self._ledger.catch_up(store.snapshot)
@@ -332,7 +333,7 @@ class Heartbeat:
 def shared_ledger(
     server: SharedServer, names: JobNames, windows: Sequence[BudgetWindow], *, expiry_s: float
 ) -> SharedJobLedger:
-    """The ledger of one job, which has drawn nothing so far.
+    """The ledger of a new job, which has drawn nothing so far.
 
     Raises:
         SharedServerError: the server can't be used.
@@ -347,7 +348,7 @@ def shared_ledger(
 
 
 class SharedJobLedger(SharedLedger):
-    """The ledger of one job among others; until it is closed, it shows that the job lives."""
+    """The ledger of one job among others. Its heartbeat runs until it is closed."""
 
     def __init__(self, store: RedisStore, windows: Sequence[BudgetWindow]) -> None:
         super().__init__(store, windows)

@@ -1,7 +1,7 @@
 """The usage log: every call, refusal and endpoint of every run, in one file per user.
 
-Written at the end of a run, by one process, in one transaction. It holds what the report holds:
-no message and no token ever comes near it.
+One process writes it, at the end of a run, in one transaction. It holds what the report holds, and
+never a prompt, an answer or a token.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ class Entry:
     """One line of the log.
 
     Attributes:
-        at: unix seconds: of a call or an endpoint its begin, of a refusal the end of its run.
+        at: unix seconds: when a call was made; for an endpoint the start of its run, for a refusal
+            the end of its run.
         kind: `CALL`, `REFUSAL` or `ENDPOINT`.
-        place: where a call was made that belongs to no test.
-        endpoint: what ran; for a call the leased endpoint that it went to.
-        minutes: started ones, of all replicas of an endpoint.
+        place: what was running when a call was made outside of a test.
+        endpoint: the endpoint of the line; for a call the leased endpoint that it went to.
+        minutes: the started minutes of an endpoint, times its replicas.
         nano_usd: None for a call without a known price.
-        status: of a call as in the report; of a refusal the budget; of an endpoint its state.
+        status: for a call as in the report; for a refusal the name of the budget; for an endpoint
+            its state.
         session_id: the inference session that the router was told; empty for none.
         cached_tokens: the part of ``input_tokens`` that came from a cache.
     """
@@ -82,7 +84,7 @@ class LoggedRun(NamedTuple):
 
 
 def entries(report: Report, run: LoggedRun) -> Iterator[Entry]:
-    """What a report says, line by line."""
+    """The calls, refusals and endpoints of a report, as lines of the log."""
     yield from (_call(charge, run) for charge in report.charges)
     yield from (_refusal(refusal, run) for refusal in report.refusals)
     yield from (_endpoint(line, run) for line in report.endpoints)
@@ -106,10 +108,14 @@ class UsageLog:
         *,
         keep_days: int,
     ) -> None:
-        """Add a run, whole or not at all, and forget those that are too old.
+        """Add a run, whole or not at all, and delete runs that are too old.
+
+        Args:
+            learned: what the run has learned of prompts.
+            keep_days: the age in days beyond which a run is deleted.
 
         Raises:
-            HistoryError: it can't be written; nothing of it is.
+            HistoryError: the log can't be written, and is as it was.
         """
         with explained(self.path, SCHEMA), closing(connect(self.path, SCHEMA)) as connection:
             marks = ", ".join("?" * len(COLUMNS))
@@ -182,11 +188,11 @@ def _endpoint(line: EndpointLine, run: LoggedRun) -> Entry:
 
 
 def _within(at: float, run: LoggedRun) -> float:
-    # A test may have frozen the time at which it called.
+    # A test may have frozen the clock, so the time of its call may be outside of the run.
     return at if run.started <= at <= run.ended else run.ended
 
 
-# What can be summed up by; each is an expression over the tables.
+# What totals can be grouped by, as SQL expressions.
 GROUPS = {
     "model": "entry.model",
     "provider": "coalesce(provider, '')",
@@ -197,7 +203,7 @@ GROUPS = {
     "project": "project",
 }
 
-# What can be asked for by a text.
+# The columns that a text can filter, as SQL expressions.
 TEXTS = {
     "test": "test",
     "model": "model",
@@ -223,12 +229,12 @@ _SUMS = (
 
 @dataclass(frozen=True)
 class UsageQuery:
-    """Which entries are meant: those to which everything applies that is said.
+    """A filter on entries: all of its conditions have to apply.
 
     Attributes:
-        texts: by a key of `TEXTS`, what the column has in it somewhere; with ``*`` or ``?`` it is
-            a pattern for the whole.
-        since, until: unix seconds; ``until`` itself is not in it any more.
+        texts: pairs of a key of `TEXTS` and a text that the column contains. A text with ``*`` or
+            ``?`` is a pattern for the whole column.
+        since, until: unix seconds; ``until`` itself is excluded.
     """
 
     texts: tuple[tuple[str, str], ...] = ()
@@ -236,28 +242,28 @@ class UsageQuery:
     until: float | None = None
 
     def where(self) -> tuple[str, list[object]]:
-        """As SQL, and what belongs into its gaps."""
-        said: list[str] = ["1"]
+        """The condition in SQL, and the values of its placeholders."""
+        conditions: list[str] = ["1"]
         values: list[object] = []
         for key, text in self.texts:
-            said.append(f"{TEXTS[key]} GLOB ?")
+            conditions.append(f"{TEXTS[key]} GLOB ?")
             values.append(_glob(text))
         if self.since is not None:
-            said.append("at >= ?")
+            conditions.append("at >= ?")
             values.append(self.since)
         if self.until is not None:
-            said.append("at < ?")
+            conditions.append("at < ?")
             values.append(self.until)
-        return " AND ".join(said), values
+        return " AND ".join(conditions), values
 
 
 class Total(NamedTuple):
-    """What some entries add up to.
+    """The sums of a group of entries.
 
     Attributes:
-        name: what they have in common.
+        name: the value that they are grouped by; empty for all entries.
         unpriced: calls without a price, which are not in ``nano_usd``.
-        estimated: calls that are in it at an upper bound.
+        estimated: calls that are in ``nano_usd`` with an upper bound.
     """
 
     name: str
@@ -274,30 +280,30 @@ class Total(NamedTuple):
 NOTHING = (0,) * (len(Total._fields) - 1)
 
 
-class QueryResult:
-    """Reads a log; one that is not there yet is empty.
+class LogReader:
+    """Reads a log. A log that does not exist yet is empty.
 
-    Every method raises `HistoryError` when it can't be read.
+    Every method raises `HistoryError` if the log can't be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def entries(self, question: UsageQuery, limit: int = 0) -> tuple[Entry, ...]:
+    def entries(self, query: UsageQuery, limit: int = 0) -> tuple[Entry, ...]:
         """The latest entries, oldest first; all of them with a limit of 0."""
-        return tuple(self.each(question, limit))
+        return tuple(self.each(query, limit))
 
-    def each(self, question: UsageQuery, limit: int = 0) -> Iterator[Entry]:
-        """As `entries`, but a page at a time: a log may be larger than the memory.
+    def each(self, query: UsageQuery, limit: int = 0) -> Iterator[Entry]:
+        """As `entries`, but read a page at a time: a log may be larger than the memory.
 
-        Between two pages nothing is locked, so a reader that takes its time keeps no run waiting.
+        Nothing is locked between two pages, so a slow reader keeps no run waiting.
         """
-        where, values = question.where()
+        where, values = query.where()
         page = (
             f"SELECT at, entry.rowid, {_NAMES} {_FROM} WHERE {where} AND (at, entry.rowid) > (?, ?)"
             " ORDER BY at, entry.rowid LIMIT ?"
         )
-        left, last = limit, self._before(question, limit)
+        left, last = limit, self._before(query, limit)
         while rows := self._ask(page, [*values, *last, min(left, PAGE) if limit else PAGE]):
             for at, number, *row in rows:
                 last = at, number
@@ -307,9 +313,9 @@ class QueryResult:
             if limit and left <= 0:
                 return
 
-    def _before(self, question: UsageQuery, limit: int) -> tuple[float, int]:
-        """Where the latest entries begin: the time and the number of the one before them."""
-        where, values = question.where()
+    def _before(self, query: UsageQuery, limit: int) -> tuple[float, int]:
+        """The time and the number of the entry before the latest ``limit`` entries."""
+        where, values = query.where()
         found = limit and self._ask(
             f"SELECT at, entry.rowid {_FROM} WHERE {where} "
             "ORDER BY at DESC, entry.rowid DESC LIMIT 1 OFFSET ?",
@@ -318,18 +324,18 @@ class QueryResult:
         return found[0] if found else (-math.inf, 0)
 
     def counts(self, model: str) -> tuple[Fact, ...]:
-        """What servers have counted in prompts of a model, by the rule of this release."""
+        """What servers have counted in prompts of a model, if this release can read its hashes."""
         return facts(self._ask(LEARNED, [model, RULE]))
 
-    def total(self, question: UsageQuery) -> Total:
-        """What all of them add up to."""
-        where, values = question.where()
+    def total(self, query: UsageQuery) -> Total:
+        """The sums of all entries that match a query."""
+        where, values = query.where()
         rows = self._ask(f"SELECT {_SUMS} {_FROM} WHERE {where}", values)
         return Total("", *(rows[0] if rows else NOTHING))
 
-    def totals(self, question: UsageQuery, group: str) -> tuple[Total, ...]:
-        """The sums by one of `GROUPS`: days in order, all others with the most expensive first."""
-        where, values = question.where()
+    def totals(self, query: UsageQuery, group: str) -> tuple[Total, ...]:
+        """The sums by one of `GROUPS`: days in order, other groups by falling cost."""
+        where, values = query.where()
         order = "1" if group == "day" else "sum(nano_usd) DESC, 1"
         rows = self._ask(
             f"SELECT {GROUPS[group]}, {_SUMS} {_FROM} WHERE {where} GROUP BY 1 ORDER BY {order}",

@@ -1,7 +1,7 @@
-"""The tables of the usage log, step by step as releases have added to them.
+"""The tables of the usage log, in the steps by which releases have added to them.
 
-And the rows of two of them: what servers have counted in prompts, and how long tests and cold
-starts took, which the next run plans with.
+This module also reads and writes the rows of two of them: what servers have counted in prompts, and
+how long tests and cold starts took. The next run plans with the latter.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _SECOND = (
     """,
 )
 
-# What servers have counted of prompts; ``rule`` is the one that hashes are made by.
+# What servers have counted in prompts; ``rule`` is the version of the hashes, `prompts.RULE`.
 PROMPT_TOKENS = (
     """
     CREATE TABLE prompt_tokens (
@@ -113,7 +113,7 @@ _KEEP = "INSERT OR REPLACE INTO prompt_tokens VALUES (?, ?, ?, ?, ?, ?)"
 def learn(
     connection: sqlite3.Connection, learned: Iterable[Fact], started: float, ended: float
 ) -> None:
-    """Put what a run has learned over what was known; a doubt leaves nothing beside it.
+    """Add what a run has learned. For a provider in doubt, all else is deleted.
 
     Servers that are addressed by URL are left out: another model may be there tomorrow.
 
@@ -135,12 +135,12 @@ def learn(
 
 
 def facts(rows: Iterable[tuple[Any, ...]]) -> tuple[Fact, ...]:
-    """What `LEARNED` finds, without rows that are not as this release writes them."""
+    """The facts in rows of the query `LEARNED`, without rows that this release can't read."""
     return tuple(Fact(*row) for row in rows if _is_fact(*row))
 
 
 def _is_fact(model: object, provider: object, key: object, tokens: object) -> bool:
-    """Whether a row is as this release writes it."""
+    """Whether a row has the types and values that this release writes."""
     texts = isinstance(model, str) and isinstance(provider, str) and isinstance(key, str)
     return texts and key != "" and isinstance(tokens, int) and 0 <= tokens < MOST_TOKENS
 
@@ -168,10 +168,10 @@ class DurationLog:
         self._path = path
 
     def read(self, project: str) -> Durations:
-        """What is remembered of a project; of an endpoint, whichever project used it.
+        """The durations of a project's tests, and of the cold starts in all projects.
 
         Raises:
-            HistoryError: it can't be read.
+            HistoryError: the log can't be read.
         """
         if not self._path.exists():
             return Durations({}, {})
@@ -182,13 +182,14 @@ class DurationLog:
         return Durations(dict(tests), dict(starts))
 
     def add(self, project: str, measured: Durations, at: float, *, keep_days: int) -> None:
-        """Half of what was known and half of what was measured now is expected next time.
+        """Store what was measured: the mean of the stored and the measured seconds.
 
         Args:
-            at: unix seconds; what is older than the days to keep is forgotten.
+            at: now, in unix seconds.
+            keep_days: the age in days beyond which a duration is deleted.
 
         Raises:
-            HistoryError: it can't be written; nothing of it is.
+            HistoryError: the log can't be written, and is as it was.
         """
         rows = [(project, TEST, name, s, at) for name, s in measured.tests.items()]
         rows += [("", COLD_START, name, s, at) for name, s in measured.cold_starts.items()]

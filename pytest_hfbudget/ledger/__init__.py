@@ -1,7 +1,7 @@
 """Who may spend: scopes with caps, and the hold, settle and release of every call.
 
-Here is what everyone says about a ledger: what has a cap, what the ledger remembers, and what it
-can be asked, wherever it lives.
+This module has the records that a ledger keeps, and `LedgerLike`: what a ledger does, whether it
+is in this process or in another.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pytest_hfbudget.money import beside
 
 
 class Scope(NamedTuple):
-    """One budget. Two scopes of one key are the same budget: reruns of a test share its cap.
+    """One budget. Scopes with the same key are the same budget: reruns of a test share its cap.
 
     Attributes:
         key: unique in a run, over all of its workers.
-        name: how a message calls it.
-        cap: nano-USD, inclusive; None where nothing is capped and all is counted.
+        name: what messages call it.
+        cap: nano-USD, inclusive; None for a budget that only counts.
         max_calls: the most calls that may be sent; None for any number.
     """
 
@@ -33,7 +33,10 @@ SESSION = "session"
 
 
 class Totals(NamedTuple):
-    """Where one scope stands, in nano-USD and calls."""
+    """What one scope has spent and holds, in nano-USD, and its calls that were settled or refused.
+
+    A call that was released without being sent does not count.
+    """
 
     spent: int = 0
     held: int = 0
@@ -42,11 +45,11 @@ class Totals(NamedTuple):
 
 
 class RunsBudget(NamedTuple):
-    """A budget over many runs, or over many jobs, as it stands.
+    """The state of a budget over many runs, or over many jobs; money in nano-USD.
 
     Attributes:
-        left: nano-USD that no run and no job has spent or holds.
-        jobs: how many jobs share it; None where it is not shared over a server.
+        left: what no run and no job has spent or holds.
+        jobs: how many jobs share it; None if it is not shared over a server.
     """
 
     label: str
@@ -56,7 +59,7 @@ class RunsBudget(NamedTuple):
 
     @property
     def line(self) -> str:
-        """For people."""
+        """The state in one line, for people."""
         share = "1 job shares" if self.jobs == 1 else f"{self.jobs} jobs share"
         shared = "" if self.jobs is None else f", {share} it"
         left, cap = beside(self.cap, self.left)
@@ -64,22 +67,30 @@ class RunsBudget(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """One settled call. Money is nano-USD; None where the call had no price and no cap.
+    """One settled call.
 
-    ``estimated`` says that no usage came back and the amount is an upper bound. ``status`` is
-    the HTTP status, or a word where none came back: ``timeout``, ``lost``, ``closed``,
-    ``refused`` (the connection). ``over`` is what it cost beyond its hold: it took longer
-    than that was for. ``scopes`` are the keys of every budget that was charged. ``replayed`` says
-    that a recording or a mock answered, so that it cost nothing. ``instead_of`` is the
-    model that the caller had asked for, where a budget's fallback has put another in its place.
-    ``cached_tokens`` are the part of the input that a provider took from its cache, as its usage
-    says. ``session_id`` is the inference session that the router was told, to be found on the
-    bill; empty for none. ``at`` is when the call was made, in unix seconds. ``endpoint`` is the
-    endpoint of the run, by ``namespace/name``, that the call went to; None for every other call.
-    ``above`` is the part of an estimated charge that is above what provably came back. ``waited``
-    is for how many seconds it waited until calls in flight had settled.
+    `draft_of` and `charge_of` in ``metering/usage.py`` make one by position.
 
-    `_draft` in ``metering/hold.py`` and `charge_of` in ``metering/usage.py`` make one by position.
+    Attributes:
+        test: the id of the test that made the call; None outside of tests.
+        nano_usd: what was charged; None if the call had no known price and no cap.
+        status: the HTTP status; or, if none came back, a word such as ``timeout``, ``lost``,
+            ``closed``, or ``refused`` (the connection).
+        estimated: whether no usage came back, so that the amount is an upper bound.
+        seconds: how long the call took.
+        where: what was running, if no test was.
+        scopes: the keys of all budgets that were charged.
+        over: nano-USD that the call cost beyond its hold, for example because it took longer than
+            the hold was for.
+        replayed: whether a recording or a mock answered, so that the call cost nothing.
+        instead_of: the model that the caller asked for, if a fallback has replaced it.
+        at: when the call was made, in unix seconds.
+        endpoint: the endpoint of the run that the call went to, as ``namespace/name``, or None.
+        above: nano-USD of an estimate beyond what provably came back.
+        waited: seconds for which the call waited until calls in flight had settled.
+        session_id: the inference session that the router was told, by which the bill names the
+            call; empty for none.
+        cached_tokens: the part of the input that the provider took from its cache, as it says.
     """
 
     test: str | None
@@ -107,7 +118,7 @@ class Charge(NamedTuple):
 
     @classmethod
     def read(cls, fields: Iterable[Any]) -> Charge:
-        """A charge that was written as JSON, which knows no tuples."""
+        """The charge behind fields that were written as JSON, which has no tuples."""
         charged = cls(*fields)
         return charged._replace(scopes=tuple(charged.scopes))
 
@@ -116,9 +127,11 @@ class Refusal(NamedTuple):
     """One call that was not sent.
 
     Attributes:
-        details: what it would have held, in one line.
-        cap, spent, held, needed: of the budget as it refused, in nano-USD, as in `Figures`; all 0
-            where the budget is not the reason.
+        test: the id of the test that made the call; None outside of tests.
+        scope, scope_key: the name and the key of the budget that refused; may be empty.
+        details: what the call would have held, in one line.
+        cap, spent, held, needed: of that budget at that moment, in nano-USD, as in `Figures`; all
+            0 if the amount was not the reason.
     """
 
     test: str | None
@@ -134,18 +147,20 @@ class Refusal(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """An amount that is set aside until it is settled or released, once."""
+    """An amount of nano-USD that is set aside for a call until it is settled or released, once."""
 
     id: int
     amount: int
 
 
 class Caller(NamedTuple):
-    """The maker of a call: while it waits it settles nothing.
+    """The thread or task that makes a call. While it waits, it can't settle its other calls.
 
     Attributes:
-        task: a number of its own for each task of a thread, of asyncio or trio, 0 outside of tasks.
-        blocks: whether the whole thread stands still when this caller waits, with all its tasks.
+        process: the id of its process.
+        thread: the native id of its thread.
+        task: the number of its asyncio or trio task in this process; 0 outside of tasks.
+        blocks: whether its waiting blocks the whole thread, with all tasks of it.
     """
 
     process: int
@@ -154,80 +169,80 @@ class Caller(NamedTuple):
     blocks: bool = True
 
     @property
-    def stops(self) -> tuple[int, ...]:
-        """What stands still while this caller waits: its thread, or its task."""
+    def blocked(self) -> tuple[int, ...]:
+        """The key of what is blocked while this caller waits: its thread, or only its task."""
         return self[:2] if self.blocks else self[:3]
 
     @property
-    def within(self) -> tuple[tuple[int, ...], ...]:
-        """All whose standing still includes this caller: its thread and its task."""
+    def blocked_by(self) -> tuple[tuple[int, ...], ...]:
+        """The keys of its thread and of its task: if either is blocked, this caller is, too."""
         return self[:2], self[:3]
 
 
 class WaitingHold(NamedTuple):
-    """A place in the queue: its answer becomes the hold of the same id, or the refusal."""
+    """A call in the queue. Its answer will be the hold, which has the same id, or the refusal."""
 
     id: int
     answer: Future[Hold]
 
 
 def unanswered() -> Future[Hold]:
-    """An answer that its waiter can't cancel: the waiter leaves the queue instead."""
+    """A new answer for a `WaitingHold`. A waiter can't cancel it, but leaves the queue instead."""
     answer: Future[Hold] = Future()
     answer.set_running_or_notify_cancel()
     return answer
 
 
 class LedgerLike(Protocol):
-    """What metering needs of a ledger, wherever that ledger lives."""
+    """What metering needs of a ledger, in this process or in another. Amounts are nano-USD."""
 
     def open(self, scope: Scope) -> None:
-        """Make a scope known; a key that is known already keeps what was spent in it."""
+        """Add a scope; if its key is known already, nothing changes."""
 
     def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
-        """Set aside as much as every scope allows, from ``least`` to ``most`` (None: all)."""
+        """Set aside as much as all scopes allow, from ``least`` to ``most`` (None: no limit)."""
 
     def ask(
         self, keys: Sequence[str], least: int, most: int | None, draft: Charge, caller: Caller
     ) -> Hold | WaitingHold:
-        """As `hold`, or a place in line where only calls in flight are in the way."""
+        """As `hold`; but if only calls in flight are in the way, the call joins the queue."""
 
-    def give_up(self, place: int, seconds: float) -> Hold | None:
-        """Leave the line with a refusal, after so many seconds, unless an answer has come."""
+    def give_up(self, request: int, seconds: float) -> Hold | None:
+        """Leave the queue after so many seconds: with a refusal, unless an answer has come."""
 
-    def leave(self, place: int) -> None:
-        """Leave the line, and give back what was granted meanwhile."""
+    def leave(self, request: int) -> None:
+        """Leave the queue, and release the hold if it was granted meanwhile."""
 
     def settle(self, hold: int, charge: Charge) -> None:
-        """Book what a held call really cost and give the rest back."""
+        """Book what a held call really cost, and release the rest of its hold."""
 
     def release(self, hold: int, charge: Charge | None = None) -> None:
-        """Give a hold back: nothing was bought."""
+        """Release a hold, because nothing was bought."""
 
     def flush(self) -> None:
-        """Wait until all that was settled is booked, wherever that is."""
+        """Wait until all that was settled is booked in the ledger's own process."""
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         """Count a call that was not sent."""
 
     def miss(self, why: str, calls: int) -> None:
-        """Note calls that were sent without having been understood, which no cap forbade."""
+        """Count calls that went out without being metered, as no cap was around them."""
 
     def total(self, key: str) -> Totals:
-        """Where a scope stands now."""
+        """What a scope has spent and holds now."""
 
     def touched(self, key: str) -> bool:
-        """Whether this process has asked for anything in a scope; known without asking."""
+        """Whether this process has used a scope; no other process is asked."""
 
     def charges_in(self, key: str) -> tuple[Charge, ...]:
         """Every settled call of one scope."""
 
 
 class UptimeSource(Protocol):
-    """What costs by the minute beside the calls, under the same cap."""
+    """What the ledger asks of the endpoints, whose uptime is charged under the same caps."""
 
     def accrue(self) -> None:
-        """Book the minutes that have started, before a call is measured against the rest."""
+        """Book the minutes that have started, before a call is compared with what is left."""
 
     def rearm(self) -> None:
-        """Stop earlier, if a call has taken what a later minute would have cost."""
+        """Pause earlier, if a call has taken the money for a later minute."""

@@ -34,7 +34,7 @@ from pytest_hfbudget.ledger.queue import (
     Waiter,
     decide,
     grant,
-    sent_away,
+    refusal_of,
 )
 from pytest_hfbudget.locks import Lock, non_reentrant, own_lock
 
@@ -43,10 +43,10 @@ PACK = 1024
 
 
 class Charges:
-    """Charges in the order of their settlement; its user holds a lock.
+    """Charges in the order of their settlement. The caller has to hold the ledger's lock.
 
-    Plain tuples at first, and packed in the end: as objects they would be twenty times as large,
-    and the garbage collector would walk over all of them again and again.
+    The latest are plain tuples; earlier ones are compressed. As objects they would take twenty
+    times the memory, and the garbage collector would visit all of them again and again.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Charges:
 
 
 def _dumped(rows: list[tuple[Any, ...]]) -> bytes:
-    """Rows in the quickest format: they are read by the process that writes them, and no other."""
+    """Rows in the quickest format: only the process that writes them reads them."""
     try:
         return marshal.dumps(rows)
     except ValueError:  # a name that is an enum's member; as JSON it is plain text
@@ -75,12 +75,10 @@ def _dumped(rows: list[tuple[Any, ...]]) -> bytes:
 
 
 class Ledger:
-    """The one ledger of a run. Every method is atomic; none blocks for longer than a lock.
+    """The one ledger of a run. Every method is atomic, and waits for nothing but the lock.
 
-    A signal handler that interrupts one of them may look, and may change nothing.
-
-    Raises:
-        LedgerBusyError: it wanted to.
+    A signal handler may interrupt a method. Then it may read the ledger, but not change it: each
+    method that changes something raises `LedgerBusyError`.
     """
 
     def __init__(self) -> None:
@@ -101,7 +99,8 @@ class Ledger:
     def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
         """Set aside from ``least`` to ``most`` nano-USD in every scope at once, or in none.
 
-        ``draft`` is what is known of the call so far.
+        Args:
+            draft: what is known of the call so far.
 
         Raises:
             BudgetExceededError: a scope has less than ``least`` left, or no call left.
@@ -111,7 +110,7 @@ class Ledger:
         with non_reentrant(self._lock):
             answer = self._ask(keys, least, most, draft, None)
             if isinstance(answer, Waiter):
-                refusal = sent_away(answer, self._queue, SMALLER)
+                refusal = refusal_of(answer, self._queue, SMALLER)
                 self._queue.remove(answer)
                 raise refusal
         if self._uptime is not None:
@@ -126,11 +125,11 @@ class Ledger:
         draft: Charge,
         caller: Caller | None = None,
     ) -> Hold | WaitingHold:
-        """As `hold`, but where only calls in flight are in the way, a place in the queue for it.
+        """As `hold`; but if only calls in flight are in the way, the call joins the queue.
 
         Raises:
-            BudgetExceededError: a scope has spent too much, or has no call left; or what is in
-                the way is held by ``caller`` itself, or by others who wait for it.
+            BudgetExceededError: a scope has spent too much, or has no call left; or waiting is in
+                vain: ``caller`` itself holds what is in the way, or callers that wait for it do.
         """
         if self._uptime is not None:
             self._uptime.accrue()
@@ -144,34 +143,40 @@ class Ledger:
             WaitingHold(answer.request.id, answer.answer) if isinstance(answer, Waiter) else answer
         )
 
-    def give_up(self, place: int, seconds: float) -> Hold | None:
-        """The end of patience: the hold, if it has come; None if there is another answer.
+    def give_up(self, request: int, seconds: float) -> Hold | None:
+        """Take a request out of the queue that has waited for so many seconds.
+
+        Args:
+            request: its id.
+
+        Returns:
+            Its hold, if that was granted meanwhile; None if it was refused or has left meanwhile.
 
         Raises:
-            BudgetExceededError: what was in the way for so many seconds still is.
+            BudgetExceededError: what was in the way still is.
         """
-        self._serve()
+        self._serve_queue()
         with non_reentrant(self._lock):
-            self._answer_line()
-            if place in self._holds:
-                return Hold(place, self._holds[place].amount)
-            waits = self._in_line(place)
-            if waits is None:
+            self._answer_queue()
+            if request in self._holds:
+                return Hold(request, self._holds[request].amount)
+            waiter = self._waiter(request)
+            if waiter is None:
                 return None
-            refusal = sent_away(waits, self._queue, too_late(seconds))
-            self._send_away(waits, refusal)
-            self._answer_line()
+            refusal = refusal_of(waiter, self._queue, too_late(seconds))
+            self._refuse_waiter(waiter, refusal)
+            self._answer_queue()
             raise refusal
 
-    def leave(self, place: int) -> None:
-        """Stand in line no more; what was granted meanwhile is given back."""
+    def leave(self, request: int) -> None:
+        """Take a request out of the queue; if it was granted meanwhile, release its hold."""
         with non_reentrant(self._lock):
-            if place in self._holds:
-                self._resolve(place)
-            elif (waits := self._in_line(place)) is not None:
-                self._send_away(waits, LedgerUnreachableError("the caller stopped waiting"))
+            if request in self._holds:
+                self._resolve(request)
+            elif (waiter := self._waiter(request)) is not None:
+                self._refuse_waiter(waiter, LedgerUnreachableError("the caller stopped waiting"))
         if self._queue:
-            self._serve()
+            self._serve_queue()
 
     def settle(self, hold: int, charge: Charge) -> None:
         """Book a held call at ``charge.nano_usd``, which may differ from what was held.
@@ -185,10 +190,10 @@ class Ledger:
             self._resolve(hold, charge.nano_usd or 0, 1)
             self._charges.append(charge)
         if self._queue:
-            self._serve()
+            self._serve_queue()
 
     def release(self, hold: int, charge: Charge | None = None) -> None:
-        """Give a hold back. With a charge (of $0) the call still counts as one that was made.
+        """Release a hold. With a charge (of $0) the call still counts as one that was made.
 
         Raises:
             KeyError: the hold was resolved before.
@@ -198,10 +203,10 @@ class Ledger:
             if charge is not None:
                 self._charges.append(charge)
         if self._queue:
-            self._serve()
+            self._serve_queue()
 
     def flush(self) -> None:
-        """Nothing to wait for: what is settled here is booked."""
+        """Nothing: what is settled here is booked at once."""
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         with non_reentrant(self._lock):
@@ -214,7 +219,7 @@ class Ledger:
             self._unmetered[why] += calls
 
     def unmetered(self) -> Mapping[str, int]:
-        """How many calls were sent that are not in here, by the reason."""
+        """How many calls went out without being metered, by the reason."""
         with self._lock:
             return dict(self._unmetered)
 
@@ -227,12 +232,14 @@ class Ledger:
         return key in self._accounts
 
     def book(self, key: str, nano_usd: int, *, what: str = "") -> None:
-        """Add what is spent without a call: the uptime of an endpoint.
+        """Charge uptime, which is spent without a call.
 
-        With ``what`` it is asked for beforehand, and has to fit; without, it has happened.
+        Args:
+            what: names uptime that is still to come, and so has to fit; empty for uptime that
+                has happened.
 
         Raises:
-            BudgetExceededError: it does not fit.
+            BudgetExceededError: uptime that is still to come does not fit.
         """
         with non_reentrant(self._lock):
             account = self._accounts[key]
@@ -240,27 +247,27 @@ class Ledger:
             if what and room is not None and room < nano_usd:
                 raise account.over(nano_usd, what)
             account.spent += nano_usd
-            self._answer_line()
+            self._answer_queue()
 
     def book_uptime(self, nano_usd: int, shared: int, *, what: str = "") -> None:
         """Book the uptime of endpoints to the session, as `book` does.
 
         Args:
-            shared: nano-USD of it for the budgets that other runs share, if there are any.
+            shared: the nano-USD to book to budgets that other runs share; there are none here.
         """
         self.book(SESSION, nano_usd, what=what)
 
     def share_with(self, uptime: UptimeSource) -> None:
-        """Let something that costs by the minute spend from this ledger, too."""
+        """Let endpoints, which cost by the minute, spend from this ledger, too."""
         self._uptime = uptime
 
     def scopes(self) -> dict[str, tuple[Scope, Totals]]:
-        """Every scope with where it stands, for the report."""
+        """Every scope with its totals, by key."""
         with self._lock:
             return {key: (each.scope, each.totals) for key, each in self._accounts.items()}
 
     def waiting(self) -> int:
-        """How many calls stand in line."""
+        """How many calls are in the queue."""
         return len(self._queue)
 
     def charges(self) -> tuple[Charge, ...]:
@@ -294,10 +301,10 @@ class Ledger:
             amount = grant(request, NO_QUEUE)
             if amount is not None:
                 return self._grant(request, amount)
-        place = Waiter(request, unanswered())
-        self._queue.append(place)
-        self._answer_line()
-        return place.answer.result() if place.answer.done() else place
+        waiter = Waiter(request, unanswered())
+        self._queue.append(waiter)
+        self._answer_queue()
+        return waiter.answer.result() if waiter.answer.done() else waiter
 
     def _grant(self, request: HoldRequest, amount: int) -> Hold:
         request.amount = amount
@@ -315,29 +322,29 @@ class Ledger:
             account.spent += spent
             account.calls += calls
 
-    def _answer_line(self) -> None:
+    def _answer_queue(self) -> None:
         while (decision := decide(self._queue, self._holds.values())) is not None:
-            place, verdict = decision
+            waiter, verdict = decision
             if isinstance(verdict, int):
-                self._queue.remove(place)
-                place.answer.set_result(self._grant(place.request, verdict))
+                self._queue.remove(waiter)
+                waiter.answer.set_result(self._grant(waiter.request, verdict))
             else:
-                self._send_away(place, verdict)
+                self._refuse_waiter(waiter, verdict)
 
-    def _send_away(self, place: Waiter, why: Exception) -> None:
-        self._queue.remove(place)
-        place.answer.set_exception(why)
+    def _refuse_waiter(self, waiter: Waiter, why: Exception) -> None:
+        self._queue.remove(waiter)
+        waiter.answer.set_exception(why)
 
-    def _in_line(self, place: int) -> Waiter | None:
-        return next((each for each in self._queue if each.request.id == place), None)
+    def _waiter(self, request: int) -> Waiter | None:
+        return next((each for each in self._queue if each.request.id == request), None)
 
     # --- around the lock
 
-    def _serve(self) -> None:
-        """Look who need wait no longer, now that something has changed."""
+    def _serve_queue(self) -> None:
+        """Answer the calls in the queue that need wait no longer, after something has changed."""
         if self._uptime is not None:
             self._uptime.accrue()
         with non_reentrant(self._lock):
-            self._answer_line()
+            self._answer_queue()
         if self._uptime is not None:
             self._uptime.rearm()

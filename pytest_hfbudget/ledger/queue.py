@@ -1,9 +1,9 @@
-"""Who gets what, and who waits: the rules alone, without a lock, a clock or a thread.
+"""Which calls are granted, which wait and which are refused: rules without lock, clock or thread.
 
-A call that would fit if the calls in flight cost nothing waits for them. First come, first
-served: what those ahead need counts as held, in the scopes that they share with a later one. Two
-things end a wait early: something was spent, and the call fits no more; or no caller is left that
-could settle what is in the way, because they all wait themselves.
+A call waits if it would fit, should the calls in flight cost nothing. First come, first served:
+what the calls ahead in the queue need counts as held, in the scopes that they share with a later
+call. A wait ends early in two cases. Too much was spent meanwhile, and the call no longer fits. Or
+the callers that hold what is in the way all wait themselves, so none of them can settle it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytest_hfbudget.ledger import Caller, Charge, Hold, Scope, Totals
 
 
 class Account:
-    """One scope with what is spent and held in it."""
+    """One scope, with its nano-USD spent and held, and its calls settled, in flight and refused."""
 
     __slots__ = ("calls", "held", "in_flight", "refused", "scope", "spent")
 
@@ -31,19 +31,25 @@ class Account:
         return Totals(self.spent, self.held, self.calls, self.refused)
 
     def room(self) -> int | None:
-        """What is neither spent nor held; None without a cap."""
+        """Nano-USD that are neither spent nor held, less than 0 if overspent; None without cap."""
         cap = self.scope.cap
         return None if cap is None else cap - self.spent - self.held
 
     def calls_left(self) -> int | None:
-        """How many more calls may be sent; one in flight is as good as sent."""
+        """How many more calls may be sent, if those in flight count as sent; None for any."""
         most = self.scope.max_calls
         return None if most is None else most - self.calls - self.in_flight
 
     def over(
         self, needed: int, model: str, *, ahead: int = 0, advice: str = SMALLER
     ) -> BudgetExceededError:
-        """The refusal of a call that needs more than is left behind those that wait ahead."""
+        """The refusal of a call that needs more than is left.
+
+        Args:
+            needed: nano-USD of the call.
+            ahead: nano-USD that the calls ahead of it in the queue need.
+            advice: what the message ends with.
+        """
         return over_cap(
             scope=self.scope.name,
             scope_key=self.scope.key,
@@ -53,7 +59,7 @@ class Account:
         )
 
     def out_of_calls(self, model: str) -> BudgetExceededError:
-        """The refusal of one call more than may be sent."""
+        """The refusal of a call beyond ``max_calls``."""
         return BudgetExceededError(
             f"{self.scope.name}: {model} would be call {self.calls + self.in_flight + 1}, "
             f"but max_calls is {self.scope.max_calls}. The call was not sent. Raise max_calls.",
@@ -65,10 +71,11 @@ class Account:
 
 
 class HoldRequest:
-    """What a call asks for: from ``least`` to ``most`` nano-USD in all its accounts at once.
+    """A request to hold from ``least`` to ``most`` nano-USD in all its accounts at once.
 
     Attributes:
-        amount: what it holds, once it was granted.
+        id: a number that becomes the id of the hold.
+        amount: the nano-USD that it holds, once it is granted.
     """
 
     __slots__ = ("accounts", "amount", "caller", "draft", "id", "least", "most")
@@ -87,21 +94,21 @@ class HoldRequest:
 
 
 class Waiter(NamedTuple):
-    """A request that waits, and where its answer is put: the hold, or the refusal."""
+    """A request in the queue, and the future for its answer: the hold, or the refusal."""
 
     request: HoldRequest
     answer: Future[Hold]
 
 
 class QueueAhead:
-    """What those ahead in line need, in each account: to those behind it is as good as held."""
+    """What the calls ahead in the queue need, in each account. To later calls it counts as held."""
 
     def __init__(self) -> None:
         self.nano_usd: dict[Account, int] = {}
         self.calls: dict[Account, int] = {}
 
     def add(self, request: HoldRequest) -> None:
-        """Let one more stand there."""
+        """Add what one more request needs."""
         for account in request.accounts:
             self.nano_usd[account] = self.nano_usd.get(account, 0) + request.least
             self.calls[account] = self.calls.get(account, 0) + 1
@@ -111,10 +118,10 @@ NO_QUEUE = QueueAhead()
 
 
 def grant(request: HoldRequest, ahead: QueueAhead) -> int | None:
-    """The amount that a request gets now; None where it has to wait for others.
+    """The nano-USD that a request gets now; None if it has to wait for others.
 
     Raises:
-        BudgetExceededError: it would not fit either if nothing were held.
+        BudgetExceededError: it would not fit even if nothing were held.
     """
     waits, least, amount = False, request.least, request.most
     for account in request.accounts:
@@ -126,7 +133,7 @@ def grant(request: HoldRequest, ahead: QueueAhead) -> int | None:
             waits = waits or left <= ahead.calls.get(account, 0)
         if cap is not None:
             unspent = cap - account.spent
-            if 0 < least > unspent:  # what is free fits into any cap
+            if 0 < least > unspent:  # a call of $0 fits into any cap, even an overspent one
                 raise account.over(least, request.draft.model)
             room = unspent - account.held - ahead.nano_usd.get(account, 0)
             waits = waits or 0 < least > room
@@ -140,27 +147,27 @@ def grant(request: HoldRequest, ahead: QueueAhead) -> int | None:
 def decide(
     queue: Sequence[Waiter], holds: Collection[HoldRequest]
 ) -> tuple[Waiter, int | BudgetExceededError] | None:
-    """Who of those in line need wait no longer, and why: an amount, or a refusal."""
+    """The next waiter that can be answered, and its answer: nano-USD, or a refusal; else None."""
     holders = _holders(queue, holds)
     ahead = QueueAhead()
-    for place in queue:
-        # A caller that holds something waits behind no one: others may be waiting for its hold.
+    for waiter in queue:
+        # A caller with other calls in flight need not queue: others may be waiting for these.
         try:
-            amount = grant(place.request, NO_QUEUE if place.request.id in holders else ahead)
+            amount = grant(waiter.request, NO_QUEUE if waiter.request.id in holders else ahead)
         except BudgetExceededError as refusal:
-            return place, refusal
+            return waiter, refusal
         if amount is not None:
-            return place, amount
-        ahead.add(place.request)
+            return waiter, amount
+        ahead.add(waiter.request)
     return _deadlock(queue, holds, holders) if holders else None
 
 
-def sent_away(place: Waiter, queue: Sequence[Waiter], advice: str) -> BudgetExceededError:
-    """The refusal of a waiter that is not to wait any longer."""
+def refusal_of(waiter: Waiter, queue: Sequence[Waiter], advice: str) -> BudgetExceededError:
+    """The refusal of a waiter that is not to wait any longer; its message ends with ``advice``."""
     ahead = QueueAhead()
-    for other in queue[: queue.index(place)]:
+    for other in queue[: queue.index(waiter)]:
         ahead.add(other.request)
-    request = place.request
+    request = waiter.request
     for account in request.accounts:
         room, claimed = account.room(), ahead.nano_usd.get(account, 0)
         if room is not None and 0 < request.least > room - claimed:
@@ -174,43 +181,46 @@ def sent_away(place: Waiter, queue: Sequence[Waiter], advice: str) -> BudgetExce
 
 
 def _holders(queue: Iterable[Waiter], holds: Iterable[HoldRequest]) -> set[int]:
-    """The requests of those in line who have other calls in flight."""
-    within = {part for held in holds if held.caller for part in held.caller.within}
-    return {p.request.id for p in queue if p.request.caller and p.request.caller.stops in within}
+    """The ids of the queued requests whose waiting blocks calls in flight from being settled."""
+    settlers = {key for held in holds if held.caller for key in held.caller.blocked_by}
+    callers = ((waiter.request.id, waiter.request.caller) for waiter in queue)
+    return {number for number, caller in callers if caller and caller.blocked in settlers}
 
 
 def _deadlock(
     queue: Sequence[Waiter], holds: Collection[HoldRequest], holders: set[int]
 ) -> tuple[Waiter, BudgetExceededError] | None:
-    """The last of those who wait for each other, if some do: who comes last closed the circle.
+    """The last of the callers that wait for each other, and its refusal; None if none do.
 
-    Calls whose callers don't wait will be settled, at best for $0. A waiting call that fits then
-    goes on and settles too, and so forth. The callers that are left wait for each other.
+    Assume that all calls whose callers don't wait are settled, for $0. Then some of the waiting
+    calls fit, so they will settle, too, and so forth. The callers that are left at the end wait for
+    each other. The one that came last has closed the circle.
     """
     stuck = list(queue)
     while stuck:
         frozen = _frozen(stuck, holds)
-        short = [(place, a) for place in stuck if (a := _short(place.request, frozen)) is not None]
+        short = [(w, a) for w in stuck if (a := _short(w.request, frozen)) is not None]
         if len(short) == len(stuck):
             last, account = next(each for each in reversed(short) if each[0].request.id in holders)
             return last, account.over(last.request.least, last.request.draft.model, advice=IN_VAIN)
-        stuck = [place for place, _ in short]
+        stuck = [waiter for waiter, _ in short]
     return None
 
 
 def _frozen(waiting: Iterable[Waiter], holds: Iterable[HoldRequest]) -> Counter[Account]:
-    """What stays held while these wait, in each account."""
-    still = {place.request.caller.stops for place in waiting if place.request.caller}
+    """The nano-USD in each account that can't be settled while these wait."""
+    blocked = {waiter.request.caller.blocked for waiter in waiting if waiter.request.caller}
     frozen: Counter[Account] = Counter()
     for held in holds:
-        if held.caller and not still.isdisjoint(held.caller.within):
+        if held.caller and not blocked.isdisjoint(held.caller.blocked_by):
             for account in held.accounts:
                 frozen[account] += held.amount
     return frozen
 
 
 def _short(request: HoldRequest, frozen: Counter[Account]) -> Account | None:
-    """The first account that could not take it though all but the frozen were given back."""
+    """The first account that has no room for a request, even if all but the frozen is released."""
+
     for account in request.accounts:
         room = account.room()
         if room is not None and 0 < request.least > room + account.held - frozen[account]:

@@ -40,10 +40,10 @@ def _logged(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact
     if not settings.log_days:
         return ()
     from pytest_hfbudget.endpoints.journal import default_state_dir
-    from pytest_hfbudget.history.usage_log import FILE, QueryResult
+    from pytest_hfbudget.history.usage_log import FILE, LogReader
 
     try:
-        return QueryResult(default_state_dir() / FILE).counts(model)
+        return LogReader(default_state_dir() / FILE).counts(model)
     except HistoryError as error:
         said = "token counts of earlier runs can't be read, so bytes bound the cost of prompts"
         say(config, f"hfbudget: {said}: {error}", yellow=True)
@@ -56,11 +56,11 @@ def models(config: pytest.Config, settings: Settings) -> Iterator[str]:
     if not settings.log_days:
         return
     from pytest_hfbudget.endpoints.journal import default_state_dir
-    from pytest_hfbudget.history.usage_log import FILE, QueryResult, UsageQuery
+    from pytest_hfbudget.history.usage_log import FILE, LogReader, UsageQuery
 
     asked = UsageQuery((("project", project(config, settings)),))
     with suppress(HistoryError):
-        found = QueryResult(default_state_dir() / FILE).totals(asked, "model")
+        found = LogReader(default_state_dir() / FILE).totals(asked, "model")
         yield from (each.name for each in found)
 
 

@@ -17,7 +17,7 @@ from chaos_plan import plan_of
 from chaos_run import perform
 
 from pytest_hfbudget.emulator import Emulator
-from pytest_hfbudget.history.usage_log import FILE, LoggedRun, QueryResult, UsageLog
+from pytest_hfbudget.history.usage_log import FILE, LoggedRun, LogReader, UsageLog
 from pytest_hfbudget.metering.prompts import RULE, Fact
 
 
@@ -52,4 +52,4 @@ def read_from_log(facts: Iterable[Fact], folder: Path, rule: int) -> list[Fact]:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE prompt_tokens SET rule = ?", [rule])
     models = {fact.model for fact in wrong}
-    return [fact for model in models for fact in QueryResult(path).counts(model)]
+    return [fact for model in models for fact in LogReader(path).counts(model)]

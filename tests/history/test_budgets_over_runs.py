@@ -334,7 +334,7 @@ def test_a_store_that_breaks_in_mid_run_lets_nothing_more_be_sent(project: Proje
     run = project.run()
     hold = run.hold(10)
     break_it(project)
-    with pytest.raises(LedgerUnreachableError, match="a budget over many runs can't be kept"):
+    with pytest.raises(LedgerUnreachableError, match="a budget over many runs can't be read"):
         run.hold(1)
     run.settle(hold, 7)  # it was sent: the caller that waits for the answer gets it
     run.hold(0)  # and what costs nothing needs no budget

@@ -114,13 +114,19 @@ ODD = {
     "no currency": ({"periods": []}, "the bill has no currency"),
     "another currency": (told(currency="EUR"), "the bill is in EUR, the ledger in USD"),
     "no periods": ({"currency": "USD"}, "the bill has no periods"),
-    "periods as an object": ({"currency": "USD", "periods": {}}, "the bill has an odd periods"),
+    "periods as an object": (
+        {"currency": "USD", "periods": {}},
+        "the bill has an unexpected periods",
+    ),
     "a list": ([], "the bill is not an object"),
     "null": (None, None),
     "a period that is a text": (told("2026-11"), "an item of periods is not an object"),
     "no sessions": (told({"period": "2026-11"}), "an item of periods has no sessions"),
     "no id": (told(period({"requestCount": 1, "costCents": 1})), "an item of sessions has no id"),
-    "an id that is a number": (told(period(row(name=1))), "an item of sessions has an odd id: 1"),
+    "an id that is a number": (
+        told(period(row(name=1))),
+        "an item of sessions has an unexpected id: 1",
+    ),
     "no cost": (
         told(period({"id": "one", "requestCount": 1})),
         "an item of sessions has no costCents",
@@ -129,11 +135,11 @@ ODD = {
         told(period({"id": "one", "costCents": 1})),
         "an item of sessions has no requestCount",
     ),
-    "a negative cost": (told(period(row(1, -1))), "has an odd costCents: -1"),
-    "a cost that is a text": (told(period(row(1, "2"))), "has an odd costCents: '2'"),
-    "a cost that is true": (told(period(row(1, True))), "has an odd costCents: True"),
-    "an absurd cost": (told(period(row(1, 1e300))), "has an odd costCents: "),
-    "a count with a fraction": (told(period(row(1.5))), "has an odd requestCount: "),
+    "a negative cost": (told(period(row(1, -1))), "has an unexpected costCents: -1"),
+    "a cost that is a text": (told(period(row(1, "2"))), "has an unexpected costCents: '2'"),
+    "a cost that is true": (told(period(row(1, True))), "has an unexpected costCents: True"),
+    "an absurd cost": (told(period(row(1, 1e300))), "has an unexpected costCents: "),
+    "a count with a fraction": (told(period(row(1.5))), "has an unexpected requestCount: "),
 }
 
 
@@ -316,14 +322,18 @@ def test_a_month_of_an_organisation_is_the_sum_of_its_groups(emulator: Emulator)
     ("op", "answer", "line"),
     [
         ("bill_usage", {"usage": {}}, "has no period"),
-        ("bill_usage", {"period": {"periodStart": "soon"}, "usage": {}}, "odd periodStart: 'soon'"),
+        (
+            "bill_usage",
+            {"period": {"periodStart": "soon"}, "usage": {}},
+            "unexpected periodStart: 'soon'",
+        ),
         (
             "bill_usage",
             {
                 "period": {"periodStart": "2026-11-01T00:00:00Z"},
                 "usage": {"endpoints": [{"product": "endpoints/x", "totalCostMicroUSD": None}]},
             },
-            "odd totalCostMicroUSD: None",
+            "unexpected totalCostMicroUSD: None",
         ),
         ("bill_usage_v2", {}, "the usage has no usage"),
         ("bill_usage_v2", {"usage": {"jobs": {}}}, "usage has no inferenceProviders"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_books import DAY_S, NOON
 
-from pytest_hfbudget.history.usage_log import FILE, LoggedRun, QueryResult, UsageLog
+from pytest_hfbudget.history.usage_log import FILE, LoggedRun, LogReader, UsageLog
 from pytest_hfbudget.metering.prompts import ALIKE, DOUBT, FORGET, Fact
 
 MODEL = "org/model"
@@ -27,14 +27,14 @@ def learn(path: Path, *facts: tuple[object, ...], at: float = NOON) -> None:
 
 
 def known(path: Path) -> dict[tuple[str, str], int]:
-    return {(fact.provider, fact.key): fact.tokens for fact in QueryResult(path).counts(MODEL)}
+    return {(fact.provider, fact.key): fact.tokens for fact in LogReader(path).counts(MODEL)}
 
 
 def test_the_last_count_of_a_prompt_is_kept(path: Path) -> None:
     learn(path, ("groq", "ab", 100), ("groq", "cd", 7))
     learn(path, ("groq", "ab", 100), ("novita", "ab", 90), at=NOON + 100)
     assert known(path) == {("groq", "ab"): 100, ("groq", "cd"): 7, ("novita", "ab"): 90}
-    assert QueryResult(path).counts("org/other") == ()
+    assert LogReader(path).counts("org/other") == ()
 
 
 def test_a_doubt_leaves_nothing_of_its_provider_beside_it(path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_server_that_is_addressed_by_url_may_have_another_model_tomorrow(path:
     run = LoggedRun("run", "/src/project", NOON - 60, NOON)
     url = "http://localhost:8000"
     UsageLog(path).write(run, (), [Fact(url, "", "ab", 100)], keep_days=90)
-    assert QueryResult(path).counts(url) == ()
+    assert LogReader(path).counts(url) == ()
 
 
 def test_rows_that_make_no_sense_are_passed_over(path: Path) -> None:

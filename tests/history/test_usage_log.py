@@ -17,7 +17,7 @@ from pytest_hfbudget.history.usage_log import (
     FILE,
     GROUPS,
     LoggedRun,
-    QueryResult,
+    LogReader,
     UsageLog,
     UsageQuery,
     entries,
@@ -42,7 +42,7 @@ def write(path: Path, run: str, *charges: Charge, at: float = NOON, **more: Any)
 
 def ask(path: Path, **texts: str) -> list[str]:
     """The runs of the entries to which some texts apply."""
-    return [entry.run for entry in QueryResult(path).entries(UsageQuery(tuple(texts.items())))]
+    return [entry.run for entry in LogReader(path).entries(UsageQuery(tuple(texts.items())))]
 
 
 def test_a_call_is_found_as_it_was_charged(path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_call_is_found_as_it_was_charged(path: Path) -> None:
         cached_tokens=7,
     )
     write(path, "run", call)
-    (entry,) = QueryResult(path).entries(UsageQuery())
+    (entry,) = LogReader(path).entries(UsageQuery())
     assert vars(entry) == {
         "run": "run",
         "at": NOON - 30.5,
@@ -87,7 +87,7 @@ def test_refusals_and_the_minutes_of_endpoints_are_in_it(path: Path) -> None:
     line = EndpointLine("acme/llm", "paused", 550_000, 3, True, True, True)
     refusal = Refusal("test_b", "daily budget", "org/model", "a text that is not logged")
     write(path, "run", endpoints=(line,), refusals=(refusal,))
-    endpoint, refused = QueryResult(path).entries(UsageQuery())
+    endpoint, refused = LogReader(path).entries(UsageQuery())
     assert (endpoint.kind, endpoint.endpoint, endpoint.minutes) == ("endpoint", "acme/llm", 3)
     assert endpoint.nano_usd == 550_000
     assert (refused.kind, refused.status, refused.nano_usd) == ("refusal", "daily budget", 0)
@@ -100,12 +100,12 @@ def test_a_call_to_a_leased_endpoint_names_it(path: Path) -> None:
 
 def test_a_time_that_a_test_has_frozen_is_not_believed(path: Path) -> None:
     write(path, "run", charge(1, at=0.0), charge(1, at=NOON + DAY_S))
-    assert [entry.at for entry in QueryResult(path).entries(UsageQuery())] == [NOON, NOON]
+    assert [entry.at for entry in LogReader(path).entries(UsageQuery())] == [NOON, NOON]
 
 
 def test_nothing_secret_in_a_url_is_kept(path: Path) -> None:
     write(path, "run", charge(1, model="https://me:hf_secret@host:80/v1/chat?token=hf_secret#hf_x"))
-    (entry,) = QueryResult(path).entries(UsageQuery())
+    (entry,) = LogReader(path).entries(UsageQuery())
     assert entry.model == "https://host:80/v1/chat"
     assert b"hf_" not in path.read_bytes()
 
@@ -167,28 +167,28 @@ def test_entries_are_found_by_when_they_were_made(path: Path) -> None:
     for day in range(3):
         write(path, f"day{day}", charge(1), at=NOON + day * DAY_S)
     question = UsageQuery(since=NOON + 1, until=NOON + 2 * DAY_S)
-    assert [entry.run for entry in QueryResult(path).entries(question)] == ["day1"]
+    assert [entry.run for entry in LogReader(path).entries(question)] == ["day1"]
 
 
 def test_a_limit_keeps_the_latest(path: Path) -> None:
     write(path, "run", *(charge(number) for number in range(5)))
-    found = QueryResult(path).entries(UsageQuery(), limit=2)
+    found = LogReader(path).entries(UsageQuery(), limit=2)
     assert [entry.nano_usd for entry in found] == [3, 4]
 
 
 def test_a_log_of_many_pages_is_read_whole_and_in_order(path: Path) -> None:
     calls = [charge(number, at=NOON - 30 + number % 3) for number in range(2_500)]
     write(path, "run", *calls)
-    of_all = [(entry.at, entry.nano_usd) for entry in QueryResult(path).entries(UsageQuery())]
+    of_all = [(entry.at, entry.nano_usd) for entry in LogReader(path).entries(UsageQuery())]
     assert of_all == sorted((call.at, call.nano_usd) for call in calls)
-    latest = QueryResult(path).entries(UsageQuery(), limit=1_001)
+    latest = LogReader(path).entries(UsageQuery(), limit=1_001)
     assert [(entry.at, entry.nano_usd) for entry in latest] == of_all[-1_001:]
-    assert len(QueryResult(path).entries(UsageQuery(), limit=9_999)) == 2_500
+    assert len(LogReader(path).entries(UsageQuery(), limit=9_999)) == 2_500
 
 
 def test_a_run_is_written_while_another_process_reads(path: Path) -> None:
     write(path, "run", *(charge(1) for _ in range(1_500)))
-    reading = QueryResult(path).each(UsageQuery())
+    reading = LogReader(path).each(UsageQuery())
     next(reading)
     write(path, "other", charge(1), at=NOON + 1)
     assert len(list(reading)) == 1_500
@@ -199,7 +199,7 @@ def test_the_memory_of_a_reader_does_not_grow_with_the_log(path: Path) -> None:
     write(path, "run", *(charge(1) for _ in range(20_000)))
     tracemalloc.start()
     try:
-        for _ in QueryResult(path).each(UsageQuery()):
+        for _ in LogReader(path).each(UsageQuery()):
             pass
         assert tracemalloc.get_traced_memory()[1] < 8_000_000
     finally:
@@ -209,30 +209,30 @@ def test_the_memory_of_a_reader_does_not_grow_with_the_log(path: Path) -> None:
 def test_sums_are_exact_and_name_what_is_not_in_them(path: Path) -> None:
     write(path, "a", charge(2**60, input_tokens=1), charge(1, output_tokens=2, estimated=True))
     write(path, "b", charge(None), charge(5, model="org/other"), at=NOON + DAY_S)
-    first, second = QueryResult(path).totals(UsageQuery(), "model")
+    first, second = LogReader(path).totals(UsageQuery(), "model")
     assert (first.name, first.calls, first.nano_usd) == ("org/model", 3, 2**60 + 1)
     assert (first.input_tokens, first.output_tokens) == (1, 2)
     assert (first.unpriced, first.estimated) == (1, 1)
     assert (second.name, second.nano_usd) == ("org/other", 5)
-    assert QueryResult(path).total(UsageQuery()).nano_usd == 2**60 + 6
+    assert LogReader(path).total(UsageQuery()).nano_usd == 2**60 + 6
 
 
 def test_days_are_in_their_order_and_in_utc(path: Path) -> None:
     write(path, "b", charge(1), at=NOON + DAY_S / 2)
     write(path, "a", charge(5), at=NOON + DAY_S / 2 - 1)
-    days = QueryResult(path).totals(UsageQuery(), "day")
+    days = LogReader(path).totals(UsageQuery(), "day")
     assert [(day.name, day.nano_usd) for day in days] == [("2024-10-04", 5), ("2024-10-05", 1)]
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_all_sums_add_up_to_the_total(path: Path, group: str) -> None:
     write(path, "a", charge(5), charge(3, test=None, provider=None))
-    assert sum(one.nano_usd for one in QueryResult(path).totals(UsageQuery(), group)) == 8
+    assert sum(one.nano_usd for one in LogReader(path).totals(UsageQuery(), group)) == 8
 
 
 def test_a_log_that_is_not_there_is_empty(path: Path) -> None:
-    assert QueryResult(path).entries(UsageQuery()) == ()
-    assert QueryResult(path).total(UsageQuery()).calls == 0
+    assert LogReader(path).entries(UsageQuery()) == ()
+    assert LogReader(path).total(UsageQuery()).calls == 0
     assert not path.exists()
 
 
@@ -309,7 +309,7 @@ def test_a_log_of_the_first_release_is_read_and_added_to(path: Path) -> None:
     connection.execute(f"INSERT INTO entry ({', '.join(names)}) VALUES ({marks})", values)
     connection.close()
     write(path, "new", charge(7, session_id="hfbudget-new"), at=NOON + 1)
-    found = QueryResult(path).entries(UsageQuery())
+    found = LogReader(path).entries(UsageQuery())
     assert [(each.run, each.nano_usd, each.session_id) for each in found] == [
         ("old", 5, ""),
         ("new", 7, "hfbudget-new"),

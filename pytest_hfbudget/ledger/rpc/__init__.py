@@ -1,8 +1,8 @@
-"""The ledger over a socket: where it answers, what travels, and the end that asks: `RemoteLedger`.
+"""The ledger over a socket: its address, its messages, and its client, `RemoteLedger`.
 
-Where it answers is a Unix socket in a directory that only its owner can enter. Windows has none,
-as far as Python knows; there it is a port of this machine, which every user can reach, and so a
-password to it. What travels is one JSON array or object a line. The end that answers is `server`.
+The socket is a Unix socket in a directory that only its owner can enter. Python has none on
+Windows. There it is a local port, which every user can reach, so a client has to send a password.
+A message is one JSON array or object a line. The server is in `server`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PlainSocket(BareSocket):
         self.settimeout(None)
 
     def accept(self) -> tuple[PlainSocket, object]:
-        """The next connection; `socket.socket` would make it of what stands in its own place."""
+        """The next connection; `socket.socket` would make it of the class that replaces it."""
         number, address = self._accept()  # type: ignore[attr-defined] # typeshed leaves it out
         return PlainSocket(number), address
 
@@ -65,7 +65,7 @@ class Address(NamedTuple):
         """The address behind a text.
 
         Raises:
-            ValueError: it is no address of this system.
+            ValueError: the text is not an address on this system.
         """
         if UNIX:
             return cls(path=text)
@@ -107,13 +107,13 @@ class ListeningAddress:
         return self._socket
 
     def remove(self) -> None:
-        """Remove what it has on disk."""
+        """Remove its directory, if it has one."""
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class WakeUp:
-    """Readable while it is set: a pipe, or a pair of sockets where only these can be waited for."""
+    """A flag that a selector can wait for: a pipe, or a pair of sockets if only those can."""
 
     def __init__(self) -> None:
         self._pair: tuple[socket.socket, ...] = () if UNIX else socket.socketpair()
@@ -128,7 +128,7 @@ class WakeUp:
         self._pair[0].recv(1) if self._pair else os.read(self.reader, 1)
 
     def close(self) -> None:
-        """Close both ends; again does nothing."""
+        """Close both ends; a second time does nothing."""
         ends, self.reader, self._writer = (self.reader, self._writer), -1, -1
         for end in self._pair:
             end.close()
@@ -146,12 +146,12 @@ def private_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="hfbudget-", dir="/tmp"))
 
 
-# --- what travels
+# --- messages
 
-# Before an operation that is not answered.
+# Stands before an operation that is not answered.
 TELL = "tell"
 
-OF_A_BUDGET = ("scope", "scope_key", "model")  # of its refusal, beside its figures
+OF_A_BUDGET = ("scope", "scope_key", "model")  # fields of a refusal, beside its figures
 
 # `json.dumps` would make an encoder each time, and `json.loads` guess the encoding.
 _to_text = json.JSONEncoder(separators=(",", ":")).encode
@@ -174,7 +174,7 @@ def decode(line: bytes) -> Any:
 
 
 def error_fields(error: Exception) -> dict[str, Any]:
-    """An error as what a worker needs to raise it again: as the nearest kind that both know."""
+    """The fields by which a worker raises an error again, as the nearest class in `errors`."""
     kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
     fields = {"error": next(kinds, "HFBudgetError"), "message": str(error)}
     if isinstance(error, errors.BudgetExceededError):
@@ -183,7 +183,7 @@ def error_fields(error: Exception) -> dict[str, Any]:
 
 
 def raised(fields: dict[str, Any]) -> Exception:
-    """The error behind its fields."""
+    """The error that `error_fields` has described."""
     kind, more = getattr(errors, fields["error"]), {}
     if issubclass(kind, errors.BudgetExceededError):
         more = {name: fields[name] for name in OF_A_BUDGET}
@@ -192,7 +192,7 @@ def raised(fields: dict[str, Any]) -> Exception:
     return error
 
 
-# --- the end that asks
+# --- the client
 
 CHUNK = 65_536
 
@@ -212,11 +212,11 @@ class LedgerConnection:
         _connections.add(self)
 
     def ask(self, operation: str, *arguments: Any) -> Any:
-        """The answer of an operation.
+        """Have the server do an operation, and return its result.
 
         Raises:
             LedgerUnreachableError: the process that keeps the ledger is gone.
-            HFBudgetError: what the operation itself raised there.
+            HFBudgetError: what the operation raised there.
         """
         answer = self._exchange([operation, *arguments], answered=True)
         if "error" in answer:
@@ -224,7 +224,7 @@ class LedgerConnection:
         return answer["ok"]
 
     def tell(self, operation: str, *arguments: Any) -> None:
-        """Have an operation done, without waiting for it: in its turn, before all that is asked.
+        """Have the server do an operation before all later ones, without waiting for it.
 
         Raises:
             LedgerUnreachableError: as `ask`.
@@ -232,7 +232,7 @@ class LedgerConnection:
         self._exchange([TELL, operation, *arguments], answered=False)
 
     def flush(self) -> None:
-        """Wait until all that was told is done.
+        """Wait until the server has done all that it was told.
 
         Raises:
             LedgerUnreachableError: as `ask`.
@@ -241,7 +241,7 @@ class LedgerConnection:
             self.ask("flush")
 
     def _exchange(self, message: list[Any], *, answered: bool) -> Any:
-        """Send a message, and wait for its answer, where there is to be one."""
+        """Send a message; with ``answered``, wait for its answer and return it, else None."""
         line, answer = encode(message), None
         with non_reentrant(self._lock):
             try:
@@ -272,7 +272,7 @@ class LedgerConnection:
         return self._socket
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         with non_reentrant(self._lock):
             self._hang_up()
 
@@ -282,7 +282,7 @@ class LedgerConnection:
         self._socket, self._told = None, False
 
     def forked(self) -> None:
-        """A child closes its copy, or the ledger would not notice the end of its parent.
+        """In a child: close the copy, or the ledger would not notice the end of the parent.
 
         The lock is a new one: the thread that held the old one does not exist in the child.
         """
@@ -306,7 +306,7 @@ def _after_fork_in_child() -> None:
         each.forked()
 
 
-# What is registered can't be taken back, so it is done once, for all that there are by then.
+# Registered once for all connections, because a registration can't be taken back.
 _connections: weakref.WeakSet[LedgerConnection] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -336,27 +336,27 @@ class RemoteLedger:
         self, keys: Sequence[str], least: int, most: int | None, draft: Charge, caller: Caller
     ) -> Hold | WaitingHold:
         self._touched.update(keys)
-        place, amount = self._connection.ask("ask", keys, least, most, draft, caller)
+        request, amount = self._connection.ask("ask", keys, least, most, draft, caller)
         if amount is not None:
-            return Hold(place, amount)
+            return Hold(request, amount)
         try:
-            return WaitingHold(place, self._answer_to(place))
+            return WaitingHold(request, self._answer_to(request))
         except BaseException:
-            self.leave(place)
+            self.leave(request)
             raise
 
-    def _answer_to(self, place: int) -> Future[Hold]:
-        """What the ledger answers, by a connection and a thread of its own.
+    def _answer_to(self, request: int) -> Future[Hold]:
+        """A future for the ledger's answer, which a thread awaits on a connection of its own.
 
-        Neither the wire nor an event loop may wait meanwhile: what is waited for is settled there.
+        The usual connection and the event loop stay free: the calls in the way are settled there.
         """
         answer = ledger.unanswered()
 
         def listen() -> None:
             wire = LedgerConnection(self._connection.path)
             try:
-                while (hold := wire.ask("answer", place)) is None:
-                    continue  # there was none in the time for which the server listens
+                while (hold := wire.ask("answer", request)) is None:
+                    continue  # the server waits a short time for each question
                 answer.set_result(Hold(*hold))
             except BaseException as error:
                 answer.set_exception(error)
@@ -366,12 +366,12 @@ class RemoteLedger:
         threading.Thread(target=listen, name="hfbudget-waits", daemon=True).start()
         return answer
 
-    def give_up(self, place: int, seconds: float) -> Hold | None:
-        hold = self._connection.ask("give_up", place, seconds)
+    def give_up(self, request: int, seconds: float) -> Hold | None:
+        hold = self._connection.ask("give_up", request, seconds)
         return None if hold is None else Hold(*hold)
 
-    def leave(self, place: int) -> None:
-        self._connection.ask("leave", place)
+    def leave(self, request: int) -> None:
+        self._connection.ask("leave", request)
 
     def settle(self, hold: int, charge: Charge) -> None:
         self._settle("settle", hold, charge)

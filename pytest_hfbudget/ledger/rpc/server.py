@@ -27,13 +27,14 @@ from pytest_hfbudget.ledger import (
 )
 from pytest_hfbudget.ledger.rpc import CHUNK, ListeningAddress, PlainSocket, WakeUp
 
-# How long a connection waits for an answer at a time: threads must be able to leave for a fork.
+# The longest that a thread waits for one answer at a time: threads have to end for a fork.
 LISTEN_S = 0.2
 
-# Threads that wait are gone within a millisecond; one in the middle of an answer is left to it.
+# The longest wait for threads to end. An idle one ends within a millisecond; one that is still in
+# the middle of an answer is left running.
 PAUSE_S = 0.5
 
-# Without a file of its own, where the system has such a one.
+# A selector that needs no file descriptor of its own, if the system has one.
 SELECTOR: type[selectors.BaseSelector] = getattr(
     selectors, "PollSelector", selectors.SelectSelector
 )
@@ -48,7 +49,7 @@ class ConnectionHandler(Protocol):
         """The line that answers a line."""
 
     def gone(self) -> None:
-        """The connection is over; may be told twice."""
+        """Called when the connection has ended, and maybe once more."""
 
 
 class Listener:
@@ -81,7 +82,7 @@ class Listener:
                     self._start_thread(watched)
 
     def pause(self) -> None:
-        """End the threads; what is asked meanwhile waits in the sockets."""
+        """End the threads; questions that come meanwhile wait in the sockets."""
         with self._lock:
             if not self._paused:
                 self._wake_up.set()
@@ -106,7 +107,7 @@ class Listener:
             self._wake_up.close()
 
     def forget(self) -> None:
-        """Close a forked child's copies: else clients would not notice the parent's end."""
+        """In a forked child: close the copies, or clients would not notice the parent's end."""
         for watched in self._sockets:
             watched.sock.close()
         self._sockets = set()
@@ -144,7 +145,7 @@ class Listener:
             self._sockets.discard(watched)
 
     def leaves(self, watched: WatchedSocket, event: int) -> bool:
-        """Whether the thread of a socket, woken by the pipe, ends: not if the fork is over."""
+        """Whether the thread of a socket has to end after it was woken: not if the fork is over."""
         # Under the lock, so that no thread stops for a fork that is over and is not started again.
         with self._lock:
             if not self._paused and event == selectors.EVENT_READ:
@@ -163,18 +164,18 @@ class WatchedSocket:
         self.thread: threading.Thread | None = None
 
     def serve(self) -> bool:
-        """Do what there is to do; whether there may be more."""
+        """Handle what has come; return whether more may come."""
         raise NotImplementedError
 
     def end(self) -> None:
-        """Nothing comes any more."""
+        """Close the socket: nothing more is handled."""
         with suppress(OSError):
             self.sock.shutdown(SHUT_RDWR)
         self.sock.close()
 
 
 class ListeningSocket(WatchedSocket):
-    """Lets clients in."""
+    """Accepts clients."""
 
     def __init__(self, sock: PlainSocket, accept: Callable[[PlainSocket], None]) -> None:
         super().__init__(sock)
@@ -222,20 +223,21 @@ class ClientSocket(WatchedSocket):
         with suppress(OSError):
             self.sock.shutdown(SHUT_RDWR)
         if self.thread is None:
-            while self.serve():  # what the client told before is still done
+            while self.serve():  # do what the client has told before
                 continue
         super().end()
         self._client.gone()
 
 
 class LedgerClient:
-    """What one connection may ask of a ledger, and what the connection still holds.
+    """The operations of one connection on a ledger, and the holds that the connection has open.
 
-    When it ends with holds open, they are booked in full: what was sent for them may be billed.
+    Holds that are open when it ends are booked in full: what was sent for them may be billed.
 
     Args:
-        waiting: the queued requests of all connections: each is asked for by a second connection.
-        more: further operations by name; one of the same name replaces that of the ledger.
+        waiting: the queued requests of all connections, by id. A client makes a request by one
+            connection, and waits for its answer by another.
+        more: further operations by name; they replace those of the ledger by the same name.
     """
 
     def __init__(
@@ -255,7 +257,7 @@ class LedgerClient:
         return answer(self._operations, line)
 
     def gone(self) -> None:
-        """Leave the queue, and book in full what is held."""
+        """Take its requests out of the queue, and book its holds in full."""
         self._gone = True
         for request in list(self._queued):
             self._waiting.pop(request, None)
@@ -298,7 +300,10 @@ class LedgerClient:
     def _ask(
         self, keys: list[str], least: int, most: int | None, draft: list[Any], caller: list[Any]
     ) -> tuple[int, int | None]:
-        """A hold; or a request in the queue, without an amount: "answer" waits for that."""
+        """The id and amount of a hold; or the id of a request in the queue, and None.
+
+        The operation "answer" waits for that request.
+        """
         charge = Charge.read(draft)
         answer = self._ledger.ask(keys, least, most, charge, Caller(*caller))
         if isinstance(answer, Hold):
@@ -330,7 +335,7 @@ class LedgerClient:
         return hold
 
     def _leave(self, request: int) -> None:
-        # `_wait` takes it out of those that wait, and tells the client why it ended.
+        # `_wait` removes the request from `_waiting`, and tells the client why its wait ended.
         for requests in (self._queued, self._held):
             requests.pop(request, None)
         with suppress(HFBudgetError):
@@ -358,15 +363,16 @@ class LedgerServer(Listener):
         super().__init__(self.client)
 
     def client(self) -> LedgerClient:
-        """What answers a new connection."""
+        """The handler of a new connection."""
         return LedgerClient(self._ledger, self._waiting, self._more)
 
 
 def answer(operations: Mapping[str, Operation], line: bytes) -> bytes:
-    """The line that answers a question: what the operation returned, or the error it raised.
+    """The line that answers a message: what the operation returned, or the error that it raised.
 
-    What is only told gets no answer: nothing.
+    Empty for an operation that is only told.
     """
+
     told = False
     try:
         name, *arguments = rpc.decode(line)
