@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from decimal import ROUND_DOWN, Context, localcontext
 from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
@@ -285,6 +286,15 @@ def test_time_that_an_answer_tells_is_charged_exactly(bench: Bench) -> None:
     client.automatic_speech_recognition(b"sound")
     assert not only(bench).estimated
     assert bench.spent == bench.billed == MILLI // 2
+
+
+def test_time_is_charged_exactly_whatever_a_test_does_to_decimals(bench: Bench) -> None:
+    client = priced(bench, SPEECH, "hf-inference", "automatic-speech-recognition", A_SECOND)
+    bench.emulator.client.configure(compute_seconds="0.123456")
+    bench.cap(1)
+    with localcontext(Context(prec=2, rounding=ROUND_DOWN)):
+        client.automatic_speech_recognition(b"sound")
+    assert bench.spent == bench.billed == 123_456
 
 
 @pytest.mark.parametrize("told", ["NaN", "-1", "1e9", "9e999999", "soon", ""])
