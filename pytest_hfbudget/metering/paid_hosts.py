@@ -174,7 +174,8 @@ class PaidHosts:
         if _is_dedicated(host):
             return True
         port = port or PORTS.get(parts.scheme)
-        return any(place.has(port, parts.path) for place in self._places.get(host, ()))
+        path = _path(parts.path)
+        return any(place.has(port, path) for place in self._places.get(host, ()))
 
     def started_by(self, url: str) -> Start | None:
         """What a POST starts that is paid for by the minute, if it does; or pauses."""
@@ -204,7 +205,22 @@ MOST_KNOWN = 1024
 def _host(name: str) -> str:
     """A host by the one name that it is known by here."""
     name = name.lower().rstrip(".")
+    if "xn--" in name:
+        name = ".".join(map(_label, name.split(".")))
     return THIS_MACHINE[0] if name in THIS_MACHINE else name
+
+
+def _label(text: str) -> str:
+    """A part of a host in its own letters; HTTP libraries name it in these, or in ASCII."""
+    try:
+        return text[4:].encode().decode("punycode") if text.startswith("xn--") else text
+    except UnicodeError:
+        return text
+
+
+def _path(text: str) -> str:
+    """A path as most servers read it: of several slashes one counts."""
+    return re.sub("/{2,}", "/", text) if "//" in text else text
 
 
 def _address(url: str) -> str:
@@ -216,7 +232,7 @@ def _address(url: str) -> str:
     parts = urlsplit(url)
     plain = parts.port in (None, PORTS.get(parts.scheme))
     port = "" if plain else f":{parts.port}"
-    return f"{parts.scheme}://{_host(parts.hostname or '')}{port}{parts.path}"
+    return f"{parts.scheme}://{_host(parts.hostname or '')}{port}{_path(parts.path)}"
 
 
 def _is_dedicated(host: str) -> bool:

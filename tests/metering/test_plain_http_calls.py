@@ -236,6 +236,26 @@ def test_a_server_of_this_machine_is_paid_by_each_of_its_names(bench: Bench, pos
     assert charge.nano_usd is None
 
 
+@pytest.mark.parametrize(
+    ("paid", "url"),
+    [
+        ("https://bücher.example/v1", "https://bücher.example/v1/embeddings"),
+        ("https://bücher.example/v1", "https://xn--bcher-kva.example/v1/embeddings"),
+        ("xn--bcher-kva.example", "https://BÜCHER.example/v1/embeddings"),
+        ("https://gateway.example.com/v1", "https://gateway.example.com//v1//embeddings"),
+    ],
+)
+@every_way
+def test_a_host_is_paid_in_its_own_letters_in_ascii_and_behind_a_slash_too_many(
+    bench: Bench, post: Post, paid: str, url: str
+) -> None:
+    bench.pay_for(paid)
+    test = bench.running(1)
+    with pytest.raises(BudgetExceededError, match="has no known price"):
+        post(url, {"input": "a text"})
+    assert len(test.refusals) == 1
+
+
 @every_way
 def test_other_hosts_and_other_methods_pass(bench: Bench, post: Post) -> None:
     bench.cap("0.0000001")
