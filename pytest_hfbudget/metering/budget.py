@@ -108,7 +108,7 @@ class budget:
             self._runtime.release()
         refusals, self.refusals = self.refusals, []
         notices = self._runtime.meter.watcher.take(self.scope.key)
-        if refusals and self._args.on_exceed != "raise":
+        if refusals and not self.leaves_refusals:
             if error is None:
                 _warn(notices, suppress(HFBudgetWarning))
                 raise refusals[0]
@@ -120,6 +120,11 @@ class budget:
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.__exit__(kind, error, traceback)
+
+    @property
+    def leaves_refusals(self) -> bool:
+        """Whether refusals are left to the code inside, which may catch them."""
+        return self._args.on_exceed == "raise"
 
     @property
     def spent(self) -> Decimal:

@@ -28,12 +28,16 @@ class OpenBudget(Protocol):
         explicit: the price that it states.
         thresholds: what is to happen from a part of it on.
         refusals: the refusals that it answers for when it ends.
+        leaves_refusals: whether they are left to the code inside.
     """
 
     scope: Scope
     explicit: Quote | None
     thresholds: tuple[Threshold, ...]
     refusals: list[BudgetExceededError]
+
+    @property
+    def leaves_refusals(self) -> bool: ...
 
 
 class ContextBlocks(NamedTuple):
@@ -265,11 +269,16 @@ class BudgetContext:
     def record_refusal(self, error: BudgetExceededError, test: RunningTest | None) -> None:
         """Record a refusal where it can't be swallowed: at the block that refused, else the test.
 
+        A block that has ended, as around a task that it has started, raises nothing any more.
+
         Args:
             test: the one that made the call; if it is over, it answers for nothing.
         """
         for block in self.open_blocks():
             if block.scope.key == error.scope_key:
+                is_open = block in [opened.block for opened in tuple(self._opened)]
+                if not is_open and not block.leaves_refusals:
+                    break
                 block.refusals.append(error)
                 return
         answers = test if test is self.test else None

@@ -159,6 +159,27 @@ def test_a_swallowed_refusal_is_raised_at_the_end_of_its_block(bench: Bench) -> 
         assert not _call(bench)
 
 
+@pytest.mark.parametrize(("on_exceed", "told"), [("fail", ["small"]), ("raise", [])])
+def test_a_refusal_that_comes_after_the_end_of_its_block_is_the_tests(
+    bench: Bench, on_exceed: str, told: list[str]
+) -> None:
+    test = bench.running()
+
+    async def call() -> None:
+        await asyncio.sleep(0)
+        await bench.async_client().chat_completion(say(1), max_tokens=1)
+
+    async def main() -> None:
+        with budget(max_usd=0, name="small", on_exceed=on_exceed):
+            task = asyncio.create_task(call())
+        (swallowed,) = await asyncio.gather(task, return_exceptions=True)
+        assert isinstance(swallowed, BudgetExceededError)
+
+    asyncio.run(main())
+    assert bench.sent == 0
+    assert [refusal.scope for refusal in test.refusals] == told
+
+
 def test_on_exceed_raise_leaves_a_refusal_to_the_code_inside(bench: Bench) -> None:
     with budget(max_usd=0, on_exceed="raise"):
         assert not _call(bench)
