@@ -67,6 +67,16 @@ def by_a_stream(url: str) -> None:
     asyncio.run(main())
 
 
+def by_connect(url: str) -> None:
+    with socket.socket() as one:
+        one.connect(("localhost", urlsplit(url).port))
+
+
+def by_connect_ex(url: str) -> None:
+    with socket.socket() as one:
+        one.connect_ex(("localhost", urlsplit(url).port))
+
+
 WAYS = (by_urllib, by_http_client, by_urllib3, by_a_transport, by_a_socket)
 every_way = pytest.mark.parametrize("post", WAYS)
 
@@ -80,7 +90,7 @@ def test_without_a_cap_it_is_sent_and_counted(bench: Bench, post: Callable[[str]
     assert bench.sent == 1
 
 
-@pytest.mark.parametrize("post", [*WAYS, by_a_stream])
+@pytest.mark.parametrize("post", [*WAYS, by_a_stream, by_connect, by_connect_ex])
 def test_under_a_cap_it_is_not_sent(bench: Bench, post: Callable[[str], None]) -> None:
     bench.pay_for("localhost")
     test = bench.running(1)

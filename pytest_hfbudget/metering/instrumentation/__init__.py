@@ -5,6 +5,7 @@ Here is how attributes of such a library are wrapped, and its base URLs set, onc
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.paid_hosts import PaidHosts
 
 logger = logging.getLogger("pytest_hfbudget")
+
+# The place of the flags among the arguments of ``getaddrinfo`` that follow host and port.
+FLAGS = 3
 
 
 # Plain classes, here and in `hub`: every run of pytest imports this, and a dataclass writes code.
@@ -59,7 +63,7 @@ class Patches:
             installed = vars(owner).get(name)
             if getattr(installed, "__wrapped__", None) is original:
                 setattr(owner, name, original)
-            else:
+            elif installed is not original:  # else another library has put it back itself
                 logger.warning("hfbudget left %s as it is: it was wrapped again", name)
 
 
@@ -172,6 +176,49 @@ class _CallingLoader(Loader):
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._loader, name)
+
+
+def watch_names(
+    module: ModuleType, patches: Patches, looked_up: Callable[[object, object], None]
+) -> None:
+    """Wrap the functions of ``socket`` that look up the host of a connection to be opened.
+
+    Args:
+        looked_up: called with host and port before; raises to keep the connection from that.
+    """
+    patches.replace(module, "getaddrinfo", _looks_up(module, looked_up))
+    for method in ("connect", "connect_ex"):  # in C they look a name up by themselves
+        original = getattr(module.socket, method)
+        patches.replace(module.socket, method, _connects(original, looked_up))
+
+
+def _looks_up(module: ModuleType, looked_up: Callable[[object, object], None]) -> Any:
+    """``socket.getaddrinfo``, which most of what opens a connection asks for an address."""
+    original = module.getaddrinfo
+
+    @functools.wraps(original)
+    def getaddrinfo(host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        flags = options.get("flags", args[FLAGS] if len(args) > FLAGS else 0)
+        if not flags & module.AI_PASSIVE:  # else it is a server that looks up its own address
+            looked_up(host, port)
+        return original(host, port, *args, **options)
+
+    return getaddrinfo
+
+
+def _connects(original: Any, looked_up: Callable[[object, object], None]) -> Any:
+    """A socket's method that connects to an address, whose host may be an IP address or a name."""
+
+    @functools.wraps(original)
+    def connect(self: Any, address: Any) -> Any:
+        __tracebackhide__ = True
+        host, port = address[:2] if isinstance(address, tuple) and address[1:] else (None, None)
+        if isinstance(host, str) and ":" not in host and not host.replace(".", "").isdigit():
+            looked_up(host, port)
+        return original(self, address)
+
+    return connect
 
 
 class Addresses(NamedTuple):

@@ -21,7 +21,7 @@ from pytest_hfbudget.errors import (
     UnseenCallError,
 )
 from pytest_hfbudget.locks import off_loop
-from pytest_hfbudget.metering.instrumentation import Hook, Patches, genuine
+from pytest_hfbudget.metering.instrumentation import Hook, Patches, genuine, watch_names
 from pytest_hfbudget.metering.paid_hosts import ASKS, STOPS, PaidHosts, Start
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
@@ -33,8 +33,6 @@ from pytest_hfbudget.metering.transport_probe import (
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.meter import Meter
 
-# The place of the flags among the arguments of ``getaddrinfo`` that follow host and port.
-FLAGS = 3
 HERE = __name__.rpartition(".")[0]
 UNHELD = "no budget holds its cost, and nothing stops it at the end"
 
@@ -235,7 +233,7 @@ class HttpLayer:
         raise meter.refuse_unread(error, host)
 
     def _wrap_names(self, module: ModuleType) -> None:
-        self._patches.replace(module, "getaddrinfo", _looks_up(self, module, module.getaddrinfo))
+        watch_names(module, self._patches, self.resolving)
 
     def _wrap(self, module: ModuleType) -> None:
         for point in POINTS:
@@ -277,20 +275,6 @@ def _adapter(name: str) -> Any:
     """The module that knows a library; it is imported for the first paid request."""
     with off_loop():
         return import_module(f"{HERE}.{name}")
-
-
-def _looks_up(layer: HttpLayer, module: ModuleType, original: Any) -> Any:
-    """``socket.getaddrinfo``, which most of what opens a connection asks for an address."""
-
-    @functools.wraps(original)
-    def getaddrinfo(host: Any, port: Any, *args: Any, **options: Any) -> Any:
-        __tracebackhide__ = True
-        flags = options.get("flags", args[FLAGS] if len(args) > FLAGS else 0)
-        if not flags & module.AI_PASSIVE:  # else it is a server that looks up its own address
-            layer.resolving(host, port)
-        return original(host, port, *args, **options)
-
-    return getaddrinfo
 
 
 def _httpx(layer: HttpLayer, original: Any) -> Any:
