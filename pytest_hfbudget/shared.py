@@ -280,7 +280,6 @@ def _from_ci(services: Sequence[Sequence[str]], environ: Mapping[str, str]) -> s
     for variables in services:
         if all(environ.get(name) for name in variables):
             return "/".join(environ[name].strip() for name in variables)
-
     return ""
 
 

@@ -79,7 +79,6 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # The headers that the cost of a call depends on.
-
 HEADERS = (
     "x-inference-provider",
     "x-prompt-tokens",

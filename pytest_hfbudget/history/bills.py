@@ -344,7 +344,6 @@ def _other_cached(uses: Collection[BilledRun], listed: Price) -> Price | None:
 
 def _solved(uses: Collection[BilledRun], listed: Price) -> Price | None:
     """Other rates of input and output, if some explain all bills; else None."""
-
     if not listed.by_token or listed.cached is not None or listed.call is not None:
         return None
     pairs = [(use.input_tokens, use.output_tokens, use.most) for use in uses]

@@ -19,7 +19,6 @@ from pytest_hfbudget.history import BudgetWindow, day_of, oldest_day
 BUSY_S, STILL_BUSY_S = 10.0, 0.1
 
 # Errors of a file that others write, too. OverflowError: an amount does not fit into 64 bits.
-
 TROUBLE = (sqlite3.Error, OSError, OverflowError)
 
 
@@ -145,7 +144,6 @@ def _version(connection: sqlite3.Connection) -> int:
 FILE = "budgets.sqlite3"
 
 # The id in the row that sums up a day's ended runs, so that thousands of runs are quick to add.
-
 ENDED = ""
 
 _FIRST = (

@@ -220,7 +220,6 @@ def _frozen(waiting: Iterable[Waiter], holds: Iterable[HoldRequest]) -> Counter[
 
 def _short(request: HoldRequest, frozen: Counter[Account]) -> Account | None:
     """The first account that has no room for a request, even if all but the frozen is released."""
-
     for account in request.accounts:
         room = account.room()
         if room is not None and 0 < request.least > room + account.held - frozen[account]:

@@ -1,10 +1,9 @@
-"""`TokenCounts`: remembers what servers have counted in prompts, and bounds the next ones by it.
+"""`TokenCounts` keeps how many tokens servers have counted in prompts, and bounds later prompts.
 
-A server says how many tokens it has counted in a prompt. That is kept by a hash of the request,
-never its text. It is exact as soon as its provider has counted some prompt of the model as it did
-before; until then it gets a margin. A provider that counts a prompt differently in one run, or more
-than a bound that was learned from it, is not believed any more. Where it differs from an earlier
-run, its counts of earlier runs are forgotten.
+A count is kept by a hash of the request, never with its text. It gets a margin until its provider
+has counted some prompt of the model twice with the same result. A provider is not believed any more
+if it counts a prompt differently within one run, or counts more than a bound that was learned from
+it. If it only differs from an earlier run, its counts of earlier runs are forgotten.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ from pytest_hfbudget.pricing.book import PriceBook
 
 HASH_BYTES = 12
 MOST_KEPT = 1000
-# What a run learns of more prompts than these would take hundreds of megabytes.
+# Facts that a run keeps: more would take hundreds of megabytes.
 MOST_FACTS = 50_000
 
-# What a forked process has heard: it has a copy of all, which would count as heard twice.
+# The ``heard`` of a forked process: its copies of all facts must not be confirmed by themselves.
 NOTHING_MORE = -1
 
 Share = Callable[[list[Fact], int], tuple[list[Fact], int]]
@@ -67,19 +66,19 @@ _packed = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 class TokenCounts:
     """What servers have counted, and the bounds that follow from it.
 
-    Threads learn at the same time: each step is one operation of a dictionary, and whatever comes
-    between two of them only makes a bound larger.
+    Threads may learn at the same time. Each step is one operation of a dictionary, and an operation
+    of another thread between two steps can only make a bound larger.
 
     Args:
-        router: the base URL of the router; what one has counted says nothing of another.
+        router: the base URL of the router; the counts of one router don't hold for another.
         load: returns what is known of a model from earlier runs and from other processes.
-        tokenizer: returns the tokenizer of a model; None where there is none on this machine.
-        image_tokens: what an image makes at most, until its server has counted one of its size.
+        tokenizer: returns the tokenizer of a model; None if there is none on this machine.
+        image_tokens: the most tokens of an image, until its server has counted one of its size.
 
     Attributes:
         share: tells the process that leads this run what was learned here, and returns what was
             learned elsewhere since the last time; None in that process itself.
-        disproved: models, and what of them is not believed any more, by the key of a `Fact`.
+        disproved: (model, key of a `Fact`): what is not believed of a model any more.
     """
 
     def __init__(
@@ -93,11 +92,11 @@ class TokenCounts:
         self.disproved: set[tuple[str, str]] = set()
         self._image_tokens, self._stated = image_tokens, dict[str, int]()
         self._salt, self._load, self._tokenizer = router.encode(), load, tokenizer
-        self._journal: list[tuple[str, Fact]] = []  # and who has told it; empty for this process
+        self._journal: list[tuple[str, Fact]] = []  # with its origin: empty for this process
         self._shared = self._heard = 0
         self._models: dict[str, dict[str, Counts]] = {}
         self._loaded: set[str] = set()
-        # What follows from all facts, for prompts that no server has counted: replays, for one.
+        # The bounds of prompts that no server has counted, such as replayed ones.
         self._kept: dict[tuple[str, str | None, str], InputBound] = {}
 
     # --- bounds
@@ -110,7 +109,7 @@ class TokenCounts:
         if type(payload) is not dict:
             payload = payload_of(parameters)
         if model.startswith("http"):
-            payload = _asked(model, payload)
+            payload = _with_served(model, payload)
         if model not in self._loaded:
             self._load_model(model)
         hashes = self._hashes(payload)
@@ -128,19 +127,19 @@ class TokenCounts:
         if (kept := estimates.get(key)) is None:
             strict = self.unlearned(parameters, book, model, asked)
             kept = self._estimated(payload, strict, model, provider, hashes)
-            if len(estimates) < MOST_KEPT:  # where something was learned meanwhile, they are gone
+            if len(estimates) < MOST_KEPT:  # an old dictionary, if something was learned meanwhile
                 estimates[key] = kept
         return kept
 
     def unlearned(
         self, parameters: Parameters, book: PriceBook, model: str, provider: str | None
     ) -> InputBound:
-        """The most input tokens that the payload of a request can make by its bytes."""
+        """The most input tokens of a payload by its bytes, whatever servers have counted."""
         images = self.images(model, provider)
         return InputBound(*by_bytes(parameters, book, model, provider, images))
 
     def images(self, model: str, provider: str | None) -> ImageBound:
-        """The most tokens that an image makes of a model, if none of its size was counted."""
+        """The most tokens that a model makes of an image, if none of its size was counted."""
         most = self._stated.get(model, self._image_tokens)
         if most != IMAGE_TOKENS or model in self._stated or (model, OUTGROWN) in self.disproved:
             return ImageBound(most)
@@ -176,12 +175,12 @@ class TokenCounts:
         """Whether a payload has the prompt that a request was bounded by."""
         if request.prompt is None:
             return False
-        return self._hashes(_asked(request.model, payload))[-1:] == [request.prompt.exact]
+        return self._hashes(_with_served(request.model, payload))[-1:] == [request.prompt.exact]
 
     def _hashes(self, payload: Mapping[str, Any], *, beginnings: bool = False) -> list[str]:
-        """The hash of a prompt; with ``beginnings`` those of its beginnings before it.
+        """The hash of a prompt; with ``beginnings``, first the hashes of its beginnings.
 
-        Empty where it has no text, or shows what lies behind a URL, which may change.
+        Empty if it has no text, or shows something by its URL: what lies there may change.
         """
         name, parts = _said_in(payload)
         if not name:
@@ -223,10 +222,11 @@ class TokenCounts:
     # --- learning
 
     def learn(self, request: CallRequest, answered_by: str | None, usage: Usage) -> None:
-        """Take in how many tokens a server has counted in the prompt of a request.
+        """Learn how many tokens a server has counted in the prompt of a request.
 
         Args:
-            usage: as the server has told it.
+            answered_by: the provider; None if it is not known.
+            usage: the server's own.
         """
         prompt, tokens, model = request.prompt, usage.input_tokens, request.model
         provider = "" if request.is_url else answered_by
@@ -262,7 +262,7 @@ class TokenCounts:
         self._note(Fact(model, provider, prompt.exact, tokens))
 
     def _narrow(self, model: str, provider: str, prompt: Prompt, tokens: int) -> None:
-        """Bound the template of a shape by one of its prompts."""
+        """Learn from one prompt what bounds others of its shape."""
         known = self._counts(model, provider).tokens
         template = known.get(TEMPLATE + prompt.shape)
         if template is None or tokens < template:
@@ -274,10 +274,10 @@ class TokenCounts:
                     self._note(Fact(model, provider, kind + prompt.shape, most))
 
     def take(self, facts: Iterable[Fact], *, live: bool) -> None:
-        """Take in what others have learned.
+        """Take over what other processes or runs have learned.
 
         Args:
-            live: whether that was in this run.
+            live: whether they learned it in this run.
         """
         for fact in facts:
             counts = self._counts(fact.model, fact.provider)
@@ -290,11 +290,11 @@ class TokenCounts:
 
     @property
     def facts(self) -> list[Fact]:
-        """What was learned in this run, in its order."""
+        """What was learned in this run, in order."""
         return [fact for _, fact in self._journal]
 
     def known(self, model: str) -> list[Fact]:
-        """All that is believed of a model, and what is not to be believed."""
+        """All facts about a model, those included that say what is not to be believed."""
         if model not in self._loaded:
             self._load_model(model)
         found = [Fact(name, "", key) for name, key in tuple(self.disproved) if name == model]
@@ -306,7 +306,7 @@ class TokenCounts:
         return found
 
     def exchange(self) -> None:
-        """Share what was learned here since the last time, if anything was.
+        """Tell the process that leads the run what was learned here, and hear what others learned.
 
         Raises:
             HFBudgetError: the process that leads the run is gone.
@@ -319,15 +319,15 @@ class TokenCounts:
         self.take(news, live=True)
 
     def disown(self) -> None:
-        """Leave what was learned so far to the process whose copy this one is."""
+        """In a forked child: leave it to the parent to share what was learned so far."""
         self._shared, self._heard = len(self._journal), NOTHING_MORE
 
     def shared_by(self, origin: str, facts: Iterable[Fact], heard: int) -> tuple[list[Fact], int]:
-        """The other end of `share`.
+        """Take the facts of another process, and return those that it has not heard, and ``heard``.
 
         Args:
-            origin: the process that has learned these facts.
-            heard: how much of what this process has it was told already.
+            origin: an id of that process.
+            heard: how many entries of the journal here it has heard already.
         """
         journal = [] if heard == NOTHING_MORE else self._journal[heard:]
         for fact in facts:
@@ -370,7 +370,7 @@ class TokenCounts:
 
 
 def _said_in(payload: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """Where a payload has its prompt, and the parts of that; empty where it has none."""
+    """The key under which a payload has its prompt, and the parts of it; empty if it has none."""
     messages = payload.get("messages")
     if isinstance(messages, list):
         return ("messages", messages) if messages else ("", [])
@@ -380,14 +380,14 @@ def _said_in(payload: Mapping[str, Any]) -> tuple[str, list[Any]]:
     return "", []
 
 
-def _asked(model: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A payload that tells prompts apart also where one server has several models."""
+def _with_served(model: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A payload to hash. A server by URL may have several models, so there it names the model."""
     is_url = model.startswith(("http://", "https://"))
     return {**payload, "served": payload.get("model")} if is_url else payload
 
 
 def _rest_of(payload: Mapping[str, Any], said: str) -> dict[str, Any]:
-    """What else may change the tokens of a prompt."""
+    """The rest of a payload that may change the tokens of its prompt, which is in ``said``."""
     if not payload.keys() - NEUTRAL - {said}:
         return {}  # as in most calls
     rest = {

@@ -47,7 +47,7 @@ class budget:
         on_exceed: ``fail`` or ``raise``.
 
     Raises:
-        ConfigError: an argument that makes no sense.
+        ConfigError: an argument is invalid.
     """
 
     def __init__(self, max_usd: object = None, **arguments: Any) -> None:
@@ -78,7 +78,7 @@ class budget:
         return self
 
     def _move_to(self, found: Runtime) -> None:
-        """Use this runtime; what the block was charged in another one is taken off its limits."""
+        """Use this runtime. What another one has charged to the block is taken off its limits."""
         if found is self._runtime:
             return
         with suppress(HFBudgetError):  # a run that is over answers no more
@@ -161,12 +161,12 @@ class budget:
 
     @property
     def switched_at_usd(self) -> Decimal | None:
-        """USD spent before the first of those calls, None without one."""
+        """USD spent before the first call with the model of a fallback, None without one."""
         return spent_before_switch(self.calls)
 
     @property
     def fallback_spent(self) -> Decimal:
-        """USD charged for those calls."""
+        """USD charged for calls with the model of a fallback."""
         return spent_on_fallback(self.calls)
 
     def summary(self) -> str:
@@ -174,7 +174,7 @@ class budget:
         return summary_text(self.name, self.calls, cap=self._args.cap)
 
     def summary_data(self) -> dict[str, Any]:
-        """The same as plain data; money in USD, as `Decimal`."""
+        """What was spent, as plain data; money in USD, as `Decimal`."""
         return summary_data(self.calls, cap=self._args.cap, spent=self._totals().spent)
 
     @property
@@ -313,7 +313,7 @@ def with_budget(max_usd: object = None, **arguments: Any) -> Callable[[F], F]:
         max_usd, arguments: those of `budget()`.
 
     Raises:
-        ConfigError: an argument that makes no sense, where the function is decorated.
+        ConfigError: an argument is invalid; raised where the function is decorated.
     """
     budget(max_usd, **arguments)
 
@@ -357,7 +357,7 @@ def _generator(function: Callable[..., Any], block: Callable[[], budget]) -> Cal
         one, steps, sent = block(), function(*args, **kwargs), None
         try:
             while True:
-                with one:  # for this step only: between two of them other code runs
+                with one:  # for this step only, because other code runs between two steps
                     try:
                         item = steps.send(sent)
                     except StopIteration as end:

@@ -1,4 +1,4 @@
-"""The arguments that a marker and a block share, checked, and the thresholds that they set."""
+"""Checks the arguments that a marker and a block share, and watches the thresholds they set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCOPES = ("test", "class", "module", "package", "session")
 
 @dataclass(frozen=True)
 class Fallback:
-    """The model that calls are sent with from a part of a budget on."""
+    """The model that calls are sent with once the part ``at`` of a budget is used up."""
 
     at: Fraction
     model: str
@@ -54,11 +54,11 @@ def budget_args(
     scope: str = "test",
     **unknown: object,
 ) -> BudgetArgs:
-    """Check the arguments that marker and block share.
+    """Check the arguments that marker and block share, and return them.
 
     Raises:
-        ConfigError: one line that names the argument.
-        TypeError: an argument that does not exist.
+        ConfigError: an argument has an invalid value; the message is one line.
+        TypeError: an argument does not exist.
     """
     if unknown:
         from difflib import get_close_matches  # takes a millisecond that only an error needs
@@ -88,10 +88,10 @@ def budget_args(
 def thresholds(
     scope: Scope, warn_at: Fraction | None, fallback: Fallback | None
 ) -> tuple[Threshold, ...]:
-    """What is to happen when parts of a budget are used up.
+    """The warning and the fallback of a budget, as thresholds.
 
     Raises:
-        ConfigError: the budget has no limit that it could be a part of.
+        ConfigError: the budget has no limit of which a part could be used up.
     """
     if warn_at is None and fallback is None:
         return ()
@@ -162,10 +162,10 @@ def _per_1k(rates: object) -> Quote:
 
 
 class Threshold(NamedTuple):
-    """A part of a budget's cap, or of its calls, and what is due from there on.
+    """A part of a budget's cap, or of its calls, and what happens once it is used up.
 
     Attributes:
-        model: what calls are to be sent with; empty where a warning is due.
+        model: the model that calls are sent with from then on; empty for a warning.
     """
 
     scope: Scope
@@ -173,13 +173,13 @@ class Threshold(NamedTuple):
     model: str = ""
 
     def reached(self, totals: Totals) -> bool:
-        """Whether as much is used up, of the money or of the calls."""
+        """Whether this part of the cap, or of the calls, is used up."""
         cap, calls = self.scope.cap, self.scope.max_calls
         spent_it = cap is not None and totals.spent >= self.part * cap
         return spent_it or (calls is not None and totals.calls >= self.part * calls)
 
     def text(self, totals: Totals) -> str:
-        """What a warning says, with both numbers of every limit."""
+        """The text of the warning, with what is used of each limit."""
         cap, calls = self.scope.cap, self.scope.max_calls
         used = [] if cap is None else ["{} of {} spent".format(*beside(cap, totals.spent))]
         used += [] if calls is None else [f"{totals.calls} of {calls} calls made"]
@@ -187,7 +187,7 @@ class Threshold(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """A warning that waits until it can be raised without harm to an answer that was paid for."""
+    """A warning that is kept until raising it can't cost the caller a paid answer."""
 
     scope_key: str
     text: str
@@ -209,17 +209,18 @@ class WarnedOnce:
 
 @dataclass
 class ThresholdWatcher:
-    """Checks thresholds after every settlement, and keeps the warnings.
+    """Checks thresholds after each settlement, and keeps the warnings.
 
     Attributes:
-        first: returns whether a key is new in the whole run; workers ask their controller.
+        first: returns whether no process of the run has asked for a key before; workers ask their
+            controller.
     """
 
     first: Callable[[str], bool] = field(default_factory=WarnedOnce)
     _notices: list[Notice] = field(default_factory=list)
 
     def settled(self, thresholds: Sequence[Threshold], ledger: LedgerLike) -> None:
-        """Add a warning for each budget that has crossed its part."""
+        """Add a warning for each budget whose threshold is reached."""
         for threshold in thresholds:
             # A ledger that is gone refuses the next call, which says so better than a warning.
             with suppress(HFBudgetError):
@@ -236,7 +237,7 @@ class ThresholdWatcher:
         return None
 
     def warn(self, scope: Scope, matter: str, text: str) -> None:
-        """Add a warning, unless this budget has been warned of the matter before."""
+        """Add a warning, unless the run has had one of this matter and budget before."""
         if self.first(f"{matter}:{scope.key}"):
             self._notices.append(Notice(scope.key, text))
 

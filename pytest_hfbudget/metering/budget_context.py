@@ -1,4 +1,4 @@
-"""Who calls here and now, and inside of which budgets: those of the test, and the open blocks."""
+"""Which budgets a call is made inside of: those of the running test, and the open blocks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class OpenBudget(Protocol):
-    """A budget around a block of code, as far as the calls inside of it are concerned.
+    """A budget around a block of code: what the calls inside of it need.
 
     Attributes:
-        explicit: the price that it states.
-        thresholds: what is to happen from a part of it on.
-        refusals: the refusals that it answers for when it ends.
-        leaves_refusals: whether they are left to the code inside.
+        explicit: the price that it states, if any.
+        thresholds: its warnings and fallbacks.
+        refusals: the refusals of calls inside of it, for which it raises at its end.
+        leaves_refusals: whether it leaves them to the code inside of it, and does not raise.
     """
 
     scope: Scope
@@ -41,12 +41,12 @@ class OpenBudget(Protocol):
 
 
 class ContextBlocks(NamedTuple):
-    """Which blocks a context is inside of.
+    """The blocks that a context is inside of.
 
     Attributes:
-        certain: whether that is all of them. A plain thread starts with an empty context, so which
-            blocks enclose it can only be guessed.
-        blocks: those that were entered in this context, or in the one it is a copy of.
+        certain: whether these are all of them. A plain thread starts with an empty context, so the
+            blocks around it can only be guessed.
+        blocks: those that were entered in this context, or in the one that it is a copy of.
     """
 
     certain: bool
@@ -57,11 +57,11 @@ class OpenBlock(NamedTuple):
     """A block that is open.
 
     Attributes:
-        everywhere: whether a plain thread may have been started inside of it, as far as that can
-            be known; otherwise only contexts of the same thread can lie inside of it.
-        thread: where it was entered.
-        task: what entered it, where that was a task.
-        at: its number in the order of events: other tasks that were seen before it lie outside.
+        everywhere: whether a plain thread may have been started inside of it. If not, only contexts
+            of the same thread can be inside of it.
+        thread: the thread that entered it.
+        task: the task that entered it, if one did.
+        at: its place in the order of events. Other tasks that were seen earlier are outside of it.
     """
 
     block: OpenBudget
@@ -71,7 +71,7 @@ class OpenBlock(NamedTuple):
     at: int
 
     def may_enclose(self, thread: int, task: asyncio.Task[Any] | None, seen: int | None) -> bool:
-        """Whether an empty context, of a task that was first seen then, can lie inside of it."""
+        """Whether an empty context may be inside of it; ``seen``: when its task was first seen."""
         if thread != self.thread:
             return self.everywhere
         older = seen is not None and seen < self.at
@@ -83,12 +83,12 @@ class ActiveBudgets(NamedTuple):
 
     Attributes:
         scopes: the budgets, the widest first.
-        keys: theirs in the ledger.
+        keys: their keys in the ledger.
         capped: whether any of them has a limit, of USD or of calls.
         paid: whether any of them has a limit of USD.
         explicit: the price that the innermost block or the test's marker states, if any does.
         thresholds: the warnings and fallbacks of these budgets, the innermost last.
-        test: what answers for a refusal, unless it is over by then.
+        test: the running test, which fails for a refusal unless it is over by then.
     """
 
     scopes: tuple[Scope, ...]
@@ -101,14 +101,14 @@ class ActiveBudgets(NamedTuple):
 
 
 class InheritedBudgets(NamedTuple):
-    """What encloses a whole process, beside its test: blocks of the one that has started it."""
+    """The budgets around a whole process, beside its test: the blocks around its start."""
 
     scopes: tuple[Scope, ...] = ()
     explicit: Quote | None = None
 
 
 class BudgetKey(NamedTuple):
-    """What a call is made inside of: all that decides which budgets it has to fit into."""
+    """All that decides which budgets a call has to fit into."""
 
     over_runs: tuple[Scope, ...]
     session: Scope
@@ -119,12 +119,12 @@ class BudgetKey(NamedTuple):
 
 _entered: ContextVar[ContextBlocks] = ContextVar("hfbudget_entered")
 
-# The numbers of tasks: like tasks they belong to the process, and none is given twice.
+# A number for each task, unique in the process.
 _task_numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _numbers = itertools.count(1)
 
 
-@dataclass(eq=False)  # a test may run twice: each time it is another one
+@dataclass(eq=False)  # a test that runs twice is two running tests
 class RunningTest:
     """The budgets of the test that is running, and what was refused to it.
 
@@ -141,7 +141,7 @@ class RunningTest:
     reported: int = 0
 
     def take_refusals(self, *, of_subtest: bool) -> list[BudgetExceededError]:
-        """What was refused to the subtest that has just ended; else all of it, once."""
+        """Remove all refusals, and return them; at the end of a subtest, only return new ones."""
         if of_subtest:
             since, self.reported = self.reported, len(self.refusals)
             return self.refusals[since:]
@@ -153,18 +153,19 @@ class RunningTest:
 class BudgetContext:
     """The scopes that a call made here and now is charged to.
 
-    Threads and executors of a test are its own, whether or not they carry its context, so the
-    running test is an attribute of the process. Blocks follow the context where there is one. A
-    thread without one is charged to every block that was opened in a context which is known: one
-    of them has started it, and so no cap can be broken by it. An empty context in a thread that has
-    others (``Context().run``, a task that was given one, a greenlet) is also charged to the blocks
-    that any of these has opened, unless it is that of a task which is older than the block.
+    All threads count as those of the running test, with or without its context. So the running test
+    is an attribute of the process. Blocks follow the context, if the thread has one. A thread
+    without one is charged to every block that was opened in a known context: one of these contexts
+    has started it, so it can't break a cap. A thread that has contexts may have an empty one, too
+    (``Context().run``, a task that was given one, a greenlet). That is also charged to the blocks
+    that the others have opened, unless it belongs to a task which is older than the block.
 
     Attributes:
         session_id: the inference session that calls to the router are billed to; empty for none.
         over_runs: the budgets that this run shares with others.
-        unowned: refusals to calls that belong to no test and no block.
-        over: why no budget can hold a call any more, if that is so.
+        where: what is running, if no test is.
+        unowned: refusals of calls that belong to no test and no block.
+        over: why no budget can hold a call any more; empty as long as budgets can.
         watched: whether any block so far has had thresholds.
     """
 
@@ -203,7 +204,7 @@ class BudgetContext:
         self._opened.append(OpenBlock(block, enclosing.certain, here, by, at))
 
     def leave(self, block: OpenBudget) -> None:
-        """Close a block in this context; one that was entered twice is still open once."""
+        """Close a block in this context. One that was entered twice has to be left twice."""
         if (enclosing := _entered.get(None)) is not None:
             _entered.set(enclosing._replace(blocks=_without_last(enclosing.blocks, block)))
         for opened in reversed(tuple(self._opened)):
@@ -212,24 +213,24 @@ class BudgetContext:
                 return
 
     def know_this_context(self) -> None:
-        """Make this context, and all that are copied from it, one whose blocks are known.
+        """Note that the blocks of this context, and of all that are copied from it, are known.
 
-        Not in a plain thread: one of a pool may be inside of blocks that are opened later.
+        In a plain thread it does nothing: a pool's thread may come inside of later blocks.
         """
         if threading.current_thread() is threading.main_thread():
             _entered.set(self._here()._replace(certain=True))
 
     def stay_inside(self, blocks: tuple[OpenBudget, ...]) -> None:
-        """Be inside of just these blocks, here and in every thread that is started from here.
+        """Be inside of these blocks only, here and in every thread that is started from here.
 
-        A forked child has one thread, which counts as the main one whatever it was before.
+        A forked child has one thread, which counts as its main thread from then on.
         """
         _entered.set(ContextBlocks(certain=True, blocks=blocks))
         here = threading.get_ident()
         self._opened = [OpenBlock(block, True, here, None, next(self._order)) for block in blocks]
 
     def _here(self) -> ContextBlocks:
-        """What this context is inside of; of an empty one, all that it may be inside of."""
+        """The blocks that this context is inside of; for an empty one, those that it may be in."""
         enclosing = _entered.get(None)
         if enclosing is not None:
             return enclosing
@@ -251,7 +252,7 @@ class BudgetContext:
 
     def active(self) -> ActiveBudgets:
         """The budgets that a call made here and now has to fit into; cached until they change."""
-        # Each is read once: another thread may begin a test, or enter a block, at any time.
+        # Each attribute is read once: another thread may begin a test or enter a block at any time.
         entered = _entered.get(None)
         blocks = entered.blocks if entered and entered.certain else self.open_blocks()
         inside = BudgetKey(self.over_runs, self.session, self.test, self.inherited, blocks)
@@ -267,12 +268,12 @@ class BudgetContext:
         return self.active().capped
 
     def record_refusal(self, error: BudgetExceededError, test: RunningTest | None) -> None:
-        """Record a refusal where it can't be swallowed: at the block that refused, else the test.
+        """Record a refusal where code can't swallow it: at the block that refused, else the test.
 
-        A block that has ended, as around a task that it has started, raises nothing any more.
+        A block that has ended can't raise it any more: a task that it has started may outlive it.
 
         Args:
-            test: the one that made the call; if it is over, it answers for nothing.
+            test: the test that made the call. If it is over, the refusal belongs to no test.
         """
         for block in self.open_blocks():
             if block.scope.key == error.scope_key:
@@ -303,10 +304,10 @@ def _active(inside: BudgetKey) -> ActiveBudgets:
 
 
 def current_caller(*, blocks: bool) -> Caller | None:
-    """The thread and task that runs this; None in a coroutine that is not of asyncio or trio.
+    """The running thread and task; None in a coroutine that is not of asyncio or trio.
 
     Args:
-        blocks: whether the thread stands still while the caller waits.
+        blocks: whether waiting blocks the whole thread.
     """
     task: object = None
     if asyncio._get_running_loop() is not None:  # outside of any loop, current_task() raises
@@ -320,7 +321,7 @@ def current_caller(*, blocks: bool) -> Caller | None:
 
 
 def trio_task() -> object:
-    """The running task of trio, if it is trio that runs this, and no task of asyncio inside."""
+    """The running task of trio; None if there is none, or a task of asyncio runs inside of it."""
     trio = sys.modules.get("trio")
     if trio is None or _task() is not None:
         return None

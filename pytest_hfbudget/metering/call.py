@@ -19,7 +19,7 @@ from pytest_hfbudget.metering.limits import (
 )
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.prompts import bytes_bound
-from pytest_hfbudget.metering.request import OutgoingCall, fits, in_data, payload_of
+from pytest_hfbudget.metering.request import OutgoingCall, fits, json_object, payload_of
 from pytest_hfbudget.metering.settlement import (
     REJECTED,
     UNANSWERED,
@@ -60,15 +60,16 @@ class Call:
     """What one pass through ``_inner_post`` holds, sends and is charged.
 
     Attributes:
-        parameters: what is to be posted; a copy where the plugin added something.
+        parameters: what is to be posted; a copy if the plugin has added something.
         draft: its charge, as far as that is known before it is sent.
-        quote: its price; None where it has no known price and no cap.
+        quote: its price; None if it has no known price and no cap.
         held: what the ledger holds for it.
         wait: its place in the ledger's queue, while calls in flight are in its way.
-        limit: what the plugin set because the caller set none; an answer that meets it is refused.
-        refusal: why it was not sent, where that turned out on its way.
+        limit: the output limit of the plugin, as the caller set none. If it ends an answer, the
+            caller gets a refusal.
+        refusal: why the call was refused after it was held; None if it was not.
         outcome: what came back so far.
-        swallow_usage: whether the plugin asked for a stream's usage, which its caller is not shown.
+        swallow_usage: whether to hide a stream's usage, for which only the plugin has asked.
     """
 
     def __init__(
@@ -84,12 +85,12 @@ class Call:
         self.outcome = Outcome(request.provider)
         self.swallow_usage = False
         self._final: Charge | None = None
-        self._once = threading.Lock()  # taken when its booking begins: there is to be one
+        self._once = threading.Lock()  # taken when its booking begins, and never released
 
     # --- while it is sent
 
     def listen(self) -> None:
-        """Receive what happens to it on its way, from now on."""
+        """Have the watch report to this call what happens to its request."""
         watch = self.outgoing.watch
         watch.on_headers, watch.on_resend = self.headers, self.sent_again
         watch.matches = self._matches
@@ -97,13 +98,13 @@ class Call:
             watch.check_body = self.check_body
 
     def sent_again(self) -> None:
-        """Charge what was sent before, and hold what the transport is about to send once more.
+        """Charge the request that was sent, and hold for the one that the transport sends next.
 
-        A redirect that keeps the method and a transport that retries each send a request that is
-        billed by itself, and no answer to the one before it will be seen.
+        A redirect that keeps the method, or a transport that retries, sends another request. That
+        one is billed by itself, and the answer to the earlier one will not be seen.
 
         Raises:
-            BudgetExceededError: a budget has no room for another one.
+            BudgetExceededError: a budget has no room for another request.
         """
         if self.refusal is not None:
             raise self.refusal
@@ -125,7 +126,7 @@ class Call:
             ledger.settle(hold.id, self._held_in_full(AGAIN))
 
     def check_body(self, body: bytes | None, other: bool) -> None:
-        """Stop a request that something has changed since it was held.
+        """Stop a request that was changed since it was held, if it may cost more now.
 
         Args:
             other: whether it may be another request than the one that was held.
@@ -133,12 +134,12 @@ class Call:
         Raises:
             BudgetExceededError: it may cost more than what is held for it.
         """
-        # Asked only now: some clients import their HTTP library when they first send.
+        # Asked only here, because some clients import their HTTP library when they first send.
         if not other and not self.outgoing.watch.may_change():
             return
         request = self.request
-        if not self.meter.counts.same(request, in_data(body)):
-            self.request = request._replace(prompt=None)  # what was sent says nothing of it
+        if not self.meter.counts.same(request, json_object(body)):
+            self.request = request._replace(prompt=None)  # its count is not that of this prompt
         if self._matches(body):
             return
         changed = changed_after_hold(request.model, self.held.amount, self._tightest())
@@ -151,12 +152,12 @@ class Call:
         size = partial(bytes_bound, images=images)
         if body is None or not fits(body, self._as_sent(size), size):
             return False
-        return in_data(body).get("model") == payload_of(self.parameters).get("model")
+        return json_object(body).get("model") == payload_of(self.parameters).get("model")
 
     def _as_sent(self, size: Callable[..., int]) -> CallRequest:
-        """What was held for, with what the plugin itself has put into it since."""
+        """The request that was held, with what the plugin has put into it since."""
         request, bound = self.request, self.request.input_bound
-        # What is known of a prompt bounds no other one.
+        # A bound that comes from counts holds only for the prompt that was counted.
         if request.prompt is not None or (request.basis in UNLEARNED and not request.inputs):
             bound = max(bound, size(self.parameters.json, self.parameters.data))
         limit = self.limit.tokens if self.limit else request.max_output
@@ -165,7 +166,7 @@ class Call:
     # --- after it was sent
 
     def headers(self, headers: Mapping[str, str]) -> None:
-        """Take in who answered, and what else a response's headers say of its cost."""
+        """Note who answered, and what else the headers of a response say about its cost."""
         outcome = self.outcome
         provider = printable(headers.get("x-inference-provider") or "")
         outcome.provider = provider or outcome.provider
@@ -183,7 +184,7 @@ class Call:
             raise self.refusal
         request, outcome = self.request, self.outcome
         timed = self.quote is not None and self.quote.by_second
-        # Where its usage is all that is needed of the answer, the rest of it is not read.
+        # If only its usage is needed, the rest of the answer is not parsed.
         enough = self.limit is None and not timed and not request.task.endswith(DRAW)
         if enough and (usage := usage_of(ending_with_usage(body), request)):
             self._resolve(self.meter.ledger.settle, self._charge_or_hold(usage, "200"))
@@ -220,7 +221,7 @@ class Call:
             self.lost(word_for(error))
 
     def another_variant(self, error: BaseException) -> RequestVariant | None:
-        """How to send it where a server refused something that only the plugin had asked for."""
+        """How to send it again if a server refused what only the plugin had added; else None."""
         if status_of(error) not in REJECTED:
             return None
         words = f"{error}{getattr(error, 'response_error_payload', '')}"
@@ -232,7 +233,7 @@ class Call:
         """Bring back a leased endpoint that was paused meanwhile, and return whether it is back.
 
         Raises:
-            BudgetExceededError: it was paused for the sake of a cap.
+            BudgetExceededError: it was paused because of a cap.
         """
         name = self.draft.endpoint
         if self.outgoing.watch.replayed or name is None:
@@ -252,10 +253,10 @@ class Call:
     def settle(self, status: str) -> None:
         """Charge the usage of the answer, or its upper bound where it has none."""
         usage, request = self.outcome.usage, self.request
-        # What was held pays for the whole context, so it was sent without a limit.
+        # It was sent without a limit, because the hold pays for the whole context.
         unlimited = request.generates and request.max_output is None and self.limit is None
-        anyone = bool(request.inputs) and self.outcome.provider is None
-        if usage is None and (unlimited or anyone) and self.outgoing.budgets.paid:
+        unknown_bound = bool(request.inputs) and self.outcome.provider is None
+        if usage is None and (unlimited or unknown_bound) and self.outgoing.budgets.paid:
             self._resolve(self.meter.ledger.settle, self._held_in_full(status))
             return
         self._book(usage or self._most_usage(), status)
@@ -268,7 +269,7 @@ class Call:
     def lost(self, status: str) -> None:
         """Charge a call whose answer did not arrive in full: the hold, unless usage was final.
 
-        A server may have written on, and bill it, after the last usage that was seen.
+        A server may have written more after the last usage that was seen, and will bill it.
         """
         usage, complete = self.outcome.usage, self.outcome.complete
         paid = self.outgoing.budgets.paid
@@ -280,9 +281,9 @@ class Call:
             self._resolve(self.meter.ledger.settle, self._held_in_full(status))
 
     def close(self) -> None:
-        """Charge a call that was left before its end: a stream, or a call in a thread.
+        """Charge a call that its caller has left before its end: a stream, or a call in a thread.
 
-        A settlement that a Ctrl-C has cut short begins again with the same answer.
+        A settlement that a Ctrl-C has interrupted begins again with the same answer.
         """
         watch = self.outgoing.watch
         if watch.unsent and not watch.replayed:
@@ -300,11 +301,11 @@ class Call:
         return now - self.outgoing.started
 
     def drop(self) -> None:
-        """Close it later: the garbage collector may run while a lock of the plugin is held."""
+        """Close it later, because the garbage collector may run inside of the plugin's locks."""
         self.meter.later.append(self.close)
 
     def disown(self) -> None:
-        """Settle nothing, because another process does."""
+        """In a forked child: settle nothing, because the parent does."""
         self._once.acquire(blocking=False)
 
     def _book(self, usage: Usage, status: str) -> None:
@@ -316,7 +317,7 @@ class Call:
         self._resolve(self.meter.ledger.release, charge)
 
     def _withdraw(self) -> None:
-        """Take back a call that was refused, unless it had been sent once before that."""
+        """Release a call that was refused on its way; charge it if it was sent once before."""
         if self.outgoing.watch.posts > self.outgoing.watch.booked:
             self.lost(AGAIN)
         elif self._once.acquire(blocking=False):
@@ -328,7 +329,7 @@ class Call:
         budgets = self.outgoing.budgets
         try:
             if budgets.explicit is not None and usage is not None and usage.told is not None:
-                usage = usage._replace(told=None)  # what was stated with the budget counts
+                usage = usage._replace(told=None)  # the price that the budget states counts
             if request.provider is not None or budgets.explicit is not None:
                 price = quote, quote is None or quote.certain
             else:
@@ -355,7 +356,7 @@ class Call:
         )
 
     def _resolve(self, how: Callable[[int, Charge], None], charge: Charge) -> None:
-        """Book a charge, which is worked out by now: a Ctrl-C before this changes nothing."""
+        """Book a finished charge by ``how``; a Ctrl-C before this has changed nothing."""
         if self.outgoing.watch.replayed:
             charge = replayed(charge)
         elif charge.estimated:
@@ -382,7 +383,7 @@ class Call:
         self.meter.open_calls.pop(id(self), None)
 
     def book_interrupted(self) -> None:
-        """Book a call whose settlement was cut short by a Ctrl-C, unless it got through."""
+        """Book a call whose settlement a Ctrl-C has interrupted, unless that was booked."""
         charge = self._final or self._held_in_full("interrupted")
         if self.outgoing.watch.replayed:
             charge = replayed(charge)

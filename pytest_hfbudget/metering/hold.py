@@ -1,4 +1,4 @@
-"""Before a call is sent: describe it, price it, hold what it may cost in every budget around it."""
+"""Before a call is sent: describe it, price it, and hold its bound in every budget around it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pytest_hfbudget.metering.limits import (
     check_share,
     explain,
     limit_of,
-    put,
+    put_limit,
     unpriced,
     without_limit,
 )
@@ -48,9 +48,9 @@ logger = logging.getLogger("pytest_hfbudget")
 
 
 class LateCall(Call):
-    """A call without a cap of a signal handler that has interrupted the ledger.
+    """An uncapped call by a signal handler that has interrupted the ledger.
 
-    Once the ledger is free, it is held and settled.
+    It is held and settled once the ledger is free.
     """
 
     _held: Call | None = None
@@ -77,10 +77,10 @@ class LateCall(Call):
         if self._once.acquire(blocking=False):  # a stream may end more than once
             if self.outcome.ended is None:
                 self.outcome.ended = self.meter.clock()
-            self.meter.later.append(partial(self._take, step))
+            self.meter.later.append(partial(self._hold_and_settle, step))
 
-    def _take(self, step: Callable[[Call], None]) -> None:
-        """Hold it, unless a Ctrl-C has ended an earlier try after that, and settle it."""
+    def _hold_and_settle(self, step: Callable[[Call], None]) -> None:
+        """Hold it and settle it; if a Ctrl-C had come in between, only settle it."""
         meter, watch = self.meter, self.outgoing.watch
         try:
             call = self._held = self._held or _held(meter, self.outgoing, blocks=True)
@@ -105,23 +105,22 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
     """The call, ready to be sent; or with its ``wait`` set, which has to end before `resume`.
 
     Args:
-        blocks: whether the thread stands still while the call waits.
+        blocks: whether waiting blocks the whole thread.
 
     Returns:
-        None where there is no cap and the call can't be metered: without a cap this only watches.
+        The call; None if it can't be metered and has no cap, so that it is sent all the same.
 
     Raises:
-        BudgetExceededError: a cap would not hold the call, or the run that this process works
-            for is gone; nothing is to be sent.
+        BudgetExceededError: nothing is to be sent: no cap would hold it, or its run is gone.
     """
     __tracebackhide__ = True
-    # As `holds_own_lock`, without its call.
+    # As `holds_own_lock`, but without a function call.
     if True in [lock._is_owned() for own in tuple(OWN_LOCKS) if (lock := own()) is not None]:
         return _interrupting(meter, outgoing)
     if meter.later:
         meter.drain()
     if meter.budgets.over and (outgoing.budgets.capped or meter.emulator):
-        raise _too_late(meter, outgoing)
+        raise _run_over(meter, outgoing)
     try:
         call = _held(meter, outgoing, blocks)
     except Exception as error:
@@ -142,7 +141,7 @@ def resume(call: Call) -> Call | None:
     __tracebackhide__ = True
     meter = call.meter
     try:
-        _take(call)
+        _hold_after_wait(call)
     except Exception as error:
         _not_held(meter, call.outgoing, error)
         return None
@@ -152,10 +151,10 @@ def resume(call: Call) -> Call | None:
 
 
 def _interrupting(meter: Meter, outgoing: OutgoingCall) -> LateCall:
-    """The call of a signal handler that has interrupted the ledger.
+    """The uncapped call of a signal handler that has interrupted the ledger.
 
     Raises:
-        LedgerBusyError: a cap would have to hold it.
+        LedgerBusyError: the call is under a cap.
     """
     __tracebackhide__ = True
     request = _described(meter, outgoing, outgoing.parameters, refused=True)
@@ -169,8 +168,8 @@ def _interrupting(meter: Meter, outgoing: OutgoingCall) -> LateCall:
     raise error
 
 
-def _too_late(meter: Meter, outgoing: OutgoingCall) -> RunOverError:
-    """The refusal of a call that no budget can hold; a rehearsal lets none out, capped or not."""
+def _run_over(meter: Meter, outgoing: OutgoingCall) -> RunOverError:
+    """The recorded refusal of a call after the end of its run, or before its beginning."""
     model = _described(meter, outgoing, outgoing.parameters, refused=True).model
     error = RunOverError(f"{model}: {meter.budgets.over}", model=model)
     meter.budgets.record_refusal(error, outgoing.budgets.test)
@@ -178,7 +177,7 @@ def _too_late(meter: Meter, outgoing: OutgoingCall) -> RunOverError:
 
 
 def _not_held(meter: Meter, outgoing: OutgoingCall, error: Exception) -> None:
-    """Let a call without a cap go on without being metered.
+    """Note a call that goes out without being metered, because no cap needs to hold it.
 
     Raises:
         BudgetExceededError, HFBudgetError: it is not to be sent.
@@ -186,11 +185,11 @@ def _not_held(meter: Meter, outgoing: OutgoingCall, error: Exception) -> None:
     __tracebackhide__ = True
     capped = outgoing.budgets.capped
     if isinstance(error, BudgetExceededError):
-        # Also in a worker whose run is gone: its answers would reach no report.
+        # A worker whose run is gone sends nothing either: no report would have its calls.
         gone = isinstance(error, LedgerUnreachableError)
         if gone and not capped and not meter.stops_with_ledger:
             return
-        # The frames of this package tell a user nothing; those of the calling code do.
+        # A user needs the frames of the calling code, not those of this package.
         raise error.with_traceback(None) from None
     if capped and isinstance(error, HFBudgetError):
         raise error
@@ -218,7 +217,7 @@ def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
     return call
 
 
-def _take(call: Call) -> None:
+def _hold_after_wait(call: Call) -> None:
     if call.wait is not None:
         wait, call.wait = call.wait, None
         call.draft = call.draft._replace(waited=round(wait.waited, 6))
@@ -245,18 +244,18 @@ def _described(
 
 
 def _no_bound(model: str, provider: str | None) -> InputBound:
-    """A call that is refused in any case needs none."""
+    """The bound of a call that is refused anyway, and so needs none."""
     return InputBound(0)
 
 
 def _hold(call: Call, ask: Callable[[], Hold | HoldWait]) -> None:
-    """Hold what a call may cost in every scope around it, or set its ``wait``.
+    """Hold the bound of a call in every scope around it, or set its ``wait``.
 
-    A call that no cap would hold goes on where it can be stopped on its way out, because a
-    stand-in may answer it instead of the network.
+    A call that a cap refuses still goes on if it can be stopped right before it leaves: a stand-in
+    may answer it instead of the network.
 
     Raises:
-        BudgetExceededError: a cap would not hold it, and it is not to be sent.
+        BudgetExceededError: a cap has refused it, and it is not to go on.
     """
     paid, refusal = call.outgoing.budgets.paid, None
     try:
@@ -301,7 +300,7 @@ def _ask(call: Call, blocks: bool) -> Hold | HoldWait:
 
 
 def _price(call: Call) -> Quote | None:
-    """The price of a call; None where it has no known price and needs none."""
+    """The price of a call; None if it has no known price and no cap, which would need one."""
     budgets, request = call.outgoing.budgets, call.request
     try:
         quote = call.meter.book.quote(request, budgets.explicit)
@@ -316,10 +315,10 @@ def _price(call: Call) -> Quote | None:
 
 
 def _hold_nothing(call: Call, error: BudgetExceededError) -> Hold:
-    """A hold of $0, for a call that can be stopped later, right before it is sent.
+    """A hold of $0, for a call that can be stopped later, right before it leaves.
 
     Raises:
-        BudgetExceededError: it could leave unseen, or not even a replay is allowed.
+        BudgetExceededError: it could leave unseen, or no call is left even for a replay.
     """
     try:
         if not call.outgoing.watch.watched():
@@ -331,7 +330,7 @@ def _hold_nothing(call: Call, error: BudgetExceededError) -> Hold:
 
 
 def _only_replayed(call: Call, refusal: BudgetExceededError) -> None:
-    """Let only a stand-in answer, which needs no network: before anything is sent, refuse it."""
+    """Refuse a call as soon as it is about to leave; until then a stand-in may answer it."""
 
     def stop() -> BudgetExceededError:
         if call.refusal is None:
@@ -342,7 +341,7 @@ def _only_replayed(call: Call, refusal: BudgetExceededError) -> None:
 
 
 def _prepare(call: Call) -> None:
-    """Put the output limit and the wish for usage into a copy, where there is need for one."""
+    """Put the output limit and the request for a stream's usage into a copy of the payload."""
     payload = call.parameters.json
     if isinstance(payload, dict):
         prepared = _prepared(call, dict(payload))
@@ -353,11 +352,11 @@ def _prepare(call: Call) -> None:
 def _prepared(call: Call, payload: dict[str, Any]) -> dict[str, Any]:
     variant = call.outgoing.variant
     if call.limit is not None:
-        put(payload, call.limit.tokens, variant)
+        put_limit(payload, call.limit.tokens, variant)
     options = payload.get("stream_options") or {}
-    # Without a cap nothing is changed; with one, a stream has to say what it cost.
-    asks = call.request.stream and ("messages" in payload or "prompt" in payload)
-    silent = asks and not options.get("include_usage")
+    # Without a cap nothing is changed; with one, a stream has to tell its usage.
+    may_ask = call.request.stream and ("messages" in payload or "prompt" in payload)
+    silent = may_ask and not options.get("include_usage")
     if silent and call.outgoing.budgets.paid and variant.ask_usage:
         payload["stream_options"] = {**options, "include_usage": True}
         call.swallow_usage = True
@@ -371,7 +370,8 @@ def _bounds(
 
     Raises:
         UnpricedCallError: its price does not bound what it can cost.
-        BudgetExceededError: its server takes no limit, and the length of its context is not known.
+        BudgetExceededError: its input or its output can't be bounded.
+
     """
     if quote.free:
         return 0, 0

@@ -24,14 +24,14 @@ UNKNOWN_CONTEXT = 8192
 SMALLEST = 16
 NAMES = ("max_tokens", "max_completion_tokens")
 
-# What a prompt of one message is bounded by beside its bytes, and the bytes of a usual token: what
-# may be expected of its count.
+# From these a refusal estimates what a server will count: the tokens that a bound adds to the bytes
+# of one message, and the bytes of a usual token.
 TEMPLATE_BYTES, BYTES_PER_TOKEN = 272, 4
 
-# What a refusal says where an image is what makes a call too large.
+# What a refusal adds if an image makes a call too large.
 FIRST_IMAGE = (
-    "hf_image_tokens states less for an image, and after the first answer images of one size count "
-    "as that one did"
+    "hf_image_tokens can state less for an image, and after the first answer an image of the same "
+    "size counts what the server has counted"
 )
 
 LIMITS = frozenset({"max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens"})
@@ -47,9 +47,9 @@ PICTURES = frozenset(
 BATCHES = frozenset({"batch_size"})
 # The tools that the caller runs; all others run at the service.
 OWN_TOOLS = frozenset({"function", "custom"})
-# What stands in a request of the responses API for a prompt, or a part, that the service has kept.
+# How a request of the responses API names a prompt, or a part of one, that the service has kept.
 REMEMBERED, REFERENCE = ("previous_response_id", "conversation"), "item_reference"
-# What has the service search, and put what it finds before the model.
+# Parameters that have the service search, and add what it finds to the prompt.
 SEARCHES = frozenset({"connectors", "plugins", "search_parameters", "web_search_options"})
 ONE_NUMBER = "Pass one whole number instead."
 
@@ -58,11 +58,11 @@ TOO_HIGH = ("context", "too large", "too long", "exceed", "must be <=", "less th
 
 
 class UnreadableLimitError(ValueError):
-    """What a request asks for has no end that can be known; the error ends with what to do."""
+    """A request whose output or prompt can't be bounded; its arguments: why, and what to do."""
 
 
 class OutputLimit(NamedTuple):
-    """``tokens`` of output for each answer; ``by_cap`` if it is a cap that pays for no more."""
+    """``tokens`` of output for each answer; ``by_cap`` if a cap pays for no more of them."""
 
     tokens: int
     by_cap: bool
@@ -73,8 +73,8 @@ class RequestVariant(NamedTuple):
 
     Attributes:
         ask_usage: whether a stream is asked for its usage.
-        limit_name: what chat servers call the limit; None where this one knows no limit.
-        at_most: a limit that this server was found to accept, where one was found too high.
+        limit_name: the name of the output limit; None if this server takes no limit.
+        at_most: a limit to try, after this server has refused a higher one.
     """
 
     ask_usage: bool = True
@@ -82,7 +82,7 @@ class RequestVariant(NamedTuple):
     at_most: int | None = None
 
     def after(self, refused: str, limit: int) -> RequestVariant | None:
-        """The variant to try after a server refused ``limit`` in these words, if there is one."""
+        """The variant to try after a server refused ``limit`` in these words; None without one."""
         words = refused.lower()
         if any(sign in words for sign in TOO_HIGH):
             smaller = limit // 4
@@ -97,7 +97,7 @@ DEFAULT_VARIANT = RequestVariant()
 
 
 def most(request: CallRequest, quote: Quote, catalogue: Catalogue) -> int:
-    """Nano-USD that a call without a limit of its own can cost, whatever the model writes."""
+    """The most nano-USD that a call without a limit of its own can cost."""
     longest = catalogue.contexts(request.model, request.provider).longest
     if longest:
         return quote.most_within(request, longest)
@@ -107,7 +107,7 @@ def most(request: CallRequest, quote: Quote, catalogue: Catalogue) -> int:
 def limit_of(
     request: CallRequest, quote: Quote, held: int, catalogue: Catalogue, variant: RequestVariant
 ) -> OutputLimit | None:
-    """The limit with which a call costs no more than ``held``; None where it needs none."""
+    """The limit with which a call costs at most ``held`` nano-USD; None if it needs no limit."""
     if request.max_output is not None or not request.generates or quote.free:
         return None
     longest = catalogue.contexts(request.model, request.provider).longest
@@ -132,8 +132,8 @@ def ceiling(request: CallRequest, catalogue: Catalogue) -> int:
     return max(shortest - prompt, shortest // 8)
 
 
-def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
-    """Write a limit into a payload, where and as its server looks for it."""
+def put_limit(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
+    """Write an output limit into a payload, under the name that its server reads."""
     if "inputs" in payload:
         payload["parameters"] = {**(payload.get("parameters") or {}), "max_new_tokens": limit}
         return
@@ -146,7 +146,11 @@ def put(payload: dict[str, Any], limit: int, variant: RequestVariant) -> None:
 
 
 def without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> tuple[int, int]:
-    """The bound of a call to a server that takes no limit: what fills the context."""
+    """The least and the most to hold if a server takes no limit: both ``highest``, in nano-USD.
+
+    Raises:
+        BudgetExceededError: the length of the model's context is not known.
+    """
     if catalogue.contexts(request.model, request.provider).longest:
         return highest, highest
     raise BudgetExceededError(
@@ -160,10 +164,10 @@ def without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> t
 def explain(
     error: BudgetExceededError, request: CallRequest, quote: Quote | None, images: int
 ) -> None:
-    """Tell what a refused call would have held, where that was the reason to refuse it.
+    """Add to a refusal what the call would have held, if that was the reason to refuse it.
 
     Args:
-        images: how many its messages show.
+        images: how many images its messages have.
     """
     if not error.figures.needed or quote is None or error.details:
         return
@@ -281,10 +285,10 @@ def cut_off(model: str, limit: OutputLimit, held: int, tightest: Scope) -> Budge
 
 
 def check_share(ledger: LedgerLike, test: RunningTest | None, hold: Hold, name: str) -> None:
-    """Give the hold of a call back where the test's share of the uptime is beyond its caps.
+    """Release the hold of a call to an endpoint whose uptime has taken its test over a cap.
 
     Raises:
-        BudgetExceededError: it is; a test can't stop the minute that runs, but it can go home.
+        BudgetExceededError: it has. The minute that runs can't be stopped, but the test can.
     """
     for scope in reversed(test.scopes if test else ()):
         total = ledger.total(scope.key)
@@ -292,8 +296,8 @@ def check_share(ledger: LedgerLike, test: RunningTest | None, hold: Hold, name: 
             ledger.release(hold.id)
             spent, cap = beside(scope.cap, total.spent)
             raise BudgetExceededError(
-                f"{scope.name}: {spent} of {cap} is spent, the share of "
-                f"the uptime of {name} included, and each second on it costs more. "
+                f"{scope.name}: {spent} of {cap} is spent, including the test's share of the "
+                f"uptime of {name}, and each further second on it costs more. "
                 "The call was not sent. Raise the cap.",
                 scope=scope.name,
                 scope_key=scope.key,
@@ -308,7 +312,7 @@ def output_limit(payload: Mapping[str, Any]) -> int | None:
     Servers differ in which of several they follow.
 
     Raises:
-        UnreadableLimitError: one is not a number, or means no limit beside one that is a limit.
+        UnreadableLimitError: one is not a number; or one means no limit, and another is a limit.
     """
     given = _numbers(payload, LIMITS)
     # Servers read 0 and -1 as no limit at all.
@@ -332,18 +336,18 @@ def answers(payload: Mapping[str, Any], task: str) -> int:
 
 
 def _prompts(payload: Mapping[str, Any]) -> int:
-    """How many prompts a request has, each of which is answered; one may be a list of tokens."""
+    """How many prompts a request has. Each is answered. A list of token ids is one prompt."""
     given = (payload.get(name) for name in ("prompt", "inputs"))
     lists = [len(g) for g in given if isinstance(g, list) and g and type(g[0]) is not int]
     return max(lists, default=1)
 
 
-def served_tools(payload: Mapping[str, Any]) -> None:
-    """Refuse what lets the service write into the prompt.
+def refuse_service_input(payload: Mapping[str, Any]) -> None:
+    """Refuse a request that lets the service add to the prompt, which then can't be bounded.
 
     Raises:
-        UnreadableLimitError: a tool runs at the service, so that the model reads what it returns;
-            the service searches; or a part of the prompt is one that the service has kept.
+        UnreadableLimitError: a tool runs at the service; the service searches; or it has kept a
+            part of the prompt.
     """
     for name in SEARCHES.intersection(payload):
         if payload[name] not in (None, False, []):  # an empty object asks for it, too

@@ -1,4 +1,4 @@
-"""What every call of a process meets: prices, budgets, the ledger, and the calls in flight."""
+"""`Meter`: the prices, the budgets and the ledger of a process, and its calls in flight."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _no_endpoint(name: str) -> bool:
 
 
 def _not_taken_over(name: str, form: Mapping[str, Any] | None) -> bool | None:
-    """Without a run nothing could pause it."""
+    """Without a run nothing could pause it, so it is only named."""
     return None
 
 
@@ -52,18 +52,18 @@ def _not_found(url: str) -> str | None:
 
 @dataclass
 class EndpointHooks:
-    """What a run does for its endpoints where calls are made, and for what these calls start.
+    """What the meter asks of the part of a run that has its endpoints.
 
     Attributes:
-        revive: brings an endpoint back that another run or a person has paused; returns whether
-            it is back.
-        using: receives the name of an endpoint before a call to it is sent.
-        take_over: has an endpoint paused at the end that the code under test is about to resume,
-            or to create by a form: the body of its request. False where nothing is to be done,
-            None where that is only to be told.
-        answered: receives an endpoint's name, the status of the answer to the code under test (0
-            where none came), and whether it has asked for a pause instead of a start.
-        find: the name of an endpoint that was taken over, by a URL below its own.
+        revive: resumes an endpoint that another run or a person has paused; returns whether it
+            serves again.
+        using: called with the name of an endpoint before a call to it is sent.
+        take_over: called with the name of an endpoint that the code under test is about to start,
+            and the form of a new one, else None. Returns True if the run will pause it at the end,
+            False if nothing is to be done, None if the summary is only to name it.
+        answered: called after that with its name, the status of the answer (0 if none came), and
+            whether the request was for a pause instead of a start.
+        find: returns the name of an endpoint that was taken over, by a URL below its own, or None.
     """
 
     revive: Callable[[str], bool] = _no_endpoint
@@ -74,7 +74,7 @@ class EndpointHooks:
 
 
 class OpenCall(Protocol):
-    """A call that holds something, as far as its end is concerned."""
+    """A call that holds something: what ends it."""
 
     draft: Charge
 
@@ -82,10 +82,10 @@ class OpenCall(Protocol):
         """Charge a call that was left before its end."""
 
     def book_interrupted(self) -> None:
-        """Book a call whose settlement was cut short, unless it got through."""
+        """Book a call whose settlement was interrupted, unless that was booked."""
 
     def disown(self) -> None:
-        """Settle nothing, because another process does."""
+        """In a forked child: settle nothing, because the parent does."""
 
 
 @dataclass
@@ -95,13 +95,13 @@ class Meter:
     Attributes:
         router: the base URL of the Hugging Face router; calls to the public one are sent there.
         emulator: the base URL of a rehearsal's emulator, empty in any other run.
-        hold_wait: seconds that a call waits for calls in flight; 0 for none.
+        hold_wait: the most seconds that a call waits for calls in flight; 0: it does not wait.
         stops_with_ledger: whether calls without a cap are refused, too, once the ledger is gone.
-        watcher: notices when a part of a budget is used up.
-        counts: what servers have counted of prompts.
-        later: steps in the ledger that wait for `drain`: those of a signal handler which has
+        watcher: warns when a part of a budget is used up, and knows which fallback is due.
+        counts: what servers have counted in prompts.
+        later: changes of the ledger that wait for `drain`: those of a signal handler which has
             interrupted the ledger, and of streams that were garbage-collected, because the
-            collector may run while a lock of the plugin is held.
+            collector may run inside of a lock of the plugin.
         open_calls: the calls that hold something.
         opened: the scopes that are open in the ledger.
     """
@@ -130,10 +130,10 @@ class Meter:
     # --- calls that are not metered
 
     def unknown(self, error: Exception, *, capped: bool) -> None:
-        """Let a call go that can't be metered, unless a budget around it has a limit.
+        """Count a call that can't be metered, and let it go out if it is not under a cap.
 
         Raises:
-            HFBudgetError: one has.
+            HFBudgetError: it is under a cap.
         """
         if capped:
             raise HFBudgetError(
@@ -155,7 +155,7 @@ class Meter:
             self._tell_missed()
 
     def _tell_missed(self) -> None:
-        # What keeps a call from the ledger may keep this from it, too, until the test is over.
+        # The ledger may be out of reach for the same reason as for the call, until the test ends.
         with suppress(Exception):
             for why in tuple(self._missed):
                 self.ledger.miss(why, self._missed[why])
@@ -170,24 +170,24 @@ class Meter:
             self.opened.add(scope)
 
     def write(self, step: Callable[[], None]) -> None:
-        """Take a step in the ledger, or put it off as `not_written` says."""
+        """Change the ledger, or put the change off, as `not_written` says."""
         try:
             step()
         except HFBudgetError as error:
             self.not_written(step, error)
 
     def not_written(self, step: Callable[[], None], error: HFBudgetError) -> None:
-        """Put off a step in the ledger that a signal handler has interrupted.
+        """Put off a change that failed because a signal handler has interrupted the ledger.
 
-        A ledger that is gone, or has booked the hold when a connection broke, raises nothing here:
-        its next call is refused, and an answer that was paid for is worth more than an error.
+        Any other error is dropped: the ledger is gone, or it has booked the hold when the
+        connection broke. The next call is refused, and the caller keeps an answer that was paid.
         """
         gone = isinstance(error, LedgerUnreachableError)
         if isinstance(error, BudgetExceededError) and not gone:
             self.later.append(step)
 
     def refuse_unread(self, error: BudgetExceededError, model: str) -> BudgetExceededError:
-        """As `refuse`, for a request of which no more is known than what it goes to."""
+        """As `refuse`, for a request of which only the model or the host is known."""
         budgets = self.budgets.active()
         self.open_scopes(budgets.scopes)
         test = budgets.test.id if budgets.test else None
@@ -200,14 +200,14 @@ class Meter:
         """Whether a request would leave a rehearsal for a service that costs money.
 
         Args:
-            paid: whether it costs something where it goes, if that is no server of this machine.
+            paid: whether the place that it goes to bills; a server of this machine never does.
         """
         if not (paid and self.emulator):
             return False
         return urlsplit(url).hostname not in (urlsplit(self.emulator).hostname, *THIS_MACHINE)
 
     def refuse_to_leave(self, url: str) -> BudgetExceededError:
-        """The refusal of such a request."""
+        """Record the refusal of a request that would leave a rehearsal, and return it."""
         where = printable(public_url(url))
         error = BudgetExceededError(
             f"{where} is not the emulator, and a rehearsal pays for nothing. The request was not "
@@ -217,7 +217,7 @@ class Meter:
         return self.refuse_unread(error, where)
 
     def refuse_start(self, error: HFBudgetError, name: str) -> BudgetExceededError:
-        """The refusal of an endpoint that the session budget can't pay for, or not for sure."""
+        """Record the refusal to start an endpoint that no budget can hold, and return it."""
         used_up = isinstance(error, UnaffordableEndpointError)
         session = self.budgets.session
         kind = BudgetExceededError if used_up else UnseenCallError
@@ -235,7 +235,7 @@ class Meter:
         return error
 
     def pass_on(self, refusals: list[BudgetExceededError], error: BaseException) -> None:
-        """Hand a block's refusals to the test, unless the error that leaves the block is one."""
+        """Give a block's refusals to the test, unless the error that leaves the block is one."""
         link: BaseException | None = error
         while link is not None:
             if link in refusals:
@@ -245,11 +245,11 @@ class Meter:
             self.budgets.test.refusals.extend(refusals)
 
     def drain(self) -> None:
-        """Take the steps that were put off."""
+        """Make the changes of the ledger that were put off."""
         later = self.later
         if not later or holds_own_lock():
             return
-        # Each once: what still can't be written goes to the end, for the next time.
+        # Each is tried once: what still can't be written goes to the end, for the next time.
         for _ in range(len(later)):
             with suppress(IndexError, KeyError):  # another thread has taken it, or it was booked
                 step = later.popleft()
@@ -262,11 +262,11 @@ class Meter:
     # --- the end
 
     def settle_open(self, test: str | None) -> None:
-        """Settle what a test leaves open, so that nothing is held after its end."""
+        """Settle the calls that a test has left open, so that nothing is held after its end."""
         self._settle([call for call in list(self.open_calls.values()) if call.draft.test == test])
 
     def settle_all(self) -> None:
-        """Settle whatever is left open, because nothing is settled after this."""
+        """Settle all calls that are left open, at the end of the run."""
         self._settle(list(self.open_calls.values()))
 
     def _settle(self, calls: list[OpenCall]) -> None:
@@ -287,7 +287,7 @@ class Meter:
             self.counts.exchange()
 
     def disown(self) -> None:
-        """Leave the open calls to the process that has sent them: this one is its child."""
+        """In a forked child: leave the open calls to the parent, which has sent them."""
         for call in self.open_calls.values():
             call.disown()
         self.open_calls.clear()

@@ -1,4 +1,4 @@
-"""Which requests may cost money: the hosts that bill, and what a path there asks for."""
+"""Which requests may cost money: the hosts that bill, and the tasks behind their paths."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - noth
 PORTS = {"https": 443, "http": 80}
 FREE_HARDWARE = "cpu-basic"
 
-# What starts something that costs money until it is stopped. A Sandbox is a Job.
+# What a request does to an Inference Endpoint.
 RESUMES, CREATES, DEPLOYS, STOPS = "resume", "create", "deploy", "pause"
-# A new repository, which costs nothing unless its body asks for hardware.
+# A request for a new repository, which costs nothing unless its body asks for hardware.
 ASKS = "hardware"
-# Patterns, here and below, are compiled when they are first needed: most runs of pytest import this
-# and send nothing.
+# Requests that start something which costs money until it is stopped: the path, what is started,
+# and one of the words above. A Sandbox is a Job. Patterns, here and below, are compiled when they
+# are first needed: most runs of pytest import this and send nothing.
 STARTS = (
     (r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/(?:duplicate|run))?", "a Job of {}", ""),
     (r"/api/spaces/([^/]+/[^/]+)/hardware", "hardware for the Space {}", ""),
@@ -40,7 +41,7 @@ STARTS = (
     (r"/(?:model|recipe)/(.+)/deploy", "a new Inference Endpoint of {}", DEPLOYS),
 )
 
-# How a path ends, and the task behind it. The first one that fits counts.
+# The ends of paths, with the task behind them. The first that fits counts.
 SHAPES = (
     ("/chat/completions", "conversational"),
     ("/completions", "text-generation"),
@@ -59,14 +60,14 @@ PIPELINE_PATH = r"/pipeline/([\w-]+)/([\w.-]+/[\w.-]+)/?$"
 
 
 class Shape(NamedTuple):
-    """What a path asks for; ``model`` is empty where the body names it."""
+    """What a path asks for; ``model`` is empty if the body names it."""
 
     task: str
     model: str
 
 
 def shape_of(url: str) -> Shape:
-    """The task, and the model that a path names."""
+    """The task and the model in the path of a URL; a path that names neither is its own model."""
     path = urlsplit(url).path.rstrip("/")
     task = next((task for end, task in SHAPES if path.endswith(end)), UNKNOWN_TASK)
     if "/pipeline/" in path and (found := re.search(PIPELINE_PATH, path)):
@@ -77,12 +78,13 @@ def shape_of(url: str) -> Shape:
 
 
 class Start(NamedTuple):
-    """Something that is started, and its name or that of its owner.
+    """A request that starts something which costs money by the minute, or that pauses it.
 
     Attributes:
-        endpoint: what is done to an Inference Endpoint: it is resumed, created, deployed from the
-            catalogue of models, or paused, which is no start; or the word for a new repository;
-            empty for anything else.
+        what: what is started, for messages.
+        name: its name, or that of its owner.
+        endpoint: what is done to an Inference Endpoint: `RESUMES`, `CREATES`, `DEPLOYS` (from the
+            catalogue of models) or `STOPS`; `ASKS` for a new repository; else empty.
         url: where the request goes, without user and query.
     """
 
@@ -93,13 +95,15 @@ class Start(NamedTuple):
 
     @property
     def creates(self) -> bool:
-        """Whether there is a new endpoint, of which the body tells more."""
+        """Whether it makes a new endpoint, which the body of the request describes."""
         return self.endpoint in (CREATES, DEPLOYS)
 
     def hardware(self, form: Mapping[str, Any]) -> Start | None:
-        """The paid hardware that the body of a new repository asks for, if it does.
+        """The start of the paid hardware that a new repository asks for; None if it asks for none.
 
-        huggingface_hub 2.4 posts so for ``create_repo`` and ``duplicate_repo``.
+        Args:
+            form: the body of the request, as huggingface_hub 2.4 posts it for ``create_repo`` and
+                ``duplicate_repo``.
         """
         kind = form.get("hardware")
         if not isinstance(kind, str) or kind == FREE_HARDWARE:
@@ -111,7 +115,8 @@ class Start(NamedTuple):
     def named(self, form: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         """The full name of an endpoint, and the form of a new one as ``EndpointCreate`` has it.
 
-        The name is not whole where the server makes one up.
+        The name ends with a slash if the server is to choose one. An endpoint that is not new has
+        an empty form.
 
         Args:
             form: the body of the request.
@@ -124,24 +129,28 @@ class Start(NamedTuple):
 
 
 class PaidPlace(NamedTuple):
-    """A part of a host; no port stands for each of them."""
+    """A port of a host, and the beginning of the paths that are paid there.
+
+    Attributes:
+        port: None for any port.
+        path: empty for any path.
+    """
 
     port: int | None
     path: str
 
     def has(self, port: int | None, path: str) -> bool:
-        """Whether a request to its host goes there."""
+        """Whether a request to this port and path of the host is paid."""
         below = not self.path or path == self.path or path.startswith(self.path + "/")
         return below and self.port in (None, port)
 
 
 class PaidHosts:
-    """The router, the API before it, dedicated endpoints, and what is named in addition.
+    """The router, the API before it, dedicated endpoints, and hosts that the user names.
 
     Args:
-        more: URLs, or hosts with or without a port.
-        starting: base URLs, beside the public ones, at which something can be started that is paid
-            for by the minute.
+        more: what the user names: URLs, or hosts with or without a port.
+        starting: base URLs, beside the public ones, of APIs that start what is paid by the minute.
     """
 
     def __init__(self, more: Iterable[str] = (), starting: Iterable[str] = ()) -> None:
@@ -155,7 +164,7 @@ class PaidHosts:
             self._places.setdefault(_host(parts.hostname or ""), []).append(place)
 
     def may_bill(self, host: str) -> bool:
-        """Whether some request to a host costs money: a quick look, for every POST there is."""
+        """Whether some request to a host costs money: a quick check for every POST."""
         known = self._known.get(host)
         if known is None:
             name = _host(host)
@@ -178,7 +187,7 @@ class PaidHosts:
         return any(place.has(port, path) for place in self._places.get(host, ()))
 
     def started_by(self, url: str) -> Start | None:
-        """What a POST starts that is paid for by the minute, if it does; or pauses."""
+        """What a POST to a URL starts that is paid by the minute, or pauses; else None."""
         try:
             address = _address(url)
         except ValueError:
@@ -192,7 +201,7 @@ class PaidHosts:
         return None
 
     def bills_on(self, host: str, port: object) -> bool:
-        """Whether a connection to a host and port may be for something that costs money."""
+        """Whether a request by a connection to this host and port may cost money."""
         name = _host(host)
         places = self._places.get(name, ())
         return _is_dedicated(name) or any(place.port in (None, port) for place in places)
@@ -203,7 +212,7 @@ MOST_KNOWN = 1024
 
 
 def _host(name: str) -> str:
-    """A host by the one name that it is known by here."""
+    """The name of a host in lower case; all names of this machine become one."""
     name = name.lower().rstrip(".")
     if "xn--" in name:
         name = ".".join(map(_label, name.split(".")))
@@ -224,10 +233,10 @@ def _path(text: str) -> str:
 
 
 def _address(url: str) -> str:
-    """A URL without user, query, and a port that goes without saying.
+    """A URL without user, query, and the default port of its scheme.
 
     Raises:
-        ValueError: its port is no number.
+        ValueError: its port is not a number.
     """
     parts = urlsplit(url)
     plain = parts.port in (None, PORTS.get(parts.scheme))

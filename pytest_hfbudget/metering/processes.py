@@ -45,11 +45,11 @@ class ParentProcess(Protocol):
 
 
 def adopt(meter: Meter, path: str, blocks: tuple[OpenBudget, ...]) -> None:
-    """Make the meter that a forked child has inherited one of the child's own.
+    """In a forked child: have the inherited meter spend from the parent's ledger.
 
     Args:
         path: the address of the parent's listener.
-        blocks: those that were open where the parent forked.
+        blocks: the blocks around the code that forked.
     """
     meter.disown()
     _connect(meter, path)
@@ -57,7 +57,7 @@ def adopt(meter: Meter, path: str, blocks: tuple[OpenBudget, ...]) -> None:
 
 
 def connected_meter(path: str) -> tuple[Meter, ParentPlace]:
-    """A meter that spends from the ledger of a parent process, and what the parent has told.
+    """A meter that spends from the ledger of a parent process, and the parent's settings.
 
     Raises:
         LedgerUnreachableError: that process is gone, or its run is over.
@@ -91,15 +91,15 @@ def _connect(meter: Meter, path: str) -> None:
         take_over=lambda name, form: slow.ask("take_over", name, form),
         answered=lambda name, status, stops: slow.ask("answered", name, status, stops),
     )
-    # It may be a server without a cap that lives longer than the tests.
+    # A child may be an uncapped server that outlives the tests.
     meter.stops_with_ledger = False
 
 
 def shares(wire: LedgerConnection, origin: str) -> Share:
-    """How one process tells another what it has learned.
+    """A function for `TokenCounts.share`, which asks another process.
 
     Args:
-        origin: tells it from all others.
+        origin: an id of this process.
     """
 
     def share(facts: list[Fact], heard: int) -> tuple[list[Fact], int]:
@@ -110,12 +110,12 @@ def shares(wire: LedgerConnection, origin: str) -> Share:
 
 
 def known_to(wire: LedgerConnection) -> Callable[[str], list[Fact]]:
-    """What another process knows of a model."""
+    """A function that returns what another process knows of a model."""
     return lambda model: [Fact(*each) for each in wire.ask("counts", model)]
 
 
-def learned(counts: TokenCounts) -> dict[str, Operation]:
-    """What other processes ask of what this one has learned."""
+def count_operations(counts: TokenCounts) -> dict[str, Operation]:
+    """The operations by which other processes read and add to the counts of this one."""
     return {
         "counts": counts.known,
         "learn": lambda origin, facts, heard: counts.shared_by(
@@ -125,10 +125,10 @@ def learned(counts: TokenCounts) -> dict[str, Operation]:
 
 
 def child_prefix(worker: str) -> str:
-    """What begins the keys of a child's blocks.
+    """A new beginning for the keys of a child's blocks.
 
     Args:
-        worker: what begins those of its parent.
+        worker: the beginning of its parent's keys.
     """
     # Block numbers start where the parent's stood, and a process id may come again.
     return f"{worker}child-{secrets.token_hex(6)}/"
@@ -136,7 +136,7 @@ def child_prefix(worker: str) -> str:
 
 @dataclass
 class RemoteBook(PriceBook):
-    """Prices as the process knows them that was joined: its tables, its hook, its catalogue."""
+    """The price book of the joined process, with its tables, hook and catalogue: it is asked."""
 
     remote: ClassVar[bool] = True
     wire: LedgerConnection = field(kw_only=True)
@@ -161,13 +161,13 @@ class RemoteBook(PriceBook):
         return Catalogue.parse(read["models"], read_at=read["read_at"], origin=read["origin"])
 
 
-# Tells a freshly started interpreter where to join. No secret: only its owner can open it.
+# The variable that tells a new interpreter where to join. On Unix its value is not a secret.
 VARIABLE = LEDGER
 
 # An address without a server: a child forked after the run's end is refused under a cap.
 NOWHERE = "/"
 
-# What is asked of the process that started a child, for the endpoints of the run.
+# The `EndpointHooks` that a child asks of the process that started it.
 ASKED_BY_CHILDREN = ("revive", "take_over", "answered")
 
 
@@ -184,7 +184,7 @@ class ChildProcesses:
         self.blocks: tuple[OpenBudget, ...] = ()
 
     def export(self) -> None:
-        """Let processes join that are started from now on.
+        """Let processes that are started from now on join.
 
         Raises:
             HFBudgetError: no socket can be made.
@@ -204,19 +204,19 @@ class ChildProcesses:
             os.environ[VARIABLE] = listener.path
 
     def before_fork(self) -> None:
-        """Be ready for one child more, with no thread of ours in the way of the fork."""
-        # Here, in the thread that forks: in the child it counts as the main one.
+        """Prepare for a child, and end the listener's threads: a fork copies none of them."""
+        # Read here, in the thread that forks: in the child it counts as the main one.
         self.blocks = self._runtime.meter.budgets.open_blocks()
         if not self._runtime.path and (listener := self._open()) is not None:
             listener.pause()
 
     def after_fork(self) -> None:
-        """Go on in the parent."""
+        """In the parent: start the listener's threads again."""
         if self._listener is not None:
             self._listener.resume()
 
     def forget(self) -> str:
-        """Let go of the listener in a child; its address, for the child to call at."""
+        """In a child: close the copy of the listener, and return its address."""
         listener, self._listener = self._listener, None
         self._lock, self._closed, self._exported = threading.Lock(), True, False
         if listener is None:
@@ -225,11 +225,11 @@ class ChildProcesses:
         return listener.path
 
     def reopen(self) -> None:
-        """Answer children again, unless this is one itself: it spends where they can."""
+        """Answer children again, unless this process is a child: then its parent answers them."""
         self._closed = bool(self._runtime.path)
 
     def detach(self) -> Listener | None:
-        """Answer no child any more; closing the listener books in full what they hold."""
+        """Answer no more children; closing the returned listener books their holds in full."""
         with self._lock:
             self._closed = True
             listener, self._listener = self._listener, None
@@ -242,7 +242,7 @@ class ChildProcesses:
         return listener
 
     def close(self) -> None:
-        """Answer no child any more, and book in full what they hold."""
+        """Answer no more children, and book their holds in full."""
         if (listener := self.detach()) is not None:
             listener.close()
 
@@ -258,7 +258,7 @@ class ChildProcesses:
 
 
 def _operations(runtime: ParentProcess) -> dict[str, Operation]:
-    """What a child may ask for beside the ledger."""
+    """The operations that a child may ask for, beside those of the ledger."""
     meter, book = runtime.meter, runtime.meter.book
 
     def drained(read: Operation) -> Operation:
@@ -278,12 +278,12 @@ def _operations(runtime: ParentProcess) -> dict[str, Operation]:
         "leased": lambda url: book.leased_name(url) or meter.endpoints.find(url),
         "catalogue": lambda: book.catalogue.as_read(),  # noqa: PLW0108 - read when asked for
         **{name: getattr(meter.endpoints, name) for name in ASKED_BY_CHILDREN},
-        **learned(meter.counts),
+        **count_operations(meter.counts),
     }
 
 
 def _refuse(runtime: ParentProcess, keys: list[str], refusal: Refusal) -> None:
-    """Count a refusal, and record it where it would be for a call made here."""
+    """Count a child's refusal, and record it as that of a call which is made here."""
     runtime.meter.ledger.refuse(keys, refusal)
     if not refusal.scope_key.startswith(f"{runtime.worker}child-"):
         error = BudgetExceededError(
@@ -317,13 +317,13 @@ def _join(runtime: ParentProcess) -> dict[str, Any]:
 
 
 class ParentPlace(NamedTuple):
-    """Where a process stands that has just joined a run: who pays for it, and what it talks to.
+    """What a process learns from the one that it joins: the budgets around it, and addresses.
 
     Attributes:
-        test: the test that was running then, if one was.
-        around: the blocks that were open then.
-        explicit: the price that a block or the test's marker stated.
-        worker: begins the keys of blocks in the process that was joined.
+        test: the test that is running now, if one is.
+        around: the scopes of the blocks that are open now.
+        explicit: the price that a block or the test's marker states.
+        worker: the beginning of the keys of blocks in the joined process.
         session_id: the inference session that calls to the router are billed to; empty for none.
     """
 
@@ -339,8 +339,8 @@ class ParentPlace(NamedTuple):
     hold_wait: float
 
     def packed(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        # Warnings and fallbacks are the parent's affair, and refusals are told to it.
+        """The fields as JSON."""
+        # The parent warns and swaps models, and it hears of refusals.
         kept: dict[str, Any] = {"explicit": None, "refusals": [], "thresholds": ()}
         test = self.test and {**asdict(self.test), **kept}
         return {
@@ -352,7 +352,7 @@ class ParentPlace(NamedTuple):
 
     @classmethod
     def unpacked(cls, fields: dict[str, Any]) -> ParentPlace:
-        """What was packed."""
+        """The place behind packed fields."""
         test, addresses = fields["test"], fields["addresses"]
         if test is not None:
             test = RunningTest(**{**test, "scopes": _scopes(test["scopes"]), "thresholds": ()})
@@ -374,7 +374,7 @@ def _scopes(rows: list[Any]) -> tuple[Scope, ...]:
 
 
 def pack_quote(quote: Quote | None) -> list[Any] | None:
-    """A quote as JSON can hold it."""
+    """A quote as JSON."""
     if not quote:
         return None
     providers = quote.providers or (None,) * len(quote.options)
@@ -383,7 +383,7 @@ def pack_quote(quote: Quote | None) -> list[Any] | None:
 
 
 def unpack_quote(rows: list[Any] | None) -> Quote | None:
-    """What was packed."""
+    """The quote behind packed rows."""
     if not rows:
         return None
     options = tuple((Price(**price), source) for price, source, _ in rows)
@@ -391,10 +391,10 @@ def unpack_quote(rows: list[Any] | None) -> Quote | None:
 
 
 def pack_request(request: CallRequest) -> dict[str, Any]:
-    """A request as JSON can hold it."""
-    return request._replace(inputs=(), prompt=None)._asdict()  # no price depends on them
+    """A request as JSON, without what no price depends on."""
+    return request._replace(inputs=(), prompt=None)._asdict()
 
 
 def unpack_request(fields: dict[str, Any]) -> CallRequest:
-    """What was packed."""
+    """The request behind packed fields."""
     return CallRequest(**fields)

@@ -1,8 +1,8 @@
-"""The rules by which earlier counts bound a prompt; `bounds` keeps the counts and asks them.
+"""The rules by which earlier counts bound a prompt. `bounds` keeps the counts and applies these.
 
-- A prompt that begins with one that was counted: what is new in it is bounded by its bytes.
-- A prompt of the same shape: what was counted there bounds its chat template.
-- With the model's tokenizer, text is counted instead of bounded.
+- A prompt begins with one that was counted: only what is new in it is bounded by its bytes.
+- A prompt has the shape of one that was counted: that count bounds its chat template.
+- The model has a tokenizer on this machine: text is counted instead of bounded.
 """
 
 from __future__ import annotations
@@ -26,13 +26,10 @@ from pytest_hfbudget.metering.request import (
 from pytest_hfbudget.pricing import BYTES, SIZED, STATED, Prompt
 from pytest_hfbudget.pricing.book import PriceBook
 
-# The keys of a message that says something and has nothing else.
-PLAIN = frozenset({"role", "content"})
+PLAIN = frozenset({"role", "content"})  # the keys of a message that has nothing but content
+LONGEST_SCHEME = 32  # a URL has "://" within so many characters
 
-# A URL begins with less than this many characters before its "://".
-LONGEST_SCHEME = 32
-
-# What a request may say that changes no token of its prompt. Whatever else it says is hashed.
+# Parameters of a request that change no token of its prompt. All others are hashed.
 NEUTRAL = frozenset(
     {
         *("model", "stream", "stream_options", "seed", "stop", "user"),
@@ -41,41 +38,43 @@ NEUTRAL = frozenset(
         *("logprobs", "top_logprobs", "logit_bias", "details", "decoder_input_details"),
     }
 )
-# How a bound on a prompt came about.
+# What a bound on a prompt rests on.
 COUNTED, BEGINNING, SHAPE, TOKENIZER = "counted", "its beginning counted", "its shape", "tokenizer"
 
-# What a count gets on top of a quarter, until its provider has counted alike.
-MARGIN = 16
-# The keys of facts that are no hashes: a provider has counted alike; its counts of earlier runs are
-# forgotten; it is believed no more; the model's tokenizer is believed no more; an image makes at
-# most so many tokens of the model, as the settings of this run state; one has made more than that;
-# one has made more than `IMAGE_RULES` say of its size.
-ALIKE, FORGET, DOUBT, MISCOUNTED, IMAGE, UNDERSTATED, OUTGROWN = "=", "-", "!", "~", "#", "^", "+"
-# Before the hash of a shape stands what is meant: the least that was counted, which bounds the
-# template; the most that was counted beside what a tokenizer sees; the most bytes of text of which
-# both were compared.
-TEMPLATE, BESIDE, LONGEST = SHAPES = "t", "k", "l"
+MARGIN = 16  # tokens on top of a count and a quarter of it, until its provider has counted alike
 
-# An image that has any of these may be shown turned, or is several: its size does not tell how many
+# The keys of facts that are not hashes:
+ALIKE = "="  # a provider has counted a prompt twice with the same result
+FORGET = "-"  # a provider's counts of earlier runs are not believed any more
+DOUBT = "!"  # a provider is not believed any more
+MISCOUNTED = "~"  # the model's tokenizer is not believed any more
+IMAGE = "#"  # the most tokens of an image, as hf_image_tokens states for this run
+UNDERSTATED = "^"  # an image has made more tokens than hf_image_tokens states
+OUTGROWN = "+"  # an image has made more tokens than `IMAGE_RULES` say of its size
+# The letters that stand before the hash of a shape. They tell, of prompts of that shape:
+TEMPLATE = "t"  # the least tokens that were counted, which bound the chat template
+BESIDE = "k"  # the most tokens that were counted beyond those of the tokenizer
+LONGEST = "l"  # the most bytes of text that were compared with the tokenizer
+SHAPES = TEMPLATE, BESIDE, LONGEST
+
+# Marks of an image that may be shown turned, or has several frames: its size does not tell how many
 # tokens it makes. The first bytes of Exif in JPEG and in PNG, of XMP, and of an animated PNG.
 TURNED = (b"Exif", b"eXIf", b"Raw profile", b"adobe", b"acTL")
 FRAMES = TURNED[-1]
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-HEAD = 2**17  # characters of an image's data that are read; all that comes before its frame
-NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers from C0 to CF
+HEAD = 2**17  # characters of an image's data that are read, which reach to its frame
+NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers C0 to CF, those that are not a frame
 
-# Marks hashes and what is counted by them; to be raised with any change of either.
-RULE = 1
+RULE = 1  # the version of the hashes and of what is counted; raise it if either changes
 
 
 class Fact(NamedTuple):
-    """One thing that was learned of a provider.
+    """One thing that was learned about a provider.
 
     Attributes:
-        provider: empty for what is true of a model at every provider.
-        key: the hash of a request; that of a shape with its letter before it; or one of the signs
-            above.
-        tokens: 0 where it is no count.
+        provider: empty for a fact about a model at every provider.
+        key: the hash of a request; a letter and the hash of a shape; or one of the signs above.
+        tokens: 0 if the fact is not a number.
     """
 
     model: str
@@ -91,8 +90,8 @@ class Counts:
     Attributes:
         tokens: by the key of a `Fact`.
         seen: the keys that were counted, or confirmed, in this run.
-        alike: whether it has counted a prompt alike twice in this run.
-        doubted: whether it is believed no more.
+        alike: whether it has counted a prompt twice with the same result in this run.
+        doubted: whether it is not believed any more.
     """
 
     tokens: dict[str, int] = field(default_factory=dict)
@@ -101,7 +100,7 @@ class Counts:
     doubted: bool = False
 
     def most(self, key: str) -> int | None:
-        """The most tokens of what has this key; None where it is not known."""
+        """The most tokens of what has this key; None if it was not counted."""
         tokens = self.tokens.get(key)
         return tokens if tokens is None or self.alike else with_margin(tokens)
 
@@ -115,13 +114,13 @@ def notes(facts: Iterable[Fact]) -> Iterator[str]:
             who = provider or "the server"
             yield f"{who} counts a prompt of {model} differently each time, so bytes bound it"
         elif key == UNDERSTATED:
-            yield f"an image has made more tokens of {model} than hf_image_tokens: raise that"
+            yield f"{model} made more tokens of an image than hf_image_tokens states: raise that"
         elif key == OUTGROWN:
-            yield f"an image has made more tokens of {model} than its size should: not held by size"
+            yield f"{model} made more tokens of an image than its size allows: sizes are ignored"
 
 
 def with_margin(tokens: int) -> int:
-    """The most that a provider counts of what it has counted once."""
+    """The most tokens that a provider may count in what it has counted once."""
     return tokens + tokens // 4 + MARGIN
 
 
@@ -129,9 +128,9 @@ class Part(NamedTuple):
     """One message of a chat, or the whole input of another task.
 
     Attributes:
-        bytes: the most tokens of what it says, by its bytes.
-        media: the part of that which stands for what it shows.
-        texts: what it says, if that is nothing but text.
+        bytes: the most tokens that it makes, by its bytes.
+        media: how many of these are for images, sounds and other media.
+        texts: its texts; None if it is not only text.
     """
 
     bytes: int
@@ -143,7 +142,7 @@ class Measured(NamedTuple):
     """A prompt that was not counted before.
 
     Attributes:
-        beginnings: the hash of each of its beginnings, with one message more each.
+        beginnings: the hashes of its first message, of its first two, and so on.
     """
 
     prompt: Prompt
@@ -151,8 +150,7 @@ class Measured(NamedTuple):
     beginnings: tuple[str, ...]
 
 
-# Counts the tokens of a text.
-Tokenizer = Callable[[str], int]
+Tokenizer = Callable[[str], int]  # counts the tokens of a text
 
 
 class ImageBound(NamedTuple):
@@ -173,10 +171,9 @@ ANY_IMAGE = ImageBound()
 def by_bytes(
     parameters: Parameters, book: PriceBook, model: str, provider: str | None, images: ImageBound
 ) -> tuple[int, str]:
-    """The most input tokens of a payload by its bytes alone, and its basis.
+    """The most input tokens of a payload by its bytes, and the basis of that bound.
 
-    Images and sounds make no more tokens than a server would take. Text is bounded by its own
-    bytes, whatever the catalogue says of the context.
+    The context length of the catalogue limits what images and sounds count. Text counts in full.
     """
     bound = input_bound(parameters.json, parameters.data)
     if bound < IMAGE_TOKENS:  # it shows none
@@ -190,18 +187,18 @@ def by_bytes(
 
 
 def bytes_bound(payload: object, data: object = None, images: ImageBound = ANY_IMAGE) -> int:
-    """The most input tokens of a payload by its bytes alone, whatever its server would take."""
+    """The most input tokens of a payload by its bytes, whatever the context length."""
     bound = input_bound(payload, data)
     return bound if bound < IMAGE_TOKENS else bound - shows(payload, images).lowered
 
 
 class Shown(NamedTuple):
-    """What a payload or a part of it shows instead of saying it.
+    """The images and other media in a payload, or in a part of one.
 
     Attributes:
-        images: how many.
-        tokens: what all that it shows makes at most, where nothing is known of an image.
-        lowered: how much less it makes by what is known.
+        images: how many images.
+        tokens: the most tokens of all media, if nothing is known of an image.
+        lowered: how many tokens less these are, by what is known of the images.
     """
 
     images: int
@@ -210,7 +207,7 @@ class Shown(NamedTuple):
 
 
 def shows(value: object, images: ImageBound = ANY_IMAGE) -> Shown:
-    """What a JSON value shows."""
+    """The images and other media in a JSON value."""
     parts = [(part, allowance(part)) for part in _showing(value)]
     most = [images.most(part) for part, tokens in parts if tokens == IMAGE_TOKENS]
     lowered = len(most) * IMAGE_TOKENS - sum(most)
@@ -229,7 +226,7 @@ def _showing(value: object) -> Iterator[dict[str, Any]]:
 
 
 def may_change(said: object) -> bool:
-    """Whether a part shows something that lies behind a URL, and may be another thing next time."""
+    """Whether a part shows something by its URL, where something else may lie next time."""
     return any(
         "://" in text[:LONGEST_SCHEME]
         for part in _showing(said)
@@ -247,10 +244,11 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def bound_of(measured: Measured, strict: tuple[int, str], counts: Counts | None) -> tuple[int, str]:
-    """The least of all bounds on a prompt, and how it came about.
+    """The smallest bound on a prompt, in tokens, and its basis.
 
     Args:
         strict: the bound by its bytes, with its basis.
+        counts: what the provider has counted; None for a provider that has counted nothing.
     """
     prompt, parts, beginnings = measured
     whole = [strict]
@@ -269,8 +267,8 @@ def bound_of(measured: Measured, strict: tuple[int, str], counts: Counts | None)
             tokens = with_margin(tokens)
         whole.append((tokens + sum(part.bytes - part.media for part in parts), SHAPE))
     if prompt.tokens is not None and (tokens := counts.most(BESIDE + prompt.shape)) is not None:
-        # A tokenizer that counts too little does so more with longer texts, so beyond the longest
-        # that was compared bytes count. Where parts meet, a server may cut in another place.
+        # The error of a tokenizer grows with the text, so bytes count beyond the longest text that
+        # was compared. Each part adds one token, because a server may split differently there.
         beyond = max(prompt.size - counts.tokens.get(LONGEST + prompt.shape, 0), 0)
         whole.append((tokens + prompt.tokens + beyond + len(parts), TOKENIZER))
     return min(whole)
@@ -307,7 +305,7 @@ def _part(said: Any, images: ImageBound) -> Part:
 
 
 def _texts(said: Any) -> tuple[str, ...] | None:
-    """What a message or an input says, where that is nothing but text."""
+    """The texts of a message or an input; None if it is not only text."""
     if isinstance(said, dict) and said.keys() == PLAIN:
         said = said["content"]
     if isinstance(said, str):
@@ -322,11 +320,11 @@ def _texts(said: Any) -> tuple[str, ...] | None:
 
 
 def outline(said: Any) -> Any:
-    """A part without its texts: what a chat template makes something of, and what it shows.
+    """A part of a prompt without its texts: roles, types, names, and the sizes of its images.
 
     Servers count an image by its width and height alone: transformers gives its processors nothing
     else to count it by (``_get_num_multimodal_tokens``), and neither does vLLM
-    (``get_num_image_tokens``). So those stand for the image, where they can be read.
+    (``get_num_image_tokens``). So its size stands for the image, if it can be read.
     """
     if isinstance(said, dict):
         if said.keys() == PLAIN and isinstance(said["content"], str):
@@ -349,7 +347,7 @@ def _with_sizes(shown: Any) -> Any:
 
 
 def image_size(url: str) -> tuple[int, int] | None:
-    """Width and height of the PNG or JPEG in a ``data:`` URL, where servers show it as it is."""
+    """Width and height of the PNG or JPEG in a ``data:`` URL; None if its tokens don't follow."""
     kind, _, coded = url.partition(";base64,")
     if not kind.startswith("data:image/") or not coded:
         return None
@@ -361,9 +359,9 @@ def image_size(url: str) -> tuple[int, int] | None:
 
 
 def _shown_size(part: dict[str, Any]) -> tuple[int, int] | None:
-    """Width and height of the one image that a part shows, where its data says them.
+    """Width and height of the only image in a part, if its data has them; else None.
 
-    How it is turned makes no difference to a bound. Of an image of several frames they say nothing.
+    An image that is shown turned has the same bound. One of several frames has none by its size.
     """
     shown = [s for s in _strings(part) if "://" in s[:LONGEST_SCHEME] or s.startswith("data:")]
     kind, _, coded = shown[0].partition(";base64,") if len(shown) == 1 else ("", "", "")
@@ -381,7 +379,7 @@ def _size_in(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """What the first frame of a JPEG says (ITU T.81, B.2.2); its segments stand one by one."""
+    """Width and height in the first frame of a JPEG (ITU T.81, B.2.2), after other segments."""
     at = len(JPEG)
     while data[at : at + 1] == b"\xff":
         marker, length = data[at + 1 : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -393,7 +391,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _two(data: bytes, at: int, width: int) -> tuple[int, int] | None:
-    """Two numbers above 0 at a place, of so many bytes each."""
+    """The two numbers at ``at``, of ``width`` bytes each; None if one is 0, or data is missing."""
     first, second = (
         int.from_bytes(data[start : start + width], "big") for start in (at, at + width)
     )

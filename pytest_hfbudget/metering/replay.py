@@ -1,7 +1,8 @@
-"""Whether an answer was replayed: whether the network can have been asked at all.
+"""Whether a stand-in has replayed an answer, or the network was asked.
 
-That nothing was seen leaving proves something only of a session which could not have sent
-anything unseen. So what a session is made of has to be known; an unknown one is taken for real.
+The probe sees what leaves by the transports that it knows. A session that is made only of these
+can't send unseen: if the probe saw nothing, the answer was replayed. With a session of an unknown
+kind, an answer counts as real.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ def is_mock(value: object) -> bool:
 
 
 def result_of(make: Any) -> Any:
-    """What a function returns; of a mock what it would return, since tests count its calls.
+    """The result of a function. A mock is not called, because tests count its calls.
 
     Raises:
-        LookupError: a mock decides that only when it is called.
+        LookupError: what a mock returns is not known before it is called.
     """
     if not is_mock(make):
         return make()
@@ -56,7 +57,7 @@ def result_of(make: Any) -> Any:
 
 
 def sync_session(module: ModuleType) -> Callable[[Any], Any]:
-    """What a sync client posts by, as its module gets it."""
+    """A function that returns the HTTP session of a sync client, as its module makes it."""
 
     def session(client: Any) -> Any:
         make = module.get_session
@@ -66,7 +67,7 @@ def sync_session(module: ModuleType) -> Callable[[Any], Any]:
 
 
 def async_session(client: Any) -> Any:
-    """What an async client posts by; before 1.0 it makes a session for each call."""
+    """The HTTP session of an async client; before 1.0 its class, as each call makes a new one."""
     if hasattr(client, "_get_async_client"):
         make = client._get_async_client
         return result_of(make) if is_mock(make) else client._async_client
@@ -74,13 +75,13 @@ def async_session(client: Any) -> Any:
 
 
 class SendWatch(ProbedRequest):
-    """Sees how one call goes out; entered while it is posted.
+    """Watches how one call goes out; entered while it is posted.
 
     Args:
-        session: makes or finds the HTTP session of a client.
+        session: returns the HTTP session of a client.
 
     Attributes:
-        replayed: whether it was answered although no connection was asked for.
+        replayed: whether it was answered although no connection was opened for it.
         unsent: whether it is certain that nothing of it was sent, answered or not.
     """
 
@@ -100,15 +101,15 @@ class SendWatch(ProbedRequest):
         self._token = CURRENT.set(self)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        # Where a Ctrl-C has come in between, it is left a second time. And the collector closes a
-        # coroutine that is not awaited in another context.
+        # After a Ctrl-C it may be left a second time. And the garbage collector closes a coroutine
+        # that was not awaited in another context.
         with suppress(RuntimeError, TypeError, ValueError):
             CURRENT.reset(self._token)
         with suppress(ValueError):
             self._probe.in_flight.remove(self)
-        # Without this each call would be a circle, left to the garbage collector.
+        # Without this each call would be a reference cycle for the garbage collector.
         self.on_headers = self.on_resend = self.check_body = self.matches = None
-        # A connection that was asked for where the probe sees it would have been used there.
+        # If the probe saw that a connection was opened, it would have seen a POST on it.
         self.unsent = not self.posts and (self.tried or self.watched())
         # An error status is an answer, too.
         if self.unsent and not self.tried:
@@ -117,11 +118,11 @@ class SendWatch(ProbedRequest):
     def never_left(self, error: BaseException, *, paid: bool) -> bool:
         """Whether nothing of a call that has raised can have reached a server.
 
-        An exception that says so is believed without a cap only: a transport that retries may have
+        Under a cap, an exception that says so is not believed: a transport that retries may have
         sent the call before it failed to connect.
 
         Args:
-            paid: whether a cap holds the call.
+            paid: whether the call is under a cap.
         """
         if self.unsent:
             return not self.replayed
@@ -135,7 +136,7 @@ class SendWatch(ProbedRequest):
             return False  # a session of an unknown kind
 
     def may_change(self) -> bool:
-        """Whether something of the user's may change the request after it was held."""
+        """Whether the user's own code may change the request after it was held."""
         try:
             session = self._session(self._client)
             return self.altered or not sees(self._probe, session) or _has_hooks(session)
@@ -144,13 +145,14 @@ class SendWatch(ProbedRequest):
 
 
 class StartWatch(SendWatch):
-    """A request before which something is done, unless a stand-in for the network answers it.
+    """Watches a request that starts something, and does something before it leaves.
 
     Args:
-        before: called once, before anything of it leaves; raises `HFBudgetError` to keep it here.
+        before: called once, before anything of the request leaves, but not if a stand-in answers
+            it. Raises `HFBudgetError` to keep the request from leaving.
 
     Attributes:
-        result: what that has returned.
+        result: what ``before`` has returned; empty before that.
     """
 
     def __init__(
@@ -188,7 +190,7 @@ class StartWatch(SendWatch):
 
 
 def _has_hooks(session: Any) -> bool:
-    """Whether something of the user's sees what a session sends, and may change it."""
+    """Whether a session has hooks or adapters of the user's, which may change what it sends."""
     hooks = getattr(session, "event_hooks", None)
     if not isinstance(hooks, dict):  # httpx alone has some, but a method may have been replaced
         adapters = getattr(session, "adapters", {}).values()
@@ -198,7 +200,7 @@ def _has_hooks(session: Any) -> bool:
 
 
 def _library(made: Any) -> str:
-    """The library that a class or a function is of."""
+    """The name of the library that has defined a class or a function."""
     return str(getattr(made, "__module__", "")).partition(".")[0]
 
 
@@ -208,7 +210,7 @@ def sees(probe: TransportProbe, session: Any) -> bool:
         module = sys.modules.get(library)
         if module is not None and check(module, session):
             return library not in probe.blind
-    # The one that is made anew for each call, hence its class.
+    # aiohttp's session is made anew for each call, so only its class is known here.
     aiohttp = sys.modules.get("aiohttp.client")
     if aiohttp is not None and session is genuine(aiohttp, "ClientSession"):
         return "aiohttp" not in probe.blind

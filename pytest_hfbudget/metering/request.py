@@ -1,4 +1,4 @@
-"""What is asked: a request of huggingface_hub, and the most that it can use."""
+"""What a call asks for: a request of huggingface_hub, and the most that it can use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_hfbudget.metering.limits import (
     UnreadableLimitError,
     answers,
     output_limit,
-    served_tools,
+    refuse_service_input,
 )
 from pytest_hfbudget.metering.replay import SendWatch, is_mock
 from pytest_hfbudget.pricing import BYTES, CallRequest, Prompt, split_model
@@ -28,9 +28,9 @@ TEMPLATE_TOKENS = 256
 MESSAGE_TOKENS = 16
 TOOLS_TOKENS = 512
 
-# What a message shows instead of saying may be a URL of a few bytes. The vision models in wide use
-# make 16,384 tokens of an image at most; sounds, films and documents have no such end, so they are
-# taken to fill a long context. Either is cut down to the context, where that is known.
+# The most tokens of an image or other media, whose URL may have a few bytes. Vision models in wide
+# use make at most 16,384 tokens of an image. Sounds, films and documents have no such limit, so
+# they are taken to fill a long context. A known context length cuts both down.
 IMAGE_TOKENS = 16_384
 MEDIA_TOKENS = 131_072
 IMAGES = frozenset({"image", "image_url", "input_image"})
@@ -40,9 +40,9 @@ MEDIA = frozenset(
 
 
 class ImageRule(NamedTuple):
-    """The most tokens of an image: some for itself, and some for each square that it covers.
+    """The most tokens of an image: ``itself``, and ``square`` for each square that it covers.
 
-    Squares are ``side`` pixels wide, and so many count at most: larger images are scaled down.
+    Squares are ``side`` pixels wide. At most ``squares`` count: larger images are scaled down.
     """
 
     itself: int
@@ -56,8 +56,8 @@ class ImageRule(NamedTuple):
         return self.itself + self.square * min(squares, self.squares)
 
 
-# How servers count images, by how a model's id begins. In brackets stand the processors of
-# transformers and vLLM that say so; each number has room for markers around the image.
+# How servers count images, by the beginning of a model's id. Brackets name the processors of
+# transformers and vLLM that show it; each number has room for markers around the image.
 # A token for a square of 28 or 32 pixels (qwen2_vl, glm4v, kimi_vl, mistral3), or 16 (pixtral), and
 # for each row. Qwen's own examples scale small images up to 256 tokens, 454 if they are long. Text
 # Generation Inference counts squares of 14 pixels instead (its issue 3177).
@@ -83,14 +83,14 @@ IMAGE_RULES = {
 # Together counts tiles, whatever the model does (its documentation of vision, "Pricing").
 PROVIDER_RULES = {"together": ImageRule(64, 1_601, 560, 4)}
 
-# What a message may have that shows something; some servers need no type.
+# Keys of a part that shows something; some servers need no type.
 SHOWN = IMAGES | MEDIA | {"type"}
 
 # As text in a prompt, a number is a token for each digit at most; most are a handful.
 NUMBER_BYTES = 8
 NUMBERS = (bool, int, float)
 
-# What a template that shows JSON writes around each item of a list and each key: brackets, a comma,
+# Tokens around each item of a list and each key, if a template shows JSON: brackets, a comma,
 # quotes, white space. A message, which is an item, has two keys.
 STRUCTURE_TOKENS = 4
 MESSAGE_KEYS = 2
@@ -101,9 +101,9 @@ class AskedModel(NamedTuple):
     """The model that a call asks for, which its parameters no longer name.
 
     Attributes:
-        model: by its Hub id; what is posted carries the provider's own.
-        provider: who is asked, ``auto`` where the router chooses.
-        instead_of: what the caller had asked for, where it is sent with another model.
+        model: its Hub id; the payload has the provider's own id.
+        provider: the provider that is asked; ``auto`` if the router chooses.
+        instead_of: the model that the caller asked for, if a fallback has replaced it.
     """
 
     model: str | None = None
@@ -115,7 +115,7 @@ UNKNOWN_MODEL = AskedModel()
 
 
 class InputBound(NamedTuple):
-    """The most input tokens of a request, and how that came about: as `CallRequest` has them."""
+    """The most input tokens of a request, and their basis; the fields are as in `CallRequest`."""
 
     most: int
     basis: str = BYTES
@@ -159,7 +159,7 @@ def with_own_payload(parameters: P) -> P:
 
 
 def _copy(value: Any) -> Any:
-    """A copy of a dictionary, list or tuple and of all that are in it."""
+    """A deep copy of a dictionary, list or tuple, which copies only such values."""
     copied = dict(value) if isinstance(value, dict) else list(value)
     parts: list[Any] = [copied]
     while parts:
@@ -180,16 +180,16 @@ def describe(
     timeout: object = None,
     bound: Callable[[str, str | None], InputBound] | None = None,
 ) -> CallRequest:
-    """What is about to be sent.
+    """The description of a request that is about to be sent.
 
     Args:
         routers: base URLs of the Hugging Face router.
-        asked: the model as the caller named it; a named provider's payload carries that
-            provider's own id instead.
-        timeout: the client's own, in seconds; anything else counts as no time-out.
-        bound: bounds its input, by model and provider; else its bytes do.
+        asked: the model as the caller named it; a named provider's payload has that provider's
+            own id instead.
+        timeout: the client's own, in seconds; anything but a number counts as no time-out.
+        bound: returns the bound on the input by model and provider; without it, bytes bound it.
     """
-    payload = parameters.json if isinstance(parameters.json, dict) else in_data(parameters.data)
+    payload = parameters.json if isinstance(parameters.json, dict) else json_object(parameters.data)
     # Anything but a string, such as a mock, is no name.
     named = parameters.task, asked.model, parameters.model, payload.get("model"), asked.provider
     task, hub_model, own_model, posted, provider = [
@@ -202,7 +202,7 @@ def describe(
     tokens = bound(model, chosen) if bound else InputBound(input_bound(*body))
     unreadable = ""
     try:
-        served_tools(payload)
+        refuse_service_input(payload)
         limit, several = output_limit(payload), answers(payload, task)
     except UnreadableLimitError as error:
         limit, several, unreadable = None, 1, "\n".join(error.args)
@@ -225,9 +225,9 @@ def describe(
 def _addressed(
     url: str, routers: tuple[str, ...], asked: str | None, posted: str, provider: str | None
 ) -> tuple[str, str | None]:
-    """The model and the provider, from what the caller asked for and what the payload names.
+    """The model and the provider that a request is addressed to.
 
-    The model is fit for logs, reports and terminals.
+    The model has no credentials or control characters, so it can be printed.
     """
     model, provider = _model_and_provider(url, routers, asked, posted, provider)
     return shown(model), provider
@@ -258,7 +258,7 @@ def input_bound(payload: object, data: object = None) -> int:
 
 
 def text_bytes(value: object) -> int:
-    """UTF-8 bytes of all text in a JSON value, with an allowance for each image instead of it."""
+    """UTF-8 bytes of all text in a JSON value; an image or other media counts its allowance."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, (list, tuple)):
@@ -277,7 +277,7 @@ def text_bytes(value: object) -> int:
 
 
 def allowance(values: Mapping[str, Any]) -> int:
-    """The most tokens of what a part of a message shows; 0 where it shows nothing."""
+    """The most tokens of the image or other media in a part of a message; 0 if it has none."""
     shown = values.get("type")
     kinds = {shown} if isinstance(shown, str) else values.keys()  # some servers need no type
     if not MEDIA.isdisjoint(kinds):
@@ -287,7 +287,7 @@ def allowance(values: Mapping[str, Any]) -> int:
 
 @lru_cache(maxsize=256)
 def image_rules(model: str, provider: str | None) -> tuple[ImageRule, ...]:
-    """How an image of a model may be counted; empty where that is not known."""
+    """The rules by which an image for a model may be counted; empty if none is known."""
     known = [rule for rule, ids in IMAGE_RULES.items() if model.lower().startswith(ids)]
     others = [rule for name, rule in PROVIDER_RULES.items() if provider in (None, name)]
     return (*known, *others) if known else ()
@@ -317,7 +317,7 @@ def fits(body: bytes, held: CallRequest, size: Callable[[object], int]) -> bool:
     Args:
         size: returns the most input tokens of a payload.
     """
-    payload = in_data(body)
+    payload = json_object(body)
     if not payload:
         return len(body) <= held.input_bound
     try:
@@ -334,12 +334,12 @@ def fits(body: bytes, held: CallRequest, size: Callable[[object], int]) -> bool:
 
 
 def payload_of(parameters: Parameters) -> Mapping[str, Any]:
-    """The JSON object that is posted; empty where it is something else."""
-    return parameters.json if isinstance(parameters.json, dict) else in_data(parameters.data)
+    """The JSON object that is posted; empty if the body is something else."""
+    return parameters.json if isinstance(parameters.json, dict) else json_object(parameters.data)
 
 
-def in_data(data: object) -> Mapping[str, Any]:
-    """The JSON object that a payload of bytes is: an image or a sound that goes with parameters."""
+def json_object(data: object) -> Mapping[str, Any]:
+    """The JSON object in a body of bytes; empty if it is something else, such as a picture."""
     if not isinstance(data, (bytes, bytearray)) or not data[:64].lstrip().startswith(b"{"):
         return {}
     try:
@@ -365,7 +365,7 @@ def _is_url(name: str) -> bool:
 
 
 def _provider_in_path(url: str, router: str | None) -> str | None:
-    """The first part of a routed path; the router's own API lies below ``/v1``."""
+    """The provider in a path of the router, which comes first; None for the router's own API."""
     if router is None:
         return None
     first = url[len(router) :].lstrip("/").split("/", 1)[0]
@@ -379,11 +379,11 @@ class OutgoingCall(NamedTuple):
         watch: sees whether it leaves this process.
         asked: the model as the caller named it.
         timeout: the client's own, which may be of any type.
-        budgets: those around the code that calls.
-        where: what runs, where no test does.
+        budgets: those around the calling code.
+        where: what is running, if no test is.
         at: when it was made, in unix seconds.
         started: the same by the meter's clock, in seconds.
-        variant: how it is sent, as far as the plugin has a say in that.
+        variant: how it is sent, as far as the plugin decides that.
         session_id: the inference session that the router bills it to; empty for none.
     """
 

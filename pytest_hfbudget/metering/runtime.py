@@ -1,4 +1,7 @@
-"""The one meter of this process: the patched class belongs to the process, so does its meter."""
+"""The meter that the calls of this process go through.
+
+The patched classes belong to the process, and so does the meter.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ class Runtime:
     """A meter that calls go through, as long as it has users.
 
     Attributes:
-        worker: makes the keys of this process's blocks unique among the processes of a run.
-        path: the socket of the ledger where a child process spends; empty where it has its own.
+        worker: the beginning of the keys of this process's blocks, unique in a run.
+        path: in a child process, the address of the ledger that it spends from; else empty.
     """
 
     meter: Meter
@@ -51,7 +54,7 @@ class Runtime:
 
     @property
     def active(self) -> bool:
-        """Whether calls go through this meter, or through one further in."""
+        """Whether calls go through this meter, or through that of a run inside of its run."""
         return self._users > 0
 
     def acquire(self) -> None:
@@ -73,15 +76,15 @@ class Runtime:
         return self.addresses.paid_hosts_with(self.meter.router)
 
     def require_hub(self) -> None:
-        """Make sure that calls can be seen: a cap that sees nothing would hold nothing.
+        """Make sure that the plugin sees the calls of huggingface_hub: else no cap could hold them.
 
         Raises:
-            ConfigError: this huggingface_hub sends its calls in a way that is not known.
+            ConfigError: this release sends its calls in a way that the plugin does not know.
         """
         INSTRUMENTATION.require()
 
     def release(self) -> None:
-        """Stop doing so when the last user is done."""
+        """Stop sending calls through this meter, if this was its last user."""
         with _lock:
             self._users -= 1
             if self._users:
@@ -93,12 +96,12 @@ class Runtime:
             INSTRUMENTATION.meter = outer.meter if outer else None
             INSTRUMENTATION.http.hosts = outer.paid_hosts() if outer else PaidHosts()
             INSTRUMENTATION.uninstall()
-            listener = self.children.detach()  # another thread may enter it from here on
+            listener = self.children.detach()  # from here on another thread may acquire it again
         if listener is not None:
             listener.close()
 
     def become_child(self) -> None:
-        """Spend where the parent does, whose copy this is since a fork."""
+        """In a forked child: spend from the ledger that the parent spends from."""
         self.path = self.path or self.children.forget()
         adopt(self.meter, self.path, self.children.blocks)
         self.worker = child_prefix(self.worker)
@@ -108,7 +111,7 @@ def runtime(known: Runtime | None = None) -> Runtime:
     """The runtime of the innermost test run, or one for a plain script.
 
     Args:
-        known: what the caller has used before: in a script it goes on with that.
+        known: the runtime that the caller has used before, which goes on in a script.
 
     Raises:
         ValueError: an invalid price or time in the environment.
@@ -118,7 +121,7 @@ def runtime(known: Runtime | None = None) -> Runtime:
             return known
         if _stack:
             return _stack[-1]
-        # A child's ledger is that of a process which may be gone by then.
+        # The ledger of a child belongs to another process, which may be gone by now.
         return standalone() if known is None or known.path else known
 
 
@@ -136,7 +139,10 @@ def standalone() -> Runtime:
 
 
 def join(path: str) -> None:
-    """Spend from the ledger of a run, to the end of this process, in which pytest does not run.
+    """Have this process, in which pytest does not run, spend from the ledger of a run.
+
+    Args:
+        path: the address of that ledger.
 
     Raises:
         LedgerUnreachableError: that run is over.
@@ -149,7 +155,7 @@ def join(path: str) -> None:
 
 
 def _before_fork() -> None:
-    # A lock that another thread holds is held in the child for ever.
+    # If another thread held the lock now, it would stay locked for ever in the child.
     _lock.acquire()
     for each in _stack:
         _safely(each.children.before_fork)
@@ -168,7 +174,7 @@ def _after_fork_in_child() -> None:
 
 
 def _safely(step: Callable[[], None]) -> None:
-    # The forking code may know nothing of budgets. Without a listener a capped child is refused.
+    # An error must not reach the code that forks. Without a listener, a capped child is refused.
     try:
         step()
     except Exception:
@@ -176,7 +182,7 @@ def _safely(step: Callable[[], None]) -> None:
 
 
 # The exception to "no module state": the patched classes belong to the process, so does this.
-# A test run may start another one inside its process, hence a stack; the innermost rules.
+# A test run may start another one inside its process, hence a stack; the innermost one counts.
 _lock = threading.RLock()
 _stack: list[Runtime] = []
 INSTRUMENTATION.around_forks.append(

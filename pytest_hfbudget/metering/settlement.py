@@ -1,4 +1,4 @@
-"""How a call ended, what came back, and at whose price. `call` reads it here and settles."""
+"""How a call ended, what came back, and whose price applies. `call` settles by this."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_hfbudget.pricing.book import PriceBook
 from pytest_hfbudget.settings import DEDICATED_HOST
 from pytest_hfbudget.text import parse_json, printable
 
-# No connection came about, so no request can have reached a server.
+# Exceptions that say that there was no connection, so no request can have reached a server.
 NEVER_CONNECTED = frozenset(
     {
         "ClientConnectorDNSError",
@@ -35,13 +35,13 @@ NEVER_CONNECTED = frozenset(
     }
 )
 
-# What the proxy in front of an endpoint answers for one that is paused, scaled to zero or gone.
+# Statuses of the proxy in front of an endpoint that is paused, scaled to zero or gone.
 ASLEEP = frozenset({400, 404, 502, 503})
-# How servers refuse a request for what it says.
+# Statuses by which servers refuse the content of a request.
 REJECTED = frozenset({400, 422})
-# What aiohttp could not read of an answer. It then raises a status of 400 that no server has said.
+# aiohttp's error for an answer that it can't parse. It has a status of 400, which no server sent.
 UNREADABLE = "HttpProcessingError"
-# The source of a price that the provider itself has told.
+# The price source of a charge whose amount the provider itself has told.
 TOLD = "usage.estimated_cost of the answer"
 
 CANCELLED = frozenset({"Cancelled", "CancelledError"})  # trio's and asyncio's
@@ -53,7 +53,7 @@ LONGEST_SAID = 300  # characters
 
 
 class StatusError(Exception):
-    """An answer that is an error, in the form in which a settlement reads one."""
+    """An answer with an error status, in the form that `status_of` reads."""
 
     def __init__(self, response: object, status: int, text: str) -> None:
         super().__init__(text)
@@ -61,7 +61,7 @@ class StatusError(Exception):
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that an exception reports of its call, if it is one of 4xx or 5xx."""
+    """The HTTP status 4xx or 5xx with which a call has failed; None if no status came back."""
     for link in _chain(error):
         if any(cls.__name__ == UNREADABLE for cls in type(link.__cause__).__mro__):
             return None
@@ -75,7 +75,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def _is_redirected(request: object) -> bool:
-    """Whether a redirect had led to it: it reads what the call before it has answered."""
+    """Whether a redirect has led to this request, which then is not the paid one."""
     method = _attribute(request, "method")
     return isinstance(method, str) and method != PAID_METHOD
 
@@ -86,12 +86,12 @@ def never_sent(error: BaseException) -> bool:
 
 
 def is_asleep(error: BaseException) -> bool:
-    """Whether an exception says what a call to a sleeping endpoint ends in."""
+    """Whether a call has failed as calls to an endpoint do that is paused or scaled to zero."""
     return status_of(error) in ASLEEP or never_sent(error)
 
 
 def word_for(error: BaseException) -> str:
-    """One word for a call that may have been served though no answer arrived."""
+    """The status of a call without an answer, which may have been served, in one word."""
     for link in _chain(error):
         # The outermost decides: aiohttp's time-out is a cancellation inside.
         name = type(link).__name__
@@ -103,12 +103,13 @@ def word_for(error: BaseException) -> str:
 def service_refusal(
     status: int, error: BaseException, model: str, session: str
 ) -> ServiceRefusalError | None:
-    """What an error status says of every call that is to come; None for any other.
+    """The refusal if a status means that every later call will fail, too; else None.
 
-    Without credit a test is not run, as without a budget.
+    A test that lacks credit counts as not run, as one does for which the session budget has too
+    little left.
 
     Args:
-        session: the key of the budget of the run.
+        session: the key of the session budget.
     """
     if status not in (PAYMENT_REQUIRED, FORBIDDEN):
         return None
@@ -165,8 +166,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(link))
         yield link
-        # requests hides urllib3's reason in args; the others name their cause. The context is not
-        # asked: it may be an earlier failure that this call was made in answer to.
+        # requests hides urllib3's reason in args; the others name their cause. The context does not
+        # count: it may be an earlier failure, after which the code has made this call.
         reasons = [_attribute(link, "reason"), *link.args]
         queue.append(link.__cause__)
         queue += [reason for reason in reasons if isinstance(reason, BaseException)]
@@ -177,14 +178,14 @@ class Outcome:
     """What came back from a call so far.
 
     Attributes:
-        provider: who answered, as ``x-inference-provider`` says; until then who was asked.
+        provider: who answered, by ``x-inference-provider``; until then the provider that was asked.
         compute_time: in microseconds.
         images: how many images the answer lists.
         queued: whether the answer says that the work is still to be done.
-        written: bytes of what the model wrote, or its tokens where the server counts them.
-        complete: whether the server said that it writes nothing more, so that the usage is final
-            also when the caller leaves before the end.
-        answer: the body of a complete answer, once it is there; nothing of a stream.
+        written: bytes of what the model wrote, or its tokens if the server counts them.
+        complete: whether the server said that it writes nothing more. Then the usage is final, even
+            if the caller leaves before the end.
+        answer: the body of a complete answer, once it is there; never that of a stream.
         ended: when it was answered, by the clock of the meter.
         counted: the usage from which the bounds of later calls are learned.
     """
@@ -204,7 +205,7 @@ class Outcome:
 def price_of(
     book: PriceBook, request: CallRequest, quote: Quote | None, provider: str | None
 ) -> tuple[Quote | None, bool]:
-    """The price of the provider that answered, and whether it is certain.
+    """The price of the provider that answered, and whether it is certain to be the right one.
 
     Args:
         quote: what the call was quoted before it was sent.

@@ -1,7 +1,7 @@
-"""A stream as the user expects it, which is settled once: at its end, on error, when dropped.
+"""A stream as the user expects it. It is settled once: at its end, on an error, or when dropped.
 
-Objects, not generators: a generator that was never started runs no ``finally`` when it is
-collected, and a stream that is never read has been sent and will be billed all the same.
+A stream that is never read has been sent, too, and is billed. So these are objects, not generators:
+a generator that was never started runs no ``finally`` when it is collected.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ logger = logging.getLogger("pytest_hfbudget")
 
 
 class StreamAccounting:
-    """The accounting of one stream: reads usage from every chunk, the last one wins.
+    """Reads the usage in each chunk of one stream, and settles its call.
 
     Attributes:
-        broken: whether the server said that it failed, so that nothing more is to come.
+        broken: whether the server said that it failed, so that no more will come.
     """
 
     def __init__(self, call: Call) -> None:
@@ -44,7 +44,7 @@ class StreamAccounting:
         self._stale = False
 
     def shows(self, line: str | bytes) -> bool:
-        """Take one SSE line in; whether the caller gets to see it.
+        """Read one SSE line, and return whether the caller gets to see it.
 
         Raises:
             BudgetExceededError: the answer was cut off by the limit that a cap had set.
@@ -79,7 +79,7 @@ class StreamAccounting:
             raise self.call.cut_off()
 
     def ended(self) -> None:
-        """Settle a stream without another line, which need not be its end.
+        """Settle a stream that has no more lines; it may have been cut off.
 
         Raises:
             BudgetExceededError: as `finish`.
@@ -91,21 +91,21 @@ class StreamAccounting:
             self.call.lost("lost")
 
     def failed(self, error: BaseException) -> None:
-        """Settle a stream that broke off."""
+        """Settle a stream that has ended with an error."""
         self._done = True
         self.call.failed(error)
 
     def dropped(self) -> None:
-        """Leave settling to a moment when no lock of ours can be held."""
+        """Settle a stream that was garbage-collected, later: a lock may be held now."""
         if not self._done:
             self._done = True
             self.call.drop()
 
     def _take(self, usage: Usage | None, *, written: bool) -> None:
-        """Take in the usage of a chunk: the last one counts, but none takes back what one has told.
+        """Keep the usage of a chunk. The last one counts, but no count gets smaller.
 
         Args:
-            written: whether the chunk has text, of which an earlier usage says nothing.
+            written: whether the chunk has text, which an earlier usage does not include.
         """
         outcome = self.call.outcome
         if usage is None:
@@ -139,7 +139,7 @@ class StreamAccounting:
         self._cut = self._cut or (bool(self.call.limit) and finished_by_length(inner(chunk)))
         if self._cut and usage:
             self.finish()
-        # After the cut nothing is shown any more, but the usage that may follow is waited for.
+        # After the cut the caller sees nothing more, but the usage that may follow is still read.
         own = usage and self.call.swallow_usage and not chunk.get("choices")
         return not (self._cut or own)
 
@@ -156,7 +156,7 @@ class MeteredStream(Iterator[Any]):
     """The lines of a sync stream."""
 
     def __init__(self, call: Call, lines: Any) -> None:
-        self._lines = StreamAccounting(call)
+        self._accounting = StreamAccounting(call)
         self._iterator = iter(lines)
 
     def __next__(self) -> Any:
@@ -164,20 +164,20 @@ class MeteredStream(Iterator[Any]):
             try:
                 line = next(self._iterator)
             except StopIteration:
-                self._lines.ended()
+                self._accounting.ended()
                 raise
             except BaseException as error:
-                self._lines.failed(error)
+                self._accounting.failed(error)
                 raise
-            if self._lines.shows(line):
-                if self._lines.broken:
+            if self._accounting.shows(line):
+                if self._accounting.broken:
                     self._hang_up()
                 return line
 
     def close(self) -> None:
         """Stop reading; what was not settled yet is settled now."""
         self._hang_up()
-        self._lines.call.close()
+        self._accounting.call.close()
 
     def _hang_up(self) -> None:
         close = getattr(self._iterator, "close", None)
@@ -185,14 +185,14 @@ class MeteredStream(Iterator[Any]):
             close()
 
     def __del__(self) -> None:
-        self._lines.dropped()
+        self._accounting.dropped()
 
 
 class MeteredAsyncStream(AsyncIterator[Any]):
     """The lines of an async stream."""
 
     def __init__(self, call: Call, lines: Any) -> None:
-        self._lines = StreamAccounting(call)
+        self._accounting = StreamAccounting(call)
         self._iterator = lines.__aiter__()
 
     async def __anext__(self) -> Any:
@@ -200,20 +200,20 @@ class MeteredAsyncStream(AsyncIterator[Any]):
             try:
                 line = await self._iterator.__anext__()
             except StopAsyncIteration:
-                self._lines.ended()
+                self._accounting.ended()
                 raise
             except BaseException as error:
-                self._lines.failed(error)
+                self._accounting.failed(error)
                 raise
-            if self._lines.shows(line):
-                if self._lines.broken:
+            if self._accounting.shows(line):
+                if self._accounting.broken:
                     await self._hang_up()
                 return line
 
     async def aclose(self) -> None:
         """Stop reading; what was not settled yet is settled now."""
         await self._hang_up()
-        self._lines.call.close()
+        self._accounting.call.close()
 
     async def _hang_up(self) -> None:
         close = getattr(self._iterator, "aclose", None)
@@ -221,7 +221,7 @@ class MeteredAsyncStream(AsyncIterator[Any]):
             await closing
 
     def __del__(self) -> None:
-        self._lines.dropped()
+        self._accounting.dropped()
 
 
 def settle_whole(call: Call, body: bytes) -> None:
@@ -241,11 +241,11 @@ def settle_whole(call: Call, body: bytes) -> None:
 
 
 class AnswerBody:
-    """An answer as it is read: bytes in, and the bytes that the caller gets to see.
+    """The body of an answer while it is read: takes its bytes, and returns those for the caller.
 
     Args:
-        events: whether it is a stream of events, which settle as they pass. Anything else is kept
-            until its end, because usage stands there.
+        events: whether it is a stream of events, which are read one by one. Any other body is kept
+            until its end, where its usage is.
     """
 
     def __init__(self, call: Call, *, events: bool) -> None:
@@ -257,12 +257,12 @@ class AnswerBody:
         self._ended = False
 
     def feed(self, data: bytes) -> bytes:
-        """Take in what came; what of it the caller gets to see now.
+        """Take the bytes that came, and return the bytes for the caller.
 
         Raises:
             BudgetExceededError: the answer was cut off by the limit that a cap had set.
         """
-        self._raise()
+        self._raise_refusal()
         self._kept += data
         if not self.events:
             return data
@@ -279,16 +279,16 @@ class AnswerBody:
                 self._refusal = error
                 break
         if not shown:
-            self._raise()
+            self._raise_refusal()
         return b"".join(shown)
 
     def end(self) -> bytes:
-        """Settle at the end of the answer; what the caller gets to see yet.
+        """Settle at the end of the answer, and return the last bytes for the caller.
 
         Raises:
             BudgetExceededError: as `feed`.
         """
-        self._raise()
+        self._raise_refusal()
         if self._ended:
             return b""
         self._ended = True
@@ -301,7 +301,7 @@ class AnswerBody:
         return rest if shown else b""
 
     def failed(self, error: BaseException) -> None:
-        """Settle an answer that broke off."""
+        """Settle an answer that has ended with an error."""
         self._ended = True
         self._accounting.failed(error)
 
@@ -312,12 +312,12 @@ class AnswerBody:
             self._call.close()
 
     def dropped(self) -> None:
-        """Leave settling to a moment when no lock of the plugin can be held."""
+        """Settle an answer that was garbage-collected, later: a lock may be held now."""
         if not self._ended:
             self._ended = True
             self._accounting.dropped()
 
-    def _raise(self) -> None:
+    def _raise_refusal(self) -> None:
         if self._refusal is not None:
             self._ended = True
             raise self._refusal

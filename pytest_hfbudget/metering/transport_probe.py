@@ -1,4 +1,4 @@
-"""What HTTP libraries send for a call: whether, how often and what left this process."""
+"""Sees what HTTP libraries send for a call: whether, how often and what left this process."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ class ProbedRequest:
     """One request on its way out of this process.
 
     Attributes:
-        host: where it is meant to go.
-        tried: whether a connection was asked for.
-        posts: how many POST requests were written to one. A redirect that keeps the method sends
-            another, and so does a transport that retries by itself.
-        booked: for how many of these `on_resend` has dealt with the one before.
+        host: the host that it is meant for.
+        tried: whether a connection was opened for it.
+        posts: how many POST requests were written to a connection. A redirect that keeps the method
+            sends another, and so does a transport that retries by itself.
+        booked: how many of these `on_resend` has booked, each before the next one left.
         settled: whether its call is settled. What a plain thread sends after that is not for it.
-        altered: whether it may be changed on its way, or another one be taken for it.
+        altered: whether it may be changed on its way, or another request be taken for it.
         entered: whether a client has been asked to send it.
+        aside: whether the body that is written next decides if the last POST belongs to it.
         on_headers: receives the headers of every response to it.
         on_resend: called before each POST after the first; raises to keep it from leaving.
-        check_body: called with the body of each POST before it leaves, None where that can't be
-            read, and whether that may be another request than the one that is known; raises to
-            keep it from leaving.
-        matches: whether a body asks for what this request asks for, or for less; with ``aside``
-            only the next one tells.
-        stop: called before anything of it leaves, and makes the error that keeps it from that;
-            None lets it out.
+        check_body: called before each POST leaves, with its body (None if that can't be read), and
+            with whether it may be another request than this one; raises to keep it from leaving.
+        matches: returns whether a body asks for what this request asks for, or for less.
+        stop: called before anything of it leaves; returns the error that keeps it from leaving, or
+            None.
     """
 
     tried = False
@@ -55,7 +54,7 @@ class ProbedRequest:
         return urlsplit(self.url).hostname or ""
 
     def connecting(self) -> None:
-        """Take note that a connection is about to be opened for it.
+        """Note that a connection is about to be opened for it.
 
         Raises:
             BaseException: it is not to leave.
@@ -65,12 +64,12 @@ class ProbedRequest:
             raise error
 
     def leaving(self, body: Body, *, own: bool, free: bool) -> None:
-        """Take note that a POST for it is about to be written to a connection.
+        """Note that a POST for it is about to be written to a connection.
 
         Args:
-            own: whether that is certain; a plain thread may send something of its own.
-            free: whether it costs nothing where it goes. Then it is for this request only if it is
-                the same once more, by a redirect.
+            own: whether it is certainly for this request; a plain thread may send one of its own.
+            free: whether the place that it goes to does not bill. Then it is for this request only
+                if a redirect sends the same once more.
 
         Raises:
             BaseException: it is not to leave.
@@ -90,7 +89,7 @@ class ProbedRequest:
         self.posts += 1
 
     def writing(self, body: bytes, *, own: bool) -> None:
-        """Take note that the body of such a POST is about to be written.
+        """Note that the body of such a POST is about to be written.
 
         Raises:
             BaseException: it is not to leave.
@@ -111,27 +110,27 @@ PAID_METHOD = "POST"  # only these are billed
 # The body of a request, as far as it can be read without using it up.
 Body = Callable[[], "bytes | None"]
 
-# A body that is written by itself, after the head of its request.
+# Stands for a body that is written later than the head of its request.
 FOLLOWS = b""
 HTTPS_PORT = 443
 
-# The request that is in flight in this context: all that is sent meanwhile is sent for it.
+# The request that this context sends: all that the context sends meanwhile is for it.
 CURRENT: ContextVar[ProbedRequest | None] = ContextVar("hfbudget_request", default=None)
 
-# What ``http.client`` writes first of each request; the body follows by itself.
+# What ``http.client`` writes first of each request; it writes the body later.
 REQUEST_LINE = rb"([A-Z]+) ([^\r\n]*) HTTP/1\.[01]\r\n"
 Wrapper = Callable[["TransportProbe", Any], Any]
 HeadersListener = Callable[[Mapping[str, str]], None]
 
 
 def headers_listener() -> HeadersListener | None:
-    """What receives the headers of the responses in this context."""
+    """The function that receives the headers of responses in this context, or None."""
     request = CURRENT.get()
     return request.on_headers if request is not None else None
 
 
 class ProbePoint(NamedTuple):
-    """A method that every request of an HTTP library comes by."""
+    """A method that every request of an HTTP library passes."""
 
     library: str
     module: str
@@ -141,14 +140,14 @@ class ProbePoint(NamedTuple):
 
 
 class TransportProbe:
-    """Watches the points while it is installed.
+    """Watches `POINTS` while it is installed.
 
     Attributes:
-        blind: libraries in which a point was not found, so that nothing is known of them.
-        stray: receives the host, and what makes the URL, of a POST that is sent for no known call;
-            raises to keep it from leaving.
+        blind: libraries in which a point was not found, so that they may send unseen.
+        stray: called with the host, and a function that returns the URL, of a POST that is for no
+            known call; raises to keep it from leaving.
         bills: whether a POST to a URL may cost money.
-        opening: the hosts to which the libraries are opening connections now, once for each.
+        opening: the hosts to which the libraries open connections now, one entry for each.
         in_flight: the requests that are being sent.
     """
 
@@ -161,11 +160,11 @@ class TransportProbe:
         self._patches = Patches()
 
     def hooks(self) -> dict[str, Hook]:
-        """What watches each of the libraries, to be called once it is imported."""
+        """For each module to watch, the function to call once it is imported."""
         return dict.fromkeys((point.module for point in POINTS), self._wrap)
 
     def uninstall(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._patches.restore()
         self.blind.clear()
 
@@ -174,12 +173,12 @@ class TransportProbe:
         return self.own() is not None
 
     def connecting(self) -> None:
-        """Take note that a connection is about to be opened in this context."""
+        """Note that a connection is about to be opened in this context."""
         if (own := self.own()) is not None:
             own.connecting()
 
     def leaving(self, host: str, method: str, body: Body, url: Callable[[], str]) -> None:
-        """Take note that a request is about to be written to a connection to a host.
+        """Note that a request is about to be written to a connection to a host.
 
         Raises:
             BaseException: it is not to leave.
@@ -188,8 +187,8 @@ class TransportProbe:
         for request in requests:
             request.connecting()
         if requests and method == PAID_METHOD:
-            # Of several, any may have sent it. Each is taken to have sent one; what goes beyond
-            # that is one of them sent again.
+            # Any of several may have sent it. The first POSTs count one for each of them; a POST
+            # beyond that counts as one of them sent again.
             request = min(requests, key=lambda request: request.posts)
             free = request.posts > 0 and not self.bills(url())
             request.leaving(body, own=request is self.own(), free=free)
@@ -198,7 +197,7 @@ class TransportProbe:
 
     @contextmanager
     def open_to(self, host: str) -> Iterator[None]:
-        """Know meanwhile that a connection to a host is opened by a library which is watched."""
+        """While it is open, a watched library opens a connection to this host."""
         name = host.lower()
         self.opening.append(name)  # threads add and remove at any time
         try:
@@ -207,12 +206,12 @@ class TransportProbe:
             self.opening.remove(name)
 
     def writing(self, host: str, body: bytes) -> None:
-        """Take note that the body of a request is about to be written, where it goes by itself."""
+        """Note that the body of a request is about to be written, after its head."""
         for request in self._requests_to(host):
             request.writing(body, own=request is self.own())
 
     def own(self) -> ProbedRequest | None:
-        """The request for which everything is sent in this context."""
+        """The request that this context sends, or None."""
         own = CURRENT.get()
         return own if own in self.in_flight else None
 
@@ -221,10 +220,10 @@ class TransportProbe:
         return () if own is None else (own,)
 
     def _requests_to(self, host: str) -> tuple[ProbedRequest, ...]:
-        """The requests for which a POST to a host may be.
+        """The requests that a POST to a host may belong to.
 
-        A plain thread carries no context. What it posts to the host of a request that is under
-        way may be just this request, handed on by a stand-in for the network.
+        A plain thread has no context. If it posts to the host of a request that is being sent, the
+        POST may be that request, which a stand-in for the network has handed on.
         """
         return self._only_own() or tuple(
             request
@@ -257,7 +256,7 @@ def _opens(probe: TransportProbe, original: Any) -> Any:
 
 
 def _opens_async(probe: TransportProbe, original: Any) -> Any:
-    """The same of httpcore's async connections."""
+    """The method that opens one of httpcore's async connections."""
 
     @functools.wraps(original)
     async def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -290,9 +289,9 @@ def _far_host(connection: Any) -> str:
 
 
 def _sends_httpcore(probe: TransportProbe, original: Any) -> Any:
-    """The headers of a request on one of httpcore's connections; its async ones make a coroutine.
+    """httpcore's method that sends the head of a request; in async ones it makes a coroutine.
 
-    Not its ``handle_request``: a pool also asks connections that turn out to be taken.
+    Not its ``handle_request``: a pool also calls that on connections that turn out to be taken.
     """
 
     @functools.wraps(original)
@@ -308,14 +307,14 @@ def _sends_httpcore(probe: TransportProbe, original: Any) -> Any:
 
 
 def _sends_http_client(probe: TransportProbe, original: Any) -> Any:
-    """Bytes on a connection of ``http.client``, which is what urllib3's connections are."""
+    """The method of ``http.client`` that sends bytes; urllib3's connections are derived from it."""
 
     @functools.wraps(original)
     def send(self: Any, data: Any) -> Any:
         if getattr(self, "of_pytest_hfbudget", False):
             return original(self, data)
         if self.sock is None and self.auto_open:
-            # What it would do first itself. A request whose connection fails was never sent.
+            # Connect first, as it would: if that fails, the request was never sent.
             probe.connecting()
             with probe.open_to(self.host):
                 self.connect()
@@ -342,7 +341,7 @@ def _tell_what_leaves(probe: TransportProbe, connection: Any, data: Any) -> None
 
 
 def _sends_aiohttp(probe: TransportProbe, original: Any) -> Any:
-    """aiohttp gets a connection, new or from its pool, and writes to it without delay."""
+    """aiohttp's method that gets a connection, new or pooled, to which it writes at once."""
 
     @functools.wraps(original)
     async def connect(self: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
@@ -361,13 +360,13 @@ def _sends_aiohttp(probe: TransportProbe, original: Any) -> Any:
 
 
 def _written(body: Any) -> bytes | None:
-    """The body of a request of aiohttp, where it is bytes."""
+    """The body of a request of aiohttp; None if it is not bytes."""
     value = getattr(body, "_value", body)
     return value if isinstance(value, bytes) else None
 
 
 def _replayable(stream: Any) -> bytes | None:
-    """The body that httpx gives to its transport, where it is bytes that can be read twice."""
+    """The body that httpx gives to its transport; None if it can't be read twice."""
     if type(stream).__name__ != "ByteStream":
         return None
     return b"".join(stream)

@@ -1,4 +1,4 @@
-"""What was used, from an answer's JSON or bounded by what came back; and what that is charged."""
+"""The usage of a call, as its answer tells it or as a bound; and the charge for it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ UNREADABLE_ANSWER = "hfbudget could not make sense of an answer"
 # Longer than any call: a longer time is an error.
 LONGEST = 86_400 * MICROSECONDS
 
-# No call has a billion tokens, whatever its model's context: what is beyond that is no number of
-# them. It would use up any budget at once.
+# No call has a billion tokens, whatever its model's context. A number above is an error, which must
+# not use up a budget.
 MOST_TOKENS = 10**9
 LONGEST_COUNT = 9  # digits
 
@@ -29,19 +29,19 @@ LONGEST_COUNT = 9  # digits
 MOST_TOLD = 10**15
 
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
-# How the responses API names them.
+# The names of the responses API for the same fields.
 NAMES_IN_CHAT = {
     "input_tokens": "prompt_tokens",
     "output_tokens": "completion_tokens",
     "input_tokens_details": "prompt_tokens_details",
     "output_tokens_details": "completion_tokens_details",
 }
-# Where a step of a stream has what the model writes.
+# The fields of a chunk that have what the model writes.
 WRITTEN = ("content", "text", "reasoning", "reasoning_content", "tool_calls")
 USAGE, BACKSLASH = b'"usage":', ord("\\")
 DECODER = json.JSONDecoder()
 
-# How the providers whose answers have to be fetched later say that they are not there yet.
+# Fields, and below their values, by which providers say that an answer has to be fetched later.
 STATUS = ("status", "task_status")
 # The last events of the responses API.
 ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -54,9 +54,9 @@ EXACT = Context(prec=60)  # of our own, so that no test can make it less exact
 
 
 def parse_body(body: object) -> Mapping[str, Any]:
-    """An answer's JSON object, or the only one in its list, as text-generation-inference answers.
+    """The JSON object of an answer, or the only one in its list (text-generation-inference).
 
-    Empty where the answer is something else: an image, vectors.
+    Empty if the answer is something else, such as an image or vectors.
     """
     if not isinstance(body, (bytes, bytearray, str)):
         return {}
@@ -72,11 +72,11 @@ def parse_body(body: object) -> Mapping[str, Any]:
 
 
 def ending_with_usage(body: object) -> Mapping[str, Any]:
-    """An answer cut down to the ``usage`` that it has at its end, without a look at what it says.
+    """The ``usage`` at the end of an answer, found without parsing the rest; empty if not certain.
 
-    Empty where that is not certain. What is inside of a string has its quotes escaped, so this is
-    a key; and if all that follows its object are further members and the last brace, then that is
-    the brace of the whole answer, whose own ``usage`` it is.
+    Quotes inside of a string are escaped, so this match is a key. If only further members and one
+    brace follow its value, that is the last brace of the answer. So the ``usage`` is the answer's
+    own.
     """
     if not isinstance(body, bytes):
         return {}
@@ -95,19 +95,19 @@ def ending_with_usage(body: object) -> Mapping[str, Any]:
 
 
 def _is_vectors(body: bytes) -> bool:
-    """Whether these are embeddings: they are long, and say nothing of usage."""
+    """Whether a body is a list of numbers: embeddings, which are long and tell no usage."""
     first = body[:64].lstrip(b"[ \t\r\n")[:1]
     return body.startswith(b"[") and (first == b"-" or first.isdigit())
 
 
 def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
-    """The ``usage`` of an answer or of a stream's chunk, if it carries one that makes sense.
+    """The ``usage`` of an answer or of a stream's chunk; None if there is none that makes sense.
 
-    OpenAI-style: prompt tokens include cached ones, completion tokens include reasoning ones. Where
-    the total is more than these two, reasoning was left out of them and is added. Without a total
-    that can't be known, so reasoning tokens are added, and the usage is an estimate. So they are
-    where they are more than all that was written: none of the counts has them then. Featherless
-    puts ``cached_tokens`` flat into ``usage``. Half a usage, and one of zeros, are passed over.
+    OpenAI-style: prompt tokens include cached ones, completion tokens include reasoning ones. If
+    the total is more than both, the rest is reasoning, and is added. Without a total, or with more
+    reasoning tokens than written ones, reasoning tokens are added, and the usage is an estimate.
+    Featherless puts ``cached_tokens`` directly into ``usage``. A usage with one half missing, or
+    without prompt tokens, does not count.
     """
     usage = message.get("usage")
     if not isinstance(usage, dict):
@@ -119,7 +119,7 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
         for value in map(usage.get, COUNTS)
     ]
     generates = request.task in GENERATE
-    # No prompt is of no tokens: such a usage leaves out what is billed.
+    # No prompt has 0 tokens: such a usage leaves out what is billed.
     if not tokens_in or (generates and tokens_out is None):
         return None
     beside = 0
@@ -140,9 +140,9 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
 
 
 def cost_told(usd: object) -> int | None:
-    """The nano-USD of ``usage.estimated_cost``, rounded up as bills are; None where it says none.
+    """The nano-USD of ``usage.estimated_cost``, rounded up as bills are; None if it is no amount.
 
-    deepinfra gives it, in USD. What says $0 is passed over: it may be a gap.
+    deepinfra gives it, in USD. $0 does not count, because it may stand for a missing amount.
     """
     if type(usd) not in (int, float):
         return None
@@ -160,7 +160,7 @@ def _reasoning(usage: Mapping[str, Any]) -> int:
 
 
 def _tgi_usage(message: Mapping[str, Any]) -> Usage | None:
-    """What text-generation-inference says at the end of a stream."""
+    """The usage at the end of a stream of text-generation-inference, or None."""
     details = message.get("details")
     if not isinstance(details, dict):
         return None
@@ -169,23 +169,23 @@ def _tgi_usage(message: Mapping[str, Any]) -> Usage | None:
 
 
 def usage_in(headers: Mapping[str, str], request: CallRequest) -> Usage | None:
-    """The tokens that an answer's headers tell.
+    """The usage that an answer's headers tell, or None.
 
-    Those of text-generation-inference for what it has generated, those of
-    text-embeddings-inference for what it has read.
+    text-generation-inference tells the tokens that it has read and generated;
+    text-embeddings-inference those that it has read.
     """
     if request.generates:
         read, written = _count(headers, "x-prompt-tokens"), _count(headers, "x-generated-tokens")
-        whole = not request.stream  # of a stream they are sent before there is anything to count
+        whole = not request.stream  # a stream's headers are sent before there is a count
         return Usage(read, written) if whole and read and written is not None else None
     read = _count(headers, "x-compute-tokens")
     return Usage(read) if read else None
 
 
 def compute_time(headers: Mapping[str, str]) -> int | None:
-    """The microseconds of computing that an answer's headers tell, if they do.
+    """The microseconds of computing that an answer's headers tell, or None.
 
-    text-embeddings-inference tells milliseconds, and is known by the tokens that it tells as well.
+    text-embeddings-inference tells milliseconds; only its headers have a count of tokens, too.
     """
     unit = 1000 if "x-compute-tokens" in headers else MICROSECONDS
     try:
@@ -198,23 +198,23 @@ def compute_time(headers: Mapping[str, str]) -> int | None:
 
 
 def images_in(message: Mapping[str, Any]) -> int | None:
-    """How many images an answer lists, if it does."""
+    """How many images an answer lists; None if it has no list of images."""
     lists = (message.get(name) for name in ("data", "images", "output"))
     return next((len(images) for images in lists if isinstance(images, list) and images), None)
 
 
 def is_queued(message: Mapping[str, Any]) -> bool:
-    """Whether an answer only says that the work has been taken on: its time is still to come."""
+    """Whether an answer only says that the work is queued, so that its time is still to come."""
     data = message.get("data")
     words = (m.get(name) for m in (message, data) if isinstance(m, dict) for name in STATUS)
     return any(isinstance(word, str) and word.lower() in UNDER_WAY for word in words)
 
 
 def usage_without_count(request: CallRequest, written: int, output_bound: int | None) -> Usage:
-    """What a call without ``usage`` is charged: never nothing.
+    """The usage that is charged for a call whose answer has none.
 
-    A model may have reasoned where its answer does not show it, so an output limit counts in full.
-    Without a limit there are only the bytes of text that came back: ``written`` is an estimate.
+    The output limit of an answer, ``output_bound``, counts in full, because a model may have
+    reasoned without showing it. Without a limit, only the bytes that came back are known.
     """
     most = written if output_bound is None else output_bound * request.n
     return Usage(
@@ -256,7 +256,7 @@ def charge_of(
     status: str,
     seconds: float,
 ) -> Charge:
-    """What is booked for a call that was answered, or that failed with a status.
+    """The charge of a call that was answered, or that failed with a status.
 
     Args:
         price: as `price_of` returns it.
@@ -279,20 +279,20 @@ def charge_of(
 
 
 def replayed(charge: Charge) -> Charge:
-    """What is booked where the network was not asked: nothing was bought."""
+    """The charge of a call that a stand-in has answered: $0."""
     return charge._replace(nano_usd=0, price_source="replayed", replayed=True, endpoint=None)
 
 
 def _completed(
     usage: Usage, request: CallRequest, quote: Quote, outcome: Outcome, seconds: float
 ) -> Usage:
-    """A usage of tokens with what else may be billed: images, and time."""
+    """A usage of tokens, completed by the images and the time that may be billed."""
     images = (outcome.images or request.n) if request.draws else 0
     usage = usage._replace(images=images, microseconds=_time(request, quote, outcome, seconds))
     if usage.estimated and not quote.by_token:
-        # Counted by the call or by the image, which is exact; no price is by the token.
+        # No price is by the token, and the number of calls or images is exact.
         usage = usage._replace(input_tokens=0, output_tokens=0, estimated=False)
-    # The clock of this machine has the network in it.
+    # Time that this machine has measured includes the network, so it is an estimate.
     timed = quote.by_second and outcome.compute_time is None
     return usage._replace(estimated=usage.estimated or timed)
 
@@ -301,17 +301,17 @@ def _time(request: CallRequest, quote: Quote, outcome: Outcome, seconds: float) 
     if outcome.compute_time is not None:
         return outcome.compute_time
     taken = math.ceil(seconds * MICROSECONDS)
-    # What is only queued is computed after this call, and fetched by another one.
+    # Queued work is computed after this call, and fetched by another one.
     return max(taken, quote.longest(request)) if outcome.queued else taken
 
 
 def above_what_came(
     charge: Charge, request: CallRequest, quote: Quote | None, outcome: Outcome
 ) -> Charge:
-    """An estimated charge, with the part of it that is above what provably came back.
+    """An estimated charge, with its part ``above`` what provably came back.
 
-    What came back is the usage that the server has told; without one, the input at its bound and
-    the bytes that were written.
+    That is the usage that the server has told. Without one, it is the bound on the input and the
+    bytes that were written.
     """
     if quote is None or not charge.nano_usd:
         return charge
@@ -322,9 +322,9 @@ def above_what_came(
 
 
 def written_bytes(message: Mapping[str, Any]) -> int:
-    """Bytes of what a model wrote in an answer or a chunk: content, reasoning, tool calls.
+    """The most tokens of what a model wrote in an answer or a chunk, with reasoning and tool calls.
 
-    No tokenizer makes more tokens than that. Where a server counts tokens, their number.
+    That is the number of bytes, or of tokens if the server tells it.
     """
     details, token = message.get("details"), message.get("token")
     if isinstance(details, dict) and (generated := _number(details.get("generated_tokens"))):
@@ -353,18 +353,18 @@ def writes(chunk: Mapping[str, Any]) -> bool:
 
 
 def size_of(body: object) -> int:
-    """Bytes of an answer that is no JSON."""
+    """The bytes of an answer that is not JSON."""
     return len(body) if isinstance(body, (bytes, bytearray, str)) else 0
 
 
 def inner(chunk: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The answer inside of an event of the responses API; any other chunk as it is."""
+    """The answer inside of an event of the responses API; any other chunk unchanged."""
     response = chunk.get("response")
     return response if isinstance(response, dict) else chunk
 
 
 def finished(message: Mapping[str, Any]) -> set[str]:
-    """The choices of which a chunk says why they ended: nothing more is written to them."""
+    """The choices that have ended: the chunk has a reason for their end."""
     if isinstance(message.get("details"), dict):
         return {"0"}  # text-generation-inference's last event
     if message.get("type") in ENDS:

@@ -1,4 +1,4 @@
-"""Waiting for calls in flight: a thread stands still, a task lets the others go on."""
+"""Waiting for calls in flight: a thread blocks, a task lets other tasks run."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pytest_hfbudget.metering.budget_context import trio_task
 
 T = TypeVar("T")
 
-# Nothing reports a stream that is garbage-collected, so a caller that waits looks for one.
+# How often a caller that waits looks for streams that were garbage-collected: nothing reports them.
 LOOK_EVERY_S = 0.1
-# The ledger has answered already; its answer has only to come through.
+# The longest wait for an answer that the ledger has sent already.
 ANSWER_S = 5.0
-# A loop schedules the end of a generator, begins it, and closes the response inside of it.
+# An event loop schedules the end of a generator, begins it, and closes the response inside of it.
 TURNS = 5
 
 
 class HoldWait:
-    """A call's place in the ledger's queue, for so many seconds.
+    """A call that waits in the ledger's queue, for at most so many seconds.
 
-    A caller that is interrupted or cancelled leaves it, and gives back what was granted meanwhile.
+    If its caller is interrupted or cancelled, it leaves the queue, and a granted hold is released.
 
     Args:
-        look: called every `LOOK_EVERY_S`, because it may end the wait.
+        look: called every `LOOK_EVERY_S`: it settles what may end the wait.
     """
 
-    # Its own, also in a test that has replaced the function of ``time``.
+    # Kept here, because a test may replace the function in ``time``.
     _now = staticmethod(time.monotonic)
 
     def __init__(
@@ -46,18 +46,18 @@ class HoldWait:
 
     @property
     def waited(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the wait began."""
         return self._now() - self._since
 
     @off_loop()
     def block(self) -> None:
-        """Wait, and this thread with it."""
+        """Wait, and block this thread."""
         with self._in_queue():
             while self._goes_on():
                 futures.wait([self._waiting.answer], self._slice())
 
     async def suspend(self) -> None:
-        """Wait, while other tasks go on."""
+        """Wait, while other tasks run."""
         with self._in_queue():
             await (self._suspend_trio() if trio_task() else self._suspend_asyncio())
 
@@ -84,10 +84,10 @@ class HoldWait:
 
     @off_loop()
     def hold(self) -> Hold:
-        """The hold that came of it.
+        """The hold that was granted.
 
         Raises:
-            BudgetExceededError: something was spent meanwhile, or it took too long.
+            BudgetExceededError: too much was spent meanwhile, or the wait took too long.
         """
         with self._in_queue():
             answer = self._waiting.answer
@@ -112,7 +112,7 @@ class HoldWait:
 
 
 async def let_the_loop_turn() -> None:
-    """Leave the loop the turns in which it ends a generator that was dropped."""
+    """Let the event loop run until it has ended generators that were dropped."""
     if trio_task() is not None:
         for _ in range(TURNS):
             await sys.modules["trio"].lowlevel.checkpoint()
@@ -122,7 +122,7 @@ async def let_the_loop_turn() -> None:
 
 
 async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
-    """What a function returns that blocks for long, while other tasks go on."""
+    """The result of a function that blocks for long; meanwhile other tasks run."""
     if trio_task() is not None:
         result: T = await sys.modules["trio"].to_thread.run_sync(work, *arguments)
         return result

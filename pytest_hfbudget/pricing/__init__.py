@@ -1,6 +1,6 @@
 """What a call costs, and where its price comes from.
 
-Here is a price and a usage, their product in nano-USD, and the price of one call from its source.
+This module has the records: a price, a usage, a request, and the quote that a request gets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Usage(NamedTuple):
 
     ``input_tokens`` includes the cached ones and ``output_tokens`` the reasoning ones, as in
     OpenAI-style ``usage``. ``estimated`` says that no usage came back and these are upper bounds.
-    ``told`` are the nano-USD that the provider itself says that the call costs.
+    ``told`` is the cost of the call in nano-USD by the provider's own answer, or None.
     """
 
     input_tokens: int = 0
@@ -37,10 +37,10 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True)
 class Price:
-    """What one unit costs, in atto-USD; None where that kind of unit has no price.
+    """What one unit costs, in atto-USD; None for a kind of unit without a price.
 
-    ``longest`` is not a price: the most microseconds that a call by the second takes, where the
-    price table gives them.
+    ``longest`` is not a price. It is the most microseconds that a call billed by the second takes;
+    None if the price table does not say.
     """
 
     input: int | None = None
@@ -54,7 +54,7 @@ class Price:
 
     @property
     def by_token(self) -> bool:
-        """Whether tokens are what is billed."""
+        """Whether tokens are billed."""
         return self.input is not None or self.output is not None
 
     @property
@@ -114,15 +114,15 @@ FREE = Price(free=True)
 # "Inference Providers": provider selection).
 POLICIES = frozenset({"fastest", "cheapest", "preferred"})
 
-# How long a call that is billed by the second is held for, where neither its client nor its price
-# has a limit.
+# The seconds that are held for a call which is billed by the second, if neither its client nor its
+# price has a limit.
 CALL_SECONDS = 300
 
-# Their answers consist of billed tokens, or of images.
+# Tasks whose answers consist of billed tokens, or of images.
 GENERATE = frozenset({"conversational", "text-generation"})
-DRAW = "to-image"  # how the names of these tasks end
+DRAW = "to-image"  # how the names of the latter end
 
-# Their answers are vectors, scores or labels of a fixed size, so only input tokens are billed.
+# Tasks whose answers are vectors, scores or labels: of a fixed size, so only input is billed.
 READS = frozenset({"feature-extraction", "sentence-similarity", "text-classification"})
 
 
@@ -130,19 +130,19 @@ class UnboundedCallError(ValueError):
     """The price has no unit that this task is billed by, so the call has no bound."""
 
 
-# How input is bounded that was not counted; an image in it by the settings, or by its size.
+# What bounds input that no server has counted. An image in it counts by the settings or its size.
 BYTES, STATED = "bytes", "bytes, and hf_image_tokens for each image"
 SIZED = "bytes, and the most that its model makes of an image of its size"
 UNLEARNED = frozenset({BYTES, STATED, SIZED})
 
 
 class Prompt(NamedTuple):
-    """What tells a prompt from others, without its text.
+    """What identifies a prompt, without its text.
 
     Attributes:
-        exact: the hash of all that its tokens depend on.
-        shape: the hash of that without the texts of its messages; empty where it needs none.
-        tokens: what the model's tokenizer makes of the texts, where that is known.
+        exact: the hash of all that its number of tokens depends on.
+        shape: the hash of the same without the texts; empty for a prompt that was counted before.
+        tokens: how many tokens the model's tokenizer makes of the texts; None without a tokenizer.
         size: the bytes of the texts.
     """
 
@@ -162,10 +162,10 @@ class CallRequest(NamedTuple):
         max_output: the caller's own limit on output tokens, None where it set none.
         n: how many answers were asked for.
         timeout: seconds after which the client gives up; None where it has no time-out.
-        unreadable: why no bound can be known; in a second line what to do.
-        basis: how ``input_bound`` came about, in a word or two.
-        inputs: where the router chooses, a lower bound for some providers, and its basis.
-        prompt: None where its tokens can't be known before they are counted.
+        unreadable: why no bound can be known; in a second line what to do. Empty if one is known.
+        basis: what ``input_bound`` rests on, in a word or two.
+        inputs: (name, bound, basis) of providers with a smaller bound, if the router may choose.
+        prompt: identifies the prompt; None if no count of it would be reused.
     """
 
     task: str
@@ -183,7 +183,7 @@ class CallRequest(NamedTuple):
     prompt: Prompt | None = None
 
     def at(self, provider: str | None) -> CallRequest:
-        """The request with the bound that holds at one provider."""
+        """The request with the input bound of one provider."""
         for name, bound, basis in self.inputs:
             if name == provider:
                 return self._replace(input_bound=bound, basis=basis, inputs=())
@@ -279,11 +279,11 @@ class UnpricedPolicy:
 
 
 class QuotedOffer(NamedTuple):
-    """What one request can cost at one provider.
+    """The most that one request can cost at one provider.
 
     Attributes:
-        provider: None where every provider has the same price.
-        request: as that provider counts it.
+        provider: None if the price is not that of a certain provider.
+        request: with the input bound of this provider.
     """
 
     nano_usd: int
@@ -294,10 +294,10 @@ class QuotedOffer(NamedTuple):
 
 @dataclass(frozen=True)
 class Quote:
-    """Prices, each with its source; at every use the most expensive one counts.
+    """The prices that may apply to a request, each with its source. The most expensive one counts.
 
     Attributes:
-        providers: whose price each is, as far as that is known.
+        providers: whose price each is; None for any other provider. Empty if that is not known.
     """
 
     options: tuple[tuple[Price, str], ...]
@@ -310,22 +310,22 @@ class Quote:
 
     @cached_property
     def free(self) -> bool:
-        """Whether this costs nothing whichever price applies."""
+        """Whether all prices are free."""
         return all(price.free for price, _ in self.options)
 
     @cached_property
     def certain(self) -> bool:
-        """Whether all providers that may answer have the same price."""
+        """Whether all these prices are the same."""
         return len({price for price, _ in self.options}) == 1
 
     @cached_property
     def by_token(self) -> bool:
-        """Whether tokens count in any of these prices."""
+        """Whether any of these prices is by the token."""
         return any(price.input is not None or price.output is not None for price, _ in self.options)
 
     @cached_property
     def by_second(self) -> bool:
-        """Whether time counts in any of these prices."""
+        """Whether any of these prices is by the second."""
         return any(price.second for price, _ in self.options)
 
     def longest(self, request: CallRequest) -> int:
@@ -351,7 +351,7 @@ class Quote:
         return max([price.cost(one.most_usage(price, output)) for price, one in self.each(request)])
 
     def offers(self, request: CallRequest, output: int) -> list[QuotedOffer]:
-        """What a request can cost at each provider, as `most`."""
+        """The most that a request can cost at each provider; raises as `most`."""
         return [
             QuotedOffer(
                 price.cost(one.most_usage(price, output)),
@@ -363,7 +363,7 @@ class Quote:
         ]
 
     def each(self, request: CallRequest) -> Iterator[tuple[Price, CallRequest]]:
-        """Each price, with the request as its provider counts it."""
+        """Each price, with the request as its provider bounds it."""
         for number, (price, _) in enumerate(self.options):
             provider = self.providers[number] if self.providers else None
             yield price, request.at(provider)

@@ -30,9 +30,10 @@ class SourcePrice(NamedTuple):
 
     Attributes:
         provider: None for every provider that is not listed by name.
-        price: None where the source has none.
+        price: None if the source has none.
         where: the source, as a charge names it in its ``price_source``.
-        why: why it applies to this model, or why it has no price.
+        why: why the price applies to this model, or why there is none.
+        verdict: `USED`; `OVERRIDDEN` by an earlier source; or `SILENT`, without a price.
     """
 
     provider: str | None
@@ -43,12 +44,12 @@ class SourcePrice(NamedTuple):
 
 
 class Source(NamedTuple):
-    """One source of prices, as it applies to a request.
+    """What one source of prices has for a request.
 
     Attributes:
-        quote: the prices that count unless an earlier source has some; None where it has none.
+        quote: its prices, which count if no earlier source has any; None if it has none.
         where, why: as in `SourcePrice`.
-        listed: returns its price for each provider, if it is a list.
+        listed: for a list of prices: returns its price for each provider.
     """
 
     quote: Quote | None
@@ -57,7 +58,7 @@ class Source(NamedTuple):
     listed: Callable[[], Iterable[SourcePrice]] | None = None
 
     def prices(self, *, decided: bool) -> Iterator[SourcePrice]:
-        """All its prices; with ``decided`` an earlier source counts."""
+        """All its prices; they are overridden if an earlier source has ``decided`` the price."""
         verdict = OVERRIDDEN if decided else USED
         if self.listed is not None:
             for each in self.listed():
@@ -70,14 +71,14 @@ class Source(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """The prices that count, and those of every source with the reasons."""
+    """The quote for a request, and the prices of every source with the reasons."""
 
     quote: Quote | None
     prices: tuple[SourcePrice, ...]
 
     @property
     def used(self) -> tuple[SourcePrice, ...]:
-        """What counts: several prices where the router is free to choose."""
+        """The prices that count: several if the router is free to choose."""
         return tuple(each for each in self.prices if each.verdict == USED)
 
 
@@ -85,10 +86,10 @@ class Explanation(NamedTuple):
 class PriceBook:
     """Explicit price > hook > project's table > router's catalogue > environment > policy.
 
-    `quote` is the answer, and `explain` gives the reasons; both walk the same sources.
-    ``leased`` maps the URLs of this run's endpoints to their names: a call to one of those
-    costs no tokens, its price is the endpoint's uptime. ``remote`` says that another process has
-    them.
+    `quote` returns the price, and `explain` the reasons, too. Both walk the same sources.
+    ``leased`` maps the URLs of this run's endpoints to their names. A call to such a URL is free,
+    because the uptime of the endpoint pays for it. ``remote`` says that another process has the
+    prices and these URLs.
     """
 
     table: PriceTable = field(default_factory=PriceTable)
@@ -99,7 +100,7 @@ class PriceBook:
     leased: dict[str, str] = field(default_factory=dict)
     remote: ClassVar[bool] = False
     _read: Catalogue | None = field(default=None, init=False)
-    # The lists' answer for each model and provider, while table and catalogue stay the same.
+    # The result of `_lists` for each model and provider, while table and catalogue stay the same.
     _kept: dict[tuple[str, str | None], Source] = field(default_factory=dict, init=False)
     _kept_of: tuple[PriceTable, Catalogue | None] | None = field(default=None, init=False)
 
@@ -112,15 +113,15 @@ class PriceBook:
         return self._read
 
     def quote(self, request: CallRequest, explicit: Quote | None = None) -> Quote | None:
-        """What this request can cost; None where no source has a price.
+        """The prices that may apply to a request; None if no source has one.
 
-        Where the router is free to choose, the quote holds every provider that has a price and may
-        answer: whichever does, the call can't cost more than the most expensive of them.
+        If the router is free to choose, the quote has the prices of all providers that may answer.
+        Then the call can't cost more than with the most expensive of them.
         """
         return _first(self._sources(request, explicit))
 
     def explain(self, request: CallRequest, explicit: Quote | None = None) -> Explanation:
-        """What `quote` answers, and the price of every source, those that do not count included."""
+        """What `quote` returns, and the prices of every source, also of those that don't count."""
         quote: Quote | None = None
         prices: list[SourcePrice] = []
         for source in self._sources(request, explicit):
@@ -129,18 +130,18 @@ class PriceBook:
         return Explanation(quote, tuple(prices))
 
     def stated(self, request: CallRequest) -> Quote | None:
-        """The price of the hook or of a list; None where only the environment or policy has one."""
+        """The price of the hook or of a list; None if at best the environment or policy has one."""
         return _first(self._stated(request))
 
     def leased_name(self, url: str) -> str | None:
-        """The endpoint of this run that a URL belongs to, if it does."""
+        """The name of this run's endpoint that a URL belongs to; None if there is none."""
         for base, name in self.leased.items():
             if is_below(url, base):
                 return name
         return None
 
     def _sources(self, request: CallRequest, explicit: Quote | None) -> Iterator[Source]:
-        """Every source in the order in which they count; a later one is looked up when reached."""
+        """Every source, in the order in which they count; each is read only when it is reached."""
         if self.leased and (name := self.leased_name(request.url)):
             yield _uptime(name)
         if explicit:
@@ -167,7 +168,7 @@ class PriceBook:
         yield self._lists(request)
 
     def _lists(self, request: CallRequest) -> Source:
-        """The table and the catalogue, together: one may price some providers, and one others."""
+        """Table and catalogue as one source: each of them may have prices of some providers."""
         catalogue, of = self._read, self._kept_of
         if of is None or of[0] is not self.table or of[1] is not catalogue:
             self._kept, self._kept_of = {}, (self.table, catalogue)
@@ -179,7 +180,7 @@ class PriceBook:
         return source
 
     def _look_up(self, request: CallRequest) -> Source:
-        # Lazily: where the table has a price, the catalogue need not be loaded.
+        # Lazily: if the table has a price, the catalogue need not be loaded.
         used = [
             next((each for each in self._listed(request, provider) if each.verdict == USED), None)
             for provider in self._routes(request)
@@ -205,7 +206,7 @@ class PriceBook:
                 verdict = OVERRIDDEN
 
     def _routes(self, request: CallRequest) -> tuple[str | None, ...]:
-        """The providers that may answer; None stands for one that is not listed."""
+        """The providers that may answer; None stands for any that is not listed."""
         if request.provider is not None or request.is_url:
             return (request.provider,)
         return (*sorted(self._providers(request.model)), None)
@@ -233,7 +234,7 @@ class PriceBook:
                 yield SourcePrice(provider, offer.price, place, "a free promotion" if free else why)
 
     def _without_effect(self, request: CallRequest) -> Iterator[SourcePrice]:
-        """Offers of the catalogue that do not count, or why it has none."""
+        """The offers of the catalogue that do not count; or why the catalogue has none."""
         if request.is_url:
             return
         catalogue = self.catalogue
@@ -251,7 +252,7 @@ class PriceBook:
                 yield SourcePrice(offer.provider, offer.price, place, why, verdict)
 
     def _place(self, model: str, offer: Offer) -> str:
-        """Where a price of the router's catalogue is written."""
+        """The name of an offer of the catalogue, as the source of a price."""
         return f"{self.catalogue.source}: {model}:{offer.provider}"
 
 

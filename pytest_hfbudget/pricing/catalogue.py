@@ -15,17 +15,17 @@ from pytest_hfbudget.text import parse_json, public_url
 
 DAY_S = 86_400
 
-# A shorter one is a mistake in the catalogue: no model that can be routed to has it.
+# Tokens. A shorter context is a mistake in the catalogue: no model on the router has one.
 SHORTEST_CONTEXT = 512
 
-# What price lists call the rate of input that comes from a cache. The router's list had none of
-# them in 2026-10.
+# The names that price lists have for the rate of cached input. The router's list had none of them
+# in 2026-10.
 CACHED = ("cached_input", "cached", "cache_read", "input_cache_read")
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One provider's offer of one model; ``price`` is None where the router has none.
+    """One provider's offer of one model; ``price`` is None if the router has none.
 
     ``status`` is the router's own word for whether it is ``live``.
     """
@@ -38,7 +38,12 @@ class Offer:
 
 
 class Contexts(NamedTuple):
-    """Tokens of context: the longest (None unless every offer has a length), the shortest known."""
+    """The context lengths of a model's offers, in tokens.
+
+    Attributes:
+        longest: None unless every offer has a length.
+        shortest: of the offers that have a length; None if none has.
+    """
 
     longest: int | None
     shortest: int | None
@@ -56,20 +61,25 @@ class Catalogue:
     read_at: float = 0.0
     origin: str = ""
     payload: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    # Each call under a cap needs them, and they never change.
+    # Kept, because each call under a cap needs them, and they never change.
     _contexts: dict[tuple[str, str | None], Contexts] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     @classmethod
     def parse(cls, payload: Mapping[str, Any], *, read_at: float, origin: str) -> Catalogue:
-        """The catalogue in the router's answer; rows that can't be read are left out."""
+        """The catalogue in the router's answer, without rows that can't be read.
+
+        Args:
+            read_at: when the answer came, in unix seconds.
+            origin: the base URL of the router.
+        """
         models = payload.get("data")
         rows = [row for row in models if isinstance(row, dict)] if isinstance(models, list) else []
         return cls({str(row.get("id")): _offers(row) for row in rows}, read_at, origin, payload)
 
     def as_read(self) -> dict[str, Any]:
-        """The router's answer with its origin and time, to be kept on disk and sent to workers."""
+        """The router's answer with its origin and time, for the cache and for workers."""
         return {"origin": self.origin, "read_at": self.read_at, "models": dict(self.payload)}
 
     @property
@@ -90,7 +100,7 @@ class Catalogue:
         return tuple(offer for offer in self.offers.get(model, ()) if offer.live)
 
     def contexts(self, model: str, provider: str | None) -> Contexts:
-        """The tokens that prompt and answer can have together, at any provider that may answer."""
+        """How many tokens prompt and answer can have together, at any provider that may answer."""
         key = model, provider
         known = self._contexts.get(key)
         if known is None:
@@ -156,7 +166,7 @@ def _price(offer: Mapping[str, Any]) -> Price | None:
 
 
 def _cached_rate(pricing: Mapping[str, Any]) -> int | None:
-    """The rate of cached input; None leaves it at that of other input, its upper bound."""
+    """The rate of cached input; None if there is none, so that it is billed as other input."""
     found = next((pricing[name] for name in CACHED if pricing.get(name) is not None), None)
     try:
         return None if found is None else parse_rate(found, units=10**6) or None
@@ -176,7 +186,7 @@ class CatalogueFile:
         return cls(cache_file("catalogue", router))
 
     def load(self, origin: str) -> Catalogue | None:
-        """What was last read from this router; None where there is no usable copy."""
+        """What was last read from this router; None if there is no usable copy."""
         try:
             copy = read_cache(self.path)
             if copy["origin"] != origin:

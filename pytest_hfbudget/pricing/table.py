@@ -1,6 +1,6 @@
 """The project's own price table: TOML rows by name, matched from exact to general.
 
-A mistake in its file is one line of text that names the wrong line of the file.
+The message for a mistake in its file is one line of text, and names the line of the mistake.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _AT_LINE = re.compile(r"at line (\d+)")
 
 
 class RowError(ConfigError):
-    """An invalid row; ``key`` is the wrong key in it, if it is one key."""
+    """An invalid row; ``key`` has the wrong key in it, and is empty if it is not one key."""
 
     def __init__(self, message: str, *key: str) -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ def parse_price(row: object, where: str) -> Price:
 
 
 def _longest(row: Mapping[str, Any], where: str) -> int | None:
-    """The most microseconds that a call takes, where a row gives them."""
+    """The most microseconds that a call takes; None if the row does not say."""
     if LONGEST not in row:
         return None
     if "second" not in row:
@@ -115,7 +115,7 @@ class PriceTable:
 
     Names go from exact to general: ``org/model:provider``, ``org/model``, ``model:provider``,
     ``model``, ``*:provider``, ``*`` or ``default``; or the URL of a server, for everything below
-    it. ``hidden`` are rows whose name another table has too.
+    it. ``hidden`` has the rows of another table that rows of the same name override.
     """
 
     rows: Mapping[str, tuple[Price, str]] = field(default_factory=dict)
@@ -224,7 +224,7 @@ def _names(model: str, provider: str | None) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class TomlFile:
-    """The content of a file, and its text, in which the line of a key can be found."""
+    """A TOML file: its content, and its text, from which come the line numbers of keys."""
 
     path: Path
     content: dict[str, Any]
@@ -239,8 +239,8 @@ class TomlFile:
         """
         text = _text(path)
         try:
-            # The parser names no line for what ends with the file, so it ends with a new line.
-            # Decimal keeps 0.0000000375 what it says; a float would be close to it.
+            # Without a newline at the end, the parser names no line for a mistake there.
+            # Decimal reads 0.0000000375 exactly; a float would only be close to it.
             return cls(path, tomllib.loads(f"{text}\n", parse_float=Decimal), text)
         except RecursionError:
             raise ConfigError(f"{path}: is not TOML: it is nested too deeply") from None
@@ -293,7 +293,7 @@ def _text(path: Path) -> str:
 
 
 def _quoted(text: str, error: Exception) -> str:
-    """The line that a parser complains of, since users look for its key."""
+    """The text of the line that the parser has rejected, in which users recognise their key."""
     lines = text.split("\n")
     if at := _AT_LINE.search(str(error)):
         number, hint = int(at[1]), ""
@@ -304,7 +304,7 @@ def _quoted(text: str, error: Exception) -> str:
 
 
 def _unclosed(lines: list[str]) -> int:
-    """The line where an unclosed statement begins; the parser only says that there is one."""
+    """The number of the line where an unclosed statement begins, which the parser does not say."""
     start, statement = 1, ""
     for number, line in enumerate(lines, 1):
         statement += f"{line}\n"
@@ -319,10 +319,10 @@ def _unclosed(lines: list[str]) -> int:
 
 
 def _line_of(text: str, keys: tuple[str, ...]) -> int | None:
-    """The line of a key. The parser keeps no lines, so each line is parsed by itself.
+    """The number of the line of a key. The parser keeps none, so each line is parsed by itself.
 
-    A line in a multi-line string can be taken for a key; then a message has a wrong number, and
-    still names the key.
+    A line in a multi-line string can be taken for a key. Then a message has a wrong number, but
+    still the right key.
     """
     table: tuple[str, ...] = ()
     best: tuple[int, int] | None = None
@@ -349,7 +349,7 @@ def _key(line: str) -> tuple[str, ...]:
 
 
 def _path_of(statement: str) -> tuple[str, ...]:
-    """The keys of a statement, the outermost first; empty where it is not a whole statement."""
+    """The keys of a statement, the outermost first; empty if it is not a whole statement."""
     try:
         inside: Any = tomllib.loads(statement)
     except (ValueError, RecursionError):

@@ -273,7 +273,7 @@ def test_a_model_whose_image_makes_more_than_is_known_is_not_held_by_size_again_
     assert priced.ledger.charges()[-1].over > 0
     assert ask(priced, model=QWEN, messages=shows(png(64, 65))) > MOST
     (note,) = notes(counts.facts)
-    assert note.startswith(f"an image has made more tokens of {QWEN} than its size should")
+    assert note.startswith(f"{QWEN} made more tokens of an image than its size allows")
     assert priced.spent == priced.billed
     for known in (counts.known(QWEN), counts.facts):  # in a child process; in a later run
         kept = {QWEN: known}
@@ -408,7 +408,7 @@ def test_a_refusal_says_how_a_first_image_can_be_held(priced: Bench) -> None:
         ask(priced, messages=shows(png(64, 64)))
     said = caught.value.details
     assert "tokens in (bytes, and the most that an image makes), 1 out, at groq's price; " in said
-    assert "hf_image_tokens states less for an image" in said
+    assert "hf_image_tokens can state less for an image" in said
     assert "\n" not in said
 
 
@@ -417,7 +417,7 @@ def test_a_refusal_says_that_an_image_is_held_by_its_size(priced: Bench) -> None
         ask(priced, model=QWEN, messages=shows(png(64, 64)))
     said = caught.value.details
     assert "(bytes, and the most that its model makes of an image of its size), 1 out" in said
-    assert "hf_image_tokens states less for an image" in said
+    assert "hf_image_tokens can state less for an image" in said
 
 
 def test_a_refusal_of_text_says_nothing_of_images(priced: Bench) -> None:

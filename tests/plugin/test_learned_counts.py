@@ -155,7 +155,7 @@ def test_a_first_image_holds_what_the_settings_state_in_every_process(
     suite.test_file(LOOKS)
     result = suite.run("-rN", *workers)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*hf_image_tokens states less for an image*"])
+    result.stdout.fnmatch_lines(["*hf_image_tokens can state less for an image*"])
     assert suite.sent == 0
     suite.run("-o", "hf_image_tokens=100", *workers).assert_outcomes(passed=1)
     assert suite.sent == 2
@@ -167,7 +167,7 @@ def test_a_number_that_was_stated_too_low_is_named_in_the_summary(suite: Suite) 
     suite.emulator.configure(template_tokens=["groq=400"])
     result = suite.run("-o", "hf_image_tokens=1")
     result.stdout.fnmatch_lines(
-        ["*an image has made more tokens of emulator/chat than hf_image_tokens: raise that*"]
+        ["*emulator/chat made more tokens of an image than hf_image_tokens states: raise that*"]
     )
 
 
@@ -183,6 +183,4 @@ def test_an_image_that_makes_more_than_its_size_should_is_named_in_the_summary(
     (suite.path / "app.py").write_text(app)
     suite.test_file(LOOKS.replace("BBBB", small))
     result = suite.run(f"--hf-prices={prices}")
-    result.stdout.fnmatch_lines(
-        [f"*an image has made more tokens of {model} than its size should*"]
-    )
+    result.stdout.fnmatch_lines([f"*{model} made more tokens of an image than its size allows*"])

@@ -372,7 +372,6 @@ def answer(operations: Mapping[str, Operation], line: bytes) -> bytes:
 
     Empty for an operation that is only told.
     """
-
     told = False
     try:
         name, *arguments = rpc.decode(line)
