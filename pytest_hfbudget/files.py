@@ -68,7 +68,7 @@ def check_own(path: Path) -> None:
 
 
 def replace_file(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write a file whole, or not at all; a link in its place is replaced, not followed.
+    """Write a file whole, or not at all. If the path is a link, the link is replaced, not followed.
 
     Raises:
         OSError: it can't be written; the file is as it was.

@@ -120,7 +120,7 @@ class RedisStore:
             if (today := self._today()) != self._day:  # a clock is wrong here
                 self._turn(today)
         elif not self.trouble and (today := self._today()) > self._day:
-            with suppress(SharedServerError):  # until the server is told, no new day has begun
+            with suppress(SharedServerError):  # the new day begins once the server knows of it
                 self._turn(today)
         return self.snapshot()
 

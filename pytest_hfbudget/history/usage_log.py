@@ -73,7 +73,7 @@ class LoggedRun(NamedTuple):
     """The run that entries belong to; times in unix seconds.
 
     Attributes:
-        session_id: its inference session; empty where it has sent none.
+        session_id: its inference session; empty if it has sent none.
     """
 
     run: str

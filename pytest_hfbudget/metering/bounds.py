@@ -157,7 +157,7 @@ class TokenCounts:
 
         Args:
             unlearned: the bound by its bytes.
-            provider: None where the router chooses, empty where there is none.
+            provider: None if the router chooses; empty for a server by URL.
         """
         providers, strict = self._models[model], unlearned[:2]
         tokenizer = None if (model, MISCOUNTED) in self.disproved else self._tokenizer(model)

@@ -81,7 +81,7 @@ class budget:
         """Use this runtime. What another one has charged to the block is taken off its limits."""
         if found is self._runtime:
             return
-        with suppress(HFBudgetError):  # a run that is over answers no more
+        with suppress(HFBudgetError):  # the ledger of a run that is over can't be asked
             self._elsewhere = self.calls
         cap, most = self._args.cap, self._args.max_calls
         self.scope = self.scope._replace(
@@ -123,7 +123,7 @@ class budget:
 
     @property
     def leaves_refusals(self) -> bool:
-        """Whether refusals are left to the code inside, which may catch them."""
+        """Whether it leaves refusals to the code inside of it, which may catch them."""
         return self._args.on_exceed == "raise"
 
     @property

@@ -251,7 +251,7 @@ class Call:
     # --- settlement, once
 
     def settle(self, status: str) -> None:
-        """Charge the usage of the answer, or its upper bound where it has none."""
+        """Charge the usage of the answer; if it has none, the upper bound."""
         usage, request = self.outcome.usage, self.request
         # It was sent without a limit, because the hold pays for the whole context.
         unlimited = request.generates and request.max_output is None and self.limit is None
@@ -369,7 +369,7 @@ class Call:
         try:
             how(self.held.id, charge)
         except KeyError:
-            pass  # the end of its test has booked it, as one that a Ctrl-C had cut short
+            pass  # the end of its test has booked it as an interrupted call
         except HFBudgetError as error:
             self.meter.not_written(partial(how, self.held.id, charge), error)
         self._closed()

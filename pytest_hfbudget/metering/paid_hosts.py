@@ -220,7 +220,7 @@ def _host(name: str) -> str:
 
 
 def _label(text: str) -> str:
-    """A part of a host in its own letters; HTTP libraries name it in these, or in ASCII."""
+    """A part of a host name in Unicode, also if an HTTP library has it in Punycode."""
     try:
         return text[4:].encode().decode("punycode") if text.startswith("xn--") else text
     except UnicodeError:
@@ -228,7 +228,7 @@ def _label(text: str) -> str:
 
 
 def _path(text: str) -> str:
-    """A path as most servers read it: of several slashes one counts."""
+    """A path as most servers read it: several slashes in a row count as one."""
     return re.sub("/{2,}", "/", text) if "//" in text else text
 
 

@@ -35,7 +35,7 @@ class ParentProcess(Protocol):
 
     Attributes:
         worker: begins the keys of its blocks, which makes them unique in a run.
-        path: the socket of the ledger that it spends from itself; empty where it has its own.
+        path: in a child process, the address of the ledger that it spends from; else empty.
     """
 
     meter: Meter

@@ -50,7 +50,7 @@ UNDER_WAY = frozenset(
 )
 
 NOTHING_USED = Usage()
-EXACT = Context(prec=60)  # of our own, so that no test can make it less exact
+EXACT = Context(prec=60)  # our own, so that a test which changes decimal's can't affect it
 
 
 def parse_body(body: object) -> Mapping[str, Any]:

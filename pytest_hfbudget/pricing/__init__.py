@@ -87,7 +87,7 @@ class Price:
     def cost(self, usage: Usage) -> int:
         """Nano-USD of a call; the sum is rounded up once.
 
-        Cached input is billed as input where it has no price of its own: the router's catalogue
+        Cached input is billed as input if it has no price of its own: the router's catalogue
         has none, so that is its upper bound. In an estimate, all input may have been cached.
         """
         if self.free:
@@ -159,9 +159,9 @@ class CallRequest(NamedTuple):
         model: the Hub id without a provider suffix, or the URL of a server.
         provider: None when the router chooses.
         input_bound: the most input tokens that the payload can make.
-        max_output: the caller's own limit on output tokens, None where it set none.
+        max_output: the caller's own limit on output tokens; None if it set none.
         n: how many answers were asked for.
-        timeout: seconds after which the client gives up; None where it has no time-out.
+        timeout: seconds after which the client gives up; None if it has no time-out.
         unreadable: why no bound can be known; in a second line what to do. Empty if one is known.
         basis: what ``input_bound`` rests on, in a word or two.
         inputs: (name, bound, basis) of providers with a smaller bound, if the router may choose.

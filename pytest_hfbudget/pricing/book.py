@@ -305,7 +305,7 @@ def toml_hint(request: CallRequest) -> str:
 
 
 def _row(request: CallRequest) -> str:
-    # A price of 0.00 is refused where it is read, so these lines have to be filled in.
+    # A price of 0.00 is refused when it is read, so the user has to fill in these lines.
     if request.draws:
         return "image = 0.00           # USD each"
     if request.task in READS:

@@ -212,5 +212,5 @@ class CatalogueFile:
 
 
 def kept_catalogue(router: str) -> Catalogue:
-    """What was last read from a router; an empty catalogue where there is no usable copy."""
+    """What was last read from a router; an empty catalogue if there is no usable copy."""
     return CatalogueFile.of(router).load(router) or Catalogue()

@@ -248,7 +248,7 @@ class TomlFile:
             raise ConfigError(f"{path}: is not TOML: {error}{_quoted(text, error)}") from None
 
     def below(self, *keys: str) -> Any:
-        """The value under a path of keys; an empty table where there is none.
+        """The value under a path of keys; an empty table if there is none.
 
         Raises:
             ConfigError: a value on the path is not a table.

@@ -1,6 +1,7 @@
-"""Where the plugin stands in the clients that reach Hugging Face, one module for each library.
+"""How the plugin wraps the clients that reach Hugging Face, in one module for each library.
 
-Here is how attributes of such a library are wrapped, and its base URLs set, once it is imported.
+This module has what they share: it wraps attributes of a library, and sets base URLs, once the
+library is imported.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ logger = logging.getLogger("pytest_hfbudget")
 FLAGS = 3
 
 
-# Plain classes, here and in `hub`: every run of pytest imports this, and a dataclass writes code.
+# Plain classes, here and in `hub`: every run of pytest imports this, and a dataclass is slower.
 class Patches:
-    """What was replaced, or is to be once its module is imported, so that it can be put back."""
+    """Replaces attributes, now or once their module is imported, and puts them back."""
 
     def __init__(self) -> None:
         self._originals: list[tuple[Any, str, Any]] = []
@@ -40,21 +41,21 @@ class Patches:
 
     @property
     def watching(self) -> bool:
-        """Whether modules are watched that may be imported."""
+        """Whether it waits for modules to be imported."""
         return self._watch is not None
 
     def watch(self, hooks: dict[str, Hook]) -> None:
-        """Call hooks with the modules of these names: now, or as soon as they are imported."""
+        """Call each hook with the module of this name: now, or as soon as it is imported."""
         self._watch = PostImport(hooks)
         self._watch.install()
 
     def replace(self, owner: Any, name: str, wrapper: Any) -> None:
-        """Put a wrapper, made by ``functools.wraps``, in place of what it wraps."""
+        """Set an attribute to a wrapper, which ``functools.wraps`` has made of its value."""
         self._originals.append((owner, name, wrapper.__wrapped__))
         setattr(owner, name, wrapper)
 
     def restore(self) -> None:
-        """Watch no longer, and put back what was there, unless it was wrapped again since."""
+        """Stop waiting for imports, and put back all that was not wrapped again since."""
         if self._watch is not None:
             self._watch.uninstall()
             self._watch = None
@@ -68,11 +69,11 @@ class Patches:
 
 
 def genuine(module: ModuleType, name: str) -> type | None:
-    """The class that a library has under a name, also while a stand-in goes by it there."""
+    """The class of a library by its name, also while a stand-in has replaced it in its module."""
     library = module.__name__.partition(".")[0]
 
     def is_it(cls: object) -> bool:
-        # Libraries show their classes under shorter names than those of their modules.
+        # Libraries set `__module__` to a shorter name than that of the module.
         return (
             isinstance(cls, type)
             and cls.__qualname__ == name
@@ -93,14 +94,14 @@ Hook = Callable[[ModuleType], None]
 
 
 class PostImport(MetaPathFinder):
-    """Calls hooks after modules were imported; at once for those that are there already."""
+    """Calls hooks after their modules were imported; at once for those that are imported."""
 
     def __init__(self, hooks: dict[str, Hook]) -> None:
         self._hooks = hooks
         self._searching: set[str] = set()
 
     def install(self) -> None:
-        """Call the hooks of modules that are there, and watch for the others."""
+        """Call the hooks of modules that are imported, and watch for the others."""
         sys.meta_path.insert(0, self)
         for name, hook in self._hooks.items():
             module = sys.modules.get(name)
@@ -110,14 +111,15 @@ class PostImport(MetaPathFinder):
             if not getattr(spec, "_initializing", False):
                 hook(module)
             elif type(spec) is ModuleSpec:
-                # Its import is under way: its loader is beyond reach, the mark at its end is not.
+                # Its import is under way. Its loader can't be replaced any more, but the import
+                # will set `_initializing` of its spec at the end.
                 spec.__class__ = ModuleUnderWay
                 spec.hooks = [hook]  # type: ignore[attr-defined]
             elif isinstance(spec, ModuleUnderWay):
                 spec.hooks.append(hook)
 
     def uninstall(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
@@ -158,7 +160,7 @@ class ModuleUnderWay(ModuleSpec):
 
 
 class _CallingLoader(Loader):
-    """A loader that hands everything to the real one, then calls the hook."""
+    """A loader that has the real one load the module, and then calls the hook."""
 
     def __init__(self, loader: Loader, hook: Hook) -> None:
         self._loader, self._hook = loader, hook
@@ -167,7 +169,7 @@ class _CallingLoader(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        # The module must be seen with its own loader: resources and inspection ask for it.
+        # The module has to have its own loader: resources and `inspect` ask for it.
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
@@ -181,26 +183,26 @@ class _CallingLoader(Loader):
 def watch_names(
     module: ModuleType, patches: Patches, looked_up: Callable[[object, object], None]
 ) -> None:
-    """Wrap the functions of ``socket`` that look up the host of a connection to be opened.
+    """Wrap the functions of ``socket`` that look up the host of a new connection.
 
     Args:
-        looked_up: called with host and port before; raises to keep the connection from that.
+        looked_up: called with host and port before the lookup; raises to prevent the connection.
     """
     patches.replace(module, "getaddrinfo", _looks_up(module, looked_up))
-    for method in ("connect", "connect_ex"):  # in C they look a name up by themselves
+    for method in ("connect", "connect_ex"):  # written in C, they look a name up by themselves
         original = getattr(module.socket, method)
         patches.replace(module.socket, method, _connects(original, looked_up))
 
 
 def _looks_up(module: ModuleType, looked_up: Callable[[object, object], None]) -> Any:
-    """``socket.getaddrinfo``, which most of what opens a connection asks for an address."""
+    """Wrap ``socket.getaddrinfo``, which nearly all code calls before it opens a connection."""
     original = module.getaddrinfo
 
     @functools.wraps(original)
     def getaddrinfo(host: Any, port: Any, *args: Any, **options: Any) -> Any:
         __tracebackhide__ = True
         flags = options.get("flags", args[FLAGS] if len(args) > FLAGS else 0)
-        if not flags & module.AI_PASSIVE:  # else it is a server that looks up its own address
+        if not flags & module.AI_PASSIVE:  # else a server looks up its own address
             looked_up(host, port)
         return original(host, port, *args, **options)
 
@@ -208,7 +210,7 @@ def _looks_up(module: ModuleType, looked_up: Callable[[object, object], None]) -
 
 
 def _connects(original: Any, looked_up: Callable[[object, object], None]) -> Any:
-    """A socket's method that connects to an address, whose host may be an IP address or a name."""
+    """Wrap a socket's method that connects. Only the name of a host is looked up, not an IP."""
 
     @functools.wraps(original)
     def connect(self: Any, address: Any) -> Any:
@@ -222,11 +224,11 @@ def _connects(original: Any, looked_up: Callable[[object, object], None]) -> Any
 
 
 class Addresses(NamedTuple):
-    """Base URLs that differ from the public ones; None leaves one as it is.
+    """The base URLs of a run that differ from the public ones; None for one that does not.
 
     Attributes:
-        emulator: the one that all of them lead to, in a rehearsal.
-        paid_hosts: hosts whose calls are paid beside those of the public services.
+        emulator: the base URL of the emulator, in a rehearsal.
+        paid_hosts: hosts whose calls are paid, beside those of the public services.
     """
 
     router: str | None = None
@@ -237,7 +239,7 @@ class Addresses(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Addresses:
-        """What huggingface_hub has to be told of a run's addresses."""
+        """The addresses in the settings of a run."""
         api, router = settings.endpoints_api, settings.router
         return cls(
             router=router if router != ROUTER else None,
@@ -266,7 +268,7 @@ class Addresses(NamedTuple):
 
 
 class Redirect:
-    """Sets those constants when huggingface_hub is imported, and restores them."""
+    """Sets `Addresses.constants` when huggingface_hub is imported, and restores them."""
 
     def __init__(self, addresses: Addresses) -> None:
         self.addresses = addresses

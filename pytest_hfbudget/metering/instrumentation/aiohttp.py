@@ -33,10 +33,10 @@ async def send(
 
 
 class AiohttpRequest(AsyncAdapter):
-    """A request, as a session is asked for it.
+    """A request that a session is asked to send.
 
     Args:
-        original: sends a request to a URL with these options.
+        original: sends it, to another URL if that is not None, with the given options.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class AiohttpRequest(AsyncAdapter):
 
 
 def sending_class(session: Any) -> Any:
-    """The library's own class, where a session sends as it does; else the session."""
+    """The library's own class if a session sends as that does; else the session."""
     own = genuine(sys.modules["aiohttp.client"], "ClientSession")
     if own is None or not isinstance(session, own):
         return session
@@ -99,7 +99,7 @@ def sending_class(session: Any) -> Any:
 @lru_cache
 def _reader_class(module: ModuleType) -> Any:
     class MeteredReader(module.StreamReader):  # type: ignore[misc, name-defined]
-        """The body of an answer on its way to its reader, which waits for it as ever."""
+        """The body of an answer, which the meter reads before the caller does."""
 
         def __init__(self, source: Any, body: AnswerBody) -> None:
             limit, _ = source.get_read_buffer_limits()
@@ -118,7 +118,7 @@ def _reader_class(module: ModuleType) -> Any:
             self._end()
 
         def set_exception(self, exc: Any, *cause: Any) -> None:
-            # That is how an answer is closed. All of it may be here, though it was not read.
+            # aiohttp closes an answer so. The whole body may have come, though it was not read.
             if self._source.is_eof() and self._source.exception() is None and not self._eof:
                 self._answer.feed(self._source.read_nowait())
                 self._answer.end()

@@ -43,14 +43,14 @@ LONGEST_SESSION_ID = 256
 
 # Where the parameters of a request keep its `AskedModel`.
 ASKED = "hfbudget_asked"
-# What is asked of huggingface_hub where the address is not that of a provider.
+# Providers by which a call does not go to the host of a third party.
 ROUTED = (None, "auto", "hf-inference")
 NO_ATTRIBUTES: dict[str, Any] = {}
 Prepare = Callable[..., Parameters]
 
 
 class Instrumentation(Protocol):
-    """What knows where calls go now, and what HTTP libraries send for them."""
+    """The installed instrumentation: the present meter, and the probe of what is sent."""
 
     meter: Meter | None
     probe: TransportProbe
@@ -58,7 +58,7 @@ class Instrumentation(Protocol):
 
 @dataclass(frozen=True)
 class ClientRoute:
-    """How the calls of one kind of client go out: through which meter, by which session."""
+    """How the calls of one kind of client go out: the meter, and the client's HTTP session."""
 
     hub: Instrumentation
     session: Callable[[Any], Any]
@@ -66,7 +66,7 @@ class ClientRoute:
     def outgoing(
         self, client: Any, parameters: Any, stream: bool, variant: RequestVariant
     ) -> tuple[Meter, OutgoingCall] | None:
-        """What is known of a call that is about to be sent; None where it is not metered."""
+        """The meter and the description of a call to be sent; None if it is not metered."""
         meter = self.hub.meter
         if meter is None:
             return None
@@ -108,7 +108,7 @@ class ClientRoute:
 
 
 def _stay_in(meter: Meter, watch: SendWatch, url: str, paid: bool) -> None:
-    """Keep a call of a rehearsal from leaving for another service; a stand-in may answer it.
+    """Keep a call of a rehearsal from leaving for a paid service; a stand-in may answer it.
 
     Raises:
         BudgetExceededError: it could leave unseen.
@@ -142,8 +142,8 @@ def put_session_id(headers: MutableMapping[str, Any], session_id: str) -> str:
 def routed(parameters: P, router: str, emulator: str) -> P:
     """What is to be posted, with this run's router in place of the public one.
 
-    Also for calls that can't be metered: a rehearsal must not reach the real service. The
-    emulator receives the task, which an endpoint that plays them all can't see otherwise.
+    This is done for calls that can't be metered, too: a rehearsal must not reach the real service.
+    The emulator gets the task in a header, because the URL of an endpoint does not tell it.
 
     Args:
         router: the base URL of this run's router.
@@ -159,16 +159,16 @@ def routed(parameters: P, router: str, emulator: str) -> P:
 
 @dataclass
 class RetryState:
-    """When a call that failed is sent once more: as a variant, or to a revived endpoint."""
+    """Decides whether a failed call is sent again: as a variant, or to a resumed endpoint."""
 
     variant: RequestVariant = DEFAULT_VARIANT
     revived: bool = False
 
     def again(self, call: Call, error: BaseException) -> bool:
-        """Whether to try again, after having removed what was in the way.
+        """Whether to send it again; if so, the reason for the failure is gone by then.
 
         Raises:
-            BudgetExceededError: the endpoint that was called is paused for the sake of a cap.
+            BudgetExceededError: the endpoint that was called is paused because of a cap.
         """
         if not isinstance(error, Exception):
             return False  # a Ctrl-C, a cancelled task
@@ -184,21 +184,21 @@ class RetryState:
         return self.revived
 
     async def again_in_task(self, call: Call, error: BaseException) -> bool:
-        """As `again`, while other tasks go on: an endpoint may take minutes to come back."""
+        """As `again`, while other tasks run: an endpoint may take minutes to resume."""
         if call.draft.endpoint is None:
             return self.again(call, error)
         return await in_thread(self.again, call, error)
 
 
-# --- for which model
+# --- the model of a call
 
 
 def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
-    """``TaskProviderHelper.prepare_request``, which still knows the model by its Hub id.
+    """Wrap ``TaskProviderHelper.prepare_request``, which still gets the Hub id of the model.
 
-    What it makes carries the provider's own id of the model, and no provider; huggingface_hub
-    hands on nothing else, so that is where the Hub id is kept. It is also where another model can
-    be put in the caller's place.
+    The parameters that it returns have the provider's own id of the model, and no provider.
+    huggingface_hub passes on nothing else, so the wrapper keeps the Hub id in them. It also
+    replaces the model, if a fallback is due.
     """
 
     @functools.wraps(original)
@@ -222,14 +222,14 @@ def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
 def prepared(
     meter: Meter, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any]
 ) -> tuple[Parameters, AskedModel]:
-    """What is to be posted: with the model that was asked for, or with a cheaper one that is due.
+    """What is to be posted: with the model that was asked for, or with that of a due fallback.
 
-    huggingface_hub itself builds the request for the other model: it knows the provider's own name
-    of it, the URL, and whether the provider serves it for this task at all.
+    huggingface_hub itself builds the request for the other model. It knows the provider's name for
+    that model, the URL, and whether the provider serves it for this task.
 
     Args:
         prepare: huggingface_hub's ``prepare_request`` for this provider and task.
-        arguments: what it is called with.
+        arguments: the arguments with which it was called.
     """
     name = _asked_name(arguments)
     due = meter.watcher.due(meter.budgets.active().thresholds, meter.ledger)
@@ -249,7 +249,7 @@ def prepared(
 def _swapped(
     meter: Meter, prepare: Prepare, provider: str | None, arguments: Mapping[str, Any], model: str
 ) -> tuple[Parameters, AskedModel]:
-    """The same call with another model; raises `ValueError` where it can't be sent with that."""
+    """The same call with another model; raises `ValueError` if it can't be sent with that."""
     other = _arguments(meter, provider, arguments, model)
     parameters = prepare(**other)
     asked = AskedModel(other.get("model"), provider, instead_of=shown(_asked_name(arguments)))
@@ -262,7 +262,7 @@ def _swapped(
 def _arguments(
     meter: Meter, provider: str | None, arguments: Mapping[str, Any], model: str
 ) -> dict[str, Any]:
-    """What huggingface_hub is called with for the other model; raises as `_swapped`."""
+    """The arguments of ``prepare_request`` for the other model; raises as `_swapped`."""
     url = arguments.get("model") or ""
     parameters = dict(arguments.get("parameters") or {})
     if url.startswith(("http://", "https://")):
@@ -303,7 +303,7 @@ def metered(original: Any, hub: Instrumentation, module: ModuleType) -> Any:
                 call.wait.block()
                 call = resume(call)
             if call is None:
-                with outgoing.watch:  # so that it is not counted where it is sent, either
+                with outgoing.watch:  # so that the HTTP layer does not meter it either
                     return original(self, outgoing.parameters, stream=stream)
             try:
                 with outgoing.watch:
@@ -378,7 +378,7 @@ def failed(call: Call, error: BaseException) -> None:
 
 
 def _answer(call: Call, answer: Any, stream: Callable[[Call, Any], Any] | None) -> Any:
-    """What the caller gets: the answer, which is settled now, or the stream that settles itself.
+    """What the caller gets: an answer, which is settled now, or a stream, which settles itself.
 
     Raises:
         BudgetExceededError: the answer was cut off by the limit that a cap had set.

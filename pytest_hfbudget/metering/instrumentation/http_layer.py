@@ -1,8 +1,8 @@
-"""The requests that HTTP libraries send to paid hosts, whichever client has made them.
+"""The requests to paid hosts by HTTP libraries: of all clients but huggingface_hub's own.
 
-Every client of the services, but huggingface_hub's own, is met here: one method of each library
-that all its requests pass. A request that is not a POST to a paid host goes on at once. What a
-paid one goes through is in `paid_requests`, which is imported for the first of them.
+Of each library, one method is wrapped that all its requests pass. A request that is not a POST to a
+paid host goes on at once. What a paid one goes through is in `paid_requests`, which is imported
+for the first of them.
 """
 
 from __future__ import annotations
@@ -38,43 +38,39 @@ UNHELD = "no budget holds its cost, and nothing stops it at the end"
 
 
 class Metering(Protocol):
-    """What knows where calls go now."""
+    """The installed instrumentation, as in `calls`, and how to have a meter."""
 
     meter: Meter | None
     probe: TransportProbe
 
     def wake(self) -> None:
-        """Have a meter, if a run has left that to the first call."""
+        """Make the meter, if a run has put that off until the first call."""
 
 
 class HttpLayer:
-    """Wraps the methods of the HTTP libraries while it is installed.
-
-    Attributes:
-        hosts: where calls are paid.
-    """
+    """Wraps the methods of HTTP libraries while it is installed; ``hosts`` are the paid ones."""
 
     def __init__(self, hub: Metering) -> None:
         self.hub, self.hosts = hub, PaidHosts()
         self._patches = Patches()
 
     def hooks(self) -> dict[str, Hook]:
-        """What wraps each of the libraries, to be called once it is imported."""
+        """For each module to wrap, the function to call once it is imported."""
         self.hub.probe.stray, self.hub.probe.bills = self.stray, self._bills
         modules: dict[str, Hook] = dict.fromkeys((point.module for point in POINTS), self._wrap)
         return {**modules, "socket": self._wrap_names}
 
     def uninstall(self) -> None:
-        """Put back what was there, unless it was wrapped again since."""
+        """Put back all methods that were not wrapped again since."""
         self._patches.restore()
 
     def meters(self, url: str, *, again: bool = False) -> bool:
-        """Whether a POST to a possibly paid host is to be metered here and now, or taken over.
+        """Whether a POST is to be metered here, or what it starts is to be taken over.
 
-        What is sent for a call of huggingface_hub's client is metered there.
+        What is sent for a call of huggingface_hub's client is metered in `calls`.
 
         Args:
-            again: whether a library sends what it has sent before, to another address.
+            again: whether the library follows a redirect.
         """
         own = self.hub.probe.own()
         if own is not None and (again or _is_for(own, url)):
@@ -99,7 +95,7 @@ class HttpLayer:
 
     @contextmanager
     def passing(self, url: str) -> Iterator[None]:
-        """Let a request out that was looked at and can't be metered."""
+        """Let a request out that can't be metered; meanwhile nothing of it counts as stray."""
         request, in_flight = ProbedRequest(url), self.hub.probe.in_flight
         in_flight.append(request)
         token = CURRENT.set(request)
@@ -110,7 +106,7 @@ class HttpLayer:
             in_flight.remove(request)
 
     def stray(self, host: str, url: Callable[[], str]) -> None:
-        """Deal with a POST that no known client has made.
+        """Meter or refuse a POST that no known client has made.
 
         Raises:
             UnseenCallError: it goes to a paid host, and a cap would have to hold it.
@@ -122,10 +118,10 @@ class HttpLayer:
         if start is None:
             self._unseen(host, "a request")
         else:
-            self.take_over(start, None)  # its answer can't be seen: it may start at any time
+            self.take_over(start, None)  # its answer won't be seen, so it counts as started
 
     def resolving(self, host: object, port: object) -> None:
-        """Deal with a host that is looked up: a connection by something unknown may follow.
+        """Count or refuse the lookup of a paid host that is not made for a known connection.
 
         Raises:
             UnseenCallError: as `stray`.
@@ -142,10 +138,10 @@ class HttpLayer:
         self._unseen(name, "a connection")
 
     def _starts(self, start: Start | None) -> bool:
-        """Whether an endpoint is about to be started or paused; what else starts is named.
+        """Whether an endpoint is about to be started or paused. Any other start is only named.
 
         Raises:
-            BudgetExceededError: it would be started outside of a rehearsal.
+            BudgetExceededError: a rehearsal would start it at a real service.
         """
         if start is None:
             return False
@@ -155,7 +151,7 @@ class HttpLayer:
             return self.hub.meter is not None
         self._stay_in(start)
         if not start.endpoint:
-            self._told(start, UNHELD)
+            self._name_start(start, UNHELD)
         return bool(start.endpoint) and self.hub.meter is not None
 
     def _stay_in(self, start: Start) -> None:
@@ -164,16 +160,16 @@ class HttpLayer:
             raise meter.refuse_to_leave(start.url)
 
     def take_over(self, start: Start, form: object) -> str:
-        """Have an endpoint paused at the end that is about to be started by the code under test.
+        """Have the run pause an endpoint at its end that the code under test is about to start.
 
         Args:
-            form: the body of the request, where that is a JSON object.
+            form: the body of the request, if that is a JSON object.
 
         Returns:
-            Its name; empty where the run does not pause it.
+            The name of the endpoint; empty if the run will not pause it.
 
         Raises:
-            BudgetExceededError: a budget would have to pay for it, and can't.
+            BudgetExceededError: no budget can pay for it.
         """
         __tracebackhide__ = True
         meter, name = self.hub.meter, start.name
@@ -183,7 +179,7 @@ class HttpLayer:
         if start.endpoint == ASKS:
             if (hardware := start.hardware(form)) is not None:
                 self._stay_in(start)
-                self._told(hardware, UNHELD)
+                self._name_start(hardware, UNHELD)
             return ""
         name, new = start.named(form)
         try:
@@ -194,20 +190,20 @@ class HttpLayer:
             budgets = meter.budgets.active()
             if isinstance(error, UnaffordableEndpointError) or budgets.capped:
                 raise meter.refuse_start(error, name) from None
-            self._told(start, f"it can't be paused at the end: {error}")
+            self._name_start(start, f"it can't be paused at the end: {error}")
             return ""
         if ours is None and name not in meter.book.leased.values():
-            self._told(start, UNHELD)
+            self._name_start(start, UNHELD)
         return name if ours else ""
 
     def answered(self, start: Start, name: str, status: int) -> None:
-        """Tell how the request was answered for which `take_over` has returned a name."""
+        """Tell the run how a start was answered, for which `take_over` has returned ``name``."""
         meter = self.hub.meter
-        with suppress(HFBudgetError):  # of a process that is gone, whose reaper pauses by now
+        with suppress(HFBudgetError):  # if the process is gone, its reaper pauses by now
             if name and meter is not None:
                 meter.endpoints.answered(name, status, start.endpoint == STOPS)
 
-    def _told(self, start: Start, why: str) -> None:
+    def _name_start(self, start: Start, why: str) -> None:
         if self.hub.meter is not None:
             self.hub.meter.missed(f"the code under test has started {start.what}; {why}")
 
@@ -246,10 +242,10 @@ class HttpLayer:
 
 
 def _is_for(own: ProbedRequest, url: str) -> bool:
-    """Whether what a client sends while a request is sent is that request.
+    """Whether what a client sends is the request ``own`` that this context is sending.
 
-    Once that has left, or where it goes elsewhere, it is another call: of a hook, or of a signal
-    handler. Where that is not certain, its body tells.
+    After that has left, or if the URL differs, it is another call: of a hook, or of a signal
+    handler. If that is not certain, the body will be compared.
     """
     first, same = not own.entered, url == own.url
     own.entered = True
@@ -263,7 +259,7 @@ Wrapper = Callable[[HttpLayer, Any], Any]
 
 
 class HttpPoint(NamedTuple):
-    """A method, or a function where there is no owner, that every request of a library passes."""
+    """A method, or a function if ``owner`` is empty, that every request of a library passes."""
 
     module: str
     owner: str
@@ -272,7 +268,7 @@ class HttpPoint(NamedTuple):
 
 
 def _adapter(name: str) -> Any:
-    """The module that knows a library; it is imported for the first paid request."""
+    """The adapter module of a library, which is imported for its first paid request."""
     with off_loop():
         return import_module(f"{HERE}.{name}")
 
@@ -306,7 +302,7 @@ def _requests(layer: HttpLayer, original: Any) -> Any:
     def send(self: Any, request: Any, **options: Any) -> Any:
         __tracebackhide__ = True
         may_bill = request.method == PAID_METHOD and layer.may_bill(host_of(request.url))
-        # Without that option it follows a redirect by itself.
+        # Without redirects allowed, requests itself sends the next request of a redirect.
         if may_bill and layer.meters(request.url, again=not options.get("allow_redirects", True)):
             return _adapter("requests").send(layer, original, self, request, options)
         return original(self, request, **options)
@@ -330,7 +326,7 @@ def _aiohttp(layer: HttpLayer, original: Any) -> Any:
 
 
 def _aioresponses(layer: HttpLayer, original: Any) -> Any:
-    """What aioresponses puts in the place of aiohttp's own method."""
+    """Wrap what aioresponses puts in the place of aiohttp's own method."""
 
     @functools.wraps(original)
     async def _request_mock(
@@ -348,7 +344,7 @@ def _aioresponses(layer: HttpLayer, original: Any) -> Any:
 
 
 def _vcr_aiohttp(layer: HttpLayer, original: Any) -> Any:
-    """What makes vcrpy's stand-in for aiohttp's method; it stands in front of the one above."""
+    """Wrap what makes vcrpy's stand-in for aiohttp's method, so that the stand-in is wrapped."""
 
     @functools.wraps(original)
     def vcr_request(*args: Any, **options: Any) -> Any:
@@ -358,7 +354,7 @@ def _vcr_aiohttp(layer: HttpLayer, original: Any) -> Any:
 
 
 def host_of(url: object) -> str:
-    """The host in a URL, or nothing, found quickly."""
+    """The host in a URL, found quickly; empty if it is not text or has no host."""
     if not isinstance(url, str):
         return ""
     authority = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
@@ -366,13 +362,13 @@ def host_of(url: object) -> str:
 
 
 def paid_url(layer: HttpLayer, session: Any, given: Any) -> str:
-    """The URL to which a session of aiohttp posts, where that is to be metered; else empty."""
+    """The URL to which a session of aiohttp posts, if that is to be metered; else empty."""
     if isinstance(given, str) and "://" in given and not layer.may_bill(host_of(given)):
-        return ""  # most are, and there is no quicker way to know
+        return ""  # the quick way for most requests
     try:
         url = session._build_url(given)
     except Exception:
-        return ""  # it will tell so itself
+        return ""  # aiohttp will raise the error itself
     return str(url) if layer.may_bill(url.host or "") and layer.meters(str(url)) else ""
 
 

@@ -21,7 +21,7 @@ from pytest_hfbudget.metering.instrumentation.paid_requests import (
 from pytest_hfbudget.metering.request import Parameters
 from pytest_hfbudget.metering.stream import AnswerBody
 
-# The openai SDK and what is built on it send such headers; they try again where sending raises.
+# The openai SDK and clients built on it send such headers. They send again if sending raises.
 SDK = "x-stainless-lang"
 LITELLM = "litellm/"
 PAYMENT_REQUIRED = 402
@@ -46,7 +46,7 @@ async def send_async(
 
 
 class AnyHttpxRequest(Adapter):
-    """What a request has that is the same in both clients."""
+    """What is the same for a request of either client."""
 
     def __init__(
         self, original: Callable[..., Any], client: Any, request: Any, options: dict[str, Any]
@@ -61,7 +61,7 @@ class AnyHttpxRequest(Adapter):
         self.altered = isinstance(options.get("auth"), self._module.Auth)
 
     def body(self, answer: Any) -> bytes | None:
-        # Not while it can be read: a stand-in for the network may have read it before.
+        # None while the body is unread; a stand-in for the network may have read it before.
         return answer.content if hasattr(answer, "_content") else None
 
     def refused(self, error: BudgetExceededError) -> Any:
@@ -141,7 +141,7 @@ def _library(request: Any) -> ModuleType:
 @lru_cache
 def _refusal_class(module: ModuleType) -> Any:
     class RefusedResponse(module.Response):  # type: ignore[misc, name-defined]
-        """An answer that was made here, in place of sending a request that was refused."""
+        """The answer that the plugin makes for a request which it has refused to send."""
 
         refusal: BudgetExceededError
 
@@ -155,7 +155,7 @@ def _refusal_class(module: ModuleType) -> Any:
 
 
 def _decoder(answer: Any) -> list[Any]:
-    """What decodes the body of an answer, which is then shown as not encoded."""
+    """The decoders for the body of an answer. Its ``content-encoding`` header is removed."""
     names = [name.strip().lower() for name in answer.headers.get("content-encoding", "").split(",")]
     names = [name for name in reversed(names) if name not in ("", "identity")]
     if not names:
@@ -174,7 +174,7 @@ def _joined(decoded: Any) -> bytes:
 
 
 class ReadThrough:
-    """The bytes of an answer on their way to its reader."""
+    """The bytes of an answer, which the meter reads before the caller does."""
 
     def __init__(self, stream: Any, body: AnswerBody, decoders: list[Any]) -> None:
         self._stream, self._body, self._decoders = stream, body, decoders

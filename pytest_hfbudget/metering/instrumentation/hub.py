@@ -50,12 +50,12 @@ class HubInstrumentation:
     """Wraps ``_inner_post`` of both clients while it is installed.
 
     Attributes:
-        meter: what calls go through now; where there is none, the last of the `wakers` makes one.
-        wakers: make the meter of a run for its first call, and put it in place. Without any, and
-            without a meter, calls pass.
+        meter: the meter that calls go through now; if it is None, the last of `wakers` makes one.
+        wakers: each makes the meter of a run for its first call, and sets it here. Without a meter
+            and without wakers, calls are not metered.
         around_forks: what the meters do when this process forks.
-        problem: why calls can't be seen, where this huggingface_hub is not known.
-        http: the same for requests that other clients send.
+        problem: why calls can't be seen, if this release of huggingface_hub is not known.
+        http: wraps the requests of other clients.
     """
 
     def __init__(self) -> None:
@@ -75,10 +75,10 @@ class HubInstrumentation:
         return bool(self._patches)
 
     def install(self) -> None:
-        """Wrap what is imported already, and the rest as soon as it is; harmless if done before."""
+        """Wrap what is imported, and the rest as soon as it is; nothing if that was done before."""
         if self._patches.watching:
             return
-        # One watch for all of them: each is asked about every import of a run.
+        # One watch for all of them, because each watch is asked about every import of a run.
         self._patches.watch(
             {
                 **self.probe.hooks(),
@@ -91,10 +91,10 @@ class HubInstrumentation:
         )
 
     def require(self) -> None:
-        """Make sure that calls can be seen, as far as huggingface_hub is imported by now.
+        """Make sure that the plugin sees the calls of huggingface_hub, if that is imported by now.
 
         Raises:
-            ConfigError: a part of it is not where it was, or not as it was.
+            ConfigError: a part of it has moved or changed.
         """
         if not self.problem and (part := self._gap()):
             self.problem = problem(part)
@@ -102,17 +102,17 @@ class HubInstrumentation:
             raise ConfigError(self.problem)
 
     def _look(self, package: ModuleType) -> None:
-        """Under a cap all has to be in place as soon as huggingface_hub is imported."""
+        """Check huggingface_hub when it is imported: under a cap in full, else in a quick way."""
         if self._is_capped():
             self.require()
         elif part := absent(package):
             self._unknown(part)
 
     def _gap(self) -> str | None:
-        """What of huggingface_hub, once it is imported, calls could be sent by and is not wrapped.
+        """The first part of huggingface_hub by which calls could pass unseen; None without one.
 
-        It imports the modules, which has their clients wrapped. Then the clients that
-        everybody gets have to be those.
+        It imports the modules, so that their clients are wrapped. Then the clients that users
+        import from the package have to be the wrapped ones.
         """
         package = sys.modules.get(PACKAGE)
         if not hasattr(package, "__path__"):
@@ -134,15 +134,15 @@ class HubInstrumentation:
                 return f"{client.__module__}.{name}"
         return None
 
-    @off_loop()  # modules are read, also where a test makes its first call in its event loop
+    @off_loop()  # it imports modules, which blocks, maybe in the event loop of a test
     def wake(self) -> None:
-        """Have a meter, if a run has left that to the first call."""
+        """Make the meter, if a run has put that off until the first call."""
         with self.waking:
             if self.meter is None and self.wakers:
                 self.wakers[-1]()
 
     def uninstall(self) -> None:
-        """Put back what was there, unless it was wrapped again since, or is still needed."""
+        """Put back all that was not wrapped again since; nothing while a run needs it."""
         if self.meter is not None or self.wakers:
             return
         self._patches.restore()
@@ -186,7 +186,7 @@ class HubInstrumentation:
         return self.meter is not None and self.meter.budgets.capped()
 
     def _guarded(self, original: Any, client: str, name: str) -> Any:
-        """A public method whose calls can't be seen: refused under a cap, else warned of, once."""
+        """Wrap a public method whose calls can't be seen: a cap refuses it, else it is logged."""
         what = (
             f"{client}.{name} of huggingface_hub {_release()} does not send by {client}."
             f"{CHOKE_POINT}, so pytest-hfbudget can't see what it costs."
@@ -221,15 +221,15 @@ class HubInstrumentation:
             self._unknown("TaskProviderHelper.prepare_request")
 
     def _replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        """Wrap a method now, or at its first call where no meter is there yet."""
-        asleep = functools.partial(self._asleep, owner, name, make)
-        wrap = asleep if self.meter is None else make
+        """Wrap a method now; without a meter, put that off until its first call."""
+        lazily = functools.partial(self._stub, owner, name, make)
+        wrap = lazily if self.meter is None else make
         self._patches.replace(owner, name, wrap(getattr(owner, name)))
 
-    def _asleep(self, owner: Any, name: str, make: Callable[[Any], Any], original: Any) -> Any:
-        """What stands in the place of a method until its first call, for which its wrapper is made.
+    def _stub(self, owner: Any, name: str, make: Callable[[Any], Any], original: Any) -> Any:
+        """A stub that takes the place of a method. Its first call makes the wrapper of the method.
 
-        From then on the wrapper stands there itself, unless this was wrapped again.
+        Then the wrapper replaces the stub, unless the stub was wrapped by something else.
         """
         made: list[Any] = []
 
@@ -260,7 +260,7 @@ class HubInstrumentation:
         logger.warning("%s Nothing is counted.", self.problem)
 
 
-# --- what a client has to be like
+# --- checks of huggingface_hub
 
 
 def has_choke_point(client: Any) -> bool:
@@ -270,10 +270,10 @@ def has_choke_point(client: Any) -> bool:
 
 
 def bypassing(client: type) -> dict[str, Callable[..., Any]]:
-    """The public methods of a client that may send something without passing through there.
+    """The public methods of a client that may send something without the choke point, by name.
 
-    A method passes through if its code names the choke point, or another method that does. A
-    wrapper of another library is left alone: it will call what it wraps.
+    A method passes the choke point if its code names it, or names another method that does. A
+    wrapper by another library is not checked: it will call what it wraps.
     """
     methods = {
         name: method
@@ -289,7 +289,7 @@ def bypassing(client: type) -> dict[str, Callable[..., Any]]:
 
 
 def absent(package: ModuleType) -> str | None:
-    """The first of the needed modules that a package does not have; none is imported for that."""
+    """The first of `NEEDED` that a package does not have, found without importing any; or None."""
     for module in NEEDED:
         path, name = getattr(package, "__path__", None), package.__name__
         if path is None:
@@ -304,7 +304,7 @@ def absent(package: ModuleType) -> str | None:
 
 
 def problem(part: str) -> str:
-    """What to say where a part of huggingface_hub is not the one which is known."""
+    """The message for a part of huggingface_hub that has moved or changed."""
     return (
         f"huggingface_hub {_release()} sends its calls in a way that pytest-hfbudget does not "
         f"know ({part}), so it can't cap them. Install a release that is supported "
@@ -324,7 +324,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def reporting_headers(original: Any) -> Any:
-    """``hf_raise_for_status``, where a response is in hand: its headers say who answered."""
+    """Wrap ``hf_raise_for_status``, which gets each response: its headers say who answered."""
 
     @functools.wraps(original)
     def hf_raise_for_status(response: Any, *args: Any, **kwargs: Any) -> Any:
@@ -337,7 +337,7 @@ def reporting_headers(original: Any) -> Any:
 
 
 def traced_session(original: Any) -> Any:
-    """``AsyncInferenceClient._get_client_session``, with sessions that report their responses."""
+    """Wrap ``AsyncInferenceClient._get_client_session``: its sessions report their responses."""
 
     @functools.wraps(original)
     def _get_client_session(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -370,10 +370,10 @@ class ForkSteps(NamedTuple):
 
 
 def _before_fork() -> None:
-    # A child spends where its parent does, which is prepared where the parent has a meter.
+    # A child spends from its parent's ledger, for which the parent needs a meter.
     if INSTRUMENTATION.in_place:
         INSTRUMENTATION.wake()
-    INSTRUMENTATION.waking.acquire()  # what another thread holds is held in the child for ever
+    INSTRUMENTATION.waking.acquire()  # another thread's lock would stay locked in the child
     for steps in INSTRUMENTATION.around_forks:
         steps.before()
 

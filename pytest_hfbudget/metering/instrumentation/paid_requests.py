@@ -1,7 +1,7 @@
 """What a paid request of an HTTP library goes through: held before, settled after.
 
-A library differs from the others in how a request and an answer look. That is in its adapter; what
-is done about them is here, once for all.
+Each library has an adapter, which knows its requests and answers. The steps of a paid request are
+here, the same for all libraries.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.text import Headers, parse_json
 
 FIRST_ERROR = 400
-# Those whose body says what to do about them.
+# Error statuses whose body says what to do.
 TELLING = frozenset({400, 402, 403, 404, 422, 502, 503})
 READ_BY_TOKEN = GENERATE | READS
 EVENTS = "text/event-stream"
@@ -45,11 +45,11 @@ EVENTS = "text/event-stream"
 
 @dataclass
 class HttpParameters:
-    """A request as `request.describe` reads one, and as it is changed before it is sent.
+    """A request in the form that `request.describe` reads, and in which it is changed.
 
     Attributes:
-        json: the body, where it is a JSON object.
-        data: the body, where it is anything else.
+        json: the body, if it is a JSON object.
+        data: the body, if it is anything else.
     """
 
     url: str
@@ -61,12 +61,13 @@ class HttpParameters:
 
     @classmethod
     def of(cls, url: str, body: bytes | None, headers: Mapping[str, Any] | None) -> HttpParameters:
-        """What a POST asks for; without a body where that can't be read.
+        """The parameters of a POST, without a body that can't be read.
 
-        Of its headers only a session id of the caller's own counts: the run's is not to replace it.
+        Of its headers it keeps only a session id of the caller's own, which the run's must not
+        replace.
         """
         task, model = shape_of(url)
-        body = None if _is_encoded(headers or {}) else body  # of which its size says nothing
+        body = None if _is_encoded(headers or {}) else body  # compressed: its size tells nothing
         own = {k: v for k, v in (headers or {}).items() if k.lower() == SESSION_HEADER.lower()}
         payload = None
         if body and body.lstrip()[:1] == b"{":
@@ -78,13 +79,13 @@ class HttpParameters:
 
     @property
     def streams(self) -> bool:
-        """Whether the answer is asked for in pieces."""
+        """Whether the request asks for a stream."""
         asked = isinstance(self.json, dict) and self.json.get("stream")
         return bool(asked) or self.url.endswith("/generate_stream")
 
 
 def as_bytes(body: object) -> bytes | None:
-    """The body of a request; None where it is read only while it is sent."""
+    """The body of a request; None if it is read only while it is sent."""
     if body is None:
         return b""
     if isinstance(body, str):
@@ -102,15 +103,15 @@ def _is_encoded(headers: Mapping[str, Any]) -> bool:
 
 
 class Adapter:
-    """One request of one library, and the answers to it; here as most libraries have them.
+    """One request of one library, and its answers; the methods are those of most libraries.
 
     Args:
-        original, options: what sends the request, and the arguments of that.
+        original, options: the method that sends the request, and its arguments.
 
     Attributes:
         timeout: in seconds, as its caller gave it.
-        whole: whether its client wants an answer whole that comes, and is settled, in pieces.
-        altered: whether the caller has handed over something that may change it on its way.
+        whole: whether the answer is a stream that its client wants to be read to the end.
+        altered: whether the caller has passed something that may change the request on its way.
     """
 
     parameters: HttpParameters
@@ -121,7 +122,7 @@ class Adapter:
         self.original, self.client, self.options = original, client, options
 
     def session(self, client: Any) -> Any:
-        """What tells by which connections a client sends."""
+        """The HTTP session of a client, by which `replay.sees` knows its connections."""
         return client
 
     def sent_options(self) -> dict[str, Any]:
@@ -138,15 +139,15 @@ class Adapter:
         return headers
 
     def body(self, answer: Any) -> bytes | None:
-        """The body of an answer, where it has been read."""
+        """The body of an answer; None if it was not read yet."""
         raise NotImplementedError
 
     def metered(self, answer: Any, body: AnswerBody) -> Any:
-        """An answer whose body is read by way of `AnswerBody`."""
+        """The answer, changed so that its body passes ``body`` when it is read."""
         raise NotImplementedError
 
     def refused(self, error: BudgetExceededError) -> Any:
-        """The answer in place of a refusal; raises it where that is what ends the call at once."""
+        """The answer that a client gets for a refusal; or raises the refusal."""
         raise error.with_traceback(None) from error.__cause__
 
 
@@ -167,7 +168,7 @@ class SyncAdapter(Adapter):
         return str(answer.text)
 
     def finish(self, answer: Any) -> Any:
-        """Read a metered answer, where its client wants it whole."""
+        """Read a metered answer, if its client wants it whole, and return it."""
         if self.whole:
             self.load(answer)
         return answer
@@ -190,7 +191,7 @@ class AsyncAdapter(Adapter):
         return str(answer.text)
 
     async def finish(self, answer: Any) -> Any:
-        """Read a metered answer, where its client wants it whole."""
+        """Read a metered answer, if its client wants it whole, and return it."""
         if self.whole:
             await self.load(answer)
         return answer
@@ -200,7 +201,7 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
     """Send a paid request: held before, settled after.
 
     Raises:
-        BudgetExceededError: a cap would not hold it, and its client is to see that as it is.
+        BudgetExceededError: a cap would not hold it. Some clients get an answer instead.
     """
     __tracebackhide__ = True
     if (start := layer.hosts.started_by(request.parameters.url)) is not None:
@@ -316,7 +317,7 @@ def _start_watch(layer: HttpLayer, request: Adapter, start: Start) -> StartWatch
 
 
 def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> Parameters:
-    """What to send: with the model that was asked for, or the one of a fallback that is due."""
+    """The parameters to send: with the model that was asked for, or that of a due fallback."""
     meter = layer.hub.meter
     model = asked.json.get("model") if isinstance(asked.json, dict) else None
     if meter is None or not isinstance(model, str) or not meter.budgets.active().thresholds:
@@ -336,10 +337,10 @@ def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> Parameters:
 
 
 def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> OutgoingCall:
-    """What is known of a call, with its time-out.
+    """The description of a call, completed by the time-out of the request.
 
     Raises:
-        BudgetExceededError: a cap would have to hold what can't be known before it is sent.
+        BudgetExceededError: the call is under a cap, and the size of its prompt is not known.
     """
     __tracebackhide__ = True
     asked = request.parameters
@@ -352,7 +353,7 @@ def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> Outgoing
 
 
 def _unknown_size(asked: HttpParameters) -> str:
-    """Why the size of a prompt can't be known before it is sent, if that is so."""
+    """Why the size of a prompt can't be known before it is sent; empty if it can."""
     if asked.json is None and asked.data is None and asked.task in READ_BY_TOKEN:
         return (
             "the body of the request is compressed, or read only while it is sent, so no cap can "
@@ -360,14 +361,14 @@ def _unknown_size(asked: HttpParameters) -> str:
         )
     if asked.json is None and asked.data and asked.task in GENERATE:
         return (
-            "the body of the request is no JSON object in UTF-8 that has each name once, so its "
+            "the body of the request is not a JSON object in UTF-8 that has each name once, so its "
             "limits are not known, and no cap can hold the call. Give the body as json."
         )
     return ""
 
 
 def _answered(call: Call, request: Adapter, answer: Any) -> Any:
-    """The answer, which is settled now, or as it is read.
+    """The answer, which is settled now, or else when it is read.
 
     Raises:
         BudgetExceededError: it was cut off by the limit that a cap had set.

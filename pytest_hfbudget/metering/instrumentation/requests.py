@@ -66,7 +66,7 @@ class RequestsRequest(SyncAdapter):
 
 
 class MeteredRaw:
-    """The body of an answer, as urllib3 gives it, on its way to its reader."""
+    """The body of an answer of urllib3, which the meter reads before the caller does."""
 
     def __init__(self, raw: Any, body: AnswerBody) -> None:
         self._raw, self._body = raw, body
@@ -88,7 +88,7 @@ class MeteredRaw:
             yield shown
 
     def read(self, amt: int | None = None, *args: Any, **kwargs: Any) -> bytes:
-        """At most so many bytes, but a line that was begun in whole; all without a number."""
+        """About ``amt`` bytes, because lines of a stream are not split; all without ``amt``."""
         while True:
             try:
                 data: bytes = self._raw.read(amt, *args, **kwargs)
