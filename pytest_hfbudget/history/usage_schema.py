@@ -67,7 +67,7 @@ _SECOND = (
     """,
 )
 
-# What servers have counted in prompts; ``rule`` is the version of the hashes, `prompts.RULE`.
+# What servers have counted in prompts; ``rule`` is the version of the hashes.
 PROMPT_TOKENS = (
     """
     CREATE TABLE prompt_tokens (

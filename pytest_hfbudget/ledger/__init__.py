@@ -225,8 +225,8 @@ class LedgerLike(Protocol):
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         """Count a call that was not sent."""
 
-    def miss(self, why: str, calls: int) -> None:
-        """Count calls that went out without being metered, as no cap was around them."""
+    def count_unmetered(self, why: str, calls: int) -> None:
+        """Count calls that went out without being metered, which only calls without a cap may."""
 
     def total(self, key: str) -> Totals:
         """What a scope has spent and holds now."""

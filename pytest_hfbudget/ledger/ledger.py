@@ -214,7 +214,7 @@ class Ledger:
                 self._accounts[key].refused += 1
             self._refusals.append(refusal)
 
-    def miss(self, why: str, calls: int) -> None:
+    def count_unmetered(self, why: str, calls: int) -> None:
         with self._lock:
             self._unmetered[why] += calls
 

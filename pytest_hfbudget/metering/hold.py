@@ -30,7 +30,7 @@ from pytest_hfbudget.metering.limits import (
     without_limit,
 )
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.prompts import shows
+from pytest_hfbudget.metering.prompts import media_in
 from pytest_hfbudget.metering.request import (
     InputBound,
     OutgoingCall,
@@ -83,7 +83,7 @@ class LateCall(Call):
         """Hold it and settle it; if a Ctrl-C had come in between, only settle it."""
         meter, watch = self.meter, self.outgoing.watch
         try:
-            call = self._held = self._held or _held(meter, self.outgoing, blocks=True)
+            call = self._held = self._held or _held_call(meter, self.outgoing, blocks=True)
         except Exception as error:
             _not_held(meter, self.outgoing, error)
             return
@@ -122,7 +122,7 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
     if meter.budgets.over and (outgoing.budgets.capped or meter.emulator):
         raise _run_over(meter, outgoing)
     try:
-        call = _held(meter, outgoing, blocks)
+        call = _held_call(meter, outgoing, blocks)
     except Exception as error:
         _not_held(meter, outgoing, error)
         return None
@@ -196,7 +196,7 @@ def _not_held(meter: Meter, outgoing: OutgoingCall, error: Exception) -> None:
     meter.unknown(error, capped=capped)
 
 
-def _held(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
+def _held_call(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
     parameters = outgoing.parameters
     if outgoing.budgets.paid:
         parameters = with_own_payload(parameters)
@@ -267,7 +267,7 @@ def _hold(call: Call, ask: Callable[[], Hold | HoldWait]) -> None:
         if paid and call.draft.endpoint:
             check_share(call.meter.ledger, call.outgoing.budgets.test, answer, call.draft.endpoint)
     except BudgetExceededError as error:
-        explain(error, call.request, call.quote, shows(call.parameters.json).images)
+        explain(error, call.request, call.quote, media_in(call.parameters.json).images)
         refusal = error
         call.held = _hold_nothing(call, error)
     try:

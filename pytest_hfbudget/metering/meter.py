@@ -120,7 +120,7 @@ class Meter:
     later: deque[Callable[[], None]] = field(default_factory=deque)
     open_calls: dict[int, OpenCall] = field(default_factory=dict)
     opened: set[Scope] = field(default_factory=set)
-    _missed: Counter[str] = field(default_factory=Counter)
+    _unmetered: Counter[str] = field(default_factory=Counter)
 
     @cached_property
     def routers(self) -> tuple[str, ...]:
@@ -142,24 +142,20 @@ class Meter:
             ) from error
         # Not a warning: under -W error it would fail a test without a cap.
         logger.error("hfbudget could not meter a call", exc_info=error)
-        self.missed(f"{type(error).__name__}: {error}")
+        self.count_unmetered(f"{type(error).__name__}: {error}")
 
-    def missed(self, why: str, *, tell: bool = True) -> None:
-        """Count a call without a cap that goes out without being metered.
+    def count_unmetered(self, why: str) -> None:
+        """Count a call without a cap that goes out without being metered."""
+        self._unmetered[" ".join(why.split())[:LONGEST_REASON]] += 1
+        self._tell_unmetered()
 
-        Args:
-            tell: whether to tell the ledger now, instead of with the next one or at the end.
-        """
-        self._missed[" ".join(why.split())[:LONGEST_REASON]] += 1
-        if tell:
-            self._tell_missed()
-
-    def _tell_missed(self) -> None:
-        # The ledger may be out of reach for the same reason as for the call, until the test ends.
+    def _tell_unmetered(self) -> None:
+        # What kept the call from being metered may keep the ledger out of reach, too. Then the next
+        # unmetered call, or the end of the test, tries again.
         with suppress(Exception):
-            for why in tuple(self._missed):
-                self.ledger.miss(why, self._missed[why])
-                del self._missed[why]
+            for why in tuple(self._unmetered):
+                self.ledger.count_unmetered(why, self._unmetered[why])
+                del self._unmetered[why]
 
     # --- steps in the ledger
 
@@ -280,8 +276,8 @@ class Meter:
         self._flush()
 
     def _flush(self) -> None:
-        if self._missed:
-            self._tell_missed()
+        if self._unmetered:
+            self._tell_unmetered()
         with suppress(HFBudgetError):  # a ledger that is gone has booked what was held
             self.ledger.flush()
             self.counts.exchange()
@@ -291,7 +287,7 @@ class Meter:
         for call in self.open_calls.values():
             call.disown()
         self.open_calls.clear()
-        self._missed.clear()
+        self._unmetered.clear()
         self.later.clear()
         self.counts.disown()
 

@@ -25,8 +25,8 @@ FREE_HARDWARE = "cpu-basic"
 
 # What a request does to an Inference Endpoint.
 RESUMES, CREATES, DEPLOYS, STOPS = "resume", "create", "deploy", "pause"
-# A request for a new repository, which costs nothing unless its body asks for hardware.
-ASKS = "hardware"
+# Stands for a request for a new repository, which is free unless its body asks for hardware.
+NEW_REPOSITORY = "new repository"
 # Requests that start something which costs money until it is stopped: the path, what is started,
 # and one of the words above. A Sandbox is a Job. Patterns, here and below, are compiled when they
 # are first needed: most runs of pytest import this and send nothing.
@@ -34,7 +34,7 @@ STARTS = (
     (r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/(?:duplicate|run))?", "a Job of {}", ""),
     (r"/api/spaces/([^/]+/[^/]+)/hardware", "hardware for the Space {}", ""),
     (r"/api/spaces/([^/]+/[^/]+)/restart", "the Space {}", ""),
-    (r"/api/(repos/create|spaces/[^/]+/[^/]+/duplicate)", "", ASKS),
+    (r"/api/(repos/create|spaces/[^/]+/[^/]+/duplicate)", "", NEW_REPOSITORY),
     (r"/endpoint/([^/]+/[^/]+)/resume", "the Inference Endpoint {}", RESUMES),
     (r"/endpoint/([^/]+)", "a new Inference Endpoint of {}", CREATES),
     (r"/endpoint/([^/]+/[^/]+)/pause", "", STOPS),
@@ -84,7 +84,7 @@ class Start(NamedTuple):
         what: what is started, for messages.
         name: its name, or that of its owner.
         endpoint: what is done to an Inference Endpoint: `RESUMES`, `CREATES`, `DEPLOYS` (from the
-            catalogue of models) or `STOPS`; `ASKS` for a new repository; else empty.
+            catalogue of models) or `STOPS`; `NEW_REPOSITORY` for a new repository; else empty.
         url: where the request goes, without user and query.
     """
 

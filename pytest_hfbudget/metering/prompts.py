@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from pytest_hfbudget.metering.request import (
     IMAGE_TOKENS,
+    MEDIA_KEYS,
     MESSAGE_TOKENS,
-    SHOWN,
     ImageRule,
     Parameters,
     allowance,
@@ -161,7 +161,7 @@ class ImageBound(NamedTuple):
 
     def most(self, part: dict[str, Any]) -> int:
         """The most tokens of the image in a part of a message."""
-        size = _shown_size(part) if self.rules else None
+        size = _image_size_of(part) if self.rules else None
         return max(rule.most(*size) for rule in self.rules) if size else self.tokens
 
 
@@ -178,7 +178,7 @@ def by_bytes(
     bound = input_bound(parameters.json, parameters.data)
     if bound < IMAGE_TOKENS:  # it shows none
         return bound, BYTES
-    _, most, lowered = shows(parameters.json, images)
+    _, most, lowered = media_in(parameters.json, images)
     basis = BYTES if not lowered else SIZED if images.rules else STATED
     longest = book.catalogue.contexts(model, provider).longest
     if longest is None or bound - lowered < longest:
@@ -189,10 +189,10 @@ def by_bytes(
 def bytes_bound(payload: object, data: object = None, images: ImageBound = ANY_IMAGE) -> int:
     """The most input tokens of a payload by its bytes, whatever the context length."""
     bound = input_bound(payload, data)
-    return bound if bound < IMAGE_TOKENS else bound - shows(payload, images).lowered
+    return bound if bound < IMAGE_TOKENS else bound - media_in(payload, images).lowered
 
 
-class Shown(NamedTuple):
+class Media(NamedTuple):
     """The images and other media in a payload, or in a part of one.
 
     Attributes:
@@ -206,15 +206,15 @@ class Shown(NamedTuple):
     lowered: int
 
 
-def shows(value: object, images: ImageBound = ANY_IMAGE) -> Shown:
+def media_in(value: object, images: ImageBound = ANY_IMAGE) -> Media:
     """The images and other media in a JSON value."""
-    parts = [(part, allowance(part)) for part in _showing(value)]
+    parts = [(part, allowance(part)) for part in _media_parts(value)]
     most = [images.most(part) for part, tokens in parts if tokens == IMAGE_TOKENS]
     lowered = len(most) * IMAGE_TOKENS - sum(most)
-    return Shown(len(most), sum(tokens for _, tokens in parts), lowered)
+    return Media(len(most), sum(tokens for _, tokens in parts), lowered)
 
 
-def _showing(value: object) -> Iterator[dict[str, Any]]:
+def _media_parts(value: object) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         if allowance(value):
             yield value
@@ -222,14 +222,14 @@ def _showing(value: object) -> Iterator[dict[str, Any]]:
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for each in value:
-            yield from _showing(each)
+            yield from _media_parts(each)
 
 
 def may_change(said: object) -> bool:
     """Whether a part shows something by its URL, where something else may lie next time."""
     return any(
         "://" in text[:LONGEST_SCHEME]
-        for part in _showing(said)
+        for part in _media_parts(said)
         for text in _strings(part)
         if not text.startswith("data:")
     )
@@ -300,7 +300,7 @@ def _part(said: Any, images: ImageBound) -> Part:
     texts = _texts(said)
     if texts is not None:
         return Part(text_bytes(texts), 0, texts)
-    _, tokens, lowered = shows(said, images)
+    _, tokens, lowered = media_in(said, images)
     return Part(text_bytes(said) - lowered, tokens - lowered, None)
 
 
@@ -329,7 +329,7 @@ def outline(said: Any) -> Any:
     if isinstance(said, dict):
         if said.keys() == PLAIN and isinstance(said["content"], str):
             return [said["role"]]
-        if not SHOWN.isdisjoint(said) and allowance(said):
+        if not MEDIA_KEYS.isdisjoint(said) and allowance(said):
             return _with_sizes(said)
         kept = ("role", "type", "name")
         return {k: v if k in kept else outline(v) for k, v in said.items() if isinstance(k, str)}
@@ -358,7 +358,7 @@ def image_size(url: str) -> tuple[int, int] | None:
     return None if any(mark in data for mark in TURNED) else _size_in(data)
 
 
-def _shown_size(part: dict[str, Any]) -> tuple[int, int] | None:
+def _image_size_of(part: dict[str, Any]) -> tuple[int, int] | None:
     """Width and height of the only image in a part, if its data has them; else None.
 
     An image that is shown turned has the same bound. One of several frames has none by its size.

@@ -84,7 +84,7 @@ IMAGE_RULES = {
 PROVIDER_RULES = {"together": ImageRule(64, 1_601, 560, 4)}
 
 # Keys of a part that shows something; some servers need no type.
-SHOWN = IMAGES | MEDIA | {"type"}
+MEDIA_KEYS = IMAGES | MEDIA | {"type"}
 
 # As text in a prompt, a number is a token for each digit at most; most are a handful.
 NUMBER_BYTES = 8
@@ -230,7 +230,7 @@ def _addressed(
     The model has no credentials or control characters, so it can be printed.
     """
     model, provider = _model_and_provider(url, routers, asked, posted, provider)
-    return shown(model), provider
+    return printable_model(model), provider
 
 
 def _model_and_provider(
@@ -294,7 +294,7 @@ def image_rules(model: str, provider: str | None) -> tuple[ImageRule, ...]:
 
 
 def _mapping_bytes(values: Mapping[str, Any]) -> int:
-    if not SHOWN.isdisjoint(values) and (most := allowance(values)):
+    if not MEDIA_KEYS.isdisjoint(values) and (most := allowance(values)):
         return most + text_bytes(values.get("text", ""))
     total = 0
     for key, item in values.items():
@@ -355,7 +355,7 @@ def _seconds(timeout: object) -> float | None:
     return float(timeout) if math.isfinite(timeout) and timeout > 0 else None
 
 
-def shown(model: str) -> str:
+def printable_model(model: str) -> str:
     """A model's name or URL, without credentials and control characters."""
     return printable(public_url(model) if _is_url(model) else model)
 

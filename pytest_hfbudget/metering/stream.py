@@ -43,7 +43,7 @@ class StreamAccounting:
         self._ended: set[str] = set()
         self._stale = False
 
-    def shows(self, line: str | bytes) -> bool:
+    def read_line(self, line: str | bytes) -> bool:
         """Read one SSE line, and return whether the caller gets to see it.
 
         Raises:
@@ -169,7 +169,7 @@ class MeteredStream(Iterator[Any]):
             except BaseException as error:
                 self._accounting.failed(error)
                 raise
-            if self._accounting.shows(line):
+            if self._accounting.read_line(line):
                 if self._accounting.broken:
                     self._hang_up()
                 return line
@@ -205,7 +205,7 @@ class MeteredAsyncStream(AsyncIterator[Any]):
             except BaseException as error:
                 self._accounting.failed(error)
                 raise
-            if self._accounting.shows(line):
+            if self._accounting.read_line(line):
                 if self._accounting.broken:
                     await self._hang_up()
                 return line
@@ -273,7 +273,7 @@ class AnswerBody:
         shown = []
         for line in lines:
             try:
-                if self._accounting.shows(line):
+                if self._accounting.read_line(line):
                     shown.append(line)
             except BudgetExceededError as error:
                 self._refusal = error
@@ -296,7 +296,7 @@ class AnswerBody:
             settle_whole(self._call, bytes(self._kept))
             return b""
         rest, self._kept = bytes(self._kept), bytearray()
-        shown = self._accounting.shows(rest)
+        shown = self._accounting.read_line(rest)
         self._accounting.ended()
         return rest if shown else b""
 

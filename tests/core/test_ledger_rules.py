@@ -342,9 +342,9 @@ def test_the_uptime_of_an_endpoint_is_spent_without_a_call(ledger: LedgerLike, b
 def test_calls_that_could_not_be_metered_are_counted_by_their_reason(
     ledger: LedgerLike, both: Books
 ) -> None:
-    ledger.miss("a client of another kind", 2)
-    ledger.miss("a mock", 1)
-    ledger.miss("a client of another kind", 1)
+    ledger.count_unmetered("a client of another kind", 2)
+    ledger.count_unmetered("a mock", 1)
+    ledger.count_unmetered("a client of another kind", 1)
     ledger.flush()
     assert both.kept.unmetered() == {"a client of another kind": 3, "a mock": 1}
 

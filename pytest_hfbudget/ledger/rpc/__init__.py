@@ -386,8 +386,8 @@ class RemoteLedger:
         self._touched.update(keys)
         self._connection.ask("refuse", keys, refusal)
 
-    def miss(self, why: str, calls: int) -> None:
-        self._connection.ask("miss", why, calls)
+    def count_unmetered(self, why: str, calls: int) -> None:
+        self._connection.ask("count_unmetered", why, calls)
 
     def total(self, key: str) -> Totals:
         return Totals(*self._connection.ask("total", key))

@@ -282,7 +282,7 @@ class LedgerClient:
             "release": lambda hold, charge: self._resolve(ledger.release, hold, charge),
             "flush": ledger.flush,
             "refuse": lambda keys, refusal: ledger.refuse(keys, Refusal(*refusal)),
-            "miss": ledger.miss,
+            "count_unmetered": ledger.count_unmetered,
             "total": ledger.total,
             "charges_in": ledger.charges_in,
         }

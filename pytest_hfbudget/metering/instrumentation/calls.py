@@ -24,7 +24,7 @@ from pytest_hfbudget.metering.request import (
     Parameters,
     changed,
     describe,
-    shown,
+    printable_model,
 )
 from pytest_hfbudget.metering.stream import MeteredAsyncStream, MeteredStream
 from pytest_hfbudget.metering.transport_probe import TransportProbe
@@ -240,8 +240,8 @@ def prepared(
             meter.watcher.warn(
                 due.scope,
                 "fallback",
-                f"{due.scope.name}: a call to {shown(name)} could not be sent with {due.model} "
-                f"instead, so it was sent as it is: {error}",
+                f"{due.scope.name}: a call to {printable_model(name)} could not be sent with "
+                f"{due.model} instead, so it was sent as it is: {error}",
             )
     return prepare(**arguments), AskedModel(arguments.get("model"), provider)
 
@@ -252,7 +252,7 @@ def _swapped(
     """The same call with another model; raises `ValueError` if it can't be sent with that."""
     other = _arguments(meter, provider, arguments, model)
     parameters = prepare(**other)
-    asked = AskedModel(other.get("model"), provider, instead_of=shown(_asked_name(arguments)))
+    asked = AskedModel(other.get("model"), provider, printable_model(_asked_name(arguments)))
     request = describe(parameters, routers=meter.routers, asked=asked, stream=False)
     if meter.book.quote(request, meter.budgets.active().explicit) is None:
         raise ValueError(f"{request.model} has no known price")
@@ -267,7 +267,7 @@ def _arguments(
     parameters = dict(arguments.get("parameters") or {})
     if url.startswith(("http://", "https://")):
         if not any(is_below(url, router) for router in meter.routers):
-            raise ValueError(f"the server at {shown(url)} chooses the model itself")
+            raise ValueError(f"the server at {printable_model(url)} chooses the model itself")
         # The router's own URL was given as base_url: the payload alone names the model.
         return {**arguments, "parameters": {**parameters, "model": model}}
     if provider != "auto":

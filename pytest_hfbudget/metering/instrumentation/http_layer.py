@@ -22,7 +22,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.instrumentation import Hook, Patches, genuine, watch_names
-from pytest_hfbudget.metering.paid_hosts import ASKS, STOPS, PaidHosts, Start
+from pytest_hfbudget.metering.paid_hosts import NEW_REPOSITORY, STOPS, PaidHosts, Start
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
     PAID_METHOD,
@@ -147,7 +147,7 @@ class HttpLayer:
             return False
         if self.hub.meter is None:
             self.hub.wake()
-        if start.endpoint == ASKS:
+        if start.endpoint == NEW_REPOSITORY:
             return self.hub.meter is not None
         self._stay_in(start)
         if not start.endpoint:
@@ -176,7 +176,7 @@ class HttpLayer:
         if meter is None or start.endpoint == STOPS:
             return name
         form = form if isinstance(form, dict) else {}
-        if start.endpoint == ASKS:
+        if start.endpoint == NEW_REPOSITORY:
             if (hardware := start.hardware(form)) is not None:
                 self._stay_in(start)
                 self._name_start(hardware, UNHELD)
@@ -205,7 +205,7 @@ class HttpLayer:
 
     def _name_start(self, start: Start, why: str) -> None:
         if self.hub.meter is not None:
-            self.hub.meter.missed(f"the code under test has started {start.what}; {why}")
+            self.hub.meter.count_unmetered(f"the code under test has started {start.what}; {why}")
 
     def _unseen(self, host: str, what: str) -> None:
         meter = self.hub.meter
@@ -215,7 +215,7 @@ class HttpLayer:
         if meter.leaves(f"https://{host}", paid=True):
             raise meter.refuse_to_leave(f"https://{host}")
         if not budgets.capped:
-            meter.missed(f"{what} to {host} by a client that pytest-hfbudget can't read")
+            meter.count_unmetered(f"{what} to {host} by a client that pytest-hfbudget can't read")
             return
         capped = [s for s in budgets.scopes if s.cap is not None or s.max_calls is not None]
         error = UnseenCallError(

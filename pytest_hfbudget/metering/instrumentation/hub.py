@@ -200,7 +200,7 @@ class HubInstrumentation:
             if self._is_capped():
                 raise ConfigError(f"{what} Under a cap it is not called.")
             if self.meter is not None:
-                self.meter.missed(what)
+                self.meter.count_unmetered(what)
             if not warned:
                 warned = True
                 logger.warning("%s It is not counted.", what)

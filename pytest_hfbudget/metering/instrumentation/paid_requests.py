@@ -28,7 +28,7 @@ from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.paid_hosts import Start, shape_of
 from pytest_hfbudget.metering.replay import StartWatch
-from pytest_hfbudget.metering.request import OutgoingCall, Parameters, changed, shown
+from pytest_hfbudget.metering.request import OutgoingCall, Parameters, changed, printable_model
 from pytest_hfbudget.metering.settlement import StatusError
 from pytest_hfbudget.metering.stream import AnswerBody, settle_whole
 from pytest_hfbudget.metering.waiting import in_thread, let_the_loop_turn
@@ -345,7 +345,7 @@ def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> Outgoing
     __tracebackhide__ = True
     asked = request.parameters
     if outgoing.budgets.paid and (unknown := _unknown_size(asked)):
-        model = shown(asked.model or asked.url)
+        model = printable_model(asked.model or asked.url)
         error = UnseenCallError(f"{model}: {unknown} The call was not sent.", model=model)
         raise meter.refuse_unread(error, model)
     outgoing.watch.altered, outgoing.watch.entered = request.altered, True
