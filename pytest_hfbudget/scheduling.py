@@ -1,6 +1,7 @@
-"""In which order tests run so that their endpoints run for the fewest minutes. Knows no pytest.
+"""The order of tests in which their endpoints run for the fewest minutes.
 
-What can't be torn apart is a unit; units that need the same endpoints are a block.
+Tests that have to run one after the other are a unit. Units that need the same endpoints are a
+block. Nothing here depends on pytest.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-# So many endpoints are put into the best order there is; the order of more is a good one.
+# Up to this many endpoints get the optimal order; with more of them a greedy one is used.
 EXACT = 8
-# The exact order looks at every set of blocks: 2 ** 14 of them take a fifth of a second.
+# The optimal order is found by looking at every set of blocks: 2 ** 14 sets take 0.2 seconds.
 _MOST_BLOCKS = 14
 
 
 class Task(NamedTuple):
-    """One test.
+    """One test that is to be scheduled.
 
     Attributes:
-        needs: the endpoints that it names.
-        unit: tests with the same number share fixtures, and move as a whole.
-        certain: nothing that is known before it begins may keep it from using them.
-        seconds: how long it is expected to take; None if that is not known.
+        needs: the endpoints that the test names.
+        unit: tests with the same number share fixtures and stay together; -1 for a test of its own.
+        certain: False if its set-up may still show that the test does not use its endpoints.
+        seconds: how long the test is expected to take; None if unknown.
     """
 
     id: str
@@ -40,9 +41,9 @@ class Unit:
     """Tests that run one after the other, in the order in which they were collected.
 
     Attributes:
-        tests: their places in the collection.
-        needs: the endpoints of any of them.
-        seconds: of all together; None if that of one is not known.
+        tests: the indices of the tests in the collection.
+        needs: all endpoints that at least one of the tests needs.
+        seconds: the sum over the tests; None if it is unknown for one of them.
     """
 
     tests: tuple[int, ...]
@@ -51,7 +52,7 @@ class Unit:
 
     @property
     def length(self) -> float:
-        """Seconds, to compare with; a test of unknown length counts as one second."""
+        """Seconds, for comparisons only: if unknown, each test counts as one second."""
         return float(len(self.tests)) if self.seconds is None else self.seconds
 
 
@@ -70,14 +71,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Blocks in the order in which they run, and what needs no endpoint."""
+    """The blocks in the order in which they run, and the units that need no endpoint (free)."""
 
     blocks: tuple[Block, ...]
     free: tuple[Unit, ...]
 
 
 def units(tasks: Sequence[Task]) -> tuple[Unit, ...]:
-    """What can't be torn apart, in the order of its first test; a negative unit is one test."""
+    """The units of these tests, in the order of their first tests."""
     members: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place, task in enumerate(tasks):
         alone = task.unit < 0
@@ -86,14 +87,15 @@ def units(tasks: Sequence[Task]) -> tuple[Unit, ...]:
 
 
 def arrange(tasks: Sequence[Task], rates: Mapping[str, float]) -> Arrangement:
-    """The order with the smallest sum, over the endpoints, of price x time between its blocks.
+    """Order the blocks so that endpoints cost least while they wait between their blocks.
 
-    What shares an endpoint stays adjacent as far as it can: a, a and b, b. Exact for up to
-    `EXACT` endpoints that are tied to each other by common tests; what is not tied keeps the
-    order of the collection.
+    The cost of an order is the sum, over all endpoints, of price x idle time between two blocks
+    that need the endpoint. Blocks that share endpoints, directly or through other blocks, form a
+    group. A group of up to `EXACT` endpoints gets the optimal order, a larger one a greedy order.
+    The groups follow the order of the collection.
 
     Args:
-        rates: the price of each endpoint for any time; one that is not in it counts as 1.
+        rates: the relative price of each endpoint per second; a missing one counts as 1.
     """
     by_needs: dict[frozenset[str], list[Unit]] = {}
     free = []
@@ -108,7 +110,7 @@ def arrange(tasks: Sequence[Task], rates: Mapping[str, float]) -> Arrangement:
 
 
 def joined(tasks: Sequence[Task], places: Sequence[int]) -> Unit:
-    """The tests at these places as one unit."""
+    """The tests at these indices as one unit."""
     needs = frozenset(name for place in places for name in tasks[place].needs)
     times = [tasks[place].seconds for place in places]
     known = [seconds for seconds in times if seconds is not None]
@@ -116,7 +118,7 @@ def joined(tasks: Sequence[Task], places: Sequence[int]) -> Unit:
 
 
 def _tied(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Blocks that share endpoints, directly or by others between them."""
+    """Groups of blocks that share endpoints, directly or through other blocks."""
     group = list(range(len(blocks)))
     owner: dict[str, int] = {}
     for number, block in enumerate(blocks):
@@ -141,7 +143,10 @@ def _best(blocks: Sequence[Block], rates: Mapping[str, float]) -> Sequence[Block
 
 
 class _Puzzle:
-    """Blocks that share endpoints; sets of blocks and of endpoints are the bits of numbers."""
+    """Finds an order for blocks that share endpoints.
+
+    A set of blocks, or of endpoints, is an int with one bit for each member.
+    """
 
     def __init__(self, blocks: Sequence[Block], rates: Mapping[str, float]) -> None:
         names = sorted(frozenset[str]().union(*(block.needs for block in blocks)))
@@ -156,7 +161,10 @@ class _Puzzle:
         self._prices: dict[int, float] = {}
 
     def exactly(self) -> Iterable[int]:
-        """By the cheapest way to each set of blocks; among equals the collection's order."""
+        """The optimal order, by dynamic programming over sets of blocks.
+
+        Of two orders that cost the same, the one that is closer to the collection's wins.
+        """
         of_set = self._needs_of_sets()
         cheapest: list[tuple[float, tuple[int, ...]]] = [(math.inf, ())] * (self._every + 1)
         cheapest[0] = (0.0, ())
@@ -172,7 +180,10 @@ class _Puzzle:
         return cheapest[self._every][1]
 
     def greedily(self) -> Iterable[int]:
-        """Next what keeps the fewest endpoints waiting, and goes on with the most of them."""
+        """Take next the block during which idle endpoints cost least.
+
+        Of blocks that are equal in this, take the one that shares most endpoints with the last.
+        """
         left = list(range(len(self._needs)))
         begun = last = 0
         while left:
@@ -185,12 +196,12 @@ class _Puzzle:
     def _next_cost(
         self, block: int, left: Iterable[int], begun: int, last: int
     ) -> tuple[float, int, int]:
-        others = 0
+        needed_later = 0
         for other in left:
-            others |= self._needs[other] if other != block else 0
+            needed_later |= self._needs[other] if other != block else 0
         needs = self._needs[block]
-        waiting = self._price(begun & others & ~needs)
-        return self._lengths[block] * waiting, -(last & needs).bit_count(), block
+        idle = self._price(begun & needed_later & ~needs)
+        return self._lengths[block] * idle, -(last & needs).bit_count(), block
 
     def _needs_of_sets(self) -> list[int]:
         found = [0] * (self._every + 1)
@@ -207,30 +218,33 @@ class _Puzzle:
 
 
 def is_gap(idle: float, until: float | None, cold_start: float, minute: float) -> bool:
-    """Whether an endpoint that serves is to be paused until it is needed again.
+    """Whether to pause an endpoint that serves until a test needs it again.
 
-    To pause it saves money if it is idle for longer than the cold start that this costs. Where
-    that is unknown, it is paused once it has idled so long: that costs twice the least at most.
+    A pause saves money if the idle time is longer than the cold start that the pause causes. If the
+    idle time is unknown, the endpoint is paused once it has been idle for as long as a cold start.
+    That costs at most twice the minimum, as in the ski rental problem.
 
     Args:
-        idle: seconds since a test last used it.
-        until: seconds until a test needs it again; None if that is not known.
-        minute: seconds of a billed minute; a cold start is paid for by started minutes.
+        idle: seconds since a test last used the endpoint.
+        until: seconds until a test needs it again; None if unknown.
+        cold_start: seconds from a resume until the endpoint serves.
+        minute: seconds of a billed minute; a cold start is billed by started minutes.
     """
     return idle >= cold_start if until is None else until > minute * math.ceil(cold_start / minute)
 
 
-# When all of these endpoints are expected to serve, on the caller's clock.
+# Returns when all of these endpoints are expected to serve, in seconds on the caller's clock.
 Ready = Callable[[frozenset[str]], float]
 
 
 class Pool:
-    """Gives tests out: of the block whose endpoints serve, else free ones that fit meanwhile.
+    """Hands out tests: first from a block whose endpoints serve.
 
-    A test of unknown length is taken to be as long as the mean of those that have been measured.
+    If no block's endpoints serve yet, it hands out a free test that ends before they do. A test of
+    unknown length is expected to take as long as the mean of the measured tests.
 
     Args:
-        longest_first: inside a block, so that several workers come to its end together.
+        longest_first: sort each block by length, so that all workers end it at about the same time.
     """
 
     def __init__(
@@ -250,21 +264,22 @@ class Pool:
         return bool(self._free or any(self._blocks) or any(self._begun.values()))
 
     def measure(self, seconds: float) -> None:
-        """A test has taken so long."""
+        """Note how many seconds a test has taken."""
         self._measured += seconds
         self._count += 1
 
     def seconds(self, test: int) -> float:
-        """How long a test is expected to take."""
+        """The seconds that a test is expected to take."""
         known = self._tasks[test].seconds
         return (self._measured / max(self._count, 1)) if known is None else known
 
     def pick(self, worker: object, at: float, ready: Ready, *, spare: bool = False) -> int | None:
-        """The place of the next test for a worker, which will begin it at that time.
+        """The index of a worker's next test; None if nothing is left for this worker.
 
         Args:
-            spare: another worker comes to the last tests of the block that serves before this
-                one, so this one is to take something else.
+            at: when the worker will begin the test, in seconds on the clock of ``ready``.
+            spare: other workers will take the rest of the block that serves before this worker is
+                free, so this worker takes another block, or a free test.
         """
         rest = self._begun.get(worker)
         if not rest:
@@ -275,7 +290,7 @@ class Pool:
         return rest.popleft()
 
     def put_back(self, worker: object, tests: Iterable[int]) -> None:
-        """Tests that a worker will not run; with them the rest of the unit that it was in."""
+        """Take back tests that a worker will not run, and the rest of the unit it was in."""
         back = [*tests, *self._begun.pop(worker, ())]
         together: dict[tuple[int, int], list[int]] = {}
         for test in back:
@@ -285,10 +300,10 @@ class Pool:
             self._return(joined(self._tasks, places))
 
     def needed(self) -> Iterable[tuple[frozenset[str], float | None]]:
-        """The needs of each block with tests left, and the work in the blocks before it.
+        """For each block with tests left: its endpoints, and the work in the blocks before it.
 
-        In seconds of one worker; None if that is not known. Blocks that may need nothing after all
-        are not among them.
+        The work is in seconds of one worker, or None if unknown. A block is left out if the set-up
+        of its tests may still show that they use no endpoint.
         """
         before: float | None = 0.0
         for units in self._blocks:
@@ -301,7 +316,7 @@ class Pool:
             before = None if before is None or len(known) < len(work) else before + sum(known)
 
     def left_of_first(self) -> int:
-        """How many units are left of the first block that is not given out."""
+        """How many units are left of the first block that is not yet handed out in full."""
         return next((len(units) for units in self._blocks if units), 0)
 
     def _choose(self, at: float, ready: Ready, spare: bool) -> Unit | None:
@@ -338,9 +353,9 @@ class Pool:
 def order(
     tasks: Sequence[Task], arrangement: Arrangement, cold_starts: Mapping[str, float]
 ) -> list[int]:
-    """The places of the tests in a run of one worker, if all take as long as expected.
+    """The indices of the tests in the order of a run with one worker.
 
-    Free tests go into the first cold start as far as they fit, and behind the blocks.
+    Free tests that fit run during the first cold start, the others after all blocks.
     """
     pool, at = Pool(tasks, arrangement), 0.0
     first = arrangement.blocks[0].needs if arrangement.blocks else frozenset()

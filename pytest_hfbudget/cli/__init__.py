@@ -150,9 +150,9 @@ def _led(given: Settings) -> Settings:
             "HFBUDGET_EMULATOR=1 has each pytest run start an emulator of its own. Give a command "
             "the URL of one that runs (python -m pytest_hfbudget.emulator), or unset it."
         )
-    from pytest_hfbudget.plugin.rehearsal import led_to
+    from pytest_hfbudget.plugin.rehearsal import settings_for_emulator
 
-    return led_to(given.emulator, given)
+    return settings_for_emulator(given.emulator, given)
 
 
 @functools.cache

@@ -186,7 +186,7 @@ class Reaper:
         while True:
             own = self._channel, death, self._woken
             watched: tuple[_Pollable, ...] = (*own, *self._standbys.sockets)
-            ready = _readable(watched, self._patience(death.period_s))
+            ready = _readable(watched, self._poll_timeout_s(death.period_s))
             # The death is looked at first: a child that the client forked may hold the
             # socket open, and what it sends is no message of the client.
             if death.dead():
@@ -203,7 +203,7 @@ class Reaper:
                 log("a standby was killed")
                 self._standbys.start(self._state())
 
-    def _patience(self, period_s: float | None) -> float | None:
+    def _poll_timeout_s(self, period_s: float | None) -> float | None:
         if self._limit is None:
             return period_s
         left = max(self._limit - self._clock.monotonic(), 0.0)

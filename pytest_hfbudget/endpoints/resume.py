@@ -387,9 +387,9 @@ class Startup:
 
     def _alone(self, state: EndpointState) -> AbstractContextManager[None]:
         """Keeps other runs of this machine from resuming or pausing it."""
-        return self._settings.lease_store(state.name).locked(self._patience(state))
+        return self._settings.lease_store(state.name).locked(self._waiter(state))
 
-    def _patience(self, state: EndpointState) -> Callable[[float], None]:
+    def _waiter(self, state: EndpointState) -> Callable[[float], None]:
         most_s = self._settings.waits.wait_timeout_s
         late = f"{state.name}: another run has been pausing or resuming it for {most_s:g} s."
         return waiting(self._clock, most_s, partial(self._resumer.refuse_late, state.name), late)

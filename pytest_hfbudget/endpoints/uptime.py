@@ -344,13 +344,13 @@ class RunningEndpoint(NamedTuple):
         return (int(max(until - self.since, 0.0) / minute_s) + 1) * self.nano_per_minute
 
 
-class TakenOver(NamedTuple):
-    """An endpoint that another job has paid for before.
+class PayerChange(NamedTuple):
+    """The moment from which this job pays for an endpoint that another job paid for before.
 
     Attributes:
-        at: seconds on the steady clock at which this job took over.
-        minute: when the last minute began that the other job has paid for.
-        ended: nano-USD of spans that were over by then.
+        at: when this job began to pay, in seconds on the steady clock.
+        minute: when the last minute began that the other job has paid for, on the same clock.
+        ended: nano-USD of the endpoint's spans that were over by then.
     """
 
     at: float
@@ -358,7 +358,7 @@ class TakenOver(NamedTuple):
     ended: int
 
     def aligned(self, running: RunningEndpoint) -> RunningEndpoint:
-        """What ran when this job took over, as if resumed with the minute that is paid for."""
+        """Replicas that ran at the change, with ``since`` moved to the last minute paid for."""
         return running._replace(since=self.minute) if running.since <= self.at else running
 
 

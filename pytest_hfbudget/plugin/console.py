@@ -1,4 +1,4 @@
-"""Lines to the terminal while the run goes on, whatever is captured at that moment."""
+"""Writes lines to the terminal during the run, also while pytest captures the output."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pytest_hfbudget.text import printable
 
 # After this many seconds of silence a person wants to know what the run waits for.
 SILENCE_S = 2.0
-# -vv
+# The verbosity (-vv) from which amounts are written to the last digit.
 EXACT_FROM = 2
-# Stands where pytest's reporter keeps the path that its current line begins with.
-PASSING: Any = object()
+# Put into the reporter's `currentfspath` (the path of its current line) during a transient line.
+TRANSIENT: Any = object()
 
 
-def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bool) -> None:
-    """Write a line of its own; a ``passing`` one is overwritten by the next, on a terminal.
+def say(config: pytest.Config, text: str, *, transient: bool = False, **markup: bool) -> None:
+    """Write a line of its own. On a terminal, the next line overwrites a ``transient`` one.
 
-    Not a warning: under ``-W error`` a warning ends the run, and these end nothing.
+    It is not a Python warning, because ``-W error`` turns a warning into a failure.
     """
     text = printable(text, keep="\n")
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
@@ -34,13 +34,13 @@ def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bo
         return
     capture: Any = config.pluginmanager.get_plugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else nullcontext():
-        if passing and terminal.isatty:
-            if terminal.currentfspath is not PASSING:
+        if transient and terminal.isatty:
+            if terminal.currentfspath is not TRANSIENT:
                 _end_line(config, terminal)  # what pytest has written on this line stays
-            if not config.pluginmanager.has_plugin(ResultsErase.name):
-                config.pluginmanager.register(ResultsErase(terminal), ResultsErase.name)
+            if not config.pluginmanager.has_plugin(EraseBeforeResult.name):
+                config.pluginmanager.register(EraseBeforeResult(terminal), EraseBeforeResult.name)
             terminal.rewrite(text, erase=True, **markup)
-            terminal.currentfspath = PASSING  # so that pytest's next result begins a new line
+            terminal.currentfspath = TRANSIENT  # so that pytest's next result begins a new line
             return
         if not _erase(terminal):
             _end_line(config, terminal)
@@ -49,8 +49,8 @@ def say(config: pytest.Config, text: str, *, passing: bool = False, **markup: bo
 
 
 def _erase(terminal: Any) -> bool:
-    """Erase the line that passes, if the terminal shows one."""
-    if terminal.currentfspath is not PASSING:
+    """Erase the transient line, if the terminal shows one; returns whether it did."""
+    if terminal.currentfspath is not TRANSIENT:
         return False
     terminal.rewrite("", erase=True)
     terminal.write("\r")
@@ -58,17 +58,17 @@ def _erase(terminal: Any) -> bool:
     return True
 
 
-class ResultsErase:
-    """With -q and under xdist pytest writes a result wherever it is: here, at the end of a line."""
+class EraseBeforeResult:
+    """Erases a transient line before pytest writes a result behind it, as with -q and xdist."""
 
-    name = "hfbudget-results-erase"
+    name = "hfbudget-erase-before-result"
 
     def __init__(self, terminal: Any) -> None:
         self._terminal = terminal
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self) -> None:
-        """Leave the line to the result."""
+        """Free the line for the result."""
         _erase(self._terminal)
 
 
@@ -80,7 +80,7 @@ def _end_line(config: pytest.Config, terminal: Any) -> None:
 
 
 def fitted(config: pytest.Config, text: str) -> list[str]:
-    """A text in lines that break none of its words at the edge of the terminal."""
+    """The lines of a text, wrapped between words to the width of the terminal."""
     width, lines = columns(config), text.splitlines()
     if width is None or all(len(line) <= width for line in lines):
         return lines
@@ -108,7 +108,7 @@ def on_a_terminal(config: pytest.Config) -> bool:
 
 
 def columns(config: pytest.Config) -> int | None:
-    """How wide the terminal is, or what COLUMNS says; a log without it has no width."""
+    """The width of the terminal, or COLUMNS; None if the output is a file without COLUMNS."""
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is None or not (terminal.isatty or os.environ.get("COLUMNS")):
         return None
@@ -116,12 +116,12 @@ def columns(config: pytest.Config) -> int | None:
 
 
 def amounts(config: pytest.Config) -> Amounts:
-    """How this run writes amounts: from -vv on to the last digit."""
+    """How this run writes amounts: rounded, or to the last digit from -vv on."""
     return Amounts(to_the_last=config.get_verbosity() >= EXACT_FROM)
 
 
 def can_show(text: str, encoding: str | None) -> bool:
-    """Whether an output has these characters."""
+    """Whether an encoding has all characters of a text."""
     try:
         text.encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -133,14 +133,14 @@ Status = tuple[str, str, Any]
 
 
 class CostOnLine:
-    """Registered with ``-v``.
+    """Adds the cost of a test to its result line (``PASSED [$0.01]``). Registered with ``-v``.
 
-    The word of a test is asked for again by the short summary, where tools read ``FAILED path``.
-    So the cost is added only while a report is being logged.
+    pytest also asks for the word of a result in the short summary, where tools expect
+    ``FAILED path``. So the cost is added only while a report is being logged.
     """
 
     def __init__(self, note_cost: Callable[[pytest.Item], None], usd: Amounts) -> None:
-        """``note_cost`` puts what a test has cost by now into its properties."""
+        """``note_cost`` writes what a test has cost so far into its user properties."""
         self._note_cost, self._usd = note_cost, usd
         self._logged: pytest.TestReport | None = None
 
@@ -148,7 +148,7 @@ class CostOnLine:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Note the cost so far: the line is written before the teardown."""
+        """Note the cost so far, because pytest writes the line before the teardown."""
         if call.when != "teardown":
             self._note_cost(item)
         return (yield)
@@ -157,7 +157,7 @@ class CostOnLine:
     def pytest_runtest_logreport(
         self, report: pytest.TestReport
     ) -> Generator[None, object, object]:
-        """Know which report the terminal is writing."""
+        """Remember which report the terminal is writing."""
         self._logged = report
         try:
             return (yield)
@@ -168,7 +168,7 @@ class CostOnLine:
     def pytest_report_teststatus(
         self, report: pytest.TestReport
     ) -> Generator[None, Status, Status]:
-        """Add the cost to the word of a test that has cost something."""
+        """Add the cost to the result word of a test that has cost something."""
         status = yield
         if report is not self._logged or not (cost := self._cost(report)):
             return status

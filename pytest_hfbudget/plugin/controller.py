@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.report_writer import ReportWriter
     from pytest_hfbudget.plugin.role import StoreCosts
     from pytest_hfbudget.plugin.schedule import EndpointSchedule
-    from pytest_hfbudget.plugin.test_order import Expected
+    from pytest_hfbudget.plugin.test_order import Suite
     from pytest_hfbudget.plugin.workers import ControllerServer
     from pytest_hfbudget.pricing.catalogue import Catalogue
     from pytest_hfbudget.reporting import Report
@@ -76,14 +76,14 @@ class Controller(Role):
             from pytest_hfbudget.plugin import run_ledger
 
             run_ledger.check_shared(self.settings)
-        self.standing()  # a store that can't be used ends the run before anything is collected
+        self.budgets_over_runs()  # an unusable store ends the run before the collection
 
-    def standing(self) -> tuple[RunsBudget, ...]:
+    def budgets_over_runs(self) -> tuple[RunsBudget, ...]:
         if not self.settings.capped_over_runs:
             return ()
         from pytest_hfbudget.plugin import run_ledger
 
-        return run_ledger.standing(self.ledger, self.settings)
+        return run_ledger.budgets_over_runs(self.ledger, self.settings)
 
     def make_runtime(self) -> Runtime:
         from pytest_hfbudget.plugin.run_ledger import make_meter
@@ -112,31 +112,31 @@ class Controller(Role):
                 self._prices.prepare()
 
     def _named(self) -> tuple[str, ...]:
-        """The endpoints that the whole run needs."""
+        """The full names of the endpoints that the whole run needs (``--hf-endpoint``)."""
         return tuple(full_name(n, self.settings.namespace) for n in self.settings.endpoints)
 
-    def expect(self, items: list[pytest.Item], expected: Expected) -> None:
+    def note_suite(self, items: list[pytest.Item], suite: Suite) -> None:
         from pytest_hfbudget.plugin.schedule import EndpointSchedule, SerialOrder
 
-        order = SerialOrder(self._schedule(expected, EndpointSchedule), items)
+        order = SerialOrder(self._schedule(suite, EndpointSchedule), items)
         self.config.pluginmanager.register(order, ORDER)
 
-    def _schedule(self, expected: Expected, kind: type[EndpointSchedule]) -> EndpointSchedule:
+    def _schedule(self, suite: Suite, kind: type[EndpointSchedule]) -> EndpointSchedule:
         from pytest_hfbudget.plugin import run_history
 
         known = run_history.durations(self.config, self.settings)
         minute_s = self.settings.billing_minute if self.settings.endpoint_gaps == "pause" else None
         cold_start = self.settings.cold_start
-        return kind(expected, known, self.endpoints, assumed=cold_start, gap_minute_s=minute_s)
+        return kind(suite, known, self.endpoints, assumed=cold_start, gap_minute_s=minute_s)
 
-    def foresee(self, sure: bool) -> None:
+    def prefetch_prices(self, expected: bool) -> None:
         from pytest_hfbudget.files import cache_file, fetched_at
 
-        # The copy of today is read with the first call, so nothing is imported for it now.
+        # The first call reads a copy of today; so nothing has to be imported for it now.
         age_s = time.time() - fetched_at(cache_file("catalogue", self.settings.router))
         if self.settings.emulator or not 0 <= age_s < DAY_S:
             with self._lock:
-                self._prices.foresee(sure)
+                self._prices.prefetch(expected)
 
     def _notes(self) -> tuple[str, ...]:
         if self._run_prices is None or not (learned := self.counts.facts):
@@ -147,7 +147,7 @@ class Controller(Role):
 
     @property
     def counts(self) -> TokenCounts:
-        """What servers have counted, as far as any process of this run knows."""
+        """The token counts of servers that any process of this run has seen."""
         with self._lock:
             return self._prices.counts
 
@@ -166,18 +166,18 @@ class Controller(Role):
         server, plugins = self._server_for_workers, self.config.pluginmanager
         if server is not None and server.problem is not None:
             raise server.problem
-        if server is None or server.expected is None or plugins.has_plugin(ORDER):
+        if server is None or server.suite is None or plugins.has_plugin(ORDER):
             return
         from pytest_hfbudget.plugin.schedule import ThreadedSchedule
         from pytest_hfbudget.plugin.workers import WorkersOrder
 
-        schedule = self._schedule(server.expected, ThreadedSchedule)
+        schedule = self._schedule(server.suite, ThreadedSchedule)
         plugins.register(WorkersOrder(self.config, schedule), ORDER)
 
     def begin(self) -> None:
         names = self._named()
         if names and self._server_for_workers is not None:
-            self.endpoints.check(names)  # workers have that done too, but later than now
+            self.endpoints.check(names)  # workers ask for this check as well, but later
         for name in names:
             self.ensure(name)
 
@@ -185,7 +185,7 @@ class Controller(Role):
 
     @property
     def endpoints(self) -> RunEndpoints:
-        """The endpoints of the run, known since the first one was declared.
+        """The endpoints of the run; the first access makes them.
 
         Raises:
             ConfigError: this system has no process that could outlive pytest to pause them.
@@ -238,13 +238,13 @@ class Controller(Role):
         error = self._endpoints.paused(name) if self._endpoints is not None else None
         return str(error) if error else None
 
-    def blame(self, refusals: tuple[str, ...]) -> None:
-        self._writer.blamed += refusals
+    def note_unowned(self, refusals: tuple[str, ...]) -> None:
+        self._writer.unowned += refusals
 
     @property
     def _writer(self) -> ReportWriter:
-        """Made when there is something to tell."""
-        with self._lock:  # several workers may blame at once
+        """The report writer, made when there is something to report."""
+        with self._lock:  # several workers may report refusals at once
             if self._made_writer is None:
                 from pytest_hfbudget.plugin.report_writer import ReportWriter
 
@@ -278,7 +278,7 @@ class Controller(Role):
         if (endpoints := self._endpoints) is not None:
             self._writer.announcer.tell("pytest_hfbudget_endpoint", "event", endpoints.log.all)
 
-    def between(self) -> None:
+    def between_tests(self) -> None:
         if self._endpoints is not None:
             self._endpoints.tend()
 
@@ -299,7 +299,7 @@ class Controller(Role):
                     known = self.settings, outcomes, make, lambda: self.counts.facts
                     self._writer.conclude(*known, eventful=eventful)
                 self._remember()
-        return self._verified and not (self._made_writer and self._made_writer.blamed)
+        return self._verified and not (self._made_writer and self._made_writer.unowned)
 
     def _remember(self) -> None:
         order: Any = self.config.pluginmanager.get_plugin(ORDER)
@@ -309,7 +309,7 @@ class Controller(Role):
             run_history.remember(self.config, self.settings, order.schedule.measured())
 
     def uneventful(self, outcomes: Outcomes) -> bool:
-        """Whether there is nothing to tell of the run; known without making a report."""
+        """Whether there is nothing to report. Cheap: it makes no report."""
         if self._endpoints is not None or outcomes.incomplete:
             return False
         ledger = self._ledger
@@ -328,7 +328,7 @@ class Controller(Role):
             project=self.settings.project or self.config.rootpath.name,
             session_id=self.settings.session_id,
             rehearsal=self.settings.emulator is not None,
-            over_runs=self.standing(),
+            over_runs=self.budgets_over_runs(),
             timeline=order and order.schedule.timeline(self.settings.billing_minute),
         )
 
@@ -339,7 +339,7 @@ class Controller(Role):
 
     def summarise(self, terminal: Any, outcomes: Outcomes) -> None:
         if self.uneventful(outcomes):
-            # A budget of which nothing was spent says so, unless this run only looked.
+            # Under a cap say that nothing was spent, unless this run could spend nothing.
             capped = self.settings.own_cap is not None or self.settings.capped_over_runs
             if self._ledger is None or not capped or options.only_look(self.config, self.settings):
                 return
@@ -384,7 +384,7 @@ class Controller(Role):
         return self.counts.shared_by(origin, [Fact(*one) for one in facts], heard)
 
     def _dismiss(self) -> None:
-        """Serve workers no longer, and book what dead ones have held."""
+        """Stop serving workers, and charge the holds of dead ones."""
         if self._server_for_workers is not None:
             self._server_for_workers.close()
             self._server_for_workers = None

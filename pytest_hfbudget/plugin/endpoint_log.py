@@ -1,4 +1,4 @@
-"""What happened to the endpoints of a run, in order; and what the report says of each."""
+"""The log of what happened to the endpoints of a run, and each endpoint's line in the report."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class EndpointEvent(NamedTuple):
 
     Attributes:
         name: ``namespace/name``.
-        what: ``resumed``, ``ready``, ``failed`` (it did not come up), ``revived`` (after another
-            process had paused it), ``paused`` (and read back), ``left`` (to another run that uses
-            it), ``kept`` (running, as it was found), ``not verified`` (see ``note``).
+        what: ``resumed``, ``ready``, ``failed`` (it did not come up), ``revived`` (resumed again
+            after another process had paused it), ``paused`` (and verified), ``left`` (to another
+            run that uses it), ``kept`` (it ran before and was to keep running), ``not verified``
+            (the pause; see ``note``).
         at: unix seconds.
-        minutes, nano_usd: started minutes and what they cost, once that is over.
-        note: what a person should know.
+        minutes, nano_usd: started minutes and their cost; 0 before the endpoint is paused.
+        note: an error, or warnings, for people.
     """
 
     name: str
@@ -34,7 +35,7 @@ class EndpointEvent(NamedTuple):
 
 
 class EndpointLog:
-    """Collects the events of all threads."""
+    """Collects events. Safe between threads."""
 
     def __init__(self) -> None:
         from pytest_hfbudget.locks import own_lock
@@ -69,7 +70,7 @@ class EndpointLog:
         failure: str = "",
         ago: float = 0.0,
     ) -> None:
-        """Note how an endpoint came up, or did not, once of each; ``ago``: so many seconds."""
+        """Note that an endpoint came up, ``ago`` seconds ago, or why it did not. Once for each."""
         with self._lock:
             if name in self._started:
                 return
@@ -82,7 +83,7 @@ class EndpointLog:
             self._events.append(EndpointEvent(name, what, time.time() - ago, note=failure))
 
     def resumed_again(self, name: str) -> None:
-        """Note that an endpoint is resumed, if it was paused in a gap between its tests."""
+        """Note a resume, if the endpoint was paused in a gap between its tests; else nothing."""
         with self._lock:
             if name in self._ended:
                 self._ended.discard(name)
@@ -91,7 +92,7 @@ class EndpointLog:
                 self._events.append(EndpointEvent(name, "resumed", time.time()))
 
     def taken_over(self, name: str) -> None:
-        """Note that the code under test starts an endpoint, for the first time."""
+        """Note that the code under test starts an endpoint; only its first start counts."""
         with self._lock:
             if name not in self._again:
                 self._again.add(name)
@@ -99,12 +100,12 @@ class EndpointLog:
                 self._events.append(EndpointEvent(name, "resumed", time.time(), note=note))
 
     def revived(self, name: str) -> None:
-        """Note that an endpoint is back which another process had paused."""
+        """Note that an endpoint serves again after another process had paused it."""
         with self._lock:
             self._events.append(EndpointEvent(name, "revived", time.time()))
 
     def ended(self, receipts: tuple[EndpointReceipt, ...]) -> None:
-        """Note what became of endpoints, once of each."""
+        """Note how the uptime of endpoints ended, once for each."""
         with self._lock:
             for receipt in receipts:
                 if receipt.name in self._ended:
@@ -131,7 +132,7 @@ def _end(receipt: EndpointReceipt) -> str:
 
 
 def endpoint_line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
-    """What the report says of an endpoint."""
+    """The line of an endpoint in the report."""
     notes = [receipt.error or "", *receipt.warnings]
     if receipt.found_running:
         notes.insert(0, "was running before this run")

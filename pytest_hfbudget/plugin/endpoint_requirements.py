@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class EndpointUsage:
-    """Tells the controller when a test begins to use one, and when it is over."""
+    """Tells the controller when the running test begins to use endpoints, and when it ends."""
 
     def __init__(self) -> None:
         self._test: RunningTest | None = None
@@ -28,7 +28,7 @@ class EndpointUsage:
         self._said = False
 
     def begin(self, role: Role, test: RunningTest | None, name: str) -> None:
-        """The test is on this endpoint from now on; what belongs to no test is idle time."""
+        """Note that the test uses this endpoint from now on. Time without a test is idle time."""
         if test is None or name in self._names:
             return
         self._test = test
@@ -36,18 +36,21 @@ class EndpointUsage:
         role.begin_use(test.id, name, test.scopes)
 
     def end(self, role: Role) -> None:
-        """The test is over."""
+        """Note that the test is over."""
         if self._test is not None:
             role.end_use(self._test.id)
         self._test, self._said = None, False
         self._names.clear()
 
     def share(self, role: Role) -> int:
-        """Nano-USD that the test owes by now for its time on endpoints."""
+        """Nano-USD that the test owes so far for its time on endpoints."""
         return role.share(self._test.id) if self._test is not None else 0
 
     def beyond(self, role: Role, ledger: LedgerLike) -> str | None:
-        """Which budget of the test its calls and its share are too much for; said once."""
+        """The failure message if uptime took a budget of the test over its cap; None if not.
+
+        Returned once for each test.
+        """
         if self._test is None or self._said or all(s.cap is None for s in self._test.scopes):
             return None
         share = self.share(role)
@@ -66,7 +69,7 @@ class EndpointUsage:
 
 
 class EndpointRequirements:
-    """Brings up what a test names, unless it turns out that all of its calls are replayed."""
+    """Resumes the endpoints that a test names, unless all of its calls are replayed."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
@@ -77,11 +80,11 @@ class EndpointRequirements:
 
     @property
     def open(self) -> bool:
-        """Whether it is not decided yet if the running test needs endpoints."""
+        """Whether the running test may still turn out to be replayed, and to need no endpoints."""
         return self._undecided is not None
 
     def bring_up(self, item: pytest.Item) -> None:
-        """Have the endpoints of a test running, before its own set-up begins.
+        """Bring up the endpoints of a test before its set-up; or later, see `decide`.
 
         Raises:
             EndpointError: one can't be brought up.
@@ -97,7 +100,7 @@ class EndpointRequirements:
             self._ensure(names)
 
     def decide(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
-        """Bring up what an undecided test needs, unless it turns out that it makes no calls.
+        """Bring up the endpoints of an undecided test, unless all of its calls are replayed.
 
         Raises:
             EndpointError: an endpoint can't be brought up.
@@ -132,7 +135,7 @@ class EndpointRequirements:
         return {name: recorded(name, request, settings) for name in names}
 
     def hooks(self) -> EndpointHooks:
-        """What the run does for its endpoints where calls are made."""
+        """What the meter calls when a call goes to an endpoint."""
         from pytest_hfbudget.metering.meter import EndpointHooks
 
         role = self._run.role
@@ -155,29 +158,29 @@ class EndpointRequirements:
         return self._run.start().meter.book.leased_name(url)
 
     def begin_use(self, name: str) -> None:
-        """From now on the running test shares in what an endpoint costs."""
+        """Charge the running test its share of an endpoint's uptime from now on."""
         runtime = self._run.runtime
         test = runtime.meter.budgets.test if runtime is not None else None
         self._usage.begin(self._run.role, test, name)
 
     def share(self) -> int:
-        """Nano-USD that the running test owes by now for its time on endpoints."""
+        """Nano-USD that the running test owes so far for its time on endpoints."""
         return self._usage.share(self._run.role)
 
     def beyond(self) -> str | None:
-        """Which budget the running test's share of an endpoint's uptime is too much for."""
+        """The failure message if uptime took a budget of the running test over its cap."""
         runtime = self._run.runtime
         if runtime is None:
             return None
         return self._usage.beyond(self._run.role, runtime.meter.ledger)
 
     def take_blocked(self) -> list[HFBudgetError]:
-        """What kept a test's endpoints from being brought up for want of money."""
+        """The errors of endpoints that no budget could pay for, since the last call."""
         blocked, self._blocked = self._blocked, []
         return blocked
 
     def end(self) -> None:
-        """The test is over."""
+        """Note that the test is over."""
         self._undecided = self._only_replayed = None
         self._usage.end(self._run.role)
 

@@ -74,10 +74,10 @@ class RunEndpoints:
 
     @at_work
     def check(self, names: tuple[str, ...]) -> None:
-        """Look whether every endpoint is there, before anything is resumed.
+        """Check that every endpoint exists, before anything is resumed.
 
         Raises:
-            EndpointError: one is not, or the token is refused.
+            EndpointError: one does not exist, or the token is refused.
         """
         if self._rehearsal is not None:
             self._rehearsal.provide(names)
@@ -88,15 +88,15 @@ class RunEndpoints:
 
     @at_work
     def ensure(self, name: str, *, keep_running: bool = False) -> Endpoint:
-        """An endpoint, serving; resumed by the first who asks.
+        """Return an endpoint that serves; the first caller resumes it.
 
         Raises:
-            EndpointError: it can't be brought up, or its first minute breaks the session's cap.
+            EndpointError: it can't be brought up, or its first minute breaks a cap of the run.
         """
         try:
             endpoint = self._lifecycle.ensure(name, keep_running=keep_running)
         except EndpointError as error:
-            paused = self.paused(name)  # asked before it counts as released
+            paused = self.paused(name)  # asked first: a released endpoint is never "paused early"
             self._failed(name, error)
             if isinstance(paused, BudgetExceededError) and self._settings.max_uptime is None:
                 raise UnaffordableEndpointError(str(paused)) from None
@@ -107,13 +107,13 @@ class RunEndpoints:
         return endpoint
 
     def _failed(self, name: str, error: HFBudgetError) -> None:
-        """An endpoint that does not come up is of no use to any later test, so it is paused."""
+        """Pause an endpoint that did not come up: no later test can use it."""
         self.log.started(name, self._lifecycle.live(), failure=str(error))
         self._give_up(name, "it did not come up")
 
     @at_work
     def warm(self, name: str, *, keep_running: bool = False) -> None:
-        """Resume an endpoint that will be needed soon; `ensure` tells what comes of it."""
+        """Resume an endpoint that a test will need soon, without waiting. Errors: see `ensure`."""
         try:
             self._lifecycle.warm(name, keep_running=keep_running)
         except UnaffordableEndpointError:
@@ -124,10 +124,10 @@ class RunEndpoints:
 
     @at_work
     def opened(self, name: str) -> bool:
-        """Whether an endpoint that was warmed serves, or never will; one look."""
+        """Whether a warmed endpoint serves, or has failed for good. Asks the server once."""
         opened, now = self._lifecycle.opened(name), SYSTEM_CLOCK.monotonic()
         if opened:
-            # It has come up at any time since the look before this.
+            # It came up at some time since the last look; the middle is the best guess.
             ago = (now - self._looks.pop(name, now)) / 2
             with suppress(HFBudgetError):
                 self._lifecycle.ensure(name)
@@ -142,12 +142,12 @@ class RunEndpoints:
         return self._lifecycle.minute_left(name)
 
     def idle_s(self, name: str) -> float | None:
-        """Seconds since a test was on an endpoint; None before the first, and while one is."""
+        """Seconds since a test last used an endpoint; None if none has so far, or one does now."""
         stops = [use.stop or math.inf for use in self.sharing.uses(name)]
         return SYSTEM_CLOCK.monotonic() - max(stops) if stops and max(stops) < math.inf else None
 
     def every(self, seconds: float, tick: Callable[[], None]) -> None:
-        """Call something again and again until the end of the run."""
+        """Call ``tick`` every so many seconds, in a thread, until the end of the run."""
         self._tickers.append(Ticker(seconds, tick))
 
     @at_work
@@ -167,7 +167,7 @@ class RunEndpoints:
 
     @at_work
     def answered(self, name: str, status: int, *, stops: bool) -> None:
-        """The code under test has its answer; what it has paused itself is released."""
+        """Release an endpoint that a request of the code under test has paused, or not started."""
         if self._lifecycle.answered(name, status, stops=stops):
             self._give_up(name, "by the code under test" if stops else "it was not started")
 
@@ -191,7 +191,7 @@ class RunEndpoints:
             self._releasing[name] = why
 
     def _notice_paused(self) -> None:
-        """Say which pauses are verified, and end what they cost."""
+        """Announce newly verified pauses, and stop booking the uptime of these endpoints."""
         for receipt in self._lifecycle.live() if self._releasing else ():
             if receipt.name in self._releasing and (receipt.verified or receipt.left_to):
                 why = self._releasing.pop(receipt.name)
@@ -210,14 +210,14 @@ class RunEndpoints:
         self.rearm()
 
     def tend_alone(self) -> None:
-        """Tend every second in a thread; for a process in which no test runs, so none can fork."""
+        """Call `tend` every second in a thread; not where tests run, since they may fork."""
         self.every(TEND_S, self.tend)
 
     @at_work
     @off_loop()
     def accrue(self) -> None:
-        """Book every started minute of what runs."""
-        self._notice_paused()  # what was released is paused while tests run
+        """Book every minute that running endpoints have started."""
+        self._notice_paused()  # a released endpoint is paused in the background
         with self._uptime.lock:
             if self._uptime.accrues:
                 self._end_what_was_paused()
@@ -225,7 +225,7 @@ class RunEndpoints:
                 self.sharing.accrue(SYSTEM_CLOCK.monotonic())
 
     def _end_what_was_paused(self) -> None:
-        """What the reaper has paused by itself begins no more minutes."""
+        """Stop booking the uptime of endpoints that the reaper has paused by itself."""
         early = self._lifecycle.paused_early()
         for receipt in self._lifecycle.live() if early else ():
             if receipt.name in early and receipt.paused_at is not None:
@@ -238,7 +238,7 @@ class RunEndpoints:
             self.accrue()
 
     def _settle_who_pays(self, *names: str) -> None:
-        """Of the jobs that share an endpoint, one pays for it."""
+        """Find out which of the jobs that share an endpoint pays for it: exactly one does."""
         for name in names if self._settings.shared is not None else ():
             payer = self._lifecycle.pays(name)
             with self._uptime.lock:
@@ -252,24 +252,24 @@ class RunEndpoints:
 
     @at_work
     def begin_use(self, test: str, name: str, scopes: Sequence[Scope], worker: str) -> None:
-        """From now on a test shares in what an endpoint costs."""
+        """Charge a test its share of an endpoint's uptime from now on."""
         self.sharing.begin(Key(name, test), scopes, SYSTEM_CLOCK.monotonic(), worker)
 
     @at_work
     def end_use(self, test: str, worker: str | None = None) -> None:
-        """A test is over; without ``worker``, wherever it ran."""
+        """Note that a test no longer uses endpoints; without ``worker``, in no worker at all."""
         self.sharing.end(test, SYSTEM_CLOCK.monotonic(), worker)
 
     @at_work
     def share(self, test: str) -> int:
-        """Nano-USD that a test owes by now for its time on endpoints; its budgets have them."""
+        """Nano-USD of endpoint uptime that were charged to a test's budgets so far."""
         self.accrue()
         return self.sharing.of(test)
 
     @at_work
     @off_loop()
     def rearm(self) -> None:
-        """Tell the reaper when the next minute would break the session's cap, or is too late."""
+        """Tell the reaper by when it has to pause: before a cap or --hf-max-uptime is exceeded."""
         with self._uptime.lock:
             if not self._uptime.has_deadline:
                 if self._armed_until:
@@ -277,17 +277,16 @@ class RunEndpoints:
                     self._lifecycle.pause_after(None)
                 return
             seconds = self._uptime.seconds_left()
-            moved = abs(seconds + SYSTEM_CLOCK.monotonic() - self._armed_until) > MOVED_S
-            if moved:
+            if abs(seconds + SYSTEM_CLOCK.monotonic() - self._armed_until) > MOVED_S:
                 self._armed_until = seconds + SYSTEM_CLOCK.monotonic()
                 self._lifecycle.pause_after(seconds)
 
     @at_work
     def revive(self, name: str) -> bool:
-        """Bring back an endpoint that another process has paused; returns whether it is back.
+        """Resume an endpoint again that another process has paused; returns whether it serves.
 
         Raises:
-            BudgetExceededError: it was paused by this run, for the sake of its cap.
+            BudgetExceededError: this run has paused it itself, to keep its cap.
         """
         paused = self.paused(name)
         if isinstance(paused, BudgetExceededError):
@@ -300,7 +299,7 @@ class RunEndpoints:
         try:
             self._lifecycle.revive(name)
         except ControlPlaneError:
-            return False  # what the call itself met with says more than that
+            return False  # the error of the call itself says more than this one
         finally:
             self.rearm()
         back = any(r.name == name and r.revived for r in self._lifecycle.live())
@@ -310,7 +309,7 @@ class RunEndpoints:
 
     @at_work
     def paused(self, name: str) -> HFBudgetError | None:
-        """What to say of an endpoint that was paused early, if it was: of a cap, or of a reaper."""
+        """Why an endpoint was paused early: a cap, or a lost reaper; None if it was not."""
         if (said := self._lifecycle.paused_early().get(name)) is None:
             return None
         if not self._lifecycle.used_up:
@@ -335,12 +334,12 @@ class RunEndpoints:
 
     @at_work
     def ask_pause(self) -> None:
-        """Have all paused, without waiting."""
+        """Ask the reaper to pause all endpoints, without waiting."""
         self._lifecycle.ask_pause()
 
     @at_work
     def finish(self) -> bool:
-        """Wait for the pauses and book the uptime; whether every pause is verified."""
+        """Wait for the pauses and book the uptime; returns whether every pause is verified."""
         for ticker in self._tickers:
             ticker.stop()
         if self._receipts is None:
@@ -356,7 +355,7 @@ class RunEndpoints:
 
     @at_work
     def lines(self) -> tuple[EndpointLine, ...]:
-        """What the report says of them."""
+        """One line of the report for each endpoint."""
         receipts = self._receipts if self._receipts is not None else self._lifecycle.live()
         shares = self.sharing.settle(receipts)
         return tuple(endpoint_line(receipt, shares[receipt.name]) for receipt in receipts)
@@ -392,9 +391,10 @@ class RunEndpoints:
             say(self._config, f"{about}: {swept.error}", red=True)
 
     def _progress(self, name: str, state: str, seconds: float) -> None:
-        self.rearm()  # what starts is billed, too
+        self.rearm()  # an endpoint is billed while it starts, too
         said, at = self._said.get(name, ("", 0.0))
         if state == said and seconds - at < SAY_EVERY_S and not on_a_terminal(self._config):
             return
         self._said[name] = (state, seconds)
-        say(self._config, f"endpoint {name}: {state}, {seconds:.0f} s", passing=state != "running")
+        text, transient = f"endpoint {name}: {state}, {seconds:.0f} s", state != "running"
+        say(self._config, text, transient=transient)

@@ -1,7 +1,7 @@
-"""What pytest calls: hooks, each a line or two that hands over to `Run`, and fixtures.
+"""The pytest hooks of the plugin, which hand over to `Run`, and its fixtures.
 
-`HookSpecs` has the hooks that others may implement. The module is light on purpose: what costs time
-to import waits until a test run touches Hugging Face.
+`HookSpecs` declares the hooks that others may implement. pytest imports this module in each run, so
+it imports slow modules only when a run uses Hugging Face.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OLDEST_PYTEST = (8,)
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Our errors as pytest's usage errors: one line and exit code 4."""
+    """Raise our errors as pytest's usage errors: one line and exit code 4."""
     try:
         yield
     except HFBudgetError as error:
@@ -43,7 +43,7 @@ def usage_errors() -> Iterator[None]:
 
 @contextmanager
 def failures() -> Iterator[None]:
-    """Our errors as the reason of a failure, without a traceback through here."""
+    """Raise our errors as test failures that show the message without a traceback."""
     try:
         yield
     except HFBudgetError as error:
@@ -61,21 +61,22 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 class HookSpecs:
     """Hooks that a conftest or another plugin may implement; see docs/hooks.md.
 
-    All but the price are calls to tell, not to ask: they come from pytest's main thread, one at a
-    time, after a test has ended and at the end of the run. Under pytest-xdist they come in the
-    controller, once for all workers.
+    All but the price hook only notify. pytest's main thread calls them one at a time, after a test
+    has ended and at the end of the run. Under pytest-xdist the controller calls them, for the calls
+    of all workers.
     """
 
     @pytest.hookspec(firstresult=True)
     def pytest_hfbudget_price(self, request: CallRequest) -> Price | Mapping[str, object] | None:
-        """The price of a request, as a `Price` or as a row of a price table; None: ask the lists.
+        """Return the price of a request, as a `Price` or a row of a price table; None if unknown.
 
-        Asked after a price in the block or marker, before every list. Called in the process and the
-        thread that make the call, and again after an answer, with the provider that gave it.
+        A price of the block or marker comes first, then this hook, then all other price sources.
+        The hook runs in the process and the thread that make the call. It is called again after the
+        answer, with the provider that answered.
         """
 
     def pytest_hfbudget_charge(self, charge: Charge) -> None:
-        """A call was settled: what it cost, in nano-USD, and why."""
+        """A call was settled; the charge has its cost in nano-USD and the source of the price."""
 
     def pytest_hfbudget_refusal(self, refusal: Refusal) -> None:
         """A call was refused: it was not sent, or its answer was cut off by the limit of a cap."""
@@ -91,7 +92,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """From now on calls are held and counted: conftest files may make some."""
+    """Begin to hold and count calls, because conftest files may make some."""
     if pytest.version_tuple < OLDEST_PYTEST:
         raise pytest.UsageError(
             f"pytest-hfbudget needs pytest {OLDEST_PYTEST[0]} or newer, and this is pytest "
@@ -106,10 +107,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the settings, and wait until huggingface_hub is imported."""
+    """Read the settings and register the hooks of the run."""
     options.register_markers(config)
     if config.getoption("help", False) or config.getoption("version", False):
-        return  # nothing runs, and a wrong setting must not stand in the way of its explanation
+        return  # nothing runs, and --help has to work even with a wrong setting
     with usage_errors():
         options.check_rootdir(config)
         run = Run.of(config)
@@ -118,7 +119,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.dist = "no"  # xdist configures itself after this; a plan needs no workers
     register = config.pluginmanager.register
     register(ControllerHooks(run) if run.role.reports else Hooks(run), "hfbudget-run")
-    config.add_cleanup(run.role.last_words)  # after `pytest_unconfigure`, where others speak too
+    config.add_cleanup(run.role.last_words)  # after what other plugins print in `unconfigure`
     if run.settings.store_costs:
         register(run.recording, "hfbudget-recording")
     if config.get_verbosity() > 0:
@@ -136,7 +137,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Whatever ended the session before its own end: pause, report, clean up."""
+    """Pause, report and clean up, also if the session was cut short."""
     if (run := config.stash.get(RUN, None)) is not None and run.opened:
         run.close()
 
@@ -146,13 +147,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def hf_endpoints(request: pytest.FixtureRequest) -> dict[str, InferenceEndpoint]:
-    """The live endpoints of this test by their full names, those of the closest marker first."""
+    """The serving endpoints of this test by full name, those of the closest marker first."""
     return request.config.stash[RUN].requirements.live(request)
 
 
 @pytest.fixture
 def hf_endpoint(hf_endpoints: dict[str, InferenceEndpoint]) -> InferenceEndpoint:
-    """The live endpoint that this test needs: ``hf_endpoint.client`` talks to it.
+    """The serving endpoint that this test needs; call it through ``hf_endpoint.client``.
 
     Named by ``@pytest.mark.hf_endpoint("namespace/name")``, or by ``--hf-endpoint``.
     """
@@ -181,18 +182,18 @@ _name = attrgetter("name")
 
 
 class Hooks:
-    """Registered once a run is configured, so that no hook has to look its run up."""
+    """The hooks of one run. They are registered with their run, so no hook has to look it up."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        # Of each fixture once: pytest looks it up in an enum, each time.
+        # Cached for each fixture, because pytest looks the scope up in an enum each time.
         self._scope_of: Callable[[pytest.FixtureDef[Any]], str] = cache(attrgetter("scope"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)  # after every plugin that deselects or sorts
     def pytest_collection_modifyitems(
         self, items: list[pytest.Item]
     ) -> Generator[None, object, object]:
-        """Check the markers of what will run."""
+        """Check the markers of the tests that will run."""
         collected = tuple(items)
         result = yield
         with usage_errors():
@@ -201,7 +202,7 @@ class Hooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        """Begin, now that it is certain that something runs; unless only the plan was asked for."""
+        """Bring up the endpoints of the whole run; or only show the plan (``--hf-plan``)."""
         with usage_errors():
             return self.run.begin(session)
 
@@ -209,7 +210,7 @@ class Hooks:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Charge a test for what happens while it runs."""
+        """Charge a test for the calls that are made while it runs."""
         self.run.attribution.enter(item)
         try:
             return (yield)
@@ -219,15 +220,15 @@ class Hooks:
     # After pytest's own hook that skips, which is first, and before the one that sets fixtures up.
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Bring up the endpoints that a test needs."""
-        # What was marked when it was collected has woken the run. What a fixture or a hook has
-        # marked since is in the test's own list, which takes less time than all its keywords.
+        # `awake` is set if any collected test has a marker. A marker that a fixture or a hook has
+        # added since is in `own_markers`, which is quicker to search than all keywords.
         if self.run.awake or "hf_endpoint" in map(_name, item.own_markers):
             with failures():
                 self.run.bring_up(item)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Tell the reports of subtests from that of the test, and see markers of fixtures."""
+        """Note that the test is being called, and apply markers that fixtures have added."""
         attribution = self.run.attribution
         attribution.called = True
         try:
@@ -242,14 +243,14 @@ class Hooks:
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
-        """Charge the session for what several tests share."""
+        """Charge the session for the calls of fixtures that several tests share."""
         if (scope := self._scope_of(fixturedef)) == "function":
             if self.run.awake and self.run.requirements.open:
                 with failures():
                     self.run.requirements.decide(fixturedef, request)
             return (yield)
         where = f"{scope} fixture {fixturedef.argname}"
-        # Its own tear-down comes in between, since the last finalizer that was added is the first.
+        # pytest runs finalizers last in, first out: ours enclose the fixture's own tear-down.
         end = ExitStack()
         fixturedef.addfinalizer(end.close)
         with self.run.attribution.shared(where):
@@ -274,14 +275,13 @@ class Hooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
-        """Pause at the earliest moment: tracebacks and fixtures take their time."""
+        """Ask for the pauses at once: tracebacks and the tear-down of fixtures may take long."""
         self.run.role.ask_pause()
 
-    # Innermost wrapper: before it yields no other plugin has done anything, after it the terminal
-    # has not yet summed up.
+    # trylast: the innermost wrapper, so that its end runs before the terminal prints its summary.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Pause first, whatever the others do; report last."""
+        """Ask for the pauses first; wait for them and report after the other plugins."""
         self.run.role.ask_pause()
         try:
             return (yield)
@@ -290,7 +290,7 @@ class Hooks:
 
 
 class ControllerHooks(Hooks):
-    """Those of the process that reports: workers hand on to it how their tests have ended."""
+    """The hooks of the controller, which gets the reports of all workers and prints."""
 
     def pytest_report_header(self, config: pytest.Config) -> list[str]:
         """Show caps and endpoints."""
@@ -299,23 +299,23 @@ class ControllerHooks(Hooks):
         from pytest_hfbudget.plugin.console import fitted
         from pytest_hfbudget.reporting.terminal import header
 
-        over_runs = (budget.line for budget in self.run.role.standing())
+        over_runs = (budget.line for budget in self.run.role.budgets_over_runs())
         return fitted(config, header(self.run.settings, over_runs) or "")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:
-        """Say from the controller what its workers found wrong: it collects nothing itself."""
+        """Raise the errors that workers found: the controller itself collects nothing."""
         with usage_errors():
             self.run.role.planned()
 
     @pytest.hookimpl(optionalhook=True, wrapper=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> Generator[None, Any, Any]:
-        """Have all workers on the endpoint that serves, if the tests need endpoints."""
+        """Use our scheduler if tests need endpoints: it keeps workers on endpoints that serve."""
         from pytest_hfbudget.plugin.workers import LateScheduling
 
         return LateScheduling.around((yield), config)
 
-    @pytest.hookimpl(trylast=True)  # --lf forgets here whatever was skipped
+    @pytest.hookimpl(trylast=True)  # after --lf, which here forgets tests that were skipped
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember how tests ended."""
         if report.outcome != "passed":
@@ -325,12 +325,12 @@ class ControllerHooks(Hooks):
         self.run.ended(report)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Show what it cost."""
+        """Print the budget section."""
         self.run.summarise(terminalreporter)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_setupnodes(self) -> None:
-        """Have workers find the ledger before they import their first conftest file."""
+        """Put the ledger's address into the environment, for workers' first conftest file."""
         os.environ[WORKERS] = json.dumps(self.run.role.serve())
 
     @pytest.hookimpl(optionalhook=True)

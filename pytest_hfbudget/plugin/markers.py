@@ -1,9 +1,9 @@
-"""What the markers of a test ask for: its budgets, its prices, its endpoints; its cassette.
+"""Reads the markers of a test: its budgets, its prices, its endpoints, its cassette.
 
-The endpoints of a test that only replays stay asleep. pytest-recording plays back what is marked
-``vcr``, unless a record mode says otherwise, and it can block the network. How one test is meant
-it knows only from fixtures, so it is asked when its own are set up: before its cassette is in
-place, or the calls that resume an endpoint would be recorded.
+The endpoints of a test that only replays are not resumed. pytest-recording replays tests that are
+marked ``vcr``, unless a record mode says otherwise, and it can block the network. What it does with
+a test depends on fixtures. So we ask those fixtures just before pytest-recording's own fixtures are
+set up. Later would be too late: the cassette would record the calls that resume an endpoint.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from pytest_hfbudget.pricing import Quote
 
 HUB = "https://huggingface.co"
-# The fixtures of pytest-recording that begin to block or to play; both are set up for every test.
+# The fixtures of pytest-recording that block the network or replay; every test sets both up.
 FIXTURES = ("block_network", "vcr")
-# With these some requests go around the cassette.
-LEAKS = ("ignore_hosts", "skip_patchers")
+# Options of vcrpy with which some requests bypass the cassette.
+CASSETTE_BYPASSES = ("ignore_hosts", "skip_patchers")
 LEVELS: dict[str, type[pytest.Collector]] = {
     "class": pytest.Class,
     "module": pytest.Module,
@@ -40,14 +40,14 @@ LEVELS: dict[str, type[pytest.Collector]] = {
 
 
 class Marked(NamedTuple):
-    """One budget marker, checked, and the node that it stands on."""
+    """The checked arguments of one budget marker, and the node that has the marker."""
 
-    terms: BudgetArgs
+    checked: BudgetArgs
     node: Node
 
 
 class MarkerBudgets(NamedTuple):
-    """What the markers of a test say, in the order of `RunningTest`."""
+    """What the budget markers of a test say; the fields are in the order of `RunningTest`."""
 
     scopes: tuple[Scope, ...]
     explicit: Quote | None
@@ -56,8 +56,8 @@ class MarkerBudgets(NamedTuple):
 
 
 Marks = list[tuple["Node", pytest.Mark]]
-# The budget markers of a test as they were last read, and what they say. They are read when the
-# test is collected and before it runs; a fixture may add some in between.
+# Cache: the budget markers of a test as last read, and what they say. They are read when the test
+# is collected and again before it runs, because a fixture may have added some.
 READ = pytest.StashKey[tuple[Marks, MarkerBudgets]]()
 
 
@@ -65,7 +65,7 @@ def running_test(item: pytest.Item, settings: Settings) -> RunningTest:
     """The budgets that enclose a test, below the session's.
 
     Raises:
-        ConfigError: a marker with arguments that make no sense.
+        ConfigError: a marker has invalid arguments.
     """
     marks = list(item.iter_markers_with_node("budget"))
     read = item.stash.get(READ, None)
@@ -75,36 +75,36 @@ def running_test(item: pytest.Item, settings: Settings) -> RunningTest:
 
 
 def _marker_budgets(item: pytest.Item, marks: Marks, settings: Settings) -> MarkerBudgets:
-    """What the markers of a test say.
+    """Combine the budget markers of a test.
 
-    Of markers with ``scope="test"`` the closest that says something of a matter counts for it, so
-    that one which only states a price takes no cap away; each marker with a wider scope is a
-    budget that the tests below it share.
+    Each marker with a wider scope is a budget that the tests below it share. Markers with
+    ``scope="test"`` make one budget: each argument is taken from the closest marker that has it. So
+    a marker that only states a price keeps the cap of a marker further out.
     """
     marked = list(_budgets(item, marks))
-    own = [mark.terms for mark in marked if mark.terms.scope == "test"]
-    shared = [mark for mark in marked if mark.terms.scope != "test"]
-    cap = next((terms.cap for terms in own if terms.cap is not None), settings.test_cap)
+    own = [mark.checked for mark in marked if mark.checked.scope == "test"]
+    shared = [mark for mark in marked if mark.checked.scope != "test"]
+    cap = next((args.cap for args in own if args.cap is not None), settings.test_cap)
     # The key is the node id, so reruns of a test and its repetitions share one budget.
     test = Scope(
         f"test:{item.nodeid}",
-        next((terms.name for terms in own if terms.name), item.nodeid),
+        next((args.name for args in own if args.name), item.nodeid),
         cap,
-        next((terms.max_calls for terms in own if terms.max_calls is not None), None),
+        next((args.max_calls for args in own if args.max_calls is not None), None),
     )
-    deciding = own or [mark.terms for mark in marked]
-    budgets = [(_shared(mark, item), [mark.terms]) for mark in reversed(shared)]
+    deciding = own or [mark.checked for mark in marked]
+    budgets = [(_shared(mark, item), [mark.checked]) for mark in reversed(shared)]
     budgets.append((test, own))
     return MarkerBudgets(
         scopes=tuple(scope for scope, _ in budgets),
-        thresholds=tuple(t for scope, terms in budgets for t in _thresholds(item, scope, terms)),
-        explicit=next((mark.terms.explicit for mark in marked if mark.terms.explicit), None),
-        on_exceed=next((terms.on_exceed for terms in deciding if terms.on_exceed), "fail"),
+        thresholds=tuple(t for scope, args in budgets for t in _thresholds(item, scope, args)),
+        explicit=next((mark.checked.explicit for mark in marked if mark.checked.explicit), None),
+        on_exceed=next((args.on_exceed for args in deciding if args.on_exceed), "fail"),
     )
 
 
 def check(items: list[pytest.Item], settings: Settings) -> tuple[str, ...]:
-    """Check every marker, and tell the endpoints that these tests need for certain.
+    """Check every marker; returns the endpoints that these tests certainly need.
 
     Raises:
         ConfigError: one line that names the test and the argument.
@@ -126,7 +126,7 @@ def check(items: list[pytest.Item], settings: Settings) -> tuple[str, ...]:
 def endpoints(item: pytest.Item, settings: Settings) -> dict[str, bool]:
     """The full names of the endpoints that a test's markers name, the closest marker first.
 
-    With each, whether it is to be left running if it was found so.
+    The value is ``keep_running``: whether an endpoint that ran before is to stay running.
 
     Raises:
         ConfigError: a marker without names, or with an invalid name.
@@ -146,9 +146,9 @@ def endpoints(item: pytest.Item, settings: Settings) -> dict[str, bool]:
 
 
 def skipped_by_unittest(item: pytest.Item) -> bool:
-    """Whether a decorator of unittest skips a test, which pytest does only after its set-up."""
+    """Whether a decorator of unittest skips a test. pytest itself sees that after the set-up."""
     cls, unittest = getattr(item, "cls", None), sys.modules.get("unittest")
-    # On a class without that base the decorator has no effect.
+    # The decorator has no effect on a class that is no TestCase.
     owners = [cls] if cls and unittest and issubclass(cls, unittest.TestCase) else []
     marked = getattr(item, "obj", None), *owners
     return any(getattr(one, "__unittest_skip__", False) for one in marked)
@@ -164,9 +164,9 @@ def _budgets(item: pytest.Item, marks: Marks) -> Iterator[Marked]:
             raise ConfigError(f"{item.nodeid}: @pytest.mark.{call}: {text}") from None
 
 
-def _thresholds(item: pytest.Item, scope: Scope, said: list[BudgetArgs]) -> tuple[Threshold, ...]:
-    warn_at = next((terms.warn_at for terms in said if terms.warn_at is not None), None)
-    fallback = next((terms.fallback for terms in said if terms.fallback is not None), None)
+def _thresholds(item: pytest.Item, scope: Scope, given: list[BudgetArgs]) -> tuple[Threshold, ...]:
+    warn_at = next((args.warn_at for args in given if args.warn_at is not None), None)
+    fallback = next((args.fallback for args in given if args.fallback is not None), None)
     try:
         return thresholds(scope, warn_at, fallback)
     except ConfigError as error:
@@ -179,13 +179,13 @@ def _call(mark: pytest.Mark) -> str:
 
 
 def _shared(mark: Marked, item: pytest.Item) -> Scope:
-    level = mark.terms.scope
+    level = mark.checked.scope
     node = None if level == "session" else item.getparent(LEVELS[level])
     if level != "session" and node is None:
         raise ConfigError(f'{item.nodeid}: budget(scope="{level}"), but it is in no {level}')
     place = node.nodeid if node else "run"
-    name = mark.terms.name or f"{level} {place}"
-    cap, calls = mark.terms.cap, mark.terms.max_calls
+    name = mark.checked.name or f"{level} {place}"
+    cap, calls = mark.checked.cap, mark.checked.max_calls
     return Scope(f"{level}:{place}:{name}:{cap}:{calls}", name, cap, calls)
 
 
@@ -193,7 +193,7 @@ def _shared(mark: Marked, item: pytest.Item) -> Scope:
 
 
 def undecided(item: pytest.Item) -> bool:
-    """Whether pytest-recording may keep a test from the network, which it will know later."""
+    """Whether pytest-recording may replay a test or block its network; fixtures decide later."""
     option = item.config.option
     if getattr(option, "disable_recording", None) is None:
         return False  # it is not installed
@@ -203,7 +203,7 @@ def undecided(item: pytest.Item) -> bool:
 
 
 def decided(fixturedef: pytest.FixtureDef[Any]) -> bool:
-    """Whether pytest-recording is about to do what it has been told to do with a test."""
+    """Whether a fixture is one of pytest-recording's, which now blocks or replays the test."""
     module = getattr(fixturedef.func, "__module__", "")
     return fixturedef.argname in FIXTURES and module.startswith("pytest_recording")
 
@@ -214,18 +214,18 @@ def only_replayed(request: pytest.FixtureRequest) -> bool:
     marks = list(item.iter_markers("vcr"))
     if item.config.option.disable_recording or not marks:
         return _blocked(item) and not request.getfixturevalue("allowed_hosts")
-    terms = dict(request.getfixturevalue("vcr_config"))
+    vcr = dict(request.getfixturevalue("vcr_config"))
     for mark in reversed(marks):
-        terms.update(mark.kwargs)
-    mode = terms.get("record_mode") or item.config.option.record_mode or "none"
-    return mode == "none" and not any(terms.get(leak) for leak in LEAKS)
+        vcr.update(mark.kwargs)
+    mode = vcr.get("record_mode") or item.config.option.record_mode or "none"
+    return mode == "none" and not any(vcr.get(option) for option in CASSETTE_BYPASSES)
 
 
 def recorded(name: str, request: pytest.FixtureRequest, settings: Settings) -> InferenceEndpoint:
-    """An endpoint that sleeps, with the URL that a cassette has answers of.
+    """A paused endpoint object with the URL that the cassette of a test has recorded.
 
     Raises:
-        EndpointError: there is none, or more than one.
+        EndpointError: the cassette has no such URL, or more than one.
     """
     from huggingface_hub import HfApi, InferenceEndpoint
 

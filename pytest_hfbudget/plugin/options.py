@@ -14,7 +14,8 @@ import pytest
 from pytest_hfbudget.errors import ConfigError
 from pytest_hfbudget.settings import INI_KEYS, SETTINGS, VARIABLES, Settings, merge
 
-LOOKS = (
+# Options of pytest with which it shows something and runs no test.
+LOOK_ONLY_OPTIONS = (
     "help",
     "version",
     "collectonly",
@@ -51,7 +52,7 @@ def read(config: pytest.Config) -> Settings:
     """The settings of a run.
 
     Raises:
-        ConfigError: one of them makes no sense, or a name is mistyped.
+        ConfigError: a setting is invalid, or a name is mistyped.
     """
     check_variables(os.environ)
     check_ini_keys(_ini_keys(config), lambda key: _is_read(config, key))
@@ -60,10 +61,12 @@ def read(config: pytest.Config) -> Settings:
 
 
 def read_early(config: pytest.Config) -> Settings:
-    """The same before conftest files are imported: they may still register ini keys.
+    """The settings before conftest files are imported.
+
+    Ini keys are not checked yet, because conftest files may still register some.
 
     Raises:
-        ConfigError: a setting makes no sense, or the name of a variable is mistyped.
+        ConfigError: a setting is invalid, or the name of a variable is mistyped.
     """
     check_variables(os.environ)
     given = vars(config.known_args_namespace)
@@ -71,10 +74,10 @@ def read_early(config: pytest.Config) -> Settings:
 
 
 def check_variables(environ: Iterable[str]) -> None:
-    """Refuse a variable that begins with our prefix and that nothing reads.
+    """Refuse environment variables that begin with our prefix and that nothing reads.
 
     Raises:
-        ConfigError: there is one. A cap under a mistyped name would be no cap.
+        ConfigError: there is one. A mistyped name would silently drop a cap.
     """
     ours = (name for name in environ if name.upper().startswith("HFBUDGET_"))
     _refuse_unknown("environment variable", ours, VARIABLES, str.upper)
@@ -83,10 +86,10 @@ def check_variables(environ: Iterable[str]) -> None:
 def check_ini_keys(
     keys: Iterable[str], is_read: Callable[[str], bool] = INI_KEYS.__contains__
 ) -> None:
-    """Refuse an ini key that begins with our prefix and that nothing reads.
+    """Refuse ini keys that begin with our prefix and that nothing reads.
 
     Raises:
-        ConfigError: as `check_variables`.
+        ConfigError: there is one, as in `check_variables`.
     """
     ours = (key for key in keys if _ini_form(key).startswith(("hf_", "hfbudget_")))
     _refuse_unknown("ini setting", (k for k in ours if not is_read(k)), INI_KEYS, _ini_form)
@@ -102,13 +105,13 @@ def _refuse_unknown(
     unknown = sorted(name for name in names if name not in known)
     if not unknown:
         return
-    from difflib import SequenceMatcher  # takes a millisecond that only an error needs
+    from difflib import SequenceMatcher  # here, since the import takes a millisecond
 
     money = (each for each in SETTINGS.values() if each.guards_money)
     guards = {name for each in money for name in (each.variable, each.ini)}
     said = []
     for name in unknown:
-        # Of two that are as near, the one that guards money is more likely to be meant.
+        # Of two names that are equally similar, suggest the one that is a cap.
         near = [(SequenceMatcher(None, k, usual(name)).ratio(), k in guards, k) for k in known]
         nearest = max(near)[2]
         said.append(f"unknown {kind} {name}: did you mean {nearest}?")
@@ -116,12 +119,12 @@ def _refuse_unknown(
 
 
 def _ini_keys(config: pytest.Config) -> set[str]:
-    """Every key of pytest's ini file, and of ``-o``."""
+    """Every key of pytest's ini file and of the option ``-o``."""
     given = {word.partition("=")[0] for word in config.getoption("override_ini", None) or ()}
     try:
         from _pytest.config.findpaths import load_config_dict_from_file
     except ImportError:
-        return given  # a pytest that keeps it elsewhere; it warns of unknown keys itself
+        return given  # another pytest has moved the function; it warns of unknown keys itself
     return given | set((config.inipath and load_config_dict_from_file(config.inipath)) or ())
 
 
@@ -132,23 +135,23 @@ def _is_read(config: pytest.Config, key: str) -> bool:
     except (KeyError, ValueError):
         return key in INI_KEYS
     except TypeError:
-        return True  # of another type than registered, which pytest says when it is read
+        return True  # its value has the wrong type; pytest says so when the key is read
     return True
 
 
 def only_look(config: pytest.Config, settings: Settings) -> bool:
-    """Whether a run shows what it would do, and does nothing."""
-    return settings.plan or any(config.getoption(name, None) for name in LOOKS)
+    """Whether a run only shows something, and runs no test (as ``--collect-only``)."""
+    return settings.plan or any(config.getoption(name, None) for name in LOOK_ONLY_OPTIONS)
 
 
 def check_rootdir(config: pytest.Config) -> None:
-    """Refuse to run with another ini file than was meant, since the caps may be in there.
+    """Refuse to run if pytest has found the wrong ini file: the caps may be in the right one.
 
-    pytest looks for it before it knows our options, and takes what follows one of them after a
-    space for a path of tests, if there is such a path.
+    pytest looks for its ini file before it knows our options. It takes the FILE of
+    ``--option FILE`` for a path of tests if that file exists, and may find another ini file there.
 
     Raises:
-        ConfigError: that has happened.
+        ConfigError: pytest has found the wrong ini file.
     """
     words = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *config.invocation_params.args]
     folder = config.invocation_params.dir
@@ -167,11 +170,11 @@ def check_rootdir(config: pytest.Config) -> None:
 
 
 def _ini(config: pytest.Config) -> Path | None:
-    """The ini file that belongs to the tests alone; that of the run, where this is unknown."""
+    """The ini file that pytest finds from the paths of tests only; if unknown, the one in use."""
     if config.option.inifilename:
         return config.inipath
     try:
-        # Its own way to find it, which has had another signature before pytest 8.
+        # pytest's own search; its signature was different before pytest 8.
         from _pytest.config.findpaths import (
             get_common_ancestor,
             get_dirs_from_args,
@@ -197,7 +200,7 @@ def _dest(key: str) -> str:
 
 
 def option_kind(key: str) -> dict[str, Any]:
-    """How an option is to be read by argparse, which is what pytest's own parser is made of."""
+    """The keyword arguments with which argparse, and pytest's parser, add an option."""
     setting = SETTINGS[key]
     if not setting.metavar:
         # Without a value: an optional one would swallow the path that follows.

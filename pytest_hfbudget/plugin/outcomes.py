@@ -1,4 +1,4 @@
-"""Remembers how each test of a run ended; marks those that were not run for want of budget."""
+"""Remembers how each test ended, and marks the tests that a used-up budget kept from running."""
 
 from __future__ import annotations
 
@@ -16,33 +16,37 @@ if TYPE_CHECKING:
 
 STOPPED = "the budget of the run is used up (--hf-on-exhausted=stop)"
 
-# On a report, where it travels from a worker to its controller.
+# The attribute of a test report that marks it; xdist sends it from a worker to the controller.
 _MARK = "hfbudget_not_run"
 
 
 def used_up_by(errors: Iterable[BaseException], keys: Collection[str]) -> BaseException | None:
-    """The first of these errors that says that one of these budgets had too little left."""
+    """The first of these errors that says that a budget of the run has too little left.
+
+    Args:
+        keys: the ledger's keys of the budgets of the run.
+    """
     return next((error for error in errors if _used_up(error, keys)), None)
 
 
 def mark(report: pytest.TestReport, item: pytest.Item, why: object) -> None:
-    """Make a report one of a test that was not run, which is no failure of what it tests."""
+    """Turn a report into "skipped: not run", since the code under test has not failed."""
     path, line, _ = item.reportinfo()
     report.outcome = "skipped"
     report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {NOT_RUN}: {why}")
-    vars(report).pop("wasxfail", None)  # whether it would have failed as expected is unknown
+    vars(report).pop("wasxfail", None)  # it did not run, so it is neither xfail nor xpass
     setattr(report, _MARK, True)
 
 
 def keep_for_next_time(config: pytest.Config, test: str) -> None:
-    """Have ``--lf`` select a test that was not run, and not forget that it failed before."""
+    """Have ``--lf`` select a test that was not run, as if it had failed."""
     last = getattr(config.pluginmanager.get_plugin("lfplugin"), "lastfailed", None)
     if isinstance(last, dict):
         last[test] = True
 
 
 def marked(report: Any) -> bool:
-    """Whether a report, of this process or of a worker, says so."""
+    """Whether a report, of this process or of a worker, was marked as not run."""
     return bool(getattr(report, _MARK, False))
 
 
@@ -57,9 +61,10 @@ FROM_BEST_TO_WORST = ("rerun", "passed", "skipped", NOT_RUN, "failed")
 
 
 class Outcomes(Mapping[str, str]):
-    """By node id; of one that several workers run (``--dist each``) the worst of all.
+    """The outcome of each test, by node id.
 
-    A test begins anew with its set-up, and is interrupted until the end of its call is told.
+    A test is ``interrupted`` from its set-up until its call is reported. A rerun starts over. If
+    each worker runs all tests (``--dist each``), the worst outcome counts.
     """
 
     def __init__(self, *, each: bool) -> None:
@@ -68,11 +73,11 @@ class Outcomes(Mapping[str, str]):
 
     @property
     def incomplete(self) -> bool:
-        """Whether a test was not run for want of budget."""
+        """Whether a used-up budget kept a test from running."""
         return self._refused and NOT_RUN in self.values()
 
     def note(self, report: pytest.TestReport) -> None:
-        """Take in what is told of one phase, or of a part of one."""
+        """Take in the report of one phase of a test, or of a subtest."""
         if report.outcome == "passed" and not self._each:
             if report.when == "teardown":
                 return

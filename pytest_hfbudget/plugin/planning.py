@@ -1,4 +1,4 @@
-"""Works out what the selected tests are expected to cost: for ``--hf-plan``, and for its gate."""
+"""Computes what the selected tests are expected to cost, for ``--hf-plan`` and its gate."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from pytest_hfbudget.values import full_name
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints import Endpoint
     from pytest_hfbudget.plugin.role import Role
-    from pytest_hfbudget.plugin.test_order import Expected
+    from pytest_hfbudget.plugin.test_order import Suite
 
-# What a plan would like to know may not keep a run waiting.
+# Seconds for one request to the control plane: a plan must not keep a run waiting.
 ASK_S = 5.0
 
 
 def plan(items: Iterable[pytest.Item], settings: Settings, costs: Costs) -> Plan:
-    """What these tests are expected to cost; nothing but the control plane is asked, and read.
+    """What these tests are expected to cost. Only reads, and only from the control plane.
 
     Raises:
         ConfigError: a marker that makes no sense.
@@ -63,10 +63,13 @@ def present(
     settings: Settings,
     costs: Costs,
 ) -> bool | None:
-    """Write the plan to the terminal, and have nothing run; None if pytest is to say what failed.
+    """Write the plan to the terminal.
+
+    Returns True, so that pytest runs no test; None if the collection failed, so that pytest says
+    so.
 
     Args:
-        collected: the items before other plugins have seen them.
+        collected: the items before other plugins have deselected or sorted them.
 
     Raises:
         ConfigError: as `plan`.
@@ -76,8 +79,8 @@ def present(
         return None
     planned = plan(session.items, settings, costs)
     if planned.endpoints:
-        expected = test_order.expected(session.items, collected, settings, costs)
-        planned = replace(planned, order=order(config, expected, planned, settings))
+        suite = test_order.suite_of(session.items, collected, settings, costs)
+        planned = replace(planned, order=order(config, suite, planned, settings))
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None:
         terminal.section("hf budget: plan")
@@ -88,13 +91,11 @@ def present(
 
 
 def order(
-    config: pytest.Config, expected: Expected, plan: Plan, settings: Settings
+    config: pytest.Config, suite: Suite, plan: Plan, settings: Settings
 ) -> PlannedOrder | None:
-    """The order in which the tests would run in one process, as far as their times are known."""
+    """The order in which the tests would run in one process; None if none needs an endpoint."""
     known = run_history.durations(config, settings)
-    tests = [
-        task._replace(seconds=known.tests.get(task.id, task.seconds)) for task in expected.tests
-    ]
+    tests = [task._replace(seconds=known.tests.get(task.id, task.seconds)) for task in suite.tests]
     arrangement = arrange(
         tests, {each.name: float(each.atto_per_hour or 1) for each in plan.endpoints}
     )
@@ -109,7 +110,7 @@ def order(
         blocks.append(((), arrangement.free))
     now, before = arranged_spans(tests, arrangement, cold, 1), collected_spans(tests, cold, 1)
     return PlannedOrder(
-        expected.kept,
+        suite.kept,
         tuple(
             PlannedBlock(
                 names,
@@ -129,10 +130,10 @@ def order(
 
 
 def gate(items: list[pytest.Item], settings: Settings, costs: Costs, role: Role) -> None:
-    """Compare the plan with the session budget, once in a run, where something is recorded.
+    """Compare the plan with the session budget, once in a run, if costs were recorded before.
 
     Raises:
-        ConfigError: it is over it, and is to be stopped then.
+        ConfigError: the plan is over the budget, and ``--hf-plan-gate=stop``.
     """
     if settings.session_cap is None or settings.plan_gate == "off":
         return
@@ -197,7 +198,10 @@ def _cold_start(
 def _look(
     names: Iterable[str], settings: Settings
 ) -> dict[str, tuple[Endpoint | None, int | None]]:
-    """Each endpoint as it is, with the price of its replicas; what can't be had is left out."""
+    """For each endpoint its state, and atto-USD per hour of all its replicas; None if unknown.
+
+    Endpoints that the control plane can't be asked about are left out.
+    """
     from huggingface_hub import get_token
 
     from pytest_hfbudget.endpoints.api import ControlPlane

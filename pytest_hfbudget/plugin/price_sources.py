@@ -1,6 +1,6 @@
-"""What a run prices and bounds its calls by: price book, catalogue and tokenizers.
+"""What a run prices and bounds its calls with: price book, catalogue and tokenizers.
 
-The catalogue is read before the first test. Nothing is fetched during a test.
+The run reads the catalogue before its first test, and fetches nothing during a test.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Patience:
+class PriceTimeouts:
     """How long a run waits for prices, in seconds.
 
     Attributes:
-        needed_s, unneeded_s: for one connection; a run without a cap only counts.
-        most_s: for everything. A name server that is silent can take a minute, which the time-out
-            of a connection does not cover.
-        silence_s: a line says what the run waits for after this time.
+        needed_s: for one request under a cap.
+        unneeded_s: for one request of a run without a cap, which can do without prices.
+        most_s: for all together. A silent name server can take a minute, which the time-out of a
+            request does not cover.
+        silence_s: after this time a line says what the run waits for.
     """
 
     needed_s: float = 10.0
@@ -57,10 +58,14 @@ def book(
     leased: dict[str, str],
     load_catalogue: Callable[[], Catalogue] = Catalogue,
 ) -> PriceBook:
-    """Everything that is known about prices.
+    """The price book of a run: all its price sources.
+
+    Args:
+        leased: the names of the run's endpoints by their URLs; it grows during the run.
+        load_catalogue: returns the router's catalogue; called for the first price it has to give.
 
     Raises:
-        ConfigError: a table, a variable or ``--hf-unpriced`` that makes no sense.
+        ConfigError: a table, a variable or ``--hf-unpriced`` is invalid.
     """
     return project_book(
         settings,
@@ -74,7 +79,7 @@ def book(
 
 
 def check(config: pytest.Config, settings: Settings) -> None:
-    """Find a wrong price before the first test, not in the middle of the run.
+    """Find an invalid price before the first test, not in the middle of the run.
 
     Raises:
         ConfigError: as `book`.
@@ -83,16 +88,16 @@ def check(config: pytest.Config, settings: Settings) -> None:
 
 
 class RunPrices:
-    """The catalogue of a run, read anew at the first request for it, before the first test."""
+    """The catalogue and the token counts of a run, read once, before the first test."""
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self._config, self._settings = config, settings
         self._read: Catalogue | None = None
-        self._ready = self._foreseen = False
+        self._ready = self._prefetched = False
         self._counts: TokenCounts | None = None
 
     def prepare(self) -> None:
-        """Have prices that a cap may depend on.
+        """Read the prices that a cap may depend on, once.
 
         Raises:
             ConfigError: as `book`.
@@ -112,15 +117,15 @@ class RunPrices:
         for name in book(self._config, self._settings, {}).table.rows:
             yield name if "://" in name else name.partition(":")[0]
 
-    def foresee(self, sure: bool) -> None:
-        """Have prices for calls that no cap waits for; ``sure`` that there will be any."""
-        if not self._foreseen and self._read is None:
-            self._foreseen = True
-            self._read = refresh(self._config, self._settings, needed=False, quiet=not sure)
+    def prefetch(self, expected: bool) -> None:
+        """Read prices that only the report needs; ``expected``: calls are likely to come."""
+        if not self._prefetched and self._read is None:
+            self._prefetched = True
+            self._read = refresh(self._config, self._settings, needed=False, quiet=not expected)
 
     @property
     def counts(self) -> TokenCounts:
-        """What servers have counted in prompts, in this run and in earlier ones."""
+        """The tokens that servers have counted in prompts, in this run and in earlier ones."""
         if self._counts is None:
             from pytest_hfbudget.metering.bounds import TokenCounts
 
@@ -130,7 +135,7 @@ class RunPrices:
         return self._counts
 
     def catalogue(self) -> Catalogue:
-        """What was read, or else the copy on disk."""
+        """The catalogue that was read, or else the copy on disk."""
         return self._read or kept_catalogue(self._settings.router)
 
 
@@ -140,16 +145,16 @@ def refresh(
     *,
     needed: bool,
     quiet: bool = False,
-    patience: Patience = Patience(),
+    timeouts: PriceTimeouts = PriceTimeouts(),
 ) -> Catalogue | None:
-    """Read the router's catalogue anew when the copy on disk is older than a day.
+    """The router's catalogue, read anew if the copy on disk is older than a day.
 
-    Without a network the old copy is used, and its age is said; what it does not know is refused
-    under a cap. Where the copy can't be written, what was read serves this run all the same.
+    Without a network, returns the old copy and prints its age; None if there is no copy. If the
+    copy can't be written, this run uses what it has read all the same.
 
     Args:
-        needed: a cap may depend on it.
-        quiet: don't say that it can't be read: there may be no call that needs it.
+        needed: a cap may depend on the prices, so wait longer for them.
+        quiet: print nothing if the catalogue can't be read, since maybe no call needs it.
     """
     from pytest_hfbudget.endpoints.transport import read_public_json
 
@@ -160,10 +165,10 @@ def refresh(
     if _offline() and not settings.emulator:
         return kept  # huggingface_hub's calls fail then, so there is nothing to be priced
     try:
-        within_s = patience.needed_s if needed else patience.unneeded_s
-        read = partial(_read_within, patience.most_s, partial(read_public_json, within_s=within_s))
+        within_s = timeouts.needed_s if needed else timeouts.unneeded_s
+        read = partial(_read_within, timeouts.most_s, partial(read_public_json, within_s=within_s))
         waited_for = f"hfbudget: reading the prices of {public_url(settings.router)} …"
-        with announced(config, waited_for, patience.silence_s):
+        with announced(config, waited_for, timeouts.silence_s):
             return file.refresh(settings.router, read, now)
     except (OSError, ValueError, RuntimeError) as error:  # the last is how suites block sockets
         what = f"those of {kept.age(now)} are used" if kept else "no prices were read before"
@@ -174,8 +179,8 @@ def refresh(
 
 
 def _remembered(config: pytest.Config, settings: Settings, model: str) -> Iterable[Fact]:
-    """What the usage log and the costs file know of a model."""
-    if settings.emulator or model.startswith("http"):  # there may be another model tomorrow
+    """The token counts of a model's prompts from the usage log and the costs file."""
+    if settings.emulator or model.startswith("http"):  # a URL may serve another model tomorrow
         return ()
     from pytest_hfbudget.plugin import run_history
 
@@ -186,7 +191,8 @@ def _read_within(most_s: float, read: Callable[[str], bytes], url: str) -> bytes
     """What ``read`` returns, within ``most_s``.
 
     Raises:
-        OSError: it takes longer, or whatever ``read`` raises.
+        OSError: ``read`` takes longer.
+        Exception: whatever ``read`` raises.
     """
     answer: Future[bytes] = Future()
 
@@ -204,7 +210,7 @@ def _read_within(most_s: float, read: Callable[[str], bytes], url: str) -> bytes
 
 
 def _offline() -> bool:
-    # As huggingface_hub reads it.
+    # The same values as huggingface_hub accepts.
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
@@ -230,7 +236,7 @@ def _ask_hook(config: pytest.Config, request: CallRequest) -> Price | None:
 
 
 def _of_a_timeout(error: BaseException) -> bool:
-    """Whether it is no answer of a hook, but the end of its test: pytest-timeout's signal."""
+    """Whether pytest-timeout has raised an error in a hook, to end the running test."""
     steps = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals.get("__name__") == "pytest_timeout" for frame, _ in steps)
 
@@ -238,12 +244,12 @@ def _of_a_timeout(error: BaseException) -> bool:
 # --- tokenizers, from the local Hugging Face cache
 
 TOKENIZER_FILE = "tokenizer.json"
-# A run knows its models from earlier runs and from its table of prices.
+# The most tokenizers that one run downloads: earlier runs may have used many models.
 MOST_DOWNLOADS = 20
 
 
 def tokenizers(settings: Settings) -> Callable[[str], Tokenizer | None]:
-    """Returns the tokenizer of a model, if it lies on this machine and is to be used."""
+    """A function that returns the tokenizer of a model; None if it is not cached or not wanted."""
     found: dict[str, Tokenizer | None] = {}
 
     def tokenizer(model: str) -> Tokenizer | None:
@@ -257,7 +263,7 @@ def tokenizers(settings: Settings) -> Callable[[str], Tokenizer | None]:
 
 
 def download_tokenizers(config: pytest.Config, models: Iterable[str]) -> None:
-    """Fetch the tokenizers of models that are not on this machine, and say so."""
+    """Download the tokenizers of models that are not cached on this machine, and say so."""
     if find_spec("tokenizers") is None:
         needed = "hf_tokenizer = download needs pip install 'pytest-hfbudget[tokenizer]'"
         say(config, f"hfbudget: {needed}; prompts are bounded by their bytes", yellow=True)
@@ -271,7 +277,7 @@ def download_tokenizers(config: pytest.Config, models: Iterable[str]) -> None:
         say(config, f"hfbudget: downloading the tokenizer of {model}")
         try:
             hf_hub_download(model, TOKENIZER_FILE)
-        except Exception as error:  # a gated model, no network, a name of the price table
+        except Exception as error:  # a gated model, no network, a price table's invented name
             why = " ".join(str(error).split())[:200]
             said = f"the tokenizer of {model} could not be downloaded ({why})"
             say(config, f"hfbudget: {said}; its prompts are bounded by their bytes", yellow=True)
@@ -288,15 +294,15 @@ def _cached_tokenizer(model: str) -> Tokenizer | None:
         loaded: Any = Loaded.from_file(path)
         loaded.no_truncation()
         loaded.no_padding()
-        # What a user writes is text, also where it looks like a mark of the template.
+        # A prompt is plain text, even if it contains the text of a special token.
         loaded.encode_special_tokens = True
-    except Exception:  # without the extra, or a file that another release has written
+    except Exception:  # the extra is missing, or another release has written the file
         return None
 
     def count(text: str) -> int:
         try:
             return len(loaded.encode(text, add_special_tokens=False).ids)
-        except Exception:  # a surrogate
+        except Exception:  # the text has a lone surrogate
             return len(text.encode("utf-8", "surrogatepass"))
 
     return count
@@ -307,6 +313,6 @@ def _tokenizer_file(model: str) -> str | None:
 
     try:
         path = try_to_load_from_cache(model, TOKENIZER_FILE)
-    except ValueError:  # a URL, or another name that is no model's
+    except ValueError:  # a URL, or another name that is no model id
         return None
     return path if isinstance(path, str) else None

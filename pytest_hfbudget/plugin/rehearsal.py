@@ -21,16 +21,16 @@ from pytest_hfbudget.text import public_url
 if TYPE_CHECKING:
     from pytest_hfbudget.emulator import EmulatorClient
 
-# Any name will do there. A real token has no business on the way to it.
+# The emulator accepts any token. The real one is not sent to it.
 TOKEN = "hf_emulator"  # noqa: S105
 START_S = 30.0
-# The same in each rehearsal, if it is free: a cassette that one of them records has the port in its
-# URLs, and a reaper that outlived its rehearsal finds the leases of the next one.
+# Each rehearsal uses this port if it is free, for two reasons. A cassette that a rehearsal records
+# has the port in its URLs. A reaper that outlived its rehearsal finds the leases of the next one.
 PORT = 47_743
 
 
 class Rehearsal:
-    """An emulator in a process of its own, because tests break what is in theirs."""
+    """An emulator in a process of its own, so that tests can't break it."""
 
     def __init__(self, url: str, process: subprocess.Popen[bytes] | None = None) -> None:
         self.url = url
@@ -56,7 +56,7 @@ class Rehearsal:
 
     @classmethod
     def _spawn(cls) -> Rehearsal:
-        with tempfile.TemporaryDirectory(prefix="hfbudget-") as directory, _said() as said:
+        with tempfile.TemporaryDirectory(prefix="hfbudget-") as directory, _stderr_file() as errors:
             ready = Path(directory) / "ready"
             process = subprocess.Popen(
                 [
@@ -65,20 +65,20 @@ class Rehearsal:
                     *("--ready-file", str(ready), "--exit-with", str(os.getpid())),
                 ],
                 stdout=subprocess.DEVNULL,
-                stderr=said,
+                stderr=errors,
                 start_new_session=True,
             )
-            return cls(_wait_ready(ready, process, said), process)
+            return cls(_wait_ready(ready, process, errors), process)
 
     def settings(self, settings: Settings) -> Settings:
-        """Settings that lead to the emulator."""
-        return led_to(self.url, settings)
+        """The settings, with the emulator's addresses."""
+        return settings_for_emulator(self.url, settings)
 
     def provide(self, names: tuple[str, ...]) -> None:
         """Have the emulator play endpoints that it does not know yet.
 
         Raises:
-            EndpointError: one has a name that no endpoint can have.
+            EndpointError: a name is invalid.
         """
         client = self._client()
         known = {endpoint["name"] for endpoint in client.state()["endpoints"]}
@@ -109,8 +109,8 @@ class Rehearsal:
         return EmulatorClient(self.url)
 
 
-def led_to(url: str, settings: Settings) -> Settings:
-    """Settings that lead to the emulator at a URL."""
+def settings_for_emulator(url: str, settings: Settings) -> Settings:
+    """The settings, with the addresses of the emulator at a URL."""
     return settings.replaced(
         emulator=url,
         router=f"{url}/router",
@@ -120,7 +120,7 @@ def led_to(url: str, settings: Settings) -> Settings:
 
 
 def _check(url: str) -> None:
-    """Make sure that an emulator answers, before anything is collected.
+    """Check that an emulator answers, before anything is collected.
 
     Raises:
         ConfigError: none does.
@@ -137,12 +137,17 @@ def _check(url: str) -> None:
         ) from None
 
 
-def _said() -> IO[bytes]:
-    """Where the emulator's last words go: a file, since nothing reads a pipe while it runs."""
+def _stderr_file() -> IO[bytes]:
+    """A file for the emulator's standard error. A pipe would fill up, since nothing reads it."""
     return tempfile.TemporaryFile()
 
 
-def _wait_ready(ready: Path, process: subprocess.Popen[bytes], said: IO[bytes]) -> str:
+def _wait_ready(ready: Path, process: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
+    """The emulator's URL, once it has written its ready file.
+
+    Raises:
+        ConfigError: the emulator has ended, or was not ready within `START_S`.
+    """
     waited = 0.0
     while not ready.exists():
         try:
@@ -153,7 +158,7 @@ def _wait_ready(ready: Path, process: subprocess.Popen[bytes], said: IO[bytes]) 
                 continue
             process.kill()
         process.wait()
-        said.seek(0)
-        lines = said.read().decode(errors="replace").strip().splitlines()
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
         raise ConfigError(f"the emulator did not start: {lines[-1] if lines else 'no word'}")
     return str(json.loads(ready.read_text())["url"])

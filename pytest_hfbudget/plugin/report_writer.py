@@ -1,6 +1,6 @@
-"""What a run leaves behind: a JSON file, a row in the usage log, terminal lines.
+"""Writes what a run leaves behind: the JSON report, a row in the usage log, terminal lines.
 
-It also tells other plugins, and a job of GitHub Actions.
+It also calls the hooks of other plugins, and reports to a job of GitHub Actions.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 class ReportWriter:
-    """Writes the report of one run to wherever it is wanted.
+    """Writes the report of one run to the terminal, a file and the usage log.
 
     Attributes:
-        announcer: tells other plugins what happens.
-        blamed: refusals that belong to no test; each fails the run.
+        announcer: calls the hooks of other plugins.
+        unowned: the texts of refusals that belong to no test; each fails the run.
     """
 
     def __init__(self, config: pytest.Config, run_id: str, started: float) -> None:
         """``started`` is the time at which the run began, in unix seconds."""
         self._config, self._run_id, self._started = config, run_id, started
         self.announcer = Announcer(config)
-        self.blamed: list[str] = []
+        self.unowned: list[str] = []
         self._written: Path | None = None
         self._why_red = ""
 
@@ -53,11 +53,12 @@ class ReportWriter:
         """Write the JSON file and, for an eventful run, the row of the usage log.
 
         Args:
-            make: makes the report, which takes a moment.
-            learned: returns what servers have counted in this run.
+            make: makes the report; called only if needed, because it is slow.
+            learned: returns the token counts of servers in this run.
+            eventful: whether the run has charges, refusals or endpoints to report.
         """
-        self._why_red = self._reason(outcomes, make) if eventful or self.blamed else ""
-        # A look spends nothing, and what the last run has spent is worth keeping.
+        self._why_red = self._reason(outcomes, make) if eventful or self.unowned else ""
+        # A run that runs no test must not replace the report of one that did.
         if settings.report is not None and not options.only_look(self._config, settings):
             self._write(make(), settings.report)
         if eventful:
@@ -68,7 +69,7 @@ class ReportWriter:
             run_history.share_report(self._config, settings, self._run_id, report)
 
     def _reason(self, outcomes: Mapping[str, str], make: Callable[[], Report]) -> str:
-        """Why the run fails, as far as budgets are the reason."""
+        """Why budgets fail the run; empty if they don't, or if the run was interrupted."""
         found = set(outcomes.values())
         if "interrupted" in found:
             return ""
@@ -80,8 +81,8 @@ class ReportWriter:
             reasons = [refused(report)]
             if "failed" not in found or reasons[0]:  # another failure is reason enough
                 reasons.append(not_run(report))
-        if self.blamed and "failed" not in found:
-            calls = "1 call was" if len(self.blamed) == 1 else f"{len(self.blamed)} calls were"
+        if self.unowned and "failed" not in found:
+            calls = "1 call was" if len(self.unowned) == 1 else f"{len(self.unowned)} calls were"
             reasons.append(f"{calls} refused outside of every test.")
         return " ".join(filter(None, reasons))
 
@@ -101,12 +102,12 @@ class ReportWriter:
             self._written = name
 
     def show(self, terminal: Any, report: Report) -> None:
-        """Print the section of a run."""
+        """Print the section "hf budget" of the terminal summary."""
         from pytest_hfbudget.reporting.terminal import summary
 
         blocks = can_show("█░", sys.stdout.encoding)
         terminal.write_sep("=", "hf budget")
-        for refusal in self.blamed:
+        for refusal in self.unowned:
             said = printable(refusal, keep="\n")
             terminal.write_line(f"refused outside of every test: {said}", red=True)
         width, usd = columns(self._config), amounts(self._config)
@@ -121,7 +122,7 @@ class ReportWriter:
             terminal.write_line(f"  report: {self._written}")
 
     def last_line(self) -> None:
-        """Say why the run fails: the last lines are what people read first."""
+        """Print why the run failed. It comes last, because people read the last lines first."""
         if self._why_red:
             say(self._config, f"hfbudget: the run failed: {self._why_red}", red=True, bold=True)
 
@@ -132,7 +133,7 @@ RAISED = (Exception, pytest.fail.Exception, pytest.skip.Exception)
 
 
 class Announcer:
-    """Calls the hooks of one run, each record once, in the order in which it was made."""
+    """Calls other plugins' hooks, once for each record, in the order of the records."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -140,7 +141,10 @@ class Announcer:
         self._complaints: set[tuple[str, str]] = set()
 
     def tell(self, hook_name: str, argument: str, records: Callable[[], Sequence[object]]) -> None:
-        """Tell what is new among the records; without a listener they are not even read."""
+        """Call a hook for each record since the last call.
+
+        ``records`` is not called if no plugin implements the hook.
+        """
         hook: Any = getattr(self._config.hook, hook_name)
         if not hook.get_hookimpls():
             return
@@ -152,7 +156,7 @@ class Announcer:
     def _call_each(
         self, hook_name: str, impls: Sequence[Any], arguments: dict[str, object]
     ) -> None:
-        """Call the plugins one by one, so that one which raises keeps nothing from the others."""
+        """Call the plugins one by one, so that the others are called even if one raises."""
         manager = self._config.pluginmanager
         for impl in impls:
             others = [other.plugin for other in impls if other.plugin is not impl.plugin]
@@ -178,7 +182,7 @@ ACTIONS = "GITHUB_ACTIONS"
 
 
 class Reporter(Protocol):
-    """The controller of a run, as far as it has the report."""
+    """The part of the controller that `GitHubJob` uses."""
 
     config: pytest.Config
 
@@ -188,9 +192,9 @@ class Reporter(Protocol):
 
 
 class GitHubJob:
-    """A job of GitHub Actions: a summary of its step, and a line at each refused test.
+    """Writes the step summary of a GitHub Actions job, and an annotation at each refused test.
 
-    Registered by the controller of a run, where one of the two variables is set.
+    Registered in the controller, if one of the variables `SUMMARY` and `ACTIONS` is set.
     """
 
     def __init__(self, controller: Reporter, outcomes: Outcomes) -> None:
@@ -202,7 +206,7 @@ class GitHubJob:
         self._session: pytest.Session | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember where a test is that was refused a call."""
+        """Remember the file and line of a test that was refused a call."""
         if dict(report.user_properties).get("hfbudget.refused"):
             self._places[report.nodeid] = self._place(*report.location[:2])
 
@@ -214,11 +218,11 @@ class GitHubJob:
         return RefusalPlace(Path(path).as_posix(), (line or 0) + 1)
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """Keep the session, which knows at its end whether the run is green."""
+        """Keep the session: its exit status tells whether the run has passed."""
         self._session = session
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Write an error or a warning for each refusal: GitHub shows it at the line of the test."""
+        """Print an annotation for each refusal, which GitHub shows at the line of the test."""
         if self._annotates and (report := self._report()) is not None:
             from pytest_hfbudget.reporting.ci import notices
 
@@ -227,10 +231,10 @@ class GitHubJob:
             for line in notices(report, self._places, green=green):
                 terminalreporter.write_line(line)
 
-    # Outermost: when it goes on after its yield, the pauses are verified.
+    # tryfirst: the outermost wrapper, so that the pauses are verified when its `yield` returns.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
-        """Append to the summary of the step, once. Failing at that fails no run."""
+        """Append to the step summary, once. An error in doing so does not fail the run."""
         try:
             return (yield)
         finally:

@@ -1,6 +1,7 @@
-"""What a process is to its run: `Worker`, `ForkedChild`, or the controller.
+"""What a process is to its run: `Worker`, `ForkedChild`, or `Controller`.
 
-The controller owns what is the run's, and has a module of its own. The others leave that to it.
+The controller owns the ledger, the endpoints and the report of the run. It is in `controller`. The
+other roles ask the controller, or do nothing.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.outcomes import Outcomes
-    from pytest_hfbudget.plugin.test_order import Expected
+    from pytest_hfbudget.plugin.test_order import Suite
     from pytest_hfbudget.pricing.catalogue import Catalogue
 
-    # Writes the costs file of a session from its ledger, from the seconds of its cold starts, and
-    # from what servers have counted.
+    # Writes the costs file of a session. Arguments: the session, its ledger, the seconds of the
+    # cold start of each endpoint, and the token counts of servers.
     StoreCosts = Callable[[pytest.Session, Ledger, Mapping[str, float], Iterable[Fact]], None]
 
-# The plugin that is registered where tests need endpoints.
+# Name of the plugin (`SerialOrder` or `WorkersOrder`) that is registered if tests need endpoints.
 ORDER = "hfbudget-order"
 
 
@@ -50,8 +51,8 @@ class Role:
     def open(self) -> None:
         """Check what can be checked before anything is collected."""
 
-    def standing(self) -> tuple[RunsBudget, ...]:
-        """What is left of the budgets over many runs."""
+    def budgets_over_runs(self) -> tuple[RunsBudget, ...]:
+        """The budgets over many runs, each with what is left of it."""
         return ()
 
     def make_runtime(self) -> Runtime:
@@ -59,78 +60,85 @@ class Role:
         raise NotImplementedError
 
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
-        """Tell which endpoints will be needed, and whether prices will be."""
+        """Declare the endpoints that tests need; ``paid``: calls under a cap need prices, too."""
 
-    def expect(self, items: list[pytest.Item], expected: Expected) -> None:
-        """Tell which tests need which endpoints, before the first test."""
+    def note_suite(self, items: list[pytest.Item], suite: Suite) -> None:
+        """Take in the collected tests and the endpoints that they need, before the first test."""
 
-    def foresee(self, sure: bool) -> None:
-        """Read the prices of calls that no cap needs; expected for ``sure``, or else possible."""
+    def prefetch_prices(self, expected: bool) -> None:
+        """Read prices for the report of a run without caps.
+
+        Args:
+            expected: calls are expected; False if they are only possible.
+        """
 
     def problem(self, error: HFBudgetError) -> None:
-        """End the run, because its plan can't be carried out."""
+        """End the run with an error that was found when its tests were planned."""
         raise error
 
     def planned(self) -> None:
-        """Raise the first problem that a worker had."""
+        """Raise the first error that a worker found when it planned its tests."""
 
     def begin(self) -> None:
-        """Bring up what the whole run needs."""
+        """Resume the endpoints that the whole run needs (``--hf-endpoint``)."""
 
     # --- endpoints
 
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
-        """An endpoint, serving, as the API's own object; see `Lifecycle.ensure`."""
+        """Return an endpoint that serves, as the JSON of the API; see `Lifecycle.ensure`."""
         raise NotImplementedError
 
     def revive(self, name: str) -> bool:
-        """Bring back an endpoint that another process has paused; returns whether it is back."""
+        """Resume an endpoint again that another process has paused; returns whether it serves."""
         return False
 
     def take_over(self, name: str, form: Mapping[str, Any] | None) -> bool:
-        """Have paused what the code under test is about to start; see `RunLifecycle.take_over`."""
+        """Have an endpoint paused at the end that the code under test is about to start.
+
+        See `RunLifecycle.take_over`.
+        """
         raise NotImplementedError
 
     def answered(self, name: str, status: int, stops: bool) -> None:
-        """Tell how a request to start or pause it was answered; see `EndpointHooks`."""
+        """Note the answer to a request that starts or pauses an endpoint; see `EndpointHooks`."""
 
     def addresses(self) -> Mapping[str, str]:
-        """The URLs of the run's endpoints, with their names; of what was taken over, too."""
+        """The names of the run's endpoints by their URLs, those that were taken over included."""
         return {}
 
-    def meet(self) -> None:
-        """Learn which endpoints are up that the whole run has asked for."""
+    def learn_addresses(self) -> None:
+        """Learn the URLs of the endpoints that were resumed for the whole run."""
 
     def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...], worker: str = "") -> None:
-        """Have a test, and these budgets of it, share in an endpoint's uptime from now on."""
+        """Charge a share of an endpoint's uptime to these budgets of a test from now on."""
 
     def end_use(self, test: str) -> None:
-        """End that for all endpoints."""
+        """Charge a test no more uptime, of any endpoint."""
 
     def share(self, test: str) -> int:
-        """Nano-USD that a test owes for uptime by now; its budgets have them already."""
+        """Nano-USD of uptime that were charged to a test's budgets so far."""
         return 0
 
     def paused(self, name: str) -> str | None:
-        """Why an endpoint was paused before the run's end, if it was."""
+        """Why an endpoint was paused before the run's end; None if it was not."""
         return None
 
-    def between(self) -> None:
+    def between_tests(self) -> None:
         """Look after the reaper, between two tests."""
 
     def ask_pause(self) -> None:
-        """Have everything paused, without waiting."""
+        """Ask the reaper to pause all endpoints, without waiting."""
 
     # --- what is said and noted
 
-    def blame(self, refusals: tuple[str, ...]) -> None:
-        """Fail the run for refusals that no test answers for."""
+    def note_unowned(self, refusals: tuple[str, ...]) -> None:
+        """Fail the run for refusals that belong to no test."""
 
     def warn(self, text: str) -> None:
-        """Say a line in the terminal of the whole run."""
+        """Print a line in the terminal of the controller."""
 
     def first(self, key: str) -> bool:
-        """Return True to the first caller of the whole run that asks for this key."""
+        """Whether this is the first call with this key, in any process of the run."""
         return False
 
     def use_up(self) -> None:
@@ -141,33 +149,36 @@ class Role:
         return False
 
     def announce(self) -> None:
-        """Tell other plugins what is new."""
+        """Call other plugins' hooks for what is new: charges, refusals, endpoint events."""
 
     # --- the end
 
     def finish(self, outcomes: Outcomes) -> bool:
-        """Wait for the pauses and report; returns whether every pause is verified."""
+        """Wait for the pauses and write the report.
+
+        Returns whether every pause is verified, and no refusal was outside of all tests.
+        """
         return True
 
     def record(self, store: StoreCosts, session: pytest.Session) -> None:
-        """Store what the tests cost, where that was asked for."""
+        """Write the costs file, if ``--hf-store-costs`` was given."""
 
     def summarise(self, terminal: Any, outcomes: Outcomes) -> None:
         """Write the section of the terminal's summary."""
 
     def last_words(self) -> None:
-        """Say what must not be overlooked, after all other plugins have spoken."""
+        """Print why the run failed and which endpoints still cost, after all other plugins."""
 
     def serve(self) -> dict[str, Any]:
-        """What a worker needs to know."""
+        """What the controller tells a worker: the ledger's socket and the service addresses."""
         raise RuntimeError("only the controller of a run has workers")
 
     def close(self) -> None:
-        """Give back what is left."""
+        """Close connections, and what else this process holds."""
 
 
 class RunContext(Protocol):
-    """What the parts of a run know of it."""
+    """The part of `Run` that its helpers use."""
 
     @property
     def settings(self) -> Settings: ...
@@ -179,17 +190,17 @@ class RunContext(Protocol):
     def runtime(self) -> Runtime | None: ...
 
     def start(self) -> Runtime:
-        """The meter of this process, put in place by the first caller."""
+        """Return the meter of this process; the first call puts it in place."""
 
 
 class ForkedChild(Role):
-    """Ends nothing and reports nothing, even where pytest itself is run to its end in a child.
+    """Ends nothing and reports nothing, even if the child runs pytest to its end.
 
-    Its parent goes on, and has been told of all that happened before the fork.
+    The parent goes on and reports. It knows all that happened before the fork.
     """
 
     def make_runtime(self) -> Runtime:
-        """One of its own: without a meter at the fork, no budget was open."""
+        """Return a standalone meter: there was no meter at the fork, so no budget was open."""
         from pytest_hfbudget.metering.runtime import standalone
 
         return standalone()
@@ -199,7 +210,10 @@ class ForkedChild(Role):
 
 
 class Worker(Role):
-    """Two connections: a hold must never wait behind an endpoint that takes minutes to start."""
+    """A worker of xdist, which asks the controller.
+
+    It has two connections: a hold must never wait for an endpoint that takes minutes to start.
+    """
 
     def __init__(
         self, config: pytest.Config, settings: Settings, workerinput: Mapping[str, Any]
@@ -210,7 +224,7 @@ class Worker(Role):
         super().__init__(_with_addresses(settings, given))
         self.config = config
         self.leased: dict[str, str] = {}
-        self._met = False
+        self._learned = False
         self._name = str(workerinput["workerid"])
         self._connection, self._slow_connection = (
             LedgerConnection(given["socket"]),
@@ -246,11 +260,11 @@ class Worker(Role):
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
         self._slow_connection.ask("declare", names, paid)
 
-    def expect(self, items: list[pytest.Item], expected: Expected) -> None:
-        self._slow_connection.ask("expect", expected)
+    def note_suite(self, items: list[pytest.Item], suite: Suite) -> None:
+        self._slow_connection.ask("note_suite", suite)
 
-    def foresee(self, sure: bool) -> None:
-        self._slow_connection.ask("foresee", sure)
+    def prefetch_prices(self, expected: bool) -> None:
+        self._slow_connection.ask("prefetch_prices", expected)
 
     def problem(self, error: HFBudgetError) -> None:
         self._slow_connection.ask("problem", str(error))
@@ -273,16 +287,16 @@ class Worker(Role):
         self.leased.update(self._slow_connection.ask("addresses"))
         return self.leased
 
-    def meet(self) -> None:
-        if not self._met:
+    def learn_addresses(self) -> None:
+        if not self._learned:
             self.leased.update(self._connection.ask("leased"))
-            self._met = True
+            self._learned = True
 
     def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...], worker: str = "") -> None:
         self._connection.ask("begin_use", test, name, scopes, self._name)
 
     def end_use(self, test: str) -> None:
-        with suppress(LedgerUnreachableError):  # whose controller is gone, owes nothing more
+        with suppress(LedgerUnreachableError):  # without its controller a worker owes nothing more
             self._connection.ask("end_use", test, self._name)
 
     def share(self, test: str) -> int:
@@ -294,8 +308,8 @@ class Worker(Role):
         answer: str | None = self._slow_connection.ask("paused", name)
         return answer
 
-    def blame(self, refusals: tuple[str, ...]) -> None:
-        self._slow_connection.ask("blame", refusals)
+    def note_unowned(self, refusals: tuple[str, ...]) -> None:
+        self._slow_connection.ask("note_unowned", refusals)
 
     def warn(self, text: str) -> None:
         self._slow_connection.ask("warn", text)

@@ -1,4 +1,4 @@
-"""One test run, as one of its processes sees it: alone, as the controller, or as a worker."""
+"""One test run in one of its processes: the only one, the controller, or a worker."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ RUN = pytest.StashKey["Run"]()
 
 
 class Run:
-    """Everything that the hooks of one config share.
+    """What the hooks of one config share.
 
-    The meter is built when a module that spends is imported; without a cap, for the first call.
+    Importing a module of `SPENDING_MODULES` makes the meter; without a cap, the first call does.
 
     Attributes:
-        awake: whether a test can have been refused anything, or have used an endpoint.
+        awake: whether a call or an endpoint is possible, so that hooks have to do their work.
     """
 
     def __init__(self, config: pytest.Config, role: Role) -> None:
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def role(self) -> Role:
-        """What this process is. A child that a test has forked may run into pytest's end, too."""
+        """The role of this process. A child that a test has forked can end up in our hooks, too."""
         if os.getpid() == self._pid:
             return self._role
         from pytest_hfbudget.plugin.role import ForkedChild
@@ -81,7 +81,7 @@ class Run:
 
     @cached_property
     def recording(self) -> Recording:
-        """What tests have cost before, where something asks for that."""
+        """The costs file: what tests have cost in earlier runs."""
         from pytest_hfbudget.plugin.run_history import Recording
 
         return Recording(self.config, self.settings, self.outcomes)
@@ -93,10 +93,10 @@ class Run:
 
     @classmethod
     def early(cls, config: pytest.Config) -> None:
-        """Begin before the first conftest file is imported, which may make calls.
+        """Begin a run before the first conftest file is imported, because it may make calls.
 
         Raises:
-            ConfigError: a setting that makes no sense.
+            ConfigError: a setting is invalid.
         """
         run = cls._begun(config, options.read_early(config))
         given = config.known_args_namespace
@@ -107,23 +107,25 @@ class Run:
 
     @classmethod
     def of(cls, config: pytest.Config) -> Run:
-        """The run of a config, in the role that its process has.
+        """The run of a config, with all settings, in place of the one that `early` has begun.
+
+        An early run with a working meter is kept.
 
         Raises:
-            ConfigError: a setting that makes no sense.
+            ConfigError: a setting is invalid.
         """
         settings = options.read(config)
         early = config.stash.get(RUN, None)
         if early is not None and early.runtime is not None and not early._problem:
             return early  # calls may have been made already
-        refused = early._give_way() if early is not None else ()
+        refused = early._discard() if early is not None else ()
         run = cls._begun(config, settings)
         if refused:
-            run.role.blame(refused)
+            run.role.note_unowned(refused)
         return run
 
-    def _give_way(self) -> tuple[str, ...]:
-        """Undo the beginning of a run that could hold no call; what it has refused."""
+    def _discard(self) -> tuple[str, ...]:
+        """Undo the beginning of a run that could hold no call; returns the refusals it made."""
         self._import_hook.uninstall()
         self._first_call.cancel()
         self.role.close()
@@ -141,10 +143,10 @@ class Run:
         return run
 
     def open(self) -> None:
-        """Check the prices and what was recorded.
+        """Check prices, shared budgets, and the costs file where it is needed.
 
         Raises:
-            ConfigError: one of them can't be used.
+            HFBudgetError: one of them can't be used.
         """
         self._open()
         if self._problem is not None:
@@ -167,10 +169,10 @@ class Run:
 
     def _imported(self, module: ModuleType) -> None:
         if self._opening:
-            return  # the plugin itself has imported it: it looks again when all is open
-        # In an import, which must not fail: what is wrong ends the run when it is configured.
+            return  # our own `open` has imported the module; `open` checks again at its end
+        # This runs inside an import, which must not fail. `open` raises the problem later.
         self._open()
-        # No cap has to hold the first call, so the meter can come about with it.
+        # Without a cap, nothing has to hold the first call: that call can make the meter.
         bare = not (self.settings.capped or self.settings.endpoints or self._problem)
         later = bare and self.runtime is None and module.__name__ != BUDGET_MODULE
         tables = later and has_price_table(self.settings, self.config.rootpath)
@@ -194,13 +196,14 @@ class Run:
         return self.runtime
 
     def plan(self, items: list[pytest.Item], collected: tuple[pytest.Item, ...]) -> None:
-        """Check the markers of what will run, and tell which endpoints it needs.
+        """Check the markers of the tests that will run, and declare the endpoints they need.
 
         Args:
-            collected: the items as pytest has collected them.
+            collected: the items before other plugins have deselected or sorted them.
 
         Raises:
-            ConfigError: a marker that makes no sense, or a huggingface_hub that is not known.
+            ConfigError: a marker is invalid, or under a cap the installed release of
+                huggingface_hub can't be metered.
         """
         try:
             if self.runtime is not None and self.settings.capped:
@@ -209,11 +212,11 @@ class Run:
             self.role.problem(error)
             return
         bounded, self._collected = marked(items), collected
-        # A suite that imports budget() has caps that can't be seen before they are entered, and
-        # prices are to be read before the first test, not in the middle of one.
+        # The caps of budget() blocks are unknown until a test enters them. Their prices have to be
+        # read now, before the first test.
         paid = bool(bounded) or self.settings.capped or BUDGET_MODULE in sys.modules
         if not items or not (paid or self.settings.endpoints):
-            self._foresee(items)
+            self._prefetch_prices(items)
             return
         from pytest_hfbudget.plugin import markers
 
@@ -228,19 +231,19 @@ class Run:
                     from pytest_hfbudget.plugin import test_order
 
                     known = items, collected, self.settings, self.recording.known
-                    self.role.expect(items, test_order.expected(*known))
+                    self.role.note_suite(items, test_order.suite_of(*known))
         except HFBudgetError as error:
             self.role.problem(error)
 
-    def _foresee(self, items: list[pytest.Item]) -> None:
-        """Have prices for calls that no cap waits for: what is not counted can't be reported.
+    def _prefetch_prices(self, items: list[pytest.Item]) -> None:
+        """Read prices for a run without caps, so that its report can show costs.
 
-        A suite that has imported no client by now reads nothing, and neither does it later: nothing
-        is fetched while a test runs.
+        A suite that has imported no client during its collection reads no prices, also not later:
+        nothing is fetched while a test runs.
         """
-        sure = self._first_call.foreseen or bool(self.settings.emulator)
-        if items and (sure or self._first_call.possible) and not self._only_looking():
-            self.role.foresee(sure)
+        expected = self._first_call.is_expected or bool(self.settings.emulator)
+        if items and (expected or self._first_call.is_possible) and not self._only_looking():
+            self.role.prefetch_prices(expected)
 
     def _compare_with_budget(self, items: list[pytest.Item]) -> None:
         if self.settings.session_cap is not None and self.settings.plan_gate != "off":
@@ -249,17 +252,17 @@ class Run:
             planning.gate(items, self.settings, self.recording.costs, self.role)
 
     def _only_looking(self) -> bool:
-        """Whether this run shows what it would do, and does nothing."""
+        """Whether this run only shows something, and runs no test."""
         return options.only_look(self.config, self.settings)
 
     def begin(self, session: pytest.Session) -> bool | None:
-        """Bring up what the whole run needs, right before its first test.
+        """Resume the endpoints that the whole run needs, right before its first test.
 
-        True where that is all, since only the plan was asked for. After errors of the collection,
-        or without a test, pytest will run nothing, so nothing is brought up.
+        Nothing is resumed if pytest will run no test. Returns True after ``--hf-plan``, so that
+        pytest runs nothing; else None.
 
         Raises:
-            EndpointError: one of them can't be brought up.
+            EndpointError: an endpoint can't be brought up.
         """
         given_up = session.testsfailed and not self.config.option.continue_on_collection_errors
         empty = not session.testscollected and self.config.getoption("dist", "no") == "no"
@@ -275,12 +278,12 @@ class Run:
     # --- around each test
 
     def leave(self, item: pytest.Item) -> None:
-        """Nothing that the test has opened stays held."""
+        """Settle the calls that a test has left open, and end its use of endpoints."""
         self.attribution.leave(item)
         if not self.awake:
             return
         self.requirements.end()
-        self.role.between()
+        self.role.between_tests()
         if self.settings.on_exhausted == "stop" and self.role.used_up():
             item.session.shouldfail = outcomes.STOPPED
 
@@ -295,22 +298,22 @@ class Run:
             if self.settings.store_costs:
                 self.recording.note(report)
         elif report.when != "setup":
-            self.role.end_use(report.nodeid)  # its worker crashed, and says no more
+            self.role.end_use(report.nodeid)  # its worker crashed, and can't end it itself
 
     # --- endpoints
 
     def bring_up(self, item: pytest.Item) -> None:
-        """Have the endpoints that a test needs running, before its own set-up begins.
+        """Bring up the endpoints of a test before its set-up.
 
         Raises:
-            ConfigError: it has a cap, and calls can't be seen.
+            ConfigError: the test has a cap, and its calls can't be metered.
             EndpointError: an endpoint can't be brought up.
         """
         self.attribution.check()
         if self.runtime is not None and self.runtime.meter.budgets.capped():
             self.runtime.require_hub()
         if self.settings.endpoints and not self._only_looking():
-            self.role.meet()
+            self.role.learn_addresses()
         if "hf_endpoint" in item.keywords and not self._only_looking():
             self.awake = True
             self.requirements.bring_up(item)
@@ -318,7 +321,7 @@ class Run:
     # --- the end
 
     def finish(self, session: pytest.Session) -> None:
-        """Wait for the verified pause, and write the report. A pause that fails fails the run."""
+        """Wait for the pauses and write the report; fail the run for a pause not verified."""
         self._settle_all()
         in_order = self.role.finish(self.outcomes)
         if self.outcomes.incomplete:
@@ -334,28 +337,28 @@ class Run:
         self._end.begin(session)
 
     def _settle_all(self) -> None:
-        """Settle what is open: nothing is settled later. Refusals outside tests fail the run."""
+        """Settle all open calls, and report refusals outside of tests, which fail the run."""
         if self.runtime is None:
             return
         self.runtime.children.close()
         self.runtime.meter.settle_all()
         unowned = self.runtime.meter.budgets.unowned
         if unowned:
-            self.role.blame(tuple(map(str, unowned)))
+            self.role.note_unowned(tuple(map(str, unowned)))
             unowned.clear()
 
     def summarise(self, terminal: Any) -> None:
-        """The section in the terminal's summary."""
+        """Print the section "hf budget" of the terminal summary."""
         if not self.settings.plan:
             self.role.summarise(terminal, self.outcomes)
         if self.settings.store_costs:
             self.recording.summarise(terminal)
 
     def close(self) -> None:
-        """Undo everything but the metering, also after an end that skipped `finish`."""
+        """Pause, report and close everything but the meter, also if `finish` was skipped."""
         try:
             if not (self._end.begun and self.role.reports):
-                self._settle_all()  # else the end tells of what was refused since
+                self._settle_all()  # otherwise `end` prints what was refused after the report
             self.role.ask_pause()
             self.role.finish(self.outcomes)
         finally:
@@ -363,17 +366,17 @@ class Run:
             self.role.close()
 
     def end(self) -> None:
-        """Tell what came after the report; go on with calls where the process ends with the run."""
+        """Print calls made after the report; remove the meter if the process outlives the run."""
         os.environ.pop(WORKERS, None)
         if os.getpid() != self._pid:
             return
         if self.runtime is not None and not self._end.begun:
-            self.close()  # a conftest file that called and then failed: nothing was configured
+            self.close()  # a conftest file made a call and then failed, before pytest_configure
         self._end.tell()
-        if self.runtime is not None and not self._end.lasts:
+        if self.runtime is not None and not self._end.owns_process:
             runtime, self.runtime = self.runtime, None
             runtime.release()
-        if not self._end.lasts:
+        if not self._end.owns_process:
             self._import_hook.uninstall()
             self._first_call.cancel()
 

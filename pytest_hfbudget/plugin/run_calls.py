@@ -1,8 +1,8 @@
-"""The calls of a run: from when to when its meter counts them, and which test pays for them.
+"""The calls of a run: when its meter starts and ends, and which test pays for a call.
 
-Without a cap the first call makes the meter, unless a marker needs it earlier. After the report
-calls are refused under a cap, else counted on a last line. That depends on what the process was
-started for, as does where it finds its ledger.
+Without a cap the first call makes the meter, unless a marker needs it earlier. After the report,
+calls are refused under a cap; without one they are counted and printed on a last line. How long the
+meter stays, and where the ledger is, depends on what the process was started for (`started_as`).
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ if TYPE_CHECKING:
 MARKERS = ("budget", "hf_endpoint")
 INSTRUMENTATION = "pytest_hfbudget.metering.instrumentation.hub"
 
-# A test that imports one of these is about to spend, or to ask what was spent.
+# A test that imports one of these modules may make paid calls, or ask what was spent.
 BUDGET_MODULE = "pytest_hfbudget.metering.budget"
 HTTP_MODULES = ("httpx", "httpx2", "requests", "aiohttp", "http.client")
 SPENDING_MODULES = ("huggingface_hub", BUDGET_MODULE, *HTTP_MODULES)
-# What is there to call models. Too many suites that never do have an HTTP library.
+# A suite that imports one of these probably calls models. An HTTP library alone says little.
 MODEL_CLIENTS = ("openai", "litellm")
 # HF_TOKEN, HUGGINGFACE_API_KEY (litellm), HUGGINGFACEHUB_API_TOKEN (LangChain) and the like.
 CREDENTIAL = r"(HF|HUGGING_?FACE(HUB)?)_(\w+_)?(TOKEN|KEY)"
 
 
 def imported_already() -> ModuleType | None:
-    """One of these modules, if the process has imported any."""
+    """One of `SPENDING_MODULES` that the process has imported; None if it has imported none."""
     return next((sys.modules[name] for name in SPENDING_MODULES if name in sys.modules), None)
 
 
 class FirstCall:
-    """Waits for it, if that was asked for."""
+    """Has the first call of a run without caps make the meter."""
 
     def __init__(self, start: Callable[[], object]) -> None:
         """``start`` makes the meter and puts it in place."""
@@ -61,7 +61,10 @@ class FirstCall:
         self._redirect: Redirect | None = None
 
     def wait_for(self, settings: Settings) -> bool:
-        """Have the first call start the meter; False where another run would get that call."""
+        """Have the first call make the meter.
+
+        Returns False, and does nothing, if an enclosing run already meters the calls.
+        """
         from pytest_hfbudget.metering.instrumentation import Addresses, Redirect
         from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION
 
@@ -77,9 +80,11 @@ class FirstCall:
         return True
 
     def cancel(self, put_in_place: Callable[[], object] | None = None) -> None:
-        """Wait no longer, and have another meter, if given, put in place; harmless if not waiting.
+        """Stop waiting for the first call. May be called at any time.
 
-        The clients stay wrapped meanwhile: what has wrapped them again can't be undone.
+        Args:
+            put_in_place: puts a meter in place. It is called before the clients are unwrapped, so
+                that they stay wrapped all the time: another library may have wrapped them again.
         """
         redirect, self._redirect = self._redirect, None
         if redirect is not None:
@@ -93,14 +98,14 @@ class FirstCall:
             INSTRUMENTATION.uninstall()
 
     @property
-    def foreseen(self) -> bool:
-        """Whether one of huggingface_hub's clients was imported, so that calls are expected."""
+    def is_expected(self) -> bool:
+        """Whether a client of huggingface_hub was imported, so that calls are likely."""
         module: Any = sys.modules.get(INSTRUMENTATION)
         return module is not None and bool(module.INSTRUMENTATION.in_place)
 
     @property
-    def possible(self) -> bool:
-        """Whether calls by other clients may come: one is there, and so is a token for them."""
+    def is_possible(self) -> bool:
+        """Whether another client for models was imported, and the environment has a token."""
         clients = any(name in sys.modules for name in MODEL_CLIENTS)
         return clients and any(
             re.fullmatch(CREDENTIAL, name) and os.environ[name] for name in os.environ
@@ -108,7 +113,7 @@ class FirstCall:
 
 
 def has_price_table(settings: Settings, root: Path) -> bool:
-    """Whether the project may have prices of its own: read now, since a test may replace `open`."""
+    """Whether the project may have prices of its own. Asked early: a test may replace `open`."""
     project = root / "pyproject.toml"
     try:
         return settings.prices is not None or b"hfbudget" in project.read_bytes()
@@ -129,14 +134,14 @@ def marked(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     return [item for item in items if is_marked(item)]
 
 
-# --- whose they are
+# --- which test pays
 
 
 class Attribution:
-    """Tells the meter which test it is, from when there is a meter, and asks it what that cost.
+    """Tells the meter which test is running, and gets the cost of a test from it.
 
     Attributes:
-        called: whether the test itself is being called: what is reported meanwhile is a subtest.
+        called: whether the test function is running; a report that comes then is of a subtest.
     """
 
     def __init__(self, run: RunContext, share: Callable[[], int]) -> None:
@@ -149,27 +154,27 @@ class Attribution:
         self.called = False
 
     def begin(self) -> None:
-        """There is a meter now, maybe in the middle of a test."""
+        """Tell a new meter which test is running, if one is."""
         self._charge(None)
         if self._item is not None:
             self._charge_to(self._item)
 
     def enter(self, item: pytest.Item) -> None:
-        """From now on calls are charged to this test."""
+        """Charge calls to this test from now on."""
         self._item, self._markers = item, len(item.own_markers)
         if self._run.runtime is not None:
             self._run.runtime.meter.budgets.know_this_context()
             self._charge_to(item)
 
     def has_new_markers(self, item: pytest.Item) -> bool:
-        """Whether a fixture has added some."""
+        """Whether a fixture has added markers to a test."""
         return len(item.own_markers) != self._markers
 
     def charge_anew(self, item: pytest.Item) -> None:
-        """Have calls held by the budgets that the fixtures of a test have added, too.
+        """Apply the budget markers that the fixtures of a test have added.
 
         Raises:
-            ConfigError: one of them makes no sense.
+            ConfigError: such a marker is invalid.
         """
         if (before := self.test()) is not None:
             self._charge_to(item)
@@ -178,17 +183,17 @@ class Attribution:
             self.check()
 
     def leave(self, item: pytest.Item) -> None:
-        """Nothing that the test has opened stays held."""
+        """Settle the calls that a test has left open, and charge the session from now on."""
         self._item, self._where = None, f"after {item.nodeid}"
         if self._run.runtime is not None:
             self._run.runtime.meter.settle_open(item.nodeid)
             self._charge(None)
 
     def check(self) -> None:
-        """Raise what is wrong with a marker of the running test, where that fails the test.
+        """Raise the error of an invalid marker that was added after the collection.
 
         Raises:
-            ConfigError: one that came after the collection makes no sense.
+            HFBudgetError: the running test has such a marker.
         """
         if self._problem is not None:
             problem, self._problem = self._problem, None
@@ -196,7 +201,7 @@ class Attribution:
 
     @contextmanager
     def shared(self, where: str) -> Iterator[None]:
-        """Charge the session meanwhile: what several tests share belongs to none of them."""
+        """Charge the session, not the test, for the calls of a fixture that tests share."""
         item, before, test = self._item, self._where, self.test()
         unowned = len(self._run.runtime.meter.budgets.unowned) if self._run.runtime else 0
         self._item, self._where = None, where
@@ -206,27 +211,31 @@ class Attribution:
         finally:
             self._item, self._where = item, before
             if test is None and item is not None and self._run.runtime is not None:
-                self._charge_to(item)  # the meter came about inside
+                self._charge_to(item)  # the meter was made inside the fixture
             else:
                 self._charge(test)
             self._own_refusals(unowned)
 
     def test(self) -> RunningTest | None:
-        """The test that is charged now, where there is a meter."""
+        """The test that is charged now; None without a meter, or outside of tests."""
         return self._run.runtime.meter.budgets.test if self._run.runtime else None
 
     def note_cost(self, item: pytest.Item, *, last: bool = True) -> None:
-        """Put a test's cost into its properties, from where JUnit takes it."""
+        """Write a test's cost into its user properties, which JUnit reports contain.
+
+        Args:
+            last: whether the test is over, so that its open calls are settled.
+        """
         if self._run.runtime is None or (test := self.test()) is None:
             return
         meter = self._run.runtime.meter
         meter.settle_open(item.nodeid) if last else meter.drain()
         share, key = self._share(), test.scopes[-1].key
         if not share and not meter.ledger.touched(key):
-            return  # a worker would ask its controller, for each test that never calls
+            return  # saves a worker from asking its controller for each test without calls
         total = meter.ledger.total(key)
         if total.calls or total.refused or share:
-            # A rerun counts on, so what its predecessor said is replaced.
+            # A rerun shares the budget of the attempt before, so it replaces that one's figures.
             kept = [p for p in item.user_properties if not str(p[0]).startswith("hfbudget.")]
             item.user_properties[:] = [
                 *kept,
@@ -237,11 +246,11 @@ class Attribution:
             ]
 
     def note_cost_so_far(self, item: pytest.Item) -> None:
-        """The same while the test goes on."""
+        """As `note_cost`, while the test goes on."""
         self.note_cost(item, last=False)
 
     def take_notices(self) -> list[str]:
-        """The warnings that its budgets have to raise."""
+        """The warnings (``warn_at``) that are due, each once."""
         return self._run.runtime.meter.watcher.take() if self._run.runtime else []
 
     def _charge_to(self, item: pytest.Item) -> None:
@@ -250,10 +259,10 @@ class Attribution:
         try:
             self._charge(running_test(item, self._run.settings))
         except HFBudgetError as error:
-            self._problem = error  # a marker that came after collection; raised where a test can
+            self._problem = error  # of a marker added after the collection; `check` raises it
 
     def _own_refusals(self, since: int) -> None:
-        """Let a test answer for what was refused to a fixture that was set up for it."""
+        """Count the refusals in a shared fixture as those of the test that set it up."""
         test = self.test()
         if self._run.runtime is not None and test is not None:
             unowned = self._run.runtime.meter.budgets.unowned
@@ -274,7 +283,8 @@ class RunEnd:
 
     Attributes:
         begun: whether the report is written.
-        lasts: whether the process ends with this run, so that all its calls are the run's.
+        owns_process: whether the process ends with this run, so that all its calls are the run's.
+            False if a program has called ``pytest.main()``.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -283,18 +293,18 @@ class RunEnd:
         self._runtime: Runtime | None = None
         self._told = 0
         self.begun = False
-        self.lasts = started_as() in ("pytest", "worker")
-        if self.lasts:
+        self.owns_process = started_as() in ("pytest", "worker")
+        if self.owns_process:
             atexit.register(self._at_exit)  # the earlier it is registered, the later it runs
 
     def watch(self, runtime: Runtime) -> None:
-        """Have calls go through this meter, which may come about after the end."""
+        """Take in the meter of the run. It may be made after the report."""
         self._runtime = runtime
         if self.begun:
             runtime.meter.budgets.over = AFTER_THE_REPORT
 
     def begin(self, session: pytest.Session | None = None) -> None:
-        """From now on no budget holds a call."""
+        """The report is written: refuse capped calls and count the others from now on."""
         self._session = session or self._session
         if not self.begun:
             self.begun = True
@@ -303,7 +313,7 @@ class RunEnd:
                 self._runtime.meter.budgets.over = AFTER_THE_REPORT
 
     def tell(self) -> None:
-        """Say what was called since, and fail the run for what was refused."""
+        """Print the calls since the report, and fail the run if any was refused."""
         lines, refused = self._lines()
         if not lines:
             return
@@ -316,7 +326,7 @@ class RunEnd:
             self._session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _lines(self) -> tuple[list[str], bool]:
-        """What to say, and whether any of it is a refusal."""
+        """The lines to print, and whether any is about a refusal."""
         if self._runtime is None:
             return [], False
         self._runtime.meter.settle_all()
@@ -342,12 +352,12 @@ def _calls(runtime: Runtime) -> int:
     from pytest_hfbudget.ledger.ledger import Ledger
 
     ledger, budgets = runtime.meter.ledger, runtime.meter.budgets
-    # The ledger of others, which may be gone, is told of no call after the end.
+    # A ledger in another process may be gone by now, so it is not asked.
     return ledger.total(budgets.session.key).calls if isinstance(ledger, Ledger) else 0
 
 
 def started_as() -> str:
-    """What this process was started for: ``pytest``, a ``worker`` of xdist, or another program."""
+    """What this process was started for: ``"pytest"``, ``"worker"`` (of xdist), else ``""``."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         module, caller = frame.f_globals.get("__name__"), frame.f_back
@@ -361,9 +371,9 @@ def started_as() -> str:
 
 
 def known_to_worker(config: pytest.Config) -> dict[str, Any]:
-    """What a worker of xdist knows of its run; nothing in another process.
+    """What the controller has told this worker of xdist; empty in any other process.
 
-    The controller's environment tells a worker of it before xdist itself does.
+    The environment has it first, for conftest files; later xdist's ``workerinput`` has it.
     """
     told = os.environ.pop(WORKERS, None) if started_as() == "worker" else None
     given: dict[str, Any] = getattr(config, "workerinput", {})

@@ -1,4 +1,4 @@
-"""What a run knows of earlier ones, and leaves to later ones: the usage log and the costs file."""
+"""Reads what earlier runs have stored, and stores it for later ones: usage log, costs file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def counts(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact, ...]:
-    """What earlier runs have learned of a model's prompts. Never fails a run."""
+    """The token counts of a model's prompts from earlier runs. Never raises."""
     recorded = _recorded(config, settings)
     return (
         *_logged(config, settings, model),
@@ -51,7 +51,7 @@ def _logged(config: pytest.Config, settings: Settings, model: str) -> tuple[Fact
 
 
 def models(config: pytest.Config, settings: Settings) -> Iterator[str]:
-    """The models of earlier runs, of the log the most expensive first. Never fails a run."""
+    """The models of the costs file, then of the log, the most expensive first. Never raises."""
     yield from (fact.model for fact in _recorded(config, settings))
     if not settings.log_days:
         return
@@ -72,9 +72,9 @@ def add_to_log(
     report: Report,
     learned: Iterable[Fact],
 ) -> None:
-    """Write down what a run was charged and has learned, unless that is nothing.
+    """Add a run's charges and token counts to the usage log, unless its report is empty.
 
-    Never fails a run.
+    Never raises; a problem is printed.
     """
     if report.empty or settings.emulator or not settings.log_days:
         return
@@ -90,19 +90,19 @@ def add_to_log(
 
 
 def durations(config: pytest.Config, settings: Settings) -> Durations:
-    """How long tests and cold starts took in earlier runs; nothing where that can't be read."""
+    """The seconds of tests and cold starts in earlier runs; empty if they can't be read."""
     from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.history.usage_log import FILE
     from pytest_hfbudget.history.usage_schema import DurationLog, Durations
 
     if settings.log_days and not settings.emulator:
-        with suppress(HistoryError):  # who writes it at the end says what is wrong with it
+        with suppress(HistoryError):  # `remember` prints the problem at the end of the run
             return DurationLog(default_state_dir() / FILE).read(project(config, settings))
     return Durations({}, {})
 
 
 def remember(config: pytest.Config, settings: Settings, measured: Durations) -> None:
-    """Add what this run has measured. Never fails a run."""
+    """Add the seconds that this run has measured to the usage log. Never raises."""
     if settings.emulator or not settings.log_days:
         return
     from pytest_hfbudget.endpoints.journal import default_state_dir
@@ -117,7 +117,7 @@ def remember(config: pytest.Config, settings: Settings, measured: Durations) -> 
 
 
 def share_report(config: pytest.Config, settings: Settings, job: str, report: Report) -> None:
-    """Have the report of this job at hand for `hfbudget report --shared`. Never fails a run."""
+    """Store the report of this job for `hfbudget report --shared`. Never raises."""
     if settings.shared is None or settings.emulator:
         return
     from pytest_hfbudget import shared
@@ -131,7 +131,7 @@ def share_report(config: pytest.Config, settings: Settings, job: str, report: Re
 
 
 def project(config: pytest.Config, settings: Settings) -> str:
-    """What the runs belong to that share a budget: its name, or the folder of this checkout."""
+    """The project whose runs share budgets: its configured name, or the root directory."""
     return settings.project or str(config.rootpath.resolve())
 
 
@@ -141,10 +141,10 @@ DEFAULT = "hf-costs.json"
 
 
 class Recording:
-    """What was recorded before, and what this run adds to it.
+    """The costs file as it was before this run, and what this run adds to it.
 
     Args:
-        outcomes: how tests ended, by node id; filled while they run.
+        outcomes: the outcome of each test, by node id; filled during the run.
     """
 
     def __init__(
@@ -160,18 +160,18 @@ class Recording:
         self._told: set[str] = set()
 
     def pytest_deselected(self) -> None:
-        """Remember that this run has not all tests."""
+        """Remember that this run has only a part of the tests."""
         self.narrowed = True
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """The same where a whole module was skipped."""
+        """Remember the same if a whole module was skipped."""
         self.narrowed |= report.skipped
 
     def check(self) -> None:
         """Read the file before anything is collected, if it will be needed.
 
         Raises:
-            ConfigError: there is garbage in it, or none where one has to be.
+            ConfigError: the file is damaged, or missing where an option needs it.
         """
         settings = self._settings
         if settings.store_costs or settings.plan or settings.max_increase is not None:
@@ -187,10 +187,10 @@ class Recording:
 
     @property
     def costs(self) -> Costs:
-        """What is recorded, as of the first look; nothing without a file.
+        """The recorded costs, read once; empty without a file.
 
         Raises:
-            ConfigError: there is garbage in it.
+            ConfigError: the file is damaged.
         """
         if self._costs is None:
             self._costs = _load(self.path)
@@ -198,7 +198,7 @@ class Recording:
 
     @property
     def known(self) -> Costs:
-        """The same, for an estimate: nothing where there is garbage in it."""
+        """The recorded costs for an estimate; empty if the file is damaged."""
         try:
             return self.costs
         except ConfigError:
@@ -211,9 +211,9 @@ class Recording:
     def costlier(
         self, item: pytest.Item, report: pytest.TestReport, ledger: LedgerLike, key: str
     ) -> str | None:
-        """Why a test fails for what it costs, once; None if it does not.
+        """Why a test fails ``--hf-max-increase``; None if it does not, or was told before.
 
-        Asked after the call and after the teardown, since a stream may end as late as there.
+        Called after the call and after the teardown, because a stream may end in the teardown.
         """
         most, recorded = self._settings.max_increase, self.costs.tests.get(item.nodeid)
         if report.when == "setup":
@@ -233,7 +233,7 @@ class Recording:
     # --- writing
 
     def note(self, report: pytest.TestReport) -> None:
-        """Remember how long the call of a test took, should it need an endpoint."""
+        """Remember how long the call of a test took; used only if the test needs an endpoint."""
         if self._settings.store_costs and not is_part(report):
             self._seconds[report.nodeid] += report.duration
             if "hf_endpoint" in report.keywords:
@@ -246,7 +246,7 @@ class Recording:
         cold_starts: Mapping[str, float],
         learned: Iterable[Fact],
     ) -> None:
-        """Write the file: the tests that passed in this run get a new entry, others keep theirs."""
+        """Write the file. Tests that passed get a new entry; all others keep theirs."""
         tests = self._passed(ledger)
         try:
             # Read anew: another run may have written meanwhile.
@@ -268,7 +268,7 @@ class Recording:
             terminal.write_line(self._stored)
 
     def _passed(self, ledger: Ledger) -> dict[str, Cost]:
-        """The cost of each test that passed without a refusal, and all of whose calls were paid."""
+        """The cost of each test that passed without a refusal and without replayed calls."""
         from pytest_hfbudget.reporting.costs import Cost
 
         charges: dict[str | None, list[Charge]] = defaultdict(list)
@@ -289,9 +289,9 @@ class Recording:
         return math.ceil(self._seconds[test]) if test in self._on_endpoint else 0
 
     def _existing(self, session: pytest.Session) -> frozenset[str] | None:
-        """Every test that there is; None where this run can't tell, as it had only a part of them.
+        """The ids of all tests of the project; None if this run may have had only a part of them.
 
-        With workers it never can: they don't tell what they deselect.
+        With xdist always None: workers don't report what they deselect.
         """
         config = session.config
         narrowing = ("lf", "ignore", "ignore_glob", "continue_on_collection_errors")
@@ -309,7 +309,7 @@ class Recording:
 
 
 def _recorded(config: pytest.Config, settings: Settings) -> Iterable[Fact]:
-    """What the costs file knows of prompts; nothing where it can't be read."""
+    """The token counts of prompts in the costs file; empty if it can't be read."""
     try:
         return _load(_path(config, settings)).counts
     except ConfigError:
@@ -317,7 +317,11 @@ def _recorded(config: pytest.Config, settings: Settings) -> Iterable[Fact]:
 
 
 def _path(config: pytest.Config, settings: Settings) -> Path:
-    """Where the file is, or is to be: node ids are relative to the root directory, so there."""
+    """The path of the costs file.
+
+    A relative path is looked up in the working directory first. Otherwise the file belongs into the
+    root directory, because node ids are relative to it.
+    """
     name = settings.costs or Path(DEFAULT)
     here = config.invocation_params.dir / name
     return here if settings.costs and here.exists() else config.rootpath / name

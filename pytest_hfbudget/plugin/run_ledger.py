@@ -1,4 +1,4 @@
-"""The ledger of a run, which other runs may fill too; its meter, and what its endpoints go by."""
+"""Makes the ledger, the meter and the endpoint settings of a run from its settings."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def ledger_of(config: pytest.Config, settings: Settings, run: str) -> Ledger:
-    """The ledger of a run; one that others fill too, if it has a budget over many runs.
+    """The ledger of a run; one that it shares with other runs, if a budget is over many runs.
 
     Raises:
-        HistoryError: what the other runs have spent can't be read.
+        HistoryError: the store of shared budgets can't be read.
     """
     shared = windows(settings)
     if not shared:
@@ -47,10 +47,10 @@ def ledger_of(config: pytest.Config, settings: Settings, run: str) -> Ledger:
 
 
 def check_shared(settings: Settings) -> None:
-    """Look whether the server answers over which machines share budgets and endpoints.
+    """Check that the Redis server of ``--hf-shared`` answers.
 
     Raises:
-        ConfigError: redis-py is missing, or it is not known which run this job belongs to.
+        ConfigError: redis-py is missing, or the run that this job belongs to is unknown.
         HistoryError: the server can't be used.
     """
     from pytest_hfbudget import shared
@@ -63,7 +63,7 @@ def _ledger_of_job(settings: Settings, job: str) -> Ledger:
     """The ledger of one of many jobs, each of which may run on a machine of its own.
 
     Raises:
-        ConfigError: it is not known which run it belongs to, or which project.
+        ConfigError: the run or the project that the job belongs to is unknown.
         HistoryError: the server can't be used.
     """
     from pytest_hfbudget import shared
@@ -76,8 +76,8 @@ def _ledger_of_job(settings: Settings, job: str) -> Ledger:
     return shared_ledger(server, names, over_runs, expiry_s=settings.shared_expiry)
 
 
-def standing(ledger: Ledger, settings: Settings) -> tuple[RunsBudget, ...]:
-    """What is left of each budget over many runs."""
+def budgets_over_runs(ledger: Ledger, settings: Settings) -> tuple[RunsBudget, ...]:
+    """The budgets over many runs, each with what is left of it."""
     if settings.shared is not None and not settings.emulator:
         from pytest_hfbudget.history.shared_store import SharedJobLedger
 
@@ -94,7 +94,7 @@ def standing(ledger: Ledger, settings: Settings) -> tuple[RunsBudget, ...]:
 
 
 def room(ledger: Ledger, settings: Settings) -> int | None:
-    """Nano-USD that the run as a whole may still spend; None where nothing caps that."""
+    """Nano-USD that the whole run may still spend, by its tightest cap; None without a cap."""
     caps = [(SESSION, settings.own_cap), *((w.key, w.cap) for w in windows(settings))]
     left = (
         cap - total.spent - total.held
@@ -106,14 +106,14 @@ def room(ledger: Ledger, settings: Settings) -> int | None:
 
 
 def caps(settings: Settings) -> str:
-    """The budgets of the run as a whole, as messages call them; empty if there are none."""
+    """The names and amounts of the caps on the whole run, for messages; empty without a cap."""
     named = [("session budget", settings.own_cap)]
     named += ((window.label, window.cap) for window in windows(settings))
     return " or ".join(f"the {name} of {exact(cap)}" for name, cap in named if cap is not None)
 
 
 def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
-    """Let the other runs know that this one holds nothing any more."""
+    """Close the ledger, so that other runs no longer count what this one holds."""
     if not settings.capped_over_runs:
         return
     from pytest_hfbudget.history.shared_ledger import SharedLedger
@@ -143,8 +143,12 @@ def make_meter(
 ) -> Runtime:
     """The meter of one process.
 
-    This happens while huggingface_hub is being imported, which must not fail for a price that is
-    none: under a cap that has ended the run before, and without one it is merely not counted.
+    An invalid price raises nothing, because this may run while huggingface_hub is imported. Under a
+    cap, an invalid price has ended the run before. Without one, calls have no known price.
+
+    Args:
+        leased: the names of the run's endpoints by their URLs; it grows during the run.
+        worker: the id of this worker of xdist, else empty.
     """
     from pytest_hfbudget.metering.budget_context import BudgetContext
     from pytest_hfbudget.metering.instrumentation import Addresses
@@ -175,13 +179,13 @@ def make_meter(
 
 
 def endpoint_settings(settings: Settings, run_id: str) -> EndpointSettings:
-    """What the endpoints of a run are resumed and paused by."""
+    """The settings by which the endpoints of a run are resumed and paused."""
     from huggingface_hub import get_token
 
     from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
     from pytest_hfbudget.endpoints.retry import RunTimings, Timings
 
-    terms = EndpointSettings(
+    made = EndpointSettings(
         api=settings.endpoints_api,
         token=get_token(),
         run=run_id,
@@ -195,12 +199,12 @@ def endpoint_settings(settings: Settings, run_id: str) -> EndpointSettings:
     if settings.shared is not None:
         from pytest_hfbudget import shared
 
-        terms = replace(terms, shared=shared.place(settings))
-    # A rehearsal's endpoints start in no time; its control plane is not in doubt, and ends with it.
+        made = replace(made, shared=shared.place(settings))
+    # The emulator starts endpoints at once, answers reliably, and ends with the rehearsal.
     if settings.emulator:
         return replace(
-            terms,
-            waits=replace(terms.waits, poll_s=0.05),
-            timings=replace(terms.timings, deadline_s=10.0, doubt_s=0.5, settle_s=5.0, looks_s=()),
+            made,
+            waits=replace(made.waits, poll_s=0.05),
+            timings=replace(made.timings, deadline_s=10.0, doubt_s=0.5, settle_s=5.0, looks_s=()),
         )
-    return terms
+    return made

@@ -1,4 +1,4 @@
-"""When the endpoints of a run are resumed and paused, and which test comes next."""
+"""Decides when the endpoints of a run are resumed and paused, and which test comes next."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from pytest_hfbudget.scheduling import Pool, Task, arrange, is_gap, order
 
 if TYPE_CHECKING:
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
-    from pytest_hfbudget.plugin.test_order import Expected
+    from pytest_hfbudget.plugin.test_order import Suite
 
-# Between two looks at an endpoint that was resumed and that nothing waits for.
+# Seconds between two looks at a resumed endpoint that no test waits for.
 LOOK_S = 2.0
-# An endpoint that takes longer than expected is expected to take this part of its time more.
+# A cold start that takes longer than expected is expected to take 10 % longer than it has so far.
 _LATE = 0.1
-# A pause that begins so shortly before the next minute is verified before that.
+# How often `Gaps` looks in a billed minute. It asks for a pause up to two looks before the minute
+# ends, so that the pause is verified before the next minute begins.
 _LOOKS_IN_A_MINUTE = 60
 PHASES: tuple[str, ...] = ("setup", "call", "teardown")
 
 
 class EndpointSchedule:
-    """The endpoints of a run while its tests run. Safe between threads.
+    """Resumes and pauses the endpoints of a run while its tests run. Safe between threads.
 
-    Every endpoint is paused after the last test that names it. Where tests may be put into another
-    order, it is resumed when the work that is left before its tests is about its cold start.
+    Each endpoint is paused after the last test that names it. If the tests may be sorted, each is
+    resumed ahead: when the tests before its own take about as long as its cold start.
     """
 
     def __init__(
         self,
-        expected: Expected,
+        suite: Suite,
         known: Durations,
         endpoints: RunEndpoints,
         *,
@@ -51,22 +52,22 @@ class EndpointSchedule:
         """Nothing is resumed or paused yet.
 
         Args:
-            known: what was measured in earlier runs; it comes before the costs file.
-            assumed: seconds of a cold start that is not recorded.
-            gap_minute_s: seconds of a billed minute, if endpoints are paused between tests that
-                lie apart; None if they are kept.
+            known: seconds measured in earlier runs; preferred to those of the costs file.
+            assumed: seconds of a cold start that was never measured.
+            gap_minute_s: seconds of a billed minute, if endpoints are paused in gaps between their
+                tests; None if they keep running.
         """
-        tests = tuple(_as_known(task, known.tests) for task in expected.tests)
-        self.expected, self._endpoints = expected._replace(tests=tests), endpoints
-        self._cold_starts = {**dict(expected.cold_starts), **known.cold_starts}
+        tests = tuple(_as_known(task, known.tests) for task in suite.tests)
+        self.suite, self._endpoints = suite._replace(tests=tests), endpoints
+        self._cold_starts = {**dict(suite.cold_starts), **known.cold_starts}
         self._assumed = assumed
         self._gaps = None if gap_minute_s is None else Gaps(self, endpoints, gap_minute_s)
         self._lock = threading.RLock()
-        self._open = Counter(task.id for task in expected.tests)
-        self._needs = {task.id: task.needs for task in expected.tests}
-        self._left = Counter(name for task in expected.tests for name in task.needs)
+        self._open = Counter(task.id for task in suite.tests)
+        self._needs = {task.id: task.needs for task in suite.tests}
+        self._left = Counter(name for task in suite.tests for name in task.needs)
         self._asked: set[str] = set()
-        # All endpoints count the same: what they cost is read when the first is resumed.
+        # No rates: all endpoints count the same, since prices are read with the first resume.
         self.arrangement = arrange(tests, {})
         self._look_at: dict[str, float] = {}
         self._ran: dict[str, TestSpan] = {}
@@ -74,23 +75,23 @@ class EndpointSchedule:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The endpoints that tests name, in the order of these tests."""
+        """The endpoints that tests name, in the order of the tests."""
         return tuple(self._left)
 
     def pool(self, *, longest_first: bool = False) -> Pool:
-        """All tests, in blocks."""
-        return Pool(self.expected.tests, self.arrangement, longest_first=longest_first)
+        """A pool with all tests."""
+        return Pool(self.suite.tests, self.arrangement, longest_first=longest_first)
 
     def first_order(self) -> list[int]:
-        """The places of the tests as they would run if all took as long as expected."""
+        """The indices of the tests, in the order in which they run if all take as expected."""
         cold = {name: self._cold_starts.get(name, self._assumed) for name in self.names}
-        return order(self.expected.tests, self.arrangement, cold)
+        return order(self.suite.tests, self.arrangement, cold)
 
     def header(self) -> str:
-        """Which order the tests are in, and why."""
+        """The line that says which order the tests are in, and why."""
         endpoints = counted(len(self.names), "endpoint")
-        if self.expected.kept:
-            return f"hfbudget: order: as collected ({self.expected.kept}); {endpoints}"
+        if self.suite.kept:
+            return f"hfbudget: order: as collected ({self.suite.kept}); {endpoints}"
         blocks, free = counted(len(self.arrangement.blocks), "block"), self.arrangement.free
         tests = counted(sum(len(unit.tests) for unit in free), "test")
         others = f", {tests} without one" if free else ""
@@ -100,21 +101,21 @@ class EndpointSchedule:
         )
 
     def ended(self, test: str) -> None:
-        """A test is over: what it was the last to need is paused."""
+        """Note that a test has ended, and pause the endpoints that no later test needs."""
         with self._lock:
             if not self._open[test]:
                 return
             self._open[test] -= 1
             self._left.subtract(self._needs[test])
             over = [name for name in self._needs[test] if not self._left[name]]
-        if not self.expected.repeats:
+        if not self.suite.repeats:
             for name in over:
                 self._endpoints.release(name)
 
     def note(self, report: pytest.TestReport) -> bool:
-        """Remember when a test ran; all its attempts together.
+        """Remember when a test ran, from its first attempt to its last.
 
-        Returns whether it is a report of a phase, and not of a worker that has crashed.
+        Returns False for xdist's report of a crashed worker, which is of no phase.
         """
         if report.when not in PHASES:
             return False
@@ -127,9 +128,9 @@ class EndpointSchedule:
         return True
 
     def timeline(self, minute_s: float) -> Timeline:
-        """What happened when, as far as it is known by now."""
+        """The timeline of tests and endpoints so far."""
         return timeline(
-            self.expected.tests,
+            self.suite.tests,
             tuple(self._ran.values()),
             self._endpoints.paid(),
             clock=SYSTEM_CLOCK.time() - SYSTEM_CLOCK.monotonic(),
@@ -137,25 +138,25 @@ class EndpointSchedule:
         )
 
     def measured(self) -> Durations:
-        """How long tests and cold starts have taken; a test that was skipped says nothing."""
+        """The seconds of tests, without skipped ones, and of cold starts in this run."""
         took = {test.test: test.stop - test.start for test in self._ran.values()}
-        tests = lengths(self.expected.tests, self._endpoints.paid(), took)
+        tests = lengths(self.suite.tests, self._endpoints.paid(), took)
         kept = {test: seconds for test, seconds in tests.items() if test not in self._skipped}
         return Durations(kept, self._endpoints.log.cold_starts())
 
     def pause_in_gaps(self, workers: int = 1) -> None:
-        """From now on pause endpoints whose tests lie apart, if that is wanted."""
-        if self._gaps is not None and not self.expected.repeats:
+        """Begin to pause endpoints in gaps between their tests, if the settings say so."""
+        if self._gaps is not None and not self.suite.repeats:
             self._gaps.begin(workers)
 
     def cold_start(self, name: str) -> float:
-        """Seconds that an endpoint takes until it serves, as far as is known."""
+        """Seconds that an endpoint is expected to take from its resume until it serves."""
         return self._cold_starts.get(name, self._assumed)
 
     def left(self) -> list[Task]:
         """The tests that have not ended, in the order in which they are expected to run."""
-        tests = self.expected.tests
-        ordered = tests if self.expected.kept else [tests[place] for place in self.first_order()]
+        tests = self.suite.tests
+        ordered = tests if self.suite.kept else [tests[place] for place in self.first_order()]
         return [task for task in ordered if self._open[task.id]]
 
     def began(self, test: str) -> float | None:
@@ -168,10 +169,10 @@ class EndpointSchedule:
         self._endpoints.release(name, "its next test is far off")
 
     def ready(self, needs: Collection[str], at: float) -> float:
-        """When all of these are expected to serve; `-inf` if they do.
+        """When all of these endpoints are expected to serve; `-inf` if all do.
 
         Args:
-            at: when they would be resumed that are not yet.
+            at: when those that are not yet resumed would be resumed.
         """
         return max((self._ready(name, at) for name in needs), default=-math.inf)
 
@@ -185,7 +186,7 @@ class EndpointSchedule:
         return since if since == -math.inf else late
 
     def look(self) -> None:
-        """See which endpoints have come up, every few seconds at most."""
+        """Check which endpoints have come up; each one again after at most `LOOK_S` seconds."""
         now = SYSTEM_CLOCK.monotonic()
         for name in self.names:
             since = self._endpoints.since(name)
@@ -195,12 +196,12 @@ class EndpointSchedule:
                 self._look_at[name] = SYSTEM_CLOCK.monotonic() + min(LOOK_S, waited / 20)
 
     def resume_in_time(self, pool: Pool, busy: float | None, workers: int = 1) -> None:
-        """Resume what will be needed when the work before it is done.
+        """Resume each endpoint whose cold start is as long as the tests before its own.
 
         Args:
-            busy: seconds of the tests that workers have in hand already; None if unknown.
+            busy: seconds that the tests take which workers already have; None if unknown.
         """
-        if self.expected.kept:
+        if self.suite.kept:
             return
         for needs, before in pool.needed():
             work = None if before is None or busy is None else busy + before / workers
@@ -209,23 +210,23 @@ class EndpointSchedule:
                     self.resume(name)
 
     def _is_due(self, name: str, work: float | None) -> bool:
-        # Resumed too late it costs time, too early it costs money: so what is not known waits.
+        # Too late costs time, too early costs money. So an endpoint waits if a time is unknown.
         return work is not None and work <= self._cold_starts.get(name, 0.0)
 
     def resume(self, name: str) -> None:
-        """Resume one without waiting for it, once."""
+        """Resume an endpoint without waiting for it. Further calls do nothing until `pause`."""
         with self._lock:
             if name in self._asked:
                 return
             self._asked.add(name)
-        self._resume(name, name in self.expected.keep_running)
+        self._resume(name, name in self.suite.keep_running)
 
     def _resume(self, name: str, keep_running: bool) -> None:
         self._endpoints.warm(name, keep_running=keep_running)
 
 
 class ThreadedSchedule(EndpointSchedule):
-    """Resumes in threads: the controller has workers to serve meanwhile, and runs no test."""
+    """Resumes in threads, so that the controller can serve its workers meanwhile."""
 
     def _resume(self, name: str, keep_running: bool) -> None:
         thread = threading.Thread(
@@ -241,9 +242,9 @@ class ThreadedSchedule(EndpointSchedule):
 
 
 class Gaps:
-    """Pauses endpoints whose tests lie apart, and resumes them in time.
+    """Pauses endpoints in long gaps between their tests, and resumes them in time.
 
-    A thread looks at them, since a test may take longer than a minute.
+    It works in a thread, because one test may take longer than a billed minute.
     """
 
     def __init__(
@@ -256,7 +257,7 @@ class Gaps:
         self._workers = 1
 
     def begin(self, workers: int) -> None:
-        """Look at them until the run ends."""
+        """Start the thread, which runs until the run ends."""
         self._workers = workers
         self._endpoints.every(self._look_s, self._look)
 
@@ -280,7 +281,7 @@ class Gaps:
                 self._schedule.pause(name)
 
     def _until_used(self, name: str, left: Sequence[Task]) -> float | None:
-        """Seconds until a test needs an endpoint; None if one before it is of unknown length."""
+        """Seconds until a test needs an endpoint; None if a test before it has unknown length."""
         work, now = 0.0, SYSTEM_CLOCK.time()
         for task in left:
             if name in task.needs:
@@ -296,15 +297,16 @@ def _as_known(task: Task, seconds: Mapping[str, float]) -> Task:
     return task._replace(seconds=seconds.get(task.id, task.seconds))
 
 
-# There is one worker, and it has no name.
+# The name of the only worker in a run of one process.
 _ME = ""
 
 
 class SerialOrder:
-    """Registered for a run of one process whose tests need endpoints.
+    """Sorts the tests of a run of one process, and sorts again while they run.
 
-    When a test begins, pytest knows the next one already, so that fixtures which both need stay.
-    All tests after that may change their places in the session's list: pytest's loop follows.
+    When a test begins, pytest already knows the next one, because it keeps the fixtures that both
+    need. All later tests can still be moved in the session's list, since pytest's loop reads the
+    list as it goes.
     """
 
     def __init__(self, schedule: EndpointSchedule, items: list[pytest.Item]) -> None:
@@ -312,11 +314,11 @@ class SerialOrder:
         self.schedule, self._pool = schedule, schedule.pool()
         self._collected = tuple(items)
         self._places = {id(item): place for place, item in enumerate(items)}
-        if not schedule.expected.kept:
+        if not schedule.suite.kept:
             items[:] = [self._collected[place] for place in schedule.first_order()]
         self._first = tuple(items)
-        self._chosen = 0  # so many items of the session have their final place
-        self._follows = False
+        self._chosen = 0  # how many items of the session have their final position
+        self._follows = False  # whether tests are still being moved
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember when tests ran."""
@@ -326,13 +328,13 @@ class SerialOrder:
         """Say which order the tests are in."""
         return fitted(config, self.schedule.header())
 
-    # Not first: what ends the run before its first test comes before this.
+    # Not tryfirst: hooks that end the run before its first test come before this one.
     def pytest_runtestloop(self, session: pytest.Session) -> None:
-        """Resume the first endpoint, where there are tests to run meanwhile."""
+        """Choose the first two tests, and resume the endpoints that are due."""
         self.schedule.pause_in_gaps()
         failed = session.testsfailed and not session.config.option.continue_on_collection_errors
         same = tuple(session.items) == self._first  # no other plugin has sorted after this one
-        if same and not failed and not self.schedule.expected.kept:
+        if same and not failed and not self.schedule.suite.kept:
             self._follows = True
             self._choose(session, SYSTEM_CLOCK.monotonic())
             self._after(session, session.items[0])
@@ -355,7 +357,7 @@ class SerialOrder:
                 self._after(item.session, nextitem)
 
     def _after(self, session: pytest.Session, item: pytest.Item) -> None:
-        """Choose what comes after an item that is about to begin."""
+        """Choose the test that runs after an item which is about to begin."""
         now, task = SYSTEM_CLOCK.monotonic(), self._task(item)
         seconds = self._pool.seconds(self._places[id(item)])
         known = task.seconds if task.needs else 0.0
@@ -378,4 +380,4 @@ class SerialOrder:
         self._chosen += 1
 
     def _task(self, item: pytest.Item) -> Task:
-        return self.schedule.expected.tests[self._places[id(item)]]
+        return self.schedule.suite.tests[self._places[id(item)]]

@@ -1,4 +1,7 @@
-"""What may be put into another order: which tests need which endpoints, and what stays together."""
+"""Reads from the collected tests which endpoints they need, and which tests stay together.
+
+It also finds out whether the tests may be sorted at all.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ if TYPE_CHECKING:
 
     from pytest_hfbudget.reporting.costs import Costs
 
-# Options with which a user asks for an order, or for one that later runs can rely on.
+# Options with which pytest itself orders the tests, or relies on the order of the last run.
 _ORDERS = {"stepwise": "--stepwise", "failedfirst": "--ff", "newfirst": "--nf"}
-# Whose loops run each test once; other plugins' loops may run them again and again.
-# In a worker of xdist its module has the name that execnet gives it.
+# Modules whose `pytest_runtestloop` runs each test once; another plugin's loop may repeat tests.
+# `__channelexec__` is the name that execnet gives to xdist's module in a worker.
 _LOOPS = ("_pytest.", "xdist.", "pytest_hfbudget.", "__channelexec__")
 _SHARED: tuple[tuple[str, type[Node]], ...] = (
     ("class", pytest.Class),
@@ -31,15 +34,15 @@ _SHARED: tuple[tuple[str, type[Node]], ...] = (
 )
 
 
-class Expected(NamedTuple):
-    """The tests of a run, as the process that has collected them sees them.
+class Suite(NamedTuple):
+    """The collected tests of a run, and what decides their order.
 
     Attributes:
         tests: in the order of the collection.
-        keep_running: endpoints that stay up if they are found so.
-        kept: why this order is kept; empty if tests may be put into another.
-        repeats: a plugin may run tests more than once, so nothing is over before the end.
-        cold_starts: seconds, by endpoint, as the costs file has them.
+        keep_running: endpoints that are not paused at the end if they ran before.
+        kept: why the tests stay in this order; empty if they may be sorted.
+        repeats: a plugin may run tests again, so no endpoint can be paused before the end.
+        cold_starts: each endpoint with the seconds of its cold start in the costs file.
     """
 
     tests: tuple[Task, ...]
@@ -49,17 +52,17 @@ class Expected(NamedTuple):
     cold_starts: Sequence[tuple[str, float]] = ()
 
 
-def expected(
+def suite_of(
     items: Sequence[pytest.Item],
     before: Sequence[pytest.Item],
     settings: Settings,
     costs: Costs,
-) -> Expected:
-    """What the collected tests need.
+) -> Suite:
+    """Read the collected tests.
 
     Args:
-        before: the items before other plugins have seen them.
-        costs: what is recorded in the costs file.
+        before: the items before other plugins have deselected or sorted them.
+        costs: the contents of the costs file.
     """
     config = items[0].config
     whole_run = {full_name(name, settings.namespace) for name in settings.endpoints}
@@ -75,7 +78,7 @@ def expected(
         cost = costs.tests.get(item.nodeid)
         seconds = cost.endpoint_s if cost is not None and cost.endpoint_s else None
         tests.append(Task(item.nodeid, needs, together.get(place, -1), certain, seconds))
-    return Expected(
+    return Suite(
         tuple(tests),
         tuple(sorted(keep)),
         _kept(config, items, before, settings),
@@ -85,7 +88,7 @@ def expected(
 
 
 def _skipped(item: pytest.Item) -> bool | None:
-    """Whether a marker skips a test; None if that shows only when it is set up."""
+    """Whether a marker skips a test; None if only its set-up can tell."""
     if markers.skipped_by_unittest(item):
         return True
     marks = [mark for mark in item.iter_markers() if mark.name in ("skip", "skipif")]
@@ -95,7 +98,7 @@ def _skipped(item: pytest.Item) -> bool | None:
         from _pytest.skipping import evaluate_skip_marks
 
         return evaluate_skip_marks(item) is not None
-    except (ImportError, Exception, pytest.fail.Exception):  # pytest says it at the set-up
+    except (ImportError, Exception, pytest.fail.Exception):  # pytest reports it in the set-up
         return None
 
 
@@ -114,7 +117,7 @@ def _kept(
     before: Sequence[pytest.Item],
     settings: Settings,
 ) -> str:
-    """Why the order of the tests is kept; empty if it need not be."""
+    """Why the tests stay in the order they have; empty if they may be sorted."""
     if settings.order == "collected":
         return "hf_order=collected"
     for option, name in _ORDERS.items():
@@ -131,7 +134,7 @@ def _kept(
 
 
 def _usual(before: Sequence[pytest.Item]) -> Iterator[Iterable[pytest.Item]]:
-    """The orders that pytest itself may leave: as collected, or by parameters of fixtures."""
+    """The orders that pytest itself produces: as collected, or grouped by fixture parameters."""
     yield before
     try:
         from _pytest.fixtures import reorder_items
@@ -144,10 +147,11 @@ def _usual(before: Sequence[pytest.Item]) -> Iterator[Iterable[pytest.Item]]:
 
 
 def _together(items: Sequence[pytest.Item]) -> dict[int, int]:
-    """The number of its unit for each place whose test shares fixtures with others.
+    """The unit number of each test that shares fixtures with other tests, by index.
 
-    Fixtures of a class, module or package are torn down when the next test is outside of it, and
-    those with parameters when the next test has another one. Tests that share one stay together.
+    pytest tears a fixture of a class, module or package down when the next test is outside of it,
+    and a fixture with parameters when the next test has another parameter. So tests that share such
+    a fixture stay together.
     """
     units = _Units(len(items))
     first: dict[object, int] = {}
@@ -158,7 +162,7 @@ def _together(items: Sequence[pytest.Item]) -> dict[int, int]:
 
 
 def _shared(item: pytest.Item) -> Iterator[object]:
-    """What a test shares with its neighbours, by keys that are the same for all of them."""
+    """Keys of the fixtures that a test shares; two tests that share a fixture have its key."""
     info: Any = getattr(item, "_fixtureinfo", None)
     fixtures = info.name2fixturedefs if info is not None else {}
     asks = "request" in fixtures or "request" in getattr(item, "fixturenames", ())
@@ -169,7 +173,7 @@ def _shared(item: pytest.Item) -> Iterator[object]:
         for name, found in fixtures.items():
             if any(fixture.scope == scope and _matters(fixture) for fixture in found):
                 yield id(node), name
-        # It may ask for a fixture by name while it runs.
+        # The test may ask its `request` for a fixture while it runs.
         if asks and _has_shared(item, scope, node):
             yield id(node), scope
     callspec: Any = getattr(item, "callspec", None)
@@ -196,10 +200,10 @@ def _has_shared(item: pytest.Item, scope: str, node: Node) -> bool:
 
 
 def _matters(fixture: Any) -> bool:
-    """Whether a fixture is worth keeping tests together.
+    """Whether tests that share a fixture should stay together for it.
 
-    Other plugins have some for whole modules that every test uses, and that only return a setting
-    (``vcr_config`` of pytest-recording): with them, no module could ever be divided.
+    Not for a plugin's fixture that only returns a setting, as ``vcr_config`` of pytest-recording:
+    each test of a module uses it, so the module could never be divided.
     """
     return _of_project(fixture) or inspect.isgeneratorfunction(fixture.func)
 
@@ -210,7 +214,7 @@ def _of_project(fixture: Any) -> bool:
 
 
 class _Units:
-    """Sets of places that grow together."""
+    """Disjoint sets of test indices (union-find)."""
 
     def __init__(self, size: int) -> None:
         self._parents = list(range(size))
@@ -220,7 +224,7 @@ class _Units:
         self._parents[max(one, other)] = min(one, other)
 
     def numbers(self) -> dict[int, int]:
-        """For each place that is not alone in its set, the smallest place in it."""
+        """For each index in a set of several: the smallest index of that set."""
         roots = [self._root(place) for place in range(len(self._parents))]
         sizes: dict[int, int] = {}
         for root in roots:

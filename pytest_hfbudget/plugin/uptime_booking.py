@@ -1,4 +1,4 @@
-"""Books the uptime of a run's endpoints: to its session by the minute, to tests by their share."""
+"""Books the uptime of endpoints: to the session by the minute, to each test its share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
-from pytest_hfbudget.endpoints.uptime import HORIZON_S, RunningEndpoint, TakenOver, seconds_left
+from pytest_hfbudget.endpoints.uptime import HORIZON_S, PayerChange, RunningEndpoint, seconds_left
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse, Shares, share_out
 from pytest_hfbudget.errors import (
     BudgetExceededError,
@@ -31,54 +31,56 @@ from pytest_hfbudget.settings import Settings
 
 
 class UptimeBooking:
-    """What the endpoints of a run have cost by now, and until when the caps pay for them.
+    """Books what the endpoints of a run have cost so far, and knows how long the caps last.
 
     Attributes:
-        lock: held by a caller that reads and books in one step.
+        lock: taken by callers that read and book in one step.
     """
 
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self._ledger, self._settings = ledger, settings
         self.lock = threading.RLock()
         self._running: dict[str, tuple[RunningEndpoint, ...]] = {}
-        self._booked = self._shared = 0  # to the session, and to what jobs share
-        # Nano-USD of spans that are over: a revived endpoint has begun another.
+        self._booked = self._shared = 0  # nano-USD, to the session and to budgets of many jobs
+        # Nano-USD of each endpoint's spans that are over; a revived endpoint begins another span.
         self._ended: Counter[str] = Counter()
-        # Endpoints that another job pays for, with what this one has paid for earlier spans.
-        self._of_others: dict[str, int] = {}
-        self._taken: dict[str, TakenOver] = {}  # those that another job has paid for before
+        # Endpoints that another job pays for, with nano-USD that this job paid for earlier spans.
+        self._paid_by_others: dict[str, int] = {}
+        # Endpoints that another job paid for before this one.
+        self._payer_changes: dict[str, PayerChange] = {}
         self._closed = False
 
     def settle_who_pays(self, name: str, pays: bool, paid_until: float | None) -> None:
-        """Have this run pay for an endpoint, or leave that to the other job that does.
+        """Have this job pay for an endpoint, or another job.
 
-        A job that takes over pays for what begins after the minutes that are paid for. A job that
-        leaves it to another one has its minutes back: the other has held the endpoint for longer.
+        A job begins to pay at the end of the last minute that the job before has paid for. A job
+        that stops gets its minutes back: the other job has had the endpoint longer, and pays them.
 
         Args:
-            paid_until: on the steady clock, what the job before has paid for; None if it is not
-                known, and then the minute that runs is paid for once more.
+            pays: whether this job pays from now on.
+            paid_until: until when the job before has paid, on the steady clock. None if unknown;
+                then this job pays for the current minute, perhaps a second time.
         """
-        if pays == (name not in self._of_others):
+        if pays == (name not in self._paid_by_others):
             return
-        ended, taken = self._ended[name], self._taken.get(name)
+        ended, change = self._ended[name], self._payer_changes.get(name)
         if pays:
             now, minute_s = SYSTEM_CLOCK.monotonic(), self._settings.billing_minute
             until = now if paid_until is None else paid_until
-            earlier = self._of_others.pop(name)
-            self._taken[name] = TakenOver(now, until - minute_s, ended - earlier)
+            earlier = self._paid_by_others.pop(name)
+            self._payer_changes[name] = PayerChange(now, until - minute_s, ended - earlier)
         else:
-            self._of_others[name] = ended - taken.ended if taken else ended
+            self._paid_by_others[name] = ended - change.ended if change else ended
         self._add(0, self._shared_part(self._dues()) - self._shared)
 
     @property
     def accrues(self) -> bool:
-        """Whether minutes may have started that are not booked."""
+        """Whether there may be started minutes that are not yet booked."""
         return not self._closed and bool(self._running or self._booked)
 
     @property
     def has_deadline(self) -> bool:
-        """Whether a cap or --hf-max-uptime ends what runs."""
+        """Whether endpoints run that a cap or --hf-max-uptime will pause."""
         limited = run_ledger.caps(self._settings) or self._settings.max_uptime is not None
         return not self._closed and bool(self._running and limited)
 
@@ -91,7 +93,7 @@ class UptimeBooking:
         """
         try:
             with self.lock:
-                ours = 0 if name in self._of_others else nano_per_minute
+                ours = 0 if name in self._paid_by_others else nano_per_minute
                 self._add(nano_per_minute, ours, name)
                 self._ended[name] += self._cost(name, SYSTEM_CLOCK.monotonic())
                 self._running[name] = (RunningEndpoint(SYSTEM_CLOCK.monotonic(), nano_per_minute),)
@@ -107,13 +109,15 @@ class UptimeBooking:
             ) from None
 
     def grow(self, endpoint: Endpoint, more: int, nano_per_minute: int, *, ahead: bool) -> None:
-        """Book a minute of replicas that are added, and hold that from now on.
+        """Book the first minute of additional replicas; they count as running from now on.
 
-        Replicas that may be added (``ahead``) have to fit; those that run already are booked
-        whatever the cap says, and the deadline pauses the endpoint.
+        Args:
+            nano_per_minute: nano-USD for a minute of all the ``more`` replicas.
+            ahead: the replicas may start later, so they have to fit into the caps. Replicas that
+                run already are booked in any case; then the deadline pauses the endpoint.
 
         Raises:
-            UnaffordableEndpointError: a cap has less left.
+            UnaffordableEndpointError: a cap has less left than that minute costs.
             EndpointError: the ledger can't be reached.
         """
         name = endpoint.full_name
@@ -121,7 +125,7 @@ class UptimeBooking:
             if self._closed:
                 return
             try:
-                ours = 0 if name in self._of_others else nano_per_minute
+                ours = 0 if name in self._paid_by_others else nano_per_minute
                 self._add(nano_per_minute, ours, name if ahead else "")
             except LedgerUnreachableError as error:
                 raise EndpointError(str(error)) from None
@@ -139,21 +143,21 @@ class UptimeBooking:
             self._running[name] = (*self._running.get(name, ()), added)
 
     def end(self, name: str, paused_mono: float | None) -> None:
-        """An endpoint starts no more minutes after its pause; None: by now."""
-        until, taken = paused_mono or SYSTEM_CLOCK.monotonic(), self._taken.get(name)
-        since_taken = self._since_taken(name, until) if taken else 0
+        """Stop counting an endpoint's minutes at its pause, on the steady clock; None: now."""
+        until, change = paused_mono or SYSTEM_CLOCK.monotonic(), self._payer_changes.get(name)
+        since_change = self._since_payer_change(name, until) if change else 0
         self._ended[name] += self._cost(name, until)
         self._running.pop(name, None)
-        if taken:
-            self._taken[name] = taken._replace(ended=self._ended[name] - since_taken)
+        if change:
+            self._payer_changes[name] = change._replace(ended=self._ended[name] - since_change)
 
     def forget(self, name: str) -> None:
-        """An endpoint whose resume was refused, or never sent, has no first minute."""
+        """Drop the first minute of an endpoint whose resume was refused, or never sent."""
         with self.lock:
             self._running.pop(name, None)
 
     def accrue(self) -> None:
-        """Book every minute that has started by now; the next one, too, where runs share a cap."""
+        """Book every minute that has started; if runs share a cap, the next minute as well."""
         dues = self._dues()
         if not self._reserve(dues):
             over_runs = self._settings.capped_over_runs
@@ -162,13 +166,13 @@ class UptimeBooking:
             self._book(max(started, least[0]), max(shared, least[1]))
 
     def close(self, costs: Mapping[str, int]) -> None:
-        """Book what each endpoint has cost in all; nothing accrues after this."""
+        """Book the final costs, in nano-USD by endpoint. Nothing is booked after this."""
         with self.lock:
             self._closed = True
             self._book(sum(costs.values()), self._shared_part(costs))
 
     def seconds_left(self) -> float:
-        """Seconds until the next minute would break a cap, or --hf-max-uptime is over."""
+        """Seconds until a further minute would break a cap, or --hf-max-uptime is over."""
         now, settings = SYSTEM_CLOCK.monotonic(), self._settings
         left = HORIZON_S
         if settings.max_uptime is not None:
@@ -184,7 +188,7 @@ class UptimeBooking:
         return left
 
     def _reserve(self, dues: Mapping[str, int]) -> bool:
-        """Book the next minute ahead where another run could take it; returns whether it is."""
+        """Book the next minute ahead if runs share a budget; returns whether it is booked."""
         if not self._settings.capped_over_runs:
             return False
         ahead = sum(running.nano_per_minute for running in self._ours)
@@ -199,7 +203,7 @@ class UptimeBooking:
         return True
 
     def _book(self, session: int, shared: int) -> None:
-        """Have the budgets charged with the uptime so far; at its end that may be less again."""
+        """Set the totals booked, in nano-USD. They may fall: the final cost may be lower."""
         with self.lock:
             if (session, shared) != (self._booked, self._shared):
                 self._add(session - self._booked, shared - self._shared)
@@ -210,40 +214,40 @@ class UptimeBooking:
         self._shared += shared
 
     def _dues(self) -> dict[str, int]:
-        """Nano-USD of all the minutes of each endpoint that have started by now."""
+        """Nano-USD of all minutes that each endpoint has started, spans that are over included."""
         names, now = {*self._ended, *self._running}, SYSTEM_CLOCK.monotonic()
         return {name: self._ended[name] + self._cost(name, now) for name in names}
 
     def _cost(self, name: str, until: float) -> int:
-        """Nano-USD of the minutes that it has begun by then, on the steady clock."""
+        """Nano-USD of the minutes that an endpoint's current span has started by ``until``."""
         minute_s = self._settings.billing_minute
         return sum(running.cost(until, minute_s) for running in self._running.get(name, ()))
 
     def _shared_part(self, dues: Mapping[str, int]) -> int:
-        """What the budgets that jobs share have to pay of it: no job pays what another has paid."""
+        """The part of the dues that this job pays, and no other job, for the shared budgets."""
         now = SYSTEM_CLOCK.monotonic()
-        ours = {name: self._since_taken(name, now) for name in self._taken}
-        return sum({**dues, **ours, **self._of_others}.values())
+        ours = {name: self._since_payer_change(name, now) for name in self._payer_changes}
+        return sum({**dues, **ours, **self._paid_by_others}.values())
 
-    def _since_taken(self, name: str, until: float) -> int:
-        """Nano-USD of the minutes of an endpoint that began after another job had paid for it."""
+    def _since_payer_change(self, name: str, until: float) -> int:
+        """Nano-USD of an endpoint's minutes since this job pays for it instead of another."""
         minute_s = self._settings.billing_minute
         paid = sum(
             one.cost(until, minute_s) - (0 if one is own else one.nano_per_minute)
             for own, one in zip(self._running.get(name, ()), self._as_shared(name), strict=True)
         )
-        return self._ended[name] - self._taken[name].ended + paid
+        return self._ended[name] - self._payer_changes[name].ended + paid
 
     @property
     def _ours(self) -> list[RunningEndpoint]:
-        """What this job pays for, of all that runs."""
-        names = self._running.keys() - self._of_others.keys()
+        """The running endpoints that this job pays for."""
+        names = self._running.keys() - self._paid_by_others.keys()
         return [running for name in names for running in self._as_shared(name)]
 
     def _as_shared(self, name: str) -> list[RunningEndpoint]:
-        """What runs of an endpoint, in the minutes of the job that has resumed it."""
-        running, taken = self._running.get(name, ()), self._taken.get(name)
-        return [taken.aligned(one) if taken else one for one in running]
+        """An endpoint's running replicas, with minutes counted as the first job counts them."""
+        running, change = self._running.get(name, ()), self._payer_changes.get(name)
+        return [change.aligned(one) if change else one for one in running]
 
     @property
     def _all_running(self) -> list[RunningEndpoint]:
@@ -254,7 +258,7 @@ _NANOS = 10**9
 
 
 class Key(NamedTuple):
-    """One test on one endpoint."""
+    """Identifies one test's use of one endpoint."""
 
     endpoint: str
     test: str
@@ -262,7 +266,7 @@ class Key(NamedTuple):
 
 @dataclass
 class EndpointStay:
-    """One test that is on an endpoint now, in one of the run's processes."""
+    """A test that now uses an endpoint, in one worker; ``start`` is on the steady clock."""
 
     key: Key
     worker: str
@@ -270,14 +274,11 @@ class EndpointStay:
 
 
 class UptimeSharing:
-    """Books to each test's budgets what its time on an endpoint costs. Safe between threads.
+    """Charges each test's budgets its share of the uptime it uses. Safe between threads.
 
-    While a test runs it owes its part of every second, at the price of a minute of what was
-    resumed; tests that are on an endpoint at one time split the second. When the endpoint is
-    paused, what it really cost is shared out by the same times, and the budgets are corrected.
-
-    Args:
-        minute_s: seconds in a billing minute.
+    A test owes the price of each second that it uses an endpoint; tests that use it at the same
+    time split the price. Once the endpoint is paused, its actual cost is shared out by the same
+    times, and the charges are corrected. ``minute_s``: seconds in a billing minute.
     """
 
     def __init__(self, ledger: Ledger, minute_s: float) -> None:
@@ -298,7 +299,7 @@ class UptimeSharing:
             self._prices[endpoint] = nano_per_minute
 
     def begin(self, key: Key, scopes: Sequence[Scope], now: float, worker: str = "") -> None:
-        """From now on a test is on an endpoint, and its budgets pay for it."""
+        """Begin to charge a test's use of an endpoint to these budgets of the test."""
         with self._lock:
             self.accrue(now)
             for scope in scopes:
@@ -307,7 +308,7 @@ class UptimeSharing:
             self._stays.append(EndpointStay(key, worker, now))
 
     def end(self, test: str, now: float, worker: str | None = None) -> None:
-        """A test is on no endpoint any more; without ``worker``, wherever it ran."""
+        """End a test's use of all endpoints; without ``worker``, in all workers."""
         with self._lock:
             self.accrue(now)
             ended = [s for s in self._stays if s.key.test == test and worker in (None, s.worker)]
@@ -317,19 +318,19 @@ class UptimeSharing:
                 self._uses.setdefault(stay.key.endpoint, []).append(use)
 
     def uses(self, endpoint: str) -> tuple[EndpointUse, ...]:
-        """When tests were on an endpoint, on the steady clock."""
+        """When tests used an endpoint, on the steady clock; the current uses included."""
         with self._lock:
             here = (stay for stay in self._stays if stay.key.endpoint == endpoint)
             open_uses = (EndpointUse(stay.key.test, stay.start) for stay in here)
             return (*self._uses.get(endpoint, ()), *open_uses)
 
     def of(self, test: str) -> int:
-        """Nano-USD that a test owes as far as is known."""
+        """Nano-USD that a test owes so far."""
         with self._lock:
             return self._of_test[test]
 
     def accrue(self, now: float) -> None:
-        """Book what the tests that are on an endpoint owe by now."""
+        """Charge the tests that use endpoints for the time since the last call."""
         with self._lock:
             passed = round(max(now - self._accrued_at, 0.0) * _NANOS)
             self._accrued_at = max(now, self._accrued_at)
@@ -344,7 +345,7 @@ class UptimeSharing:
                     self._book(key, math.ceil(self._owed[key]))
 
     def settle(self, receipts: Iterable[EndpointReceipt]) -> dict[str, Shares]:
-        """Share out what each endpoint has cost, and have the budgets agree with that."""
+        """Share out the actual cost of each endpoint, and correct the charges to budgets."""
         with self._lock:
             shared = {receipt.name: self._share_out(receipt) for receipt in receipts}
             final = {
@@ -370,15 +371,10 @@ class UptimeSharing:
 
 
 class Ticker:
-    """Looks at running endpoints every few seconds, whatever the tests do meanwhile.
+    """Calls a function every few seconds in a thread, whatever the tests do meanwhile.
 
-    Without it, a run would not notice that others take what its next minutes were to be paid from,
-    that someone lets an endpoint have more replicas, nor, in a controller of workers, that its
-    reaper was killed.
-
-    Args:
-        every_s: seconds between two looks.
-        tick: what to do each time.
+    Without it, a run would not notice in time that other runs use up a shared budget, that someone
+    gives an endpoint more replicas, or, in the controller of workers, that its reaper was killed.
     """
 
     TICKS = 4  # in a billed minute
@@ -395,6 +391,6 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every_s):
-            # What fails here fails again at the next call, where the caller can be told.
+            # An error here comes again at the next call of a test, where it can be raised.
             with suppress(HFBudgetError, OSError):
                 self._tick()

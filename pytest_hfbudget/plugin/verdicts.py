@@ -1,6 +1,6 @@
-"""Decides how a test ends that was refused a call, and how pytest shows the refusal.
+"""Fails or skips a test that was refused a call, and has pytest show the refusal.
 
-It shows the user's own lines and our sentence, not huggingface_hub's source.
+pytest then shows the lines of the user's code and our message, not the source of huggingface_hub.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ else:
 INSTALLED = ("site-packages", "dist-packages")
 SENDERS = ("huggingface_hub", "pytest_hfbudget")
 
-# On a report, where it travels from a worker to its controller.
+# The attribute of a test report for the place of a refusal; xdist sends it to the controller.
 _PLACE = "hfbudget_refused_at"
 
 
 def judge(
     run: Run, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
 ) -> None:
-    """Fail a test that was refused a call, also where its code swallowed the refusal.
+    """Fail a test that was refused a call, even if its code swallowed the refusal.
 
-    If it was a budget of the run that refused, the test was not run, unless it was to fail. Each
-    subtest has a report of its own; what was refused to one was refused to the test as well.
+    If a budget of the run refused the call, the test counts as not run, unless
+    ``--hf-on-exhausted=fail``. A subtest is judged by its own report; its refusals count for the
+    test as well.
     """
     if call.excinfo is not None and report.failed:
         shorten(item, call.excinfo, report)
@@ -63,7 +64,7 @@ def judge(
             mark(report, item, error)
             run.role.use_up()
             return
-    if report.failed:  # the exception that failed it may not say what to do
+    if report.failed:  # add our messages, because the exception itself may not say what to do
         told = (str(each) for each in refusals if isinstance(each, ServiceRefusalError))
         report.sections.extend(("hf budget", text) for text in told)
     if refusals and on_exceed != "raise":
@@ -77,7 +78,7 @@ def judge(
 
 
 def _budgets(run: Run) -> tuple[str, ...]:
-    """The keys of the budgets that are the run's own, and no test's."""
+    """The ledger's keys of the budgets on the whole run."""
     if run.runtime is None:
         return ()
     budgets = run.runtime.meter.budgets
@@ -85,7 +86,7 @@ def _budgets(run: Run) -> tuple[str, ...]:
 
 
 def _costlier(run: Run, item: pytest.Item, report: pytest.TestReport) -> str | None:
-    """Why a test fails for what it costs, if --hf-max-increase was given and it does."""
+    """Why a test fails --hf-max-increase; None if it does not, or without that option."""
     test = run.attribution.test()
     if run.settings.max_increase is None or run.runtime is None or test is None:
         return None
@@ -95,7 +96,7 @@ def _costlier(run: Run, item: pytest.Item, report: pytest.TestReport) -> str | N
 
 
 def _paused(run: Run, item: pytest.Item) -> str | None:
-    """Why an endpoint of a test is not running any more, if that is so."""
+    """Why an endpoint of a test was paused early; None if none was."""
     if item.get_closest_marker("hf_endpoint") is None or options.only_look(
         run.config, run.settings
     ):
@@ -107,20 +108,21 @@ def _paused(run: Run, item: pytest.Item) -> str | None:
 
 
 def _raised(call: pytest.CallInfo[None]) -> Iterator[BaseException]:
-    """What stopped a set-up, or a subtest, though it is not among what was refused to it.
+    """The exception that stopped a set-up or a subtest, and its causes.
 
-    A shared fixture raises to each test what it once was told. Before Python 3.11 unittest reports
-    subtests at the end of their test: the first has all the refusals then.
+    The test's own list of refusals may lack it. A shared fixture raises its one refusal again for
+    each test. Before Python 3.11, unittest reports all subtests at the end of their test, and the
+    first report takes all refusals.
     """
     if call.excinfo is not None:
         yield from causes(call.excinfo.value)
 
 
 def _warn(run: Run, item: pytest.Item) -> Iterator[str]:
-    """Raise the warnings that are due, in the test that crossed; yields those that are errors."""
+    """Issue the ``warn_at`` warnings of a test; yields those that ``-W error`` makes errors."""
     notices = run.attribution.take_notices()
     if not notices:
-        return  # pytest takes longer to find the place than the rest of a quiet test's verdict
+        return  # `reportinfo` is slow, and most tests have no warning
     path, line, _ = item.reportinfo()
     for text in notices:
         try:
@@ -130,7 +132,7 @@ def _warn(run: Run, item: pytest.Item) -> Iterator[str]:
 
 
 def _hidden(refusals: list[BudgetExceededError], report: pytest.TestReport) -> str:
-    """What to say of refusals that would not fail a test otherwise, and how to let it have them."""
+    """The message for refusals that the test swallowed; says how a test may handle refusals."""
     refusal, *more = refusals
     calls = "1 more call was" if len(more) == 1 else f"{len(more)} more calls were"
     also = f" {calls} refused." if more else ""
@@ -143,7 +145,7 @@ def _hidden(refusals: list[BudgetExceededError], report: pytest.TestReport) -> s
 
 
 def _ending(report: pytest.TestReport) -> str:
-    """How a phase ended that did not fail."""
+    """How a phase that did not fail ended, in words."""
     if hasattr(report, "wasxfail"):
         return "the test was expected to fail (xfail)"
     what = {"setup": "the set-up", "teardown": "the tear-down"}.get(str(report.when), "the test")
@@ -151,7 +153,7 @@ def _ending(report: pytest.TestReport) -> str:
 
 
 class _HiddenRefusalError(Failed, bdb.BdbQuit):
-    """A failure that has no place in the code to show, so that ``--pdb`` starts no debugger."""
+    """A failure without a line of code to show; as a `BdbQuit`, ``--pdb`` starts no debugger."""
 
 
 def _give_up(why: str) -> None:
@@ -161,19 +163,19 @@ def _give_up(why: str) -> None:
 def _fail(
     item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, why: str
 ) -> None:
-    if report.outcome != "failed":  # else it says why already, at the line that called
+    if report.outcome != "failed":  # a failed report already shows why, at the line of the call
         report.outcome, report.longrepr = "failed", why
-        # Some plugins, as flaky, tell by this alone whether it failed.
+        # Some plugins, such as flaky, look only at `excinfo` to see whether a test failed.
         call.excinfo = pytest.CallInfo.from_call(lambda: _give_up(why), call.when).excinfo
         put_on_one_line(report, place_of(item))
-        vars(report).pop("wasxfail", None)  # it failed for another reason than was expected
+        vars(report).pop("wasxfail", None)  # it did not fail for the expected reason
 
 
 # --- tracebacks
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it came from."""
+    """An error, and the errors in its chain of causes and contexts."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -184,9 +186,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 def shorten(
     item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException], report: pytest.TestReport
 ) -> None:
-    """Show of a refusal that reached pytest where the user's code called, with ``--tb=auto``.
+    """Shorten the traceback of a refusal to the user's own lines, for ``--tb=auto``.
 
-    Any other ``--tb`` shows what it always shows; ``--tb=line`` the user's line, too.
+    With ``--tb=line``, show the user's line. Any other ``--tb`` is left as it is.
     """
     style = item.config.getoption("tbstyle", "auto")
     refused = [error for error in causes(excinfo.value) if isinstance(error, HFBudgetError)]
@@ -194,7 +196,7 @@ def shorten(
     if not refused or full or not isinstance(item, pytest.Function):
         return
     if isinstance(excinfo.value, pytest.fail.Exception) and not excinfo.value.pytrace:
-        return  # of these pytest shows the sentence alone
+        return  # pytest shows only the message of these
     if style == "line" and refused[0] is excinfo.value:
         entry = list(_own(excinfo))[-1]
         report.longrepr = excinfo.exconly()
@@ -209,18 +211,18 @@ def shorten(
 
 
 def put_on_one_line(report: pytest.TestReport, place: str) -> None:
-    """Have ``--tb=line`` show the report's sentence once, behind a place such as ``file:line``."""
+    """Have ``--tb=line`` show the report's message once, after ``place`` (``file:line``)."""
     setattr(report, _PLACE, place)
 
 
 def place_of(item: pytest.Item) -> str:
-    """Where a test begins."""
+    """The ``file:line`` at which a test begins."""
     path, line, _ = item.reportinfo()
     return f"{_relative(item, path)}:{(line or 0) + 1}"
 
 
 def as_printed(config: pytest.Config, report: Any) -> None:
-    """Prepare a report for the terminal of this process, which cuts a sentence short."""
+    """Under ``--tb=line``, replace a report's message by one that pytest does not cut short."""
     place = getattr(report, _PLACE, "")
     if not place or config.getoption("tbstyle", "auto") != "line":
         return
@@ -229,7 +231,7 @@ def as_printed(config: pytest.Config, report: Any) -> None:
 
 
 class Crash:
-    """The line that ``--tb=line`` prints of a failure."""
+    """The line that ``--tb=line`` prints for a failure."""
 
     def __init__(self, place: str, message: str) -> None:
         self.path, _, line = place.rpartition(":")
@@ -240,13 +242,13 @@ class Crash:
 
 
 class OneLine:
-    """A sentence that a terminal under ``--tb=line`` prints in its crash line, and only there."""
+    """A message that ``--tb=line`` prints in its crash line, and not a second time above it."""
 
     def __init__(self, place: str, sentence: str, config: pytest.Config) -> None:
         self.reprcrash, self._terminal = Crash(place, sentence), config.get_terminal_writer()
 
     def toterminal(self, writer: Any) -> None:
-        """Write the sentence for everybody else who asks: a report in XML, in HTML."""
+        """Write the message for other reports, as JUnit XML; the terminal has it already."""
         if writer is not self._terminal:
             writer.line(self.reprcrash.message)
 
@@ -255,10 +257,10 @@ class OneLine:
 
 
 def _shown(item: pytest.Function, excinfo: pytest.ExceptionInfo[BaseException]) -> Traceback:
-    """Of a refusal the line of the test and the one that called; of other errors what pytest shows.
+    """The traceback entries to show for one error of a chain.
 
-    Args:
-        excinfo: one error of a chain.
+    For a refusal: the line of the test, and the last line of user code. For other errors: what
+    pytest would show.
     """
     if not isinstance(excinfo.value, HFBudgetError):
         return item._traceback_filter(excinfo)
@@ -268,7 +270,7 @@ def _shown(item: pytest.Function, excinfo: pytest.ExceptionInfo[BaseException]) 
 
 
 def _own(excinfo: pytest.ExceptionInfo[BaseException]) -> Iterator[TracebackEntry]:
-    """The steps in code of the user's own; where there is none, those outside of the senders."""
+    """The entries in the user's code; if there are none, the last one outside of `SENDERS`."""
     steps = excinfo.traceback
     others = [step for step in steps if not _of(step, SENDERS)]
     own = [step for step in others if _is_own(str(step.path))]

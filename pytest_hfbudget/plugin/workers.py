@@ -1,8 +1,8 @@
 """What the controller does for the workers of xdist: serves them its ledger, orders their tests.
 
-A worker begins a test only when it knows the next one, or that there is none. So each has two
-tests in hand, and what it does next is decided one test ahead. All are on the block whose endpoints
-serve.
+A worker begins a test only when it knows its next test, or that there is none. So the controller
+gives each worker two tests at a time, and decides one test ahead. It gives all workers tests of the
+block whose endpoints serve.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ if TYPE_CHECKING:
     from pytest_hfbudget.ledger.ledger import Ledger
     from pytest_hfbudget.plugin.role import Role
     from pytest_hfbudget.plugin.schedule import EndpointSchedule
-    from pytest_hfbudget.plugin.test_order import Expected
+    from pytest_hfbudget.plugin.test_order import Suite
     from pytest_hfbudget.scheduling import Pool
 
+# How many tests a worker has been given and has not ended: the running one and the next.
 IN_HAND = 2
-# With these any worker may get any test; with `loadfile`, `loadscope` and `loadgroup` not.
+# Values of --dist with which any worker may get any test, unlike `loadfile` or `loadgroup`.
 DISTS = ("load", "worksteal")
 
 
 class ControllerServer:
-    """The ledger of a run, and its controller, behind a socket.
+    """Answers workers over a socket, with the ledger and the controller of the run.
 
     Args:
-        own: what else workers ask of the controller alone, by name.
+        own: further questions that a worker may ask, by name.
 
     Attributes:
-        path: the socket's.
-        problem: the first thing that a worker found wrong with what it was asked to run.
-        expected: which tests need which endpoints, if any does.
+        path: the path of the socket.
+        problem: the first error that a worker found when it planned its tests.
+        suite: the tests as a worker has collected them; None if no test needs an endpoint.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class ControllerServer:
 
         self._controller = controller
         self.problem: HFBudgetError | None = None
-        self.expected: Expected | None = None
+        self.suite: Suite | None = None
         self._server = LedgerServer(ledger, {**self._questions(), **own})
         self._server.resume()
 
@@ -66,8 +67,8 @@ class ControllerServer:
             "declare": self._declare,
             "problem": self._note,
             "ensure": lambda name, keep: controller.ensure(name, keep_running=keep),
-            "foresee": controller.foresee,
-            "expect": self._expect,
+            "prefetch_prices": controller.prefetch_prices,
+            "note_suite": self._note_suite,
             "revive": controller.revive,
             "take_over": controller.take_over,
             "answered": controller.answered,
@@ -76,7 +77,7 @@ class ControllerServer:
             "paused": controller.paused,
             "end_use": controller.end_use,
             "share": controller.share,
-            "blame": controller.blame,
+            "note_unowned": controller.note_unowned,
             "warn": controller.warn,
             "first": controller.first,
             "use_up": controller.use_up,
@@ -94,20 +95,23 @@ class ControllerServer:
         except HFBudgetError as error:
             self._note(str(error))
 
-    def _expect(self, expected: list[Any]) -> None:
-        from pytest_hfbudget.plugin.test_order import Expected
+    def _note_suite(self, fields: list[Any]) -> None:
+        from pytest_hfbudget.plugin.test_order import Suite
         from pytest_hfbudget.scheduling import Task
 
-        tests, *others = expected
+        tests, *others = fields
         known = tuple(Task(id, tuple(needs), *more) for id, needs, *more in tests)
-        self.expected = Expected(known, *others)
+        self.suite = Suite(known, *others)
 
     def _note(self, message: str) -> None:
         self.problem = self.problem or HFBudgetError(message)
 
 
 class LateScheduling:
-    """xdist's own scheduler, until tests turn out to need endpoints."""
+    """Stands for xdist's own scheduler until the workers have collected.
+
+    If tests need endpoints, it then hands over to `EndpointScheduling`.
+    """
 
     def __init__(self, own: Any, config: pytest.Config) -> None:
         self._scheduler, self._config = own, config
@@ -116,11 +120,11 @@ class LateScheduling:
 
     @classmethod
     def around(cls, own: Any, config: pytest.Config) -> Any:
-        """The scheduler that xdist is to use; another plugin's stays as it is."""
+        """Wrap a scheduler of xdist; return another plugin's scheduler unchanged."""
         return cls(own, config) if type(own).__module__.startswith("xdist.") else own
 
     def schedule(self) -> None:
-        """All workers have collected."""
+        """Choose the scheduler, now that all workers have collected; then schedule."""
         if not self._decided:
             self._decided = True
             self._order = self._config.pluginmanager.get_plugin(ORDER)
@@ -129,7 +133,7 @@ class LateScheduling:
         self._scheduler.schedule()
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
-        """A worker has ended a test, with all its attempts."""
+        """Note that a worker has ended a test, with all its attempts."""
         if self._order is not None:
             self._order.ended(item_index)
         self._scheduler.mark_test_complete(node, item_index, duration)
@@ -139,7 +143,7 @@ class LateScheduling:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """xdist tells the name of its scheduler, and other plugins may ask which one it is."""
+        """The class of the real scheduler: xdist prints its name, and plugins may check it."""
         return type(self._scheduler)
 
 
@@ -150,41 +154,41 @@ class WorkersOrder:
         self._config, self.schedule = config, schedule
 
     def scheduler(self, own: Any) -> Any:
-        """The scheduler to use instead of xdist's own; that one where the order is kept."""
-        expected = self.schedule.expected
+        """The scheduler to use: ours, or xdist's own where the order of the tests is kept."""
+        suite = self.schedule.suite
         self.schedule.pause_in_gaps(len(own.nodes))
-        tests = [task.id for task in expected.tests]
+        tests = [task.id for task in suite.tests]
         grouped = self._config.getoption("dist") not in DISTS
         if (
             grouped
-            or expected.kept
+            or suite.kept
             or any(list(of_it) != tests for of_it in own.node2collection.values())
         ):
-            return own  # which says what workers have collected differently
+            return own  # if workers have collected different tests, it reports that
         from pytest_hfbudget.plugin.console import say
 
         say(self._config, self.schedule.header())
         return EndpointScheduling(own, self.schedule)
 
     def ended(self, place: int) -> None:
-        """A test is over: what it was the last to need is paused."""
-        self.schedule.ended(self.schedule.expected.tests[place].id)
+        """Note that a test has ended, and pause the endpoints that no later test needs."""
+        self.schedule.ended(self.schedule.suite.tests[place].id)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember when tests ran; one whose worker has crashed is over, unless it runs again."""
+        """Remember when tests ran. A test whose worker crashed has ended, unless it is rerun."""
         if not self.schedule.note(report) and str(report.outcome) != "rerun":
             self.schedule.ended(report.nodeid)
 
 
 class EndpointScheduling:
-    """A scheduler of xdist; see `xdist.scheduler.protocol.Scheduling`.
+    """A scheduler for xdist; see `xdist.scheduler.protocol.Scheduling`.
 
-    Runs in the main thread, but for resumes, which take long.
+    It runs in the main thread. Only resumes run in threads, because they take long.
     """
 
     def __init__(self, own: Any, schedule: EndpointSchedule) -> None:
-        """``own`` is xdist's scheduler, which knows the workers and what they have collected."""
+        """``own`` is xdist's scheduler; it knows the workers and the tests they collected."""
         self._schedule, self._own = schedule, own
         self._tests: list[str] = list(next(iter(own.node2collection.values())))
         self._pool: Pool = schedule.pool(longest_first=True)
@@ -201,7 +205,7 @@ class EndpointScheduling:
 
     @property
     def collection_is_completed(self) -> bool:
-        """Whether the first workers have collected: this scheduler comes after that."""
+        """Always True: this scheduler starts after the workers have collected."""
         return True
 
     @property
@@ -215,35 +219,35 @@ class EndpointScheduling:
         return bool(self._pool) or any(self._hands.values())
 
     def add_node(self, node: Any) -> None:
-        """A worker that replaces one that has crashed."""
+        """Add a worker that replaces a crashed one."""
         self._hands[node] = []
 
     def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
-        """What it has collected; one that has other tests gets none of them."""
+        """Shut down a new worker that has not collected the same tests as the others."""
         if list(collection) != self._tests:
             self._hands.pop(node, None)
             node.shutdown()
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
-        """A worker has ended a test."""
+        """Note that a worker has ended a test, and give it another one."""
         self._hands[node].remove(item_index)
         self._began[node] = time.monotonic()
-        if not self._schedule.expected.tests[item_index].needs:
+        if not self._schedule.suite.tests[item_index].needs:
             self._pool.measure(duration)
         self._give(node)
 
     def mark_test_pending(self, item: str) -> None:
-        """A test is to run once more: another plugin wants that after a crash."""
+        """Have a test run again, as another plugin asks after a crash."""
         self._pool.put_back(None, [self._tests.index(item)])
         for node in self.nodes:
             self._give(node)
 
     def remove_pending_tests_from_node(self, node: Any, indices: Sequence[int]) -> None:
-        """No test is ever stolen from a worker."""
+        """Never called: this scheduler takes no test back from a worker."""
         raise NotImplementedError
 
     def remove_node(self, node: Any) -> str | None:
-        """A worker has ended; the test that it was running when it crashed, if it did."""
+        """Remove a worker; returns the test during which it crashed, None if it ended normally."""
         hand = self._hands.pop(node)
         crashed = self._tests[hand.pop(0)] if hand else None
         self._pool.put_back(node, hand)
@@ -253,7 +257,7 @@ class EndpointScheduling:
         return crashed
 
     def schedule(self) -> None:
-        """Give tests to workers that have too few."""
+        """Give each worker tests until it has two."""
         self._resume_in_time()
         for _ in range(IN_HAND):
             for node in self.nodes:
@@ -263,7 +267,7 @@ class EndpointScheduling:
     # --- which test comes next
 
     def _give(self, node: Any, most: int = IN_HAND) -> None:
-        """Give a worker what it lacks; or tell it that nothing more comes."""
+        """Give a worker tests until it has two; shut it down if no test is left for it."""
         if node.shutting_down:
             return
         self._resume_in_time()
@@ -279,22 +283,22 @@ class EndpointScheduling:
                 self._began.setdefault(node, time.monotonic())
         if chosen:
             node.send_runtest_some(chosen)
-        if not more:  # what is left belongs to units that other workers are in
+        if not more:  # the tests that are left belong to units that other workers have begun
             node.shutdown()
 
     def _ready(self, needs: frozenset[str], at: float) -> float:
         return self._schedule.ready(needs, at)
 
     def _free_at(self, node: Any) -> float:
-        """When a worker is expected to have done what it has in hand."""
+        """When a worker is expected to have ended the tests that it was given, in seconds."""
         at = self._began.get(node, time.monotonic())
         for place in self._hands[node]:
-            needs = self._schedule.expected.tests[place].needs
+            needs = self._schedule.suite.tests[place].needs
             at = max(at, self._schedule.ready(needs, at)) + self._pool.seconds(place)
         return max(at, time.monotonic())
 
     def _is_spare(self, node: Any, at: float) -> bool:
-        """Whether other workers come to all tests that are left of the block sooner."""
+        """Whether other workers are free before this one for all tests left in the block."""
         left = self._pool.left_of_first()
         if not left:
             return False
@@ -305,8 +309,8 @@ class EndpointScheduling:
         self._schedule.resume_in_time(self._pool, self._busy(), max(len(self._hands), 1))
 
     def _busy(self) -> float | None:
-        """Seconds until workers are expected to be free for another block; None if unknown."""
-        now, tests, work = time.monotonic(), self._schedule.expected.tests, 0.0
+        """Seconds until workers end the endpoint tests they have; the mean, None if unknown."""
+        now, tests, work = time.monotonic(), self._schedule.suite.tests, 0.0
         for node, hand in self._hands.items():
             needed = [tests[place] for place in hand if tests[place].needs]
             if any(task.seconds is None for task in needed):

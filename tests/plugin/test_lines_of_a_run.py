@@ -13,7 +13,7 @@ from _pytest.terminal import TerminalReporter
 from plugin_suite import Suite
 
 from pytest_hfbudget.plugin.console import say
-from pytest_hfbudget.plugin.price_sources import Patience, refresh
+from pytest_hfbudget.plugin.price_sources import PriceTimeouts, refresh
 from pytest_hfbudget.settings import Settings
 
 
@@ -59,8 +59,8 @@ def test_a_line_that_passes_erases_no_results_and_the_next_one_erases_it(
 ) -> None:
     config = reporter.config
     reporter.write_fspath_result(f"{pytester.path}/test_it.py::test_a", "..")
-    say(config, "endpoint a/b: initializing, 1 s", passing=True)
-    say(config, "endpoint a/b: initializing, 2 s", passing=True)
+    say(config, "endpoint a/b: initializing, 1 s", transient=True)
+    say(config, "endpoint a/b: initializing, 2 s", transient=True)
     assert [line.strip() for line in screen.lines] == [
         "",
         "test_it.py ..",
@@ -76,7 +76,7 @@ def test_a_line_that_passes_erases_no_results_and_the_next_one_erases_it(
 def test_a_result_after_a_line_that_passes_begins_a_line_of_its_own(
     reporter: TerminalReporter, screen: Screen, pytester: pytest.Pytester
 ) -> None:
-    say(reporter.config, "endpoint a/b: initializing, 1 s", passing=True)
+    say(reporter.config, "endpoint a/b: initializing, 1 s", transient=True)
     reporter.write_fspath_result(f"{pytester.path}/test_it.py::test_a", "E")
     assert screen.lines[-1] == "test_it.py E"
 
@@ -89,9 +89,9 @@ def test_a_quiet_result_takes_the_place_of_a_line_that_passes(
     passed = pytest.TestReport(
         "test_it.py::test_a", ("test_it.py", 1, ""), {}, "passed", None, "call"
     )
-    say(config, "endpoint a/b: initializing, 1 s", passing=True)
+    say(config, "endpoint a/b: initializing, 1 s", transient=True)
     config.hook.pytest_runtest_logreport(report=passed)
-    say(config, "endpoint a/b: initializing, 2 s", passing=True)
+    say(config, "endpoint a/b: initializing, 2 s", transient=True)
     say(config, "endpoint a/b: running, 3 s")
     assert [line for line in screen.lines if line] == [".", "endpoint a/b: running, 3 s"]
 
@@ -130,8 +130,8 @@ def test_prices_that_take_long_are_announced_and_given_up(
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: over.wait(30))
     router = Settings(router="http://router.invalid/v1")
-    patience = Patience(most_s=0.2, silence_s=0.05)
-    assert refresh(reporter.config, router, needed=True, patience=patience) is None
+    timeouts = PriceTimeouts(most_s=0.2, silence_s=0.05)
+    assert refresh(reporter.config, router, needed=True, timeouts=timeouts) is None
     over.set()
     said = " ".join(" ".join(screen.lines).split())
     assert "hfbudget: reading the prices of http://router.invalid/v1 …" in said
