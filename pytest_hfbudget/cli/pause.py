@@ -142,7 +142,7 @@ class BulkPauser:
 
     def _plain(self, name: str) -> PauseOutcome:
         timings = replace(self._timings, doubt_s=_DOUBT_S)
-        pauser = Pauser(self._plane, Watch(name), timings, settled=True)
+        pauser = Pauser(self._plane, Watch(name), timings, resume_over=True)
         receipt = pauser.run(lambda _: None)  # a pause by hand belongs to no run's journal
         if receipt.state == GONE:
             return PauseOutcome(name, GONE, False, _unknown(name))

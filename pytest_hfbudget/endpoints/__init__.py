@@ -1,6 +1,6 @@
 """Inference Endpoints that a test run needs: resumed once, paused however the run ends.
 
-Here is an endpoint as the control plane describes it: its name, its states and its tags.
+This module has an endpoint as the control plane describes it: its name, its states and its tags.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RUNNING = "running"
 PAUSED = "paused"
 FAILED = "failed"
 SCALED_TO_ZERO = "scaledToZero"
-GONE = "gone"  # ours, not the server's: the endpoint was deleted
+GONE = "gone"  # our own word, no state of the server: the endpoint was deleted
 ASLEEP = frozenset({PAUSED, SCALED_TO_ZERO})
 BROKEN = frozenset({FAILED, UPDATE_FAILED})
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -37,7 +37,7 @@ def split_name(name: str) -> tuple[str, str]:
     """``"namespace/name"`` as its two halves.
 
     Raises:
-        ConfigError: anything else; there is no default namespace at this level.
+        ConfigError: the name has another form; there is no default namespace here.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
@@ -53,7 +53,7 @@ class Scaling:
     """How many replicas an endpoint may have.
 
     Attributes:
-        scale_to_zero_min: idle minutes after which the server scales to zero; None is never.
+        scale_to_zero_min: idle minutes after which the server scales to zero; None for never.
     """
 
     min_replica: int = 0
@@ -74,13 +74,13 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One endpoint as of one answer of the control plane.
+    """One endpoint, as in one answer of the control plane.
 
-    Every key may be missing from the answer: reading it must never be what stops a pause.
+    Any key may be missing from the answer, because an incomplete answer must not prevent a pause.
 
     Attributes:
-        state: one of the states above, or one that is newer than this file.
-        url: where it serves, empty when it has none.
+        state: one of the states above, or one that this release does not know.
+        url: where it serves; empty if it has no URL yet.
         raw: the whole answer.
     """
 
@@ -102,12 +102,12 @@ class Endpoint:
 
     @property
     def full_name(self) -> str:
-        """``namespace/name``: how people write it, and how this package keys it."""
+        """``namespace/name``; the key of an endpoint in this package."""
         return f"{self.namespace}/{self.name}"
 
     @property
     def hardware(self) -> str:
-        """What it runs on, for people."""
+        """The hardware that it runs on, in words for messages."""
         parts = self.vendor, self.region, self.instance_type, self.instance_size
         return " ".join(filter(None, parts)) or "hardware that is not known yet"
 
@@ -137,17 +137,17 @@ class Endpoint:
 
     @classmethod
     def to_be(cls, namespace: str, form: Mapping[str, Any]) -> Endpoint:
-        """One that does not run yet, as the form that creates it says (``EndpointCreate``)."""
+        """The paused endpoint that the body of a create request (``EndpointCreate``) describes."""
         return cls.parse(namespace, {**form, "status": {"state": PAUSED}})
 
     @property
     def at_rest(self) -> bool:
-        """Whether it serves only after a resume."""
+        """Whether it needs a resume to serve: it is paused, scaled to zero, or failed."""
         return self.state in ASLEEP | BROKEN
 
     @property
     def reason(self) -> str:
-        """Why it failed, as the server says."""
+        """The server's reason for a failure."""
         status = _mapping(self.raw.get("status"))
         told = status.get("errorMessage") or status.get("message") or "no reason given"
         return printable(str(told))
@@ -185,12 +185,12 @@ def _count(value: object, default: int) -> int:
 
 
 def objects(items: object) -> tuple[Mapping[str, Any], ...]:
-    """The objects of a list; whatever else a server may put there is nothing to go by."""
+    """The JSON objects in a list; other values, and what is no list, are ignored."""
     return tuple(o for o in items if isinstance(o, Mapping)) if isinstance(items, list) else ()
 
 
-# Nothing is published about the characters or the length that a tag may have, but that several
-# are given as one text with commas between them: so letters, digits and hyphens, not many.
+# Hugging Face does not publish which characters a tag may have, or how long it may be. It passes
+# several tags as one text with commas. So we use few characters: letters, digits and hyphens.
 RUN_TAG = "hfbudget-run-"
 UNTIL_TAG = "hfbudget-until-"
 
@@ -204,38 +204,38 @@ def run_tag(run: str) -> str:
 
 
 def end_tag(until: float) -> str:
-    """The tag that says when, in unix seconds, the run is over at the latest."""
+    """The tag with the latest end of a run, in unix seconds."""
     return f"{UNTIL_TAG}{int(until)}"
 
 
 def with_run_tags(tags: Iterable[str], run: str, until: float) -> list[str]:
-    """Other people's tags, and those of one run instead of any other's."""
+    """The tags with those of this run instead of those of other runs."""
     return [*without_run_tags(tags), run_tag(run), end_tag(until)]
 
 
 def without_run_tags(tags: Iterable[str]) -> list[str]:
-    """Other people's tags."""
+    """The tags without those of any run."""
     return [tag for tag in tags if not tag.startswith((RUN_TAG, UNTIL_TAG))]
 
 
 def tagged_run(tags: Iterable[str]) -> str | None:
-    """The run that is named, if one is."""
+    """The run that the tags name; None if they name none."""
     return next((tag.removeprefix(RUN_TAG) for tag in tags if tag.startswith(RUN_TAG)), None)
 
 
 def tagged_until(tags: Iterable[str]) -> float | None:
-    """The latest end that is given, in unix seconds; None if there is none that can be read."""
+    """The latest end of a run in the tags, in unix seconds; None without a readable one."""
     ends = [tag.removeprefix(UNTIL_TAG) for tag in tags if tag.startswith(UNTIL_TAG)]
     return max((float(end) for end in ends if end.isascii() and end.isdigit()), default=None)
 
 
 @dataclass
 class TaggedEnd:
-    """The latest end of a run that an endpoint's tags tell.
+    """The latest end of a run, as the tags of an endpoint have it.
 
     Attributes:
-        until: unix seconds; None when there is no such tag.
-        renew_at: unix seconds, not to be renewed before; the last try has failed.
+        until: unix seconds; None without such a tag.
+        renew_at: unix seconds before which the tag is not renewed, since the last try failed.
     """
 
     until: float | None = None

@@ -1,8 +1,8 @@
-"""The Inference Endpoints API, version 2, as far as a test run needs it.
+"""A client of the Inference Endpoints API, version 2, with the operations that a run needs.
 
-Raw REST on purpose: a suite under test may replace, block or switch off huggingface_hub's
-client, and the pause must not go with it. Routes and answers are those of the public API
-description, https://api.endpoints.huggingface.cloud/openapi.json.
+It does not use huggingface_hub, because a suite under test may replace or block that client, and
+the pause must still work. Routes and answers are those of the public API description,
+https://api.endpoints.huggingface.cloud/openapi.json.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.text import printable, public_url
 
-_NOT_DONE = frozenset({425, 429, 503})  # refused at the door: the server did not begin
+_NOT_DONE = frozenset({425, 429, 503})  # with these the server has not begun the request
 
 
 class ControlPlaneError(EndpointError):
-    """A request to the control plane that did not do what it should.
+    """A request to the control plane that failed.
 
     Attributes:
-        status: HTTP status of the last answer; None when there was none.
-        maybe_done: True when the server may have acted all the same.
-        retry_after: seconds that the server asked to wait, if it did.
-        lasting: there is no use in trying again, although the server was not even asked.
+        status: HTTP status of the last answer; None without an answer.
+        maybe_done: whether the server may have acted all the same.
+        retry_after: seconds that the server asked to wait; None if it did not.
+        lasting: the request was not sent, and a retry would fail in the same way.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class ControlPlaneError(EndpointError):
 
     @property
     def gone(self) -> bool:
-        """The endpoint does not exist (any more)."""
+        """Whether the endpoint does not exist, or no longer exists."""
         return self.status == HTTPStatus.NOT_FOUND
 
     @property
     def denied(self) -> bool:
-        """The token is not accepted, or may not do this."""
+        """Whether the server refused the token, or the token lacks a permission."""
         return self.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 def refusal(what: str, answer: HttpAnswer) -> ControlPlaneError:
-    """The error for an answer about ``what`` that is not a success."""
+    """The error for an answer that is no success; ``what`` names the endpoint or the list."""
     return ControlPlaneError(
         _sentence(what, answer),
         status=answer.status,
@@ -97,7 +97,7 @@ def _sentence(what: str, answer: HttpAnswer) -> str:
 
 
 def json_object(body: bytes) -> dict[str, Any] | None:
-    """A body that is a JSON object; None for anything else."""
+    """The JSON object in a body; None if the body is anything else."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -115,7 +115,7 @@ def _message(answer: HttpAnswer) -> str:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds; the header has a number or a date (RFC 9110, section 10.2.3)."""
+    """The seconds in a Retry-After header, a number or a date (RFC 9110, section 10.2.3)."""
     if not value:
         return None
     try:
@@ -139,14 +139,14 @@ def _is_any(answer: Mapping[str, Any]) -> bool:
 
 
 def _is_list(page: Mapping[str, Any]) -> bool:
-    return isinstance(page.get("items"), list)  # not the same as an empty one
+    return isinstance(page.get("items"), list)  # a missing list is an error, an empty one is not
 
 
 class ControlPlane:
     """A client of one control plane with one token. Safe to share between threads.
 
-    Each operation is retried within ``retry.total_s`` where a second request can do no harm.
-    All raise `ControlPlaneError`; none ever shows the token.
+    Each operation is retried within ``retry.total_s`` if a second request can do no harm. All
+    operations raise `ControlPlaneError`. No message contains the token.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class ControlPlane:
         clock: Clock = SYSTEM_CLOCK,
         agent: str = "run",
     ) -> None:
-        """``agent`` tells the server's log which of our processes is asking."""
+        """``agent`` names the kind of process in the User-Agent header."""
         self.base_url = base_url.rstrip("/")
         self._token, self._retry, self._clock, self._agent = token, retry, clock, agent
         self._transport = transport or Urllib3Transport(
@@ -171,7 +171,7 @@ class ControlPlane:
         return f"ControlPlane({public_url(self.base_url)!r})"
 
     def with_retry(self, retry: RetryPolicy) -> ControlPlane:
-        """The same client, with the same connections, but more or less patient."""
+        """The same client, with the same connections and another retry policy."""
         return ControlPlane(
             self.base_url,
             self._token,
@@ -195,14 +195,14 @@ class ControlPlane:
         return tuple(self._pages(namespace))
 
     def pause(self, name: str) -> Endpoint:
-        """Ask for the pause. A 2xx says that it was accepted, not that it has happened."""
+        """Request a pause. Returning means that the server accepted it, not that it is done."""
         return self._endpoint(name, self._ask("POST", name, "/pause"))
 
     def resume(self, name: str) -> Endpoint | None:
-        """Ask for the resume; None when it was running already.
+        """Request a resume; returns None if the endpoint was running already.
 
-        Sent again only when the server certainly did not begin, because a resume that comes
-        late starts a bill. `ControlPlaneError.maybe_done` tells the rest apart.
+        The request is repeated only if the server certainly did not begin it, because a resume that
+        takes effect late starts a bill. Otherwise see `ControlPlaneError.maybe_done`.
         """
         try:
             answer = self._ask("POST", name, "/resume", repeatable=False, usable=_is_any)
@@ -229,8 +229,8 @@ class ControlPlane:
     def healthy(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint's health route answers 200; one try.
 
-        Only ask one that is running: any request resumes an endpoint that is scaled to zero,
-        and its bill with it.
+        Call this only for a running endpoint: any request wakes an endpoint that is scaled to zero,
+        and starts its bill.
 
         Raises:
             ControlPlaneError: the token may not call the endpoint.
@@ -294,7 +294,13 @@ class ControlPlane:
         public: bool = False,
         usable: _Usable | None = None,
     ) -> Mapping[str, Any]:
-        """``usable`` tells an answer from something else; None: what was to be done is done."""
+        """Send a request, with retries; returns the JSON object of the answer.
+
+        Args:
+            repeatable: whether a second request can do no harm.
+            public: whether to leave the token out.
+            usable: whether an answer has the expected form; None accepts any answer.
+        """
         ends = self._clock.monotonic() + self._retry.total_s
         tries = 0
         while True:

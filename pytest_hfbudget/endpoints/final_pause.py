@@ -1,4 +1,4 @@
-"""How a reaper pauses: one endpoint that the run is done with, or all; and it looks again later."""
+"""How a reaper pauses one endpoint, or all of them, and checks later that they stay paused."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Receipt,
     Watch,
 )
-from pytest_hfbudget.endpoints.release import Pauser, Releaser, awake_again, entry
+from pytest_hfbudget.endpoints.release import Pauser, Releaser, awake_again, journal_record
 from pytest_hfbudget.endpoints.retry import LOOK_S, STUCK_S, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
-# Servers behind one address may differ.
+# How often the state is read in one look: servers behind one address may not agree.
 _READINGS = 2
 
 
@@ -36,24 +36,24 @@ class HeldEndpoint:
     """One endpoint that the reaper is to pause.
 
     Attributes:
-        settled: no resume of it is under way.
-        retaken: the run has asked for it again after its pause, so it is not looked at again.
+        resume_over: no resume of it is under way.
+        retaken: the run uses it again after its pause, so the later looks are skipped.
     """
 
     watch: Watch
     lease: HeldLease
-    settled: bool = False
+    resume_over: bool = False
     retaken: bool = False
 
 
 def lease_store_of(arm: Arm, name: str) -> LeaseStore:
-    """The leases on an endpoint, as the run of a reaper sees them."""
+    """The store of the leases on an endpoint, for the run that a reaper serves."""
     folder = Path(arm.lease_dir)
     return open_lease_store(folder, api=arm.api, endpoint=name, run=arm.run, shared=arm.shared)
 
 
 class FinalPause:
-    """Pauses what a reaper holds, each endpoint in a thread of its own."""
+    """Pauses the endpoints of a reaper, each in a thread of its own."""
 
     def __init__(
         self,
@@ -66,9 +66,10 @@ class FinalPause:
         wake: Callable[[], None],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``tell`` sends to the client, if it still runs; neither that nor ``log`` raises.
+        """Neither ``tell`` nor ``log`` may raise.
 
         Args:
+            tell: sends a message to the client, if it still runs.
             wake: called in another thread when `collect` has something to return.
         """
         self._arm, self._plane, self._journal = arm, plane, journal
@@ -80,18 +81,21 @@ class FinalPause:
         self._woke = False
 
     def release(self, held: HeldEndpoint) -> None:
-        """Begin to pause one while the run goes on; without a thread it waits for the end."""
+        """Begin to pause an endpoint while the run goes on.
+
+        If no thread can be started, the endpoint is paused at the end of the run instead.
+        """
         name = held.watch.endpoint
         if name not in self._at_work and self._begin(held, ASKED):
             self._at_work.add(name)
             self._log(f"{name}: the run is done with it")
 
     def at_work(self, name: str) -> bool:
-        """Whether its pause has begun, and not ended."""
+        """Whether the pause of an endpoint has begun and not yet ended."""
         return name in self._at_work
 
     def collect(self) -> Iterator[Receipt]:
-        """The receipts of `release` that have come since; the client is sent each of them."""
+        """The receipts of `release` since the last call; sends each to the client as well."""
         while True:
             try:
                 receipt, last = self._receipts.get_nowait()
@@ -102,10 +106,10 @@ class FinalPause:
             yield receipt
 
     def pause(self, every: Iterable[HeldEndpoint], reason: str) -> bool:
-        """Pause all; whether each pause was verified, or is left to another run.
+        """Pause all endpoints; returns whether each is verified, or left to another run.
 
-        The client is sent `Done` once it has a receipt for each. One with an error may be
-        followed by a better one, which only the journal has.
+        The client gets `Done` once it has a receipt for each endpoint. A pause may still succeed
+        after a receipt with an error. Only the journal then gets the better receipt.
         """
         held = tuple(every)
         waiting = [one for one in held if not self.at_work(one.watch.endpoint)]
@@ -121,15 +125,17 @@ class FinalPause:
         return self._follow(names)
 
     def look_again(self) -> bool:
-        """Wait for the later looks; whether all that was paused has stayed so."""
+        """Wait for the later looks; returns whether all endpoints have stayed paused."""
         timings = self._arm.timings
-        ends = self._clock.monotonic() + max(timings.looks_s, default=0.0) + _most_s(timings)
+        ends = (
+            self._clock.monotonic() + max(timings.looks_s, default=0.0) + _longest_pause_s(timings)
+        )
         for thread in self._threads:
             thread.join(max(ends - self._clock.monotonic(), 0.0))
         return not self._woke
 
     def _follow(self, unsent: set[str]) -> bool:
-        ends = self._clock.monotonic() + _most_s(self._arm.timings)
+        ends = self._clock.monotonic() + _longest_pause_s(self._arm.timings)
         verified = True
         if not unsent:
             self._tell(Done())
@@ -157,7 +163,7 @@ class FinalPause:
             self._at_work.discard(receipt.endpoint)
 
     def _begin(self, held: HeldEndpoint, reason: str) -> bool:
-        """Pause one without waiting; False where there is no thread to be had."""
+        """Pause an endpoint in a thread; returns False if no thread can be started."""
         thread = threading.Thread(target=self._pause_and_look, args=(held, reason), daemon=True)
         try:
             thread.start()
@@ -173,7 +179,7 @@ class FinalPause:
 
     def _pause(self, held: HeldEndpoint, reason: str) -> Receipt:
         name = held.watch.endpoint
-        releaser = self._releaser(held, settled=held.settled)
+        releaser = self._releaser(held, resume_over=held.resume_over)
 
         def doubted(receipt: Receipt) -> None:
             told = replace(receipt, reason=reason)
@@ -186,7 +192,7 @@ class FinalPause:
                 reason=reason,
                 doubted=doubted,
             )
-        except Exception as error:  # the client must hear of a bug here, and not wait
+        except Exception as error:  # report a bug of ours to the client, or it would wait
             self._log(f"{name}: {error!r}")
             receipt = releaser.failed(f"{name}: the reaper failed: {error!r}")
         self._put(receipt, last=True)
@@ -196,9 +202,9 @@ class FinalPause:
         self._receipts.put((receipt, last))
         self._wake()
 
-    def _releaser(self, held: HeldEndpoint, *, settled: bool) -> Releaser:
+    def _releaser(self, held: HeldEndpoint, *, resume_over: bool) -> Releaser:
         arm, name = self._arm, held.watch.endpoint
-        pauser = Pauser(self._plane, held.watch, arm.timings, settled=settled)
+        pauser = Pauser(self._plane, held.watch, arm.timings, resume_over=resume_over)
         return Releaser(self._lease_store(name), held.lease, pauser)
 
     def _lease_store(self, name: str) -> LeaseStore:
@@ -230,23 +236,26 @@ class FinalPause:
         return state
 
     def _pause_again(self, held: HeldEndpoint, what: str) -> None:
-        """In the journal first, so that a sweep finds it should this process end now."""
+        """Pause an endpoint that runs again, after its pause was verified.
+
+        The journal says so first, so that a sweep finds the endpoint if this process ends now.
+        """
         self._woke = True
         name = held.watch.endpoint
         self._log(f"{name}: {what}")
         awake = Receipt(name, state="", verified=False, error=f"it was {what}", reason=AWAKE)
         self._record(awake, held.lease)
-        receipt = self._releaser(held, settled=True).run(
+        receipt = self._releaser(held, resume_over=True).run(
             lambda told: self._record(told, held.lease), reason=AWAKE
         )
         self._log(f"{name}: {receipt.error or receipt.state}")
 
     def _record(self, receipt: Receipt, lease: HeldLease) -> None:
         try:
-            self._journal.write(entry(receipt, lease, at=self._clock.time()))
+            self._journal.write(journal_record(receipt, lease, at=self._clock.time()))
         except EndpointError as error:  # a full disk; the pause itself is done
             self._log(str(error))
 
 
-def _most_s(timings: Timings) -> float:
-    return timings.deadline_s + timings.settle_s + 2 * timings.try_s + STUCK_S
+def _longest_pause_s(timings: Timings) -> float:
+    return timings.deadline_s + timings.late_resume_s + 2 * timings.try_s + STUCK_S

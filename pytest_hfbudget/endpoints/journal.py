@@ -1,7 +1,7 @@
-"""What this machine knows about leases, even when every process that knew is dead.
+"""The journals: files with the leases of each run, for when all processes of the run are dead.
 
-One file per run, one JSON object per line, each on the disk before the step that it announces.
-There is never a token in it.
+Each run has one file, with one JSON object per line. A line is on the disk before the step that it
+announces. A journal never contains a token.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Record:
 
     Attributes:
         at: unix seconds.
-        owner_pid, owner_start: the process that holds the lease.
+        owner_pid, owner_start: the pytest process of the run, and its start time.
         place: where that process runs; its fields stand beside the others in the file.
         api: base URL of the control plane.
         scaling: ``compute.scaling`` as it was before this run.
         state: the endpoint's, when the line was written.
         verified: for `PAUSED`, whether the state was read back.
-        reason: why it was paused or left, see `protocol`.
+        reason: why it was paused or left; see `reaper_messages`.
         left_to: for `LEFT`, the run that pauses it now.
     """
 
@@ -66,11 +66,11 @@ _NEEDED = ("kind", "run", "endpoint", "api", "at", "owner_pid", "owner_start")
 
 
 def default_state_dir() -> Path:
-    """Where leases are kept: ``HFBUDGET_STATE_DIR``, else the platform's place for state."""
+    """The state folder: ``HFBUDGET_STATE_DIR``, else the platform's place for state."""
     chosen = os.environ.get("HFBUDGET_STATE_DIR")
     if chosen:
         return Path(chosen)
-    import platformdirs  # the reaper does without it
+    import platformdirs  # not at the top: the reaper can't import it
 
     return Path(platformdirs.user_state_dir("hfbudget", appauthor=False))
 
@@ -87,11 +87,11 @@ class Journal:
         """Open or create the file, readable by this user only.
 
         Args:
-            known: it was opened before, for endpoints that are to be paused whether it can still
-                be written or not.
+            known: the file exists, from an earlier process of the run. Skip the checks, because
+                endpoints have to be paused even if the file can no longer be written.
 
         Raises:
-            EndpointError: it can't be written; without it nothing may be resumed.
+            EndpointError: the file can't be written; without it nothing may be resumed.
         """
         self.path, self._lock = path, threading.Lock()
         if known:
@@ -127,12 +127,12 @@ class Journal:
         return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _append(self, line: bytes) -> None:
-        # Opened anew each time: a test may have closed descriptors that were not its own, and a
-        # line must not go into another file that has that number now.
+        # Opened anew each time: a test may close descriptors that are not its own. The number may
+        # then belong to another file, and a line must not go there.
         fd = self._open()
         try:
             size = os.fstat(fd).st_size
-            # A writer that died, or a full disk, may have left half a line: lose only that.
+            # A killed writer, or a full disk, may have left half a line. Begin a new line after it.
             if size and os.pread(fd, 1, size - 1) != b"\n":
                 line = b"\n" + line
             while line:
@@ -144,7 +144,7 @@ class Journal:
 
 @dataclass(frozen=True)
 class Lease:
-    """What the lines about one endpoint of one run add up to."""
+    """One endpoint of one run, as all its lines in the journal say."""
 
     intent: Record
     resumed_at: float | None = None
@@ -152,12 +152,12 @@ class Lease:
 
     @property
     def finished(self) -> bool:
-        """Whether a pause was verified, or has become another run's duty."""
+        """Whether its pause was verified, or was left to another run."""
         return self.paused is not None and (self.paused.verified or self.paused.kind == LEFT)
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The lines of one file that can be read; torn and foreign ones are passed over."""
+    """The records of one file; damaged and foreign lines are skipped."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -169,29 +169,29 @@ def read(path: Path) -> Iterator[Record]:
 
 
 def read_all(directory: Path) -> tuple[Record, ...]:
-    """The readable lines of all runs, file by file."""
+    """The records of all runs, file by file."""
     try:
         refuse_foreign(directory, directory.stat())
     except OSError:
-        return ()  # none yet, or another user's, who could have us pause what we should not
+        return ()  # no folder, or another user's: that user could make us pause anything
     files = sorted(directory.glob("*.jsonl"))
     return tuple(record for path in files for record in read(path))
 
 
 def leases(directory: Path) -> tuple[Lease, ...]:
-    """All leases that this machine remembers."""
+    """All leases in the journals of this machine."""
     found: dict[tuple[str, str], Lease] = {}
     for record in read_all(directory):
         key = (record.run, record.endpoint)
         known = found.get(key)
         if known is None:
-            known = Lease(record)  # its intent, or the best trace left of it
+            known = Lease(record)  # the `INTENT`, or the first line that is left
         found[key] = _fold(known, record)
     return tuple(found.values())
 
 
 def unfinished(directory: Path) -> tuple[Lease, ...]:
-    """Leases without a verified pause: of runs that go on, or that need a sweep."""
+    """The leases without a verified pause, of running runs and of dead ones."""
     return tuple(lease for lease in leases(directory) if not lease.finished)
 
 

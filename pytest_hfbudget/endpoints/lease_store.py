@@ -1,4 +1,4 @@
-"""The leases that runs of this machine hold on an endpoint: the last of them pauses it."""
+"""The leases of this machine's runs on an endpoint. The last run to end pauses it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pytest_hfbudget.text import parse_json
 with contextlib.suppress(ImportError):  # on Windows, where no endpoint is leased
     import fcntl
 
-# A lock of this kind is not inherited by forks, and ends with its process whatever ends that.
-# But it does not keep a process from itself: for threads there is another one.
-_here: dict[Path, threading.Lock] = {}
-_supervisor = threading.Lock()
+# A file lock (lockf) is not inherited by forks, and ends with its process, even by SIGKILL. It does
+# not exclude other threads of the same process. So each file has a lock for threads as well.
+_thread_locks: dict[Path, threading.Lock] = {}
+_thread_locks_lock = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -37,11 +37,11 @@ def file_lock(
     """Hold the lock of ``path``, against other processes and other threads of this one.
 
     Args:
-        wait: called with seconds while another one holds the lock; raises to give up.
-        ready: called with the lock held, until it returns True; only then the body runs.
+        wait: called with the seconds to wait while the lock is taken; raises to give up.
+        ready: called with the lock held, until it returns True. Then the body runs.
     """
-    with _supervisor:
-        lock = _here.setdefault(path.absolute(), threading.Lock())
+    with _thread_locks_lock:
+        lock = _thread_locks.setdefault(path.absolute(), threading.Lock())
     while not lock.acquire(blocking=False):
         wait(LOCK_POLL_S)
     try:
@@ -63,7 +63,7 @@ def _locked(path: Path, wait: Callable[[float], object]) -> Iterator[None]:
             wait(LOCK_POLL_S)
         yield
     finally:
-        # A test may have closed it, and the number may belong to something else by now.
+        # A test may have closed the descriptor, and its number may belong to another file now.
         with contextlib.suppress(OSError):
             if os.fstat(fd).st_ino == inode:
                 os.close(fd)
@@ -75,25 +75,25 @@ def _try(fd: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
-        return True  # a file system without locks: then two may resume, and still one pauses
+        return True  # a file system without locks: two runs may resume, but only one pauses
     return True
 
 
 HOLDING = "holding"  # in use, or about to be
-PAUSING = "pausing"  # its reaper is about to pause it, or does so
-OVER = "over"  # left to another run, or given up; kept for the scaling that it remembers
+PAUSING = "pausing"  # its reaper pauses it, or is about to
+OVER = "over"  # left to another run, or given up; kept because it has the original scaling
 
 
 @dataclass(frozen=True)
 class HeldLease:
-    """One run's use of one endpoint.
+    """One run's lease on one endpoint.
 
     Attributes:
-        owner_pid, owner_start: the process that uses it.
-        reaper_pid, reaper_start: the process that is to pause it.
-        at: unix seconds of its beginning.
-        scaling: ``compute.scaling`` from before the first of all runs that share it.
-        place: where these processes run; its fields stand beside the others in the file.
+        owner_pid, owner_start: the process that uses the endpoint, and its start time.
+        reaper_pid, reaper_start: the process that is to pause it, and its start time.
+        at: unix seconds of the beginning of the lease.
+        scaling: ``compute.scaling`` as it was before the first of the runs that share it.
+        place: where these processes run; in the file its fields are beside the others.
     """
 
     run: str
@@ -110,17 +110,17 @@ class HeldLease:
 
     @property
     def here(self) -> bool:
-        """Whether it can be told from here if its processes run; if not, nothing is known."""
+        """Whether this process can find out if the processes of the lease still run."""
         return process.judgeable(self.place)
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it may count for a process that can't be looked for from here."""
+        """Whether it is still open, and this process can't find out if its processes run."""
         return self.phase != OVER and not self.here
 
     @property
     def in_use(self) -> bool:
-        """Whether its run lives and uses the endpoint: then no other run may pause it."""
+        """Whether its run is alive and uses the endpoint. Then no other run may pause it."""
         holding = self.here and self.phase == HOLDING
         return holding and process.alive(self.owner_pid, self.owner_start)
 
@@ -131,9 +131,10 @@ class HeldLease:
         return active and process.works(self.reaper_pid, self.reaper_start)
 
     def end_stopped_reaper(self) -> None:
-        """End a stopped reaper of a dead run: continued, it would pause what another run uses.
+        """Kill the reaper if it is stopped and its run is dead.
 
-        To be called before its endpoint is used or paused by another run.
+        Call this before another run uses or pauses the endpoint: a reaper that is continued later
+        would pause the endpoint of that run.
         """
         orphan = self.here and self.phase != OVER and not self.in_use
         if orphan and process.stopped(self.reaper_pid, self.reaper_start):
@@ -146,11 +147,11 @@ _TEXTS = ("run", "endpoint", "api", "phase")
 
 def lease_store_dir(state_dir: Path) -> Path:
     """The folder of the held leases below a state folder."""
-    return state_dir / "claims"  # the name that earlier versions know
+    return state_dir / "claims"  # earlier releases look for this name
 
 
 class LeaseStore:
-    """The lease_store on one endpoint of one control plane, seen by one run."""
+    """The leases on one endpoint of one control plane, for one run."""
 
     def __init__(self, directory: Path, *, api: str, endpoint: str, run: str) -> None:
         self._directory, self._run = directory, run
@@ -164,7 +165,9 @@ class LeaseStore:
         return self._directory / f"{self._stem}.lock"
 
     def locked(self, wait: Callable[[float], object]) -> AbstractContextManager[None]:
-        """Keep other runs of this machine from resuming the endpoint; begins when none pauses it.
+        """Keep other runs of this machine from resuming or pausing the endpoint.
+
+        The lock is taken once no other run is pausing the endpoint.
 
         Args:
             wait: see `file_lock`.
@@ -178,7 +181,7 @@ class LeaseStore:
         return file_lock(self.lock_path, wait=wait, ready=ready)
 
     def put(self, lease: HeldLease) -> None:
-        """Write this run's lease; when this returns, all others see it.
+        """Write this run's lease. When this returns, other runs can read it.
 
         Raises:
             EndpointError: it can't be written.
@@ -200,7 +203,7 @@ class LeaseStore:
         return _read(self._path)
 
     def others(self) -> tuple[HeldLease, ...]:
-        """All other runs' lease_store, the oldest first, whether they still count or not."""
+        """The leases of all other runs, the oldest first, those of dead runs included."""
         return self._others_here()
 
     def _others_here(self) -> tuple[HeldLease, ...]:
@@ -208,7 +211,7 @@ class LeaseStore:
         return tuple(sorted((lease for lease in found if lease), key=lambda lease: lease.at))
 
     def successor(self) -> HeldLease | None:
-        """Another live run that uses the endpoint, and will pause it; None if there is none."""
+        """The lease of another live run that uses the endpoint and will pause it, else None."""
         return next((lease for lease in self.others() if lease.in_use), None)
 
     def in_use_here(self) -> tuple[HeldLease, ...]:
@@ -216,36 +219,37 @@ class LeaseStore:
         return tuple(lease for lease in self._others_here() if lease.in_use)
 
     def renew(self) -> None:
-        """Show that this run lives, where that can't be seen."""
+        """Show other machines that this run is alive. Nothing to do on one machine."""
 
     def resumed(self, scaling: Mapping[str, Any] | None) -> None:
-        """Note that this run has resumed the endpoint, which had this scaling before."""
+        """Note that this run has resumed the endpoint; ``scaling`` is from before that."""
 
     def coming_up(self) -> bool:
-        """Whether another run has just resumed it, though it may be seen at rest yet."""
+        """Whether another run has just resumed it, even if the server still shows it at rest."""
         return False
 
     def pays(self, minute_s: float) -> tuple[bool, float | None]:
-        """Whether this run books what the endpoint costs: of all that share it, only one does.
+        """Whether this run pays for the endpoint, and until when the payer before has paid.
 
-        And until when, on the steady clock, the run has paid that did so before; None if none has.
+        Of all runs that share an endpoint, one pays. The time is on the steady clock; None if no
+        other run has paid before, or the time is unknown.
         """
         return True, None
 
     def insist(self) -> None:
-        """Have the endpoint paused though others use it: no budget pays for it any more."""
+        """Have the endpoint paused even if others use it: no budget pays for it any more."""
 
     def superseded(self) -> str:
-        """The run that has taken over what this one was to pause; empty if none has."""
+        """The run that now has to pause the endpoint instead of this one; empty if none."""
         return ""
 
     def pauser(self) -> HeldLease | None:
-        """A run whose reaper is about to pause the endpoint."""
+        """The lease of another run whose reaper pauses the endpoint; None if there is none."""
         found = (lease for lease in self.others() if lease.phase == PAUSING)
         return next((lease for lease in found if lease.reaper_works), None)
 
     def end(self, lease: HeldLease, *, paused: bool) -> None:
-        """Remove ``lease``. Once the pause is verified (``paused``), leases of dead runs go too."""
+        """Remove ``lease``; after a verified pause (``paused``) also the leases of dead runs."""
         with contextlib.suppress(OSError, EndpointError):
             mine = self.own()
             if mine is not None and mine.reaper_pid != lease.reaper_pid:
@@ -267,7 +271,13 @@ class LeaseStore:
 
 
 def _counts(lease: HeldLease, *, at: float) -> bool:
-    """Whether a lease is a live run's; of one from elsewhere that is believed for a day."""
+    """Whether a lease is of a live run.
+
+    A run that can't be looked for from here counts as alive for `BELIEVED_S`.
+
+    Args:
+        at: unix seconds to which the age of the lease is compared.
+    """
     recent = lease.elsewhere and lease.at > at - BELIEVED_S
     return lease.in_use or lease.reaper_works or recent
 
@@ -275,25 +285,26 @@ def _counts(lease: HeldLease, *, at: float) -> bool:
 def inherited(
     found: Endpoint, known: Iterable[tuple[str, Mapping[str, Any] | None]]
 ) -> Mapping[str, Any] | None:
-    """The scaling from before the first of several runs, if theirs is still in place.
+    """The original scaling of an endpoint that earlier runs have changed; None if it is unchanged.
 
-    The tags tell whether it is: they are set and taken off together with the scaling.
+    The tags tell: a run sets its tag together with its scaling, and removes both together.
 
     Args:
-        known: runs, each with the scaling that it remembers.
+        found: the endpoint as it is now.
+        known: earlier runs, each with the original scaling that it has recorded.
     """
     placed = (scaling for run, scaling in known if run_tag(run) in found.tags)
     return next((scaling for scaling in placed if scaling is not None), None)
 
 
 def read_held_leases(directory: Path) -> tuple[HeldLease, ...]:
-    """All lease_store of this machine."""
+    """The leases of all runs of this machine."""
     found = (_read(path) for path in sorted(directory.glob("*.json")))
     return tuple(lease for lease in found if lease)
 
 
 def prune_held_leases(directory: Path, *, before: float) -> None:
-    """Remove what is older than unix ``before`` and counts no more."""
+    """Remove files of dead runs that were last written before unix ``before``."""
     for pattern in ("*.json", "*.draft"):
         for path in directory.glob(pattern):
             with contextlib.suppress(OSError):

@@ -28,21 +28,21 @@ from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess, spawn_rea
 from pytest_hfbudget.endpoints.resume import Resumer, Startup
 from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S
 from pytest_hfbudget.endpoints.supervisor import EARLY, Supervisor
-from pytest_hfbudget.endpoints.sweep import SweepOutcome, adopt, find_local, sweep
+from pytest_hfbudget.endpoints.sweep import SweepOutcome, close_dead_leases, find_local, sweep
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 
 def _nothing(*_: object) -> None:
-    """Shows no progress, and refuses nothing."""
+    """Default of the callbacks: shows no progress and refuses nothing."""
 
 
 class Lifecycle:
     """Resumes each endpoint at most once, and has all of them paused however the run ends.
 
-    Safe to share between threads. In a forked process every
-    method does nothing, or raises `EndpointError` where it would have to return an endpoint.
+    Safe to share between threads. In a forked process a method does nothing, or raises
+    `EndpointError` if it would have to return an endpoint.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class Lifecycle:
 
     @property
     def reaper_lost(self) -> bool:
-        """Whether the reaper was killed during the run, also where another one took over."""
+        """Whether the reaper was killed during the run, even if a standby took over."""
         return self._supervisor is not None and bool(self._supervisor.warnings)
 
     def check(self, names: Iterable[str]) -> None:
-        """Look at each endpoint once, before anything is resumed.
+        """Check that each endpoint exists, before anything is resumed.
 
         Raises:
-            EndpointError: there is none of that name, or the token is missing or refused.
-            ConfigError: not ``namespace/name``.
+            EndpointError: an endpoint does not exist, or the token is missing or refused.
+            ConfigError: a name has not the form ``namespace/name``.
         """
         for name in names:
             split_name(name)
@@ -105,10 +105,10 @@ class Lifecycle:
         return self._settings.lease_store(name).pays(self._settings.billing_minute_s)
 
     def sweep(self, *, but: Iterable[str]) -> tuple[SweepOutcome, ...]:
-        """Pause what dead runs have left running, as the journals of this machine tell.
+        """Pause endpoints that dead runs have left running, by the journals of this machine.
 
         Args:
-            but: what this run is going to use, and to pause itself.
+            but: endpoints that this run will use, and pause itself.
         """
         settings = self._settings
         left = find_local(settings.state_dir, api=settings.api, elsewhere=True)
@@ -121,17 +121,16 @@ class Lifecycle:
         return sweep(self._plane, others, state_dir=folder, shared=shared, timings=timings)
 
     def ensure(self, name: str, *, keep_running: bool = False) -> Endpoint:
-        """The endpoint, serving. The first caller brings it up, all others wait for that.
+        """Return the endpoint once it serves. The first caller resumes it; all others wait.
 
-        Another run of this machine that has it up is joined; the last of them pauses it.
+        If another run has the endpoint up, both use it, and the last one pauses it.
 
         Args:
-            keep_running: should it be up already, don't pause it at the end.
+            keep_running: don't pause an endpoint that ran before this run.
 
         Raises:
-            EndpointError: it can't be brought up; the same again for each later call, since an
-                endpoint is resumed once per run. It is paused at the end all the same. Also
-                when it was paused early, see `paused_early`.
+            EndpointError: it can't be brought up, or was paused early (see `paused_early`). Later
+                calls raise the same error, since a run resumes an endpoint only once.
         """
         self.warm(name, keep_running=keep_running)
         state = self._states[name]
@@ -142,10 +141,10 @@ class Lifecycle:
     def warm(self, name: str, *, keep_running: bool = False) -> None:
         """Resume an endpoint without waiting until it serves; `ensure` waits for that.
 
-        Does nothing for one that was asked for before.
+        Does nothing if the endpoint was asked for before.
 
         Raises:
-            EndpointError: it can't be resumed; `ensure` raises the same again.
+            EndpointError: it can't be resumed; `ensure` raises the same error again.
         """
         split_name(name)
         if os.getpid() != self._pid:
@@ -161,17 +160,17 @@ class Lifecycle:
             with state.opening():
                 self._settings.need_token(name)
                 keep = keep_running and not state.leased
-                state.up.rest = self._startup.begin(state, keep_running=keep)
-                self._adopt(state)
+                state.up.remaining = self._startup.begin(state, keep_running=keep)
+                self._close_dead_leases(state)
 
     def opened(self, name: str) -> bool:
-        """Whether one that was warmed serves, or never will; one look, without waiting."""
+        """Whether a warmed endpoint serves, or has failed for good. Asks the server once."""
         state = self._states.get(name)
         if state is None or os.getpid() != self._pid:
             return False
         if state.warming:
             found, over = self._meter.look(state), True
-            with suppress(ControlPlaneError):  # `wait` says what is wrong
+            with suppress(ControlPlaneError):  # `wait` raises the error
                 over = found is not None and (
                     found.state in BROKEN or (found.state == RUNNING and self._plane.healthy(found))
                 )
@@ -181,29 +180,32 @@ class Lifecycle:
         return state.is_open
 
     def since(self, name: str) -> float | None:
-        """When it was resumed, on the steady clock; `-inf` once it serves, None while it rests."""
+        """When an endpoint was resumed, on the steady clock.
+
+        `-inf` once it serves, or has failed; None before its resume and after its release.
+        """
         state = self._states.get(name)
         if state is None or state.use.released_at or not (state.leased or state.is_open):
             return None
         return -math.inf if state.is_open else state.use.began_mono
 
     def minute_left(self, name: str) -> float:
-        """Seconds until the next minute of one that runs begins to be paid for."""
+        """Seconds until the next billed minute of a running endpoint begins."""
         minute_s = self._settings.billing_minute_s
         return minute_s - (self._clock.monotonic() - self._states[name].use.began_mono) % minute_s
 
     def forget(self, name: str) -> None:
-        """Let the next caller try anew to resume one that was refused before its resume."""
+        """Forget an endpoint that was refused before its resume, so that a caller may retry."""
         with self._lock:
             state = self._states.get(name)
             if state is not None and state.error is not None and not state.leased:
                 del self._states[name]
 
     def release(self, name: str) -> bool:
-        """Have one paused now, in the background: nothing of this run needs it any more.
+        """Have an endpoint paused in the background, because the run no longer needs it.
 
-        Its receipt is in `live` once the pause is verified. `finish` waits for that, and `ensure`
-        raises from now on. Returns False where there is nothing to pause, or it is being done.
+        `live` has its receipt once the pause is verified, and `finish` waits for that. From now on
+        `ensure` raises. Returns False if there is nothing to pause, or the pause has begun already.
         """
         state = self._states.get(name)
         if os.getpid() != self._pid or self._closing or self._supervisor is None or state is None:
@@ -216,15 +218,15 @@ class Lifecycle:
         return True
 
     def revive(self, name: str) -> Endpoint:
-        """The endpoint, serving again; for when a call to it failed although it was brought up.
+        """Return the endpoint once it serves again. For calls to it that failed.
 
-        If someone else has paused it or scaled it to zero meanwhile, it is resumed once more,
-        once in a run. Of threads that ask at the same time, the first resumes it, and all others
-        wait for that. If nothing is wrong with it, it is just returned.
+        If another process has paused the endpoint, or the server has scaled it to zero, it is
+        resumed again, once in a run. The first of several threads resumes it, and the others wait.
+        If the endpoint serves, it is returned at once.
 
         Raises:
-            EndpointError: this run has not brought it up, has paused it itself, has revived it
-                once already; or it can't be brought up. Whatever ``afford`` raises.
+            EndpointError: this run has not brought the endpoint up, has paused it, or has revived
+                it before; or it can't be brought up. Also whatever ``afford`` raises.
         """
         state = self._states.get(name)
         if state is None or os.getpid() != self._pid:
@@ -240,10 +242,9 @@ class Lifecycle:
             return state.endpoint
 
     def paused_early(self) -> Mapping[str, str]:
-        """The endpoints that are paused, or being paused, without this process having asked.
+        """The endpoints that were paused, or are being paused, without a request of this process.
 
-        By name, each with a sentence that says why: because of `pause_after`, or because the
-        reaper was killed. Cheap, and asks nothing of the server.
+        By name, with a sentence that says why: `pause_after`, or a killed reaper. Sends no request.
         """
         early = self._supervisor.early() if self._supervisor and os.getpid() == self._pid else None
         if early is None:
@@ -253,14 +254,11 @@ class Lifecycle:
 
     @property
     def used_up(self) -> bool:
-        """Whether that is because of `pause_after`."""
+        """Whether endpoints were paused early because the time of `pause_after` has come."""
         return self._supervisor is not None and self._supervisor.early() == DEADLINE
 
     def tend(self) -> None:
-        """Look after the reaper: cheap, to be called between tests, or again and again.
-
-        What was found and done is in the warnings of the receipts.
-        """
+        """Replace a lost reaper, renew tags that expire soon, and warn in the receipts. Cheap."""
         if self._supervisor and not self._closing and os.getpid() == self._pid:
             self._supervisor.tend()
             if self._supervisor.early() is None:
@@ -268,16 +266,16 @@ class Lifecycle:
                     self._startup.renew(state)
 
     def look(self) -> None:
-        """See how many replicas run, to be called several times a minute where a cap pays."""
+        """Read how many replicas run. Call it several times a minute under a cap."""
         if os.getpid() == self._pid and not self._refusal():
             for state in self._in_use():
                 self._startup.look(state)
 
     def pause_after(self, seconds: float | None) -> None:
-        """Have the reaper pause all by itself some time from now, whatever this process does.
+        """Set the seconds after which the reaper pauses all, whatever this process does then.
 
-        For a cap: each call sets the time anew, None takes it away. Called before there is a
-        reaper, it holds as soon as there is one.
+        Each call replaces the time of the one before; None removes it. Before the reaper starts,
+        the time is kept for it.
         """
         if self._closing or os.getpid() != self._pid:
             return
@@ -287,7 +285,7 @@ class Lifecycle:
                 self._supervisor.limit(self._until)
 
     def ask_pause(self) -> None:
-        """Have all paused now, without waiting; for the moment of a Ctrl-C."""
+        """Have all endpoints paused now, without waiting, as at a Ctrl-C."""
         if os.getpid() != self._pid:
             return
         self._closing = True
@@ -295,9 +293,9 @@ class Lifecycle:
             self._supervisor.ask()
 
     def finish(self) -> tuple[EndpointReceipt, ...]:
-        """Pause all and wait, within ``verify_deadline_s``, until it is verified.
+        """Pause all endpoints and wait for verified pauses, for at most ``verify_deadline_s``.
 
-        May be called again, also after it was interrupted.
+        May be called again, also after an interrupt.
         """
         if os.getpid() != self._pid:
             return ()
@@ -314,7 +312,7 @@ class Lifecycle:
         return self._finished
 
     def live(self) -> tuple[EndpointReceipt, ...]:
-        """What is known now; costs are upper bounds, and nothing is asked of the server."""
+        """The receipts as of now. Costs are upper bounds. Sends no request."""
         if self._finished is not None or os.getpid() != self._pid:
             return self._finished or ()
         return self._receipts(self._supervisor.receipts() if self._supervisor else {}, final=False)
@@ -323,10 +321,10 @@ class Lifecycle:
         return self._settings.reopens
 
     def _reopen(self, released: EndpointState) -> tuple[EndpointState, bool]:
-        """Wait for the pause of a released one; its new state, and whether the caller resumes it.
+        """Wait for the pause of a released endpoint; its new state, and whether to resume it here.
 
         Raises:
-            EndpointError: that pause is not verified.
+            EndpointError: the pause is not verified in time.
         """
         paused_mono = self._arm().wait_released(released.name, self._refusal).paused_mono
         with self._lock:
@@ -340,14 +338,14 @@ class Lifecycle:
         every = list(self._states.values())
         return [state for state in every if state.leased and state.use.released_at is None]
 
-    def _adopt(self, state: EndpointState) -> None:
-        """Close the leases of dead runs on an endpoint that this run pauses."""
+    def _close_dead_leases(self, state: EndpointState) -> None:
+        """Close dead runs' leases on an endpoint, because this run will pause it."""
         if state.kept:
             return
         settings = self._settings
         for stray in find_local(settings.state_dir, api=settings.api):
             if stray.name == state.name:
-                adopt(stray, settings.run, settings.state_dir, at=self._clock.time())
+                close_dead_leases(stray, settings.run, settings.state_dir, at=self._clock.time())
 
     def _arm(self) -> Supervisor:
         with self._lock:
@@ -367,13 +365,13 @@ class Lifecycle:
             return self._supervisor
 
     def _looked(self, progress: Progress, name: str, state: str, seconds: float) -> None:
-        """While an endpoint comes up, which may take long and is billed."""
+        """Report progress while an endpoint comes up, and look after the reaper meanwhile."""
         if self._supervisor:
             self._supervisor.tend()
         progress(name, state, seconds)
 
     def _refusal(self) -> str:
-        """Why nothing is to be resumed, or waited for, any more."""
+        """Why nothing may be resumed or waited for any more; empty if it may."""
         early = self._supervisor.early() if self._supervisor else None
         if early:
             return EARLY[early]

@@ -31,19 +31,20 @@ from pytest_hfbudget.money import nano
 if TYPE_CHECKING:
     from pytest_hfbudget.shared import SharedPlace
 
-# Name, state and seconds since the wait began; called each time that the state was read.
+# Called with name, state, and seconds since the wait began, each time the state is read.
 Progress: TypeAlias = Callable[[str, str, float], None]
 
-# The endpoint and nano-USD for a minute of it (None: no known price); raises to refuse.
+# Called before a resume with the endpoint and nano-USD for a minute of it (None: no known price).
+# Raises to refuse the resume.
 Afford: TypeAlias = Callable[[Endpoint, "int | None"], None]
 
-# The endpoint, how many replicas may run beside those that are paid for, nano-USD for a minute of
-# these, and whether it was not resumed yet: then it raises to refuse.
+# Called with the endpoint, the number of replicas that may be added, nano-USD for a minute of them,
+# and whether the endpoint is not yet resumed; in that case it may raise to refuse the resume.
 Grow: TypeAlias = Callable[[Endpoint, int, int, bool], None]
 
 
 class Caps(NamedTuple):
-    """What the caps on a run's money are asked, and may refuse."""
+    """The callbacks that ask the caps whether they pay for an endpoint; see their types."""
 
     afford: Afford
     grow: Grow
@@ -51,20 +52,20 @@ class Caps(NamedTuple):
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """How endpoints of one run are kept.
+    """How the endpoints of one run are resumed, kept and paused.
 
     Attributes:
         api: base URL of the control plane, with its version.
         run: names this run in the journal and in the endpoint's tags.
-        state_dir: where journals of leases live.
-        capped: a cap has to pay for the endpoints, so they may not scale beyond what it pays for.
+        state_dir: the folder of journals and leases.
+        capped: a cap pays for the endpoints, so they may have only the replicas it pays for.
         reopens: an endpoint that was released may be resumed again.
-        idle_timeout_min: minutes without a request after which the server is to scale the
-            endpoint to zero, should everything on this machine be gone.
-        billing_minute_s: length of a billing minute; other than 60 for tests only.
+        idle_timeout_min: minutes without a request after which the server scales the endpoint to
+            zero. A backstop for when no process of this machine can pause it.
+        billing_minute_s: seconds of a billing minute; other than 60 only in tests.
         waits: how long the run waits for endpoints and for its reaper.
         timings: how endpoints are paused.
-        shared: the server over which other machines share the endpoints; None for none.
+        shared: the Redis server over which machines share endpoints; None if they don't.
     """
 
     api: str
@@ -81,7 +82,7 @@ class EndpointSettings:
 
     @property
     def retry(self) -> RetryPolicy:
-        """For the requests of the pytest process itself."""
+        """The retry policy for requests of the pytest process itself."""
         return RetryPolicy(try_s=self.timings.try_s, total_s=self.waits.retry_s)
 
     @property
@@ -91,11 +92,11 @@ class EndpointSettings:
 
     @property
     def lease_dir(self) -> Path:
-        """The folder of what runs of this machine have in use."""
+        """The folder of the leases that runs of this machine hold."""
         return lease_store_dir(self.state_dir)
 
     def need_token(self, name: str) -> None:
-        """Raises EndpointError where there is no token to manage this endpoint with."""
+        """Raise EndpointError if there is no token to manage this endpoint with."""
         if not self.token:
             raise EndpointError(
                 f'{name} needs a token with the permission "Manage Inference Endpoints"; '
@@ -115,10 +116,10 @@ class UptimeCost:
 
     Attributes:
         minutes: started billing minutes of all replicas.
-        nano_usd: what they cost; 0 if ``price_nano_per_hour`` is None.
-        price_nano_per_hour: of one replica; None when the hardware list has no price.
-        estimated: ``minutes`` is an upper bound.
-        window: the time that is paid for, by this machine's steady clock.
+        nano_usd: what these minutes cost; 0 if ``price_nano_per_hour`` is None.
+        price_nano_per_hour: of one replica; None if the price is unknown.
+        estimated: whether ``minutes`` is an upper bound.
+        window: the time that is paid for, on this machine's steady clock.
     """
 
     minutes: int
@@ -130,24 +131,25 @@ class UptimeCost:
 
 @dataclass(frozen=True)
 class EndpointReceipt:
-    """What became of one endpoint of this run.
+    """How the use of one endpoint in this run ended.
 
     Attributes:
-        state: the last one that was seen.
-        resumed: this run has resumed it, or may have: an answer that was lost counts.
-        resumed_at, paused_at: unix seconds; the latter is when the pause was read back.
-        paused_mono: the same, or when it was left, on the system's steady clock.
-        verified: the pause was read back.
+        state: the last state that was read.
+        resumed: this run has resumed it, or may have: the answer to a resume may have been lost.
+        resumed_at: unix seconds of the resume.
+        paused_at: unix seconds at which its pause was verified.
+        paused_mono: when its pause was verified, or it was left, on the system's steady clock.
+        verified: the server has said ``paused`` after the pause.
         cost: of its uptime in this run.
         error: why the pause is not verified, and what to do.
-        found_running: it was up before this run, and is paused at the end all the same.
-        kept: it was up before this run and was asked to stay so; nothing is charged.
-        warnings: what went wrong without harm to the pause.
+        found_running: it ran before this run, and is paused at the end all the same.
+        kept: it ran before this run and was to keep running; nothing is charged.
+        warnings: problems that did not affect the pause.
         reason: why it was paused: "asked", "deadline" (see `Lifecycle.pause_after`), "owner
-            gone" (the pytest process ended) or "reaper lost"; empty before.
-        joined: the run that had brought it up, and was using it too.
-        left_to: the run that went on using it, and pauses it.
-        revived: how often it was resumed again after someone else had paused it.
+            gone" (the pytest process ended) or "reaper lost"; empty before the pause.
+        joined: the run that had resumed it, and was using it too.
+        left_to: the run that goes on using it, and will pause it.
+        revived: how often it was resumed again after another process had paused it.
         taken_over: the code under test has resumed or created it.
     """
 
@@ -171,25 +173,26 @@ class EndpointReceipt:
 
     @property
     def in_order(self) -> bool:
-        """Whether nothing is left to be done about it."""
+        """Whether the endpoint needs no further action."""
         return self.verified or self.kept or self.left_to is not None
 
 
 @dataclass
 class BilledUse:
-    """What one endpoint's cost is computed from.
+    """The times, replicas and price from which the cost of one endpoint is computed.
 
     Attributes:
-        resumed_at: unix seconds of the request to resume.
-        resumed_mono: the same on the steady clock, or the first look at it if it ran.
-        released_at: unix seconds at which its pause was asked for, before the end of the run.
-        paused_mono: when that pause was read back, on the steady clock, where a resume follows.
-        gaps: between such pauses and the next resumes.
+        resumed_at: unix seconds of the first request to resume it.
+        resumed_mono: the same on the steady clock; the first look at it if it ran before.
+        released_at: unix seconds at which the run asked for its pause, before the end of the run.
+        paused_mono: when that pause was verified, on the steady clock, if a resume follows.
+        gaps: from such a pause to the next resume, on the steady clock.
         cold: the stretches of time in which it was coming up, on the steady clock.
-        price_atto: atto-USD per replica-hour; None when it has no known price.
+        price_atto: atto-USD per replica-hour; None if the price is unknown.
         replicas: how many may run now; the caps pay for a minute of each.
-        most_replicas: how many may have been running at a time.
-        earlier: see `uptime.earlier_replicas`; None where that is unknown.
+        most_replicas: how many may have run at the same time.
+        earlier: see `uptime.earlier_replicas`; None if unknown.
+        counting: the lock that `UptimeMeter.count` takes.
     """
 
     resumed_at: float | None = None
@@ -209,7 +212,7 @@ class BilledUse:
         self.replicas, self.most_replicas = replicas, max(self.most_replicas, replicas)
 
     def begin(self, at: float, mono: float) -> None:
-        """A resume is sent now; one after a pause in a gap between tests ends that gap."""
+        """Note that a resume is sent now. After a pause between tests, it ends the gap."""
         if self.paused_mono is not None:
             self.gaps = (*self.gaps, UseStretch(self.paused_mono, mono))
             self.paused_mono = self.released_at = None
@@ -220,11 +223,11 @@ class BilledUse:
 
     @property
     def began_mono(self) -> float:
-        """The last request to resume, or the first look at it if it ran."""
+        """When it was last resumed, on the steady clock; the first look at it if it ran before."""
         return self.gaps[-1].stop if self.gaps else self.resumed_mono
 
     def stretches(self, until: float) -> list[UseStretch]:
-        """From each request to resume, or the first look at it, until the pause after it."""
+        """The stretches in which it was up: from each resume to the pause after it."""
         starts = [self.resumed_mono, *(gap.stop for gap in self.gaps)]
         stops = [*(gap.start for gap in self.gaps), until]
         return [UseStretch(a, max(a, b)) for a, b in zip(starts, stops, strict=True)]
@@ -244,33 +247,37 @@ class BilledUse:
 
 @dataclass
 class Opening:
-    """Who brings an endpoint up, and who waits for that.
+    """Coordinates the thread that brings an endpoint up and those that wait for it.
 
     Attributes:
-        begun: it was resumed, or could not be.
-        rest: what is left to do then: the first caller of `EndpointState.wait` does it.
+        begun: set once the endpoint was resumed, or could not be.
+        remaining: waits until the endpoint serves; run by the first `EndpointState.wait`.
         lock: held by that caller, so that all others wait for it.
-        asked: the code under test asks for its start, and has no answer so far.
+        asked: the code under test has sent a request to start it, and has no answer yet.
     """
 
     begun: threading.Event = field(default_factory=threading.Event)
-    rest: Callable[[], Endpoint] | None = None
+    remaining: Callable[[], Endpoint] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     asked: bool = False
 
 
 @dataclass
 class EndpointState:
-    """Filled step by step by the one thread that brings the endpoint up.
+    """What this run knows of one endpoint. The thread that brings it up fills it step by step.
 
     Attributes:
-        found: as it was before this run.
-        leased: it is in the journal, and to be paused.
+        found: the endpoint as it was before this run.
+        endpoint: the endpoint once it serves.
+        leased: this run has a lease on it, and will pause it.
+        kept: it ran before and is to keep running; this run does not pause it.
         resumed: the resume was sent, and not refused.
-        taken_over: the code under test starts it, by requests of its own.
+        taken_over: the code under test starts it.
+        joined: the other run that had resumed it before.
         scaling: see `Watch`; kept for a later message to the reaper.
+        error: why it can't be brought up.
         use: what its cost is computed from.
-        tag: the end of this run, as its tags tell.
+        tag: the latest end of this run, as its tags say.
     """
 
     name: str
@@ -291,7 +298,7 @@ class EndpointState:
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """Around the work of the first caller; lets the others go on, whatever comes of it."""
+        """Enclose the work of the first caller: keep its error, and then wake the others."""
         try:
             yield
         except HFBudgetError as error:
@@ -305,34 +312,34 @@ class EndpointState:
 
     @property
     def warming(self) -> bool:
-        """Whether it was resumed, and nothing has waited for it so far."""
-        return self.up.begun.is_set() and self.up.rest is not None
+        """Whether it was resumed, and no caller has waited for it so far."""
+        return self.up.begun.is_set() and self.up.remaining is not None
 
     @property
     def is_open(self) -> bool:
-        """Whether it serves, or never will."""
+        """Whether it serves, or has failed for good."""
         return self.endpoint is not None or self.error is not None
 
     def wait(self) -> Endpoint:
-        """The endpoint once it is up; or what has kept it from that, again."""
+        """Wait for the endpoint and return it; raise the error if it can't be brought up."""
         self.up.begun.wait()
         with self.up.lock, suppress(HFBudgetError):
             self._finish()
         if self.error is not None:
-            # Without the frames of earlier callers, which would pile up with each test.
+            # Drop the traceback of earlier callers, which would grow with each test.
             raise self.error.with_traceback(None)
         if self.endpoint is None:
             raise EndpointError(f"{self.name} was not brought up.")
         return self.endpoint
 
     def _finish(self) -> None:
-        rest, self.up.rest = self.up.rest, None
-        if rest is not None:
+        remaining, self.up.remaining = self.up.remaining, None
+        if remaining is not None:
             with self.opening():
-                self.endpoint = rest()
+                self.endpoint = remaining()
 
     def refuse_released(self) -> None:
-        """Raises EndpointError once the run is done with it."""
+        """Raise EndpointError if the run has released the endpoint."""
         if self.use.released_at is not None:
             at = time.strftime("%H:%M:%S", time.localtime(self.use.released_at))
             raise EndpointError(
@@ -342,20 +349,20 @@ class EndpointState:
             )
 
     def again(self, paused_mono: float) -> EndpointState:
-        """For the next resume of one that was released; its cost goes on."""
+        """The state for the next resume of a released endpoint; it keeps the cost so far."""
         self.use.paused_mono = paused_mono
         return EndpointState(
             self.name, leased=True, resumed=self.resumed, warnings=self.warnings, use=self.use
         )
 
     def warn(self, text: str | None) -> None:
-        """Keep for the receipt."""
+        """Add a warning to the receipt; None adds nothing."""
         if text:
             self.warnings = (*self.warnings, text)
 
     @property
     def found_asleep(self) -> bool:
-        """Whether it was this run that had to bring it up."""
+        """Whether it was at rest before this run, so that this run had to resume it."""
         return self.found is not None and self.found.at_rest
 
     def receipt(

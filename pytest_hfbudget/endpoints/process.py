@@ -1,7 +1,7 @@
-"""Whether a process still runs, by its pid and start time, and a watch for its death.
+"""Finds out whether a process still runs, by its pid and start time, and watches for its death.
 
-A pid alone proves nothing: it is reused, and it stays visible while a dead process waits to be
-collected. A pid with its start time names one process.
+A pid alone does not identify a process: the system reuses it, and it stays visible while a dead
+process waits for its parent. A pid together with its start time identifies one process.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
 
 
 def start_time(pid: int) -> str | None:
-    """When the process started, as a text that only serves to be compared; None if it is gone.
+    """When the process started, as a text that is only good for comparison; None if it is gone.
 
-    On Linux field 22 of ``/proc/<pid>/stat``, clock ticks since boot (proc_pid_stat(5));
-    elsewhere ``ps -o lstart=``.
+    On Linux it is field 22 of ``/proc/<pid>/stat``, clock ticks since boot (proc_pid_stat(5));
+    elsewhere the output of ``ps -o lstart=``.
     """
     try:
         stat = _stat(pid)
@@ -43,7 +43,7 @@ def alive(pid: int, start: str | None) -> bool:
 
 
 def boot_id() -> str:
-    """Names this boot of this machine (random(4)); empty on systems without one."""
+    """The id of this boot of this machine (random(4)); empty on systems without one."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -52,9 +52,9 @@ def boot_id() -> str:
 
 
 def pid_namespace() -> str:
-    """Names the space in which this process has its pid (pid_namespaces(7)); empty if unknown.
+    """The pid namespace of this process (pid_namespaces(7)); empty if unknown.
 
-    Two containers on one machine may have the same host name, and each a process 7.
+    Two containers on one machine may have the same host name, and both may have a process 7.
     """
     try:
         return os.readlink("/proc/self/ns/pid")
@@ -64,7 +64,7 @@ def pid_namespace() -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the processes that a record names can be looked for; by default, where this one is.
+    """Where the processes of a record run; by default, where this process runs.
 
     Attributes:
         host: name of the machine.
@@ -78,10 +78,10 @@ class Place:
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Place:
-        """Read the keys of a record.
+        """Read the place from the keys of a record.
 
         Raises:
-            TypeError: one is no text.
+            TypeError: a value is no text.
         """
         old = {"boot_id": "", "pid_namespace": ""}
         known = {name: data[name] for name in ("host", *old) if name in data}
@@ -91,10 +91,11 @@ class Place:
 
 
 def judgeable(place: Place) -> bool:
-    """Whether it can be told from here if the processes of a place still run.
+    """Whether this process can find out if the processes of a place still run.
 
-    A boot that is over has no processes left. But only outside of containers, which share one
-    boot and may have any host name, is another boot of this host sure to be an earlier one.
+    An earlier boot of this host has no processes left. Outside of containers, another boot id of
+    this host is an earlier boot. In a container that is not certain: containers may have any host
+    name, so the record may be of another machine.
     """
     ours = pid_namespace()
     same_boot = place.boot_id in ("", boot_id())
@@ -105,9 +106,9 @@ def judgeable(place: Place) -> bool:
 
 
 def _vanished(namespace: str) -> bool:
-    """Whether no process is left in another pid namespace; False if not all can be looked at."""
+    """Whether a pid namespace has no process left; False if some processes can't be checked."""
     pids = [entry for entry in os.listdir("/proc") if entry.isdigit()]
-    # Where /proc is mounted with hidepid=2, it lacks what is another user's, the first one too.
+    # With hidepid=2, /proc lacks the processes of other users, also process 1. So check for that.
     return "1" in pids and not any(_may_be_in(namespace, pid) for pid in pids)
 
 
@@ -115,16 +116,16 @@ def _may_be_in(namespace: str, pid: str) -> bool:
     try:
         try:
             return os.readlink(f"/proc/{pid}/ns/pid") == namespace
-        except PermissionError:  # another user's, but how many numbers it has may be read by all
-            return len(_numbers(pid)) != 1
+        except PermissionError:  # another user's process; but anyone may read its NSpid line
+            return len(_pids_by_namespace(pid)) != 1
     except (FileNotFoundError, ProcessLookupError):
         return False  # it has ended since
     except OSError:
         return True
 
 
-def _numbers(pid: str) -> list[str]:
-    """The numbers of a process in each pid namespace around it, ours first."""
+def _pids_by_namespace(pid: str) -> list[str]:
+    """The pid of a process in each pid namespace that it is in, ours first."""
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         return next((line.split()[1:] for line in file if line.startswith("NSpid:")), [])
 
@@ -140,9 +141,9 @@ def stopped(pid: int, start: str | None) -> bool:
 
 
 class StoppedWatch:
-    """Notices a process that stays stopped, and so can't do what only it would do now.
+    """Kills a process that stays stopped (SIGSTOP) while its work is needed.
 
-    Looks are counted, not seconds: a machine that was suspended has had none of them.
+    It counts looks, not seconds, because a suspended machine makes no looks.
     """
 
     _ENOUGH = 10
@@ -151,7 +152,7 @@ class StoppedWatch:
         self._looks, self._next = 0, 0.0
 
     def end_if_stopped(self, pid: int, start: str | None) -> None:
-        """Look; kill the process once it was found stopped often enough in a row."""
+        """Look once; kill the process if it was stopped in the last `_ENOUGH` looks."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -169,7 +170,7 @@ def end(pid: int, start: str | None) -> None:
 
 
 def show_name(name: str) -> None:
-    """Have ``ps`` and ``top`` show this process by its name, and not by that of its interpreter.
+    """Have ``ps`` and ``top`` show this process under ``name`` and not as ``python``.
 
     Linux only, where the name has at most 15 characters (proc_pid_comm(5)).
     """
@@ -178,7 +179,7 @@ def show_name(name: str) -> None:
 
 
 def _state(pid: int) -> str:
-    """The letter of its state, as ``ps`` shows it; empty if the process is gone."""
+    """The letter that ``ps`` shows for the state of a process; empty if it is gone."""
     try:
         return (_stat(pid) or [""])[0]
     except FileNotFoundError:
@@ -186,7 +187,7 @@ def _state(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Fields of ``stat`` from the third on: the second is a name that may hold anything."""
+    """The fields of ``stat`` from the third on; the second, a name, may contain spaces."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
@@ -225,7 +226,7 @@ class DeathWatch(Protocol):
         """For a selector; -1 when there is nothing to select on."""
 
     def dead(self) -> bool:
-        """Whether it has. Never blocks."""
+        """Whether the process has died. Never blocks."""
 
     def close(self) -> None:
         """Stop watching."""
@@ -259,7 +260,7 @@ if sys.platform == "darwin":
 else:
 
     class PidfdWatch:
-        """Linux 5.3 and later: resumes within milliseconds, and a forked child can't delay it."""
+        """Linux 5.3 and later: reports the death within milliseconds, forked children or not."""
 
         period_s = None
 
@@ -302,12 +303,12 @@ class PollingWatch:
 
 
 def watch(pid: int, start: str | None) -> DeathWatch:
-    """The best watch that this system has, on the process with this pid and start time."""
+    """A watch on the process with this pid and start time, by the kernel if it can."""
     try:
         found = _by_kernel(pid)
     except OSError:  # gone already, or no such call in this kernel or sandbox
         found = None
-    # Compared after opening: from here on the watch can't be on a later process of that pid.
+    # Compare the start time after opening: the watch may be on a later process with that pid.
     if found is None or not alive(pid, start):
         if found is not None:
             found.close()

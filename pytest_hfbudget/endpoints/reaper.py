@@ -1,7 +1,7 @@
 """The reaper: a small process that pauses what a run has leased, when asked or when pytest is gone.
 
-It is started by `spawn_reaper`, shares one socket with the pytest process (the client) and nothing
-else, and ends after its last look at what it has paused. The run does not wait for that look.
+`spawn_reaper` starts it. It shares only one socket with the pytest process (the client). It ends
+after its last look at the endpoints that it has paused. The run does not wait for that look.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Ready,
     Receipt,
     Release,
-    Settled,
+    ResumeOver,
     UptimeLimit,
     Watch,
     Watching,
@@ -59,26 +59,26 @@ from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 if TYPE_CHECKING:
     from pytest_hfbudget.shared import SharedPlace
 
-# How often a lease is renewed before it would expire, and the longest time between two times.
+# A lease is renewed this often within its expiry time, and at least every so many seconds.
 BEATS, MOST_BEAT_S = 5, 5.0
 
 _STDERR = 2
 
-# So many standbys may step in within so many seconds before there are no more of them.
+# After this many standbys have stepped in within this many seconds, no more are started.
 MOST_IN_VAIN, IN_VAIN_S = 20, 60.0
-# Begins the line of the log which tells that; the time on the system's steady clock follows.
+# The log line of a standby that steps in begins so; the time on the system's steady clock follows.
 STEPPED_IN = "a standby has stepped in at "
 
 
 class Channel:
-    """The reaper's end of the socket. No method raises when the client is gone."""
+    """The reaper's end of the socket. No method raises if the client is gone."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._decoder, self._lock = sock, Decoder(), threading.Lock()
         sock.settimeout(FIRST_MESSAGE_S)
 
     def fileno(self) -> int:
-        """To be polled."""
+        """The file descriptor, for polling."""
         return self._sock.fileno()
 
     def receive(self) -> list[Message] | None:
@@ -99,9 +99,9 @@ class Channel:
 
 
 class Reaper:
-    """Pauses on request, when the client dies or closes the channel, and at a time limit.
+    """Pauses all endpoints on request, when the client dies or closes the channel, or at a limit.
 
-    On request it also pauses single endpoints that the run is done with.
+    On request it also pauses a single endpoint that the run no longer needs.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Reaper:
         stands_in: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``stands_in``: it replaces a reaper that was killed, and endpoints may run already."""
+        """``stands_in``: it replaces a killed reaper, so endpoints may be running already."""
         self._channel, self._arm, self._standbys, self._clock = channel, arm, standbys, clock
         self._held: dict[str, HeldEndpoint] = {}
         self._stores: dict[str, LeaseStore] = {}
@@ -130,7 +130,7 @@ class Reaper:
         waking.setblocking(False)
 
         def wake() -> None:
-            with suppress(OSError):  # full: it is awake, or will be
+            with suppress(OSError):  # the socket is full, so the reaper wakes anyway
                 waking.send(b".")
 
         self._pauses = FinalPause(
@@ -138,10 +138,12 @@ class Reaper:
         )
 
     def run(self, heard: Sequence[Message] = ()) -> bool:
-        """Wait for a reason to pause, then pause all; whether each pause was verified and held.
+        """Wait for a reason to pause, then pause all endpoints.
+
+        Returns whether each pause was verified, and each endpoint has stayed paused.
 
         Args:
-            heard: what the client sent to the reaper that this one stands in for.
+            heard: the messages that the client sent to the killed reaper before.
         """
         if self._arm.shared is not None:
             threading.Thread(target=self._renew, args=(self._arm.shared,), daemon=True).start()
@@ -157,9 +159,10 @@ class Reaper:
         return self._pauses.look_again() and verified
 
     def _renew(self, shared: SharedPlace) -> None:
-        """Show the jobs of other machines that this one lives, until its work is done.
+        """Renew the leases that other machines see, until the work of this reaper is done.
 
-        Where a pause has got nowhere for as long as a lease lasts, another machine may be able to.
+        If a pause makes no progress for as long as a lease lasts, the lease is no longer renewed:
+        another machine may be able to pause the endpoint.
         """
         began: dict[str, float] = {}
         while True:
@@ -170,14 +173,14 @@ class Reaper:
                     began.pop(name, None)
                 elif now - began.setdefault(name, now) > shared.expiry_s:
                     continue
-                with suppress(HistoryError):  # its lease expires, should that go on
+                with suppress(HistoryError):  # if the server stays away, the lease expires
                     self._stores.setdefault(name, self._lease_store(name)).renew()
 
     def _state(self) -> Iterator[Message]:
-        """All that a standby has to know."""
+        """The messages from which a standby can continue the work of this reaper."""
         yield self._arm
         for held in self._held.values():
-            yield replace(held.watch, resuming=not held.settled)
+            yield replace(held.watch, resuming=not held.resume_over)
             if self._pauses.at_work(held.watch.endpoint):
                 yield Release(held.watch.endpoint)
         yield UptimeLimit(self._limit)
@@ -187,8 +190,8 @@ class Reaper:
             own = self._channel, death, self._woken
             watched: tuple[_Pollable, ...] = (*own, *self._standbys.sockets)
             ready = _readable(watched, self._poll_timeout_s(death.period_s))
-            # The death is looked at first: a child that the client forked may hold the
-            # socket open, and what it sends is no message of the client.
+            # Check for the client's death first: a forked child of the client may still have the
+            # socket open, and what the child sends is no message of the client.
             if death.dead():
                 return CLIENT_GONE
             if self._channel in ready:
@@ -214,7 +217,7 @@ class Reaper:
         try:
             messages = self._channel.receive()
         except (ValueError, KeyError, TypeError) as error:
-            log(f"a message can't be read: {error!r}")  # an endpoint may be running all the same
+            log(f"a message can't be read: {error!r}")  # endpoints may be running, so pause all
             return CLIENT_GONE
         return CLIENT_GONE if messages is None else self._act(messages)
 
@@ -223,20 +226,20 @@ class Reaper:
             self._standbys.send(message)
             if isinstance(message, Watch):
                 self._take(message)
-            elif isinstance(message, Settled) and message.endpoint in self._held:
-                self._held[message.endpoint].settled = True
+            elif isinstance(message, ResumeOver) and message.endpoint in self._held:
+                self._held[message.endpoint].resume_over = True
             elif isinstance(message, UptimeLimit):
                 self._limit = message.at_mono
             elif isinstance(message, Release) and message.endpoint in self._held:
                 self._pauses.release(self._held[message.endpoint])
-            elif isinstance(message, Receipt):  # of the reaper that this one stands in for
+            elif isinstance(message, Receipt):  # the killed reaper has paused this endpoint
                 self._held.pop(message.endpoint, None)
             elif isinstance(message, Pause):
                 return ASKED
         return None
 
     def _collect(self) -> None:
-        """Forget what has been paused before the run's end."""
+        """Drop endpoints whose pause before the end of the run is verified."""
         with suppress(OSError):
             self._woken.recv(4096)
         for receipt in self._pauses.collect():
@@ -251,19 +254,19 @@ class Reaper:
         lease = self._new_lease(watch)
         for paused in self._done:
             paused.retaken |= paused.watch.endpoint == name
-        self._held[name] = HeldEndpoint(watch, lease, settled=not watch.resuming)
+        self._held[name] = HeldEndpoint(watch, lease, resume_over=not watch.resuming)
         try:
             self._lease_store(name).put(lease)
         except EndpointError as error:
             self._channel.send(Watching(name, str(error)))
             return
-        # A later message about the same endpoint brings its settings; it was reached before.
+        # A later `Watch` of the same endpoint changes its settings; it need not be reached again.
         if known:
             self._channel.send(Watching(name))
             return
         try:
             threading.Thread(target=self._reach, args=(watch,), daemon=True).start()
-        except RuntimeError as error:  # it goes on for the other endpoints
+        except RuntimeError as error:  # no thread; the reaper goes on for the other endpoints
             self._channel.send(Watching(name, str(error)))
 
     def _lease_store(self, name: str) -> LeaseStore:
@@ -284,9 +287,10 @@ class Reaper:
         )
 
     def _reach(self, watch: Watch) -> None:
-        """Prove that this process can reach the endpoint, before anything is resumed.
+        """Check that this process can reach the endpoint, before it is resumed.
 
-        It also loads, resolves and connects all that the pause will need in a hurry.
+        The request also imports modules, resolves names and opens connections, which saves time
+        when the pause is urgent.
         """
         retry = replace(self._arm.timings.retry, total_s=self._arm.timings.try_s)
         name, problem = watch.endpoint, None
@@ -315,17 +319,16 @@ def _readable(things: Sequence[T], timeout_s: float | None) -> list[T]:
 
 
 def log(text: str) -> None:
-    """One line into the reaper's log, which is its standard error; lost where the disk is full."""
+    """Write a line to the reaper's log, its standard error; it is lost if the disk is full."""
     with suppress(OSError):
         os.write(_STDERR, f"{text}\n".encode(errors="replace"))
 
 
 def _acts_alone(clock: Clock) -> bool:
-    """Whether no other reaper of the client acts, nor is dying; from now on this one does.
+    """Take the lock of the log; returns False if another reaper of the client has it and lives.
 
-    Where a standby is killed that has just stepped in, its own standbys and those before it may all
-    find that it is their turn. Each process has opened the log by itself, so the lock on it ends
-    with the process.
+    If a standby is killed right after it has stepped in, its own standbys and older ones may all
+    try to step in. The lock lets one of them act. It ends with its process.
     """
     ends = clock.monotonic() + DYING_S
     while clock.monotonic() < ends:
@@ -341,10 +344,10 @@ def _acts_alone(clock: Clock) -> bool:
 
 
 def _step_in(log_file: Path, now: float) -> bool:
-    """Note in the log that a standby steps in; whether it is to have standbys of its own.
+    """Note in the log that a standby steps in; returns whether it may start standbys of its own.
 
-    Something that ends each of them, or a failure that each of them meets, would end more of them
-    as well. Once none is left, the run notices, and pauses by itself.
+    It may not if many standbys have stepped in recently: whatever ended them would end more. Once
+    no standby is left, the run notices, and pauses by itself.
     """
     with suppress(OSError, ValueError):
         known = [line for line in log_file.read_text().splitlines() if line.startswith(STEPPED_IN)]
@@ -362,10 +365,10 @@ def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
     """Run a reaper, or one of its two standbys; called by the boot code of `reaper_processes`.
 
     Args:
-        role: the name of the process.
-        run: the run whose endpoints it is there for.
+        role: the name of the process: `REAPER`, `STANDBY` or `RESERVE`.
+        run: the id of the run.
         fds: the channel to the client; for standbys also the sockets of `standby_sockets`.
-        log_path: where its standard error goes.
+        log_path: the file that its standard error goes to.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
@@ -388,6 +391,6 @@ def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
     standbys = Standbys(partial(start, STANDBY), log, known=known, more=more)
     if Reaper(channel, arm, standbys, stands_in=bool(others)).run(heard):
         with suppress(OSError):
-            os.unlink(log_path)  # it only says that all went well, and the journal says so too
-    # Not an ordinary exit: a thread that is stuck in a name look-up must not keep this alive.
+            os.unlink(log_path)  # all went well, and the journal says so too
+    # No normal exit, because that would wait for a thread that is stuck in a name look-up.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The side of the pytest process, or of `hfbudget run`, in the talk with its reaper."""
+"""The client of a reaper, used by the pytest process and by `hfbudget run`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-# By name, as all that tests like to replace: this runs beside them.
+# Imported by name: a test may replace the attributes of the module.
 from select import POLLIN, poll
 
 from pytest_hfbudget.endpoints import process
@@ -23,7 +23,7 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Ready,
     Receipt,
     Release,
-    Settled,
+    ResumeOver,
     UptimeLimit,
     Watch,
     Watching,
@@ -36,9 +36,10 @@ from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 
 class _Channel:
-    """This process's end of the socket. A test may close descriptors that are not its own.
+    """This process's end of the socket.
 
-    The number may then be that of another file, so the socket is let go without closing it.
+    A test may close descriptors that are not its own, and the number may then belong to another
+    file. In that case the socket object is detached and not closed.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -55,12 +56,12 @@ class _Channel:
         return False
 
     def send(self, message: Message) -> None:
-        """Raises OSError when the reaper has closed its end, or takes in nothing."""
+        """Send a message; raises OSError if the reaper has closed its end, or does not read."""
         with self._sending:
             self._sock.sendall(encode(message))
 
     def readable(self, timeout_s: float) -> bool:
-        """Whether something arrives in time."""
+        """Whether something arrives within ``timeout_s``."""
         ready = poll()
         ready.register(self._sock, POLLIN)
         return bool(ready.poll(timeout_s * 1000))
@@ -81,12 +82,12 @@ class _Channel:
 class ReaperClient:
     """The pytest process's channel to one reaper. Safe to share between threads.
 
-    It has no thread of its own: in a process with threads every ``os.fork`` of a test would
-    be warned about, and this runs inside other people's test suites.
+    It has no thread of its own, because Python warns about each ``os.fork`` in a process with
+    threads, and the suite under test may fork.
 
     Attributes:
-        pid: of the reaper at the other end.
-        successions: how often a standby has stepped in for one that was killed.
+        pid: the process id of the reaper at the other end; None before it is ready.
+        successions: how often a standby has stepped in for a killed reaper.
     """
 
     def __init__(self, sock: socket.socket, log: Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -115,7 +116,7 @@ class ReaperClient:
         """Start a reaper and wait until it watches this process.
 
         Raises:
-            EndpointError: not within ``timeout_s``; nothing may be resumed then.
+            EndpointError: it was not ready within ``timeout_s``, so nothing may be resumed.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         client = cls(ours, log, clock=clock)
@@ -129,7 +130,7 @@ class ReaperClient:
         return client
 
     def watch(self, watch: Watch, *, timeout_s: float) -> None:
-        """Have the reaper pause an endpoint at the end; returns once the reaper has promised it.
+        """Have the reaper pause an endpoint at the end; returns once the reaper has confirmed it.
 
         Raises:
             EndpointError: the reaper is lost, silent, or can't reach the endpoint.
@@ -147,16 +148,16 @@ class ReaperClient:
                 f"is not ready: {answer.error}"
             )
 
-    def settled(self, name: str) -> None:
-        """No resume of this endpoint is under way (any more)."""
-        self._try_send(Settled(name))
+    def resume_over(self, name: str) -> None:
+        """Tell the reaper that no resume of this endpoint is under way any more."""
+        self._try_send(ResumeOver(name))
 
     def release(self, name: str) -> None:
-        """Have one paused now, without waiting; its receipt comes later."""
+        """Have an endpoint paused now, without waiting; its receipt comes later."""
         self._try_send(Release(name))
 
     def limit(self, at_mono: float | None) -> None:
-        """Have all paused at this moment of the system's steady clock; None: at the end only."""
+        """Have all paused at this time of the system's steady clock; None: only at the end."""
         self._try_send(UptimeLimit(at_mono))
 
     def ask(self) -> bool:
@@ -164,35 +165,35 @@ class ReaperClient:
         return self._try_send(Pause())
 
     def pause(self, timeout_s: float) -> tuple[Receipt, ...]:
-        """Have all paused, and wait; a receipt that is missing came not in time."""
+        """Have all paused, and wait; returns the receipts that came within ``timeout_s``."""
         self.ask()
         self._until(lambda: self._done, timeout_s)
         return self.receipts()
 
     def receipts(self) -> tuple[Receipt, ...]:
-        """Those that have come so far."""
+        """The receipts that have come so far."""
         self._pump(0.0)
         return tuple(self._receipts.values())
 
     @property
     def reason(self) -> str:
-        """Why the reaper pauses, from the moment that it began; empty before."""
+        """Why the reaper has begun to pause all; empty if it has not."""
         self._pump(0.0)
         return self._reason
 
     @property
     def lost(self) -> bool:
-        """Whether the reaper and its standbys have gone without having done their work."""
+        """Whether the reaper and its standbys are gone, and have not done their work."""
         self._pump(0.0)
         return self._ended and not self._done
 
     def end_if_stopped(self) -> None:
-        """End a reaper that stays stopped, to be called again and again: its standby steps in."""
+        """Kill a reaper that stays stopped, so that its standby steps in. Call it repeatedly."""
         if self.pid is not None and not self._ended:
             self._stopped.end_if_stopped(self.pid, self._start)
 
     def close(self) -> None:
-        """Close the channel; a reaper that still has work takes that as a request to do it."""
+        """Close the channel. A reaper that still watches endpoints then pauses them."""
         self._ended = True
         if self._intact():
             self._channel.close()
@@ -211,7 +212,7 @@ class ReaperClient:
         return self._send_now(message)
 
     def _keep(self, message: Message) -> None:
-        """Keep the last message of each kind: a standby that steps in may have missed it."""
+        """Keep the last message of each kind, to repeat it to a standby that steps in."""
         name = getattr(message, "endpoint", "")
         if isinstance(message, Watch):
             self._forget(name)
@@ -219,7 +220,7 @@ class ReaperClient:
             self._sent[type(message), name] = message
 
     def _forget(self, name: str) -> None:
-        for kind in (Watch, Settled, Release):
+        for kind in (Watch, ResumeOver, Release):
             self._sent.pop((kind, name), None)
 
     def _send_again(self) -> None:
@@ -234,7 +235,7 @@ class ReaperClient:
         try:
             self._channel.send(message)
         except OSError:
-            # A reaper that is done closes the channel; its last messages are still unread.
+            # A reaper closes the channel when it is done. Read its last messages first.
             while self._pump(0.0):
                 pass
             self._ended = True
@@ -257,7 +258,7 @@ class ReaperClient:
         return True
 
     def _pump(self, timeout_s: float) -> bool:
-        """Take in what comes; whether anything did."""
+        """Handle the messages that arrive within ``timeout_s``; returns whether any did."""
         with self._reading:
             if self._ended or self._done or not self._intact():
                 return False
@@ -272,9 +273,9 @@ class ReaperClient:
         messages = self._channel.receive()
         self._ended = self._ended or messages is None
         for message in messages or ():
-            self._file(message)
+            self._handle(message)
 
-    def _file(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         if isinstance(message, Ready):
             self._stale = self.pid is not None
             self.successions += self._stale

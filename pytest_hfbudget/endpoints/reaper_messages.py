@@ -23,7 +23,7 @@ AWAKE = "awake again"
 
 @dataclass(frozen=True)
 class Arm:
-    """Client: the first message; the only place where the token and the password ever pass."""
+    """Client: the first message, and the only one with the token and the password."""
 
     token: str | None = field(repr=False)
     api: str
@@ -43,10 +43,10 @@ class Watch:
     """Client: pause this endpoint at the end of this process.
 
     Attributes:
-        scaling: ``compute.scaling`` to put back after the pause; None to leave it alone.
-        untag: take tags of runs off again.
-        resuming: a resume is being sent, of which nothing is known until `Settled`.
-        created: it may not exist yet, or not any more: the code under test creates it.
+        scaling: ``compute.scaling`` to restore after the pause; None to leave it unchanged.
+        untag: whether to remove the tags of runs.
+        resuming: a resume is being sent, and may take effect at any time until `ResumeOver`.
+        created: the code under test creates it, so it may not exist now.
     """
 
     endpoint: str
@@ -57,15 +57,15 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Settled:
-    """Client: no resume of this endpoint is under way (any more)."""
+class ResumeOver:
+    """Client: no resume of this endpoint is under way any more."""
 
     endpoint: str
 
 
 @dataclass(frozen=True)
 class UptimeLimit:
-    """Client: pause all at this moment of the system's steady clock; None: forget that."""
+    """Client: pause all at this time of the system's steady clock; None removes the limit."""
 
     at_mono: float | None
 
@@ -84,14 +84,14 @@ class Release:
 
 @dataclass(frozen=True)
 class Ready:
-    """Reaper: it watches the client."""
+    """Reaper: it watches the client now; ``pid`` is the reaper's."""
 
     pid: int
 
 
 @dataclass(frozen=True)
 class Watching:
-    """Reaper: this endpoint will be paused; or why that can't be promised."""
+    """Reaper: it will pause this endpoint; or ``error``, why it can't guarantee that."""
 
     endpoint: str
     error: str | None = None
@@ -99,7 +99,7 @@ class Watching:
 
 @dataclass(frozen=True)
 class Pausing:
-    """Reaper: it has begun, and why."""
+    """Reaper: it has begun to pause all endpoints, and why."""
 
     reason: str
 
@@ -109,15 +109,15 @@ class Receipt:
     """Reaper: how the pause of one endpoint ended, at the end of the run or before it.
 
     Attributes:
-        state: the last that was seen, empty when none was.
-        verified: it was read back as paused (or gone) after the pause was asked for.
-        paused_at: unix seconds of that reading.
+        state: the last state that was read; empty if none was.
+        verified: the server said, after the pause request, that it is paused or deleted.
+        paused_at: unix seconds at which the server said so.
         paused_mono: the same, or when it was left, on the system's steady clock.
-        attempts: pause requests sent.
-        warnings: what else went wrong, such as settings that could not be restored.
+        attempts: how many pause requests were sent.
+        warnings: other problems, such as settings that could not be restored.
         reason: why it was paused.
         left_to: the run that goes on using it, and will pause it.
-        restored: nothing that the run had changed for its own sake is left as it was.
+        restored: whether all settings that the run had changed were restored.
     """
 
     endpoint: str
@@ -134,7 +134,7 @@ class Receipt:
 
     @property
     def in_order(self) -> bool:
-        """Whether nothing is left to be done about it."""
+        """Whether the endpoint needs no further action."""
         return self.verified or self.left_to is not None
 
 
@@ -146,7 +146,7 @@ class Done:
 Message: TypeAlias = (
     Arm
     | Watch
-    | Settled
+    | ResumeOver
     | UptimeLimit
     | Release
     | Pause
@@ -162,7 +162,7 @@ _KINDS: dict[str, Callable[..., Message]] = {
     for kind in (
         Arm,
         Watch,
-        Settled,
+        ResumeOver,
         UptimeLimit,
         Release,
         Pause,

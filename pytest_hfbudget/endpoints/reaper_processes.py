@@ -1,13 +1,15 @@
-"""The processes of a reaper: how each is started, and who steps in when one is killed or stopped.
+"""Starts the reaper and its standbys, which step in when it is killed or stopped.
 
-Each is started so that nothing which ends a test run ends it too.
+Each process is started so that whatever ends a test run does not end it.
 
-There are two standbys: the first steps in for the reaper; the reserve, which the first starts,
-steps in when both are gone. The pytest process can't replace a reaper while a long test runs, or
-when it is killed itself. Each standby also holds the reaper's end of the client's channel, but
-reads nothing from it while the reaper lives: the reaper passes on each message before it acts on
-it. When a process dies, its sockets end. A process that closed its socket but lives has dismissed
-the standby, which then ends too, so that there is never a second reaper beside a live one.
+There are two standbys. The first one steps in for the reaper. The reserve, which the first one
+starts, steps in when both are gone. The pytest process can't replace a reaper while a long test
+runs, or when it is killed itself.
+
+Each standby also has the reaper's end of the client's channel. It reads nothing from it while the
+reaper lives: the reaper passes on each message before it acts on it. When a process dies, its
+sockets are closed. If a process closes its socket but lives, it has dismissed the standby, which
+then ends. So there is never a second reaper beside a live one.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ from pytest_hfbudget.endpoints.reaper_messages import (
 from pytest_hfbudget.endpoints.retry import DYING_POLL_S, DYING_S, POLL_S, STOPPED_POLL_S
 from pytest_hfbudget.errors import EndpointError
 
-_TO_IMPORT = "_HFBUDGET_TO_IMPORT"  # no setting: only a reaper is given it
+_TO_IMPORT = "_HFBUDGET_TO_IMPORT"  # an environment variable, but no setting of the user
 _REAPER_MODULE = "pytest_hfbudget.endpoints.reaper"
 
-# Forks once more and lets the first child go: the reaper is then no child of the test run, is
-# in a session of its own without a terminal, and no process has to collect it.
-# What to import, and from where, is in the environment and not on the command line: `pkill -f
-# pytest` is to end the test run and not what pauses after it.
+# Forks once more and ends the first child. The reaper then is no child of the test run, is in a
+# session of its own without a terminal, and no process has to wait for it.
+# What to import is in the environment, not on the command line: a `pkill -f pytest` is to end the
+# test run, but not the reaper.
 _BOOT = f"""
 import importlib, json, os, sys
 if os.fork():
@@ -60,18 +62,18 @@ REAPER = "hfbudget-reaper"
 STANDBY = "hfbudget-reaper-second"
 RESERVE = "hfbudget-reserve"
 
-# What an interpreter and its TLS may need. All else stays behind, the token first of all.
+# The variables that Python and TLS may need. No others are passed on, above all not the token.
 _PASSED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _PASSED_TLS = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 
-# Something that kills each of them would kill still more of them too.
+# How often a reaper starts standbys: whatever has killed five pairs would kill more.
 _MOST_STARTS = 5
 
 Start = Callable[[Sequence[socket.socket]], None]
 
 
 class SpawnedProcess(Protocol):
-    """The edge to the operating system."""
+    """Starts a reaper process; tests may replace it."""
 
     def __call__(self, end: socket.socket, run: str, log: Path, *, timeout_s: float) -> None:
         """Start a reaper that talks over ``end`` and writes to ``log``.
@@ -82,10 +84,10 @@ class SpawnedProcess(Protocol):
 
 
 def spawn_reaper(end: socket.socket, run: str, log: Path, *, timeout_s: float) -> None:
-    """Start a detached reaper; returns when it is no child of this process any more.
+    """Start a detached reaper; returns once it is no child of this process any more.
 
     Raises:
-        EndpointError: no such system (it needs fork), no process to be had, no log to be written.
+        EndpointError: the system has no fork, or refuses the process or its log.
     """
     if not hasattr(os, "fork") or not sys.executable:
         raise EndpointError("endpoints need Linux or macOS, and a Python program.")
@@ -118,8 +120,8 @@ def _detach(name: str, fds: list[int], run: str, log: Path, timeout_s: float) ->
     to_import = json.dumps([_REAPER_MODULE, *import_paths()])
     with _private(log) as output:
         starter = subprocess.Popen(
-            # -I -S: neither PYTHONPATH, nor the working directory, nor site packages with their
-            # start-up files; what the reaper imports is named to it.
+            # -I -S: no PYTHONPATH, no working directory, and no site packages with their start-up
+            # files. `_TO_IMPORT` names what the reaper imports.
             [sys.executable, "-I", "-S", "-c", _BOOT, *argv],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -144,7 +146,7 @@ def _private(log: Path) -> IO[str]:
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {name: environ[name] for name in (*_PASSED, *_PASSED_TLS) if name in environ}
-    # GitHub's runner ends every process that has its job's id in the environment.
+    # GitHub's runner kills every process that has the job's id in this variable.
     return {**kept, "RUNNER_TRACKING_ID": ""}
 
 
@@ -169,7 +171,7 @@ def _parent(file: str | None) -> str:
 
 
 class Standbys:
-    """The reaper's side: starts standbys and keeps them informed. It works without any, too."""
+    """The reaper's side: starts standbys, and sends them each message. It also works without."""
 
     def __init__(
         self,
@@ -179,11 +181,12 @@ class Standbys:
         known: Iterable[socket.socket] = (),
         more: bool = True,
     ) -> None:
-        """``start`` starts a standby with those of `standby_sockets`, or raises EndpointError.
+        """Start nothing yet.
 
         Args:
-            known: the sockets to standbys that are there already.
-            more: whether others are to be started.
+            start: starts a standby with its sockets of `standby_sockets`; raises EndpointError.
+            known: the sockets to standbys that run already.
+            more: whether new standbys may be started.
         """
         self._start_standby, self._log = start, log
         self._starts = 0 if more else _MOST_STARTS
@@ -191,7 +194,7 @@ class Standbys:
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
-        """To be polled: readable once a standby is gone."""
+        """The sockets to the standbys, for polling: readable once a standby is gone."""
         return tuple(self._socks)
 
     def any_gone(self) -> bool:
@@ -202,7 +205,7 @@ class Standbys:
         return bool(gone)
 
     def start(self, messages: Iterable[Message]) -> None:
-        """Start new standbys with all that they have to know, and dismiss the old ones."""
+        """Start new standbys, send them these messages, and dismiss the old standbys."""
         if self._starts == _MOST_STARTS:
             return
         self._starts += 1
@@ -210,8 +213,8 @@ class Standbys:
         ours, theirs = standby_sockets()
         self._socks = list(ours)
         for sock in ours:
-            sock.setblocking(False)  # a standby that is stopped must not stop the reaper
-        # Sent before they are started: should the reaper be killed now, they still read all of it.
+            sock.setblocking(False)  # a stopped standby must not block the reaper
+        # Send before the start: if the reaper is killed now, the standbys still read everything.
         self.send(Ready(os.getpid()))
         for message in messages:
             self.send(message)
@@ -230,7 +233,7 @@ class Standbys:
             sock.close()
 
     def send(self, message: Message) -> None:
-        """Send a message to all standbys; one that does not take it is dismissed."""
+        """Send a message to all standbys; dismiss one whose socket does not accept it."""
         for sock in self.sockets:
             try:
                 sock.sendall(encode(message))
@@ -239,7 +242,7 @@ class Standbys:
                 self._drop(sock)
 
     def dismiss(self) -> None:
-        """Have the standbys end: the work is done."""
+        """Tell the standbys that the work is done, so that they end."""
         self.send(Done())
         for sock in self.sockets:
             self._drop(sock)
@@ -251,9 +254,10 @@ class Standbys:
 
 
 def standby_sockets() -> tuple[tuple[socket.socket, ...], tuple[socket.socket, ...]]:
-    """The reaper's sockets to the standby and to the reserve; and those the standby starts with.
+    """Make the sockets between a reaper and its two standbys.
 
-    The latter: its own end, the reserve's end, and both ends of a channel between these two.
+    Returns the reaper's sockets to the standby and to the reserve, and the sockets with which the
+    standby starts: its own end, the reserve's end, and both ends of a channel between the two.
     """
     (to_standby, standby), (to_reserve, reserve), between = _pair(), _pair(), _pair()
     return (to_standby, to_reserve), (standby, reserve, *between)
@@ -262,10 +266,11 @@ def standby_sockets() -> tuple[tuple[socket.socket, ...], tuple[socket.socket, .
 def start_reserve(
     ends: Sequence[socket.socket], start: Start, log: Callable[[str], None]
 ) -> tuple[socket.socket, socket.socket]:
-    """Start the reserve; returns the standby's channels to the reaper and to the reserve.
+    """Start the reserve; returns the standby's sockets to the reaper and to the reserve.
 
     Args:
-        ends: what the standby was started with, see `standby_sockets`.
+        ends: the sockets with which the standby was started; see `standby_sockets`.
+        start: starts the reserve with its sockets.
     """
     reaper, reserve, to_reserve, to_standby = ends
     to_reserve.sendall(encode(Ready(os.getpid())))
@@ -280,7 +285,7 @@ def start_reserve(
 
 
 class _Predecessor:
-    """A process that a standby would step in for."""
+    """A process for which a standby would step in."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -309,19 +314,19 @@ class _Predecessor:
         return messages
 
     def lives(self) -> bool:
-        """Whether it still runs, after the end of its channel."""
+        """Whether it still runs after its channel has ended; waits `DYING_S` for its death."""
         ends = time.monotonic() + DYING_S
         while (lives := process.alive(self._pid, self._start)) and time.monotonic() < ends:
             threading.Event().wait(DYING_POLL_S)
         return lives
 
     def end_if_stopped(self) -> None:
-        """End it if it has to act now, and has been stopped for a while."""
+        """Kill it if it stays stopped. Call this only while it would have to act."""
         self._stopped.end_if_stopped(self._pid, self._start)
 
 
 class Standby:
-    """The standby's side: waits until it has to act, or is not needed any more."""
+    """The standby's side: waits until it has to step in, or is dismissed."""
 
     def __init__(self, ahead: Iterable[socket.socket]) -> None:
         """``ahead`` are the channels to the processes before it, the reaper first."""
@@ -331,7 +336,7 @@ class Standby:
         self._limit: float | None = None
 
     def wait(self) -> list[Message]:
-        """The messages that the reaper had; empty if the reaper has done its work, or goes on."""
+        """Wait for the death of all ahead; returns the reaper's messages, none if dismissed."""
         dead = set[_Predecessor]()
         while True:
             for one in self._ahead:

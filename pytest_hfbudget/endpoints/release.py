@@ -1,4 +1,4 @@
-"""Releasing an endpoint: to another run that uses it, else by a pause that is verified."""
+"""Releases an endpoint: leaves it to another run that uses it, or pauses and verifies it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_hfbudget.endpoints import (
     tagged_until,
     without_run_tags,
 )
-from pytest_hfbudget.endpoints import PAUSED as RESTING
+from pytest_hfbudget.endpoints import PAUSED as STATE_PAUSED
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
 from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, HeldLease, LeaseStore
@@ -28,9 +28,9 @@ from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 
 class Pauser:
-    """Pauses one endpoint until it is verified, or the deadline is over.
+    """Pauses one endpoint, and repeats that until the pause is verified or the deadline is over.
 
-    Shared by the reaper and, should that be lost, the pytest process.
+    The reaper uses it; the pytest process does if the reaper is lost.
     """
 
     def __init__(
@@ -39,26 +39,26 @@ class Pauser:
         watch: Watch,
         timings: Timings,
         *,
-        settled: bool,
+        resume_over: bool,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``settled`` is False while a resume may be under way whose answer was lost."""
+        """``resume_over`` is False while a resume without an answer may still take effect."""
         self._plane, self._watch, self._timings = plane.with_retry(timings.retry), watch, timings
         self._clock = clock
         began = clock.monotonic()
         self._ends = began + timings.deadline_s
-        self._quiet_from = began + (0.0 if settled else timings.settle_s)
+        self._quiet_from = began + (0.0 if resume_over else timings.late_resume_s)
         self._state, self._error, self._attempts = "", "", 0
         self._send_at = began
         self._doubted: Callable[[Receipt], None] | None = None
         self._superseded: Callable[[], str] = str
         self._told = False
-        self._only = "", began  # the one kind of answer that comes, and since when
+        self._only = "", began  # the kind of error that is the only answer, and since when
         self._flips = 0
 
     @property
     def endpoint(self) -> str:
-        """Full name of what is to be paused."""
+        """Full name of the endpoint that is to be paused."""
         return self._watch.endpoint
 
     def run(
@@ -68,14 +68,15 @@ class Pauser:
         doubted: Callable[[Receipt], None] | None = None,
         superseded: Callable[[], str] = str,
     ) -> Receipt:
-        """Pause, verify, ``record`` it, and only then put the endpoint's settings back.
+        """Pause and verify, ``record`` the receipt, and only then restore the endpoint's settings.
 
-        Never raises for what a server does: the error is in the receipt.
+        Raises nothing for errors of a server: the receipt has the error.
 
         Args:
-            doubted: told once the token has been refused for ``doubt_s``; the pause is tried on
-                until the deadline. None: that is the end of it.
-            superseded: the run that has taken over, if one has; then nothing more is sent.
+            doubted: called with a receipt once the server has refused the token for ``doubt_s``;
+                the pause is then tried until the deadline. None: give up at that point.
+            superseded: returns the run that has to pause the endpoint instead; empty if none.
+                Once it names a run, nothing more is sent.
         """
         self._doubted, self._superseded = doubted, superseded
         receipt = self._pause()
@@ -83,7 +84,7 @@ class Pauser:
         if not receipt.verified or receipt.state == GONE or superseded():
             return receipt
         warnings, awake = self._restore()
-        if awake:  # never seen so far, but nothing published rules it out
+        if awake:  # an update could wake the endpoint; the documentation does not rule it out
             receipt = self._pause()
             record(receipt)
         return replace(receipt, warnings=warnings, restored=not warnings)
@@ -101,7 +102,7 @@ class Pauser:
     def _pause(self) -> Receipt:
         if not self._until_paused():
             if run := self._superseded():
-                return left(self.endpoint, run, self._clock.monotonic())
+                return left_receipt(self.endpoint, run, self._clock.monotonic())
             return self.failed(self._unpaused())
         return Receipt(
             endpoint=self.endpoint,
@@ -128,48 +129,50 @@ class Pauser:
             except ControlPlaneError as error:
                 failures += 1
                 self._error = str(error)
-                if self._is_last_word(error):
+                if self._is_final(error):
                     return self._state == GONE
                 retry_after = min(error.retry_after or 0.0, MOST_RETRY_AFTER_S)
                 wait = self._timings.retry.wait(failures, retry_after)
-            except Exception as error:  # an unforeseen answer is no reason to let it run
+            except Exception as error:  # try again after an unforeseen answer, too
                 failures, self._error = failures + 1, f"{self.endpoint}: {error!r}"
                 wait = self._timings.retry.wait(failures, 0.0)
             left = self._ends - self._clock.monotonic()
             if left <= LAST_TRY_S:
                 return False
-            self._clock.sleep(min(wait, left - LAST_TRY_S))  # a last try, however long the wait
+            self._clock.sleep(min(wait, left - LAST_TRY_S))  # leave time for a last try
 
     def _send(self) -> None:
         self._attempts += 1
         try:
             self._plane.pause(self._watch.endpoint)
         except ControlPlaneError as error:
-            # A 400 may just mean "already paused", in words that are not documented: the
-            # state decides. What may pass with time goes to the caller, to be tried again.
+            # These may just mean "already paused", in undocumented words, so the state decides.
+            # Raise other errors: the caller tries again.
             if error.status not in (400, 404, 409, 422):
                 raise
             self._error = str(error)
             if error.gone:
-                return  # should the state be there to be read, it is sent again at once
+                return  # if the state can be read all the same, the pause is sent again at once
         self._send_at = self._clock.monotonic() + self._timings.resend_s
 
     def _look(self) -> float | None:
-        """Seconds until the next look; None when the pause is certain."""
+        """Read the state; returns seconds until the next look, None once the pause is certain."""
         before, self._state = self._state, self._plane.get(self._watch.endpoint).state
-        if before == RESTING != self._state:
-            # A resume came late, or another process sent one; or not all servers know of the pause.
+        if before == STATE_PAUSED != self._state:
+            # A late resume, a resume by another process, or a server that has an old state.
             self._send_at = self._clock.monotonic()
             self._flips += 1
             return 0.0 if self._flips == 1 else self._timings.verify_poll_s
-        if self._state != RESTING or self._clock.monotonic() < self._quiet_from:
+        if self._state != STATE_PAUSED or self._clock.monotonic() < self._quiet_from:
             return self._timings.verify_poll_s
-        return None if before == RESTING else 0.0  # one server of several may be ahead, or wrong
+        # Read twice: one server of several may have a newer, or a wrong, state.
+        return None if before == STATE_PAUSED else 0.0
 
-    def _is_last_word(self, error: ControlPlaneError) -> bool:
-        """Whether an answer has come for so long, and no other, that there is no use in going on.
+    def _is_final(self, error: ControlPlaneError) -> bool:
+        """Whether an error ends the pause: only answers of its kind came for ``doubt_s``.
 
-        A gateway in trouble may answer 404, 401 or 403 for seconds, for an endpoint that runs.
+        A single 404, 401 or 403 is not believed: a gateway in trouble may answer so for seconds,
+        while the endpoint runs.
         """
         kind = "gone" if error.gone else "denied" if error.denied else ""
         if kind != self._only[0]:
@@ -190,7 +193,7 @@ class Pauser:
         return False
 
     def _is_listed(self) -> bool:
-        """Whether its namespace has the endpoint after all; True also where that can't be read."""
+        """Whether the namespace lists the endpoint; True as well if the list can't be read."""
         try:
             listed = self._plane.list(split_name(self.endpoint)[0])
         except ControlPlaneError as error:
@@ -206,7 +209,7 @@ class Pauser:
         return f"{self.endpoint} could not be paused: {reason}"
 
     def _restore(self) -> tuple[tuple[str, ...], bool]:
-        """What could not be put back, and whether the endpoint has woken up over it."""
+        """Restore scaling and tags; returns warnings, and whether the endpoint woke up by it."""
         watch = self._watch
         if watch.scaling is None and not watch.untag:
             return (), False
@@ -215,7 +218,7 @@ class Pauser:
             payload = self._changes(plane.get(watch.endpoint))
             if payload:
                 plane.update(watch.endpoint, payload)
-            return (), plane.get(watch.endpoint).state != RESTING
+            return (), plane.get(watch.endpoint).state != STATE_PAUSED
         except ControlPlaneError as error:
             if error.gone:
                 return (), False
@@ -227,7 +230,7 @@ class Pauser:
         payload: dict[str, object] = {}
         if self._watch.scaling is not None and now.raw_scaling != self._watch.scaling:
             payload["compute"] = {"scaling": dict(self._watch.scaling)}
-        # All runs': it is paused now, so no lease on it counts any more.
+        # Remove the tags of all runs: the endpoint is paused, so no lease on it counts any more.
         kept = without_run_tags(now.tags)
         if self._watch.untag and kept != list(now.tags):
             payload["tags"] = kept
@@ -245,7 +248,7 @@ class Releaser:
         *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``lease`` is what is put, should there be none so far."""
+        """``lease`` is written if the store has no lease of this run."""
         self._lease_store, self._pauser, self._clock = lease_store, pauser, clock
         self._lease = replace(
             lease_store.own() or lease,
@@ -256,7 +259,7 @@ class Releaser:
 
     @property
     def endpoint(self) -> str:
-        """Full name of what is released."""
+        """Full name of the endpoint that is released."""
         return self._lease.endpoint
 
     def run(
@@ -281,7 +284,7 @@ class Releaser:
             doubted=doubted,
             superseded=self._lease_store.superseded,
         )
-        # What could not be put back is remembered, for the next run that pauses it.
+        # Keep the lease if settings could not be restored: the next run's pause restores them.
         self._lease_store.end(self._lease, paused=receipt.verified and receipt.restored)
         return replace(receipt, reason=reason, warnings=(*receipt.warnings, *trouble))
 
@@ -293,22 +296,22 @@ class Releaser:
     def _announce(self) -> tuple[str, ...]:
         try:
             self._lease_store.put(self._lease)
-        except EndpointError as error:  # a full disk is no reason to let it run
+        except EndpointError as error:  # pause it even if the disk is full
             return (str(error),)
         return ()
 
     def _successor(self) -> HeldLease | None:
         try:
             return self._lease_store.successor()
-        except OSError:  # what can't be read is no reason to let it run
+        except OSError:  # pause it even if other leases can't be read
             return None
 
     def _left(self, successor: HeldLease, reason: str) -> Receipt:
-        receipt = left(self.endpoint, successor.run, self._clock.monotonic())
+        receipt = left_receipt(self.endpoint, successor.run, self._clock.monotonic())
         return replace(receipt, reason=reason)
 
 
-def left(endpoint: str, run: str, at_mono: float) -> Receipt:
+def left_receipt(endpoint: str, run: str, at_mono: float) -> Receipt:
     """The receipt of an endpoint that another run goes on using, and will pause."""
     return Receipt(
         endpoint=endpoint,
@@ -322,10 +325,11 @@ def left(endpoint: str, run: str, at_mono: float) -> Receipt:
 def awake_again(
     plane: ControlPlane, lease_store: LeaseStore, lease: HeldLease, *, at: float
 ) -> str:
-    """The state of an endpoint that was paused and is not paused any more; empty when all is well.
+    """The state of an endpoint that should be paused and is not; empty if all is well.
 
-    A resume that was lost may take effect late, a server may have told of an older state, and
-    settings that are put back may wake it. One that another run uses by now is left to that run.
+    All is also well if another run uses the endpoint by now, or it was deleted. After its pause an
+    endpoint may wake: a lost resume takes effect late, or the settings that are restored wake it.
+    A server may also have reported an old state as the pause.
 
     Args:
         at: unix seconds.
@@ -339,16 +343,16 @@ def awake_again(
         if error.gone:
             return ""
         raise
-    # Read before the lease_store are: a run that resumes it has written a lease first.
-    if found.state == RESTING or lease_store.successor() or lease_store.pauser():
+    # Read the state before the leases: a run that resumes the endpoint writes its lease first.
+    if found.state == STATE_PAUSED or lease_store.successor() or lease_store.pauser():
         return ""
     run, until = tagged_run(found.tags), tagged_until(found.tags)
     others = run is not None and RUN_TAG + run != run_tag(lease.run)
     return "" if others and (until or 0.0) >= at else found.state
 
 
-def entry(receipt: Receipt, lease: HeldLease, *, at: float) -> Record:
-    """The journal's record of a release."""
+def journal_record(receipt: Receipt, lease: HeldLease, *, at: float) -> Record:
+    """The line of a release in the journal."""
     return Record(
         kind=LEFT if receipt.left_to else PAUSED,
         run=lease.run,

@@ -1,4 +1,4 @@
-"""Bringing an endpoint up for one run, beside other runs that may do the same."""
+"""Brings an endpoint up for one run, while other runs may do the same."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import Clock
 
-# Only sent again when the state has shown that the one before had no effect.
+# How often a resume is sent. It is repeated only if the state shows that it had no effect.
 _MOST_RESUMES = 3
 
 
@@ -49,17 +49,17 @@ class Resumer:
         progress: Progress,
         stopping: Callable[[], str],
     ) -> None:
-        """``stopping`` returns why to wait no longer; empty while there is time."""
+        """``stopping`` returns why to stop waiting; empty if the wait may go on."""
         self._plane, self._settings, self._clock = plane, settings, clock
         self._progress, self._stopping = progress, stopping
 
     def limit_scaling(self, endpoint: Endpoint, most_replicas: int | None = None) -> str | None:
-        """Have the server itself scale the endpoint to zero when it idles, and tag the run.
+        """Have the server scale an idle endpoint to zero, and tag the endpoint with the run.
 
-        The last layer: it works when this machine is gone. A warning if it could not be had.
+        This backstop works even if this machine is gone. Returns a warning if the server refuses.
 
         Args:
-            most_replicas: have the server start no more than these.
+            most_replicas: the most replicas that the server may start; None for no limit.
         """
         scaling = endpoint.raw_scaling
         idle = endpoint.scaling.scale_to_zero_min
@@ -82,21 +82,21 @@ class Resumer:
 
     @property
     def until(self) -> float:
-        """Unix seconds: the latest end of a run that tags an endpoint now."""
+        """The latest end of this run, for a tag that is set now, in unix seconds."""
         return self._clock.time() + self._settings.waits.max_run_s
 
     def tags(self, endpoint: Endpoint) -> list[str]:
-        """The tags of an endpoint that this run uses."""
+        """The tags of an endpoint, with those of this run."""
         return with_run_tags(endpoint.tags, self._settings.run, self.until)
 
     def resume(self, name: str) -> bool:
-        """Resume once; whether that was answered.
+        """Send a resume; returns whether the server answered it.
 
-        An answer that got lost is not waited for again, but looked for in the state. Only if
-        the state shows that the request had no effect, it is repeated.
+        If the answer is lost, the state of the endpoint tells. The request is repeated only if the
+        state shows that it had no effect.
 
         Raises:
-            EndpointError: it was refused, or not sent because the run is ending.
+            EndpointError: the server refused it, or it was not sent because the run is ending.
         """
         self.refuse_late(name)
         for _ in range(_MOST_RESUMES):
@@ -115,7 +115,7 @@ class Resumer:
         """Wait until the endpoint runs and its health route answers.
 
         Raises:
-            EndpointError: it failed, was paused meanwhile, or took longer than it may.
+            EndpointError: it failed, was paused meanwhile, or took longer than `wait_timeout_s`.
         """
         began = self._clock.monotonic()
         trouble, slept = "", 0.0
@@ -144,7 +144,7 @@ class Resumer:
         )
 
     def _may_wait(self, began: float, slept: float) -> bool:
-        # The pauses count too: a suite that freezes its clock must not wait for ever.
+        # Count the sleeps as well: with a frozen clock the wait would never end.
         most = self._settings.waits.wait_timeout_s
         return self._clock.monotonic() - began < most and slept <= most
 
@@ -152,23 +152,25 @@ class Resumer:
         name, state = endpoint.full_name, endpoint.state
         if state in BROKEN:
             raise EndpointError(f'{name} is "{state}" instead of running: {endpoint.reason}.')
-        # Right after a resume the old state may still be what is read.
-        if state in ASLEEP and seconds >= self._settings.timings.settle_s:
+        # Right after a resume the server may still show the old state.
+        if state in ASLEEP and seconds >= self._settings.timings.late_resume_s:
             raise EndpointError(
                 f'{name} is "{state}" {seconds:.0f} s after it was resumed: another process, or '
                 "the server, has paused it. Run again."
             )
 
     def _took_effect(self, name: str) -> bool:
-        """Whether the state changes within the time that a lost resume may take.
+        """Whether the state changes within the time that a resume without an answer may take.
 
-        True also where no state could be read: then nothing shows that it had no effect.
+        True as well if no state could be read: then nothing shows that it had no effect.
         """
-        ends, asleep = self._clock.monotonic() + self._settings.timings.settle_s, False
+        ends, asleep = self._clock.monotonic() + self._settings.timings.late_resume_s, False
         while self._clock.monotonic() < ends:
             if self._stopping():
-                return True  # not to be repeated; the reaper knows that it may come yet
-            self._clock.sleep(min(self._settings.waits.poll_s, self._settings.timings.settle_s / 4))
+                return True  # don't repeat it; the reaper knows that it may still take effect
+            self._clock.sleep(
+                min(self._settings.waits.poll_s, self._settings.timings.late_resume_s / 4)
+            )
             try:
                 asleep = self._plane.get(name).state in ASLEEP
             except ControlPlaneError:
@@ -178,13 +180,14 @@ class Resumer:
         return not asleep
 
     def refuse_late(self, name: str) -> None:
-        """Raises EndpointError once nothing is to be resumed, or waited for, any more."""
+        """Raise EndpointError if nothing may be resumed or waited for any more."""
         why = self._stopping()
         if why:
             raise EndpointError(f"{name} is not waited for: {why}")
 
 
-# A run that someone works against is better off failing than paying for a tug-of-war.
+# How often a run resumes an endpoint again that another process has paused. If that process pauses
+# it once more, the run fails, because each further resume costs a minute and a cold start.
 _MOST_REVIVALS = 1
 
 
@@ -202,23 +205,26 @@ class Startup:
         caps: Caps,
         supervisor: Callable[[], Supervisor],
     ) -> None:
-        """``supervisor`` starts the reaper if there is none."""
+        """``supervisor`` returns the supervisor; its first call starts the reaper."""
         self._settings, self._plane, self._resumer, self._meter = settings, plane, resumer, meter
         self._clock, self._caps, self._supervisor = clock, caps, supervisor
 
     def begin(
         self, state: EndpointState, *, keep_running: bool, new: Endpoint | None = None
     ) -> Callable[[], Endpoint]:
-        """Resume the endpoint; what comes back waits until it serves, and returns it.
+        """Resume the endpoint. Returns a function that waits until it serves, and returns it.
 
-        One that is taken over is not resumed, but leased before the code under test resumes it;
-        or creates it, as ``new`` says.
+        One that is taken over is only leased here; the code under test resumes or creates it.
+
+        Args:
+            new: the endpoint that the code under test is about to create; None for a resume.
 
         Raises:
-            EndpointError: it can't be resumed, or may not; later, that it does not come up.
+            EndpointError: it can't be resumed, or a cap refuses it. The returned function raises
+                it if the endpoint does not come up.
         """
         found = state.found = new or self._plane.get(state.name)
-        # What runs only because of another run of ours will be paused by the last of them.
+        # If it runs only because another run has resumed it, the last of these runs pauses it.
         if (
             keep_running
             and not found.at_rest
@@ -233,8 +239,7 @@ class Startup:
         supervisor = self._supervisor()
         state.leased = True
         state.use.begin(self._clock.time(), self._clock.monotonic())
-        # Leased before the next look: a run that ends now sees this lease, or this run waits for
-        # its pause.
+        # Lease it before the next look: a run that ends now sees this lease, or we await its pause.
         self._watch(supervisor, Watch(state.name, created=new is not None))
         with self._alone(state):
             self._begin(state, supervisor, new)
@@ -242,10 +247,10 @@ class Startup:
         return lambda: self._serving(state, supervisor, since)
 
     def revive(self, state: EndpointState) -> Endpoint:
-        """The endpoint, serving again after someone else had it paused or scaled to zero.
+        """Return the endpoint once it serves; resume it if it was paused or scaled to zero.
 
         Raises:
-            EndpointError: it had been revived before, or does not come up.
+            EndpointError: it was revived before, or does not come up.
         """
         supervisor, since = self._supervisor(), None
         with self._alone(state):
@@ -258,17 +263,17 @@ class Startup:
     def _serving(
         self, state: EndpointState, supervisor: Supervisor, since: float | None
     ) -> Endpoint:
-        """Wait for it; if it is not up yet, it has been coming up ``since`` then."""
+        """Wait until it serves. ``since``: when it was resumed; None if it ran already."""
         try:
             endpoint = self._resumer.wait(state.name)
         finally:
             if since is not None:
                 state.use.cold = (*state.use.cold, UseStretch(since, self._clock.monotonic()))
-        supervisor.settled(state.name)
+        supervisor.resume_over(state.name)
         return endpoint
 
     def renew(self, state: EndpointState) -> None:
-        """Tag a later end when the one in the tags comes near."""
+        """Renew the tag with the latest end of the run before that time comes."""
         now, most_s = self._clock.time(), self._settings.waits.max_run_s
         near = now + most_s / 10
         if state.tag.until is None or state.tag.until > near or now < state.tag.renew_at:
@@ -278,7 +283,7 @@ class Startup:
             tags = self._resumer.tags(plane.get(state.name))
             plane.update(state.name, {"tags": tags})
         except ControlPlaneError as error:
-            state.tag.renew_at = now + most_s / 100  # a few more times before it is over
+            state.tag.renew_at = now + most_s / 100  # so it is tried some more times
             state.warn(
                 f"{state.name}: its tags are old, so a sweep from elsewhere may pause it: {error}"
             )
@@ -286,19 +291,19 @@ class Startup:
             state.tag.until = self._resumer.until
 
     def _begin(self, state: EndpointState, supervisor: Supervisor, new: Endpoint | None) -> None:
-        """No run pauses it now, and no other run begins to."""
+        """Write the lease and the journal, then resume. Called with the lock of `_alone`."""
         found = state.found = new or self._plane.get(state.name)
-        if new is not None:  # a server forgets the replicas of an endpoint that was deleted before
+        if new is not None:  # a new endpoint has no earlier replicas
             state.use.earlier = None if state.use.gaps else {}
         elif not state.use.gaps:
-            self._meter.zero(state)
+            self._meter.note_earlier_replicas(state)
         lease_store = self._settings.lease_store(state.name)
         successor, others = lease_store.successor(), lease_store.others()
         state.scaling = inherited(found, ((each.run, each.scaling) for each in others))
         if state.scaling is None and found.at_rest and new is None:
             state.scaling = found.raw_scaling
         supervisor.write(INTENT, found, scaling=state.scaling)
-        # Only an endpoint at rest gets other settings: a change makes a running one deploy anew.
+        # Change settings only of an endpoint at rest: a running one would deploy anew.
         untag = (found.at_rest and new is None) or tagged_run(found.tags) is not None
         watch = Watch(state.name, state.scaling, untag=untag, created=new is not None)
         self._watch(supervisor, watch)
@@ -315,7 +320,7 @@ class Startup:
             state.tag.until = tagged_until(found.tags)
 
     def _limit_scaling(self, state: EndpointState, found: Endpoint) -> None:
-        """Under a cap the endpoint may not scale beyond the replicas that are paid for ahead."""
+        """Limit the scaling; under a cap, to the replicas that it has paid for in advance."""
         most = state.use.replicas if self._settings.capped else None
         warning = self._resumer.limit_scaling(found, most)
         state.warn(warning)
@@ -327,7 +332,7 @@ class Startup:
             state.warn(f"{lowered} for this run, because the budget pays for no more")
 
     def look(self, state: EndpointState) -> None:
-        """See whether more replicas may run than are paid for: someone may have changed that."""
+        """Check if more replicas may run than the caps pay for: someone may have raised them."""
         if state.leased and (state.resumed or not state.found_asleep):
             found = self._meter.look(state)
             if found and found.state not in ASLEEP:
@@ -364,29 +369,29 @@ class Startup:
         supervisor.resuming(state.name)
         before, state.resumed = state.resumed, True
         if state.taken_over:
-            return  # the code under test sends it
+            return  # the code under test sends the resume
         try:
             answered = self._resumer.resume(state.name)
         except EndpointError:
             state.resumed = before
-            supervisor.settled(state.name)
+            supervisor.resume_over(state.name)
             raise
-        # Without an answer it is as good as resumed: waited for, paid for and paused. But it may
-        # still take effect after a pause, which the reaper has to watch out for.
+        # Without an answer the endpoint counts as resumed. The resume may take effect even after
+        # the pause, so the reaper is not told that it is over.
         if answered:
-            supervisor.settled(state.name)
+            supervisor.resume_over(state.name)
         supervisor.write(RESUMED, found)
 
     def _watch(self, supervisor: Supervisor, watch: Watch) -> None:
         try:
             supervisor.watch(watch)
         except EndpointError:
-            # The reaper may have done its work.
+            # If the reaper has already paused all, this raises the clearer error.
             self._resumer.refuse_late(watch.endpoint)
             raise
 
     def _alone(self, state: EndpointState) -> AbstractContextManager[None]:
-        """Keeps other runs of this machine from resuming or pausing it."""
+        """Keep other runs from resuming or pausing it meanwhile."""
         return self._settings.lease_store(state.name).locked(self._waiter(state))
 
     def _waiter(self, state: EndpointState) -> Callable[[float], None]:

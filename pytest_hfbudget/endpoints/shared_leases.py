@@ -1,8 +1,8 @@
-"""Leases that jobs of many machines hold on an endpoint: first in resumes, last out pauses.
+"""Leases of jobs on many machines: the first job resumes an endpoint, the last one pauses it.
 
-Beside the leases of this machine, each job has one on a Redis server, with an expiry that its
-reaper renews. Who is the last is decided there, in one step: two jobs can't both leave the pause
-to each other.
+Each job has a lease on its machine and another one on a Redis server. The latter expires unless the
+job's reaper renews it. A script on the server decides in one atomic step which job is the last. So
+two jobs can't both leave the pause to each other.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 _STEP = Path(__file__).with_name("leases.lua").read_text("utf-8")
 
-# How long a reaper waits for a server that is gone before it pauses what others may still use.
-PATIENCE_S = 60.0
+# Seconds that a reaper waits for a lost server before it pauses endpoints that others may use.
+SERVER_WAIT_S = 60.0
 RETRY_S = 0.5
-# For so long after a resume its endpoint may still be seen at rest.
+# Seconds after a resume for which the control plane may still show the endpoint at rest.
 COMING_UP_S = 20.0
 
 
@@ -47,8 +47,8 @@ class RemoteLease(HeldLease):
     """A job's lease on the server.
 
     Attributes:
-        live: whether it has been renewed in time.
-        host: the machine of the job.
+        live: whether it was renewed in time.
+        host: the host name of the job's machine.
         shared_run: the run that the job belongs to.
         age_s: seconds since it was renewed.
     """
@@ -71,22 +71,26 @@ class RemoteLease(HeldLease):
         return self.live
 
     def end_stopped_reaper(self) -> None:
-        """It is no process of this machine."""
+        """Do nothing: the reaper is no process of this machine."""
 
 
 @dataclass(frozen=True)
 class LeaseView:
-    """What the server knows of one endpoint.
+    """What the server knows of one endpoint, as the answer to one step of the script.
 
     Attributes:
-        ok: whether the step was taken.
+        ok: whether the step had an effect; a lock that another job has is False.
         left: the job to which the endpoint was left; empty if it was left to none.
-        fence, newest: the number of this job, and the highest that was given out.
+        fence: the fencing number of this job.
+        newest: the highest fencing number that was given out.
+        others: the leases of other jobs.
         scaling: ``compute.scaling`` from before the first job.
-        up: the job that has resumed it, so many seconds ago.
-        mine_s: unix seconds at which this job's lease began; 0 without one.
-        grid_s: seconds since the first job that uses it has had it; negative if that was lost.
-        gone_s: the jobs that have left it within an hour, so many seconds ago.
+        up: the job that has resumed the endpoint.
+        up_s: seconds since that resume.
+        mine_s: unix seconds at which this job's lease began; 0 without a lease.
+        grid_s: seconds since the first job resumed it, from which minutes are counted; negative if
+            unknown.
+        gone_s: for each job that has left it within an hour, the seconds since then.
     """
 
     ok: bool = True
@@ -103,7 +107,7 @@ class LeaseView:
 
     @classmethod
     def parse(cls, text: str, endpoint: str, api: str) -> LeaseView:
-        """What the script has answered."""
+        """Read the JSON answer of the script."""
         told = parse_json(text)
         scaling = parse_json(told["scaling"]) if told["scaling"] else None
         others = tuple(
@@ -133,7 +137,7 @@ class LeaseView:
 
     @property
     def successor(self) -> RemoteLease | None:
-        """A live job that uses the endpoint."""
+        """The lease of a live job that uses the endpoint; None if there is none."""
         return next((one for one in self.others if one.in_use), None)
 
 
@@ -158,7 +162,7 @@ class SharedLeaseStore(LeaseStore):
         self._released: LeaseView | None = None
         self._insists = False
         self._mine_s = math.inf
-        self._payer, self._payer_lived = "", 0.0  # the job before, and its last sign
+        self._payer, self._payer_lived = "", 0.0  # the payer before, and its last renewal
 
     def put(self, lease: HeldLease) -> None:
         """Write this run's lease, on the server first.
@@ -183,7 +187,7 @@ class SharedLeaseStore(LeaseStore):
         view = self._look()
         remote: list[HeldLease] = list(view.others)
         if view.up and view.scaling and view.up not in {one.run for one in remote}:
-            # It has left, and is remembered for the scaling that its tag stands for.
+            # That job has left. Its entry is needed for the scaling that belongs to its tag.
             gone = RemoteLease(view.up, self._endpoint, self._api, 0, None, 0, None, 0.0)
             remote.append(replace(gone, scaling=view.scaling))
         known = {one.run for one in remote}
@@ -207,13 +211,14 @@ class SharedLeaseStore(LeaseStore):
                 self._ask("end")
             elif self._released is not None and not self._released.left and self.successor():
                 self._ask("drop")
-            # A pause that was not verified stays on the server: it expires, and a sweep finds it.
+            # After a pause that was not verified the lease stays on the server until it expires, so
+            # that a sweep finds it.
         self._released = None
         super().end(lease, paused=paused)
 
     @contextmanager
     def _alone(self, wait: Callable[[float], object]) -> Iterator[None]:
-        """Keep the jobs of all machines from resuming it; begins when none pauses it."""
+        """Keep other jobs, on any machine, from resuming it; waits while one pauses it."""
         tries = 3
         while True:
             try:
@@ -236,7 +241,7 @@ class SharedLeaseStore(LeaseStore):
             yield
 
     def renew(self) -> None:
-        """Show that this job lives.
+        """Renew this job's lease on the server.
 
         Raises:
             HistoryError: the server can't be asked.
@@ -244,7 +249,7 @@ class SharedLeaseStore(LeaseStore):
         self._ask("renew")
 
     def resumed(self, scaling: Mapping[str, Any] | None) -> None:
-        with suppress(HistoryError):  # then another job may resume it too, which does no harm
+        with suppress(HistoryError):  # another job may then resume it again, which does no harm
             self._ask("up", scaling)
 
     def coming_up(self) -> bool:
@@ -253,9 +258,9 @@ class SharedLeaseStore(LeaseStore):
         return up and view.up_s < COMING_UP_S
 
     def pays(self, minute_s: float) -> tuple[bool, float | None]:
-        """The job that has held it longest pays; the one after it, when that has left."""
+        """See `LeaseStore.pays`. The live job with the oldest lease pays."""
         view = self._look()
-        self._mine_s = view.mine_s or self._mine_s  # of a lease that has ended, too
+        self._mine_s = view.mine_s or self._mine_s  # keep it after the lease has ended
         mine = self._mine_s, self._job
         older = [one for one in view.others if one.live and (one.at, one.run) < mine]
         now = self._known_at
@@ -264,7 +269,7 @@ class SharedLeaseStore(LeaseStore):
             self._payer, self._payer_lived = payer.run, now - payer.age_s
         if older or not self._payer or view.grid_s < 0:
             return not older, None
-        # Its minutes are those of the job that has resumed it, until it left.
+        # Minutes count from the first resume. The payer before has paid the minute it left in.
         left = now - view.gone_s[self._payer] if self._payer in view.gone_s else self._payer_lived
         first = now - view.grid_s
         return True, first + (max(left - first, 0.0) // minute_s + 1) * minute_s
@@ -276,33 +281,33 @@ class SharedLeaseStore(LeaseStore):
         try:
             view = self._ask("look")
         except HistoryError:
-            return ""  # who can't be asked is no reason to let it run
+            return ""  # if the server can't be asked, this job goes on with the pause
         if view.newest <= self._fence:
             return ""
         return next((one.run for one in view.others if one.live), "")
 
     def leases(self) -> tuple[RemoteLease, ...]:
-        """All other jobs' leases on the server.
+        """The leases of all other jobs on the server.
 
         Raises:
-            HistoryError: it can't be asked.
+            HistoryError: the server can't be asked.
         """
         return self._ask("look").others
 
     def _release(self, lease: HeldLease) -> None:
-        """Leave the endpoint to another job, or become the one that pauses it: in one step.
+        """Leave the endpoint to another job, or become the one that pauses it, in one atomic step.
 
         Raises:
-            HistoryError: the server is gone, and with it what is known of the others.
+            HistoryError: the server can't be asked.
         """
-        ends = self._clock.monotonic() + PATIENCE_S
+        ends = self._clock.monotonic() + SERVER_WAIT_S
         while True:
             try:
                 step = "take" if self._insists else "release"
                 self._released = self._ask(step, lease.scaling)
             except HistoryError:
-                # Without others, as far as is known, nothing is to be waited for. A server that
-                # is full still tells who is left.
+                # Wait for the server only if another job was using the endpoint. A server whose
+                # memory is full still answers `_look`.
                 waits = self._known.successor and self._look().successor
                 if not waits or self._clock.monotonic() >= ends:
                     raise
@@ -311,7 +316,7 @@ class SharedLeaseStore(LeaseStore):
                 return
 
     def _look(self) -> LeaseView:
-        """What the server knows; what it knew last, if it can't be asked."""
+        """The server's view; its last view if it can't be asked."""
         with suppress(HistoryError):
             self._ask("look")
         return self._known
@@ -328,7 +333,7 @@ class SharedLeaseStore(LeaseStore):
         answer = server_of(place).run(_STEP, [key], values)
         self._known_at = self._clock.monotonic()
         self._known = LeaseView.parse(answer, self._endpoint, self._api)
-        # Another thread may have been given a higher one meanwhile.
+        # Another thread may have received a higher number meanwhile.
         self._fence = max(self._fence, self._known.fence)
         return self._known
 
@@ -336,7 +341,7 @@ class SharedLeaseStore(LeaseStore):
 def open_lease_store(
     directory: Path, *, api: str, endpoint: str, run: str, shared: SharedPlace | None
 ) -> LeaseStore:
-    """The leases on an endpoint as a run sees them; those of other machines too, if it shares."""
+    """The store of the leases on an endpoint; with ``shared``, those of other machines too."""
     if shared is None:
         return LeaseStore(directory, api=api, endpoint=endpoint, run=run)
     return _shared_store(directory, api, endpoint, run, shared)
@@ -346,7 +351,7 @@ def open_lease_store(
 def _shared_store(
     directory: Path, api: str, endpoint: str, run: str, place: SharedPlace
 ) -> SharedLeaseStore:
-    """One for the whole process: who renews a lease knows what who ends it has to know."""
+    """One store for each endpoint in a process, because renewing and ending a lease share state."""
     return SharedLeaseStore(directory, api=api, endpoint=endpoint, run=run, place=place)
 
 
@@ -359,7 +364,7 @@ def server_of(place: SharedPlace) -> SharedServer:
 
 
 def lease_prefix(api: str) -> str:
-    """What the keys of a control plane's endpoints begin with."""
+    """The prefix of the Redis keys of a control plane's endpoints."""
     from pytest_hfbudget.shared import PREFIX
 
     server = hashlib.sha256(api.rstrip("/").encode()).hexdigest()[:12]
@@ -367,14 +372,14 @@ def lease_prefix(api: str) -> str:
 
 
 def lease_key(api: str, endpoint: str) -> str:
-    """The key of an endpoint's leases."""
+    """The Redis key of an endpoint's leases."""
     return lease_prefix(api) + endpoint
 
 
 def shared_leases(
     place: SharedPlace, *, api: str, state_dir: Path
 ) -> dict[str, tuple[RemoteLease, ...]]:
-    """The leases on each endpoint of a control plane that any job has, or had.
+    """The leases of all jobs, by endpoint of a control plane; expired ones included.
 
     Raises:
         HistoryError: the server can't be asked.

@@ -1,4 +1,4 @@
-"""A run's reaper; and the next one, should the first be killed."""
+"""Starts the reaper of a run, and replaces it once if it is killed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Watch,
 )
 from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess
-from pytest_hfbudget.endpoints.release import Pauser, Releaser, entry
+from pytest_hfbudget.endpoints.release import Pauser, Releaser, journal_record
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import Clock
 
-# Why endpoints were paused before the end of their run.
+# Messages: why endpoints were paused before the end of their run.
 EARLY = {
     DEADLINE: "the uptime that this run may have is used up, so its endpoints were paused.",
     REAPER_LOST: "the process that pauses endpoints was killed again, so what ran was paused.",
@@ -39,7 +39,7 @@ _KILLED = "the process that pauses endpoints was killed"
 
 
 class Supervisor:
-    """Has endpoints paused by a reaper, and by this process if there can't be one."""
+    """Has a reaper pause endpoints. If there can't be a reaper, this process pauses them."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class Supervisor:
         self._clock, self._spawn = clock, spawn
         self._lock = threading.RLock()
         self._watches: dict[str, Watch] = {}
-        self._unsettled: set[str] = set()
-        self._own: dict[str, Receipt] = {}
+        self._resumes_pending: set[str] = set()
+        self._paused_here: dict[str, Receipt] = {}
         self._released: dict[str, Receipt | None] = {}  # None until it is verified
         self._starts = self._noticed = 0
         self._until: float | None = None
@@ -64,66 +64,71 @@ class Supervisor:
 
     @property
     def reaper_pid(self) -> int | None:
-        """Of the reaper that is on watch now."""
+        """The process id of the current reaper."""
         return self._client.pid
 
     def watch(self, watch: Watch) -> None:
-        """Have the reaper pause an endpoint at the end, before it is resumed; or change how.
+        """Have the reaper pause an endpoint at the end; call this before the resume.
+
+        A later call for the same endpoint changes the settings of its pause.
 
         Raises:
-            EndpointError: it can't be promised that it will be paused.
+            EndpointError: the reaper can't guarantee the pause.
         """
         self.tend()
         with self._lock:
             self._watches[watch.endpoint] = watch
             self._released.pop(watch.endpoint, None)
-            change = self._unsettled.add if watch.resuming else self._unsettled.discard
+            change = self._resumes_pending.add if watch.resuming else self._resumes_pending.discard
             change(watch.endpoint)
             client = self._client
         settings = self._settings
         client.watch(watch, timeout_s=settings.waits.arm_timeout_s + settings.timings.try_s)
 
     def release(self, name: str) -> None:
-        """Have one paused now, without waiting: the run is done with it."""
+        """Have an endpoint paused now, without waiting, because the run no longer needs it."""
         with self._lock:
             self._released[name] = None
             self._client.release(name)
 
     def resuming(self, name: str) -> None:
-        """A resume is going to be sent now, and may take effect late.
+        """Tell the reaper that a resume is about to be sent, and may take effect late.
 
         Raises:
             EndpointError: see `watch`.
         """
         self.watch(replace(self._watches[name], resuming=True))
 
-    def settled(self, name: str) -> None:
-        """The resume was answered, or is not going to be sent."""
+    def resume_over(self, name: str) -> None:
+        """Tell the reaper that the resume was answered, or will not be sent."""
         with self._lock:
-            if name in self._unsettled:
-                self._unsettled.discard(name)
-                self._client.settled(name)
+            if name in self._resumes_pending:
+                self._resumes_pending.discard(name)
+                self._client.resume_over(name)
 
     def limit(self, at_mono: float | None) -> None:
-        """Have all paused at this moment of the steady clock; None: not before the end."""
+        """Have all paused at this time of the steady clock; None: only at the end."""
         with self._lock:
             if at_mono != self._until:
                 self._until = at_mono
                 self._client.limit(at_mono)
 
     def early(self) -> str | None:
-        """Why the endpoints were paused before this process asked for it; None if they weren't."""
-        if self._own:
+        """Why the endpoints were paused without a request of this process: a key of `EARLY`.
+
+        None if they were not.
+        """
+        if self._paused_here:
             return REAPER_LOST
         return DEADLINE if self._client.reason == DEADLINE else None
 
     def write(
         self, kind: str, found: Endpoint, *, scaling: Mapping[str, Any] | None = None
     ) -> None:
-        """Have a line about an endpoint in the journal before the step that it announces.
+        """Write a line about an endpoint to the journal; call this before the step it announces.
 
         Raises:
-            EndpointError: it can't be written.
+            EndpointError: the line can't be written.
         """
         self._journal.write(
             Record(
@@ -144,25 +149,25 @@ class Supervisor:
         self._client.ask()
 
     def tend(self) -> None:
-        """Look after the reaper: a lost one is replaced once, else all is paused from here."""
+        """Replace a lost reaper once; if it is lost again, pause everything in this process."""
         with self._lock:
             self._client.end_if_stopped()
             self._notice_successions()
             self._notice_releases()
             if not (self._watches or self._released) and self._starts == 1 and self._client.lost:
-                self._client = self._start()  # it had no endpoint yet
-            elif self._client.lost and not self._own:
+                self._client = self._start()  # the lost one had no endpoint yet
+            elif self._client.lost and not self._paused_here:
                 self._replace()
 
     def pause(self, timeout_s: float) -> dict[str, Receipt]:
-        """Have all paused and wait for it; by name, without those that took too long."""
-        with self._lock:  # another thread may be having the reaper replaced
+        """Have all paused and wait; returns the receipts by name that came in ``timeout_s``."""
+        with self._lock:  # another thread may be replacing the reaper
             client = self._client
         receipts = {receipt.endpoint: receipt for receipt in client.pause(timeout_s)}
         self._notice_releases()
-        receipts.update({**self._paused_early(), **self._own})
+        receipts.update({**self._paused_early(), **self._paused_here})
         self._notice_successions()
-        if self._client.lost:  # by now there is no time for another reaper
+        if self._client.lost:  # it is too late for another reaper, so pause here
             missing = [name for name in self._watches if not _in_order(receipts.get(name))]
             if missing:
                 self._warn(_KILLED)
@@ -170,10 +175,10 @@ class Supervisor:
         return receipts
 
     def receipts(self) -> dict[str, Receipt]:
-        """What is known of pauses so far, by name."""
+        """The receipts so far, by name."""
         self._notice_releases()
         known = {receipt.endpoint: receipt for receipt in self._client.receipts()}
-        return {**known, **self._paused_early(), **self._own}
+        return {**known, **self._paused_early(), **self._paused_here}
 
     def wait_released(self, name: str, stopping: Callable[[], str]) -> Receipt:
         """Wait until the pause of a released endpoint is verified.
@@ -192,7 +197,7 @@ class Supervisor:
             self._clock.sleep(self._settings.timings.verify_poll_s / 4)
 
     def late(self, name: str) -> str:
-        """What to say of a pause that the run has waited for in vain."""
+        """The error for a pause that was not verified in time."""
         return (
             f"{name}: its pause was not verified within "
             f"{self._settings.waits.verify_deadline_s:g} s. Process {self.reaper_pid} goes on "
@@ -201,7 +206,7 @@ class Supervisor:
         )
 
     def close(self) -> None:
-        """Close the channel; the reaper finishes what it still has to do."""
+        """Close the channel; the reaper finishes its work without it."""
         self._client.close()
 
     def _start(self) -> ReaperClient:
@@ -228,19 +233,19 @@ class Supervisor:
         )
 
     def _notice_successions(self) -> None:
-        """Replace a reaper whose standby stepped in: something kills processes here."""
+        """Warn if a standby has stepped in for a killed reaper."""
         if self._client.successions > self._noticed:
             self._noticed = self._client.successions
             self._warn(f"{_KILLED}; another one has taken over")
 
     def _notice_releases(self) -> None:
-        """What was paused before the run's end is not watched any more."""
+        """Stop watching endpoints whose pause before the end of the run is verified."""
         with self._lock:
             for receipt in self._client.receipts() if None in self._released.values() else ():
                 name = receipt.endpoint
                 if receipt.in_order and self._released.get(name, receipt) is None:
                     self._released[name] = receipt
-                    self._unsettled.discard(name)
+                    self._resumes_pending.discard(name)
                     self._watches.pop(name, None)
 
     def _paused_early(self) -> dict[str, Receipt]:
@@ -253,7 +258,7 @@ class Supervisor:
         except EndpointError as error:
             self._warn(f"endpoints were paused before the run's end: {error}")
             timeout_s = self._settings.waits.retry_s
-            self._own.update(self._pause_here(list(self._watches), timeout_s, REAPER_LOST))
+            self._paused_here.update(self._pause_here(list(self._watches), timeout_s, REAPER_LOST))
 
     def _hand_over(self) -> None:
         if self._starts > 1:
@@ -262,7 +267,7 @@ class Supervisor:
         self._client = self._start()
         self._client.limit(self._until)
         for name, watch in self._watches.items():
-            again = replace(watch, resuming=name in self._unsettled)
+            again = replace(watch, resuming=name in self._resumes_pending)
             self._client.watch(again, timeout_s=self._settings.waits.arm_timeout_s)
             if name in self._released:
                 self._client.release(name)
@@ -278,8 +283,8 @@ class Supervisor:
         def release(name: str) -> Receipt:
             lease, watch = self._new_lease(name), self._watches[name]
             lease_store = self._settings.lease_store(name)
-            settled = name not in self._unsettled
-            pauser = Pauser(self._plane, watch, timings, settled=settled, clock=self._clock)
+            resume_over = name not in self._resumes_pending
+            pauser = Pauser(self._plane, watch, timings, resume_over=resume_over, clock=self._clock)
             releaser = Releaser(lease_store, lease, pauser, clock=self._clock)
             return releaser.run(lambda told: self._record(told, lease), reason=reason)
 
@@ -302,8 +307,8 @@ class Supervisor:
 
     def _record(self, receipt: Receipt, lease: HeldLease) -> None:
         try:
-            self._journal.write(entry(receipt, lease, at=self._clock.time()))
-        except EndpointError as error:  # a full disk is no reason to stop pausing
+            self._journal.write(journal_record(receipt, lease, at=self._clock.time()))
+        except EndpointError as error:  # the disk may be full; go on pausing
             self._warn(str(error))
 
 

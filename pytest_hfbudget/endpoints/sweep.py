@@ -1,7 +1,7 @@
-"""Pausing what runs have left running when neither they nor their reapers could.
+"""Pauses endpoints that dead runs have left running, and their reapers could not pause.
 
-Two trails lead there: the journals of this machine, and the tags on the server, which any
-machine can follow. Neither is believed over a run that lives.
+It finds them in the journals of this machine, in the tags on the control plane, which any machine
+can read, and on the Redis server of ``--hf-shared``. It never touches what a live run uses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_hfbudget.endpoints import GONE, Endpoint, process, tagged_run, tagged_until
-from pytest_hfbudget.endpoints import PAUSED as RESTING
+from pytest_hfbudget.endpoints import PAUSED as STATE_PAUSED
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import (
     LEFT,
@@ -53,12 +53,12 @@ class StrayEndpoint:
     """An endpoint that a run may have left running.
 
     Attributes:
-        run: the run; the first of them, if several have left it.
-        why: a clause for people.
-        where: `JOURNAL`, of a run that is dead for certain; `ELSEWHERE`, in the journal of a run
-            that can't be judged from here; `SHARED`, over which machines share it; or `TAG`, on
-            the control plane.
-        leases: what the journals say of it.
+        run: the id of the run; of the first one, if several have left it.
+        why: why it counts as left, as a clause for messages.
+        where: where it was found. `JOURNAL`: in the journal of a run that is dead for certain.
+            `ELSEWHERE`: in the journal of a run that can't be looked for from here. `SHARED`: on
+            the Redis server. `TAG`: in the tags on the control plane.
+        leases: its leases in the journals.
     """
 
     name: str
@@ -71,14 +71,14 @@ class StrayEndpoint:
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """What has become of a stray.
+    """What a sweep has done about a stray endpoint.
 
     Attributes:
-        state: the last that was seen; empty when none was.
-        verified: it was read back as paused, or is gone.
+        state: the last state that was read; empty if none was.
+        verified: the server says that it is paused or deleted.
         error: why the pause is not verified, and what to do.
-        skipped: why it was not touched, if it was not.
-        beyond: there were more than might be paused at once, and this was one of the rest.
+        skipped: why it was not touched; None if it was.
+        beyond: it was skipped because the sweep may not pause more (`SweepExtent.most`).
     """
 
     name: str
@@ -96,14 +96,14 @@ class SweepOutcome:
 def find_local(
     state_dir: Path, *, api: str | None = None, kept: bool = False, elsewhere: bool = False
 ) -> tuple[StrayEndpoint, ...]:
-    """What dead runs of this machine have leased, and no reaper will pause any more.
+    """The endpoints in this machine's journals that dead runs have leased and no reaper pauses.
 
     Args:
-        api: base URL of the only control plane to look for.
-        kept: also what a reaper is still at, which has not succeeded so far.
-        elsewhere: also what was leased in other containers, or on other machines that use the
-            same folder. Whether these runs live can't be told from here, so `sweep` leaves it
-            alone until the endpoint's tag has expired.
+        api: base URL of a control plane, to get only its endpoints.
+        kept: whether to include endpoints whose reaper still tries to pause them.
+        elsewhere: whether to include runs in other containers, or on other machines that use the
+            same folder. If such a run lives can't be found out from here. So `sweep` skips its
+            endpoints until their tag has expired.
     """
     found: dict[tuple[str, str, str], StrayEndpoint] = {}
     for lease in unfinished(leases_dir(state_dir)):
@@ -125,7 +125,7 @@ def find_local(
 
 
 def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[StrayEndpoint, ...]:
-    """What carries the tag of a run, of any machine, whose latest end is over.
+    """The endpoints whose tags name a run, of any machine, and a latest end that is over.
 
     Args:
         now: unix seconds.
@@ -136,12 +136,12 @@ def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[StrayE
     return tuple(
         StrayEndpoint(one.full_name, plane.base_url, tagged_run(one.tags) or "", _over(one), TAG)
         for one in plane.list(namespace)
-        if one.state != RESTING and _is_over(one, now)
+        if one.state != STATE_PAUSED and _is_over(one, now)
     )
 
 
 def find_shared(place: SharedPlace, *, api: str, state_dir: Path) -> tuple[StrayEndpoint, ...]:
-    """What jobs of any machine have leased over a server, and none that lives has.
+    """The endpoints that jobs of any machine have leased on a Redis server, if none is alive.
 
     Raises:
         HistoryError: the server can't be asked.
@@ -159,8 +159,8 @@ class SweepExtent(NamedTuple):
     """How far a sweep may go.
 
     Attributes:
-        most: how many endpoints may be paused at the most; the rest is skipped.
-        dry_run: whether to look at each, and touch none.
+        most: the most endpoints to pause; the rest is skipped. None for all.
+        dry_run: whether to look at each endpoint and pause none.
     """
 
     most: int | None = None
@@ -176,14 +176,13 @@ def sweep(
     shared: SharedPlace | None = None,
     timings: Timings = Timings(deadline_s=SWEEP_S),
 ) -> tuple[SweepOutcome, ...]:
-    """Pause strays and verify it; what any run of this machine uses is never touched.
+    """Pause stray endpoints and verify the pauses. Skips those that a live run uses.
 
     Args:
-        extent: how far it may go.
-        shared: the server over which machines share the endpoints; None for none.
+        shared: the Redis server over which machines share endpoints; None if they don't.
     """
     chosen: dict[tuple[str, str], StrayEndpoint] = {}
-    # The journal knows more than a tag does.
+    # If an endpoint was found in several places, the journal says most about it.
     for stray in sorted(strays, key=lambda one: (JOURNAL, ELSEWHERE, SHARED, TAG).index(one.where)):
         chosen.setdefault((stray.api, stray.name), stray)
     sweeper = _Sweeper(plane, state_dir, timings, shared)
@@ -194,7 +193,7 @@ def sweep(
 
 
 class _Sweeper:
-    """Works on one stray at a time, in several threads."""
+    """Looks at and pauses stray endpoints. Safe between threads."""
 
     def __init__(
         self,
@@ -209,7 +208,7 @@ class _Sweeper:
         self._run = f"sweep-{uuid.uuid4().hex[:12]}"
 
     def look(self, stray: StrayEndpoint) -> SweepOutcome:
-        """Whether it may be paused, as things are now."""
+        """Check whether an endpoint may be paused now; if not, `skipped` says why."""
         plain = SweepOutcome(stray.name, stray.run, stray.why, stray.where)
         if stray.api != self._plane.base_url:
             return replace(
@@ -224,20 +223,20 @@ class _Sweeper:
             return replace(plain, state=GONE if error.gone else "", error=str(error))
         except ConfigError as error:
             return replace(plain, skipped=str(error))
-        # It may have been leased anew since it was listed.
+        # A run may have leased it since it was listed.
         if stray.where == TAG and not _is_over(found, self._clock.time()):
             return replace(plain, state=found.state, skipped="its lease was renewed")
         return replace(plain, state=found.state, skipped=self._doubt(stray, found))
 
     def pause(self, stray: StrayEndpoint, look: SweepOutcome) -> SweepOutcome:
-        """Pause it, unless ``look`` has found a reason not to, and close what was left open."""
+        """Pause an endpoint and close its leases, unless ``look`` has found a reason not to."""
         if look.skipped:
             return look
         lease_store = self._lease_store(stray)
         for held_lease in lease_store.others():
             held_lease.end_stopped_reaper()
         watch = Watch(stray.name, self._scaling(stray, lease_store), untag=True)
-        pauser = Pauser(self._plane, watch, self._timings, settled=True, clock=self._clock)
+        pauser = Pauser(self._plane, watch, self._timings, resume_over=True, clock=self._clock)
         releaser = Releaser(lease_store, self._new_lease(stray), pauser, clock=self._clock)
         receipt = releaser.run(lambda told: self._record(stray, told), reason=SWEPT)
         if receipt.left_to:
@@ -251,21 +250,24 @@ class _Sweeper:
         )
 
     def _doubt(self, stray: StrayEndpoint, found: Endpoint) -> str | None:
-        """Why it is not touched although no run that lives here uses it."""
+        """Why it is skipped although no live run of this machine uses it; None if it is not.
+
+        A run that can't be looked for from here may still be alive.
+        """
         now = self._clock.time()
-        users: list[HeldLease | Record] = [
+        unknown: list[HeldLease | Record] = [
             one for one in self._lease_store(stray).others() if one.elsewhere
         ]
         if stray.where == ELSEWHERE:
-            users += [lease.intent for lease in stray.leases]
-        if not users or _is_over(found, now):
+            unknown += [lease.intent for lease in stray.leases]
+        if not unknown or _is_over(found, now):
             return None
-        last = max(users, key=lambda one: one.at)
-        if found.state == RESTING:
+        last = max(unknown, key=lambda one: one.at)
+        if found.state == STATE_PAUSED:
             forgotten = stray.where == JOURNAL or last.at < now - FORGET_S
             return None if forgotten else "it is paused"
         until = tagged_until(found.tags)
-        ends = f"It has until {_clock(until)}" if until else "No tag tells when it is over"
+        ends = f"It has until {_utc(until)}" if until else "No tag tells when it is over"
         return (
             f"run {last.run} (process {last.owner_pid} on {last.place.host}) is in another "
             f"container or on another machine, and can't be judged from here. {ends}; "
@@ -288,7 +290,7 @@ class _Sweeper:
         try:
             scaling = inherited(self._plane.get(stray.name), known)
         except ControlPlaneError:
-            return None  # pausing comes first, and will say what is wrong
+            return None  # the pause comes next, and will report the error
         return None if scaling is None else dict(scaling)
 
     def _lease_store(self, stray: StrayEndpoint) -> LeaseStore:
@@ -317,11 +319,16 @@ class _Sweeper:
             try:
                 Journal.of(line.run, leases_dir(self._state_dir)).write(line)
             except EndpointError:
-                return  # it is paused all the same; the next sweep will find that out
+                return  # the pause is done; the next sweep will close the lease
 
 
-def adopt(stray: StrayEndpoint, run: str, state_dir: Path, *, at: float) -> None:
-    """Close the account of dead runs whose endpoint a live one has come to use, and will pause."""
+def close_dead_leases(stray: StrayEndpoint, run: str, state_dir: Path, *, at: float) -> None:
+    """Close the leases of dead runs in the journals, because a live run will pause the endpoint.
+
+    Args:
+        run: the live run.
+        at: unix seconds.
+    """
     for lease in stray.leases:
         line = replace(lease.intent, kind=LEFT, at=at, left_to=run, scaling=None)
         with suppress(EndpointError):  # then a sweep will find it paused, and close it
@@ -339,7 +346,7 @@ def _limited(looks: Sequence[SweepOutcome], most: int | None) -> list[SweepOutco
 
 
 def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
-    """Why a lease has no live run any more, as a clause; None while a process looks after it."""
+    """Why a lease counts as left behind, as a clause; None if its run or reaper is alive."""
     intent = lease.intent
     own = LeaseStore(
         lease_store_dir(state_dir), api=intent.api, endpoint=intent.endpoint, run=intent.run
@@ -373,8 +380,8 @@ def _is_over(endpoint: Endpoint, now: float) -> bool:
 
 
 def _over(endpoint: Endpoint) -> str:
-    return f"its run was to be over by {_clock(tagged_until(endpoint.tags) or 0)}"
+    return f"its run was to be over by {_utc(tagged_until(endpoint.tags) or 0)}"
 
 
-def _clock(at: float) -> str:
+def _utc(at: float) -> str:
     return f"{datetime.fromtimestamp(at, timezone.utc):%Y-%m-%d %H:%M} UTC"

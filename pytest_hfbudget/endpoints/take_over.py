@@ -1,4 +1,4 @@
-"""Endpoints that the code under test starts by requests of its own: paused as the run's others."""
+"""Takes over endpoints that the code under test starts, so that the run pauses them too."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class RunLifecycle(Lifecycle):
     """A `Lifecycle` of a test run, which also takes over what the code under test starts."""
 
     def take_over(self, name: str, form: Mapping[str, Any] | None = None) -> bool:
-        """Have the reaper pause an endpoint that the code under test is about to start.
+        """Have the reaper pause an endpoint at the end that the code under test is about to start.
 
-        To be called before its request is sent; `answered` is to follow.
+        Call this before the request is sent, and `answered` after its answer.
 
         Args:
-            form: the body of the request that creates it; None for a resume.
+            form: the body of a request that creates the endpoint; None for a resume.
 
         Returns:
-            False for one that runs already, which is not this run's to pause.
+            False if the endpoint runs already, so that this run does not pause it.
 
         Raises:
-            EndpointError: it can't be promised that it will be paused. Whatever ``afford`` raises.
+            EndpointError: no process can guarantee the pause. Also whatever ``afford`` raises.
         """
         namespace, _ = split_name(name)
         if os.getpid() != self._pid:
@@ -57,47 +57,50 @@ class RunLifecycle(Lifecycle):
         with state.opening():
             keep = not state.leased
             self._startup.begin(state, keep_running=keep, new=new)
-            # Should a test ask for it later, it is waited for; or resumed, if it was paused.
-            state.up.rest = partial(self._startup.revive, state)
-            self._adopt(state)
+            # If a test needs the endpoint later, wait until it serves, and resume it if paused.
+            state.up.remaining = partial(self._startup.revive, state)
+            self._close_dead_leases(state)
         if state.kept:
             with self._lock:
-                del self._states[name]  # a test that needs it later is asked for anew
+                del self._states[name]  # for a test that needs it later, `ensure` starts anew
         return not state.kept
 
     def answered(self, name: str, status: int, *, stops: bool = False) -> bool:
-        """Note the answer to that request, or to one that pauses; whether to release the endpoint.
+        """Note the answer to a request that starts (`take_over`) or pauses an endpoint.
+
+        Returns whether the endpoint is to be released.
 
         Args:
-            status: of HTTP; 0 where none came, so that the endpoint may start at any time.
+            status: the HTTP status; 0 without an answer, so that the endpoint may start any time.
+            stops: whether the request pauses the endpoint.
         """
         state, supervisor = self._states.get(name), self._supervisor
         if state is None or supervisor is None or not (state.leased and status):
             return False
         if stops:
             return state.taken_over and status < HTTPStatus.BAD_REQUEST
-        supervisor.settled(name)
+        supervisor.resume_over(name)
         asked, state.up.asked = state.up.asked, False
         if status < HTTPStatus.BAD_REQUEST:
             if asked and state.found is not None:
-                with suppress(EndpointError):  # what the journal has by now suffices for a pause
+                with suppress(EndpointError):  # the `INTENT` in the journal suffices for a pause
                     supervisor.write(RESUMED, state.found)
             return False
         if asked:
             state.resumed = bool(state.use.gaps)  # as it was before
-        # What another run has up is refused as "already running", and used all the same.
+        # If another run has it up, the server says "already running", and the test uses it.
         return asked and state.joined is None
 
     def is_taken_over(self, name: str) -> bool:
-        """Whether the code under test has started an endpoint, and no test has asked for it."""
+        """Whether the code under test has started an endpoint that no test names."""
         state = self._states.get(name)
         return state is not None and state.taken_over
 
     def addresses(self, known: Mapping[str, str]) -> dict[str, str]:
-        """The URLs of what was taken over, which are known only once it runs; with its names.
+        """The names of taken-over endpoints by URL. A URL is known once its endpoint runs.
 
         Args:
-            known: the URLs and names that are not looked up again.
+            known: names by URL that need not be looked up.
         """
         names = set(known.values())
         unknown = [one for one in self._in_use() if one.taken_over and one.name not in names]
@@ -107,7 +110,7 @@ class RunLifecycle(Lifecycle):
     def tend(self) -> None:
         super().tend()
         for state in self._in_use() if os.getpid() == self._pid and not self._closing else ():
-            # A request whose answer can't be seen had an effect if it runs.
+            # We can't see the answer to this request. If the endpoint runs, it had an effect.
             if state.up.asked and (found := self._meter.look(state)) and not found.at_rest:
                 self.answered(state.name, HTTPStatus.OK)
 
@@ -117,11 +120,11 @@ class RunLifecycle(Lifecycle):
         return super().revive(name)
 
     def _reopens(self, released: EndpointState) -> bool:
-        """What the code under test has paused is resumed for a test that needs it later."""
+        """Whether a released endpoint is resumed for a later test: taken-over ones always are."""
         return released.taken_over or super()._reopens(released)
 
     def _also(self, state: EndpointState) -> bool:
-        """The code under test resumes what this run has leased: that resume may come late, too."""
+        """Note that the code under test resumes an endpoint that this run has leased already."""
         state.up.begun.wait()
         if state.error is not None:
             raise EndpointError(str(state.error))

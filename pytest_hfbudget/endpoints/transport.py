@@ -1,4 +1,4 @@
-"""One HTTP request, with bounds on everything that a bad server could make last."""
+"""Sends one HTTP request, with limits on the time and the size of the answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Deadline(io.RawIOBase):
-    """What a socket receives within the time that it is given for one read."""
+    """Reads a whole answer from a socket within the socket's time-out for one read."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._raw = sock, sock.makefile("rb", buffering=0)
@@ -50,7 +50,7 @@ class _Deadline(io.RawIOBase):
 
 
 class _Source:
-    """As much of a socket as a response needs."""
+    """The part of a socket that `HTTPResponse` uses."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -60,7 +60,7 @@ class _Source:
 
 
 class _Response(HTTPResponse):
-    """Status line, headers and body, also of a proxy's answer to CONNECT."""
+    """A response with a deadline for status line, headers and body, also of a proxy's CONNECT."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(_Source(sock), *args, **kwargs)  # type: ignore[arg-type]  # see _Source
@@ -68,7 +68,7 @@ class _Response(HTTPResponse):
 
 class _Plain(HTTPConnection):
     response_class = _Response
-    of_pytest_hfbudget = True  # else its requests would be taken for those of the code under test
+    of_pytest_hfbudget = True  # tells these requests from those of the code under test
 
 
 class _Tls(HTTPSConnection):
@@ -91,7 +91,7 @@ _MOST_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class HttpAnswer:
-    """What came back; header names are in lower case."""
+    """An answer; header names are in lower case."""
 
     status: int
     body: bytes
@@ -99,11 +99,11 @@ class HttpAnswer:
 
 
 class NoAnswerError(Exception):
-    """Nothing usable came back.
+    """A request without a usable answer.
 
     Attributes:
-        sent: False when the request certainly never left, so that it can't have had an effect.
-        lasting: the same would come of another try.
+        sent: False if the request was certainly not sent, so that it can't have had an effect.
+        lasting: whether another try would fail in the same way.
     """
 
     def __init__(self, message: str, *, sent: bool, lasting: bool = False) -> None:
@@ -112,12 +112,12 @@ class NoAnswerError(Exception):
 
 
 class Transport(Protocol):
-    """The edge to the network."""
+    """Sends requests; tests may replace it."""
 
     def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, try_s: float
     ) -> HttpAnswer:
-        """Send once, follow nothing.
+        """Send a request once, and follow no redirect.
 
         Args:
             try_s: seconds to connect, and again for the whole answer.
@@ -132,8 +132,8 @@ class Route:
     """How this machine reaches the internet; the pytest process sends it to the reaper.
 
     Attributes:
-        ca_file: a bundle of certificate authorities; None is the system's.
-        proxy: address of a proxy, with its password if it has one, so: never shown.
+        ca_file: a bundle of certificate authorities; None for the system's.
+        proxy: the URL of a proxy. Never shown, because it may contain a password.
     """
 
     ca_file: str | None = None
@@ -148,7 +148,7 @@ class Route:
         bypass = proxy_bypass(parts.hostname or "")
         proxies = {} if bypass else getproxies()
         proxy = proxies.get(parts.scheme) or proxies.get("all")
-        # urllib3 speaks http(s) proxies only; through another kind it could not pause.
+        # urllib3 can use HTTP proxies only, so ignore another kind.
         usable = proxy if proxy and proxy.startswith("http") else None
         return cls(ca_file=_ca_file(), proxy=usable)
 
@@ -168,7 +168,7 @@ def _ca_file() -> str | None:
 
 
 class Urllib3Transport:
-    """The real edge. Safe to share between threads."""
+    """The real transport. Safe to share between threads."""
 
     def __init__(self, route: Route | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         import urllib3  # importing this package must stay cheap
@@ -210,7 +210,7 @@ class Urllib3Transport:
             headers=headers,
             body=body,
             timeout=self._urllib3.Timeout(connect=try_s, read=try_s),
-            redirect=False,  # the token goes to the address it was given for, and to no other
+            redirect=False,  # a redirect could send the token to another address
             preload_content=False,
         )
         try:
@@ -233,7 +233,7 @@ def _read(response: urllib3.BaseHTTPResponse) -> bytes:
 
 
 def _is_distrust(error: BaseException | None) -> bool:
-    """Whether the server's certificate was not accepted, which happens before anything is sent."""
+    """Whether the server's certificate was refused; nothing has been sent then."""
     while error is not None:
         inner = (error, *error.args, getattr(error, "reason", None))
         if any(isinstance(each, ssl.SSLCertVerificationError) for each in inner):
@@ -252,13 +252,13 @@ _TRIES = 2
 
 
 def read_public_json(url: str, *, within_s: float) -> bytes:
-    """The body of a URL's answer, after a second try where the first had no answer.
+    """The body of a URL's answer. Without an answer, it is asked a second time.
 
     Args:
-        within_s: the most that connecting may take, and again the whole answer, of both tries.
+        within_s: seconds for connecting in both tries together, and again for both answers.
 
     Raises:
-        OSError: it did not answer, or not with 200.
+        OSError: the server did not answer, or not with status 200.
     """
     transport = Urllib3Transport(Route.find(url))
     headers = {

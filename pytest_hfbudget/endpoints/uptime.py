@@ -1,8 +1,8 @@
-"""What endpoints cost by running: hourly price x replica-hours, and nothing per call.
+"""The cost of endpoints by uptime: hourly price x replica-hours, and nothing per call.
 
-A run is billed by started minutes. The formula of a forecast is Hugging Face's own (Inference
-Endpoints, "Pricing"):
-price per hour x (hours x replicas that always run + scale-up hours x additional replicas).
+A run pays for started minutes. A forecast uses Hugging Face's formula (Inference Endpoints,
+"Pricing"): price per hour x (hours x replicas that always run + scale-up hours x additional
+replicas).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Uptime:
     """Started minutes of all replicas, and what they cost.
 
     Attributes:
-        nano_usd: 0 when the price is unknown.
-        estimated: an upper bound, because the server had no times of its own.
+        nano_usd: 0 if the price is unknown.
+        estimated: whether it is an upper bound, because the server reported no times.
     """
 
     minutes: int
@@ -41,22 +41,22 @@ class Uptime:
     estimated: bool
 
 
-NOTHING = Uptime(0, 0, False)
+NO_UPTIME = Uptime(0, 0, False)
 
 
 def cost(atto_per_hour: int, minutes: int) -> int:
-    """Nano-USD of started minutes, rounded up once."""
+    """Nano-USD for a number of minutes, rounded up once."""
     return -(-atto_per_hour * minutes // (MINUTES_PER_HOUR * ATTO_PER_NANO))
 
 
 def started_minutes(span_s: float, billing_minute_s: float = 60.0) -> int:
-    """Minutes that have begun in a span of seconds; a span that was entered has at least one."""
+    """The minutes that have begun in a span of seconds; at least one, even in 0 seconds."""
     minute = _micros(billing_minute_s)
     return max(-(-_micros(span_s) // minute), 1)
 
 
 def earlier_replicas(replicas: Iterable[Mapping[str, Any]]) -> dict[ReplicaKey, bool]:
-    """The replicas that are there before a run, and whether each has stopped."""
+    """The replicas from before a run, and whether each had stopped by then."""
     return {_key(replica): bool(replica_status(replica).get("stoppedAt")) for replica in replicas}
 
 
@@ -68,15 +68,15 @@ def from_replicas(
     atto_per_hour: int | None,
     billing_minute_s: float = 60.0,
 ) -> Uptime | None:
-    """Uptime by the server's own times; None when it has none to show.
+    """The uptime by the server's times of each replica; None if the server lists no replica.
 
-    A difference is only ever taken between two times of the same clock: server's and ours may
-    be apart. So a replica without both of its times counts for the whole window.
+    The clocks of the server and of this machine may differ, so times of both are never subtracted.
+    A replica without both of its times counts for the whole window.
 
     Args:
-        window_s: seconds, by our clock, from the request to resume to the verified pause.
-        earlier: see `earlier_replicas`. What had stopped does not count; what ran already
-            counts from our window's start on.
+        window_s: seconds by our clock from the request to resume to the verified pause.
+        earlier: see `earlier_replicas`. A replica that had stopped before does not count. One that
+            ran before counts for the whole window.
     """
     minutes, estimated, seen = 0, False, False
     for replica in replicas:
@@ -96,7 +96,7 @@ def at_most(
     atto_per_hour: int | None,
     billing_minute_s: float = 60.0,
 ) -> Uptime:
-    """The upper bound while nothing better is known: every replica for every stretch.
+    """The upper bound without times of the server: every replica for every stretch.
 
     Args:
         stretches_s: seconds from each request to resume to the pause after it.
@@ -111,7 +111,7 @@ def _priced(minutes: int, atto_per_hour: int | None, estimated: bool) -> Uptime:
 
 
 def replica_status(replica: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Its ``status``, which has its times."""
+    """The ``status`` of a replica, which has its times; empty if it is missing."""
     status = replica.get("status")
     return status if isinstance(status, Mapping) else {}
 
@@ -145,14 +145,14 @@ def _micros(seconds: float) -> int:
 
 
 class UseStretch(NamedTuple):
-    """From when until when."""
+    """A stretch of time, in seconds on the steady clock."""
 
     start: float
     stop: float
 
 
 class Gap(NamedTuple):
-    """From a pause to the next resume; ``paid_until`` as in `UsageWindow`."""
+    """The time from a pause to the next resume; ``paid_until`` as in `UsageWindow`."""
 
     start: float
     stop: float
@@ -160,13 +160,14 @@ class Gap(NamedTuple):
 
 
 class UsageWindow(NamedTuple):
-    """The time that was paid for.
+    """The time that an endpoint is paid for, on the steady clock.
 
     Attributes:
-        start, stop: from the first request to resume to the last pause.
-        cold: the stretches within it in which the endpoint was coming up.
-        paid_until: when the minute would have ended that the pause has cut short.
-        gaps: the stretches within it in which the endpoint was paused.
+        start: the first request to resume.
+        stop: the last pause.
+        cold: the stretches in which the endpoint was coming up.
+        paid_until: the end of the billed minute in which it was paused.
+        gaps: the stretches in which the endpoint was paused.
     """
 
     start: float
@@ -185,7 +186,7 @@ class UsageWindow(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Seconds without the gaps."""
+        """The seconds of the window without its gaps."""
         return sum(part.stop - part.start for part in self.parts())
 
 
@@ -197,7 +198,7 @@ class Machine:
     """An endpoint: its price in atto-USD per replica-hour, and its range of replicas.
 
     Raises:
-        ValueError: the numbers of replicas are invalid, or would cost nothing.
+        ValueError: the numbers of replicas are invalid, or both are 0.
     """
 
     name: str
@@ -218,9 +219,9 @@ class Schedule:
     """When an endpoint runs.
 
     Attributes:
-        hours: a day, of all replicas that always run.
-        days: a week.
-        scale_up_hours: a day, of the replicas above the fewest.
+        hours: hours a day for which the minimum of replicas runs.
+        days: days a week.
+        scale_up_hours: hours a day for which the other replicas, up to the maximum, run.
 
     Raises:
         ValueError: the hours do not fit into a day, or the days into a week.
@@ -244,13 +245,14 @@ ALWAYS = Schedule(Fraction(HOURS_PER_DAY), Fraction(DAYS_PER_WEEK))
 
 @dataclass(frozen=True)
 class Runs:
-    """A day of short test runs; each resumes its endpoints before, and pauses them after.
+    """The test runs of a day; each run resumes its endpoint, and stops it afterwards.
 
     Attributes:
-        minutes: of one run, as its tests take.
-        cold_start: minutes from the resume until it serves, which are billed too.
-        idle: minutes that it stays up after the run: none with a pause, the time-out with an
-            automatic scale to zero.
+        per_day: how many runs a day has.
+        minutes: minutes that the tests of one run take.
+        cold_start: minutes from the resume until the endpoint serves; they are billed.
+        idle: minutes that the endpoint stays up after the run: 0 if the run pauses it, the idle
+            time-out if the server scales it to zero.
     """
 
     per_day: int
@@ -260,13 +262,13 @@ class Runs:
 
     @property
     def billed_minutes(self) -> int:
-        """Started minutes of one run: a part of a minute costs a whole one."""
+        """The started minutes of one run: a part of a minute costs a whole minute."""
         spent = self.cold_start + self.minutes + self.idle
         return max(-(-spent.numerator // spent.denominator), 1)
 
     @property
     def hours(self) -> Fraction:
-        """Billed hours a day, at most 24: runs that overlap keep it up all day."""
+        """The billed hours of a day, at most 24: the endpoint can't run for longer."""
         hours = Fraction(self.per_day * self.billed_minutes, MINUTES_PER_HOUR)
         return min(hours, Fraction(HOURS_PER_DAY))
 
@@ -320,27 +322,26 @@ def _text(number: Fraction) -> str:
     return f"{float(number):g}"
 
 
+# `seconds_left` looks no further ahead than this.
 HORIZON_S = 86_400.0
 
-# A pause takes its time on the way; this share of a minute is left for it.
+# The part of a billed minute that is reserved for the pause request to reach the server.
 MARGIN = 0.03
 
 
 class RunningEndpoint(NamedTuple):
-    """An endpoint since its resume, or its further replicas since they may run.
-
-    Every started minute costs as much as the first.
+    """Replicas of an endpoint that began at the same time: at its resume, or added later.
 
     Attributes:
-        since: seconds on the caller's clock.
-        nano_per_minute: nano-USD of a billing minute of these replicas.
+        since: when they began, in seconds on the caller's clock.
+        nano_per_minute: nano-USD for each started billing minute of these replicas.
     """
 
     since: float
     nano_per_minute: int
 
     def cost(self, until: float, minute_s: float) -> int:
-        """Nano-USD of the minutes that have started by then."""
+        """Nano-USD of the minutes that have started by ``until``."""
         return (int(max(until - self.since, 0.0) / minute_s) + 1) * self.nano_per_minute
 
 
@@ -365,9 +366,14 @@ class PayerChange(NamedTuple):
 def seconds_left(
     budget: int, running: Iterable[RunningEndpoint], now: float, minute_s: float
 ) -> float:
-    """Seconds until the first minute starts that ``budget`` nano-USD does not pay any more.
+    """Seconds until a minute starts that ``budget`` nano-USD no longer pays.
 
-    0 where it is over already; never more than a day, after which it is to be asked again.
+    0 if the budget is used up already; at most `HORIZON_S`, then ask again.
+
+    Args:
+        budget: nano-USD for all minutes of these replicas, those already started included.
+        now: seconds on the clock of ``since``.
+        minute_s: seconds of a billing minute.
     """
     starts = []
     for endpoint in running:

@@ -1,4 +1,4 @@
-"""The public prices of hardware, and what endpoints cost: in all, and each test by its share."""
+"""The public prices of hardware, the cost of endpoints, and each test's share of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, Endpoint
 from pytest_hfbudget.endpoints.reaper_messages import Receipt
 from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, RetryPolicy
 from pytest_hfbudget.endpoints.uptime import (
-    NOTHING,
+    NO_UPTIME,
     Uptime,
     UsageWindow,
     at_most,
@@ -40,7 +40,7 @@ class HardwareList:
     Attributes:
         vendors: the answer as it came.
         read_at: unix seconds.
-        problem: why it is not today's, where it is the copy on disk.
+        problem: why it is the copy on disk; empty if the list was read now.
     """
 
     vendors: Mapping[str, Any]
@@ -55,18 +55,18 @@ class HardwareList:
 
 @dataclass(frozen=True)
 class HardwareFile:
-    """The copy on disk, so that a run still knows its prices when the list can't be read."""
+    """The copy of the hardware list on disk, for when the list can't be read."""
 
     path: Path
     origin: str
 
     @classmethod
     def of(cls, api: str) -> HardwareFile:
-        """Where the list of a control plane is kept for this user."""
+        """The file for the list of a control plane, in this user's cache."""
         return cls(cache_file("hardware", api), api)
 
     def load(self) -> HardwareList | None:
-        """What was read last from this control plane, if anything."""
+        """The list in the file; None without a readable one of this control plane."""
         try:
             copy = read_cache(self.path)
             listed = HardwareList(copy["hardware"], float(copy["read_at"]))
@@ -76,10 +76,10 @@ class HardwareFile:
             return None  # absent or damaged: the next list that is read replaces it
 
     def read(self, ask: Callable[[], Mapping[str, Any]], now: float) -> HardwareList:
-        """The list of today, or the copy where that can't be had.
+        """Read the list and keep a copy; returns the old copy if the list can't be read.
 
         Raises:
-            ControlPlaneError: neither the one nor the other.
+            ControlPlaneError: the list can't be read, and there is no copy.
         """
         try:
             vendors = self._checked(ask())
@@ -102,8 +102,8 @@ class HardwareFile:
 def price_per_hour(hardware: Mapping[str, Any], endpoint: Endpoint) -> int | None:
     """Atto-USD per replica-hour from the public list of hardware; None if it is not listed.
 
-    Joined on vendor, region, instance type and size. Should an instance be listed more than
-    once, the most expensive counts. An invalid price, or zero, is a gap in the list.
+    The list is searched by vendor, region, instance type and size. If an instance is listed more
+    than once, the highest price counts. A price that is invalid or zero counts as not listed.
     """
     prices = [
         _rate(compute.get("pricePerHour"))
@@ -132,10 +132,10 @@ def _is_list(hardware: object) -> bool:
 
 
 def replica_starts(plane: ControlPlane, endpoint: Endpoint, now: float) -> tuple[float, ...]:
-    """When each replica that costs something has started, in unix seconds: at the earliest.
+    """The earliest times, in unix seconds, at which the running replicas can have started.
 
     Args:
-        now: counts where the server has no time at all.
+        now: the time to use if the server reports none.
     """
     changed = _unix(endpoint.updated_at, now)
     try:
@@ -144,7 +144,7 @@ def replica_starts(plane: ControlPlane, endpoint: Endpoint, now: float) -> tuple
         replicas = ()
     live = [status for one in replicas if not (status := replica_status(one)).get("stoppedAt")]
     found = [_unix(status.get("startedAt"), changed) for status in live]
-    # Fewer are listed than there are to be: the others may have been there all the time.
+    # If fewer are listed than should run, assume that the others have run as long as any.
     missing = max(endpoint.target_replica, endpoint.ready_replica, 1) - len(found)
     return (*found, *[min((changed, *found))] * missing)
 
@@ -158,7 +158,7 @@ _TRIES = 2
 
 
 class UptimeMeter:
-    """Prices before, uptime after. Safe to share between threads."""
+    """Reads the prices of endpoints, and measures their uptime. Safe between threads."""
 
     def __init__(self, plane: ControlPlane, settings: EndpointSettings, clock: Clock) -> None:
         self._plane, self._settings, self._clock = plane, settings, clock
@@ -169,7 +169,10 @@ class UptimeMeter:
         self._hardware: HardwareList | None = None
 
     def price(self, state: EndpointState, found: Endpoint) -> int | None:
-        """Fill in the price of a replica; nano-USD for a minute of what will run at first."""
+        """Note the price of a replica in ``state``.
+
+        Returns nano-USD for a minute of the replicas that run first; None if the price is unknown.
+        """
         listed = self._listed(state)
         state.use.price_atto = None if listed is None else price_per_hour(listed.vendors, found)
         if listed is not None and state.use.price_atto is None:
@@ -185,7 +188,7 @@ class UptimeMeter:
     def _listed(self, state: EndpointState) -> HardwareList | None:
         with self._lock:
             if self._hardware is None:
-                # Where there is a copy, a run does not wait long for a newer list.
+                # With a copy at hand, don't wait long for a newer list.
                 plane = self._quick if self._file.load() else self._plane
                 try:
                     self._hardware = self._file.read(plane.hardware, self._clock.time())
@@ -210,14 +213,14 @@ class UptimeMeter:
             state.use.count(replicas)
 
     def look(self, state: EndpointState) -> Endpoint | None:
-        """The endpoint as it is now; None where the server does not say so soon."""
+        """The endpoint as it is now; None without a quick answer."""
         try:
             return self._quick.get(state.name)
         except ControlPlaneError:
-            return None  # what was counted before still counts
+            return None  # the number of replicas from before stays in use
 
-    def zero(self, state: EndpointState) -> None:
-        """Remember the replicas that were there before; None where that is unknown."""
+    def note_earlier_replicas(self, state: EndpointState) -> None:
+        """Note the replicas from before this run in ``state``; None if they are unknown."""
         for _ in range(_TRIES):
             replicas = self._replicas(state.name)
             state.use.earlier = None if replicas is None else earlier_replicas(replicas)
@@ -225,9 +228,9 @@ class UptimeMeter:
                 return
 
     def uptime(self, state: EndpointState, pause: Receipt | None, *, final: bool) -> Uptime:
-        """What one endpoint has cost: by the server's times when ``final``, else at most."""
+        """The uptime of an endpoint: by the server's times if ``final``, else an upper bound."""
         if not state.leased or (state.found_asleep and not state.resumed):
-            return NOTHING
+            return NO_UPTIME
         until = self._until(pause)
         window_s = max(until - state.use.resumed_mono, 0.0)
         price, minute_s = state.use.price_atto, self._settings.billing_minute_s
@@ -257,7 +260,7 @@ class UptimeMeter:
         try:
             return self._quick.replicas(name)
         except ControlPlaneError:
-            return None  # the bill is then bounded by our own clock, and marked as estimated
+            return None  # then the uptime is an upper bound by our clock, marked as estimated
 
 
 _NANOS = 10**9
@@ -273,12 +276,12 @@ class EndpointUse(NamedTuple):
 
 @dataclass(frozen=True)
 class Shares:
-    """The cost of one endpoint, shared out.
+    """The cost of one endpoint, divided among its uses. Money is nano-USD.
 
     Attributes:
-        tests: what each test that used it owes, in the order in which they came.
-        idle: the time that no test used, with the rest of the last minute.
-        cold_start: the time from its resume until it served.
+        tests: the share of each test, in the order of their first use.
+        idle: for the time that no test used, the rest of the last minute included.
+        cold_start: for the time from its resume until it served.
     """
 
     tests: Mapping[str, int]
@@ -287,10 +290,10 @@ class Shares:
 
 
 def share_out(nano_usd: int, window: UsageWindow, uses: Iterable[EndpointUse]) -> Shares:
-    """Share an endpoint's cost out; what comes back adds up to ``nano_usd`` exactly.
+    """Divide an endpoint's cost; the parts add up to ``nano_usd`` exactly.
 
-    Every second of the window costs the same. Tests that are on the endpoint at one time split
-    it evenly. A test pays nothing for a cold start, which all that come later profit from.
+    Each second of the window costs the same. Tests that use the endpoint at the same time split the
+    second evenly. No test pays for a cold start, because all later tests profit from it.
     """
     uses = list(uses)
     times: dict[str, Fraction] = {use.test: Fraction(0) for use in uses}
@@ -308,10 +311,10 @@ def share_out(nano_usd: int, window: UsageWindow, uses: Iterable[EndpointUse]) -
 
 
 def apportion(whole: int, weights: Sequence[Fraction]) -> list[int]:
-    """Parts of a whole in the proportion of their weights, by the largest remainder.
+    """Divide a whole number in proportion to weights, by the largest-remainder method.
 
-    Each part is its exact value rounded down or up, and together they are the whole. Where all
-    weights are 0, the last but one has it all, or the only one.
+    Each part is its exact value rounded down or up, and the parts add up to the whole. If all
+    weights are 0, the last but one (idle time, in `share_out`) gets the whole.
     """
     total = sum(weights)
     if not total:
@@ -329,7 +332,10 @@ def apportion(whole: int, weights: Sequence[Fraction]) -> list[int]:
 def _pieces(
     window: UsageWindow, uses: list[EndpointUse]
 ) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
-    """The window in pieces in which nothing changes: nanoseconds, cold or not, who was there."""
+    """Cut the window where a use or a cold start begins or ends.
+
+    Yields for each piece its nanoseconds, whether it is of a cold start, and the tests in it.
+    """
     for part in window.parts():
         yield from _pieces_of(part, uses)
 

@@ -102,7 +102,7 @@ class RunEndpoints:
                 raise UnaffordableEndpointError(str(paused)) from None
             raise
         self.log.started(name, self._lifecycle.live())
-        self._settle_who_pays(name)
+        self._decide_who_pays(name)
         self.rearm()
         return endpoint
 
@@ -237,15 +237,15 @@ class RunEndpoints:
             self._uptime.forget(name)
             self.accrue()
 
-    def _settle_who_pays(self, *names: str) -> None:
+    def _decide_who_pays(self, *names: str) -> None:
         """Find out which of the jobs that share an endpoint pays for it: exactly one does."""
         for name in names if self._settings.shared is not None else ():
             payer = self._lifecycle.pays(name)
             with self._uptime.lock:
-                self._uptime.settle_who_pays(name, *payer)
+                self._uptime.decide_who_pays(name, *payer)
 
     def _tick(self) -> None:
-        self._settle_who_pays(*(one.name for one in self._lifecycle.live()))
+        self._decide_who_pays(*(one.name for one in self._lifecycle.live()))
         self.accrue()
         self.rearm()
         self._lifecycle.look()
@@ -343,7 +343,7 @@ class RunEndpoints:
         for ticker in self._tickers:
             ticker.stop()
         if self._receipts is None:
-            self._settle_who_pays(*(one.name for one in self._lifecycle.live()))
+            self._decide_who_pays(*(one.name for one in self._lifecycle.live()))
             receipts = self._lifecycle.finish()
             with self._uptime.lock:  # a tick may be booking what is only an upper bound
                 self._receipts = receipts
@@ -370,7 +370,7 @@ class RunEndpoints:
                     "It was not resumed."
                 )
             return
-        self._settle_who_pays(name)
+        self._decide_who_pays(name)
         with self._uptime.lock:
             self._uptime.begin(name, nano_per_minute)
             self.log.resumed_again(name)

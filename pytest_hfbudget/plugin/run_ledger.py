@@ -205,6 +205,8 @@ def endpoint_settings(settings: Settings, run_id: str) -> EndpointSettings:
         return replace(
             made,
             waits=replace(made.waits, poll_s=0.05),
-            timings=replace(made.timings, deadline_s=10.0, doubt_s=0.5, settle_s=5.0, looks_s=()),
+            timings=replace(
+                made.timings, deadline_s=10.0, doubt_s=0.5, late_resume_s=5.0, looks_s=()
+            ),
         )
     return made

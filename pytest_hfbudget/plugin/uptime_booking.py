@@ -50,7 +50,7 @@ class UptimeBooking:
         self._payer_changes: dict[str, PayerChange] = {}
         self._closed = False
 
-    def settle_who_pays(self, name: str, pays: bool, paid_until: float | None) -> None:
+    def decide_who_pays(self, name: str, pays: bool, paid_until: float | None) -> None:
         """Have this job pay for an endpoint, or another job.
 
         A job begins to pay at the end of the last minute that the job before has paid for. A job

@@ -171,7 +171,7 @@ def settings(hub: EmulatorClient, tmp_path: Path) -> Iterator[EndpointSettings]:
             verify_poll_s=0.02,
             deadline_s=10,
             try_s=0.5,
-            settle_s=0.5,
+            late_resume_s=0.5,
             resend_s=0.2,
             doubt_s=2,
             looks_s=(0.1,),

@@ -22,7 +22,7 @@ from pytest_hfbudget.endpoints.lease_store import PAUSING, HeldLease
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.reaper_messages import Watch
 from pytest_hfbudget.endpoints.release import Pauser
-from pytest_hfbudget.endpoints.shared_leases import PATIENCE_S, lease_key
+from pytest_hfbudget.endpoints.shared_leases import SERVER_WAIT_S, lease_key
 from pytest_hfbudget.shared import PREFIX, SharedPlace
 
 from .conftest import RunProcess, gone, until
@@ -151,7 +151,7 @@ def test_a_machine_that_was_taken_for_lost_sends_no_pause_any_more(
     second.put(replace(own, run="b"))
     with second.locked(lambda seconds: pytest.fail("nothing is in the way")):
         pass
-    pauser = Pauser(plane, Watch("acme/llm"), settings.timings, settled=True)
+    pauser = Pauser(plane, Watch("acme/llm"), settings.timings, resume_over=True)
     receipt = pauser.run(lambda told: None, superseded=first.superseded)
     assert (receipt.left_to, receipt.verified) == ("b", False)
     assert asked(hub, "pause") == 0
@@ -241,7 +241,7 @@ def test_the_last_job_pauses_soon_though_the_server_is_full(
     first.receipts()
     began = time.monotonic()
     assert second.receipts()["acme/llm"]["verified"]
-    assert time.monotonic() - began < PATIENCE_S / 4
+    assert time.monotonic() - began < SERVER_WAIT_S / 4
     assert gone(second.reaper)
 
 

@@ -297,7 +297,7 @@ def test_a_resume_that_was_answered_by_something_else_is_looked_for_in_the_state
 def test_a_lost_resume_is_looked_for_through_a_burst(
     hub: EmulatorClient, lifecycle: Make, status: int
 ) -> None:
-    run = lifecycle(settle_s=3)
+    run = lifecycle(late_resume_s=3)
     hub.add_fault("resume", hang=1.2)
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(run.ensure, "acme/llm")

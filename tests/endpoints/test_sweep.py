@@ -31,7 +31,7 @@ from pytest_hfbudget.locks import SystemClock
 from .conftest import Make, Start
 
 QUICK = Timings(
-    try_s=0.5, verify_poll_s=0.02, resend_s=0.2, settle_s=0.1, deadline_s=1, doubt_s=0.3
+    try_s=0.5, verify_poll_s=0.02, resend_s=0.2, late_resume_s=0.1, deadline_s=1, doubt_s=0.3
 )
 
 

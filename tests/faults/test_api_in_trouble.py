@@ -40,7 +40,7 @@ def test_a_run_that_ends_after_the_answer_to_its_resume_was_lost_is_paused(
     box: Box, number: signal.Signals
 ) -> None:
     """Row 5."""
-    box.hurry(settle_s=1)
+    box.hurry(late_resume_s=1)
     box.hub.add_fault("resume", reset="after")
     box.suite()
     run = box.start()
@@ -52,7 +52,7 @@ def test_a_run_that_ends_after_the_answer_to_its_resume_was_lost_is_paused(
 
 def test_a_resume_that_takes_effect_after_its_run_has_died_is_paused(box: Box) -> None:
     """Row 5: two seconds late; the reaper has to wait for it."""
-    box.hurry(settle_s=4)
+    box.hurry(late_resume_s=4)
     box.hub.add_fault("resume", hang=2)
     box.suite()
     run = box.start()
@@ -286,7 +286,7 @@ def test_a_burst_of_answers_that_would_end_the_pause_is_outlasted(
 
 def test_a_resume_that_takes_effect_when_all_is_over_is_paused_by_a_later_look(box: Box) -> None:
     """Rows 5, 50: later than any resume was waited for."""
-    box.hurry(settle_s=0.5)
+    box.hurry(late_resume_s=0.5)
     box.looks = "1 5"
     box.hub.add_fault("resume", hang=3)
     box.suite()

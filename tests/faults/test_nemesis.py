@@ -116,7 +116,7 @@ def _numbered(step: Step) -> str:
 def test_a_run_that_is_killed_at_a_step_leaves_nothing_running(
     box: Box, step: Step, kill: str
 ) -> None:
-    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    box.hurry(late_resume_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
     run = _begin(box, step)
     end = KILLS[kill](run)
     code = run.wait()
@@ -134,7 +134,7 @@ AFTER_THE_RESUME = [step for step in STEPS if step.resumes]
 def test_a_run_that_is_killed_at_a_step_on_a_full_disk_leaves_nothing_running(
     box: Box, step: Step, kill: str
 ) -> None:
-    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    box.hurry(late_resume_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
     run = _begin(box, step, command=box.on_a_disk_of_its_own())
     box.fill(run)
     end = KILLS[kill](run)
@@ -147,7 +147,7 @@ def test_a_run_that_is_killed_at_a_step_on_a_full_disk_leaves_nothing_running(
 def test_a_run_that_is_killed_at_a_step_in_a_burst_leaves_nothing_running(
     box: Box, step: Step, status: int
 ) -> None:
-    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    box.hurry(late_resume_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
     run = _begin(box, step)
     box.hub.clear_faults()
     for op in ("pause", "get", "list"):
@@ -172,7 +172,7 @@ WHILE_IT_WATCHES = [step for step in AFTER_THE_RESUME if step.name not in PAUSIN
 def test_a_run_whose_reaper_is_stopped_at_a_step_leaves_nothing_running(
     box: Box, step: Step
 ) -> None:
-    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    box.hurry(late_resume_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
     run = _begin(box, step)
     for reaper in box.reapers():
         kill(reaper, signal.SIGSTOP)
@@ -187,7 +187,7 @@ IN_A_TEST = [step for step in STEPS if step.name in ("wait-for-it", "call-in-a-t
 @pytest.mark.parametrize("step", IN_A_TEST, ids=_numbered)
 def test_reapers_that_are_killed_under_workers_at_a_step_are_replaced(box: Box, step: Step) -> None:
     """All of them, in one instant; and then the controller."""
-    box.hurry(settle_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
+    box.hurry(late_resume_s=2, resend_s=0.3, verify_poll_s=0.1, poll_s=0.2)
     run = _begin(box, step, options=("-n2",))
     killed = box.now()
     box.kill_reapers()

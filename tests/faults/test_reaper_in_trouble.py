@@ -464,7 +464,7 @@ def test_a_reaper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path
     plane = ControlPlane(f"{box.hub.url}/v2", "hf_any")
     timings = Timings(deadline_s=20, verify_poll_s=0.02)
     clock = Jumping()
-    receipt = Pauser(plane, Watch(NAME), timings, settled=True, clock=clock).run(lambda _: None)
+    receipt = Pauser(plane, Watch(NAME), timings, resume_over=True, clock=clock).run(lambda _: None)
     assert receipt.verified
     assert box.state_of() == "paused"
 

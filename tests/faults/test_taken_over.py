@@ -73,7 +73,7 @@ def test_what_the_tested_code_has_created_is_paused(box: Box) -> None:
 
 def test_a_resume_of_the_tested_code_that_takes_effect_after_its_run_has_died(box: Box) -> None:
     """Rows 5, 52: the lease was in the journal before the request was sent."""
-    box.hurry(settle_s=4)
+    box.hurry(late_resume_s=4)
     box.hub.add_fault("resume", hang=2)
     box.suite(RESUMES)
     run = box.start()
