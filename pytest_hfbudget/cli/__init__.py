@@ -1,6 +1,6 @@
-"""`hfbudget`: the command beside the plugin, and what each of its commands works with.
+"""The `hfbudget` command, and what its subcommands share.
 
-That is: settings as pytest reads them, the control plane, a token, a namespace.
+They share the settings as pytest reads them, the control plane, the token, and the namespace.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.api import ControlPlane
     from pytest_hfbudget.shared import SharedPlace
 
-# Each is ``command`` in the module of its name, which is imported when it is asked for; but for
-# the one whose place is given below.
+# Each subcommand is ``command`` in the module of its name, which is imported when it is needed. An
+# exception is in `OTHER_MODULES`.
 COMMANDS = (
     "bill",
     "demo",
@@ -42,11 +42,11 @@ COMMANDS = (
     "status",
     "sweep",
 )
-ELSEWHERE = {"sweep": "pause:sweep_command"}
+OTHER_MODULES = {"sweep": "pause:sweep_command"}
 
 
 class Commands(click.Group):
-    """Imports a command when it is asked for: none waits for what only another one needs."""
+    """Imports a subcommand only when it runs, so that it needs no imports of the others."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -54,7 +54,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = ELSEWHERE.get(cmd_name, f"{cmd_name}:command").partition(":")
+        module, _, name = OTHER_MODULES.get(cmd_name, f"{cmd_name}:command").partition(":")
         found: click.Command = getattr(import_module(f"{__name__}.{module}"), name)
         return found
 
@@ -69,7 +69,7 @@ def main() -> None:
     """
 
 
-# --- what a command works with
+# --- what subcommands share
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][\w.-]*")
 _PLACES = ("emulator", "endpoints_api", "namespace", "shared", "shared_run", "shared_expiry")
@@ -79,7 +79,7 @@ _NO_TOKEN = "there is no token: set HF_TOKEN, or run: hf auth login"  # noqa: S1
 
 @functools.cache
 def configuration() -> Configuration:
-    """What pytest is configured with in this folder.
+    """The configuration of pytest in this folder.
 
     Raises:
         click.UsageError: pytest would not start here.
@@ -90,7 +90,7 @@ def configuration() -> Configuration:
 
 @functools.cache
 def settings() -> Settings:
-    """What a run of pytest in this folder would be asked for.
+    """The settings of a pytest run in this folder.
 
     Raises:
         click.UsageError: a value can't be used, or a variable is mistyped.
@@ -104,37 +104,37 @@ def settings() -> Settings:
     try:
         check_ini_keys(given.ini)
     except ConfigError as error:
-        _warn_once(str(error))  # it may be a key of a plugin, and none is loaded here
+        _warn_once(str(error))  # only a warning: another plugin may own the key
     return found
 
 
 def services() -> Settings:
-    """The settings, with the addresses of the emulator where the environment names one.
+    """The settings, with the addresses of the emulator if the environment names one.
 
     Raises:
-        click.UsageError: as `settings`; or a run would start an emulator of its own.
+        click.UsageError: as `settings`; or the environment asks for a new emulator in each run.
     """
-    return _led(settings())
+    return _with_emulator(settings())
 
 
-def where() -> Settings:
-    """Where to pause, and with which namespace.
+def pause_settings() -> Settings:
+    """The settings that a pause needs: addresses, namespace and shared server.
 
-    What else is wrong is a warning here: it must not leave endpoints running.
+    An error in any other setting is only printed as a warning, since it must not prevent a pause.
 
     Raises:
-        click.UsageError: one of these settings can't be used.
+        click.UsageError: one of the needed settings can't be used.
     """
     try:
         return services()
     except click.UsageError as error:
         with _usage_errors():
-            found = _led(_places())
+            found = _with_emulator(_only_places())
         _warn_once(error.message)
         return found
 
 
-def _places() -> Settings:
+def _only_places() -> Settings:
     try:
         given = configuration()
     except click.UsageError:  # no ini file of pytest can be read
@@ -142,7 +142,7 @@ def _places() -> Settings:
     return given.settings(_PLACES)
 
 
-def _led(given: Settings) -> Settings:
+def _with_emulator(given: Settings) -> Settings:
     if given.emulator is None:
         return given
     if given.emulator == "start":
@@ -169,7 +169,7 @@ def _usage_errors() -> Iterator[None]:
 
 
 def hub() -> str:
-    """Base URL of the Hub: that of a rehearsal, of HF_ENDPOINT, or the public one.
+    """Base URL of the Hub: of the emulator, else HF_ENDPOINT, else the public one.
 
     Raises:
         click.UsageError: HF_ENDPOINT is no URL.
@@ -186,16 +186,16 @@ def hub() -> str:
 
 def api() -> str:
     """Base URL of the control plane."""
-    return where().endpoints_api
+    return pause_settings().endpoints_api
 
 
 def token() -> str:
-    """The token of the environment or of `hf auth login`; in a rehearsal that of the emulator.
+    """The token from HF_TOKEN or `hf auth login`; in a rehearsal the emulator's token.
 
     Raises:
         click.ClickException: there is none.
     """
-    if where().emulator:
+    if pause_settings().emulator:
         from pytest_hfbudget.plugin.rehearsal import TOKEN
 
         return TOKEN
@@ -218,9 +218,9 @@ def namespace(given: str | None) -> str:
     """The namespace that was given, or the default one.
 
     Raises:
-        click.UsageError: there is neither, or it is no namespace.
+        click.UsageError: there is neither, or it is invalid.
     """
-    name = given or where().namespace
+    name = given or pause_settings().namespace
     if not name:
         raise click.UsageError("which namespace? Name it, or set HFBUDGET_NAMESPACE.")
     if not _NAMESPACE.fullmatch(name):
@@ -229,22 +229,26 @@ def namespace(given: str | None) -> str:
 
 
 def shared_option(help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The option whose value is for `shared`: with or without a URL."""
+    """The option ``--shared [URL]``; pass its value to `shared`."""
     return click.option(
         "--shared", is_flag=False, flag_value="", default=None, metavar="[URL]", help=help
     )
 
 
 def shared(given: str | None) -> SharedPlace | None:
-    """The server that was given, or that of the configuration (also for ""); None for none.
+    """The Redis server to use; None if there is none.
+
+    Args:
+        given: the value of ``--shared``: a URL; "" for the configured server, which must exist;
+            None for the configured server, if there is one.
 
     Raises:
-        click.UsageError: it can't be used, or none is configured.
+        click.UsageError: the server can't be used, or "" was given and none is configured.
     """
     from pytest_hfbudget import values
     from pytest_hfbudget.shared import SharedAddress, SharedPlace
 
-    found = where()
+    found = pause_settings()
     try:
         if given:
             values.refuse_password(given)
@@ -260,14 +264,14 @@ def shared(given: str | None) -> SharedPlace | None:
 
 
 def endpoint_name(given: str) -> str:
-    """``namespace/name``, of the default namespace if there is none.
+    """The full name ``namespace/name``; a name without a namespace gets the default one.
 
     Raises:
-        click.UsageError: it does not name an endpoint.
+        click.UsageError: the name is invalid.
     """
     from pytest_hfbudget.endpoints import split_name
 
-    default = where().namespace
+    default = pause_settings().namespace
     name = f"{default}/{given}" if default and "/" not in given else given
     try:
         split_name(name)
@@ -278,12 +282,13 @@ def endpoint_name(given: str) -> str:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What pytest would read if it were started in a folder.
+    """The configuration that pytest would read if it were started in a folder.
 
     Attributes:
-        root: the root directory.
-        options: of ours in ``addopts`` and ``PYTEST_ADDOPTS``, by setting.
+        root: pytest's root directory.
+        options: our options in ``addopts`` and ``PYTEST_ADDOPTS``, by setting.
         ini: every key of the ini file and of ``-o``.
+        environ: the environment variables.
     """
 
     root: Path
@@ -293,10 +298,10 @@ class Configuration:
 
     @classmethod
     def of(cls, folder: Path, environ: Mapping[str, str]) -> Configuration:
-        """The configuration of a folder, found by pytest's own code.
+        """The configuration for a folder, found by pytest's own code.
 
         Raises:
-            ConfigError: pytest would not start here.
+            ConfigError: pytest would not start in this folder.
         """
         words = _words(environ.get("PYTEST_ADDOPTS", ""))
         early = _parsed(words)
@@ -308,10 +313,13 @@ class Configuration:
         return cls(root, {key: getattr(given, key, None) for key in SETTINGS}, ini, environ)
 
     def settings(self, only: Sequence[str] = tuple(SETTINGS)) -> Settings:
-        """The settings that a run has.
+        """The settings of a run with this configuration.
+
+        Args:
+            only: the settings to read; the others get their defaults.
 
         Raises:
-            ConfigError: one of them makes no sense.
+            ConfigError: a setting is invalid.
         """
         return merge(self.options, self.environ, self.ini.get, only=only)
 

@@ -1,4 +1,4 @@
-"""`hfbudget bill`: what Hugging Face has booked for runs, beside what the ledger has charged."""
+"""`hfbudget bill`: compares what Hugging Face has billed for runs with what the ledger charged."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _MOST_PERCENT = Decimal(10**6)
 
 
 def _percent(_: click.Context, option: click.Parameter, value: str | None) -> Fraction | None:
-    """A percentage, with or without its sign; for use as the callback of an option.
+    """Callback of an option: a percentage, with or without "%", as a fraction.
 
     Raises:
-        BadInput: it is none.
+        BadInput: the value is no percentage.
     """
     if value is None:
         return None
@@ -125,7 +125,7 @@ def _hub(org: str | None) -> HubBill:
 
 @dataclass(frozen=True)
 class WantedRuns:
-    """Which runs are asked for; without any of these the last one."""
+    """The runs that the user asks for; the last run if none of these is given."""
 
     run: str | None
     last: int | None
@@ -133,10 +133,10 @@ class WantedRuns:
     month: bool
 
     def check(self) -> None:
-        """Make sure that at most one of them is given.
+        """Check that the user has given at most one of them.
 
         Raises:
-            click.UsageError: several are.
+            click.UsageError: several are given.
         """
         given = {"RUN": self.run, "--last": self.last, "--since": self.since}
         names = [name for name, value in given.items() if value is not None]
@@ -146,14 +146,14 @@ class WantedRuns:
 
     @property
     def several(self) -> bool:
-        """Whether they are shown as a list, however many there are."""
+        """Whether the output is a list, even if only one run is found."""
         return self.last is not None or self.since is not None
 
     def find(self) -> list[Bill]:
-        """These runs, oldest first.
+        """The runs, oldest first.
 
         Raises:
-            click.ClickException: there is none.
+            click.ClickException: no run is found.
         """
         from pytest_hfbudget.cli.log import moment
         from pytest_hfbudget.history.bills import log_bills
@@ -187,10 +187,10 @@ def _named(runs: Sequence[Bill], name: str) -> Bill:
 def _asked(
     bills: Sequence[Bill], wait: float, org: str | None, allowed: Fraction | None
 ) -> list[Bill]:
-    """The same runs as the Hub reports them, asked for until all is booked or the time is over.
+    """The runs with what the Hub reports; asks again until all is booked, or ``wait`` is over.
 
-    A drift that is too large is asked for again as well: until a request is settled, the Hub may
-    book a placeholder for it.
+    It also asks again while a drift is too large, because the Hub may first book a placeholder for
+    a request.
     """
     import time
 
@@ -204,7 +204,7 @@ def _asked(
         found = read_again(bills, hub, now)
         log_bills().keep(found, now)
         forbidden = any(bill.status == FORBIDDEN for bill in found)
-        done = all(_is_settled(bill, allowed) for bill in found)
+        done = all(_needs_no_wait(bill, allowed) for bill in found)
         left = ends - time.monotonic()
         if done or forbidden or left <= 0:
             return found
@@ -212,9 +212,9 @@ def _asked(
         pause = min(pause * 2, MOST_WAIT_S)
 
 
-def _is_settled(bill: Bill, allowed: Fraction | None) -> bool:
+def _needs_no_wait(bill: Bill, allowed: Fraction | None) -> bool:
     if not (bill.session_id and bill.requests):
-        return True  # nothing of it will ever be booked
+        return True  # the Hub will never book anything for this run
     return bill.complete and not (allowed is not None and bill.exceeds(allowed))
 
 

@@ -1,4 +1,4 @@
-"""`hfbudget demo`: the whole product in a few seconds, at $0."""
+"""`hfbudget demo`: shows caps and pauses against the emulator in ten seconds, at $0."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Demo:
 
     @classmethod
     def run(cls, console: Console) -> bool:
-        """The whole demo; whether everything was as promised.
+        """Run the whole demo; returns whether everything was as promised.
 
         Raises:
             ImportError: what the emulator needs is not installed.
@@ -87,7 +87,7 @@ class Demo:
     # --- three acts
 
     def capped_run(self) -> None:
-        """A suite under a session budget: one of its tests asks for more than its cap."""
+        """Run a suite under a session budget; one of its tests asks for more than its cap."""
         self._title("1. A suite under a cap, with an endpoint that is resumed and paused")
         report = self.report
         command = self._pytest("test_paid_inference.py", "--hf-report", str(report))
@@ -101,7 +101,7 @@ class Demo:
         self._compare(ran)
 
     def killed_run(self) -> None:
-        """A run that gets SIGKILL while its endpoint is up."""
+        """Kill a run with SIGKILL while its endpoint is up."""
         self._title("2. kill -9 in the middle of a test")
         client = self.emulator.client
         after = client.last()
@@ -122,7 +122,7 @@ class Demo:
         self._see_the_pause(after, killed_at)
 
     def verdict(self) -> None:
-        """What was promised and not kept, if anything."""
+        """Print what was not as promised, or that everything was."""
         self._title("As promised" if not self.problems else "Not as promised")
         for problem in self.problems:
             self.console.print(f"  {problem}", style="red")
@@ -144,7 +144,7 @@ class Demo:
         return "yes" if self.console.is_terminal else "no"
 
     def _environment(self) -> dict[str, str]:
-        # The user's own options belong to the user's own suites.
+        # Leave out the user's own settings, which are for other suites.
         mine = ("HFBUDGET_", "PYTEST_")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
         state = str(self.directory / "state")

@@ -1,4 +1,4 @@
-"""`hfbudget forecast`: what endpoints will cost, before they do."""
+"""`hfbudget forecast`: computes what endpoints will cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# A forecast is no bill: fractions of a cent do not matter.
+# From ten cents on, sums are rounded up to a cent: a forecast need not be exact.
 _CENT = NANO_PER_USD // 100
 _EXACT_BELOW = 10 * _CENT
 _MOST, _FINEST = 10**6, -9
@@ -27,10 +27,10 @@ _MONTH = "a month is a twelfth of a year of 365 days: 4.345 weeks, or 730 hours"
 
 
 def _number(_: click.Context, option: click.Parameter, value: str | None) -> Fraction | None:
-    """A number as it is written, exact; for use as the callback of an option.
+    """Callback of an option: the exact value of a decimal number.
 
     Raises:
-        BadInput: it is none, negative, or out of all proportion.
+        BadInput: the value is no number, negative, too large, or has too many decimals.
     """
     if value is None:
         return None
@@ -45,9 +45,9 @@ def _number(_: click.Context, option: click.Parameter, value: str | None) -> Fra
 
 @dataclass(frozen=True)
 class ForecastRequest:
-    """When endpoints run, and with how many replicas: the options as they were given.
+    """The options as the user gave them: when endpoints run, and with how many replicas.
 
-    Of replicas, None leaves their number to the endpoint.
+    If a number of replicas is None, the endpoint's own number counts.
     """
 
     hours_per_day: Fraction | None
@@ -61,16 +61,21 @@ class ForecastRequest:
     idle: Fraction
 
     def machine(self, name: str, atto_per_hour: int, own: tuple[int, int] = (1, 1)) -> Machine:
-        """Between these numbers of replicas, or its own; a resume starts one at least."""
+        """One endpoint with its price and range of replicas.
+
+        Args:
+            own: the endpoint's own range. Its minimum counts as at least 1, because a resume starts
+                one replica.
+        """
         least = max(own[0], 1) if self.min_replicas is None else self.min_replicas
         most = max(own[1], least) if self.max_replicas is None else self.max_replicas
         return Machine(name, atto_per_hour, least, most)
 
     def runs(self) -> Runs | None:
-        """The short runs of a day, if it is these that are asked for.
+        """The test runs of a day; None if the user has not asked for runs.
 
         Raises:
-            BadInput: half of what they need is missing, or hours are given as well.
+            BadInput: an option for runs is missing, or hours are given as well.
         """
         if self.runs_per_day is None and self.minutes_per_run is None:
             if not self.cold_start and not self.idle:
@@ -82,10 +87,10 @@ class ForecastRequest:
         raise output.BadInput("--runs-per-day and --minutes-per-run go together.")
 
     def schedule(self, runs: Runs | None) -> Schedule:
-        """When the endpoints run.
+        """The hours and days in which the endpoints run.
 
         Raises:
-            ValueError: a day has fewer hours, or a week fewer days.
+            ValueError: there are more hours than a day has, or more days than a week has.
         """
         hours = ALWAYS.hours if self.hours_per_day is None else self.hours_per_day
         return Schedule(runs.hours if runs else hours, self.days_per_week, self.scale_up_hours)
@@ -176,7 +181,7 @@ def command(
 
 @dataclass(frozen=True)
 class ForecastAnswer:
-    """A forecast, of each machine and of all, and the same without any pause."""
+    """The forecast for each endpoint, for all, and for all if they were never paused."""
 
     schedule: Schedule
     runs: Runs | None
@@ -188,10 +193,10 @@ class ForecastAnswer:
     def of(
         cls, machines: tuple[Machine, ...], schedule: Schedule, runs: Runs | None
     ) -> ForecastAnswer:
-        """What some machines cost.
+        """Compute the forecast.
 
         Raises:
-            ValueError: there are none, or what was asked for them makes no sense.
+            ValueError: there is no endpoint, or the options contradict each other.
         """
         if not machines:
             raise ValueError("forecast of what? Give --endpoint NAMESPACE/NAME or --rate USD.")
@@ -202,7 +207,7 @@ class ForecastAnswer:
         return cls(schedule, runs, each, forecast(machines, schedule), forecast(machines, always))
 
     def json(self) -> dict[str, Any]:
-        """For programs."""
+        """The forecast as JSON."""
         return {
             "hours_per_day": float(self.schedule.hours),
             "days_per_week": float(self.schedule.days),
@@ -223,7 +228,7 @@ class ForecastAnswer:
         }
 
     def show(self) -> None:
-        """For people."""
+        """Print the forecast as a table."""
         console = output.console()
         if self.runs:
             console.print(_runs_text(self.runs))

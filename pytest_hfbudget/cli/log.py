@@ -1,4 +1,4 @@
-"""`hfbudget log`: what runs of the past have called, and what that cost."""
+"""`hfbudget log`: shows the calls of past runs, and what they cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LIMIT = 50
 TEXTS = ("test", "model", "provider", "endpoint", "status", "kind", "run", "project")
 GROUPS = ("model", "provider", "test", "endpoint", "run", "day", "project")
-# What a cell of a spreadsheet begins with when it is calculated.
+# A spreadsheet treats a cell that begins with one of these as a formula.
 FORMULAS = ("=", "+", "-", "@")
 _SPANS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -97,7 +97,7 @@ def command(
 def _ask(
     question: UsageQuery, group: str | None, limit: int
 ) -> tuple[tuple[str, ...], Iterator[dict[str, Any]], Total]:
-    """The names of the columns, the rows as dicts, and what all of them add up to."""
+    """The names of the columns, the rows as dicts, and the sums of all matching entries."""
     from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.history.usage_log import COLUMNS, FILE, LogReader
 
@@ -116,7 +116,7 @@ def _ask(
 
 
 def _billed(group: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
-    """The names of further columns and, by run or model, what is known of the bill."""
+    """Further columns with what is known of the bill: their names, and values by run or model."""
     from pytest_hfbudget.history.bills import log_bills
 
     if group == "run":
@@ -132,7 +132,15 @@ def _billed(group: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
 
 
 def moment(option: str, text: str | None, *, whole_day: bool = False) -> float | None:
-    """A day, a time, or a span before now, in unix seconds."""
+    """The unix seconds of a day, a time, or a span before now; None for None.
+
+    Args:
+        option: the name of the option, for the error.
+        whole_day: whether a day means its end.
+
+    Raises:
+        click.UsageError: the text is none of these.
+    """
     if text is None:
         return None
     try:
@@ -166,7 +174,7 @@ def _total_as_dict(total: Total) -> dict[str, Any]:
 
 
 def _print_json(key: str, rows: Iterator[dict[str, Any]], total: Total) -> None:
-    """One object on one line, row by row: the log may be larger than the memory."""
+    """Print one JSON object on one line, row by row, since the log may not fit into memory."""
     sys.stdout.write(f'{{"schema": {output.SCHEMA}, "{key}": [')
     for number, row in enumerate(rows):
         sys.stdout.write((", " if number else "") + output.dumped(row))
@@ -180,7 +188,7 @@ def _print_csv(names: tuple[str, ...], rows: Iterator[dict[str, Any]]) -> None:
 
 
 def _csv_cell(value: object) -> object:
-    """A cell that a terminal shows and a spreadsheet does not calculate."""
+    """A cell without control characters, and not a formula for a spreadsheet."""
     if not isinstance(value, str):
         return value
     text = printable(value)
@@ -251,7 +259,7 @@ def _billed_cell(name: str, value: Any) -> str:
 
 
 def _sum(total: Total) -> str:
-    """All that was asked for, also what a limit does not show."""
+    """The line with the sums of all matching entries, those beyond the limit included."""
     parts = [f"{total.calls} calls", show(total.nano_usd)]
     if total.minutes:
         parts.append(f"{total.minutes} min of endpoints")

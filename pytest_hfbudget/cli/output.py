@@ -1,4 +1,4 @@
-"""Tables for people, JSON for programs."""
+"""Prints tables, sentences and JSON for the subcommands."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 
 
 SCHEMA = 1
-# A log of CI has no width of its own; names are worth more than 80 columns.
+# The width if the output is no terminal: a log of CI has none, and names need more than 80 columns.
 _LOG_WIDTH = 200
 # Spaces between two columns.
 _GAP = 2
 
 
 class BadInput(click.ClickException):
-    """A value that can't be used: one line, where click's own usage errors show the synopsis."""
+    """An invalid value. It prints one line; click's own usage errors print the synopsis too."""
 
     exit_code = 2
 
 
 def console() -> Console:
-    """Standard output; wide when it is not a terminal, unless COLUMNS says how wide."""
+    """A console on standard output, as wide as the terminal, COLUMNS, or `_LOG_WIDTH`."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if _has_width() else _LOG_WIDTH)
 
 
 def say(text: str) -> None:
-    """A sentence on standard output, wrapped between words if that has a width."""
+    """Print a sentence, wrapped between words if the output has a width."""
     lines = _wrapped(text, console().width, "") if _has_width() else [printable(text)]
     for line in lines:
         click.echo(line)
@@ -62,11 +62,12 @@ def _has_width() -> bool:
 class TextTable:
     """A table that breaks no word, however narrow the terminal is.
 
-    Texts are wrapped between words. Where that is not enough, each row is a paragraph: the first
-    cell on a line of its own, and the others below it with the names of their columns.
+    Texts are wrapped between words. If the terminal is too narrow for that, each row is a
+    paragraph: the first cell is on a line of its own, and the other cells follow with the names of
+    their columns.
 
     Attributes:
-        right: the columns whose cells stand at the right.
+        right: the names of right-aligned columns.
     """
 
     columns: tuple[str, ...]
@@ -75,7 +76,7 @@ class TextTable:
     right: frozenset[str] = frozenset()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Choose between the two forms by the width that there is."""
+        """Draw the table, or paragraphs if the console is too narrow for it."""
         widths = self._widths(options.max_width)
         if widths is None:
             yield from self._paragraphs(options.max_width)
@@ -83,7 +84,7 @@ class TextTable:
             yield self._table(widths)
 
     def _widths(self, most: int) -> list[int] | None:
-        """The width of each column; None where its longest words leave too little."""
+        """The width of each column; None if the longest words do not fit side by side."""
         from rich.cells import cell_len
 
         cells = list(zip(*((self.columns, *self.rows)), strict=True))
@@ -92,7 +93,7 @@ class TextTable:
             max((cell_len(word) for text in column for word in text.split()), default=0)
             for column in cells
         ]
-        least[:1] = wanted[:1]  # the first one is a name, or a time
+        least[:1] = wanted[:1]  # the first column has names or times, which are not wrapped
         left = most - sum(least) - _GAP * (len(cells) - 1)
         if left < 0:
             return None
@@ -115,7 +116,7 @@ class TextTable:
                 column, width=width, justify="right" if column in self.right else "left"
             )
         for row, style in self._styled():
-            # What a server or a file says is never read as rich's markup.
+            # As `Text`, so that rich finds no markup in texts of servers and files.
             made.add_row(*map(Text, row), style=style)
         return made
 
@@ -138,23 +139,23 @@ def table(
     styles: Iterable[str] = (),
     right: Iterable[str] = (),
 ) -> TextTable:
-    """A table of some rows, without what a terminal would obey; ``right``: those of numbers."""
+    """A table without control characters; ``right``: the names of right-aligned columns."""
     cells = tuple(tuple(map(printable, row)) for row in rows)
     return TextTable(columns, cells, tuple(styles), frozenset(right))
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """One line with a schema number."""
+    """Print a JSON object with a schema number, on one line."""
     click.echo(as_json(content))
 
 
 def as_json(content: dict[str, Any]) -> str:
-    """The line of `print_json`."""
+    """The line that `print_json` prints."""
     return dumped({"schema": SCHEMA, **content})
 
 
 def dumped(value: object) -> str:
-    """JSON on one line, with its own escapes for what a terminal would obey."""
+    """JSON on one line, with control characters escaped."""
     text = json.dumps(value, ensure_ascii=False)
     if text.isprintable():
         return text
@@ -162,14 +163,14 @@ def dumped(value: object) -> str:
 
 
 def moment(unix_s: float | None) -> str | None:
-    """A time for programs: RFC 3339 in UTC."""
+    """A time as RFC 3339 in UTC, for JSON; None for None."""
     if unix_s is None:
         return None
     return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="seconds")
 
 
 def clock_time(unix_s: float | None) -> str:
-    """A time for people: of the day if it is today, local."""
+    """A local time for tables: without the date if it is today; empty for None."""
     if unix_s is None:
         return ""
     then, now = datetime.fromtimestamp(unix_s), datetime.now()
@@ -187,7 +188,11 @@ def _parts(word: str, most: int) -> Iterator[str]:
 
 
 def _wrapped(text: str, width: int, indent: str) -> list[str]:
-    """Lines that break between words; a longer word after ``::``, or it loses its beginning."""
+    """The lines of a text, wrapped between words.
+
+    A word that is longer than a line is broken after ``::``. If that is not enough, its beginning
+    is cut off.
+    """
     most = width - len(indent)
     words = (
         part
@@ -206,7 +211,7 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
 
 
 def price_text(price: Price) -> str:
-    """A price in a few words."""
+    """A price in words, such as "input 0.1, output 0.2 per 1M tokens"."""
     if price.free:
         return "free"
     row = {key: rate_shown(str(rate)) for key, rate in price.as_row().items()}
@@ -217,7 +222,7 @@ def price_text(price: Price) -> str:
 
 
 def catalogue_line(book: PriceBook) -> str:
-    """Which catalogue of the router is used, and how old it is."""
+    """The line that says which catalogue of the router is used, and how old it is."""
     catalogue = book.catalogue
     if not catalogue.origin:
         return "The router's catalogue has never been read; to read it: hfbudget prices --refresh"
@@ -229,7 +234,7 @@ def catalogue_line(book: PriceBook) -> str:
 
 
 def catalogue_json(book: PriceBook) -> dict[str, Any] | None:
-    """The catalogue in figures; None where none has ever been read."""
+    """The figures of the catalogue for JSON; None if no catalogue was ever read."""
     catalogue = book.catalogue
     if not catalogue.origin:
         return None

@@ -1,4 +1,4 @@
-"""`hfbudget pause`, by name or of a namespace, and `hfbudget sweep`, what dead runs have left."""
+"""`hfbudget pause` pauses endpoints by name; `hfbudget sweep` pauses those of dead runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 PAUSE_S = 120.0
 _AT_ONCE = 16
-# A person waits and is told what was answered; no lease is closed by it.
+# `Timings.doubt_s` for a pause by hand: short, because a person waits, and no lease is closed.
 _DOUBT_S = 3.0
 
 
@@ -81,7 +81,7 @@ def command(
 
 
 def _wanted(names: tuple[str, ...], leased: bool, every: bool, records: Records) -> tuple[str, ...]:
-    """Full names of what is to be paused."""
+    """The full names of the endpoints to pause."""
     if leased + every + bool(names and not every) != 1:
         raise click.UsageError("name endpoints, or give --leased, or --all: one of the three.")
     if leased:
@@ -112,7 +112,7 @@ def _ask(wanted: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class PauseOutcome:
-    """What has become of one endpoint; ``error`` also tells why it was left alone."""
+    """The result for one endpoint; ``error`` also says why an endpoint was skipped."""
 
     name: str
     state: str
@@ -122,14 +122,14 @@ class PauseOutcome:
 
 
 class BulkPauser:
-    """Pauses endpoints and reads it back."""
+    """Pauses endpoints and verifies the pauses."""
 
     def __init__(self, plane: ControlPlane, records: Records, *, force: bool) -> None:
         self._plane, self._records, self._force = plane, records, force
         self._timings = Timings(deadline_s=PAUSE_S)
 
     def pause(self, names: Iterable[str]) -> tuple[PauseOutcome, ...]:
-        """All at once."""
+        """Pause all these endpoints at the same time; results in the order of the names."""
         with ThreadPoolExecutor(_AT_ONCE, "hfbudget-pause") as pool:
             return tuple(pool.map(self._one, names))
 
@@ -149,7 +149,7 @@ class BulkPauser:
         return PauseOutcome(name, receipt.state, receipt.verified, receipt.error, receipt.warnings)
 
     def _left(self, stray: StrayEndpoint) -> PauseOutcome:
-        """What a dead run has changed is put back, and its lease closed."""
+        """Pause an endpoint of a dead run, restore its settings, and close the run's lease."""
         folder = default_state_dir()
         (swept,) = sweep(self._plane, [stray], state_dir=folder, timings=self._timings)
         if swept.skipped is not None and self._force:
@@ -171,7 +171,7 @@ def _in_use(name: str, user: EndpointUser) -> str:
 
 
 def print_outcomes(outcomes: Iterable[PauseOutcome | SweepOutcome]) -> None:
-    """How pauses ended, for people: what went wrong is for standard error."""
+    """Print the results: verified pauses to standard output, everything else to standard error."""
     for one in outcomes:
         if one.verified:
             click.echo(f"{one.name}: {one.state}, verified")
@@ -183,7 +183,7 @@ def print_outcomes(outcomes: Iterable[PauseOutcome | SweepOutcome]) -> None:
 
 @dataclass(frozen=True)
 class EndpointUser:
-    """A run that has an endpoint in use; ``who`` is a clause for people."""
+    """A run that uses an endpoint; ``who`` describes its process, for messages."""
 
     run: str
     who: str
@@ -191,11 +191,11 @@ class EndpointUser:
 
 @dataclass(frozen=True)
 class Records:
-    """What this machine knows at one time.
+    """What the leases and journals of this machine say, read once.
 
     Attributes:
-        users: by endpoint, the live run that uses it.
-        strays: by endpoint, what a dead run has left.
+        users: the live run that uses an endpoint, by endpoint.
+        strays: the endpoints that dead runs have left, by name.
     """
 
     users: dict[str, EndpointUser]
@@ -203,7 +203,7 @@ class Records:
 
     @classmethod
     def read(cls, api: str, state_dir: Path | None = None) -> Records:
-        """As of now, for one control plane."""
+        """Read the records of one control plane, as of now."""
         folder = state_dir or default_state_dir()
         leases = [
             one
@@ -215,13 +215,13 @@ class Records:
         return cls(users, {stray.name: stray for stray in strays})
 
     def user(self, plane: ControlPlane, name: str) -> EndpointUser | None:
-        """The run that uses an endpoint, on this machine or, as far as tags tell, on another."""
+        """The run that uses an endpoint: by the records of this machine, else by its tags."""
         if name in self.users or name in self.strays:
             return self.users.get(name)
         try:
             marks = plane.get(name).tags
         except ControlPlaneError:
-            return None  # the attempt to pause it will tell what is wrong
+            return None  # the pause comes next, and will report the error
         run, until = tagged_run(marks), tagged_until(marks)
         if run is None or until is None or until < time.time():
             return None
@@ -230,6 +230,7 @@ class Records:
 
 # --- hfbudget sweep
 
+# Exit code if there are more endpoints than --max.
 TOO_MANY = 3
 
 
@@ -290,7 +291,10 @@ def _exit_code(swept: tuple[SweepOutcome, ...], dry_run: bool) -> int:
 def _find(
     namespaces: tuple[str, ...], place: SharedPlace | None
 ) -> tuple[tuple[StrayEndpoint, ...], list[str]]:
-    """What there is to sweep, and which lists could not be read: that stops nothing else."""
+    """The endpoints to sweep, and errors of lists that could not be read.
+
+    An unreadable list does not stop the sweep of the others.
+    """
     folder, api = default_state_dir(), cli.api()
     found, unread = [*find_local(folder, api=api, kept=True, elsewhere=True)], []
     for name in namespaces:

@@ -1,4 +1,4 @@
-"""`hfbudget prices`: what a call costs, who says so, and what that overrides."""
+"""`hfbudget prices`: shows the price of a call, its source, and the sources that it overrides."""
 
 from __future__ import annotations
 
@@ -43,21 +43,26 @@ _STYLES = {"used": "bold", "overridden": "dim", "silent": "dim"}
 
 @dataclass(frozen=True)
 class Refreshed:
-    """How reading the catalogue anew went; times in Unix seconds, None where there was none."""
+    """The result of reading the catalogue anew.
+
+    Attributes:
+        before, after: when the catalogue in use was read, in unix seconds; None if never.
+        error: why it could not be read, or not be written to disk.
+    """
 
     before: float | None
     after: float | None
     error: str | None = None
 
     def json(self) -> dict[str, Any]:
-        """For programs."""
+        """The result as JSON."""
         times = {"before": output.moment(self.before), "after": output.moment(self.after)}
         return {**times, "error": self.error}
 
 
 @dataclass(frozen=True)
 class PriceAnswer:
-    """The price of one model, and who says what of it."""
+    """The price of one model, and what each price source says about it."""
 
     book: PriceBook
     request: CallRequest
@@ -66,7 +71,7 @@ class PriceAnswer:
 
     @classmethod
     def of(cls, book: PriceBook, name: str, usage: Usage | None) -> PriceAnswer:
-        """What a book says of ``model``, ``model:provider`` or a URL."""
+        """Ask the price book about ``model``, ``model:provider`` or a URL."""
         model, provider = split_model(name)
         url = model if "://" in model else ""
         request = CallRequest("conversational", model, provider, url)
@@ -123,7 +128,10 @@ class PriceAnswer:
         return quote.cost(self.usage) if quote and self.usage else (0, "")
 
     def _choice(self) -> str:
-        """Whose price makes a hold large where the router chooses, and what holds less."""
+        """A sentence on the provider whose price decides the hold, and on the cheapest one.
+
+        Empty unless the router chooses between providers with different prices.
+        """
         by_provider = self._by_provider()
         if len(set(by_provider.values())) <= 1:  # nothing to choose from
             return ""
@@ -155,7 +163,7 @@ class PriceAnswer:
 
 @dataclass(frozen=True)
 class Overview:
-    """Everything that is configured, whatever model it is for."""
+    """All configured prices."""
 
     book: PriceBook
     now: float = field(default_factory=time.time)
@@ -281,7 +289,7 @@ def _show(told: PriceAnswer | Overview, refreshed: Refreshed | None) -> None:
 
     console = output.console()
     for part in told.text():
-        # What a file says is never read as rich's markup.
+        # As `Text`, so that rich finds no markup in texts of files.
         console.print(Text(part) if isinstance(part, str) else part)
     console.print(ONLY_PYTEST)
     if refreshed is None:
@@ -294,7 +302,7 @@ def _show(told: PriceAnswer | Overview, refreshed: Refreshed | None) -> None:
 
 
 def _suggest(book: PriceBook, model: str | None, as_json: bool) -> None:
-    """Print rows of a price table; what is not TOML there is a comment."""
+    """Print a price file in TOML, with explanations as comments."""
     from pytest_hfbudget.history.bills import log_bills, suggestions
 
     try:

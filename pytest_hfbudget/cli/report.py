@@ -1,4 +1,4 @@
-"""`hfbudget report`: what runs have cost, in the terminal or as one page."""
+"""`hfbudget report`: shows what runs have cost, in the terminal, as HTML or as Markdown."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _of_run(run: str) -> Report:
 
 
 def _with_bills(reports: list[Report]) -> list[Report]:
-    """The same with what the usage log keeps of their bills."""
+    """The reports with their bills from the usage log, where `hfbudget bill` has read them."""
     from pytest_hfbudget.history.bills import log_bills
 
     try:

@@ -1,4 +1,4 @@
-"""`hfbudget run`: any command with endpoints that are paused however it ends."""
+"""`hfbudget run`: runs any command with endpoints, and pauses them however it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOT_FOUND = 127
 FAILED = 1
 _BY_SIGNAL = 128
 _CTRL_C = _BY_SIGNAL + signal.SIGINT
-# By name: Windows, where this command has no endpoints, has only two of them.
+# Names, not numbers, because Windows lacks most of these signals.
 _RELAYED = ("SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _FROM_TERMINAL = ("SIGINT", "SIGQUIT")
 
@@ -79,7 +79,7 @@ def command(
     """
     names = _names(endpoints)
     most_s = cli.settings().max_uptime if max_uptime is None else max_uptime * 60
-    outcome = _errand(names, command, most_s)
+    outcome = _run_or_interrupted(names, command, most_s)
     _show(outcome)
     if json_file is not None:
         content = {
@@ -91,7 +91,7 @@ def command(
     sys.exit(outcome.exit_code if outcome.exit_code or outcome.in_order else 1)
 
 
-def _errand(
+def _run_or_interrupted(
     names: tuple[str, ...], command: tuple[str, ...], most_s: float | None
 ) -> CommandOutcome:
 
@@ -165,13 +165,13 @@ def _as_dict(receipt: EndpointReceipt) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CommandOutcome:
-    """How a command with endpoints went.
+    """The result of a command with endpoints.
 
     Attributes:
-        exit_code: the command's, 128 + N if signal N ended it; `FAILED` if an endpoint could
-            not be brought up, `NOT_FOUND` if there is no such command.
-        receipts: empty if nothing was leased.
-        error: why the command was not run.
+        exit_code: that of the command, or 128 + N if signal N ended it; `FAILED` if an endpoint
+            did not come up; `NOT_FOUND` if there is no such command.
+        receipts: one for each endpoint; empty if nothing was leased.
+        error: why the command was not run; None if it was.
     """
 
     exit_code: int
@@ -191,10 +191,10 @@ def run_command(
     *,
     max_uptime_s: float | None = None,
 ) -> CommandOutcome:
-    """Bring endpoints up, run a command in the foreground, pause them.
+    """Bring endpoints up, run a command in the foreground, and pause the endpoints.
 
-    Signals go on to the command, and the pause comes after its end. Should this process be
-    killed, its reaper pauses at once. To be called in the main thread.
+    Signals are passed on to the command; the endpoints are paused after its end. If this process is
+    killed, its reaper pauses them at once. Call this in the main thread.
 
     Args:
         names: endpoints, ``namespace/name``.
@@ -202,8 +202,8 @@ def run_command(
         max_uptime_s: seconds after which the reaper pauses, whatever the command does.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C before the command was started, or after its end; by then the
-            reaper pauses, and `Lifecycle.finish` waits for it.
+        KeyboardInterrupt: Ctrl-C before the start of the command, or after its end. The reaper is
+            already pausing then; call `Lifecycle.finish` to wait for it.
     """
     if not command or shutil.which(command[0]) is None:
         missing = command[0] if command else "(nothing)"
@@ -229,10 +229,10 @@ def _bring_up(lifecycle: Lifecycle, names: tuple[str, ...]) -> None:
     with ThreadPoolExecutor(max(len(names), 1), "hfbudget-ensure") as pool:
         coming = [pool.submit(lifecycle.ensure, name) for name in names]
         try:
-            for each in as_completed(coming):  # the first that fails, not the first named
+            for each in as_completed(coming):  # to raise the earliest failure
                 each.result()
         except BaseException:
-            lifecycle.ask_pause()  # so that no pause waits for another
+            lifecycle.ask_pause()  # at once: the pool waits for the other endpoints first
             raise
 
 
@@ -244,7 +244,7 @@ def _run(command: Sequence[str], tend: Callable[[], None]) -> int:
 
 
 class _Relay:
-    """Passes signals on to the command; this process ends after it, to verify the pause."""
+    """Passes signals on to the command, so that this process ends after it and can pause."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -252,8 +252,8 @@ class _Relay:
 
     @contextmanager
     def relaying(self) -> Iterator[None]:
-        """From before the command is started until it has ended."""
-        # What is ignored (by nohup, by a shell's "&") stays so, also for the command.
+        """Pass on signals inside this block, which starts before the command does."""
+        # A signal that is ignored (by nohup, or by a shell's "&") stays ignored.
         every = [signal.Signals[name] for name in _RELAYED]
         numbers = [each for each in every if signal.getsignal(each) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._pass_on) for number in numbers}
@@ -264,9 +264,9 @@ class _Relay:
                 signal.signal(number, handler)
 
     def wait(self, child: subprocess.Popen[bytes], tend: Callable[[], None]) -> int:
-        """The command's return code; ``tend`` is called every second until there is one."""
+        """Wait for the command; returns its return code. Calls ``tend`` every second."""
         self._child = child
-        for number in self._early:  # came while the command was being started
+        for number in self._early:  # signals that came while the command was being started
             child.send_signal(number)
         death = process.watch(child.pid, process.start_time(child.pid))
         poll = select.poll()
@@ -275,14 +275,14 @@ class _Relay:
         every_s = min(death.period_s or TEND_S, TEND_S)
         while child.poll() is None:
             poll.poll(every_s * 1000)
-            with suppress(HFBudgetError, OSError):  # met again, and reported, at the end
+            with suppress(HFBudgetError, OSError):  # `finish` reports it at the end
                 tend()
         death.close()
         return child.wait()
 
     def _pass_on(self, number: int, _: object) -> None:
         if signal.Signals(number).name in _FROM_TERMINAL and _in_foreground():
-            return  # the terminal sends it to the command, too
+            return  # the terminal sends it to the command as well
         if self._child is None:
             self._early.append(number)
         else:

@@ -1,4 +1,4 @@
-"""`hfbudget status`: what runs in a namespace, what it costs, and whose it is."""
+"""`hfbudget status`: lists the endpoints of a namespace, their cost, and who has leased them."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ _SHARES = ("budget", "job", "advanced", "spent", "heard of")
 
 @dataclass(frozen=True)
 class View:
-    """One look at a namespace, for either kind of reader."""
+    """The endpoints of a namespace at one time, as a table or as JSON."""
 
     namespace: str
-    rows: tuple[EndpointStanding, ...]
+    rows: tuple[EndpointStatus, ...]
 
     def json(self) -> dict[str, Any]:
         """For programs."""
@@ -75,7 +75,7 @@ class View:
 
 @dataclass(frozen=True)
 class SharedView:
-    """Who holds what on the server: leases on endpoints, and advances on budgets."""
+    """What jobs hold on the Redis server: leases on endpoints, and advances on budgets."""
 
     leases: tuple[RemoteLease, ...]
     shares: tuple[JobShare, ...]
@@ -83,7 +83,7 @@ class SharedView:
 
     @classmethod
     def of(cls, place: SharedPlace, api: str) -> SharedView:
-        """One look.
+        """Read the server once.
 
         Raises:
             click.ClickException: the server can't be asked.
@@ -173,7 +173,7 @@ def command(namespace: str | None, watch: str | None, shared: str | None, as_jso
     Exit codes: 0 listed, also when --watch is ended by Ctrl-C; 1 the list could not be read;
     2 wrong usage.
     """
-    cli.services()  # what is wrong with a setting is said before anything is read
+    cli.services()  # report an invalid setting before anything is read
     seconds, namespace = _interval(watch, namespace)
     look: Look
     if (place := cli.shared(shared) if shared is not None else None) is not None:
@@ -187,11 +187,11 @@ def command(namespace: str | None, watch: str | None, shared: str | None, as_jso
             _show(look, seconds, as_json)
     except KeyboardInterrupt:
         if seconds is None:
-            raise  # with --watch it is the way to end it, so no failure
+            raise  # with --watch, Ctrl-C is the normal end
 
 
 def _interval(watch: str | None, namespace: str | None) -> tuple[float | None, str | None]:
-    """Seconds between two looks; `--watch acme` leaves its value to be the namespace."""
+    """Seconds between two looks, and the namespace; `--watch acme` gives the namespace."""
     if watch is None:
         return None, namespace
     if not watch:
@@ -241,7 +241,7 @@ def _show(look: Look, seconds: float | None, as_json: bool) -> None:
 
 
 def _framed(look: Look) -> RenderableType:
-    """A look, or in its place why there is none: the next one may succeed."""
+    """The table, or the error in its place, since the next look may succeed."""
     try:
         return look().table()
     except click.ClickException as error:
@@ -250,7 +250,7 @@ def _framed(look: Look) -> RenderableType:
         return Text(error.message, style="red")
 
 
-def _cells(row: EndpointStanding) -> tuple[str, ...]:
+def _cells(row: EndpointStatus) -> tuple[str, ...]:
     lease, *others = (one.run for one in row.holders) if row.holders else ("",)
     return (
         row.name,
@@ -272,7 +272,7 @@ def _owner(holder: EndpointHolder) -> str:
     return f"process {holder.pid}" if holder.alive else f"process {holder.pid}, gone"
 
 
-def _as_dict(row: EndpointStanding) -> dict[str, Any]:
+def _as_dict(row: EndpointStatus) -> dict[str, Any]:
     priced = row.since is not None and row.accrued_nano is not None
     return {
         "name": row.name,
@@ -287,13 +287,13 @@ def _as_dict(row: EndpointStanding) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EndpointHolder:
-    """The run that has a lease on an endpoint.
+    """A run that has a lease on an endpoint.
 
     Attributes:
-        pid: its process; None when only a tag tells of it.
-        host: the machine of that process; None when only a tag tells of it.
-        alive: whether the process runs; None when it can't be judged from here.
-        until: unix seconds, the run's latest end as tagged; None if there is no such tag.
+        pid: the process id of the run; None if it is known only from a tag.
+        host: the machine of that process; None if it is known only from a tag.
+        alive: whether the process runs; None if that can't be found out from here.
+        until: the latest end of the run by its tag, in unix seconds; None without such a tag.
     """
 
     run: str
@@ -304,17 +304,17 @@ class EndpointHolder:
 
 
 @dataclass(frozen=True)
-class EndpointStanding:
-    """One endpoint, now.
+class EndpointStatus:
+    """One endpoint as it is now.
 
     Attributes:
-        nano_per_hour: nano-USD of an hour of all its present replicas, at their price even if
-            there are none (then of one); None when the price is unknown.
-        replicas: that cost something now, as far as is known.
-        since: unix seconds, by the server's clock: when the oldest of them started, else when
-            the endpoint last changed; None for what costs nothing.
-        accrued_nano: nano-USD since then, an upper bound; None when the price is unknown.
-        holders: the runs that have a lease on it, live ones first.
+        nano_per_hour: nano-USD per hour of its current replicas, or of one replica if it has none;
+            None if the price is unknown.
+        replicas: how many replicas cost something now.
+        since: when the oldest of these replicas started, in unix seconds by the server's clock; if
+            unknown, when the endpoint last changed. None if the endpoint costs nothing now.
+        accrued_nano: nano-USD since then, an upper bound; None if the price is unknown.
+        holders: the runs that have a lease on it, live runs first.
     """
 
     name: str
@@ -333,12 +333,12 @@ def overview(
     state_dir: Path,
     hardware: Mapping[str, Any] | None = None,
     now: float | None = None,
-) -> tuple[EndpointStanding, ...]:
-    """Every endpoint of a namespace, from all pages of the list.
+) -> tuple[EndpointStatus, ...]:
+    """The status of every endpoint of a namespace.
 
     Args:
-        state_dir: where this machine's runs write down what they use.
-        hardware: `ControlPlane.hardware`, for callers that ask often; read if None.
+        state_dir: the folder of this machine's journals and leases.
+        hardware: the answer of `ControlPlane.hardware`, if the caller has it; else it is read.
         now: unix seconds.
 
     Raises:
@@ -352,12 +352,12 @@ def overview(
             prices = plane.hardware()
     at = time.time() if now is None else now
 
-    def one(endpoint: Endpoint) -> EndpointStanding:
+    def one(endpoint: Endpoint) -> EndpointStatus:
         price = price_per_hour(prices, endpoint)
         starts = replica_starts(plane, endpoint, at) if billed(endpoint.state) else ()
         minutes = sum(uptime.started_minutes(max(at - start, 0.0)) for start in starts)
         hour = uptime.MINUTES_PER_HOUR * max(len(starts), 1)
-        return EndpointStanding(
+        return EndpointStatus(
             endpoint.full_name,
             endpoint.state,
             nano_per_hour=None if price is None else uptime.cost(price, hour),
@@ -372,7 +372,7 @@ def overview(
 
 
 def _holders(api: str, state_dir: Path) -> dict[str, tuple[EndpointHolder, ...]]:
-    """The holders that this machine's records name, by endpoint."""
+    """The runs that have leases by the records of this machine, by endpoint."""
     found: dict[str, dict[str, EndpointHolder]] = {}
     for record in (lease.intent for lease in unfinished(leases_dir(state_dir))):
         if record.api.rstrip("/") == api:

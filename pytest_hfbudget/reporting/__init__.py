@@ -1,7 +1,8 @@
-"""What a run cost, as one `Report` that every view is made from, and the words of its verdicts.
+"""The `Report` of what a run cost, from which all views are made, and the words of its verdicts.
 
-Terminal, JSON file, page and GitHub job are views of it. `json_report` also reads it back. Page,
-`hfbudget report` and GitHub job share `tables`; `terminal` has its own lines. Money is nano-USD.
+Terminal, JSON file, HTML page and GitHub job are views of it. `json_report` also reads it back. The
+page, `hfbudget report` and the GitHub job share `tables`; `terminal` makes its own lines. Money is
+nano-USD.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ if TYPE_CHECKING:
 
 TEST_PREFIX = "test:"
 NO_TEST = "(no test)"
-# What stands first in the key of a budget that tests share.
+# The first part of the ledger's key of a budget that tests share.
 SHARED = ("class", "module", "package", "session")
-# As outcomes of tests that handled what they were refused; an expected failure counts as skipped.
+# The outcomes of tests that have handled a refusal; an expected failure counts as skipped.
 IN_ORDER = ("passed", "skipped")
 _FIGURES = re.compile(r"<?\$?\d[\d.,]*")
 REHEARSAL = "a rehearsal against the emulator: nothing was paid"
 
 
 class Remark(NamedTuple):
-    """Something to know about the cost of a call.
+    """A remark on the cost of a call, such as "estimated".
 
     Attributes:
-        word: in the row of a call.
-        meaning: after a number of calls: "2 calls without a known price, ...".
-        applies: whether it holds for a charge.
+        word: the text in the row of a call.
+        meaning: the text after a number of calls: "2 calls without a known price, ...".
+        applies: returns whether a charge has the remark.
     """
 
     word: str
@@ -80,12 +81,12 @@ def remarks(charge: Charge) -> str:
 
 
 def unmetered(why: str, calls: int) -> str:
-    """Calls that were sent and whose cost could not be found out."""
+    """The line for calls that were sent, but whose cost is unknown."""
     return f"{counted(calls, 'call')} could not be metered: {why}"
 
 
 def endpoint_verdict(state: str, verified: bool, left_to: str | None, kept: bool) -> str:
-    """How an endpoint was left; the arguments are fields of `EndpointLine`."""
+    """What happened to an endpoint at the end; the arguments are fields of `EndpointLine`."""
     if verified:
         return "deleted" if state == GONE else "paused, verified"
     if left_to:
@@ -97,11 +98,11 @@ def endpoint_verdict(state: str, verified: bool, left_to: str | None, kept: bool
 
 @dataclass(frozen=True)
 class TestLine:
-    """One test that called, was refused a call, or used an endpoint.
+    """One test that made a call, was refused a call, was not run, or used an endpoint.
 
     Attributes:
-        spent: on calls.
-        uptime: its share of the uptime of endpoints, on top of that.
+        spent: nano-USD for its calls, without uptime.
+        uptime: nano-USD of its share of the uptime of endpoints.
     """
 
     id: str
@@ -114,13 +115,13 @@ class TestLine:
     uptime: int = 0
 
     @property
-    def whole(self) -> int:
-        """Both together: what was charged to its budget."""
+    def charged(self) -> int:
+        """Nano-USD that were charged to its budget: for calls and for uptime."""
         return self.spent + self.uptime
 
     @property
-    def harmed(self) -> bool:
-        """Whether it was refused a call and did not pass: code may handle a refusal."""
+    def unhandled_refusal(self) -> bool:
+        """Whether it was refused a call and did not pass. A test may also handle a refusal."""
         return bool(self.refused) and self.outcome not in IN_ORDER
 
 
@@ -147,14 +148,14 @@ class EndpointLine:
     """One leased endpoint.
 
     Attributes:
-        verified: it was read back as paused, or was found to be deleted.
+        verified: the server says that it is paused or deleted.
         left_to: the other run that goes on using it, and pauses it at its own end.
-        kept: it was found running, and was asked to stay so.
-        unpriced: its price is not known, so ``nano_usd`` is 0.
-        resumed_at, paused_at: unix seconds; the latter is when the pause was read back.
-        shares: the part of ``nano_usd`` that each test used.
-        idle, cold_start: the rest of it: no test used it, or it did not serve yet. None in a
-            report of a release that did not write them.
+        kept: it ran before the run, and was to keep running.
+        unpriced: its price is unknown, so ``nano_usd`` is 0.
+        resumed_at, paused_at: unix seconds of the resume, and of the verified pause.
+        shares: each test with its part of ``nano_usd``.
+        idle, cold_start: the parts for the time that no test used it, and until it served. None
+            in a report of an older release, which did not write them.
     """
 
     name: str
@@ -176,17 +177,17 @@ class EndpointLine:
 
     @property
     def in_order(self) -> bool:
-        """Whether nothing is left to be done about it."""
+        """Whether the endpoint needs no further action."""
         return self.verified or self.kept or self.left_to is not None
 
     @property
     def verdict(self) -> str:
-        """How it was left."""
+        """What happened to it at the end, in words."""
         return endpoint_verdict(self.state, self.verified, self.left_to, self.kept)
 
     @property
     def remedy(self) -> str:
-        """What to type; empty where nothing is left to be done."""
+        """The command to type; empty if none is needed."""
         return "" if self.in_order else f"run: hfbudget pause {self.name}"
 
     @property
@@ -201,20 +202,20 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class Report:
-    """One run.
+    """The report of one run.
 
     Attributes:
-        spent, cap, calls, refused: of the session.
+        spent, cap, calls, refused: of the session budget.
         date: when the report was made, in UTC.
-        project: the name of what was tested.
-        session_id: the inference session that the router was told; empty where it was told none.
+        project: the name of the project under test.
+        session_id: the inference session id that the run sent to the router; empty if none.
         rehearsal: the calls went to the emulator; nothing was paid.
         over_runs: the budgets that this run shares with other runs or jobs.
-        unmetered: why calls were sent that are not in here, and how many for each reason.
+        unmetered: reasons why calls could not be metered, each with the number of these calls.
         shared: the budgets that tests share, in the order of their first test.
-        notes: what was found out about how servers count, a sentence each.
-        timeline: what endpoints and tests did when; None where no test names an endpoint.
-        bill: what Hugging Face has reported of it since, where that was asked for; not in a file.
+        notes: findings about how servers count tokens, a sentence each.
+        timeline: what endpoints and tests did when; None if no test names an endpoint.
+        bill: what Hugging Face has billed, if `hfbudget bill` has read it. Not in the JSON file.
     """
 
     spent: int
@@ -245,7 +246,7 @@ class Report:
         outcomes: Mapping[str, str],
         endpoints: Iterable[EndpointLine] = (),
     ) -> Report:
-        """The report of what a ledger holds."""
+        """Make the report from a ledger, and from the outcomes of tests by node id."""
         scopes = ledger.scopes()
         session = scopes[SESSION][1] if SESSION in scopes else Totals()
         endpoints = tuple(endpoints)
@@ -264,7 +265,7 @@ class Report:
 
     @property
     def day(self) -> str:
-        """Its date to the minute, in UTC."""
+        """The date of the report to the minute, in UTC."""
         return self.date.strftime("%Y-%m-%d %H:%M")
 
     @property
@@ -274,7 +275,7 @@ class Report:
 
     @property
     def not_run(self) -> int:
-        """Tests for which a budget of the run had too little left."""
+        """The number of tests that were not run because a budget of the run was used up."""
         return sum(test.outcome == NOT_RUN for test in self.tests)
 
     @property
@@ -284,7 +285,7 @@ class Report:
 
     @property
     def uptime(self) -> int:
-        """What the endpoints cost."""
+        """Nano-USD of all endpoints."""
         return sum(endpoint.nano_usd for endpoint in self.endpoints)
 
     @property
@@ -294,7 +295,7 @@ class Report:
 
     @property
     def above(self) -> int:
-        """The part of ``spent`` that is estimated above what came back of its calls."""
+        """The part of ``spent`` by which estimates exceed the cost of what was received."""
         return sum(charge.above for charge in self.charges if not charge.replayed)
 
     @property
@@ -304,7 +305,7 @@ class Report:
 
     @property
     def swapped(self) -> tuple[Charge, ...]:
-        """Calls that a fallback has sent with another model than was asked for."""
+        """Calls that a fallback has sent to another model than the caller asked for."""
         return tuple(charge for charge in self.charges if charge.instead_of)
 
     @property
@@ -314,7 +315,7 @@ class Report:
 
     @property
     def in_other_sessions(self) -> tuple[Charge, ...]:
-        """Calls that the router was told another session of: the caller has set one."""
+        """Calls for which the caller has set an inference session id of its own."""
         own = ("", self.session_id)
         return tuple(charge for charge in self.charges if charge.session_id not in own)
 
@@ -330,7 +331,7 @@ class Report:
 
 
 def estimated_above(report: Report, usd: Amounts = FOR_PEOPLE) -> str:
-    """How much of what was spent is above what came back of its calls."""
+    """The sentence on `Report.above`: how much of what was spent is only estimated."""
     return (
         "{} of {} is estimated above what came back: calls that were lost, or not read to "
         "their end, are charged what was held for them"
@@ -338,7 +339,7 @@ def estimated_above(report: Report, usd: Amounts = FOR_PEOPLE) -> str:
 
 
 def total(charges: Iterable[Charge]) -> int:
-    """What several calls cost; those without a price count as 0."""
+    """Nano-USD of several calls; a call without a known price counts as 0."""
     return sum(charge.nano_usd or 0 for charge in charges)
 
 
@@ -367,30 +368,27 @@ def _uptime(endpoints: Iterable[EndpointLine]) -> Counter[str]:
 
 def _tests(ledger: Ledger, outcomes: Mapping[str, str], uptime: Counter[str]) -> Iterator[TestLine]:
     replayed = Counter(charge.test for charge in ledger.charges() if charge.replayed)
-    silent = {test: outcome for test, outcome in outcomes.items() if outcome == NOT_RUN}
+    without_calls = {test: outcome for test, outcome in outcomes.items() if outcome == NOT_RUN}
     for key, (scope, totals) in ledger.scopes().items():
         if key.startswith(TEST_PREFIX) and (totals.calls or totals.refused or totals.spent):
             test = key[len(TEST_PREFIX) :]
-            silent.pop(test, None)
+            without_calls.pop(test, None)
             yield TestLine(
                 id=test,
                 outcome=outcomes.get(test, "unknown"),
-                spent=totals.spent - uptime[test],  # its share of uptime is booked to it, too
+                spent=totals.spent - uptime[test],  # the ledger's total includes uptime
                 cap=scope.cap,
                 calls=totals.calls,
                 refused=totals.refused,
                 replayed=replayed[test],
                 uptime=uptime[test],
             )
-    for test, outcome in silent.items():  # they asked for no call
+    for test, outcome in without_calls.items():
         yield TestLine(test, outcome, 0, None, 0, 0)
 
 
 def distinct(refusals: Iterable[Refusal]) -> Iterator[tuple[Refusal, int]]:
-    """Each refusal that says something new of its test, and how many say the same.
-
-    Figures do not count: a sum that grows from call to call makes the same refusal.
-    """
+    """The refusals, each with the number of equal ones: of one test and model, figures aside."""
     first: dict[tuple[str | None, str, str], Refusal] = {}
     times: Counter[tuple[str | None, str, str]] = Counter()
     for refusal in refusals:

@@ -17,7 +17,7 @@ _HUNDREDTHS = Decimal("0.01")
 
 
 class Booked(NamedTuple):
-    """What is reported of one session by now: it may still grow. Money is nano-USD."""
+    """What Hugging Face reports for one session so far; it may still grow. Money is nano-USD."""
 
     nano_usd: int
     requests: int
@@ -25,21 +25,21 @@ class Booked(NamedTuple):
 
 @dataclass(frozen=True)
 class Bill:
-    """One run on the ledger and on the bill. Money is nano-USD.
+    """The cost of one run on the ledger and on the bill. Money is nano-USD.
 
     Attributes:
-        session_id: that the router was told; empty where the run has sent none.
-        started: in unix seconds.
-        ledger: what the calls under the session id were charged; None where one of them has no
-            known price.
-        requests: those of the calls that may be billed: all but the ones that failed.
+        session_id: the id that the run sent to the router; empty if none.
+        started: when the run began, in unix seconds.
+        ledger: the charges of the calls under the session id; None if one of them has no known
+            price.
+        requests: the number of calls that may be billed: all but the failed ones.
         estimated: the part of ``ledger`` that is an upper bound.
-        model: the only one that they used; empty where there were several.
-        provider: the only one that answered; empty where there were several, or none is known.
-        others: calls to the router under session ids that the caller has set.
-        booked: what is reported; None until then.
+        model: the model of all calls; empty if there were several.
+        provider: the provider of all answers; empty if there were several, or it is unknown.
+        others: the number of calls to the router under session ids that the caller has set.
+        booked: what Hugging Face reports; None before it reports anything.
         status: `REPORTED`, `PENDING`, `FORBIDDEN` or `UNAVAILABLE`.
-        why: why nothing is reported, in one sentence.
+        why: why there is no report from Hugging Face, in one sentence.
     """
 
     run: str
@@ -57,12 +57,12 @@ class Bill:
 
     @property
     def drift(self) -> Fraction | None:
-        """How much more was booked than charged, as a part of the charge; None where unknown."""
+        """By which part of the charge the bill exceeds the charge; None if unknown."""
         return drift(self.ledger, self.booked and self.booked.nano_usd)
 
     @property
     def sums(self) -> tuple[str, str]:
-        """What was charged and what was billed, for people; ``?`` and empty where unknown."""
+        """The texts of charge and bill; an unknown charge is ``?``, an unknown bill is empty."""
         billed = None if self.booked is None else self.booked.nano_usd
         known = [amount for amount in (self.ledger, billed) if amount is not None]
         texts = dict(zip(known, beside(None, *known), strict=True))
@@ -71,7 +71,7 @@ class Bill:
 
     @property
     def complete(self) -> bool:
-        """Whether as many requests are booked as were made; more than that may still come."""
+        """Whether at least as many requests are booked as were made."""
         return self.booked is not None and self.booked.requests >= self.requests
 
     def exceeds(self, allowed: Fraction) -> bool:
@@ -96,7 +96,7 @@ class Bill:
 
 
 class ModelDrift(NamedTuple):
-    """What runs with one model add up to, on the ledger and on the bill."""
+    """The sums of all runs that used only this model, on the ledger and on the bill."""
 
     model: str
     runs: int
@@ -105,19 +105,19 @@ class ModelDrift(NamedTuple):
 
     @property
     def drift(self) -> Fraction | None:
-        """As of a `Bill`."""
+        """See `Bill.drift`."""
         return drift(self.ledger, self.billed)
 
 
 def drift(ledger: int | None, billed: int | None) -> Fraction | None:
-    """``billed / ledger - 1``; None where one is unknown, or nothing was charged."""
+    """``billed / ledger - 1``; None if one of them is unknown, or nothing was charged."""
     if not ledger or billed is None:
         return None
     return Fraction(billed, ledger) - 1
 
 
 def as_number(found: Fraction | None) -> float | None:
-    """A drift for programs."""
+    """A drift as a JSON number."""
     return None if found is None else float(found)
 
 
@@ -133,7 +133,7 @@ def drift_text(found: Fraction | float | None) -> str:
 
 
 def by_model(bills: Iterable[Bill]) -> list[ModelDrift]:
-    """The drift of each model, by the runs that used no other; the most expensive first."""
+    """The drift of each model, from runs that used only this model; the most expensive first."""
     found: dict[str, ModelDrift] = {}
     for bill in bills:
         if bill.model and bill.ledger is not None and bill.booked is not None:

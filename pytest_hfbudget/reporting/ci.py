@@ -1,6 +1,6 @@
-"""What CI makes of reports: several jobs as one, two runs compared, and what GitHub shows of them.
+"""Reports in CI: several jobs as one report, two runs compared, and what GitHub shows.
 
-GitHub shows a summary of a step, a comment on a change, and a line at each refusal.
+GitHub shows a step summary, a comment on a pull request, and an annotation at each refusal.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from pytest_hfbudget.text import printable
 
 MINUTE_S = 60.0
 ONE_SIDED = "A test that makes no call and uses no endpoint is in no report."
-# Where several jobs have run a test, the worst outcome counts.
+# If several jobs have run a test, the worst outcome counts; the worst is first.
 _WORST = ("failed", "interrupted", "not run")
 
 
 def merged(reports: Sequence[Report], run: str) -> Report:
-    """One report of a run. What an endpoint costs by running counts once, for all jobs."""
+    """Merge the reports of a run's jobs. An endpoint's uptime counts once for all jobs."""
     endpoints = tuple(
         _endpoint([one for report in reports for one in report.endpoints if one.name == name])
         for name in dict.fromkeys(one.name for report in reports for one in report.endpoints)
@@ -88,7 +88,10 @@ def _both(one: TestLine, other: TestLine) -> TestLine:
 
 
 def _endpoint(lines: Sequence[EndpointLine]) -> EndpointLine:
-    """From the first resume to the last pause; its price is that of each job's own minutes."""
+    """One endpoint for all jobs, from the first resume to the last pause.
+
+    Its price per minute is that of the job with the most minutes.
+    """
     last = max(lines, key=lambda one: (one.verified, one.paused_at or 0.0))
     starts = [one.resumed_at for one in lines if one.resumed_at is not None]
     ends = [one.paused_at for one in lines if one.paused_at is not None]
@@ -137,7 +140,7 @@ def _shared(reports: Sequence[Report]) -> tuple[SharedLine, ...]:
 
 
 def comparison(before: Report, after: Report) -> Iterator[Table]:
-    """What two runs cost and by how much that differs: in all, and by test."""
+    """Tables of what two runs cost, and of the differences: in all, and by test."""
     amounts = (Column("before", "usd"), Column("after", "usd"))
     differ = (Column("difference", "more"), Column("change", "word"))
     totals = ((one.spent, one.spent - one.uptime, one.uptime) for one in (before, after))
@@ -146,7 +149,7 @@ def comparison(before: Report, after: Report) -> Iterator[Table]:
         for name, old, new in zip(("in all", "calls", "endpoints"), *totals, strict=True)
     )
     yield Table("totals", "", (Column("cost", "word"), *amounts, *differ), tuple(in_all))
-    was, now = ({test.id: test.whole for test in one.tests} for one in (before, after))
+    was, now = ({test.id: test.charged for test in one.tests} for one in (before, after))
     changed = ((test, *_change(was[test], now[test])) for test in was if test in now)
     rows = sorted((row for row in changed if row[3]), key=lambda row: -abs(row[3]))
     test = Column("test", "name")
@@ -158,7 +161,7 @@ def comparison(before: Report, after: Report) -> Iterator[Table]:
 
 
 def compared(before: Report, after: Report) -> Iterator[str]:
-    """What two runs cost, in sentences; the first one is the sum, the others what to know of it."""
+    """Sentences on what two runs cost: first the sum, then remarks on it."""
     *_, more, percent = _change(before.spent, after.spent)
     old, new, differ = change(before.spent, after.spent)
     differ += f" ({percent})" if percent else ""
@@ -185,7 +188,7 @@ def _change(before: int, after: int) -> tuple[int, int, int, str]:
 
 
 def _costs(report: Report) -> set[tuple[str, int]]:
-    return {(test.id, test.whole) for test in report.tests}
+    return {(test.id, test.charged) for test in report.tests}
 
 
 # --- on GitHub
@@ -203,19 +206,19 @@ LINE_ENDS = "\r\n"
 
 
 class RefusalPlace(NamedTuple):
-    """Where a test is: its file relative to the repository, and its line, counted from 1."""
+    """The place of a test: its file relative to the repository, and its line from 1."""
 
     file: str
     line: int
 
 
 def step_summary(report: Report) -> str:
-    """A run in Markdown: spent of cap, endpoints, refusals, the most expensive tests."""
+    """The Markdown of a run: spent of cap, endpoints, refusals, the most expensive tests."""
     return "\n".join([*_head(report), *_tables(report)]) + "\n"
 
 
 def comparison_comment(before: Report, after: Report) -> str:
-    """What a change does to the cost of the tests, in Markdown: totals first, then the tests."""
+    """The Markdown that compares the costs of two runs: totals first, then the tests."""
     total, *remarks = compared(before, after)
     lines = [MARKER, "### What the tests cost", "", f"**{total}**"]
     for remark in remarks:
@@ -230,11 +233,12 @@ def comparison_comment(before: Report, after: Report) -> str:
 def notices(report: Report, places: dict[str, RefusalPlace], *, green: bool) -> Iterator[str]:
     """A workflow command for each of the first refusals, at the line of the test that called.
 
-    Equal refusals to one test are one command. It is an error where the test or the run fails, and
-    a warning where the code under test has handled the refusal.
+    Equal refusals of one test make one command. It is a warning if the run passes, or the test has
+    handled the refusal; else it is an error.
 
     Args:
-        green: the run passes.
+        places: the place of each test, by node id.
+        green: whether the run passes.
     """
     outcomes = {test.id: test.outcome for test in report.tests}
     found: dict[str, list[str]] = {"error": [], "warning": []}

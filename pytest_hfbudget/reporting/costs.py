@@ -1,8 +1,8 @@
-"""The costs file: what each test cost when it last passed, one line each; it is to be committed.
+"""The costs file: what each test cost when it last passed, one line each. Users commit it.
 
-Money is nano-USD inside and decimal strings of USD in the file. The uptime
-of endpoints is not in it, since a test's share depends on the tests beside it; the file holds for
-how long each test needed an endpoint.
+Money is nano-USD inside, and decimal strings of USD in the file. The file has the seconds for which
+each test needed an endpoint. It has no uptime costs, because a test's share depends on the tests
+that run beside it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pytest_hfbudget.metering.prompts import DOUBT, FORGET, RULE, Fact
 from pytest_hfbudget.money import beside, parse_usd, usd_text
 
 SCHEMA = 1
-# Counts by another rule have another name: they are passed over, and not kept.
+# The name has the version of the counting rule, so counts by an older rule are ignored and dropped.
 PROMPTS = f"prompt_tokens_{RULE}"
 _COUNTS = ("calls", "input_tokens", "output_tokens", "endpoint_s")
 
-# A time that differs by less than a fifth counts as unchanged: no two runs take the same time.
+# A time that differs by less than a fifth is not written, so that the file rarely changes.
 _SAME_TIME = 5
 
 
@@ -34,8 +34,8 @@ class Cost(NamedTuple):
 
     Attributes:
         spent: nano-USD of its calls.
-        endpoint_s: seconds for which it needed an endpoint; 0 if it needed none.
-        estimated: some of its calls were charged at an upper bound.
+        endpoint_s: seconds for which it used endpoints; 0 if it used none.
+        estimated: whether some calls were charged at an upper bound.
     """
 
     spent: int = 0
@@ -47,10 +47,7 @@ class Cost(NamedTuple):
 
     @classmethod
     def of(cls, charges: Iterable[Charge], endpoint_s: int = 0) -> Cost | None:
-        """The cost of a test that made these calls.
-
-        None where some calls were replayed or had no known price.
-        """
+        """The cost of a test from its charges; None if a call was replayed or has no price."""
         every = tuple(charges)
         if any(charge.replayed or charge.nano_usd is None for charge in every):
             return None
@@ -69,9 +66,9 @@ class Costs:
     """The content of a costs file.
 
     Attributes:
-        tests: by node id.
+        tests: the cost of each test by node id.
         cold_starts: seconds from an endpoint's resume until it served, by ``namespace/name``.
-        counts: what servers have counted in prompts.
+        counts: the tokens that servers have counted in prompts.
     """
 
     tests: Mapping[str, Cost] = field(default_factory=dict)
@@ -101,7 +98,7 @@ class Costs:
         """Read the text of a file.
 
         Raises:
-            ValueError: it is not a costs file. Unknown keys are passed over.
+            ValueError: it is not a costs file. Unknown keys are ignored.
         """
         read = _table(json.loads(text), "the file")
         if read.get("schema") != SCHEMA:
@@ -123,12 +120,13 @@ class Costs:
         cold_starts: Mapping[str, int],
         exist: Collection[str] | None = None,
     ) -> Costs:
-        """The record after one more run.
+        """The costs, updated with those of one more run.
 
         Args:
-            tests, cold_starts: of that run.
-            exist: every test of the suite, where all of it has run; tests that are not in it are
-                removed. None where only a part has run.
+            tests: the costs of the tests of that run.
+            cold_starts: the seconds of its cold starts.
+            exist: the ids of all tests of the project, if the run had all of them; others are
+                removed. None if it had only a part.
         """
         kept = {n: c for n, c in self.tests.items() if exist is None or n in exist}
         fresh = {name: _steady(cost, self.tests.get(name)) for name, cost in tests.items()}
@@ -136,10 +134,10 @@ class Costs:
         return replace(self, tests={**kept, **fresh}, cold_starts={**self.cold_starts, **starts})
 
     def with_counts(self, learned: Iterable[Fact], *, whole: bool) -> Costs:
-        """The record with what servers have counted in one more run.
+        """The costs, updated with the token counts of one more run.
 
         Args:
-            whole: whether all tests have run, so that other prompts are not sent any more.
+            whole: whether all tests have run; then counts of other prompts are dropped.
         """
         kept = {} if whole else {fact[:3]: fact for fact in self.counts}
         for fact in learned:
@@ -150,7 +148,7 @@ class Costs:
         return replace(self, counts=tuple(kept.values()))
 
     def text(self) -> str:
-        """The file: sorted, a line for each test, so that a diff shows what has changed."""
+        """The text of the file: sorted, one line for each test, so that a diff is readable."""
         starts = {name: {"cold_start_s": s} for name, s in self.cold_starts.items()}
         tests = {name: _row(cost) for name, cost in self.tests.items()}
         parts = [f'"schema": {SCHEMA}', _lines("endpoints", starts), _lines("tests", tests)]
@@ -237,16 +235,17 @@ def increase(
     *,
     where: str,
 ) -> str | None:
-    """The failure of a test whose cost rose by more than ``most``; None where it did not.
+    """The failure message of a test whose cost rose by more than ``most``; None if it did not.
 
-    A record without charges at an upper bound is compared with the exact charges only. A record
-    with some is compared with all charges, since the same call has the same bound.
+    If the record has no charges at an upper bound, only the exact charges are compared with it. If
+    it has some, all charges are compared, since the same call has the same bound.
 
     Args:
-        charged: nano-USD in this run, for calls and for uptime. Only calls are recorded, so only
-            their cost is compared.
-        charges: returns the calls of the test; called only where it is needed.
-        where: the name of the file.
+        charged: nano-USD in this run for calls and uptime. A quick check: only the cost of calls
+            is recorded and compared.
+        most: the allowed increase as a fraction of the recorded cost.
+        charges: returns the charges of the test; called only if needed.
+        where: the name of the costs file.
     """
     limit = recorded.spent * (1 + most)
     if charged <= limit:

@@ -1,7 +1,7 @@
 """The report as one HTML page that needs no network and no other file.
 
-Names in a report come from others, so Jinja escapes all of them, and the content security policy of
-the page allows exactly the one script and the one style that are in it.
+Names in a report may contain anything, so Jinja escapes all of them. The content security policy of
+the page allows only the one script and the one style sheet in it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from pytest_hfbudget.reporting.tables import Cell, Column, Table, shares, tables
 if TYPE_CHECKING:
     from pytest_hfbudget.reporting.timeline import Timeline
 
-# So many rows of a table are in the page itself; its script draws the others from data.
+# The rows of a table that are in the HTML itself; the page's script draws the others from data.
 ROWS = 25
-# A table of fewer rows has no search box.
+# From this many rows on, a table has a search box.
 SEARCHED = 12
-# A longer text is cut in its cell, and shown whole in its tooltip.
+# The most characters of a cell, by kind of column; a longer text is cut and shown in a tooltip.
 LONG = {"text": 400, "name": 120, "word": 80}
+# The most runs that the chart shows.
 TREND = 60
-# Up to so many runs the chart has a value below each of them; its bars have one of these widths.
+# Numbers of bars for which the chart has fixed widths. Up to the last one each bar has its value.
 SLOTS = (6, 12)
 _MINUTE_S = 60
-# A shorter test can't be seen.
+# The least width of a bar in the timeline, in thousandths, so that it can be seen.
 _LEAST = 0.6
-# Above this, numbers in JavaScript are not exact.
+# From here on, integers in JavaScript are not exact.
 _EXACT = 2**53
-# Where the name of a test is broken first.
+# The places at which the name of a test may be wrapped.
 _BREAKS = re.compile(r"(?<=::)|(?<=/)|(?=\[)")
 _HERE = Path(__file__).with_name("templates")
 
@@ -49,12 +50,15 @@ def write(reports: Sequence[Report], path: Path) -> None:
     Raises:
         OSError: it can't be written.
     """
-    # A name may hold half a surrogate pair, which can't be encoded.
+    # A name may contain a lone surrogate, which can't be encoded.
     path.write_text(page(reports), encoding="utf-8", errors="replace")
 
 
 def page(reports: Sequence[Report]) -> str:
-    """The page of one or more runs, oldest first; all but the table over runs is of the newest."""
+    """The HTML of one or more runs, oldest first.
+
+    The chart and two tables are about all runs; everything else is about the newest one.
+    """
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -91,7 +95,7 @@ def page(reports: Sequence[Report]) -> str:
 
 
 def facts(report: Report) -> list[tuple[str, str, str]]:
-    """The figures at the top of the page: a label, a figure, and what it means."""
+    """The figures at the top of the page: label, figure, and explanation."""
     found = [("calls", f"{report.calls:,}", "")]
     if report.refused:
         found.append(("refused", f"{report.refused:,}", "not sent, to stay within the budgets"))
@@ -114,7 +118,7 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
 
 
 class Fill(NamedTuple):
-    """How a bar is filled: in per cent of its length, for calls and then for uptime."""
+    """The filled parts of a bar in per cent of its length: first for calls, then for uptime."""
 
     calls: float
     uptime: float
@@ -124,7 +128,7 @@ def fill(spent: Sequence[Cell], whole: Cell) -> Fill | None:
     """How far a bar is filled.
 
     Args:
-        spent: all that was spent, and the part of it that is uptime of endpoints.
+        spent: the total spent and, if known, the part of it that is uptime of endpoints.
         whole: the amount of a full bar; None for no bar.
     """
     if whole is None or not spent:
@@ -146,8 +150,8 @@ class Trend(NamedTuple):
     """The cost of the latest runs, oldest first.
 
     Attributes:
-        runs: each with its bar, in per cent of the most expensive run, and what it has spent.
-        slots: how many bars there is room for.
+        runs: each run with its bar, relative to the most expensive run, and the text of its cost.
+        slots: how many bars the chart has room for.
         marks: the amounts at the top, in the middle and at the bottom of the chart.
         line: the figures in words.
     """
@@ -159,7 +163,7 @@ class Trend(NamedTuple):
 
 
 def trend(reports: Sequence[Report]) -> Trend:
-    """The chart over runs."""
+    """The chart of the latest runs."""
     latest = reports[-TREND:]
     usd = scale(*(one.spent for one in latest))
     most, least = (pick(latest, key=lambda one: one.spent) for pick in (max, min))
@@ -183,8 +187,9 @@ class DrawnBar(NamedTuple):
     """A part of a row of the timeline, in thousandths of the run's time.
 
     Attributes:
-        kind: of the state or of the test, as a class of the style sheet.
-        said: what it is, in words.
+        kind: the CSS class of the state or of the test.
+        x, width: in thousandths of the run's time.
+        said: the tooltip.
     """
 
     kind: str
@@ -220,7 +225,7 @@ def drawn(timeline: Timeline) -> DrawnTimeline:
 
     rows = []
     for lane in timeline.lanes:
-        # A moment between two tests is not worth a line.
+        # Leave out moments between two tests: they are too short to be seen.
         shown = [each for each in lane.stretches if each.stop - each.start > whole / 1000]
         bars = (
             bar(each.state.replace(" ", "-"), each.start, each.stop, each.state) for each in shown
@@ -256,7 +261,7 @@ def duration(seconds: float) -> str:
 
 
 def sums(table: Table) -> list[int]:
-    """The value of a full bar, per column."""
+    """The value of a full bar for each column; 0 for a column without bars."""
     return [
         sum(int(row[number] or 0) for row in table.rows) if column.bar else 0
         for number, column in enumerate(table.columns)
@@ -264,7 +269,7 @@ def sums(table: Table) -> list[int]:
 
 
 def percent(part: Cell, whole: int) -> float:
-    """The length of a bar in per cent; for any part above zero it is at least visible."""
+    """The length of a bar in per cent; at least 2 for a part above zero, so that it is visible."""
     if not isinstance(part, (int, float)) or not part or whole <= 0:
         return 0.0
     return round(min(max(100 * part / whole, 2), 100), 2)
@@ -276,7 +281,7 @@ def to_the_last(amount: Cell) -> str:
 
 
 def packed(table: Table) -> dict[str, Any]:
-    """A table as data for the page: every text once, and cells hold its index."""
+    """A table as data for the page's script. Each text is stored once; cells have its index."""
     texts: dict[str, int] = {}
 
     def pack(value: Cell) -> Cell:
@@ -300,7 +305,7 @@ def packed(table: Table) -> dict[str, Any]:
 
 
 def _apart(table: Table, amounts: Sequence[int]) -> Iterator[tuple[int, dict[int, str]]]:
-    """The amounts of each row that need other digits than alone, to be told from those beside."""
+    """The amounts of each row that need more digits, to differ from other amounts beside them."""
     for number, row in enumerate(table.rows):
         texts = list(table.texts(row))
         alone = ((at, table.columns[at].text(row[at])) for at in amounts)
@@ -309,7 +314,7 @@ def _apart(table: Table, amounts: Sequence[int]) -> Iterator[tuple[int, dict[int
 
 
 def _read(asset: str) -> str:
-    # Not as a template: the hash in the policy must be that of exactly these bytes.
+    # Not rendered as a template: the policy has the hash of exactly these bytes.
     return (_HERE / asset).read_text(encoding="utf-8")
 
 

@@ -1,8 +1,8 @@
 """The report as a JSON file, schema 1: money as decimal strings in USD.
 
-Reading passes over keys that a later release has added, and gives those that an earlier one did
-not have yet their defaults, so that the files of a year can be looked at together. A user may have
-edited the file: each value is checked when it is read.
+Reading ignores keys that a later release has added. Keys that an earlier release did not write get
+their defaults. So files of different releases can be shown together. Each value is checked when it
+is read, because a user may have edited the file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def write(report: Report, path: Path) -> None:
-    """Write the file whole or not at all; a run that is killed meanwhile leaves the old file.
+    """Write the file whole or not at all. If the run is killed meanwhile, the old file stays.
 
     Raises:
         OSError: it can't be written.
@@ -60,7 +60,7 @@ def write(report: Report, path: Path) -> None:
 
 
 def read(path: Path) -> Report:
-    """The report in a file; a report without a date has the date of its file.
+    """The report in a file. If it has no date, the modification time of the file is used.
 
     Raises:
         ReportFileError: it can't be read, or is not a report.
@@ -78,10 +78,10 @@ def read(path: Path) -> Report:
 
 
 def parse(content: object, *, written: datetime) -> Report:
-    """The report in parsed JSON; ``written`` is its date if it has none.
+    """The report in parsed JSON; ``written`` is its date if the JSON has none.
 
     Raises:
-        ReportFileError: it has another form.
+        ReportFileError: the JSON is not a report of this schema.
     """
     top = JsonFields.of(content, "the report")
     if (schema := top.count("schema")) != SCHEMA:
@@ -147,7 +147,7 @@ def _read_call(row: JsonFields) -> Charge:
 
 
 def _timeline(told: Timeline) -> dict[str, Any]:
-    """Seconds since ``began_at``, to the millisecond."""
+    """The timeline as JSON. Times are seconds since ``began_at``, to the millisecond."""
     figures = (("paid", told.paid), ("least", told.least), ("collected", told.collected))
     return {
         "began_at": _moment(told.began_at),
@@ -169,7 +169,7 @@ def _read_timeline(top: JsonFields) -> Timeline:
     return Timeline(began_at, seconds, lanes, tests, paid, least, collected)
 
 
-# --- values that were read
+# --- values of a file
 
 
 class ReportFileError(HFBudgetError, ValueError):
@@ -180,7 +180,7 @@ class ReportFileError(HFBudgetError, ValueError):
 class JsonFields:
     """A JSON object whose values are checked as they are read.
 
-    Its methods raise `ReportFileError`, which names the place, for a value of another type.
+    Its methods raise `ReportFileError`, which names the place, if a value has another type.
     """
 
     values: Mapping[str, Any]
@@ -274,7 +274,7 @@ class RowFormat(Generic[T]):
 
     Args:
         make: the record's class.
-        fields: of each value its key in the object, its name in the record, and its kind.
+        fields: for each value its key in the object, its name in the record, and its kind.
     """
 
     def __init__(self, make: Callable[..., T], *fields: tuple[str, str, Kind]) -> None:
@@ -292,7 +292,7 @@ class RowFormat(Generic[T]):
 
 
 def _moment(unix_s: float | None) -> str | None:
-    """RFC 3339, in UTC."""
+    """A time as RFC 3339, in UTC."""
     if unix_s is None:
         return None
     return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds")
@@ -332,7 +332,7 @@ SHARES = Kind(lambda shares: {test: usd_text(nano) for test, nano in shares}, _s
 
 
 def _named(kind: Kind, *names: str) -> tuple[tuple[str, str, Kind], ...]:
-    """Values whose key is their name in the record."""
+    """Fields whose key in the object is their name in the record."""
     return tuple((name, name, kind) for name in names)
 
 

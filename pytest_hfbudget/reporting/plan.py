@@ -1,4 +1,4 @@
-"""The expected cost of tests before they run, and how certain it is. Money is nano-USD."""
+"""The plan: what tests are expected to cost, before they run. Money is nano-USD."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_hfbudget.reporting.terminal import TerminalLine, bar, name_width, wr
 from pytest_hfbudget.reporting.timeline import NO_MINUTES, Minutes
 from pytest_hfbudget.text import shortened
 
-# So many of the most expensive tests are shown one by one.
+# How many of the most expensive tests are shown one by one.
 MOST = 20
 
 
@@ -24,8 +24,8 @@ class PlannedTest:
     """One test that would run.
 
     Attributes:
-        cost: what it cost when it last passed; None if that is not recorded.
-        cap: the tightest budget around it below the session's, if it has one.
+        cost: what it cost when it last passed; None if it is not in the costs file.
+        cap: the innermost budget around it that has a cap, without the session budget; else None.
     """
 
     id: str
@@ -44,11 +44,11 @@ class PlannedEndpoint:
 
     Attributes:
         cold_start_s: seconds from its resume until it serves; 0 if it is running.
-        cold_start: where that is from: ``recorded``, ``assumed`` or ``running``.
-        kept: it is running, and is left so; this run does not pay for it.
+        cold_start: how that is known: ``recorded``, ``assumed`` or ``running``.
+        kept: it is running and is to keep running, so this run does not pay for it.
         tests_s: seconds for which the recorded tests need it.
         unrecorded: how many tests need it for an unknown time.
-        atto_per_hour: the price of all its replicas; None if it is unknown.
+        atto_per_hour: atto-USD per hour of all its replicas; None if unknown.
     """
 
     name: str
@@ -62,21 +62,21 @@ class PlannedEndpoint:
 
     @property
     def minutes(self) -> int:
-        """Started billing minutes."""
+        """The billing minutes that it is expected to start."""
         if self.kept:
             return 0
         return started_minutes(self.cold_start_s + self.tests_s, self.billing_minute_s)
 
     @property
     def nano_usd(self) -> int | None:
-        """What they cost; None if the price is unknown."""
+        """Nano-USD of these minutes; None if the price is unknown."""
         if self.kept:
             return 0
         return None if self.atto_per_hour is None else cost(self.atto_per_hour, self.minutes)
 
 
 class PlannedBlock(NamedTuple):
-    """Tests that run together, since they need the same endpoints; all others have no names."""
+    """A number of tests that need the same endpoints (``names``), or none, and their seconds."""
 
     names: tuple[str, ...]
     tests: int
@@ -84,10 +84,12 @@ class PlannedBlock(NamedTuple):
 
 
 class PlannedSpan(NamedTuple):
-    """For how long an endpoint is expected to run: in this order, and in that of the collection.
+    """How long an endpoint is expected to run.
 
     Attributes:
         start: seconds from the first test to its resume.
+        seconds: from its resume to its pause, in the planned order.
+        collected: the same in the order of the collection.
     """
 
     endpoint: PlannedEndpoint
@@ -100,7 +102,7 @@ class PlannedOrder(NamedTuple):
     """The order of the tests.
 
     Attributes:
-        kept: why it is that of the collection; empty if it is not.
+        kept: why the order of the collection is kept; empty if the tests are sorted.
     """
 
     kept: str
@@ -110,7 +112,7 @@ class PlannedOrder(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """One run that has not begun. ``cap`` is the session's."""
+    """The plan of one run. ``cap`` is that of the session budget."""
 
     tests: tuple[PlannedTest, ...]
     endpoints: tuple[PlannedEndpoint, ...] = ()
@@ -134,13 +136,16 @@ class Plan:
 
     @property
     def expected(self) -> int:
-        """The recorded cost of tests plus the uptime of endpoints; caps are not in it."""
+        """Nano-USD: the recorded cost of tests plus the uptime of endpoints."""
         calls = sum(test.cost.spent for test in self.tests if test.cost is not None)
         return calls + sum(endpoint.nano_usd or 0 for endpoint in self.endpoints)
 
     @property
     def more(self) -> int:
-        """The most that tests without a record can cost by their caps; each cap counts once."""
+        """Nano-USD that tests without a record can cost at most, by their caps.
+
+        A cap that several tests share counts once.
+        """
         caps = {test.cap.key: test.cap.cap or 0 for test in self.bounded if test.cap is not None}
         return sum(caps.values())
 
@@ -152,7 +157,7 @@ def lines(
     width: int | None = None,
     usd: Amounts = FOR_PEOPLE,
 ) -> Iterator[TerminalLine]:
-    """The plan as a table, as `summary` has its arguments."""
+    """The lines of the plan for a terminal; the arguments are those of `terminal.summary`."""
     for line in _lines(plan, ("█", "░") if blocks else ("#", "."), width, usd):
         yield from wrapped(line, width)
 

@@ -24,11 +24,11 @@ class Column(NamedTuple):
     """One column.
 
     Attributes:
-        kind: ``name`` for long texts without spaces, ``word`` for texts of few values, ``usd``
-            for nano-USD, ``more`` for a difference of nano-USD.
-        bar: whether a cell shows its part of the column's sum.
-        filled: for a column of caps, the columns with what was spent of them: all of it, and the
-            part of it that is uptime of endpoints. A cell then shows them as one bar.
+        kind: ``name`` for long texts without spaces, ``word`` for texts with few different values,
+            ``usd`` for nano-USD, ``more`` for a difference in nano-USD.
+        bar: whether a cell shows a bar for its part of the column's sum.
+        filled: for a column of caps, the indices of the columns with the amounts spent: the total
+            and, if there is one, the uptime. A cell shows both as one bar.
     """
 
     label: str
@@ -65,8 +65,8 @@ class Table(NamedTuple):
     def texts(self, row: tuple[Cell, ...]) -> Iterator[str]:
         """The cells of a row as text.
 
-        Amounts side by side are told apart, a cap is exact, a difference is that of the texts
-        before it.
+        Amounts side by side get as many digits as they need to differ. A cap is exact. A difference
+        is that of the two rounded texts before it.
         """
         cells = zip(self.columns, row, strict=True)
         compares = any(column.kind == "more" for column in self.columns)
@@ -87,7 +87,7 @@ class Table(NamedTuple):
 
 
 def tables(reports: Sequence[Report]) -> Iterator[Table]:
-    """Every table that has rows, of the newest run, which is the last; and one over all runs."""
+    """The tables that have rows: of the newest run (the last report), and of all runs."""
     newest = reports[-1]
     made = (
         refusals(newest),
@@ -105,7 +105,7 @@ def tables(reports: Sequence[Report]) -> Iterator[Table]:
 
 
 def tests(report: Report) -> Table:
-    """By test, the most expensive first; calls of no test are a row too."""
+    """Costs by test, the most expensive first; the calls outside of tests are one row."""
     uptime = any(one.uptime for one in report.tests)
     columns = (
         Column("test", "name"),
@@ -121,7 +121,7 @@ def tests(report: Report) -> Table:
         lines.append(TestLine(NO_TEST, "", total(outside), None, len(outside), 0))
     rows = (
         (
-            *(one.id, one.whole, one.cap, *((one.uptime or None,) if uptime else ())),
+            *(one.id, one.charged, one.cap, *((one.uptime or None,) if uptime else ())),
             *(one.calls, one.refused, one.outcome),
         )
         for one in lines
@@ -147,14 +147,14 @@ def shared(report: Report) -> Table:
 
 
 def models(report: Report) -> Table:
-    """By model, and by endpoint with its uptime."""
+    """Costs by model; an endpoint is a row with its uptime."""
     uptime = {endpoint.name: endpoint.nano_usd for endpoint in report.endpoints}
     made = _grouped("models", "By model", "model", report.charges, _model, uptime)
     return made._replace(note=f"{made.note} An endpoint costs its uptime." if uptime else made.note)
 
 
 def providers(report: Report) -> Table:
-    """By the provider that answered; the endpoints are one of them."""
+    """Costs by the provider that answered; all endpoints together are one row."""
     uptime = {_ENDPOINTS: report.uptime} if report.endpoints else {}
     return _grouped("providers", "By provider", "provider", report.charges, _provider, uptime)
 
@@ -167,7 +167,7 @@ def prices(report: Report) -> Table:
         Column("spent", "usd", bar=True),
         Column("calls", "count"),
     )
-    # Calls to an endpoint have this source of their price: they cost nothing on top of its uptime.
+    # The price source of calls to an endpoint; the calls themselves cost nothing.
     uptime = {f"uptime of {one.name}": one.nano_usd for one in report.endpoints}
     rows = (
         (
@@ -180,7 +180,7 @@ def prices(report: Report) -> Table:
 
 
 def endpoints(report: Report) -> Table:
-    """The endpoints of the run, and how each was left."""
+    """The endpoints of the run, and what happened to each at the end."""
     columns = (
         Column("endpoint", "name"),
         Column("state", "text"),
@@ -205,7 +205,7 @@ def shares(report: Report) -> Table:
 
 
 def refusals(report: Report) -> Table:
-    """The calls that were not sent; equal refusals to one test are one row."""
+    """The refused calls; equal refusals of one test are one row."""
     columns = (
         Column("test", "name"),
         Column("model", "name"),
@@ -220,7 +220,7 @@ def refusals(report: Report) -> Table:
 
 
 def runs(reports: Sequence[Report]) -> Table:
-    """All runs, the newest first; no rows where there is only one."""
+    """All runs, the newest first; no rows for a single run."""
     columns: tuple[Column, ...] = (
         Column("date (UTC)", "word"),
         Column("run", "word"),
@@ -251,7 +251,7 @@ def _billed(bill: Bill | None) -> tuple[Cell, Cell, Cell]:
 
 
 def drifts(reports: Sequence[Report]) -> Table:
-    """Ledger and bill by model, of the runs that used one model."""
+    """Ledger and bill by model, from runs that used only one model."""
     columns = (
         Column("model", "name"),
         Column("runs", "count"),
@@ -296,7 +296,7 @@ def calls(report: Report) -> Table:
 
 
 def _model(charge: Charge) -> str:
-    """What a call asked: an endpoint by its name."""
+    """The model of a call, or the name of the endpoint that it went to."""
     return charge.endpoint or charge.model
 
 
@@ -305,7 +305,7 @@ def _provider(charge: Charge) -> str:
 
 
 def _price_source(charge: Charge) -> str:
-    """Without the model, which each row of a catalogue names."""
+    """The price source of a call, without the model that a catalogue's source names."""
     return charge.price_source.partition(": ")[0]
 
 
@@ -340,7 +340,7 @@ def _grouped(
 def _groups(
     charges: Iterable[Charge], by: Callable[[Charge], str], names: Iterable[str]
 ) -> Iterable[tuple[str, list[Charge]]]:
-    """The charges by some text of theirs; each of ``names`` is a group, with charges or not."""
+    """The charges grouped by ``by``; each of ``names`` is a group, even without charges."""
     found: dict[str, list[Charge]] = {name: [] for name in names}
     for charge in charges:
         found.setdefault(by(charge), []).append(charge)
@@ -348,7 +348,7 @@ def _groups(
 
 
 def by_amount(rows: Iterable[tuple[Cell, ...]], column: int) -> tuple[tuple[Cell, ...], ...]:
-    """Sorted by an amount, the greatest first; among equals as they came."""
+    """The rows sorted by the amount in a column, the largest first; the sort is stable."""
 
     def amount(row: tuple[Cell, ...]) -> float:
         value = row[column]

@@ -1,4 +1,4 @@
-"""The section at the end of a run: lines, each with the name of its colour, and no `tables`."""
+"""The section "hf budget" at the end of a run: lines with the names of their colours."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TerminalLine(NamedTuple):
 
 
 def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
-    """The caps and endpoints of a run in one line; None where it has neither."""
+    """The caps and endpoints of a run in one line; None if it has neither."""
     parts = []
     if settings.own_cap is not None:
         parts.append(f"session budget {exact(settings.own_cap)}")
@@ -62,13 +62,14 @@ def summary(
     width: int | None = None,
     usd: Amounts = FOR_PEOPLE,
 ) -> Iterator[TerminalLine]:
-    """The section at the end of a run.
+    """The lines of the section at the end of a run.
 
-    Tests that the run failed for come first: those that were refused a call, or were not run.
+    Tests that were refused a call, or not run, come first, because the run fails for them.
 
     Args:
         blocks: whether the bar may have characters that are not ASCII.
-        width: columns of the terminal; None for a log, whose lines may be as long as they like.
+        width: columns of the terminal; None for a log, whose lines are not wrapped.
+        usd: how amounts are written.
     """
     lines = (
         _session(report, ("█", "░") if blocks else ("#", "."), usd),
@@ -81,7 +82,7 @@ def summary(
 
 
 def wrapped(line: TerminalLine, width: int | None) -> Iterator[TerminalLine]:
-    """A line in as many as it takes to break none of its words at the edge of the terminal."""
+    """A line, wrapped between words to the width of the terminal."""
     if width is None or len(line.text) <= width:
         yield line
         return
@@ -97,7 +98,7 @@ def wrapped(line: TerminalLine, width: int | None) -> Iterator[TerminalLine]:
 
 
 def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: int = BAR) -> str:
-    """A bar that is full only when all is used, and empty only when nothing is."""
+    """A bar as text. It is full only if all is used, and empty only if nothing is."""
     used, free = drawn
     if whole <= 0:
         return used * width
@@ -108,7 +109,7 @@ def bar(part: int, whole: int, drawn: tuple[str, str] = ("█", "░"), width: i
 
 
 def name_width(names: Iterable[str], tails: Iterable[str], width: int | None) -> int:
-    """Columns for the names in a table, so that each fits on a line with the longest tail."""
+    """The width of the column of names, so that a name and the longest tail fit on a line."""
     longest = min(max(map(len, names), default=0), NAME)
     if width is None:
         return longest
@@ -121,15 +122,15 @@ def _session(report: Report, drawn: tuple[str, str], usd: Amounts) -> TerminalLi
     if report.cap is None:
         return TerminalLine(f"spent {spent} ({report.counts}; no session budget)")
     used = bar(report.spent, report.cap, drawn)
-    # A budget that is used up has done what it is for; more than all of it is an error.
+    # A budget that is used up is fine (green); a budget that is exceeded is an error (red).
     colour = "red" if report.spent > report.cap else "green"
     return TerminalLine(f"spent {spent} of {cap[0]} {used} ({report.counts})", colour)
 
 
 def _tests(report: Report, width: int | None, usd: Amounts) -> Iterator[TerminalLine]:
-    """What failed the run, its endpoints and shared budgets, then the most expensive tests."""
-    by_amount = sorted(report.tests, key=lambda test: -test.whole)
-    failed = [test for test in by_amount if test.harmed or test.outcome == NOT_RUN]
+    """Lines for the tests that fail the run, endpoints, shared budgets, and expensive tests."""
+    by_amount = sorted(report.tests, key=lambda test: -test.charged)
+    failed = [test for test in by_amount if test.unhandled_refusal or test.outcome == NOT_RUN]
     others = [test for test in by_amount if test not in failed]
     first, rest = failed[:MOST_REFUSED], others[:TOP]
     tails = {test.id: _tail(test, usd) for test in (*first, *rest)}
@@ -157,9 +158,9 @@ def _tests(report: Report, width: int | None, usd: Amounts) -> Iterator[Terminal
 
 
 def _tail(test: TestLine, usd: Amounts) -> str:
-    whole, *cap = usd.beside(test.cap, test.whole)
+    whole, *cap = usd.beside(test.cap, test.charged)
     said = "not run" if test.outcome == NOT_RUN else ""
-    if said and not (test.calls or test.refused or test.whole):
+    if said and not (test.calls or test.refused or test.charged):
         return said
     of = f" of {cap[0]}" if cap else ""
     calls = call_counts(test.calls, test.replayed, test.refused)
@@ -215,8 +216,10 @@ def _too_little(report: Report) -> str:
 
 
 def refused(report: Report) -> str:
-    """Which tests failed that a budget had refused a call; empty where none did."""
-    names = [test.id for test in report.tests if test.harmed and test.outcome == "failed"]
+    """The sentence on tests that failed because a budget refused a call; empty if none did."""
+    names = [
+        test.id for test in report.tests if test.unhandled_refusal and test.outcome == "failed"
+    ]
     if not names:
         return ""
     if len(names) == 1:
@@ -226,7 +229,7 @@ def refused(report: Report) -> str:
 
 
 def not_run(report: Report) -> str:
-    """How many tests were not run for want of budget, and what to do; empty where none was."""
+    """The sentence on tests that a used-up budget kept from running; empty if there are none."""
     if not report.not_run:
         return ""
     return f"{counted(report.not_run, 'test')} not run: {_too_little(report)}"

@@ -1,6 +1,6 @@
-"""What endpoints and tests did when, and how few minutes the endpoints could have run.
+"""The timeline of endpoints and tests, and the least minutes that the endpoints needed.
 
-Times are seconds since the begin of the first test or the first resume, money is nano-USD.
+Times are seconds since the first test or the first resume, whichever is earlier. Money is nano-USD.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pytest_hfbudget.money import show
 from pytest_hfbudget.scheduling import Arrangement, Task, Unit
 
 COLD, USED, IDLE, PAUSED = "cold start", "in use", "idle", "paused"
-# So many tests are kept one by one: the longest, and those on endpoints before all others.
+# How many tests a timeline keeps: tests on endpoints first, then the longest.
 MOST_TESTS = 2000
 
 
@@ -32,18 +32,18 @@ class Stretch(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """One endpoint, from the begin of the run to its end."""
+    """The states of one endpoint, from the beginning of the run to its end."""
 
     endpoint: str
     stretches: tuple[Stretch, ...]
 
 
 class TestSpan(NamedTuple):
-    """One test.
+    """When one test ran.
 
     Attributes:
         worker: the worker of xdist that ran it; empty without workers.
-        endpoints: those that it used.
+        endpoints: the endpoints that it used.
     """
 
     test: str
@@ -54,7 +54,7 @@ class TestSpan(NamedTuple):
 
 
 class Minutes(NamedTuple):
-    """Started minutes of the endpoints that tests name, and what they cost."""
+    """Started minutes of the endpoints that tests name, and their cost."""
 
     minutes: int = 0
     nano_usd: int = 0
@@ -74,15 +74,16 @@ NO_MINUTES = Minutes()
 
 @dataclass(frozen=True)
 class Timeline:
-    """One run.
+    """The timeline of one run.
 
     Attributes:
-        began_at: unix seconds.
-        seconds: until the last pause, or the end of the last test.
-        paid: of the endpoints that tests name.
-        least: what they need at least: their cold starts, and their tests on all workers.
-        collected: what the order of the collection would have cost, with each endpoint resumed by
-            its first test and paused at the end of the run.
+        began_at: unix seconds to which all other times are relative.
+        seconds: until the last pause or the end of the last test, whichever is later.
+        paid: the minutes of the endpoints that tests name.
+        least: the least minutes these endpoints need: for their cold starts, and then for their
+            tests on all workers at once.
+        collected: the minutes in the order of the collection, if the first test of each endpoint
+            resumed it, and the end of the run paused it.
     """
 
     began_at: float
@@ -106,11 +107,11 @@ class Timeline:
 
 
 class Paid(NamedTuple):
-    """One endpoint of the run.
+    """What was paid for one endpoint of the run, and when.
 
     Attributes:
-        window: the time that it was paid for, on the steady clock.
-        uses: the times that tests were on it, on the steady clock.
+        window: the time that was paid for, on the steady clock.
+        uses: when tests used it, on the steady clock.
     """
 
     endpoint: str
@@ -121,12 +122,12 @@ class Paid(NamedTuple):
 
     @property
     def cold_s(self) -> float:
-        """Seconds of one cold start: the mean, where there was one after each gap."""
+        """The mean seconds of its cold starts: there is one after each resume."""
         resumes = len(self.window.gaps) + 1
         return sum(stretch.stop - stretch.start for stretch in self.window.cold) / resumes
 
     def lengths(self) -> dict[str, float]:
-        """Seconds for which each test was on it."""
+        """Seconds for which each test used it, by node id."""
         found: dict[str, float] = {}
         for use in self.uses:
             stop = self.window.stop if use.stop is None else use.stop
@@ -134,7 +135,7 @@ class Paid(NamedTuple):
         return found
 
     def cost_of(self, seconds: float, minute_s: float) -> Minutes:
-        """What it would have cost, had it run for so long with as many replicas."""
+        """What it would have cost if it had run for ``seconds`` with the same replicas."""
         replicas = max(round(self.minutes / started_minutes(self.window.seconds, minute_s)), 1)
         minutes = started_minutes(seconds, minute_s) * replicas
         return Minutes(minutes, math.ceil(self.nano_usd * minutes / max(self.minutes, 1)))
@@ -143,15 +144,16 @@ class Paid(NamedTuple):
 def lengths(
     tasks: Iterable[Task], paid: Sequence[Paid], free: Mapping[str, float]
 ) -> dict[str, float]:
-    """Seconds that each test took, without the time that it waited for an endpoint.
+    """Seconds that each test took, without the time that it waited for endpoints.
 
     Args:
-        free: seconds of tests from their begin to their end.
+        free: seconds of each test from its beginning to its end, by node id; used for tests that
+            need no endpoint.
     """
     on = [each.lengths() for each in paid]
     found = {}
     for task in tasks:
-        # One that names two waits for the second one while it is on the first.
+        # A test with two endpoints waits for the second one while it uses the first.
         times = [times[task.id] for times in on if task.id in times]
         if times:
             found[task.id] = min(times)
@@ -161,7 +163,7 @@ def lengths(
 
 
 class Span(NamedTuple):
-    """From its resume to its pause, in seconds from the begin of the tests."""
+    """The time of an endpoint from resume to pause, in seconds since the first test began."""
 
     start: float
     stop: float
@@ -172,12 +174,12 @@ class Span(NamedTuple):
 
 
 def least_seconds(cold_start: float, tests: Iterable[float], workers: int) -> float:
-    """Seconds for which an endpoint has to run: until it serves, and then while tests use it.
+    """The least seconds that an endpoint has to run: its cold start, then its tests.
 
-    All workers are on it, and no test is shorter for that.
+    It assumes that all workers run its tests at once, and that no test gets quicker or slower.
 
     Args:
-        tests: seconds for which each of them uses it.
+        tests: the seconds for which each test uses it.
     """
     times = tuple(tests)
     return cold_start + max(max(times, default=0.0), sum(times) / max(workers, 1))
@@ -186,13 +188,13 @@ def least_seconds(cold_start: float, tests: Iterable[float], workers: int) -> fl
 def collected_spans(
     tasks: Sequence[Task], cold_starts: Mapping[str, float], workers: int
 ) -> dict[str, Span]:
-    """In the order of the collection: resumed by the first test that names it, until the end.
+    """When each endpoint would run in the order of the collection, without any planning.
 
-    This is what a run without any of this would do.
+    The first test that names an endpoint resumes it, and the end of the run pauses it.
 
     Args:
-        tasks: of known length; one of unknown length counts as no time.
-        cold_starts: seconds, of every endpoint.
+        tasks: the tests; one of unknown length counts as 0 seconds.
+        cold_starts: the seconds of each endpoint's cold start.
     """
     free = [0.0] * max(workers, 1)
     resumed: dict[str, float] = {}
@@ -211,9 +213,10 @@ def arranged_spans(
     cold_starts: Mapping[str, float],
     workers: int,
 ) -> dict[str, Span]:
-    """In the order of blocks: resumed just in time, paused after the last test that names it.
+    """When each endpoint runs in the planned order.
 
-    Free tests go into the first cold start as far as they fit, and behind the blocks.
+    It is resumed just in time, and paused after the last test that names it. Tests without
+    endpoints run during the first cold start, or after all blocks.
     """
     at = max((cold_starts.get(n, 0.0) for n in _first(arrangement)), default=0.0)
     spans: dict[str, Span] = {}
@@ -263,7 +266,7 @@ def timeline(
             users.setdefault(use.test, {}).setdefault(each.endpoint, use.start - zero)
     shown = [
         test._replace(
-            # Before it had all of its endpoints it has waited for them.
+            # Until it had all of its endpoints, the test was waiting.
             start=max(test.start - began, *users.get(test.test, {"": 0.0}).values()),
             stop=test.stop - began,
             endpoints=tuple(users.get(test.test, ())),
@@ -301,7 +304,7 @@ def _used(paid: Paid, took: Mapping[str, float]) -> list[float]:
 
 
 def _lane(paid: Paid, zero: float, end: float) -> Iterator[Stretch]:
-    """The states of an endpoint, one after the other, without gaps."""
+    """The states of an endpoint one after the other, from 0 to ``end``."""
     start, stop = paid.window.start, paid.window.stop
     cold = merged((each.start, each.stop) for each in paid.window.cold)
     used = merged((use.start, stop if use.stop is None else use.stop) for use in paid.uses)
@@ -322,7 +325,7 @@ def _lane(paid: Paid, zero: float, end: float) -> Iterator[Stretch]:
 
 
 def merged(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Times without overlaps, in order."""
+    """The intervals in order, with overlapping ones joined."""
     found: list[tuple[float, float]] = []
     for start, stop in sorted(pairs):
         if found and start <= found[-1][1]:

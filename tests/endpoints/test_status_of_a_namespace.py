@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_hfbudget.cli.status import EndpointHolder, EndpointStanding, overview
+from pytest_hfbudget.cli.status import EndpointHolder, EndpointStatus, overview
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
@@ -16,14 +16,14 @@ from pytest_hfbudget.endpoints.uptime import parse_time
 
 from .conftest import Make, Start
 
-Show = Callable[..., dict[str, EndpointStanding]]  # the fixture `show`
+Show = Callable[..., dict[str, EndpointStatus]]  # the fixture `show`
 
 
 @pytest.fixture
 def show(plane: ControlPlane, settings: EndpointSettings) -> Show:
     """The overview of "acme", by name."""
 
-    def run(now: float | None = None) -> dict[str, EndpointStanding]:
+    def run(now: float | None = None) -> dict[str, EndpointStatus]:
         found = overview(plane, "acme", state_dir=settings.state_dir, now=now)
         return {one.name: one for one in found}
 
@@ -42,7 +42,7 @@ def test_all_pages_are_shown(hub: EmulatorClient, show: Show) -> None:
     hub.add_endpoint("others/x")
     found = show()
     assert len(found) == 11
-    assert found["acme/e9"] == EndpointStanding(
+    assert found["acme/e9"] == EndpointStatus(
         "acme/e9", "paused", nano_per_hour=33_000_000, accrued_nano=0
     )
 
