@@ -315,7 +315,9 @@ def _suggest(book: PriceBook, model: str | None, as_json: bool) -> None:
         output.print_json({"suggestions": [one.json() for one in found]})
         return
     if not found:
-        click.echo("# No run with one model has a whole bill yet. Read bills by: hfbudget bill")
+        click.echo(
+            "# No run with only one model has a complete bill yet. Read bills: hfbudget bill"
+        )
     for line in (line for one in found for line in _suggestion_lines(one)):
         click.echo(printable(line))
 

@@ -109,7 +109,7 @@ class Endpoint:
     def hardware(self) -> str:
         """The hardware that it runs on, in words for messages."""
         parts = self.vendor, self.region, self.instance_type, self.instance_size
-        return " ".join(filter(None, parts)) or "hardware that is not known yet"
+        return " ".join(filter(None, parts)) or "unknown hardware"
 
     @classmethod
     def parse(cls, namespace: str, raw: Mapping[str, Any]) -> Endpoint:

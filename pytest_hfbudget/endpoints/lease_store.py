@@ -193,7 +193,7 @@ class LeaseStore:
             replace_file(self._path, json.dumps(data))
         except OSError as error:
             raise EndpointError(
-                f"what this run uses can't be written down ({self._path}: "
+                f"the lease of this run can't be written ({self._path}: "
                 f"{error.strerror or error}). Make room, or set HFBUDGET_STATE_DIR to a folder "
                 "that is writable."
             ) from error

@@ -250,7 +250,7 @@ class Lifecycle:
         if early is None:
             return {}
         leased = [state.name for state in self._in_use()]
-        return {name: f"{name} may not be used any more: {EARLY[early]}" for name in leased}
+        return {name: f"{name} can't be used any more: {EARLY[early]}" for name in leased}
 
     @property
     def used_up(self) -> bool:

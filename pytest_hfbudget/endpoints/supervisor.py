@@ -32,7 +32,7 @@ from pytest_hfbudget.locks import Clock
 # Messages: why endpoints were paused before the end of their run.
 EARLY = {
     DEADLINE: "the uptime that this run may have is used up, so its endpoints were paused.",
-    REAPER_LOST: "the process that pauses endpoints was killed again, so what ran was paused.",
+    REAPER_LOST: "the process that pauses endpoints was killed again, so endpoints were paused.",
 }
 
 _KILLED = "the process that pauses endpoints was killed"

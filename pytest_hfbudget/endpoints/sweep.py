@@ -115,7 +115,9 @@ def find_local(
             why = _left_behind(lease, state_dir, kept)
         else:
             host = intent.place.host
-            why = f"its run, in another container or machine ({host}), is over by its tag"
+            why = (
+                f"its run, in another container or on another machine ({host}), is over by its tag"
+            )
         if why is None or (where == ELSEWHERE and not elsewhere):
             continue
         key = (server, intent.endpoint, where)
@@ -240,7 +242,7 @@ class _Sweeper:
         releaser = Releaser(lease_store, self._new_lease(stray), pauser, clock=self._clock)
         receipt = releaser.run(lambda told: self._record(stray, told), reason=SWEPT)
         if receipt.left_to:
-            return replace(look, skipped=f"run {receipt.left_to} has come to use it")
+            return replace(look, skipped=f"run {receipt.left_to} now uses it")
         return replace(
             look,
             state=receipt.state,
@@ -267,10 +269,10 @@ class _Sweeper:
             forgotten = stray.where == JOURNAL or last.at < now - FORGET_S
             return None if forgotten else "it is paused"
         until = tagged_until(found.tags)
-        ends = f"It has until {_utc(until)}" if until else "No tag tells when it is over"
+        ends = f"Its tag says until {_utc(until)}" if until else "No tag says when it ends"
         return (
             f"run {last.run} (process {last.owner_pid} on {last.place.host}) is in another "
-            f"container or on another machine, and can't be judged from here. {ends}; "
+            f"container or on another machine, and can't be checked from here. {ends}; "
             f"if it is dead: hfbudget pause --force {stray.name}"
         )
 
@@ -368,7 +370,7 @@ def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
     ):
         return f"{dead}, and its reaper (process {held_lease.reaper_pid}) is stopped"
     return (
-        f"{dead}, and its reaper (process {reaper}) is still at it"
+        f"{dead}, and its reaper (process {reaper}) is still trying to pause it"
         if reaper
         else f"{dead}, and its reaper too"
     )

@@ -178,7 +178,7 @@ class UptimeMeter:
         if listed is not None and state.use.price_atto is None:
             state.warn(
                 f"{state.name}: its price is unknown: the list of hardware has none for "
-                f"{found.hardware}, so no sum has what it costs"
+                f"{found.hardware}, so its cost is missing from all sums"
             )
         state.use.count(found.first_replicas)
         return (

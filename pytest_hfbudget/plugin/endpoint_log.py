@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_hfbudget.reporting import EndpointLine
+from pytest_hfbudget.reporting import EndpointLine, counted
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
@@ -139,7 +139,8 @@ def endpoint_line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
     elif receipt.taken_over:
         notes.insert(0, "started by the code under test")
     if receipt.revived:
-        notes.insert(0, f"paused by another process meanwhile, resumed {receipt.revived} x more")
+        again = counted(receipt.revived, "more time")
+        notes.insert(0, f"another process paused it meanwhile, and this run resumed it {again}")
     return EndpointLine(
         name=receipt.name,
         state=receipt.state,

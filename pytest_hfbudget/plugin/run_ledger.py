@@ -122,7 +122,8 @@ def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
         if isinstance(ledger, SharedLedger):
             ledger.close()
     except HistoryError as error:
-        say(config, f"hfbudget: other runs count as spent what this run held: {error}", yellow=True)
+        said = "what this run held still counts as spent for other runs"
+        say(config, f"hfbudget: {said}: {error}", yellow=True)
 
 
 def session_scope(settings: Settings) -> Scope:

@@ -492,7 +492,7 @@ def test_suggestions_can_be_for_one_model(billed_runs: BilledRuns) -> None:
     nothing = billed_runs.shell("prices", "--suggest", "org/other")
     assert (nothing.returncode, nothing.stdout) == (
         0,
-        "# No run with one model has a whole bill yet. Read bills by: hfbudget bill\n",
+        "# No run with only one model has a complete bill yet. Read bills: hfbudget bill\n",
     )
     assert billed_runs.shell("prices", "--suggest", "--tokens", "1/1").returncode == 2
 

@@ -46,7 +46,7 @@ def test_what_a_reaper_is_still_at_is_paused_too(hfbudget: Shell) -> None:
     hfbudget.hub.add_endpoint("acme/llm", state="running")
     hfbudget.kept_lease("acme/llm")
     look = hfbudget("sweep", "--dry-run")
-    assert f"its reaper (process {os.getpid()}) is still at it" in look.stdout
+    assert f"its reaper (process {os.getpid()}) is still trying to pause it" in look.stdout
     assert hfbudget("sweep").returncode == 0
     assert hfbudget.state("acme/llm") == "paused"
 

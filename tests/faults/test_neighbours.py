@@ -377,7 +377,7 @@ def test_what_a_live_run_in_a_container_uses_is_not_swept_from_outside(box: Box,
     for namespace in ((), ("acme",)):
         swept = box.command("sweep", *namespace)
         assert swept.process.returncode == 0
-        assert "can't be judged from here" in swept.output
+        assert "can't be checked from here" in swept.output
         assert "hfbudget pause --force acme/llm" in swept.output
     _run_that_needs_another(box)
     assert box.state_of() == "running"
@@ -394,7 +394,7 @@ def test_what_a_live_run_uses_is_not_swept_from_a_container(box: Box) -> None:
     hfbudget = [sys.executable, "-m", "pytest_hfbudget"]
     swept = box.start(command=contained(*hfbudget, "sweep", "acme"))
     assert swept.wait() == 0
-    assert "can't be judged from here" in swept.output
+    assert "can't be checked from here" in swept.output
     assert box.state_of() == "running"
     box.open_gate("test")
     assert run.wait() == 0
