@@ -1,7 +1,7 @@
 """A local Hugging Face: control plane, router, Hub, dedicated endpoints, and their invoice.
 
-It is spoken to over real HTTP by the real `huggingface_hub`, and it shares no code with the rest
-of this package, so that what the package counts can be checked against what it bills.
+The real `huggingface_hub` calls it over real HTTP. It shares no code with the rest of this package,
+so its invoice can check what the package counts.
 
     with Emulator() as emulator:
         client = InferenceClient(base_url=f"{emulator.router}/v1", api_key="hf_any")
@@ -22,7 +22,7 @@ __all__ = ["Emulator", "EmulatorClient"]
 
 
 def __getattr__(name: str) -> object:
-    """The server is imported when it is asked for: its client needs the standard library only."""
+    """Import the server only when it is used: the client needs nothing but the standard library."""
     if name != "Emulator":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -68,7 +68,7 @@ def _write_ready(path: Path, url: str) -> None:
 
 
 def _stay(pid: int | None) -> None:
-    """Wait for ever, or until process `pid` is gone."""
+    """Wait until process `pid` is gone; for ever if it is None."""
     if pid is not None and hasattr(os, "pidfd_open"):
         # Also tells of a process that was not reaped yet, and never mixes up two with one number.
         with contextlib.suppress(ProcessLookupError):

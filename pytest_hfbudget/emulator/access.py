@@ -1,4 +1,4 @@
-"""Who may do what, by the token of the request."""
+"""Checks whether the token of a request has the permission for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pytest_hfbudget.emulator.refusal import refused
 
 
 def check_access(exchange: Exchange) -> None:
-    """Raises Refusal: 401 without a good token, 403 with one that lacks the permission."""
+    """Raise Refusal: 401 without a valid token, 403 if the token lacks the permission."""
     access, switches = exchange.route.access, exchange.world.switches
     if access in ("public", "backstage") or _to_public_endpoint(exchange):
         return

@@ -1,4 +1,4 @@
-"""The emulator's own controls, under `/_emulator`: for tests, with no counterpart in reality."""
+"""The controls for tests, under `/_emulator`. The real services have nothing like them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LONGEST_WAIT = 300.0
 
 
 class Backstage:
-    """The handlers; `reset` begins a new world."""
+    """The handlers of the controls; `reset` replaces the world by a new one."""
 
     def __init__(self, reset: Callable[[], World]) -> None:
         self._reset = reset
@@ -114,7 +114,7 @@ class Backstage:
         return JSONResponse(exchange.world.bill())
 
     async def state(self, exchange: Exchange) -> Response:
-        """What there is, at a glance."""
+        """A summary of endpoints, models, switches and the clock."""
         world = exchange.world
         endpoints = [_glance(exchange, endpoint) for endpoint in world.endpoints.values()]
         switches: dict[str, Any] = dict(vars(world.switches))

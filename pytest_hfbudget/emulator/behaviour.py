@@ -1,4 +1,4 @@
-"""What a test says about one endpoint: how it takes its steps, and how far it scales."""
+"""The settings of one endpoint in a test: how it changes its state, and how far it scales."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How this endpoint takes its steps; seconds are on the emulator's clock."""
+    """How this endpoint changes its state; seconds are on the emulator's clock."""
 
     pending_s: float = 0.0
     initializing_s: float = 0.0

@@ -1,4 +1,4 @@
-"""What the Hub says of the bill: by inference session, and of a month. Made from the invoice.
+"""The Hub's billing API, by inference session and by month, made from the invoice.
 
 Shapes and parameters follow the Hub's OpenAPI document (`/.well-known/openapi.json`, 2026-08) and
 what independent clients read; how late the service is and how it rounds are switches.
@@ -31,7 +31,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class Reported(NamedTuple):
-    """What is told of one call by now; ``nano_usd`` is a placeholder until it is settled."""
+    """What the API reports of one call so far; ``nano_usd`` is first a placeholder."""
 
     call: Call
     nano_usd: Fraction

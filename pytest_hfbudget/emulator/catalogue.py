@@ -1,4 +1,4 @@
-"""Models, and the offers that providers make of them.
+"""The models, and each provider's offer for a model.
 
 The shape follows the router's public `GET /v1/models` (hub-docs inference-providers/hub-api.md),
 where every field of a provider but `provider`, `status` and `is_model_author` is optional and

@@ -38,7 +38,7 @@ _PLAIN = Switches()
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request wants, and how large its prompt is. `limit` is tokens per choice."""
+    """A parsed request and the size of its prompt. `limit` is in tokens per choice."""
 
     prompt_tokens: int
     limit: int
@@ -261,7 +261,7 @@ def _png_size(part: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _qwen3_vl(width: int, height: int) -> int:
-    """What Qwen3-VL makes of it: `smart_resize` of transformers, and two markers around it."""
+    """The tokens of an image for Qwen3-VL: `smart_resize` of transformers, and two markers."""
     least, most, side = 256 * 256, 4096 * 4096, 32
     across, down = (max(round(length / side), 1) for length in (width, height))
     if across * down * side**2 > most:

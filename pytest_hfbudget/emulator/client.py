@@ -102,7 +102,7 @@ class EmulatorClient:
         self.request("POST", "faults", {"faults": [fault]})
 
     def clear_faults(self) -> None:
-        """Let nothing go wrong any more."""
+        """Remove all faults."""
         self.request("DELETE", "faults")
 
     def advance(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The emulator's time: whole microseconds since the epoch, and the timers that hang on them.
+"""The emulator's clock, in whole microseconds since the epoch, and its timers.
 
 Everything that is billed or shown as a timestamp is read from one clock, so the invoice and the
 replica list can never disagree about when something happened. A test moves the clock forward
@@ -125,7 +125,7 @@ It = TypeVar("It", bound=Timed)
 def at_one_time(
     method: Callable[Concatenate[It, Arguments], None],
 ) -> Callable[Concatenate[It, Arguments], None]:
-    """Let all that a method does happen at the same microsecond."""
+    """Decorator: stop the clock while a method runs, so that all it does has the same time."""
 
     @functools.wraps(method)
     def held(self: It, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:

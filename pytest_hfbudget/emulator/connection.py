@@ -1,4 +1,4 @@
-"""The client's end of one request: its body, whether it is still there, and how to cut it off."""
+"""The connection of one request: reads its body, notices a hang-up, and can break it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Connection:
         return body
 
     async def send(self, message: Message) -> None:
-        """Pass on a part of the answer, dribbling its body if a fault says so."""
+        """Send a part of the answer; slowly, if a fault says so."""
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -50,12 +50,12 @@ class Connection:
         self.complete = self.complete or (last and not self.gone.is_set())
 
     async def receive(self) -> Message:
-        """What an ASGI response listens to: it is told of a disconnect and of nothing else."""
+        """The `receive` of an ASGI response; it reports a disconnect and nothing else."""
         await self.gone.wait()
         return {"type": "http.disconnect"}
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, but no longer than the client does."""
+        """Sleep, but end early if the client hangs up."""
         if seconds <= 0:
             # Even without a delay the loop must get a turn, or a hang-up would go unnoticed.
             await asyncio.sleep(0)
@@ -91,7 +91,7 @@ class Connection:
         transport.close()
 
     def close(self) -> None:
-        """Hang up in the ordinary way, without an answer."""
+        """Close the connection normally, without an answer."""
         self.cut = True
         transport = self._transport()
         if transport is not None:

@@ -44,7 +44,7 @@ async def create(exchange: Exchange) -> Response:
 
 
 async def update(exchange: Exchange) -> Response:
-    """Change what the form names and leave the rest."""
+    """Change the fields that the request names."""
     endpoint, form = _endpoint(exchange), exchange.json()
     moved_to = hardware_named(exchange.world.hardware, form, endpoint.hardware)
     apply_form(endpoint, form)
@@ -53,7 +53,7 @@ async def update(exchange: Exchange) -> Response:
 
 
 async def delete(exchange: Exchange) -> Response:
-    """Away with it, and with its replicas."""
+    """Delete an endpoint and its replicas."""
     exchange.world.delete_endpoint(_endpoint(exchange))
     return JSONResponse({})
 
@@ -121,7 +121,7 @@ async def list_endpoints(exchange: Exchange) -> Response:
 
 
 async def hardware(exchange: Exchange) -> Response:
-    """What there is to run on, with prices; by namespace, also what is in use."""
+    """The list of hardware with prices; for a namespace, also what it uses."""
     vendors: dict[str, dict[str, list[Hardware]]] = {}
     for one in exchange.world.hardware:
         vendors.setdefault(one.vendor, {}).setdefault(one.region, []).append(one)

@@ -1,4 +1,4 @@
-"""One dedicated endpoint: its states, and what moves it from one to the next.
+"""One dedicated endpoint: its states, and the transitions between them.
 
 States and the rules for pause, resume and scale to zero follow Inference Endpoints OpenAPI v2.0.0;
 what that leaves open is a switch.
@@ -65,7 +65,7 @@ class Endpoint:
 
     @property
     def present(self) -> list[Replica]:
-        """The replicas whose life is not over."""
+        """The replicas that are not yet stopped."""
         return [replica for replica in self.replicas if not replica.gone]
 
     @property
@@ -214,7 +214,7 @@ class Endpoint:
             self._arrived()
 
     def flip_back(self, seconds: float) -> None:
-        """Run again `seconds` from now, as if another had resumed it or the pause had not held."""
+        """Run again in `seconds`, as if another process had resumed it, or the pause had failed."""
         self.clock.after(seconds, lambda: self.force("running"))
 
     # -- the steps

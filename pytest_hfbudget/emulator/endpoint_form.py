@@ -1,4 +1,4 @@
-"""The form in which a test describes an endpoint: flat, with short names, and checked for slips."""
+"""The short form in which a test describes an endpoint: flat, and checked for unknown names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KNOWN = {*_SHORT, *_OF_THE_API, *_OF_THE_EMULATOR}
 def short_form(raw: Mapping[str, Any]) -> dict[str, Any]:
     """`raw` with its short names put where the API has them.
 
-    Raises ValueError for a name that there is not: a test must not pass because of a slip.
+    Raises ValueError for an unknown name, so that a typing error can't make a test pass.
     """
     if unknown := set(raw) - _KNOWN:
         raise ValueError(f"an endpoint has no {sorted(unknown)}; it has {sorted(_KNOWN)}")

@@ -1,4 +1,4 @@
-"""One request on its way through the emulator, and the places that a request can go to."""
+"""One request as the emulator handles it, and the routes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ Handler = Callable[[Exchange], Awaitable[Response | ASGIApp]]
 
 @dataclass(frozen=True)
 class Route:
-    """A place: method and path, the name that faults and the log use, and who may go there."""
+    """A route: method and path, its name in faults and the log, and the permission it needs."""
 
     method: str
     path: str

@@ -1,4 +1,4 @@
-"""The door of the emulator: every request is logged, misled if the script says so, and answered."""
+"""The entry of the emulator: logs each request, applies a fault if one fits, and answers."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Gateway:
             log.add("request", phase="answered", at=at(), **outcome, **facts)
 
     async def _serve(self, exchange: Exchange) -> bool:
-        """Answer, with whatever the fault does to it; True when the request took effect."""
+        """Answer a request under a fault; returns whether the request took effect."""
         action, connection = exchange.action, exchange.connection
         await asyncio.sleep(action.delay)
         if action.hang is not None:

@@ -1,4 +1,4 @@
-"""A dedicated endpoint's own address: what its proxy lets through, and when it wakes it up."""
+"""The URL of a dedicated endpoint, and its proxy, which wakes an endpoint scaled to zero."""
 
 from __future__ import annotations
 

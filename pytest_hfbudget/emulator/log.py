@@ -1,7 +1,7 @@
 """The event log: what reached the emulator, what it answered, and how its endpoints moved.
 
-It is the witness of every test about order ("was it paused, and when?"), so an entry is written
-when a request *arrives* and another one when it is answered. Tokens appear only as fingerprints.
+Tests read from it what happened in which order ("was it paused, and when?"). So it has one entry
+for the arrival of a request and another one for its answer. Tokens appear only as fingerprints.
 """
 
 from __future__ import annotations

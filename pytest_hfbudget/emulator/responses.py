@@ -1,4 +1,4 @@
-"""The responses API: the same models as in chat, asked and answered in other words."""
+"""The responses API: the same models as in chat, with other request and answer formats."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def serve_response(exchange: Exchange, server: Server) -> ASGIApp:
 
 
 def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The request in the words of chat."""
+    """The same request as a chat request."""
     given = body.get("input", "")
     items = given if isinstance(given, list) else [{"role": "user", "content": given}]
     messages = [_message(item) for item in items if "role" in item]

@@ -94,7 +94,7 @@ async def serve_completion(exchange: Exchange, server: Server) -> ASGIApp:
 
 @dataclass(frozen=True)
 class _Form:
-    """How one API names and nests things."""
+    """The field names and the nesting of one API."""
 
     whole: str
     chunk: str

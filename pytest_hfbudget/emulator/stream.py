@@ -1,4 +1,4 @@
-"""Server-sent events: an answer in pieces, which the client or a fault may break off."""
+"""An answer as server-sent events, which the client or a fault may break off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Providers of pictures, sounds and films: each with its own way to hand over a file.
+"""Providers of images, sounds and videos, each with its own way to return a file.
 
 What a client downloads is always the same tiny file. Jobs are done at once, so that no
 client polls, unless the switch `polls` has a queue say so many times that it is not done.

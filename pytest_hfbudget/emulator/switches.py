@@ -1,4 +1,4 @@
-"""What a test may turn: the facts about the services that no public source settles.
+"""The switches that tests can set: facts about the services that no public source states.
 
 Each field's default is the reading that costs most, or else the one that is seen most often; each
 comment says what changes for the caller.

@@ -1,4 +1,4 @@
-"""Everything that the emulator knows at one time; a reset is simply a new world.
+"""The state of the emulator; a reset replaces the world by a new one.
 
 There is no lock: only the server's event loop touches a world, and no method suspends.
 """
