@@ -91,8 +91,8 @@ def arrange(tasks: Sequence[Task], rates: Mapping[str, float]) -> Arrangement:
 
     The cost of an order is the sum, over all endpoints, of price x idle time between two blocks
     that need the endpoint. Blocks that share endpoints, directly or through other blocks, form a
-    group. A group of up to `EXACT` endpoints gets the optimal order, a larger one a greedy order.
-    The groups follow the order of the collection.
+    group. A group of up to `EXACT` endpoints and `_MOST_BLOCKS` blocks gets the optimal order, a
+    larger one a greedy order. The groups follow the order of the collection.
 
     Args:
         rates: the relative price of each endpoint per second; a missing one counts as 1.
@@ -104,8 +104,8 @@ def arrange(tasks: Sequence[Task], rates: Mapping[str, float]) -> Arrangement:
             by_needs.setdefault(unit.needs, []).append(unit)
         else:
             free.append(unit)
-    blocks = [Block(needs, tuple(of_it)) for needs, of_it in by_needs.items()]
-    ordered = [block for tied in _tied(blocks) for block in _best(tied, rates)]
+    blocks = [Block(needs, tuple(same)) for needs, same in by_needs.items()]
+    ordered = [block for group in _groups(blocks) for block in _best(group, rates)]
     return Arrangement(tuple(ordered), tuple(free))
 
 
@@ -117,32 +117,32 @@ def joined(tasks: Sequence[Task], places: Sequence[int]) -> Unit:
     return Unit(tuple(places), needs, sum(known) if len(known) == len(times) else None)
 
 
-def _tied(blocks: Sequence[Block]) -> list[list[Block]]:
+def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
     """Groups of blocks that share endpoints, directly or through other blocks."""
-    group = list(range(len(blocks)))
-    owner: dict[str, int] = {}
+    labels = list(range(len(blocks)))  # blocks of one group have the same label
+    first_user: dict[str, int] = {}
     for number, block in enumerate(blocks):
         for name in block.needs:
-            first = owner.setdefault(name, number)
-            old, new = group[number], group[first]
-            group = [new if of_it == old else of_it for of_it in group]
-    keyed = sorted(range(len(blocks)), key=lambda number: (group.index(group[number]), number))
+            first = first_user.setdefault(name, number)
+            old, new = labels[number], labels[first]
+            labels = [new if label == old else label for label in labels]
+    by_group = sorted(range(len(blocks)), key=lambda number: (labels.index(labels[number]), number))
     return [
-        [blocks[number] for number in of_it]
-        for _, of_it in groupby(keyed, key=lambda number: group[number])
+        [blocks[number] for number in numbers]
+        for _, numbers in groupby(by_group, key=lambda number: labels[number])
     ]
 
 
 def _best(blocks: Sequence[Block], rates: Mapping[str, float]) -> Sequence[Block]:
     if len(blocks) <= 1:
         return blocks
-    puzzle = _Puzzle(blocks, rates)
-    exact = puzzle.endpoints <= EXACT and len(blocks) <= _MOST_BLOCKS
-    order = puzzle.exactly() if exact else puzzle.greedily()
+    search = _BlockOrder(blocks, rates)
+    exact = search.endpoints <= EXACT and len(blocks) <= _MOST_BLOCKS
+    order = search.optimal() if exact else search.greedy()
     return [blocks[number] for number in order]
 
 
-class _Puzzle:
+class _BlockOrder:
     """Finds an order for blocks that share endpoints.
 
     A set of blocks, or of endpoints, is an int with one bit for each member.
@@ -160,7 +160,7 @@ class _Puzzle:
         self._every = (1 << len(blocks)) - 1
         self._prices: dict[int, float] = {}
 
-    def exactly(self) -> Iterable[int]:
+    def optimal(self) -> Iterable[int]:
         """The optimal order, by dynamic programming over sets of blocks.
 
         Of two orders that cost the same, the one that is closer to the collection's wins.
@@ -174,12 +174,12 @@ class _Puzzle:
                 if placed >> block & 1:
                     continue
                 then = placed | 1 << block
-                open_still = of_set[placed] & of_set[self._every ^ then] & ~self._needs[block]
-                way = (paid + length * self._price(open_still), (*so_far, block))
-                cheapest[then] = min(cheapest[then], way)
+                idle = of_set[placed] & of_set[self._every ^ then] & ~self._needs[block]
+                order = (paid + length * self._price(idle), (*so_far, block))
+                cheapest[then] = min(cheapest[then], order)
         return cheapest[self._every][1]
 
-    def greedily(self) -> Iterable[int]:
+    def greedy(self) -> Iterable[int]:
         """Take next the block during which idle endpoints cost least.
 
         Of blocks that are equal in this, take the one that shares most endpoints with the last.

@@ -347,7 +347,7 @@ def test_an_endpoint_that_another_user_pauses_is_revived_once(box: Box) -> None:
     run.reached("again")
     box.open_gate("again")
     assert run.wait() == 0
-    assert "paused by another process" in run.output
+    assert "another process paused it" in run.output
     box.judge(None, resumes=2)
 
 

@@ -338,7 +338,7 @@ def test_an_endpoint_that_another_user_paused_is_brought_back_once(suite: Suite,
     suite.test_file(REVIVED.format(call=call))
     result = suite.run("--hf-session-budget=1")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; *; paused by another process*"])
+    result.stdout.fnmatch_lines(["*acme/llm: paused, verified; *; another process paused it*"])
     assert len(suite.requests("resume")) == 2
     assert _state(suite) == "paused"
 
