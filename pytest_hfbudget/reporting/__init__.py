@@ -295,7 +295,7 @@ class Report:
 
     @property
     def above(self) -> int:
-        """The part of ``spent`` by which estimates exceed the cost of what was received."""
+        """The part of ``spent`` by which estimates exceed the cost of what came back."""
         return sum(charge.above for charge in self.charges if not charge.replayed)
 
     @property
@@ -333,7 +333,7 @@ class Report:
 def estimated_above(report: Report, usd: Amounts = FOR_PEOPLE) -> str:
     """The sentence on `Report.above`: how much of what was spent is only estimated."""
     return (
-        "{} of {} is estimated above what was received: calls that were lost, or not read to "
+        "{} of {} is estimated above what came back: calls that were lost, or not read to "
         "their end, are charged what was held for them"
     ).format(*usd.beside(None, report.above, report.spent))
 

@@ -24,6 +24,21 @@ STARTED = {
 }
 
 
+class Answered(httpx.BaseTransport):
+    """Sends by a real pool, whose connections have their answer in memory."""
+
+    def __init__(self, answer: bytes) -> None:
+        backend = httpcore.MockBackend([answer])
+        self.pool = httpcore.ConnectionPool(network_backend=backend)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        content = request.read()
+        answer = self.pool.request(
+            request.method, str(request.url), headers=request.headers.raw, content=content
+        )
+        return httpx.Response(answer.status, content=answer.content)
+
+
 def post(bench: Bench, path: str, **options: Any) -> None:
     httpx.post(bench.emulator.url + path, headers={"authorization": "Bearer hf_x"}, **options)
 
@@ -62,9 +77,7 @@ def test_hardware_of_a_new_space_is_named(
 def test_a_rehearsal_creates_no_space_that_costs_something(bench: Bench) -> None:
     bench.runtime.meter.emulator = bench.emulator.url
     url, answer = "https://huggingface.co/api/repos/create", b"HTTP/1.1 200 OK\r\n\r\n"
-    transport = httpx.HTTPTransport()
-    transport._pool = httpcore.ConnectionPool(network_backend=httpcore.MockBackend([answer]))
-    with httpx.Client(transport=transport) as client:
+    with httpx.Client(transport=Answered(answer)) as client:
         client.post(url, json=NEW_SPACE)
         with pytest.raises(BudgetExceededError, match="a rehearsal pays for nothing"):
             client.post(url, json={**NEW_SPACE, "hardware": "t4-medium"})

@@ -105,7 +105,7 @@ def test_what_is_estimated_above_what_came_back_is_told(ledger: Ledger) -> None:
     lost = _charge("test_a")._replace(above=60, estimated=True, waited=1.5, status="timeout")
     ledger.settle(ledger.hold([SESSION], 100, 100, lost).id, lost._replace(scopes=(SESSION,)))
     report = Report.of(ledger, None, {})
-    said = "$0.00000006 of $0.0000001 is estimated above what was received"
+    said = "$0.00000006 of $0.0000001 is estimated above what came back"
     assert any(said in line.text for line in summary(report))
     assert any("1 call waited 1.5 s in all" in line.text for line in summary(report))
     assert said in step_summary(report)
