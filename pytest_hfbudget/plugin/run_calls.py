@@ -353,7 +353,9 @@ def _calls(runtime: Runtime) -> int:
 
     ledger, budgets = runtime.meter.ledger, runtime.meter.budgets
     # A ledger in another process may be gone by now, so it is not asked.
-    return ledger.total(budgets.session.key).calls if isinstance(ledger, Ledger) else 0
+    if not isinstance(ledger, Ledger):
+        return 0
+    return ledger.total(budgets.session.key).calls + sum(ledger.unmetered().values())
 
 
 def started_as() -> str:

@@ -430,3 +430,38 @@ def test_a_child_process_that_has_joined_has_paused_what_it_starts(starts: Suite
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines([DONE])
     assert state(starts) == "paused"
+
+
+LATE = """
+def pytest_unconfigure():
+    try:
+        resume()
+    except Exception as error:
+        print("MET", type(error).__name__)
+"""
+
+
+def test_under_a_cap_a_start_after_the_report_is_refused_and_fails_the_run(starts: Suite) -> None:
+    (starts.path / "conftest.py").write_text(API + LATE)
+    write(starts, "def test_it():\n    pass\n")
+    result = starts.run("--hf-session-budget=1")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["MET RunOverError", "*the Inference Endpoint acme/llm: the run is *"]
+    )
+    assert not starts.requests("resume")
+
+
+def test_without_a_cap_a_start_after_the_report_is_paused_and_told(
+    real: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_user")
+    real.emulator.add_endpoint("acme/llm", state="paused")
+    (real.path / "conftest.py").write_text(API + LATE)
+    write(real, "def test_it():\n    pass\n")
+    result = real.run()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["hfbudget: 1 call came after the report, which does not count*"])
+    (resumed,) = real.requests("resume")
+    real.emulator.wait_for(op="pause", phase="answered", status=200, after=resumed["seq"])
+    assert state(real) == "paused"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from pytest_hfbudget.errors import (
     BudgetExceededError,
     HFBudgetError,
+    RunOverError,
     UnaffordableEndpointError,
     UnseenCallError,
 )
@@ -182,6 +183,10 @@ class HttpLayer:
                 self._name_start(hardware, UNHELD)
             return ""
         name, new = start.named(form)
+        if meter.budgets.over and (meter.budgets.capped() or meter.emulator):
+            error = RunOverError(f"{start.what}: {meter.budgets.over}", model=name)
+            meter.budgets.record_refusal(error, None)
+            raise error
         try:
             ours = meter.endpoints.take_over(name, new if start.creates else None)
         except BudgetExceededError:
@@ -194,6 +199,8 @@ class HttpLayer:
             return ""
         if ours is None and name not in meter.book.leased.values():
             self._name_start(start, UNHELD)
+        elif ours and meter.budgets.over:
+            self._name_start(start, "the report does not have its cost")
         return name if ours else ""
 
     def answered(self, start: Start, name: str, status: int) -> None:
