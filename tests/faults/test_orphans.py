@@ -82,7 +82,7 @@ def test_an_orphaned_worker_does_not_spin(box: Box) -> None:
     (trace,) = [one for one in box.requests("unknown") if "/pid-" in one["path"]]
     worker = int(trace["path"].rpartition("-")[2])
     before = cpu_seconds(worker)
-    run.send(signal.SIGKILL)
+    end = run.send(signal.SIGKILL)
     run.wait()
     # A worker whose controller is gone is ended by execnet, seconds later.
     gone = os.pidfd_open(worker)
@@ -92,7 +92,8 @@ def test_an_orphaned_worker_does_not_spin(box: Box) -> None:
             used = cpu_seconds(worker) or used
     finally:
         os.close(gone)
-    assert used - before < 1.0
+    # Its last work takes a second on a busy machine, where a process that spins gets two fifths.
+    assert used - before < max(1.0, (box.now().mono - end.mono) / 4)
 
 
 def cpu_seconds(pid: int) -> float:
