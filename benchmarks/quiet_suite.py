@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from pytest_hfbudget.files import cache_file, keep
+from pytest_hfbudget.files import cache_file, write_cache
 from pytest_hfbudget.pricing.catalogue import Catalogue
 from pytest_hfbudget.settings import ROUTER
 
@@ -133,7 +133,7 @@ def _keep_catalogue(directory: Path) -> None:
     directory.mkdir(mode=0o700)
     os.environ["HFBUDGET_CACHE_DIR"] = str(directory)
     copy = Catalogue.parse({"data": []}, read_at=time.time(), origin=ROUTER)
-    keep(cache_file("catalogue", ROUTER), copy.as_read())
+    write_cache(cache_file("catalogue", ROUTER), copy.as_read())
 
 
 def import_alone() -> float:
