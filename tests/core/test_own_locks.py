@@ -58,12 +58,12 @@ def test_only_the_main_thread_can_be_interrupted_by_a_handler() -> None:
 
 
 def test_a_lock_that_is_gone_is_forgotten() -> None:
-    before = len(OWN_LOCKS)
     lock = own_lock()
-    assert len(OWN_LOCKS) == before + 1
+    (reference,) = [known for known in OWN_LOCKS if known() is lock]
     del lock
     gc.collect()
-    assert len(OWN_LOCKS) == before
+    assert reference() is None
+    assert not [known for known in OWN_LOCKS if known is reference]
 
 
 def test_a_ledger_that_is_interrupted_says_so() -> None:
