@@ -12,6 +12,8 @@ import sys
 import pytest
 from fault_box import NAME, Box, kill
 
+# Of the test alone: on a busy machine the endpoint before it takes longer than a second.
+A_SECOND = ("--timeout=1", "-o", "timeout_func_only=true")
 ONE = """
     @pytest.mark.hf_endpoint("acme/llm")
     def test_it():
@@ -64,7 +66,7 @@ def test_a_test_that_a_timeout_ends_hard_is_paused(box: Box) -> None:
     """Row 14: pytest-timeout's thread method leaves by os._exit."""
     pytest.importorskip("pytest_timeout")
     box.suite(ONE.format(body='stay("test")'))
-    run = box.start("--timeout=1", "--timeout-method=thread")
+    run = box.start(*A_SECOND, "--timeout-method=thread")
     run.reached()
     assert run.wait() == 1
     box.judge(box.now())
@@ -74,9 +76,7 @@ def test_a_test_that_a_timeout_ends_softly_is_paused(box: Box) -> None:
     """Row 14: its signal method only fails the test."""
     pytest.importorskip("pytest_timeout")
     box.suite(ONE.format(body='stay("test")'))
-    # Not of the resume as well, which takes longer where much else runs.
-    of_the_test = ("-o", "timeout_func_only=true")
-    run = box.start("--timeout=1", "--timeout-method=signal", *of_the_test)
+    run = box.start(*A_SECOND, "--timeout-method=signal")
     assert run.wait() == 1
     box.judge(None)
 
