@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
@@ -20,8 +21,33 @@ OURS = ("HFBUDGET_", "HUGGINGFACE_", "HF_", "PYTEST_ADDOPTS", "GITHUB_")
 CI = ("CI", "BUILD_NUMBER")  # what makes pytest print its summary uncut
 
 
+LEFT_OUT = "left out for want of time"
+
+
+class TimeLimit:
+    """Starts no test after a number of seconds, and says how many it has left out.
+
+    The gate has thirty minutes, on a busy machine too.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.ends = time.monotonic() + seconds
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        if time.monotonic() > self.ends:
+            pytest.skip(LEFT_OUT)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        skipped = terminalreporter.getreports("skipped")
+        left_out = sum(LEFT_OUT in str(report.longrepr) for report in skipped)
+        if left_out:
+            terminalreporter.write_line(f"LEFT OUT: {left_out} tests, for want of time")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also the tests that CI alone runs")
+    parser.addoption("--start-within", type=float, help="seconds after which no test starts")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
             "ignore:Exception ignored in.*socket:pytest.PytestUnraisableExceptionWarning",
         ):
             config.addinivalue_line("filterwarnings", left_open)
+    seconds = config.getoption("--start-within")
+    if seconds is not None:
+        config.pluginmanager.register(TimeLimit(seconds))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
