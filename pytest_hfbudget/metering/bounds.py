@@ -13,6 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
+from pytest_hfbudget.metering.prompt_size import (
+    IMAGE_TOKENS,
+    ImageBound,
+    by_bytes,
+    image_rules,
+    may_change,
+)
 from pytest_hfbudget.metering.prompts import (
     ALIKE,
     BESIDE,
@@ -31,23 +38,14 @@ from pytest_hfbudget.metering.prompts import (
     UNDERSTATED,
     Counts,
     Fact,
-    ImageBound,
     Measured,
     Tokenizer,
     bound_of,
-    by_bytes,
-    may_change,
     measured,
     outline,
     with_margin,
 )
-from pytest_hfbudget.metering.request import (
-    IMAGE_TOKENS,
-    InputBound,
-    Parameters,
-    image_rules,
-    payload_of,
-)
+from pytest_hfbudget.metering.request import InputBound, Parameters, payload_of
 from pytest_hfbudget.pricing import SIZED, STATED, UNLEARNED, CallRequest, Prompt, Usage
 from pytest_hfbudget.pricing.book import PriceBook
 
@@ -136,7 +134,8 @@ class TokenCounts:
     ) -> InputBound:
         """The most input tokens of a payload by its bytes, whatever servers have counted."""
         images = self.images(model, provider)
-        return InputBound(*by_bytes(parameters, book, model, provider, images))
+        body = parameters.json, parameters.data
+        return InputBound(*by_bytes(*body, book, model, provider, images))
 
     def images(self, model: str, provider: str | None) -> ImageBound:
         """The most tokens that a model makes of an image, if none of its size was counted."""

@@ -18,7 +18,7 @@ from pytest_hfbudget.metering.limits import (
     tightest,
 )
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.prompts import bytes_bound
+from pytest_hfbudget.metering.prompt_size import bytes_bound
 from pytest_hfbudget.metering.request import OutgoingCall, fits, json_object, payload_of
 from pytest_hfbudget.metering.settlement import (
     REJECTED,

@@ -30,7 +30,7 @@ from pytest_hfbudget.metering.limits import (
     without_limit,
 )
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.prompts import media_in
+from pytest_hfbudget.metering.prompt_size import media_in
 from pytest_hfbudget.metering.request import (
     InputBound,
     OutgoingCall,

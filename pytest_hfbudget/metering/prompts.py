@@ -7,27 +7,23 @@
 
 from __future__ import annotations
 
-import re
-from binascii import a2b_base64
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pytest_hfbudget.metering.request import (
-    IMAGE_TOKENS,
+from pytest_hfbudget.metering.prompt_size import (
+    ANY_IMAGE,
     MEDIA_KEYS,
     MESSAGE_TOKENS,
-    ImageRule,
-    Parameters,
+    ImageBound,
     allowance,
-    input_bound,
+    image_size,
+    media_in,
     text_bytes,
 )
-from pytest_hfbudget.pricing import BYTES, SIZED, STATED, Prompt
-from pytest_hfbudget.pricing.book import PriceBook
+from pytest_hfbudget.pricing import Prompt
 
 PLAIN = frozenset({"role", "content"})  # the keys of a message that has nothing but content
-LONGEST_SCHEME = 32  # a URL has "://" within so many characters
 
 # Parameters of a request that change no token of its prompt. All others are hashed.
 NEUTRAL = frozenset(
@@ -57,13 +53,6 @@ BESIDE = "k"  # the most tokens that were counted beyond those of the tokenizer
 LONGEST = "l"  # the most bytes of text that were compared with the tokenizer
 SHAPES = TEMPLATE, BESIDE, LONGEST
 
-# Marks of an image that may be shown turned, or has several frames: its size does not tell how many
-# tokens it makes. The first bytes of Exif in JPEG and in PNG, of XMP, and of an animated PNG.
-TURNED = (b"Exif", b"eXIf", b"Raw profile", b"adobe", b"acTL")
-FRAMES = TURNED[-1]
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-HEAD = 2**17  # characters of an image's data that are read, which reach to its frame
-NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers C0 to CF, those that are not a frame
 
 RULE = 1  # the version of the hashes and of what is counted; raise it if either changes
 
@@ -151,96 +140,6 @@ class Measured(NamedTuple):
 
 
 Tokenizer = Callable[[str], int]  # counts the tokens of a text
-
-
-class ImageBound(NamedTuple):
-    """The most tokens of an image: by the highest rule, or ``tokens`` where its size is unknown."""
-
-    tokens: int = IMAGE_TOKENS
-    rules: tuple[ImageRule, ...] = ()
-
-    def most(self, part: dict[str, Any]) -> int:
-        """The most tokens of the image in a part of a message."""
-        size = _image_size_of(part) if self.rules else None
-        return max(rule.most(*size) for rule in self.rules) if size else self.tokens
-
-
-ANY_IMAGE = ImageBound()
-
-
-def by_bytes(
-    parameters: Parameters, book: PriceBook, model: str, provider: str | None, images: ImageBound
-) -> tuple[int, str]:
-    """The most input tokens of a payload by its bytes, and the basis of that bound.
-
-    The context length of the catalogue limits what images and sounds count. Text counts in full.
-    """
-    bound = input_bound(parameters.json, parameters.data)
-    if bound < IMAGE_TOKENS:  # it shows none
-        return bound, BYTES
-    _, most, lowered = media_in(parameters.json, images)
-    basis = BYTES if not lowered else SIZED if images.rules else STATED
-    longest = book.catalogue.contexts(model, provider).longest
-    if longest is None or bound - lowered < longest:
-        return bound - lowered, basis
-    return max(bound - most, min(longest - 1, bound - lowered)), basis
-
-
-def bytes_bound(payload: object, data: object = None, images: ImageBound = ANY_IMAGE) -> int:
-    """The most input tokens of a payload by its bytes, whatever the context length."""
-    bound = input_bound(payload, data)
-    return bound if bound < IMAGE_TOKENS else bound - media_in(payload, images).lowered
-
-
-class Media(NamedTuple):
-    """The images and other media in a payload, or in a part of one.
-
-    Attributes:
-        images: how many images.
-        tokens: the most tokens of all media, if nothing is known of an image.
-        lowered: how many tokens less these are, by what is known of the images.
-    """
-
-    images: int
-    tokens: int
-    lowered: int
-
-
-def media_in(value: object, images: ImageBound = ANY_IMAGE) -> Media:
-    """The images and other media in a JSON value."""
-    parts = [(part, allowance(part)) for part in _media_parts(value)]
-    most = [images.most(part) for part, tokens in parts if tokens == IMAGE_TOKENS]
-    lowered = len(most) * IMAGE_TOKENS - sum(most)
-    return Media(len(most), sum(tokens for _, tokens in parts), lowered)
-
-
-def _media_parts(value: object) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        if allowance(value):
-            yield value
-            return
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _media_parts(each)
-
-
-def may_change(said: object) -> bool:
-    """Whether a part shows something by its URL, where something else may lie next time."""
-    return any(
-        "://" in text[:LONGEST_SCHEME]
-        for part in _media_parts(said)
-        for text in _strings(part)
-        if not text.startswith("data:")
-    )
-
-
-def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _strings(each)
 
 
 def bound_of(measured: Measured, strict: tuple[int, str], counts: Counts | None) -> tuple[int, str]:
@@ -344,55 +243,3 @@ def _with_sizes(shown: Any) -> Any:
     if isinstance(shown, dict):
         return {name: _with_sizes(value) for name, value in shown.items()}
     return [_with_sizes(each) for each in shown] if isinstance(shown, (list, tuple)) else shown
-
-
-def image_size(url: str) -> tuple[int, int] | None:
-    """Width and height of the PNG or JPEG in a ``data:`` URL; None if its tokens don't follow."""
-    kind, _, coded = url.partition(";base64,")
-    if not kind.startswith("data:image/") or not coded:
-        return None
-    try:
-        data = a2b_base64(coded)
-    except ValueError:
-        return None
-    return None if any(mark in data for mark in TURNED) else _size_in(data)
-
-
-def _image_size_of(part: dict[str, Any]) -> tuple[int, int] | None:
-    """Width and height of the only image in a part, if its data has them; else None.
-
-    An image that is shown turned has the same bound. One of several frames has none by its size.
-    """
-    shown = [s for s in _strings(part) if "://" in s[:LONGEST_SCHEME] or s.startswith("data:")]
-    kind, _, coded = shown[0].partition(";base64,") if len(shown) == 1 else ("", "", "")
-    head = "".join(coded[:HEAD].split())
-    if not kind.startswith("data:image/") or not re.fullmatch("[A-Za-z0-9+/]+={0,2}", head):
-        return None
-    data = a2b_base64(head[: len(head) // 4 * 4])
-    return None if FRAMES in data[: data.find(b"IDAT")] else _size_in(data)
-
-
-def _size_in(data: bytes) -> tuple[int, int] | None:
-    if data.startswith(PNG):
-        return _two(data, 16, 4) if data[12:16] == b"IHDR" else None
-    return _jpeg_size(data) if data.startswith(JPEG) else None
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in the first frame of a JPEG (ITU T.81, B.2.2), after other segments."""
-    at = len(JPEG)
-    while data[at : at + 1] == b"\xff":
-        marker, length = data[at + 1 : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
-        if b"\xc0" <= marker <= b"\xcf" and marker[0] not in NO_FRAME:
-            size = _two(data, at + 5, 2)
-            return size and size[::-1]
-        at += 2 + length
-    return None
-
-
-def _two(data: bytes, at: int, width: int) -> tuple[int, int] | None:
-    """The two numbers at ``at``, of ``width`` bytes each; None if one is 0, or data is missing."""
-    first, second = (
-        int.from_bytes(data[start : start + width], "big") for start in (at, at + width)
-    )
-    return (first, second) if first and second and len(data) > at + 2 * width else None

@@ -1,4 +1,4 @@
-"""What a call asks for: a request of huggingface_hub, and the most that it can use."""
+"""What a call asks for: a request of huggingface_hub, read into a `CallRequest`."""
 
 from __future__ import annotations
 
@@ -17,83 +17,12 @@ from pytest_hfbudget.metering.limits import (
     output_limit,
     refuse_service_input,
 )
-from pytest_hfbudget.metering.replay import SendWatch, is_mock
+from pytest_hfbudget.metering.prompt_size import input_bound
+from pytest_hfbudget.metering.replay import SendWatch
 from pytest_hfbudget.pricing import BYTES, CallRequest, Prompt, split_model
 from pytest_hfbudget.pricing.table import is_below
 from pytest_hfbudget.text import parse_json, printable, public_url
 
-# A chat template adds tokens that no message shows: markers around each message, a default
-# system prompt, a preamble that explains the tools. These are generous, they only bound a hold.
-TEMPLATE_TOKENS = 256
-MESSAGE_TOKENS = 16
-TOOLS_TOKENS = 512
-
-# The most tokens of an image or other media, whose URL may have a few bytes. Vision models in wide
-# use make at most 16,384 tokens of an image. Sounds, films and documents have no such limit, so
-# they are taken to fill a long context. A known context length cuts both down.
-IMAGE_TOKENS = 16_384
-MEDIA_TOKENS = 131_072
-IMAGES = frozenset({"image", "image_url", "input_image"})
-MEDIA = frozenset(
-    {"audio", "audio_url", "file", "input_audio", "input_file", "input_video", "video", "video_url"}
-)
-
-
-class ImageRule(NamedTuple):
-    """The most tokens of an image: ``itself``, and ``square`` for each square that it covers.
-
-    Squares are ``side`` pixels wide. At most ``squares`` count: larger images are scaled down.
-    """
-
-    itself: int
-    square: int = 0
-    side: int = 1
-    squares: int = 0
-
-    def most(self, width: int, height: int) -> int:
-        """The most tokens of an image of this size."""
-        squares = -(-width // self.side) * -(-height // self.side)
-        return self.itself + self.square * min(squares, self.squares)
-
-
-# How servers count images, by the beginning of a model's id. Brackets name the processors of
-# transformers and vLLM that show it; each number has room for markers around the image.
-# A token for a square of 28 or 32 pixels (qwen2_vl, glm4v, kimi_vl, mistral3), or 16 (pixtral), and
-# for each row. Qwen's own examples scale small images up to 256 tokens, 454 if they are long. Text
-# Generation Inference counts squares of 14 pixels instead (its issue 3177).
-PATCHES = ImageRule(512, 1, 14, 16_896)
-IMAGE_RULES = {
-    PATCHES: (
-        *("qwen/qwen2-vl", "qwen/qwen2.5-vl", "qwen/qwen3-vl", "qwen/qwen3.5", "qwen/qwen3.6"),
-        *("zai-org/glm-4.1v", "zai-org/glm-4.5v", "zai-org/glm-4.6v"),
-        *("moonshotai/kimi-vl", "moonshotai/kimi-k2.", "moonshotai/kimi-k3"),
-        *("mistralai/pixtral", "mistralai/mistral-small-3.1", "mistralai/mistral-small-3.2"),
-    ),
-    # 16 tiles and the whole, each of 144 and a separator (llama4).
-    ImageRule(320, 145, 336, 16): ("meta-llama/llama-4-",),
-    # 4 tiles of 1,601 (mllama).
-    ImageRule(6_420): ("meta-llama/llama-3.2-11b-vision", "meta-llama/llama-3.2-90b-vision"),
-    # 256, and as much for each of four crops (gemma3); 1,120 at its finest (gemma4).
-    ImageRule(1_400): ("google/gemma-3-", "google/gemma-3n-", "google/gemma-4-"),
-    # 12 tiles and the whole, each of 256 and a line break (cohere2_vision).
-    ImageRule(320, 257, 512, 12): ("coherelabs/command-a-vision",),
-    # As many, of 169 and a name, also of a small image (aya_vision, got_ocr2).
-    ImageRule(2_500): ("coherelabs/aya-vision",),
-}
-# Together counts tiles, whatever the model does (its documentation of vision, "Pricing").
-PROVIDER_RULES = {"together": ImageRule(64, 1_601, 560, 4)}
-
-# Keys of a part that shows something; some servers need no type.
-MEDIA_KEYS = IMAGES | MEDIA | {"type"}
-
-# As text in a prompt, a number is a token for each digit at most; most are a handful.
-NUMBER_BYTES = 8
-NUMBERS = (bool, int, float)
-
-# Tokens around each item of a list and each key, if a template shows JSON: brackets, a comma,
-# quotes, white space. A message, which is an item, has two keys.
-STRUCTURE_TOKENS = 4
-MESSAGE_KEYS = 2
 CONTAINERS = (dict, list, tuple)
 
 
@@ -245,70 +174,6 @@ def _model_and_provider(
     model, pinned = split_model(name)
     chosen = provider if provider != "auto" else None
     return model, pinned or chosen or _provider_in_path(url, routed)
-
-
-def input_bound(payload: object, data: object = None) -> int:
-    """The most input tokens of a payload: a tokenizer makes no token of less than a byte."""
-    asked = payload if isinstance(payload, (dict, Mapping)) else {}
-    messages = asked.get("messages")
-    count = len(messages) if isinstance(messages, list) else 1
-    tools = TOOLS_TOKENS if asked.get("tools") else 0
-    raw = len(data) if isinstance(data, (bytes, bytearray)) else 0
-    return _mapping_bytes(asked) + raw + TEMPLATE_TOKENS + MESSAGE_TOKENS * count + tools
-
-
-def text_bytes(value: object) -> int:
-    """UTF-8 bytes of all text in a JSON value; an image or other media counts its allowance."""
-    if isinstance(value, str):
-        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, (list, tuple)):
-        sizes = [_mapping_bytes(v) if type(v) is dict else text_bytes(v) for v in value]
-        keys = sum([max(len(v) - MESSAGE_KEYS, 0) for v in value if type(v) is dict])
-        return sum(sizes) + STRUCTURE_TOKENS * (len(value) + keys)
-    if isinstance(value, dict):
-        return _mapping_bytes(value) + STRUCTURE_TOKENS * len(value)
-    if value is None or isinstance(value, NUMBERS):
-        return _digits(value)
-    if isinstance(value, Mapping):  # last, since it is slow to ask for
-        return _mapping_bytes(value)
-    # Typed inputs of huggingface_hub are dataclasses that become JSON later.
-    own = None if is_mock(value) else getattr(value, "__dict__", None)
-    return text_bytes(own) if own else len(str(value).encode())
-
-
-def allowance(values: Mapping[str, Any]) -> int:
-    """The most tokens of the image or other media in a part of a message; 0 if it has none."""
-    shown = values.get("type")
-    kinds = {shown} if isinstance(shown, str) else values.keys()  # some servers need no type
-    if not MEDIA.isdisjoint(kinds):
-        return MEDIA_TOKENS
-    return 0 if IMAGES.isdisjoint(kinds) else IMAGE_TOKENS
-
-
-@lru_cache(maxsize=256)
-def image_rules(model: str, provider: str | None) -> tuple[ImageRule, ...]:
-    """The rules by which an image for a model may be counted; empty if none is known."""
-    known = [rule for rule, ids in IMAGE_RULES.items() if model.lower().startswith(ids)]
-    others = [rule for name, rule in PROVIDER_RULES.items() if provider in (None, name)]
-    return (*known, *others) if known else ()
-
-
-def _mapping_bytes(values: Mapping[str, Any]) -> int:
-    if not MEDIA_KEYS.isdisjoint(values) and (most := allowance(values)):
-        return most + text_bytes(values.get("text", ""))
-    total = 0
-    for key, item in values.items():
-        total += len(key) if isinstance(key, str) and key.isascii() else len(f"{key}".encode())
-        # Most of what is sent is plain text and numbers, which are counted without another call.
-        if isinstance(item, str) and item.isascii():
-            total += len(item)
-        else:
-            total += _digits(item) if isinstance(item, NUMBERS) else text_bytes(item)
-    return total
-
-
-def _digits(number: object) -> int:
-    return max(len(repr(number)), NUMBER_BYTES)
 
 
 def fits(body: bytes, held: CallRequest, size: Callable[[object], int]) -> bool:

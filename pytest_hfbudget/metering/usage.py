@@ -9,7 +9,8 @@ from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.metering.request import OutgoingCall, text_bytes
+from pytest_hfbudget.metering.prompt_size import text_bytes
+from pytest_hfbudget.metering.request import OutgoingCall
 from pytest_hfbudget.metering.settlement import TOLD, Outcome
 from pytest_hfbudget.money import nano, parse_rate
 from pytest_hfbudget.pricing import DRAW, GENERATE, MICROSECONDS, CallRequest, Quote, Usage
@@ -24,7 +25,6 @@ LONGEST = 86_400 * MICROSECONDS
 # not use up a budget.
 MOST_TOKENS = 10**9
 LONGEST_COUNT = 9  # digits
-
 # A million dollars in nano-USD: no answer costs more.
 MOST_TOLD = 10**15
 

@@ -18,8 +18,8 @@ from test_what_is_sent_again import by_httpx, http_library
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.emulator.chat import prompt_tokens
 from pytest_hfbudget.metering.bounds import TokenCounts
-from pytest_hfbudget.metering.prompts import Fact, ImageBound, image_size, notes
-from pytest_hfbudget.metering.request import image_rules
+from pytest_hfbudget.metering.prompt_size import ImageBound, image_rules, image_size
+from pytest_hfbudget.metering.prompts import Fact, notes
 
 MOST = 16_384
 # A model whose images are bounded by their size, and what is held at most for a small one.

@@ -9,7 +9,8 @@ from metering_bench import Bench, say
 
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.emulator.chat import prompt_tokens as counted_by_the_emulator
-from pytest_hfbudget.metering.request import AskedModel, describe, input_bound
+from pytest_hfbudget.metering.prompt_size import input_bound
+from pytest_hfbudget.metering.request import AskedModel, describe
 from pytest_hfbudget.pricing.catalogue import Catalogue
 
 PRICE = {"emulator__chat": {"input": 1, "output": 2}}

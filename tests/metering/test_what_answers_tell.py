@@ -14,13 +14,8 @@ from metering_bench import MODEL, Bench, say
 
 from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.ledger import Charge
-from pytest_hfbudget.metering.request import (
-    IMAGE_TOKENS,
-    MEDIA_TOKENS,
-    TEMPLATE_TOKENS,
-    AskedModel,
-    describe,
-)
+from pytest_hfbudget.metering.prompt_size import IMAGE_TOKENS, MEDIA_TOKENS, TEMPLATE_TOKENS
+from pytest_hfbudget.metering.request import AskedModel, describe
 from pytest_hfbudget.pricing import CALL_SECONDS
 from pytest_hfbudget.pricing.catalogue import Catalogue
 from pytest_hfbudget.reporting import Report
