@@ -1,10 +1,8 @@
-"""The limit on output, the caller's own or a cap's; and refusals of calls that no cap can hold."""
+"""The limit on output that a cap sets; and refusals of calls that no cap can hold."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from decimal import Decimal
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.errors import BudgetExceededError, Figures, UnpricedCallError
@@ -15,7 +13,6 @@ from pytest_hfbudget.pricing import BYTES, MICROSECONDS, SIZED, CallRequest, Quo
 from pytest_hfbudget.pricing.book import toml_hint
 from pytest_hfbudget.pricing.catalogue import Catalogue
 from pytest_hfbudget.settings import DEDICATED_HOST
-from pytest_hfbudget.text import printable
 
 # Tokens of prompt and answer that any model in use can take, where its context is not known.
 UNKNOWN_CONTEXT = 8192
@@ -34,31 +31,8 @@ FIRST_IMAGE = (
     "size counts what the server has counted"
 )
 
-LIMITS = frozenset({"max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens"})
-ANSWERS = frozenset({"n", "best_of", "num_return_sequences"})
-
-# Each provider has its own word for the number of images.
-PICTURES = frozenset(
-    {
-        *("n", "num_images", "num_outputs", "num_images_per_prompt"),
-        *("num_samples", "max_images", "samples"),
-    }
-)
-BATCHES = frozenset({"batch_size"})
-# The tools that the caller runs; all others run at the service.
-OWN_TOOLS = frozenset({"function", "custom"})
-# How a request of the responses API names a prompt, or a part of one, that the service has kept.
-REMEMBERED, REFERENCE = ("previous_response_id", "conversation"), "item_reference"
-# Parameters that have the service search, and add what it finds to the prompt.
-SEARCHES = frozenset({"connectors", "plugins", "search_parameters", "web_search_options"})
-ONE_NUMBER = "Pass one whole number instead."
-
 # How servers say that a limit is too high for them, as opposed to unknown.
 TOO_HIGH = ("context", "too large", "too long", "exceed", "must be <=", "less than or equal")
-
-
-class UnreadableLimitError(ValueError):
-    """A request whose output or prompt can't be bounded; its arguments: why, and what to do."""
 
 
 class OutputLimit(NamedTuple):
@@ -304,96 +278,3 @@ def check_share(ledger: LedgerLike, test: RunningTest | None, hold: Hold, name: 
                 model=name,
                 figures=Figures(cap=scope.cap, spent=total.spent, held=total.held),
             )
-
-
-def output_limit(payload: Mapping[str, Any]) -> int | None:
-    """The caller's own limit on the output tokens of one answer: the highest, if it sets several.
-
-    Servers differ in which of several they follow.
-
-    Raises:
-        UnreadableLimitError: one is not a number; or one means no limit, and another is a limit.
-    """
-    given = _numbers(payload, LIMITS)
-    # Servers read 0 and -1 as no limit at all.
-    if not given or (most := max(given)) <= 0:
-        return None
-    if min(given) <= 0:
-        raise UnreadableLimitError(
-            f"limits of {min(given)} and {most} contradict each other", ONE_NUMBER
-        )
-    return most
-
-
-def answers(payload: Mapping[str, Any], task: str) -> int:
-    """How many answers are asked for, by whichever name a provider has for that."""
-    if task == "text-generation":
-        return max([1, *_numbers(payload, ANSWERS)]) * _prompts(payload)
-    if not task.endswith("to-image"):
-        return max(_numbers(payload, ANSWERS) or [1])
-    each = max([1, *_numbers(payload, PICTURES)]) * max([1, *_numbers(payload, BATCHES)])
-    return each * _prompts(payload)
-
-
-def _prompts(payload: Mapping[str, Any]) -> int:
-    """How many prompts a request has. Each is answered. A list of token ids is one prompt."""
-    given = (payload.get(name) for name in ("prompt", "inputs"))
-    lists = [len(g) for g in given if isinstance(g, list) and g and type(g[0]) is not int]
-    return max(lists, default=1)
-
-
-def refuse_service_input(payload: Mapping[str, Any]) -> None:
-    """Refuse a request that lets the service add to the prompt, which then can't be bounded.
-
-    Raises:
-        UnreadableLimitError: a tool runs at the service; the service searches; or it has kept a
-            part of the prompt.
-    """
-    for name in SEARCHES.intersection(payload):
-        if payload[name] not in (None, False, []):  # an empty object asks for it, too
-            raise UnreadableLimitError(
-                f"{name} has the service search, and the model reads what it finds",
-                "Leave it out, and put into the messages what the model is to read.",
-            )
-    tools, said = payload.get("tools"), payload.get("input")
-    for tool in tools if isinstance(tools, list) else ():
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if isinstance(kind, str) and kind not in OWN_TOOLS:
-            raise UnreadableLimitError(
-                f"the tool {printable(kind)} runs at the service, and the model reads what it "
-                "returns",
-                "Offer tools of the type function, and call them yourself.",
-            )
-    kept = [name for name in REMEMBERED if payload.get(name)]
-    kept += ["prompt"] if isinstance(payload.get("prompt"), dict) else []
-    for item in said if isinstance(said, list) else ():
-        if isinstance(item, dict) and item.get("type") == REFERENCE:
-            kept.append(REFERENCE)
-    if kept:
-        raise UnreadableLimitError(
-            f"{kept[0]} lets the service add what it remembers to the prompt",
-            "Send the whole prompt instead.",
-        )
-
-
-def _numbers(payload: Mapping[str, Any], names: frozenset[str]) -> list[int]:
-    """The numbers by these names, rounded up, wherever servers look for them.
-
-    Raises:
-        UnreadableLimitError: one of them is not a number.
-    """
-    found: list[int] = []
-    for part in (payload, payload.get("parameters"), payload.get("input")):
-        if part and isinstance(part, (dict, Mapping)) and not names.isdisjoint(part):
-            for name, value in part.items():
-                if name in names and value is not None:
-                    found.append(value if type(value) is int else _rounded_up(name, value))
-    return found
-
-
-def _rounded_up(name: str, value: Any) -> int:
-    try:
-        number: int = math.ceil(Decimal(value) if isinstance(value, str) else value)
-    except (ArithmeticError, TypeError, ValueError):
-        raise UnreadableLimitError(f"{name}={value!r} is not a number", ONE_NUMBER) from None
-    return number
