@@ -69,7 +69,8 @@ class RunsBudget(NamedTuple):
 class Charge(NamedTuple):
     """One settled call.
 
-    `draft_of` and `charge_of` in ``metering/usage.py`` make one by position.
+    `draft_of` in ``metering/request.py`` and `charge_of` in ``metering/settlement.py`` make one by
+    position.
 
     Attributes:
         test: the id of the test that made the call; None outside of tests.

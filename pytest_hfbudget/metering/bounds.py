@@ -16,6 +16,7 @@ from typing import Any
 from pytest_hfbudget.metering.prompt_size import (
     IMAGE_TOKENS,
     ImageBound,
+    InputBound,
     by_bytes,
     image_rules,
     may_change,
@@ -45,7 +46,7 @@ from pytest_hfbudget.metering.prompts import (
     outline,
     with_margin,
 )
-from pytest_hfbudget.metering.request import InputBound, Parameters, payload_of
+from pytest_hfbudget.metering.request import Parameters, payload_of
 from pytest_hfbudget.pricing import SIZED, STATED, UNLEARNED, CallRequest, Prompt, Usage
 from pytest_hfbudget.pricing.book import PriceBook
 

@@ -30,16 +30,16 @@ from pytest_hfbudget.metering.limits import (
     without_limit,
 )
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.prompt_size import media_in
+from pytest_hfbudget.metering.prompt_size import InputBound, media_in
 from pytest_hfbudget.metering.request import (
-    InputBound,
     OutgoingCall,
     Parameters,
     changed,
     describe,
+    draft_of,
     with_own_payload,
 )
-from pytest_hfbudget.metering.usage import UNREADABLE_ANSWER, draft_of
+from pytest_hfbudget.metering.usage import UNREADABLE_ANSWER
 from pytest_hfbudget.metering.waiting import HoldWait
 from pytest_hfbudget.pricing import CallRequest, Quote, UnboundedCallError
 from pytest_hfbudget.pricing.book import PriceBook, toml_hint

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.metering.replay import is_mock
-from pytest_hfbudget.pricing import BYTES, SIZED, STATED
+from pytest_hfbudget.pricing import BYTES, SIZED, STATED, Prompt
 from pytest_hfbudget.pricing.book import PriceBook
 
 # A chat template adds tokens that no message shows: markers around each message, a default
@@ -95,6 +95,15 @@ FRAMES = TURNED[-1]
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 HEAD = 2**17  # characters of an image's data that are read, which reach to its frame
 NO_FRAME = (0xC4, 0xC8, 0xCC)  # of JPEG's markers C0 to CF, those that are not a frame
+
+
+class InputBound(NamedTuple):
+    """The most input tokens of a request, and their basis; the fields are as in `CallRequest`."""
+
+    most: int
+    basis: str = BYTES
+    inputs: tuple[tuple[str, int, str], ...] = ()
+    prompt: Prompt | None = None
 
 
 def input_bound(payload: object, data: object = None) -> int:

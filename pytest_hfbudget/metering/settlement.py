@@ -1,12 +1,14 @@
-"""How a call ended, what came back, and whose price applies. `call` settles by this."""
+"""How a call ended, what came back, whose price applies, and the charge. `call` settles by this."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pytest_hfbudget.errors import ServiceRefusalError
-from pytest_hfbudget.pricing import CallRequest, Quote, Usage
+from pytest_hfbudget.ledger import Charge
+from pytest_hfbudget.pricing import DRAW, MICROSECONDS, CallRequest, Quote, Usage
 from pytest_hfbudget.pricing.book import PriceBook
 from pytest_hfbudget.settings import DEDICATED_HOST
 from pytest_hfbudget.text import parse_json, printable
@@ -50,6 +52,8 @@ PAID_METHOD = "POST"
 UNANSWERED = object()
 CLIENT_ERROR, PAYMENT_REQUIRED, FORBIDDEN = 400, 402, 403
 LONGEST_SAID = 300  # characters
+
+NOTHING_USED = Usage()
 
 
 class StatusError(Exception):
@@ -218,3 +222,94 @@ def price_of(
         return quote, quote is None or quote.certain
     stated = book.stated(request._replace(provider=provider))
     return stated or quote, bool(stated) or not book.stated(request)
+
+
+# --- the charge
+
+
+def usage_without_count(request: CallRequest, written: int, output_bound: int | None) -> Usage:
+    """The usage that is charged for a call whose answer has none.
+
+    The output limit of an answer, ``output_bound``, counts in full, because a model may have
+    reasoned without showing it. Without a limit, only the bytes that came back are known.
+    """
+    most = written if output_bound is None else output_bound * request.n
+    return Usage(
+        input_tokens=request.input_bound,
+        output_tokens=most if request.generates else 0,
+        estimated=True,
+    )
+
+
+def charge_of(
+    draft: Charge,
+    request: CallRequest,
+    price: tuple[Quote | None, bool],
+    outcome: Outcome,
+    usage: Usage | None,
+    status: str,
+    seconds: float,
+) -> Charge:
+    """The charge of a call that was answered, or that failed with a status.
+
+    Args:
+        price: as `price_of` returns it.
+    """
+    quote, certain = price
+    cost: int | None = None
+    source, estimated = "unpriced", usage is not None and usage.estimated
+    if quote is not None:
+        if usage is not None and (estimated or request.task.endswith(DRAW) or quote.by_second):
+            usage = _completed(usage, request, quote, outcome, seconds)
+            estimated = usage.estimated
+        cost, source = quote.cost(usage or NOTHING_USED)
+    told = usage.told if usage is not None and not usage.estimated else None
+    if told is not None and (quote is None or not quote.free):
+        cost, source, certain = told, TOLD, True
+    read, written, cached, *_ = usage or NOTHING_USED
+    known = outcome.provider, read, written, cost, source, status, estimated or not certain
+    # By position, from `provider` to `seconds`: `_replace` takes four times as long.
+    return Charge._make((*draft[:3], *known, round(seconds, 6), *draft[11:21], cached))
+
+
+def replayed(charge: Charge) -> Charge:
+    """The charge of a call that a stand-in has answered: $0."""
+    return charge._replace(nano_usd=0, price_source="replayed", replayed=True, endpoint=None)
+
+
+def _completed(
+    usage: Usage, request: CallRequest, quote: Quote, outcome: Outcome, seconds: float
+) -> Usage:
+    """A usage of tokens, completed by the images and the time that may be billed."""
+    images = (outcome.images or request.n) if request.draws else 0
+    usage = usage._replace(images=images, microseconds=_time(request, quote, outcome, seconds))
+    if usage.estimated and not quote.by_token:
+        # No price is by the token, and the number of calls or images is exact.
+        usage = usage._replace(input_tokens=0, output_tokens=0, estimated=False)
+    # Time that this machine has measured includes the network, so it is an estimate.
+    timed = quote.by_second and outcome.compute_time is None
+    return usage._replace(estimated=usage.estimated or timed)
+
+
+def _time(request: CallRequest, quote: Quote, outcome: Outcome, seconds: float) -> int:
+    if outcome.compute_time is not None:
+        return outcome.compute_time
+    taken = math.ceil(seconds * MICROSECONDS)
+    # Queued work is computed after this call, and fetched by another one.
+    return max(taken, quote.longest(request)) if outcome.queued else taken
+
+
+def above_what_came(
+    charge: Charge, request: CallRequest, quote: Quote | None, outcome: Outcome
+) -> Charge:
+    """An estimated charge, with its part ``above`` what provably came back.
+
+    That is the usage that the server has told. Without one, it is the bound on the input and the
+    bytes that were written.
+    """
+    if quote is None or not charge.nano_usd:
+        return charge
+    asked = request.at(outcome.provider)
+    came = outcome.usage or usage_without_count(asked, outcome.written, None)
+    cost, _ = quote.cost(came._replace(estimated=False))
+    return charge._replace(above=max(charge.nano_usd - cost, 0))

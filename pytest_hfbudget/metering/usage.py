@@ -1,19 +1,15 @@
-"""The usage of a call, as its answer tells it or as a bound; and the charge for it."""
+"""What an answer says: its usage, how much was written, and whether it is complete."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 
-from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.prompt_size import text_bytes
-from pytest_hfbudget.metering.request import OutgoingCall
-from pytest_hfbudget.metering.settlement import TOLD, Outcome
 from pytest_hfbudget.money import nano, parse_rate
-from pytest_hfbudget.pricing import DRAW, GENERATE, MICROSECONDS, CallRequest, Quote, Usage
+from pytest_hfbudget.pricing import GENERATE, MICROSECONDS, CallRequest, Usage
 from pytest_hfbudget.text import parse_json
 
 UNREADABLE_ANSWER = "hfbudget could not make sense of an answer"
@@ -49,7 +45,6 @@ UNDER_WAY = frozenset(
     {"created", "in_progress", "in_queue", "pending", "processing", "queued", "starting"}
 )
 
-NOTHING_USED = Usage()
 EXACT = Context(prec=60)  # our own, so that a test which changes decimal's can't affect it
 
 
@@ -208,117 +203,6 @@ def is_queued(message: Mapping[str, Any]) -> bool:
     data = message.get("data")
     words = (m.get(name) for m in (message, data) if isinstance(m, dict) for name in STATUS)
     return any(isinstance(word, str) and word.lower() in UNDER_WAY for word in words)
-
-
-def usage_without_count(request: CallRequest, written: int, output_bound: int | None) -> Usage:
-    """The usage that is charged for a call whose answer has none.
-
-    The output limit of an answer, ``output_bound``, counts in full, because a model may have
-    reasoned without showing it. Without a limit, only the bytes that came back are known.
-    """
-    most = written if output_bound is None else output_bound * request.n
-    return Usage(
-        input_tokens=request.input_bound,
-        output_tokens=most if request.generates else 0,
-        estimated=True,
-    )
-
-
-def draft_of(outgoing: OutgoingCall, request: CallRequest, endpoint: str | None) -> Charge:
-    """The charge of a call, as far as that is known before it is sent."""
-    test = outgoing.budgets.test
-    used = 0, 0, None, "", "", False, 0.0  # nothing yet
-    return Charge(  # by position, which is twice as fast
-        test.id if test else None,
-        request.task,
-        request.model,
-        request.provider,
-        *used,
-        "" if test else outgoing.where,
-        outgoing.budgets.keys,
-        0,
-        False,
-        outgoing.asked.instead_of,
-        outgoing.at,
-        endpoint,
-        0,
-        0.0,
-        outgoing.session_id,
-    )
-
-
-def charge_of(
-    draft: Charge,
-    request: CallRequest,
-    price: tuple[Quote | None, bool],
-    outcome: Outcome,
-    usage: Usage | None,
-    status: str,
-    seconds: float,
-) -> Charge:
-    """The charge of a call that was answered, or that failed with a status.
-
-    Args:
-        price: as `price_of` returns it.
-    """
-    quote, certain = price
-    cost: int | None = None
-    source, estimated = "unpriced", usage is not None and usage.estimated
-    if quote is not None:
-        if usage is not None and (estimated or request.task.endswith(DRAW) or quote.by_second):
-            usage = _completed(usage, request, quote, outcome, seconds)
-            estimated = usage.estimated
-        cost, source = quote.cost(usage or NOTHING_USED)
-    told = usage.told if usage is not None and not usage.estimated else None
-    if told is not None and (quote is None or not quote.free):
-        cost, source, certain = told, TOLD, True
-    read, written, cached, *_ = usage or NOTHING_USED
-    known = outcome.provider, read, written, cost, source, status, estimated or not certain
-    # By position, from `provider` to `seconds`: `_replace` takes four times as long.
-    return Charge._make((*draft[:3], *known, round(seconds, 6), *draft[11:21], cached))
-
-
-def replayed(charge: Charge) -> Charge:
-    """The charge of a call that a stand-in has answered: $0."""
-    return charge._replace(nano_usd=0, price_source="replayed", replayed=True, endpoint=None)
-
-
-def _completed(
-    usage: Usage, request: CallRequest, quote: Quote, outcome: Outcome, seconds: float
-) -> Usage:
-    """A usage of tokens, completed by the images and the time that may be billed."""
-    images = (outcome.images or request.n) if request.draws else 0
-    usage = usage._replace(images=images, microseconds=_time(request, quote, outcome, seconds))
-    if usage.estimated and not quote.by_token:
-        # No price is by the token, and the number of calls or images is exact.
-        usage = usage._replace(input_tokens=0, output_tokens=0, estimated=False)
-    # Time that this machine has measured includes the network, so it is an estimate.
-    timed = quote.by_second and outcome.compute_time is None
-    return usage._replace(estimated=usage.estimated or timed)
-
-
-def _time(request: CallRequest, quote: Quote, outcome: Outcome, seconds: float) -> int:
-    if outcome.compute_time is not None:
-        return outcome.compute_time
-    taken = math.ceil(seconds * MICROSECONDS)
-    # Queued work is computed after this call, and fetched by another one.
-    return max(taken, quote.longest(request)) if outcome.queued else taken
-
-
-def above_what_came(
-    charge: Charge, request: CallRequest, quote: Quote | None, outcome: Outcome
-) -> Charge:
-    """An estimated charge, with its part ``above`` what provably came back.
-
-    That is the usage that the server has told. Without one, it is the bound on the input and the
-    bytes that were written.
-    """
-    if quote is None or not charge.nano_usd:
-        return charge
-    asked = request.at(outcome.provider)
-    came = outcome.usage or usage_without_count(asked, outcome.written, None)
-    cost, _ = quote.cost(came._replace(estimated=False))
-    return charge._replace(above=max(charge.nano_usd - cost, 0))
 
 
 def written_bytes(message: Mapping[str, Any]) -> int:
