@@ -15,8 +15,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pytest_hfbudget.metering.processes import VARIABLE
-from pytest_hfbudget.metering.runtime import join
+from pytest_hfbudget.metering.runtime import VARIABLE, join
 
 if path := os.environ.get(VARIABLE):
     join(path)

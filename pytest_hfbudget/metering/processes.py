@@ -1,19 +1,15 @@
-"""Child processes: they hold and settle at the ledger of the process that started them."""
+"""What a process asks of the one whose ledger it spends from, and in which form."""
 
 from __future__ import annotations
 
-import os
 import secrets
-import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
-from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
-from pytest_hfbudget.ledger import Refusal, Scope, WaitingHold
+from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
-from pytest_hfbudget.ledger.rpc.server import LedgerClient, Listener, Operation
+from pytest_hfbudget.ledger.rpc.server import Operation
 from pytest_hfbudget.metering.bounds import Share, TokenCounts
 from pytest_hfbudget.metering.budget_context import (
     BudgetContext,
@@ -27,21 +23,6 @@ from pytest_hfbudget.metering.prompts import Fact
 from pytest_hfbudget.pricing import CallRequest, Price, Quote
 from pytest_hfbudget.pricing.book import PriceBook
 from pytest_hfbudget.pricing.catalogue import Catalogue
-from pytest_hfbudget.settings import LEDGER
-
-
-class ParentProcess(Protocol):
-    """A process whose children spend from its ledger.
-
-    Attributes:
-        worker: begins the keys of its blocks, which makes them unique in a run.
-        path: in a child process, the address of the ledger that it spends from; else empty.
-    """
-
-    meter: Meter
-    worker: str
-    path: str
-    addresses: Addresses
 
 
 def adopt(meter: Meter, path: str, blocks: tuple[OpenBudget, ...]) -> None:
@@ -159,161 +140,6 @@ class RemoteBook(PriceBook):
     def _catalogue(self) -> Catalogue:
         read = self.wire.ask("catalogue")
         return Catalogue.parse(read["models"], read_at=read["read_at"], origin=read["origin"])
-
-
-# The variable that tells a new interpreter where to join. On Unix its value is not a secret.
-VARIABLE = LEDGER
-
-# An address without a server: a child forked after the run's end is refused under a cap.
-NOWHERE = "/"
-
-# The `EndpointHooks` that a child asks of the process that started it.
-ASKED_BY_CHILDREN = ("revive", "take_over", "answered")
-
-
-class ChildProcesses:
-    """Lets the children of this process spend from the ledger that it spends from itself."""
-
-    def __init__(self, runtime: ParentProcess) -> None:
-        self._runtime: ParentProcess = weakref.proxy(runtime)  # it has this: no circle
-        self._lock = threading.Lock()
-        self._listener: Listener | None = None
-        self._closed = self._exported = False
-        self._before: str | None = None
-        self._waiting: dict[int, WaitingHold] = {}
-        self.blocks: tuple[OpenBudget, ...] = ()
-
-    def export(self) -> None:
-        """Let processes that are started from now on join.
-
-        Raises:
-            HFBudgetError: no socket can be made.
-        """
-        if self._exported or self._closed:
-            return
-        try:
-            listener = self._open()
-        except OSError as error:
-            raise HFBudgetError(
-                f"no socket can be made for child processes ({error}), so no cap could hold "
-                "their calls. Let TMPDIR name a directory that can be written."
-            ) from None
-        if listener is not None:
-            listener.resume()
-            self._exported, self._before = True, os.environ.get(VARIABLE)
-            os.environ[VARIABLE] = listener.path
-
-    def before_fork(self) -> None:
-        """Prepare for a child, and end the listener's threads: a fork copies none of them."""
-        # Read here, in the thread that forks: in the child it counts as the main one.
-        self.blocks = self._runtime.meter.budgets.open_blocks()
-        if not self._runtime.path and (listener := self._open()) is not None:
-            listener.pause()
-
-    def after_fork(self) -> None:
-        """In the parent: start the listener's threads again."""
-        if self._listener is not None:
-            self._listener.resume()
-
-    def forget(self) -> str:
-        """In a child: close the copy of the listener, and return its address."""
-        listener, self._listener = self._listener, None
-        self._lock, self._closed, self._exported = threading.Lock(), True, False
-        if listener is None:
-            return NOWHERE
-        listener.forget()
-        return listener.path
-
-    def reopen(self) -> None:
-        """Answer children again, unless this process is a child: then its parent answers them."""
-        self._closed = bool(self._runtime.path)
-
-    def detach(self) -> Listener | None:
-        """Answer no more children; closing the returned listener books their holds in full."""
-        with self._lock:
-            self._closed = True
-            listener, self._listener = self._listener, None
-        if self._exported:
-            self._exported = False
-            if self._before is None:
-                os.environ.pop(VARIABLE, None)
-            else:
-                os.environ[VARIABLE] = self._before
-        return listener
-
-    def close(self) -> None:
-        """Answer no more children, and book their holds in full."""
-        if (listener := self.detach()) is not None:
-            listener.close()
-
-    def _client(self) -> LedgerClient:
-        runtime = self._runtime
-        return LedgerClient(runtime.meter.ledger, self._waiting, _operations(runtime))
-
-    def _open(self) -> Listener | None:
-        with self._lock:
-            if self._listener is None and not self._closed:
-                self._listener = Listener(self._client)
-            return self._listener
-
-
-def _operations(runtime: ParentProcess) -> dict[str, Operation]:
-    """The operations that a child may ask for, beside those of the ledger."""
-    meter, book = runtime.meter, runtime.meter.book
-
-    def drained(read: Operation) -> Operation:
-        def read_all(key: str) -> Any:
-            meter.drain()
-            return read(key)
-
-        return read_all
-
-    return {
-        "total": drained(meter.ledger.total),
-        "charges_in": drained(meter.ledger.charges_in),
-        "refuse": lambda keys, fields: _refuse(runtime, keys, Refusal(*fields)),
-        "join": lambda: _join(runtime),
-        "quote": lambda request: pack_quote(book.quote(unpack_request(request))),
-        "stated": lambda request: pack_quote(book.stated(unpack_request(request))),
-        "leased": lambda url: book.leased_name(url) or meter.endpoints.find(url),
-        "catalogue": lambda: book.catalogue.as_read(),  # noqa: PLW0108 - read when asked for
-        **{name: getattr(meter.endpoints, name) for name in ASKED_BY_CHILDREN},
-        **count_operations(meter.counts),
-    }
-
-
-def _refuse(runtime: ParentProcess, keys: list[str], refusal: Refusal) -> None:
-    """Count a child's refusal, and record it as that of a call which is made here."""
-    runtime.meter.ledger.refuse(keys, refusal)
-    if not refusal.scope_key.startswith(f"{runtime.worker}child-"):
-        error = BudgetExceededError(
-            refusal.message,
-            scope=refusal.scope,
-            scope_key=refusal.scope_key,
-            model=refusal.model,
-        )
-        if refusal.details:
-            error.explain(refusal.details)
-        budgets = runtime.meter.budgets
-        running = budgets.test if budgets.test and budgets.test.id == refusal.test else None
-        budgets.record_refusal(error, running)
-
-
-def _join(runtime: ParentProcess) -> dict[str, Any]:
-    meter, budgets = runtime.meter, runtime.meter.budgets
-    blocks = tuple(block.scope for block in budgets.open_blocks())
-    return ParentPlace(
-        session=budgets.session,
-        test=budgets.test,
-        around=(*budgets.over_runs, *blocks),
-        explicit=budgets.active().explicit,
-        where=budgets.where,
-        worker=runtime.worker,
-        router=meter.router,
-        addresses=runtime.addresses,
-        session_id=budgets.session_id,
-        hold_wait=meter.hold_wait,
-    ).packed()
 
 
 class ParentPlace(NamedTuple):

@@ -12,8 +12,7 @@ from metering_bench import MODEL, say
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.metering.processes import VARIABLE
-from pytest_hfbudget.metering.runtime import runtime
+from pytest_hfbudget.metering.runtime import VARIABLE, runtime
 
 PRICE = {"input": 0.1, "output": 0.5}
 
