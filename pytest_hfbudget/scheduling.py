@@ -19,8 +19,8 @@ EXACT = 8
 _MOST_BLOCKS = 14
 
 
-class Task(NamedTuple):
-    """One test that is to be scheduled.
+class CollectedTest(NamedTuple):
+    """One test of the collection, which is to be scheduled.
 
     Attributes:
         needs: the endpoints that the test names.
@@ -77,16 +77,16 @@ class Arrangement:
     free: tuple[Unit, ...]
 
 
-def units(tasks: Sequence[Task]) -> tuple[Unit, ...]:
+def units(tests: Sequence[CollectedTest]) -> tuple[Unit, ...]:
     """The units of these tests, in the order of their first tests."""
     members: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for place, task in enumerate(tasks):
-        alone = task.unit < 0
-        members[(place, 0) if alone else (-1, task.unit)].append(place)
-    return tuple(joined(tasks, places) for places in members.values())
+    for place, test in enumerate(tests):
+        alone = test.unit < 0
+        members[(place, 0) if alone else (-1, test.unit)].append(place)
+    return tuple(joined(tests, places) for places in members.values())
 
 
-def arrange(tasks: Sequence[Task], rates: Mapping[str, float]) -> Arrangement:
+def arrange(tests: Sequence[CollectedTest], rates: Mapping[str, float]) -> Arrangement:
     """Order the blocks so that endpoints cost least while they wait between their blocks.
 
     The cost of an order is the sum, over all endpoints, of price x idle time between two blocks
@@ -99,7 +99,7 @@ def arrange(tasks: Sequence[Task], rates: Mapping[str, float]) -> Arrangement:
     """
     by_needs: dict[frozenset[str], list[Unit]] = {}
     free = []
-    for unit in units(tasks):
+    for unit in units(tests):
         if unit.needs:
             by_needs.setdefault(unit.needs, []).append(unit)
         else:
@@ -109,10 +109,10 @@ def arrange(tasks: Sequence[Task], rates: Mapping[str, float]) -> Arrangement:
     return Arrangement(tuple(ordered), tuple(free))
 
 
-def joined(tasks: Sequence[Task], places: Sequence[int]) -> Unit:
+def joined(tests: Sequence[CollectedTest], places: Sequence[int]) -> Unit:
     """The tests at these indices as one unit."""
-    needs = frozenset(name for place in places for name in tasks[place].needs)
-    times = [tasks[place].seconds for place in places]
+    needs = frozenset(name for place in places for name in tests[place].needs)
+    times = [tests[place].seconds for place in places]
     known = [seconds for seconds in times if seconds is not None]
     return Unit(tuple(places), needs, sum(known) if len(known) == len(times) else None)
 
@@ -248,9 +248,13 @@ class Pool:
     """
 
     def __init__(
-        self, tasks: Sequence[Task], arrangement: Arrangement, *, longest_first: bool = False
+        self,
+        tests: Sequence[CollectedTest],
+        arrangement: Arrangement,
+        *,
+        longest_first: bool = False,
     ) -> None:
-        self._tasks = tasks
+        self._tests = tests
         self._measured = 0.0
         self._count = 0
         self._blocks = [list(block.units) for block in arrangement.blocks]
@@ -270,7 +274,7 @@ class Pool:
 
     def seconds(self, test: int) -> float:
         """The seconds that a test is expected to take."""
-        known = self._tasks[test].seconds
+        known = self._tests[test].seconds
         return (self._measured / max(self._count, 1)) if known is None else known
 
     def pick(self, worker: object, at: float, ready: Ready, *, spare: bool = False) -> int | None:
@@ -294,10 +298,10 @@ class Pool:
         back = [*tests, *self._begun.pop(worker, ())]
         together: dict[tuple[int, int], list[int]] = {}
         for test in back:
-            unit = self._tasks[test].unit
+            unit = self._tests[test].unit
             together.setdefault((test, 0) if unit < 0 else (-1, unit), []).append(test)
         for places in reversed(together.values()):
-            self._return(joined(self._tasks, places))
+            self._return(joined(self._tests, places))
 
     def needed(self) -> Iterable[tuple[frozenset[str], float | None]]:
         """For each block with tests left: its endpoints, and the work in the blocks before it.
@@ -309,7 +313,7 @@ class Pool:
         for units in self._blocks:
             if not units:
                 continue
-            if any(self._tasks[test].certain for unit in units for test in unit.tests):
+            if any(self._tests[test].certain for unit in units for test in unit.tests):
                 yield units[0].needs, before
             work = [unit.seconds for unit in units]
             known = [seconds for seconds in work if seconds is not None]
@@ -351,17 +355,17 @@ class Pool:
 
 
 def order(
-    tasks: Sequence[Task], arrangement: Arrangement, cold_starts: Mapping[str, float]
+    tests: Sequence[CollectedTest], arrangement: Arrangement, cold_starts: Mapping[str, float]
 ) -> list[int]:
     """The indices of the tests in the order of a run with one worker.
 
     Free tests that fit run during the first cold start, the others after all blocks.
     """
-    pool, at = Pool(tasks, arrangement), 0.0
+    pool, at = Pool(tests, arrangement), 0.0
     first = arrangement.blocks[0].needs if arrangement.blocks else frozenset()
     serves = max((cold_starts.get(name, 0.0) for name in first), default=0.0)
     found = []
     while (place := pool.pick("", at, lambda needs: serves)) is not None:
         found.append(place)
-        at = max(at, serves if tasks[place].needs else 0.0) + pool.seconds(place)
+        at = max(at, serves if tests[place].needs else 0.0) + pool.seconds(place)
     return found

@@ -95,7 +95,7 @@ def order(
 ) -> PlannedOrder | None:
     """The order in which the tests would run in one process; None if none needs an endpoint."""
     known = run_history.durations(config, settings)
-    tests = [task._replace(seconds=known.tests.get(task.id, task.seconds)) for task in suite.tests]
+    tests = [test._replace(seconds=known.tests.get(test.id, test.seconds)) for test in suite.tests]
     arrangement = arrange(
         tests, {each.name: float(each.atto_per_hour or 1) for each in plan.endpoints}
     )

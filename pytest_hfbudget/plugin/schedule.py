@@ -17,7 +17,7 @@ from pytest_hfbudget.locks import SYSTEM_CLOCK
 from pytest_hfbudget.plugin.console import fitted
 from pytest_hfbudget.reporting import counted
 from pytest_hfbudget.reporting.timeline import TestSpan, Timeline, lengths, timeline
-from pytest_hfbudget.scheduling import Pool, Task, arrange, is_gap, order
+from pytest_hfbudget.scheduling import CollectedTest, Pool, arrange, is_gap, order
 
 if TYPE_CHECKING:
     from pytest_hfbudget.plugin.endpoints import RunEndpoints
@@ -57,15 +57,15 @@ class EndpointSchedule:
             gap_minute_s: seconds of a billed minute, if endpoints are paused in gaps between their
                 tests; None if they keep running.
         """
-        tests = tuple(_as_known(task, known.tests) for task in suite.tests)
+        tests = tuple(_as_known(test, known.tests) for test in suite.tests)
         self.suite, self._endpoints = suite._replace(tests=tests), endpoints
         self._cold_starts = {**dict(suite.cold_starts), **known.cold_starts}
         self._assumed = assumed
         self._gaps = None if gap_minute_s is None else Gaps(self, endpoints, gap_minute_s)
         self._lock = threading.RLock()
-        self._open = Counter(task.id for task in suite.tests)
-        self._needs = {task.id: task.needs for task in suite.tests}
-        self._left = Counter(name for task in suite.tests for name in task.needs)
+        self._open = Counter(test.id for test in suite.tests)
+        self._needs = {test.id: test.needs for test in suite.tests}
+        self._left = Counter(name for test in suite.tests for name in test.needs)
         self._asked: set[str] = set()
         # No rates: all endpoints count the same, since prices are read with the first resume.
         self.arrangement = arrange(tests, {})
@@ -153,11 +153,11 @@ class EndpointSchedule:
         """Seconds that an endpoint is expected to take from its resume until it serves."""
         return self._cold_starts.get(name, self._assumed)
 
-    def left(self) -> list[Task]:
+    def left(self) -> list[CollectedTest]:
         """The tests that have not ended, in the order in which they are expected to run."""
         tests = self.suite.tests
         ordered = tests if self.suite.kept else [tests[place] for place in self.first_order()]
-        return [task for task in ordered if self._open[task.id]]
+        return [test for test in ordered if self._open[test.id]]
 
     def began(self, test: str) -> float | None:
         """When a test began, in unix seconds."""
@@ -263,7 +263,7 @@ class Gaps:
 
     def _look(self) -> None:
         left = self._schedule.left()
-        for name in {name for task in left for name in task.needs}:
+        for name in {name for test in left for name in test.needs}:
             idle = self._endpoints.idle_s(name)
             if idle is not None:
                 self._tend(name, idle, self._until_used(name, left))
@@ -280,21 +280,21 @@ class Gaps:
                 self._paused.add(name)
                 self._schedule.pause(name)
 
-    def _until_used(self, name: str, left: Sequence[Task]) -> float | None:
+    def _until_used(self, name: str, left: Sequence[CollectedTest]) -> float | None:
         """Seconds until a test needs an endpoint; None if a test before it has unknown length."""
         work, now = 0.0, SYSTEM_CLOCK.time()
-        for task in left:
-            if name in task.needs:
+        for test in left:
+            if name in test.needs:
                 break
-            if task.seconds is None:
+            if test.seconds is None:
                 return None
-            began = self._schedule.began(task.id)
-            work += max(task.seconds - (0.0 if began is None else now - began), 0.0)
+            began = self._schedule.began(test.id)
+            work += max(test.seconds - (0.0 if began is None else now - began), 0.0)
         return work / self._workers
 
 
-def _as_known(task: Task, seconds: Mapping[str, float]) -> Task:
-    return task._replace(seconds=seconds.get(task.id, task.seconds))
+def _as_known(test: CollectedTest, seconds: Mapping[str, float]) -> CollectedTest:
+    return test._replace(seconds=seconds.get(test.id, test.seconds))
 
 
 # The name of the only worker in a run of one process.
@@ -351,18 +351,18 @@ class SerialOrder:
             self.schedule.ended(item.nodeid)
             self.schedule.look()
             place = self._places.get(id(item))
-            if place is not None and not self._task(item).needs:
+            if place is not None and not self._test_of(item).needs:
                 self._pool.measure(SYSTEM_CLOCK.monotonic() - began)
             if self._follows and nextitem is not None:
                 self._after(item.session, nextitem)
 
     def _after(self, session: pytest.Session, item: pytest.Item) -> None:
         """Choose the test that runs after an item which is about to begin."""
-        now, task = SYSTEM_CLOCK.monotonic(), self._task(item)
+        now, test = SYSTEM_CLOCK.monotonic(), self._test_of(item)
         seconds = self._pool.seconds(self._places[id(item)])
-        known = task.seconds if task.needs else 0.0
+        known = test.seconds if test.needs else 0.0
         self.schedule.resume_in_time(self._pool, known)
-        ready = self.schedule.ready(task.needs, now)
+        ready = self.schedule.ready(test.needs, now)
         self._choose(session, max(now, ready) + seconds)
 
     def _choose(self, session: pytest.Session, at: float) -> None:
@@ -379,5 +379,5 @@ class SerialOrder:
             items.insert(slot, items.pop(found))
         self._chosen += 1
 
-    def _task(self, item: pytest.Item) -> Task:
+    def _test_of(self, item: pytest.Item) -> CollectedTest:
         return self.schedule.suite.tests[self._places[id(item)]]

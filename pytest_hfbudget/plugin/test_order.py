@@ -13,7 +13,7 @@ import pytest
 
 from pytest_hfbudget.plugin import markers
 from pytest_hfbudget.plugin.markers import undecided
-from pytest_hfbudget.scheduling import Task
+from pytest_hfbudget.scheduling import CollectedTest
 from pytest_hfbudget.settings import Settings
 from pytest_hfbudget.values import full_name
 
@@ -45,7 +45,7 @@ class Suite(NamedTuple):
         cold_starts: each endpoint with the seconds of its cold start in the costs file.
     """
 
-    tests: tuple[Task, ...]
+    tests: tuple[CollectedTest, ...]
     keep_running: tuple[str, ...] = ()
     kept: str = ""
     repeats: bool = False
@@ -77,7 +77,7 @@ def suite_of(
         certain = skipped is False and not undecided(item)
         cost = costs.tests.get(item.nodeid)
         seconds = cost.endpoint_s if cost is not None and cost.endpoint_s else None
-        tests.append(Task(item.nodeid, needs, together.get(place, -1), certain, seconds))
+        tests.append(CollectedTest(item.nodeid, needs, together.get(place, -1), certain, seconds))
     return Suite(
         tuple(tests),
         tuple(sorted(keep)),

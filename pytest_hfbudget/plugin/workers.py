@@ -97,10 +97,10 @@ class ControllerServer:
 
     def _note_suite(self, fields: list[Any]) -> None:
         from pytest_hfbudget.plugin.test_order import Suite
-        from pytest_hfbudget.scheduling import Task
+        from pytest_hfbudget.scheduling import CollectedTest
 
         tests, *others = fields
-        known = tuple(Task(id, tuple(needs), *more) for id, needs, *more in tests)
+        known = tuple(CollectedTest(id, tuple(needs), *more) for id, needs, *more in tests)
         self.suite = Suite(known, *others)
 
     def _note(self, message: str) -> None:
@@ -157,7 +157,7 @@ class WorkersOrder:
         """The scheduler to use: ours, or xdist's own where the order of the tests is kept."""
         suite = self.schedule.suite
         self.schedule.pause_in_gaps(len(own.nodes))
-        tests = [task.id for task in suite.tests]
+        tests = [test.id for test in suite.tests]
         grouped = self._config.getoption("dist") not in DISTS
         if (
             grouped
@@ -313,7 +313,7 @@ class EndpointScheduling:
         now, tests, work = time.monotonic(), self._schedule.suite.tests, 0.0
         for node, hand in self._hands.items():
             needed = [tests[place] for place in hand if tests[place].needs]
-            if any(task.seconds is None for task in needed):
+            if any(test.seconds is None for test in needed):
                 return None
             work += self._free_at(node) - now if needed else 0.0
         return work / max(len(self._hands), 1)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pytest_hfbudget.endpoints.uptime import UsageWindow, started_minutes
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse
 from pytest_hfbudget.money import show
-from pytest_hfbudget.scheduling import Arrangement, Task, Unit
+from pytest_hfbudget.scheduling import Arrangement, CollectedTest, Unit
 
 COLD, USED, IDLE, PAUSED = "cold start", "in use", "idle", "paused"
 # How many tests a timeline keeps: tests on endpoints first, then the longest.
@@ -142,7 +142,7 @@ class Paid(NamedTuple):
 
 
 def lengths(
-    tasks: Iterable[Task], paid: Sequence[Paid], free: Mapping[str, float]
+    tests: Iterable[CollectedTest], paid: Sequence[Paid], free: Mapping[str, float]
 ) -> dict[str, float]:
     """Seconds that each test took, without the time that it waited for endpoints.
 
@@ -152,13 +152,13 @@ def lengths(
     """
     on = [each.lengths() for each in paid]
     found = {}
-    for task in tasks:
+    for test in tests:
         # A test with two endpoints waits for the second one while it uses the first.
-        times = [times[task.id] for times in on if task.id in times]
+        times = [times[test.id] for times in on if test.id in times]
         if times:
-            found[task.id] = min(times)
-        elif task.id in free and not task.needs:
-            found[task.id] = free[task.id]
+            found[test.id] = min(times)
+        elif test.id in free and not test.needs:
+            found[test.id] = free[test.id]
     return found
 
 
@@ -186,29 +186,29 @@ def least_seconds(cold_start: float, tests: Iterable[float], workers: int) -> fl
 
 
 def collected_spans(
-    tasks: Sequence[Task], cold_starts: Mapping[str, float], workers: int
+    tests: Sequence[CollectedTest], cold_starts: Mapping[str, float], workers: int
 ) -> dict[str, Span]:
     """When each endpoint would run in the order of the collection, without any planning.
 
     The first test that names an endpoint resumes it, and the end of the run pauses it.
 
     Args:
-        tasks: the tests; one of unknown length counts as 0 seconds.
+        tests: the tests; one of unknown length counts as 0 seconds.
         cold_starts: the seconds of each endpoint's cold start.
     """
     free = [0.0] * max(workers, 1)
     resumed: dict[str, float] = {}
-    for task in tasks:
+    for test in tests:
         begin = heapq.heappop(free)
-        for name in task.needs:
+        for name in test.needs:
             ready = resumed.setdefault(name, begin) + cold_starts.get(name, 0.0)
             begin = max(begin, ready)
-        heapq.heappush(free, begin + (task.seconds or 0.0))
+        heapq.heappush(free, begin + (test.seconds or 0.0))
     return {name: Span(start, max(free)) for name, start in resumed.items()}
 
 
 def arranged_spans(
-    tasks: Sequence[Task],
+    tests: Sequence[CollectedTest],
     arrangement: Arrangement,
     cold_starts: Mapping[str, float],
     workers: int,
@@ -221,7 +221,7 @@ def arranged_spans(
     at = max((cold_starts.get(n, 0.0) for n in _first(arrangement)), default=0.0)
     spans: dict[str, Span] = {}
     for block in arrangement.blocks:
-        times = [_length(tasks, unit) for unit in block.units]
+        times = [_length(tests, unit) for unit in block.units]
         stop = at + least_seconds(0.0, times, workers)
         for name in block.needs:
             cold = cold_starts.get(name, 0.0)
@@ -235,12 +235,12 @@ def _first(arrangement: Arrangement) -> frozenset[str]:
     return arrangement.blocks[0].needs if arrangement.blocks else frozenset()
 
 
-def _length(tasks: Sequence[Task], unit: Unit) -> float:
-    return sum(tasks[test].seconds or 0.0 for test in unit.tests)
+def _length(tests: Sequence[CollectedTest], unit: Unit) -> float:
+    return sum(tests[test].seconds or 0.0 for test in unit.tests)
 
 
 def timeline(
-    tasks: Sequence[Task],
+    tests: Sequence[CollectedTest],
     ran: Sequence[TestSpan],
     paid: Sequence[Paid],
     *,
@@ -250,12 +250,12 @@ def timeline(
     """The timeline of a run.
 
     Args:
-        tasks: every test, in the order of the collection.
+        tests: every test, in the order of the collection.
         ran: the tests that have run; their times are unix seconds.
         clock: what has to be added to the steady clock for unix seconds.
         minute_s: seconds of a billing minute.
     """
-    named = {name for task in tasks for name in task.needs}
+    named = {name for test in tests for name in test.needs}
     begins = [test.start for test in ran] + [each.window.start + clock for each in paid]
     ends = [test.stop for test in ran] + [each.window.stop + clock for each in paid]
     began, ended = min(begins, default=0.0), max(ends, default=0.0)
@@ -275,8 +275,8 @@ def timeline(
     ]
     shown.sort(key=lambda test: (not test.endpoints, test.start - test.stop))
     workers = len({test.worker for test in ran})
-    took = lengths(tasks, paid, {test.test: test.stop - test.start for test in ran})
-    known = [task._replace(seconds=took.get(task.id)) for task in tasks if task.id in took]
+    took = lengths(tests, paid, {test.test: test.stop - test.start for test in ran})
+    known = [test._replace(seconds=took.get(test.id)) for test in tests if test.id in took]
     cold = {each.endpoint: each.cold_s for each in paid}
     in_order = collected_spans(known, cold, workers)
     total = least = collected = NO_MINUTES

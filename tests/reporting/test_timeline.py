@@ -11,9 +11,9 @@ from pytest_hfbudget.reporting import Report
 from pytest_hfbudget.reporting.json_report import as_json, parse
 from pytest_hfbudget.reporting.timeline import Minutes, Paid, Timeline, timeline
 from pytest_hfbudget.reporting.timeline import TestSpan as Ran
-from pytest_hfbudget.scheduling import Task
+from pytest_hfbudget.scheduling import CollectedTest
 
-TASKS = [Task("a1", ("acme/a",)), Task("free"), Task("a2", ("acme/a",))]
+TESTS = [CollectedTest("a1", ("acme/a",)), CollectedTest("free"), CollectedTest("a2", ("acme/a",))]
 RUNS = [
     Ran("free", "", 1000.0, 1010.0),
     Ran("a1", "", 1010.0, 1030.0),
@@ -25,7 +25,7 @@ USES = (EndpointUse("a1", 10.0, 30.0), EndpointUse("a2", 30.0, 60.0))
 
 def made() -> Timeline:
     paid = Paid("acme/a", WINDOW, USES, minutes=2, nano_usd=2_000)
-    return timeline(TASKS, RUNS, [paid], clock=1000.0, minute_s=60.0)
+    return timeline(TESTS, RUNS, [paid], clock=1000.0, minute_s=60.0)
 
 
 def test_the_states_of_an_endpoint_follow_each_other() -> None:
@@ -57,7 +57,7 @@ def test_minutes_of_which_none_could_be_saved_are_not_compared() -> None:
 def test_a_test_begins_when_it_has_its_endpoint() -> None:
     late = [RUNS[0], RUNS[1]._replace(start=1000.0), RUNS[2]]
     paid = Paid("acme/a", WINDOW, USES, minutes=2, nano_usd=2_000)
-    found = timeline(TASKS, late, [paid], clock=1000.0, minute_s=60.0)
+    found = timeline(TESTS, late, [paid], clock=1000.0, minute_s=60.0)
     assert {test.test: test.start for test in found.tests}["a1"] == 10.0
 
 
