@@ -69,7 +69,7 @@ _PASSED_TLS = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 # How often a reaper starts standbys: whatever has killed five pairs would kill more.
 _MOST_STARTS = 5
 
-Start = Callable[[Sequence[socket.socket]], None]
+StartStandby = Callable[[Sequence[socket.socket]], None]
 
 
 class SpawnedProcess(Protocol):
@@ -175,7 +175,7 @@ class Standbys:
 
     def __init__(
         self,
-        start: Start,
+        start: StartStandby,
         log: Callable[[str], None],
         *,
         known: Iterable[socket.socket] = (),
@@ -264,7 +264,7 @@ def standby_sockets() -> tuple[tuple[socket.socket, ...], tuple[socket.socket, .
 
 
 def start_reserve(
-    ends: Sequence[socket.socket], start: Start, log: Callable[[str], None]
+    ends: Sequence[socket.socket], start: StartStandby, log: Callable[[str], None]
 ) -> tuple[socket.socket, socket.socket]:
     """Start the reserve; returns the standby's sockets to the reaper and to the reserve.
 

@@ -30,7 +30,7 @@ NEW_REPOSITORY = "new repository"
 # Requests that start something which costs money until it is stopped: the path, what is started,
 # and one of the words above. A Sandbox is a Job. Patterns, here and below, are compiled when they
 # are first needed: most runs of pytest import this and send nothing.
-STARTS = (
+UPTIME_PATHS = (
     (r"/api/(?:scheduled-)?jobs/([^/]+)(?:/[^/]+/(?:duplicate|run))?", "a Job of {}", ""),
     (r"/api/spaces/([^/]+/[^/]+)/hardware", "hardware for the Space {}", ""),
     (r"/api/spaces/([^/]+/[^/]+)/restart", "the Space {}", ""),
@@ -77,8 +77,10 @@ def shape_of(url: str) -> Shape:
     return Shape(task, "" if task != UNKNOWN_TASK else url)
 
 
-class Start(NamedTuple):
-    """A request that starts something which costs money by the minute, or that pauses it.
+class UptimeRequest(NamedTuple):
+    """A request that starts or pauses what is paid by the minute, or may start it.
+
+    A request for a new repository may ask for paid hardware.
 
     Attributes:
         what: what is started, for messages.
@@ -98,8 +100,8 @@ class Start(NamedTuple):
         """Whether it makes a new endpoint, which the body of the request describes."""
         return self.endpoint in (CREATES, DEPLOYS)
 
-    def hardware(self, form: Mapping[str, Any]) -> Start | None:
-        """The start of the paid hardware that a new repository asks for; None if it asks for none.
+    def hardware(self, form: Mapping[str, Any]) -> UptimeRequest | None:
+        """The same for the paid hardware that a new repository asks for; None if it asks for none.
 
         Args:
             form: the body of the request, as huggingface_hub 2.4 posts it for ``create_repo`` and
@@ -186,8 +188,8 @@ class PaidHosts:
         path = _path(parts.path)
         return any(place.has(port, path) for place in self._places.get(host, ()))
 
-    def started_by(self, url: str) -> Start | None:
-        """What a POST to a URL starts that is paid by the minute, or pauses; else None."""
+    def uptime_request(self, url: str) -> UptimeRequest | None:
+        """What a POST to a URL does to something that is paid by the minute; None if nothing."""
         try:
             address = _address(url)
         except ValueError:
@@ -195,9 +197,11 @@ class PaidHosts:
         for base in self._starting:
             if address.startswith(f"{base}/"):
                 path = address[len(base) :].rstrip("/")
-                for pattern, what, endpoint in STARTS:
+                for pattern, what, endpoint in UPTIME_PATHS:
                     if (found := re.fullmatch(pattern, path)) is not None:
-                        return Start(what.format(found[1]), unquote(found[1]), endpoint, address)
+                        return UptimeRequest(
+                            what.format(found[1]), unquote(found[1]), endpoint, address
+                        )
         return None
 
     def bills_on(self, host: str, port: object) -> bool:

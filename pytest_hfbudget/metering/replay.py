@@ -144,8 +144,8 @@ class SendWatch(ProbedRequest):
             return True  # a session of an unknown kind
 
 
-class StartWatch(SendWatch):
-    """Watches a request that starts something, and does something before it leaves.
+class UptimeWatch(SendWatch):
+    """Watches an `UptimeRequest`, and does something before it leaves.
 
     Args:
         before: called once, before anything of the request leaves, but not if a stand-in answers

@@ -23,7 +23,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.instrumentation import Hook, Patches, genuine, watch_names
-from pytest_hfbudget.metering.paid_hosts import NEW_REPOSITORY, STOPS, PaidHosts, Start
+from pytest_hfbudget.metering.paid_hosts import NEW_REPOSITORY, STOPS, PaidHosts, UptimeRequest
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
     PAID_METHOD,
@@ -77,7 +77,7 @@ class HttpLayer:
         if own is not None and (again or _is_for(own, url)):
             return False
         if not self._bills(url):
-            return self._starts(self.hosts.started_by(url))
+            return self._changes_uptime(self.hosts.uptime_request(url))
         if self.hub.meter is None:
             self.hub.wake()
         return self.hub.meter is not None
@@ -115,11 +115,11 @@ class HttpLayer:
         """
         if not self.may_bill(host) or not self.meters(address := url()):
             return
-        start = self.hosts.started_by(address)
-        if start is None:
+        request = self.hosts.uptime_request(address)
+        if request is None:
             self._unseen(host, "a request")
         else:
-            self.take_over(start, None)  # its answer won't be seen, so it counts as started
+            self.take_over(request, None)  # its answer won't be seen, so it counts as started
 
     def resolving(self, host: object, port: object) -> None:
         """Count or refuse the lookup of a paid host that is not made for a known connection.
@@ -138,29 +138,34 @@ class HttpLayer:
             self.hub.wake()
         self._unseen(name, "a connection")
 
-    def _starts(self, start: Start | None) -> bool:
-        """Whether an endpoint is about to be started or paused. Any other start is only named.
+    def _changes_uptime(self, request: UptimeRequest | None) -> bool:
+        """Whether an endpoint is about to be started or paused. What else is started is only named.
 
         Raises:
             BudgetExceededError: a rehearsal would start it at a real service.
         """
-        if start is None:
+        if request is None:
             return False
         if self.hub.meter is None:
             self.hub.wake()
-        if start.endpoint == NEW_REPOSITORY:
+        if request.endpoint == NEW_REPOSITORY:
             return self.hub.meter is not None
-        self._stay_in(start)
-        if not start.endpoint:
-            self._name_start(start, UNHELD)
-        return bool(start.endpoint) and self.hub.meter is not None
+        self._stay_in(request)
+        if not request.endpoint:
+            self._name_unmetered(request, UNHELD)
+        return bool(request.endpoint) and self.hub.meter is not None
 
-    def _stay_in(self, start: Start) -> None:
+    def _stay_in(self, request: UptimeRequest) -> None:
+        """Refuse a request of a rehearsal that would reach a real service.
+
+        Raises:
+            BudgetExceededError: it would.
+        """
         meter = self.hub.meter
-        if meter is not None and meter.leaves(start.url, paid=True):
-            raise meter.refuse_to_leave(start.url)
+        if meter is not None and meter.leaves(request.url, paid=True):
+            raise meter.refuse_to_leave(request.url)
 
-    def take_over(self, start: Start, form: object) -> str:
+    def take_over(self, request: UptimeRequest, form: object) -> str:
         """Have the run pause an endpoint at its end that the code under test is about to start.
 
         Args:
@@ -173,46 +178,46 @@ class HttpLayer:
             BudgetExceededError: no budget can pay for it.
         """
         __tracebackhide__ = True
-        meter, name = self.hub.meter, start.name
-        if meter is None or start.endpoint == STOPS:
+        meter, name = self.hub.meter, request.name
+        if meter is None or request.endpoint == STOPS:
             return name
         form = form if isinstance(form, dict) else {}
-        if start.endpoint == NEW_REPOSITORY:
-            if (hardware := start.hardware(form)) is not None:
-                self._stay_in(start)
-                self._name_start(hardware, UNHELD)
+        if request.endpoint == NEW_REPOSITORY:
+            if (hardware := request.hardware(form)) is not None:
+                self._stay_in(request)
+                self._name_unmetered(hardware, UNHELD)
             return ""
-        name, new = start.named(form)
+        name, new = request.named(form)
         if meter.budgets.over and (meter.budgets.capped() or meter.emulator):
-            error = RunOverError(f"{start.what}: {meter.budgets.over}", model=name)
+            error = RunOverError(f"{request.what}: {meter.budgets.over}", model=name)
             meter.budgets.record_refusal(error, None)
             raise error
         try:
-            ours = meter.endpoints.take_over(name, new if start.creates else None)
+            ours = meter.endpoints.take_over(name, new if request.creates else None)
         except BudgetExceededError:
             raise
         except HFBudgetError as error:
             budgets = meter.budgets.active()
             if isinstance(error, UnaffordableEndpointError) or budgets.capped:
                 raise meter.refuse_start(error, name) from None
-            self._name_start(start, f"it can't be paused at the end: {error}")
+            self._name_unmetered(request, f"it can't be paused at the end: {error}")
             return ""
         if ours is None and name not in meter.book.leased.values():
-            self._name_start(start, UNHELD)
+            self._name_unmetered(request, UNHELD)
         elif ours and meter.budgets.over:
-            self._name_start(start, "the report does not have its cost")
+            self._name_unmetered(request, "the report does not have its cost")
         return name if ours else ""
 
-    def answered(self, start: Start, name: str, status: int) -> None:
-        """Tell the run how a start was answered, for which `take_over` has returned ``name``."""
+    def answered(self, request: UptimeRequest, name: str, status: int) -> None:
+        """Tell the run how a request was answered, for which `take_over` has returned ``name``."""
         meter = self.hub.meter
         with suppress(HFBudgetError):  # if the process is gone, its reaper pauses by now
             if name and meter is not None:
-                meter.endpoints.answered(name, status, start.endpoint == STOPS)
+                meter.endpoints.answered(name, status, request.endpoint == STOPS)
 
-    def _name_start(self, start: Start, why: str) -> None:
+    def _name_unmetered(self, request: UptimeRequest, why: str) -> None:
         if self.hub.meter is not None:
-            self.hub.meter.count_unmetered(f"the code under test has started {start.what}; {why}")
+            self.hub.meter.count_unmetered(f"the code under test has started {request.what}; {why}")
 
     def _unseen(self, host: str, what: str) -> None:
         meter = self.hub.meter

@@ -26,8 +26,8 @@ from pytest_hfbudget.metering.instrumentation.calls import (
 )
 from pytest_hfbudget.metering.instrumentation.http_layer import HttpLayer
 from pytest_hfbudget.metering.meter import Meter
-from pytest_hfbudget.metering.paid_hosts import Start, shape_of
-from pytest_hfbudget.metering.replay import StartWatch
+from pytest_hfbudget.metering.paid_hosts import UptimeRequest, shape_of
+from pytest_hfbudget.metering.replay import UptimeWatch
 from pytest_hfbudget.metering.request import OutgoingCall, Parameters, changed, printable_model
 from pytest_hfbudget.metering.settlement import StatusError
 from pytest_hfbudget.metering.stream import AnswerBody, settle_whole
@@ -204,8 +204,8 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
         BudgetExceededError: a cap would not hold it. Some clients get an answer instead.
     """
     __tracebackhide__ = True
-    if (start := layer.hosts.started_by(request.parameters.url)) is not None:
-        return _start(layer, request, start)
+    if (change := layer.hosts.uptime_request(request.parameters.url)) is not None:
+        return _change_uptime(layer, request, change)
     route, retry = ClientRoute(layer.hub, request.session), RetryState()
     sent = _with_model_due(layer, request.parameters)
     try:
@@ -244,8 +244,8 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
 async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
     """As `send`, in a task: they differ by an ``await``."""
     __tracebackhide__ = True
-    if (start := layer.hosts.started_by(request.parameters.url)) is not None:
-        return await _start_async(layer, request, start)
+    if (change := layer.hosts.uptime_request(request.parameters.url)) is not None:
+        return await _change_uptime_async(layer, request, change)
     route, retry = ClientRoute(layer.hub, request.session), RetryState()
     sent = _with_model_due(layer, request.parameters)
     try:
@@ -286,34 +286,36 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
         return request.refused(refusal)
 
 
-def _start(layer: HttpLayer, request: SyncAdapter, start: Start) -> Any:
+def _change_uptime(layer: HttpLayer, request: SyncAdapter, change: UptimeRequest) -> Any:
     __tracebackhide__ = True
-    watch, status = _start_watch(layer, request, start), 0
+    watch, status = _uptime_watch(layer, request, change), 0
     try:
         with watch:
             answer = request.send(request.parameters)
         status = request.status(answer)
         return answer
     finally:
-        layer.answered(start, watch.result, status)
+        layer.answered(change, watch.result, status)
 
 
-async def _start_async(layer: HttpLayer, request: AsyncAdapter, start: Start) -> Any:
+async def _change_uptime_async(
+    layer: HttpLayer, request: AsyncAdapter, change: UptimeRequest
+) -> Any:
     __tracebackhide__ = True
-    watch, status = _start_watch(layer, request, start), 0
+    watch, status = _uptime_watch(layer, request, change), 0
     try:
         with watch:
             answer = await request.send(request.parameters)
         status = request.status(answer)
         return answer
     finally:
-        await in_thread(layer.answered, start, watch.result, status)
+        await in_thread(layer.answered, change, watch.result, status)
 
 
-def _start_watch(layer: HttpLayer, request: Adapter, start: Start) -> StartWatch:
-    before = partial(layer.take_over, start, request.parameters.json)
+def _uptime_watch(layer: HttpLayer, request: Adapter, change: UptimeRequest) -> UptimeWatch:
+    before = partial(layer.take_over, change, request.parameters.json)
     session, url = request.session, request.parameters.url
-    return StartWatch(layer.hub.probe, session, request.client, url, before)
+    return UptimeWatch(layer.hub.probe, session, request.client, url, before)
 
 
 def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> Parameters:
