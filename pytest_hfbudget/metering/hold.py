@@ -50,7 +50,8 @@ logger = logging.getLogger("pytest_hfbudget")
 class LateCall(Call):
     """An uncapped call by a signal handler that has interrupted the ledger.
 
-    It is held and settled once the ledger is free.
+    It is sent as any `Call`. What would settle it now is put off: it is held and settled once the
+    ledger is free.
     """
 
     _held: Call | None = None
