@@ -17,9 +17,9 @@ from pytest_hfbudget.cli import output
 from pytest_hfbudget.endpoints import GONE, PAUSED, tagged_run, tagged_until
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir
-from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
+from pytest_hfbudget.endpoints.lease_end import Pauser
+from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_leases
 from pytest_hfbudget.endpoints.reaper_messages import Watch
-from pytest_hfbudget.endpoints.release import Pauser
 from pytest_hfbudget.endpoints.retry import Timings
 from pytest_hfbudget.endpoints.sweep import (
     StrayEndpoint,
@@ -207,7 +207,7 @@ class Records:
         folder = state_dir or default_state_dir()
         leases = [
             one
-            for one in read_held_leases(lease_store_dir(folder))
+            for one in read_leases(lease_store_dir(folder))
             if one.api.rstrip("/") == api and one.in_use
         ]
         users = {one.endpoint: EndpointUser(one.run, f"process {one.owner_pid}") for one in leases}

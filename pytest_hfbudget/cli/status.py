@@ -29,7 +29,7 @@ from pytest_hfbudget.endpoints import (
 )
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir, leases_dir, unfinished
-from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
+from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_leases
 from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, RetryPolicy
 from pytest_hfbudget.endpoints.shared_leases import RemoteLease, server_of, shared_leases
 from pytest_hfbudget.endpoints.uptime_meter import price_per_hour, replica_starts
@@ -380,7 +380,7 @@ def _holders(api: str, state_dir: Path) -> dict[str, tuple[EndpointHolder, ...]]
             known = alive if process.judgeable(record.place) else None
             holder = EndpointHolder(record.run, record.owner_pid, record.place.host, known)
             found.setdefault(record.endpoint, {})[record.run] = holder
-    for held in read_held_leases(lease_store_dir(state_dir)):
+    for held in read_leases(lease_store_dir(state_dir)):
         if held.api.rstrip("/") == api and held.in_use:
             holder = EndpointHolder(held.run, held.owner_pid, held.place.host, True)
             found.setdefault(held.endpoint, {})[held.run] = holder

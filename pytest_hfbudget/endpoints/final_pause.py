@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import Journal
-from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
+from pytest_hfbudget.endpoints.lease_end import LeaseEnd, Pauser, awake_again, journal_record
+from pytest_hfbudget.endpoints.lease_store import EndpointLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import (
     ASKED,
     AWAKE,
@@ -21,7 +22,6 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Receipt,
     Watch,
 )
-from pytest_hfbudget.endpoints.release import Pauser, Releaser, awake_again, journal_record
 from pytest_hfbudget.endpoints.retry import LOOK_S, STUCK_S, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store
 from pytest_hfbudget.errors import EndpointError
@@ -32,7 +32,7 @@ _READINGS = 2
 
 
 @dataclass
-class HeldEndpoint:
+class LeasedEndpoint:
     """One endpoint that the reaper is to pause.
 
     Attributes:
@@ -41,7 +41,7 @@ class HeldEndpoint:
     """
 
     watch: Watch
-    lease: HeldLease
+    lease: EndpointLease
     resume_over: bool = False
     retaken: bool = False
 
@@ -80,13 +80,13 @@ class FinalPause:
         self._at_work: set[str] = set()
         self._woke = False
 
-    def release(self, held: HeldEndpoint) -> None:
+    def end_lease(self, leased: LeasedEndpoint) -> None:
         """Begin to pause an endpoint while the run goes on.
 
         If no thread can be started, the endpoint is paused at the end of the run instead.
         """
-        name = held.watch.endpoint
-        if name not in self._at_work and self._begin(held, ASKED):
+        name = leased.watch.endpoint
+        if name not in self._at_work and self._begin(leased, ASKED):
             self._at_work.add(name)
             self._log(f"{name}: the run is done with it")
 
@@ -95,7 +95,7 @@ class FinalPause:
         return name in self._at_work
 
     def collect(self) -> Iterator[Receipt]:
-        """The receipts of `release` since the last call; sends each to the client as well."""
+        """The receipts of `end_lease` since the last call; sends each to the client as well."""
         while True:
             try:
                 receipt, last = self._receipts.get_nowait()
@@ -105,18 +105,18 @@ class FinalPause:
             self._tell(receipt)
             yield receipt
 
-    def pause(self, every: Iterable[HeldEndpoint], reason: str) -> bool:
+    def pause(self, every: Iterable[LeasedEndpoint], reason: str) -> bool:
         """Pause all endpoints; returns whether each is verified, or left to another run.
 
         The client gets `Done` once it has a receipt for each endpoint. A pause may still succeed
         after a receipt with an error. Only the journal then gets the better receipt.
         """
-        held = tuple(every)
-        waiting = [one for one in held if not self.at_work(one.watch.endpoint)]
+        leased = tuple(every)
+        waiting = [one for one in leased if not self.at_work(one.watch.endpoint)]
         unstarted = [one for one in waiting if not self._begin(one, reason)]
         # The requests come first: no message to the client may delay them.
         self._tell(Pausing(reason))
-        names = {one.watch.endpoint for one in held}
+        names = {one.watch.endpoint for one in leased}
         if names:
             self._log(f"{reason}: pausing {', '.join(sorted(names))}")
         for one in unstarted:
@@ -162,39 +162,39 @@ class FinalPause:
         if last:
             self._at_work.discard(receipt.endpoint)
 
-    def _begin(self, held: HeldEndpoint, reason: str) -> bool:
+    def _begin(self, leased: LeasedEndpoint, reason: str) -> bool:
         """Pause an endpoint in a thread; returns False if no thread can be started."""
-        thread = threading.Thread(target=self._pause_and_look, args=(held, reason), daemon=True)
+        thread = threading.Thread(target=self._pause_and_look, args=(leased, reason), daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
-            self._log(f"{held.watch.endpoint}: {error}")
+            self._log(f"{leased.watch.endpoint}: {error}")
             return False
         self._threads.append(thread)
         return True
 
-    def _pause_and_look(self, held: HeldEndpoint, reason: str) -> None:
-        if self._pause(held, reason).verified:
-            self._look_later(held)
+    def _pause_and_look(self, leased: LeasedEndpoint, reason: str) -> None:
+        if self._pause(leased, reason).verified:
+            self._look_later(leased)
 
-    def _pause(self, held: HeldEndpoint, reason: str) -> Receipt:
-        name = held.watch.endpoint
-        releaser = self._releaser(held, resume_over=held.resume_over)
+    def _pause(self, leased: LeasedEndpoint, reason: str) -> Receipt:
+        name = leased.watch.endpoint
+        end = self._lease_end(leased, resume_over=leased.resume_over)
 
         def doubted(receipt: Receipt) -> None:
             told = replace(receipt, reason=reason)
-            self._record(told, held.lease)
+            self._record(told, leased.lease)
             self._put(told, last=False)
 
         try:
-            receipt = releaser.run(
-                lambda told: self._record(told, held.lease),
+            receipt = end.run(
+                lambda told: self._record(told, leased.lease),
                 reason=reason,
                 doubted=doubted,
             )
         except Exception as error:  # report a bug of ours to the client, or it would wait
             self._log(f"{name}: {error!r}")
-            receipt = releaser.failed(f"{name}: the reaper failed: {error!r}")
+            receipt = end.failed(f"{name}: the reaper failed: {error!r}")
         self._put(receipt, last=True)
         return receipt
 
@@ -202,55 +202,55 @@ class FinalPause:
         self._receipts.put((receipt, last))
         self._wake()
 
-    def _releaser(self, held: HeldEndpoint, *, resume_over: bool) -> Releaser:
-        arm, name = self._arm, held.watch.endpoint
-        pauser = Pauser(self._plane, held.watch, arm.timings, resume_over=resume_over)
-        return Releaser(self._lease_store(name), held.lease, pauser)
+    def _lease_end(self, leased: LeasedEndpoint, *, resume_over: bool) -> LeaseEnd:
+        arm, name = self._arm, leased.watch.endpoint
+        pauser = Pauser(self._plane, leased.watch, arm.timings, resume_over=resume_over)
+        return LeaseEnd(self._lease_store(name), leased.lease, pauser)
 
     def _lease_store(self, name: str) -> LeaseStore:
         return lease_store_of(self._arm, name)
 
-    def _look_later(self, held: HeldEndpoint) -> None:
+    def _look_later(self, leased: LeasedEndpoint) -> None:
         paused_at = self._clock.monotonic()
         for after_s in self._arm.timings.looks_s:
             self._clock.sleep(paused_at + after_s - self._clock.monotonic())
-            if held.retaken:
+            if leased.retaken:
                 return
             try:
-                state = self._look(held)
+                state = self._look(leased)
             except ControlPlaneError as error:
-                self._log(f"{held.watch.endpoint}: not looked at after {after_s:g} s: {error}")
+                self._log(f"{leased.watch.endpoint}: not looked at after {after_s:g} s: {error}")
                 continue
             if state:
-                self._pause_again(held, f'"{state}" {after_s:g} s after its pause was verified')
+                self._pause_again(leased, f'"{state}" {after_s:g} s after its pause was verified')
 
-    def _look(self, held: HeldEndpoint) -> str:
-        timings, name = self._arm.timings, held.watch.endpoint
+    def _look(self, leased: LeasedEndpoint) -> str:
+        timings, name = self._arm.timings, leased.watch.endpoint
         plane = self._plane.with_retry(replace(timings.retry, total_s=LOOK_S))
         for left in reversed(range(_READINGS)):
             at = self._clock.time()
-            state = awake_again(plane, self._lease_store(name), held.lease, at=at)
+            state = awake_again(plane, self._lease_store(name), leased.lease, at=at)
             if state or not left:
                 break
             self._clock.sleep(timings.verify_poll_s)
         return state
 
-    def _pause_again(self, held: HeldEndpoint, what: str) -> None:
+    def _pause_again(self, leased: LeasedEndpoint, what: str) -> None:
         """Pause an endpoint that runs again, after its pause was verified.
 
         The journal says so first, so that a sweep finds the endpoint if this process ends now.
         """
         self._woke = True
-        name = held.watch.endpoint
+        name = leased.watch.endpoint
         self._log(f"{name}: {what}")
         awake = Receipt(name, state="", verified=False, error=f"it was {what}", reason=AWAKE)
-        self._record(awake, held.lease)
-        receipt = self._releaser(held, resume_over=True).run(
-            lambda told: self._record(told, held.lease), reason=AWAKE
+        self._record(awake, leased.lease)
+        receipt = self._lease_end(leased, resume_over=True).run(
+            lambda told: self._record(told, leased.lease), reason=AWAKE
         )
         self._log(f"{name}: {receipt.error or receipt.state}")
 
-    def _record(self, receipt: Receipt, lease: HeldLease) -> None:
+    def _record(self, receipt: Receipt, lease: EndpointLease) -> None:
         try:
             self._journal.write(journal_record(receipt, lease, at=self._clock.time()))
         except EndpointError as error:  # a full disk; the pause itself is done

@@ -79,13 +79,13 @@ def _try(fd: int) -> bool:
     return True
 
 
-HOLDING = "holding"  # in use, or about to be
+IN_USE = "holding"  # in use, or about to be
 PAUSING = "pausing"  # its reaper pauses it, or is about to
 OVER = "over"  # left to another run, or given up; kept because it has the original scaling
 
 
 @dataclass(frozen=True)
-class HeldLease:
+class EndpointLease:
     """One run's lease on one endpoint.
 
     Attributes:
@@ -104,7 +104,7 @@ class HeldLease:
     reaper_pid: int
     reaper_start: str | None
     at: float
-    phase: str = HOLDING
+    phase: str = IN_USE
     scaling: Mapping[str, Any] | None = None
     place: Place = field(default_factory=Place)
 
@@ -121,8 +121,8 @@ class HeldLease:
     @property
     def in_use(self) -> bool:
         """Whether its run is alive and uses the endpoint. Then no other run may pause it."""
-        holding = self.here and self.phase == HOLDING
-        return holding and process.alive(self.owner_pid, self.owner_start)
+        used = self.here and self.phase == IN_USE
+        return used and process.alive(self.owner_pid, self.owner_start)
 
     @property
     def reaper_works(self) -> bool:
@@ -141,12 +141,12 @@ class HeldLease:
             process.end(self.reaper_pid, self.reaper_start)
 
 
-_FIELDS = frozenset(item.name for item in fields(HeldLease)) - {"place"}
+_FIELDS = frozenset(item.name for item in fields(EndpointLease)) - {"place"}
 _TEXTS = ("run", "endpoint", "api", "phase")
 
 
 def lease_store_dir(state_dir: Path) -> Path:
-    """The folder of the held leases below a state folder."""
+    """The folder of the leases below a state folder."""
     return state_dir / "claims"  # earlier releases look for this name
 
 
@@ -180,7 +180,7 @@ class LeaseStore:
 
         return file_lock(self.lock_path, wait=wait, ready=ready)
 
-    def put(self, lease: HeldLease) -> None:
+    def put(self, lease: EndpointLease) -> None:
         """Write this run's lease. When this returns, other runs can read it.
 
         Raises:
@@ -198,23 +198,23 @@ class LeaseStore:
                 "that is writable."
             ) from error
 
-    def own(self) -> HeldLease | None:
+    def own(self) -> EndpointLease | None:
         """This run's lease; None if there is none."""
         return _read(self._path)
 
-    def others(self) -> tuple[HeldLease, ...]:
+    def others(self) -> tuple[EndpointLease, ...]:
         """The leases of all other runs, the oldest first, those of dead runs included."""
         return self._others_here()
 
-    def _others_here(self) -> tuple[HeldLease, ...]:
+    def _others_here(self) -> tuple[EndpointLease, ...]:
         found = (_read(path) for path in self._files() if path != self._path)
         return tuple(sorted((lease for lease in found if lease), key=lambda lease: lease.at))
 
-    def successor(self) -> HeldLease | None:
+    def successor(self) -> EndpointLease | None:
         """The lease of another live run that uses the endpoint and will pause it, else None."""
         return next((lease for lease in self.others() if lease.in_use), None)
 
-    def in_use_here(self) -> tuple[HeldLease, ...]:
+    def in_use_here(self) -> tuple[EndpointLease, ...]:
         """Other live runs of this machine that use the endpoint."""
         return tuple(lease for lease in self._others_here() if lease.in_use)
 
@@ -243,12 +243,12 @@ class LeaseStore:
         """The run that now has to pause the endpoint instead of this one; empty if none."""
         return ""
 
-    def pauser(self) -> HeldLease | None:
+    def pauser(self) -> EndpointLease | None:
         """The lease of another run whose reaper pauses the endpoint; None if there is none."""
         found = (lease for lease in self.others() if lease.phase == PAUSING)
         return next((lease for lease in found if lease.reaper_works), None)
 
-    def end(self, lease: HeldLease, *, paused: bool) -> None:
+    def end(self, lease: EndpointLease, *, paused: bool) -> None:
         """Remove ``lease``; after a verified pause (``paused``) also the leases of dead runs."""
         with contextlib.suppress(OSError, EndpointError):
             mine = self.own()
@@ -270,7 +270,7 @@ class LeaseStore:
         return self._directory.glob(f"{self._stem}.*.json")
 
 
-def _counts(lease: HeldLease, *, at: float) -> bool:
+def _counts(lease: EndpointLease, *, at: float) -> bool:
     """Whether a lease is of a live run.
 
     A run that can't be looked for from here counts as alive for `BELIEVED_S`.
@@ -297,13 +297,13 @@ def inherited(
     return next((scaling for scaling in placed if scaling is not None), None)
 
 
-def read_held_leases(directory: Path) -> tuple[HeldLease, ...]:
+def read_leases(directory: Path) -> tuple[EndpointLease, ...]:
     """The leases of all runs of this machine."""
     found = (_read(path) for path in sorted(directory.glob("*.json")))
     return tuple(lease for lease in found if lease)
 
 
-def prune_held_leases(directory: Path, *, before: float) -> None:
+def prune_leases(directory: Path, *, before: float) -> None:
     """Remove files of dead runs that were last written before unix ``before``."""
     for pattern in ("*.json", "*.draft"):
         for path in directory.glob(pattern):
@@ -314,11 +314,11 @@ def prune_held_leases(directory: Path, *, before: float) -> None:
                     path.unlink()
 
 
-def _read(path: Path) -> HeldLease | None:
+def _read(path: Path) -> EndpointLease | None:
     try:
         data = parse_json(read_own(path))
         told = {key: value for key, value in data.items() if key in _FIELDS}
-        lease = HeldLease(**told, place=Place.parse(data))
+        lease = EndpointLease(**told, place=Place.parse(data))
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     good = all(isinstance(getattr(lease, name), str) for name in _TEXTS)

@@ -13,7 +13,7 @@ from functools import partial
 from pytest_hfbudget.endpoints import BROKEN, RUNNING, Endpoint, split_name
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import Journal, leases_dir, prune
-from pytest_hfbudget.endpoints.lease_store import prune_held_leases
+from pytest_hfbudget.endpoints.lease_store import prune_leases
 from pytest_hfbudget.endpoints.lifecycle_types import (
     Afford,
     Caps,
@@ -135,7 +135,7 @@ class Lifecycle:
         self.warm(name, keep_running=keep_running)
         state = self._states[name]
         endpoint = state.wait()
-        state.refuse_released()
+        state.refuse_if_ended()
         return endpoint
 
     def warm(self, name: str, *, keep_running: bool = False) -> None:
@@ -154,7 +154,7 @@ class Lifecycle:
             known = self._states.get(name)
             state = self._states.setdefault(name, EndpointState(name))
         first = known is None
-        if known is not None and known.use.released_at is not None and self._reopens(known):
+        if known is not None and known.use.pause_asked_at is not None and self._reopens(known):
             state, first = self._reopen(known)
         if first:
             with state.opening():
@@ -182,10 +182,10 @@ class Lifecycle:
     def since(self, name: str) -> float | None:
         """When an endpoint was resumed, on the steady clock.
 
-        `-inf` once it serves, or has failed; None before its resume and after its release.
+        `-inf` once it serves, or has failed; None before its resume and after `end_lease`.
         """
         state = self._states.get(name)
-        if state is None or state.use.released_at or not (state.leased or state.is_open):
+        if state is None or state.use.pause_asked_at or not (state.leased or state.is_open):
             return None
         return -math.inf if state.is_open else state.use.began_mono
 
@@ -201,7 +201,7 @@ class Lifecycle:
             if state is not None and state.error is not None and not state.leased:
                 del self._states[name]
 
-    def release(self, name: str) -> bool:
+    def end_lease(self, name: str) -> bool:
         """Have an endpoint paused in the background, because the run no longer needs it.
 
         `live` has its receipt once the pause is verified, and `finish` waits for that. From now on
@@ -211,10 +211,10 @@ class Lifecycle:
         if os.getpid() != self._pid or self._closing or self._supervisor is None or state is None:
             return False
         with self._lock:
-            if not state.leased or state.use.released_at is not None:
+            if not state.leased or state.use.pause_asked_at is not None:
                 return False
-            state.use.released_at = self._clock.time()
-        self._supervisor.release(name)
+            state.use.pause_asked_at = self._clock.time()
+        self._supervisor.end_lease(name)
         return True
 
     def revive(self, name: str) -> Endpoint:
@@ -234,7 +234,7 @@ class Lifecycle:
         state.wait()
         with state.up.lock:
             self._refuse_early(name)
-            state.refuse_released()
+            state.refuse_if_ended()
             own = "it ran before this run, which does not manage it." if state.kept else ""
             if why := self._refusal() or own:
                 raise EndpointError(f"{name} is not resumed: {why}")
@@ -317,26 +317,26 @@ class Lifecycle:
             return self._finished or ()
         return self._receipts(self._supervisor.receipts() if self._supervisor else {}, final=False)
 
-    def _reopens(self, released: EndpointState) -> bool:
+    def _reopens(self, ended: EndpointState) -> bool:
         return self._settings.reopens
 
-    def _reopen(self, released: EndpointState) -> tuple[EndpointState, bool]:
-        """Wait for the pause of a released endpoint; its new state, and whether to resume it here.
+    def _reopen(self, ended: EndpointState) -> tuple[EndpointState, bool]:
+        """Wait for the pause after `end_lease`; the new state, and whether to resume it here.
 
         Raises:
             EndpointError: the pause is not verified in time.
         """
-        paused_mono = self._arm().wait_released(released.name, self._refusal).paused_mono
+        paused_mono = self._arm().wait_until_paused(ended.name, self._refusal).paused_mono
         with self._lock:
-            first = self._states[released.name] is released
+            first = self._states[ended.name] is ended
             if first:
                 at = self._clock.monotonic() if paused_mono is None else paused_mono
-                self._states[released.name] = released.again(at)
-            return self._states[released.name], first
+                self._states[ended.name] = ended.again(at)
+            return self._states[ended.name], first
 
     def _in_use(self) -> list[EndpointState]:
         every = list(self._states.values())
-        return [state for state in every if state.leased and state.use.released_at is None]
+        return [state for state in every if state.leased and state.use.pause_asked_at is None]
 
     def _close_dead_leases(self, state: EndpointState) -> None:
         """Close dead runs' leases on an endpoint, because this run will pause it."""
@@ -353,7 +353,7 @@ class Lifecycle:
                 directory = leases_dir(self._settings.state_dir)
                 before = self._clock.time() - KEEP_JOURNALS_S
                 prune(directory, before=before)
-                prune_held_leases(self._settings.lease_dir, before=before)
+                prune_leases(self._settings.lease_dir, before=before)
                 self._supervisor = Supervisor(
                     self._settings,
                     self._plane,

@@ -59,7 +59,7 @@ class EndpointSettings:
         run: names this run in the journal and in the endpoint's tags.
         state_dir: the folder of journals and leases.
         capped: a cap pays for the endpoints, so they may have only the replicas it pays for.
-        reopens: an endpoint that was released may be resumed again.
+        reopens: an endpoint whose lease has ended may be resumed again.
         idle_timeout_min: minutes without a request after which the server scales the endpoint to
             zero. A backstop for when no process of this machine can pause it.
         billing_minute_s: seconds of a billing minute; other than 60 only in tests.
@@ -184,7 +184,7 @@ class BilledUse:
     Attributes:
         resumed_at: unix seconds of the first request to resume it.
         resumed_mono: the same on the steady clock; the first look at it if it ran before.
-        released_at: unix seconds at which the run asked for its pause, before the end of the run.
+        pause_asked_at: unix seconds at which the run asked for its pause before its own end.
         paused_mono: when that pause was verified, on the steady clock, if a resume follows.
         gaps: from such a pause to the next resume, on the steady clock.
         cold: the stretches of time in which it was coming up, on the steady clock.
@@ -197,7 +197,7 @@ class BilledUse:
 
     resumed_at: float | None = None
     resumed_mono: float = 0.0
-    released_at: float | None = None
+    pause_asked_at: float | None = None
     paused_mono: float | None = None
     gaps: tuple[UseStretch, ...] = ()
     cold: tuple[UseStretch, ...] = ()
@@ -215,7 +215,7 @@ class BilledUse:
         """Note that a resume is sent now. After a pause between tests, it ends the gap."""
         if self.paused_mono is not None:
             self.gaps = (*self.gaps, UseStretch(self.paused_mono, mono))
-            self.paused_mono = self.released_at = None
+            self.paused_mono = self.pause_asked_at = None
         elif self.gaps:
             self.gaps = (*self.gaps[:-1], self.gaps[-1]._replace(stop=mono))
         else:
@@ -338,10 +338,10 @@ class EndpointState:
             with self.opening():
                 self.endpoint = remaining()
 
-    def refuse_released(self) -> None:
-        """Raise EndpointError if the run has released the endpoint."""
-        if self.use.released_at is not None:
-            at = time.strftime("%H:%M:%S", time.localtime(self.use.released_at))
+    def refuse_if_ended(self) -> None:
+        """Raise EndpointError if the run has ended its lease on the endpoint."""
+        if self.use.pause_asked_at is not None:
+            at = time.strftime("%H:%M:%S", time.localtime(self.use.pause_asked_at))
             raise EndpointError(
                 f"{self.name} was paused at {at}, after the last test that names it, and a run "
                 "resumes an endpoint once. Name it with @pytest.mark.hf_endpoint on what needs it "
@@ -349,7 +349,7 @@ class EndpointState:
             )
 
     def again(self, paused_mono: float) -> EndpointState:
-        """The state for the next resume of a released endpoint; it keeps the cost so far."""
+        """The state for a resume after the end of a lease; it keeps the cost so far."""
         self.use.paused_mono = paused_mono
         return EndpointState(
             self.name, leased=True, resumed=self.resumed, warnings=self.warnings, use=self.use

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
-from pytest_hfbudget.endpoints.final_pause import FinalPause, HeldEndpoint, lease_store_of
+from pytest_hfbudget.endpoints.final_pause import FinalPause, LeasedEndpoint, lease_store_of
 from pytest_hfbudget.endpoints.journal import Journal
-from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore
+from pytest_hfbudget.endpoints.lease_store import EndpointLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import (
     ASKED,
     CLIENT_GONE,
@@ -32,11 +32,11 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Arm,
     Decoder,
     Done,
+    EndLease,
     Message,
     Pause,
     Ready,
     Receipt,
-    Release,
     ResumeOver,
     UptimeLimit,
     Watch,
@@ -115,9 +115,9 @@ class Reaper:
     ) -> None:
         """``stands_in``: it replaces a killed reaper, so endpoints may be running already."""
         self._channel, self._arm, self._standbys, self._clock = channel, arm, standbys, clock
-        self._held: dict[str, HeldEndpoint] = {}
+        self._leased: dict[str, LeasedEndpoint] = {}
         self._stores: dict[str, LeaseStore] = {}
-        self._done: list[HeldEndpoint] = []
+        self._done: list[LeasedEndpoint] = []
         self._start = process.start_time(os.getpid())
         self._limit: float | None = None
         self._journal = Journal(Path(arm.journal), known=stands_in)
@@ -154,7 +154,7 @@ class Reaper:
         self._channel.send(Ready(os.getpid()))
         reason = reason or self._wait(death)
         death.close()
-        verified = self._pauses.pause(self._held.values(), reason)
+        verified = self._pauses.pause(self._leased.values(), reason)
         self._standbys.dismiss()
         return self._pauses.look_again() and verified
 
@@ -167,7 +167,7 @@ class Reaper:
         began: dict[str, float] = {}
         while True:
             self._clock.sleep(min(shared.expiry_s / BEATS, MOST_BEAT_S))
-            for name in list(self._held):
+            for name in list(self._leased):
                 now = self._clock.monotonic()
                 if not self._pauses.at_work(name):
                     began.pop(name, None)
@@ -179,10 +179,10 @@ class Reaper:
     def _state(self) -> Iterator[Message]:
         """The messages from which a standby can continue the work of this reaper."""
         yield self._arm
-        for held in self._held.values():
-            yield replace(held.watch, resuming=not held.resume_over)
-            if self._pauses.at_work(held.watch.endpoint):
-                yield Release(held.watch.endpoint)
+        for leased in self._leased.values():
+            yield replace(leased.watch, resuming=not leased.resume_over)
+            if self._pauses.at_work(leased.watch.endpoint):
+                yield EndLease(leased.watch.endpoint)
         yield UptimeLimit(self._limit)
 
     def _wait(self, death: process.DeathWatch) -> str:
@@ -226,14 +226,14 @@ class Reaper:
             self._standbys.send(message)
             if isinstance(message, Watch):
                 self._take(message)
-            elif isinstance(message, ResumeOver) and message.endpoint in self._held:
-                self._held[message.endpoint].resume_over = True
+            elif isinstance(message, ResumeOver) and message.endpoint in self._leased:
+                self._leased[message.endpoint].resume_over = True
             elif isinstance(message, UptimeLimit):
                 self._limit = message.at_mono
-            elif isinstance(message, Release) and message.endpoint in self._held:
-                self._pauses.release(self._held[message.endpoint])
+            elif isinstance(message, EndLease) and message.endpoint in self._leased:
+                self._pauses.end_lease(self._leased[message.endpoint])
             elif isinstance(message, Receipt):  # the killed reaper has paused this endpoint
-                self._held.pop(message.endpoint, None)
+                self._leased.pop(message.endpoint, None)
             elif isinstance(message, Pause):
                 return ASKED
         return None
@@ -243,18 +243,18 @@ class Reaper:
         with suppress(OSError):
             self._woken.recv(4096)
         for receipt in self._pauses.collect():
-            held = self._held.pop(receipt.endpoint, None) if receipt.in_order else None
-            if held is not None:
-                self._done.append(held)
+            leased = self._leased.pop(receipt.endpoint, None) if receipt.in_order else None
+            if leased is not None:
+                self._done.append(leased)
                 self._standbys.send(receipt)
 
     def _take(self, watch: Watch) -> None:
         name = watch.endpoint
-        known = self._held.get(name)
+        known = self._leased.get(name)
         lease = self._new_lease(watch)
         for paused in self._done:
             paused.retaken |= paused.watch.endpoint == name
-        self._held[name] = HeldEndpoint(watch, lease, resume_over=not watch.resuming)
+        self._leased[name] = LeasedEndpoint(watch, lease, resume_over=not watch.resuming)
         try:
             self._lease_store(name).put(lease)
         except EndpointError as error:
@@ -272,9 +272,9 @@ class Reaper:
     def _lease_store(self, name: str) -> LeaseStore:
         return lease_store_of(self._arm, name)
 
-    def _new_lease(self, watch: Watch) -> HeldLease:
-        known = self._held.get(watch.endpoint)
-        return HeldLease(
+    def _new_lease(self, watch: Watch) -> EndpointLease:
+        known = self._leased.get(watch.endpoint)
+        return EndpointLease(
             run=self._arm.run,
             endpoint=watch.endpoint,
             api=self._arm.api,

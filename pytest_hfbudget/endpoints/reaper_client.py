@@ -17,12 +17,12 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Arm,
     Decoder,
     Done,
+    EndLease,
     Message,
     Pause,
     Pausing,
     Ready,
     Receipt,
-    Release,
     ResumeOver,
     UptimeLimit,
     Watch,
@@ -152,9 +152,9 @@ class ReaperClient:
         """Tell the reaper that no resume of this endpoint is under way any more."""
         self._try_send(ResumeOver(name))
 
-    def release(self, name: str) -> None:
+    def end_lease(self, name: str) -> None:
         """Have an endpoint paused now, without waiting; its receipt comes later."""
-        self._try_send(Release(name))
+        self._try_send(EndLease(name))
 
     def limit(self, at_mono: float | None) -> None:
         """Have all paused at this time of the system's steady clock; None: only at the end."""
@@ -220,7 +220,7 @@ class ReaperClient:
             self._sent[type(message), name] = message
 
     def _forget(self, name: str) -> None:
-        for kind in (Watch, ResumeOver, Release):
+        for kind in (Watch, ResumeOver, EndLease):
             self._sent.pop((kind, name), None)
 
     def _send_again(self) -> None:

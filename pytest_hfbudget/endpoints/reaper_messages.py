@@ -76,7 +76,7 @@ class Pause:
 
 
 @dataclass(frozen=True)
-class Release:
+class EndLease:
     """Client: pause this endpoint now; the run goes on without it."""
 
     endpoint: str
@@ -148,7 +148,7 @@ Message: TypeAlias = (
     | Watch
     | ResumeOver
     | UptimeLimit
-    | Release
+    | EndLease
     | Pause
     | Ready
     | Watching
@@ -164,7 +164,7 @@ _KINDS: dict[str, Callable[..., Message]] = {
         Watch,
         ResumeOver,
         UptimeLimit,
-        Release,
+        EndLease,
         Pause,
         Ready,
         Watching,

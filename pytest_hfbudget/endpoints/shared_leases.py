@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_hfbudget.endpoints.lease_store import (
-    HOLDING,
+    IN_USE,
     PAUSING,
-    HeldLease,
+    EndpointLease,
     LeaseStore,
     lease_store_dir,
 )
@@ -43,7 +43,7 @@ COMING_UP_S = 20.0
 
 
 @dataclass(frozen=True)
-class RemoteLease(HeldLease):
+class RemoteLease(EndpointLease):
     """A job's lease on the server.
 
     Attributes:
@@ -64,7 +64,7 @@ class RemoteLease(HeldLease):
 
     @property
     def in_use(self) -> bool:
-        return self.live and self.phase == HOLDING
+        return self.live and self.phase == IN_USE
 
     @property
     def reaper_works(self) -> bool:
@@ -159,12 +159,12 @@ class SharedLeaseStore(LeaseStore):
         self._api, self._endpoint = api, endpoint
         self._known, self._known_at = LeaseView(), 0.0  # as of the last answer
         self._fence = 0
-        self._released: LeaseView | None = None
+        self._ended: LeaseView | None = None
         self._insists = False
         self._mine_s = math.inf
         self._payer, self._payer_lived = "", 0.0  # the payer before, and its last renewal
 
-    def put(self, lease: HeldLease) -> None:
+    def put(self, lease: EndpointLease) -> None:
         """Write this run's lease, on the server first.
 
         Raises:
@@ -173,9 +173,9 @@ class SharedLeaseStore(LeaseStore):
         trouble = ""
         try:
             if lease.phase == PAUSING:
-                self._release(lease)
-            elif lease.phase == HOLDING:
-                self._released = None
+                self._end_lease(lease)
+            elif lease.phase == IN_USE:
+                self._ended = None
                 self._ask("hold", lease.scaling)
         except HistoryError as error:
             trouble = str(error)
@@ -183,9 +183,9 @@ class SharedLeaseStore(LeaseStore):
         if trouble:
             raise EndpointError(trouble)
 
-    def others(self) -> tuple[HeldLease, ...]:
+    def others(self) -> tuple[EndpointLease, ...]:
         view = self._look()
-        remote: list[HeldLease] = list(view.others)
+        remote: list[EndpointLease] = list(view.others)
         if view.up and view.scaling and view.up not in {one.run for one in remote}:
             # That job has left. Its entry is needed for the scaling that belongs to its tag.
             gone = RemoteLease(view.up, self._endpoint, self._api, 0, None, 0, None, 0.0)
@@ -193,27 +193,27 @@ class SharedLeaseStore(LeaseStore):
         known = {one.run for one in remote}
         return (*(one for one in self._others_here() if one.run not in known), *remote)
 
-    def successor(self) -> HeldLease | None:
-        if self._released is not None:
-            if self._released.left:
+    def successor(self) -> EndpointLease | None:
+        if self._ended is not None:
+            if self._ended.left:
                 gone = RemoteLease(
-                    self._released.left, self._endpoint, self._api, 0, None, 0, None, 0.0
+                    self._ended.left, self._endpoint, self._api, 0, None, 0, None, 0.0
                 )
-                return next((o for o in self._released.others if o.run == gone.run), gone)
+                return next((o for o in self._ended.others if o.run == gone.run), gone)
             here = self.in_use_here()
             jobs = {one.run for one in self._look().others}
             return next((one for one in here if one.run not in jobs), None)
         return super().successor()
 
-    def end(self, lease: HeldLease, *, paused: bool) -> None:
+    def end(self, lease: EndpointLease, *, paused: bool) -> None:
         with suppress(HistoryError):
             if paused:
                 self._ask("end")
-            elif self._released is not None and not self._released.left and self.successor():
+            elif self._ended is not None and not self._ended.left and self.successor():
                 self._ask("drop")
             # After a pause that was not verified the lease stays on the server until it expires, so
             # that a sweep finds it.
-        self._released = None
+        self._ended = None
         super().end(lease, paused=paused)
 
     @contextmanager
@@ -294,7 +294,7 @@ class SharedLeaseStore(LeaseStore):
         """
         return self._ask("look").others
 
-    def _release(self, lease: HeldLease) -> None:
+    def _end_lease(self, lease: EndpointLease) -> None:
         """Leave the endpoint to another job, or become the one that pauses it, in one atomic step.
 
         Raises:
@@ -304,7 +304,7 @@ class SharedLeaseStore(LeaseStore):
         while True:
             try:
                 step = "take" if self._insists else "release"
-                self._released = self._ask(step, lease.scaling)
+                self._ended = self._ask(step, lease.scaling)
             except HistoryError:
                 # Wait for the server only if another job was using the endpoint. A server whose
                 # memory is full still answers `_look`.

@@ -12,7 +12,8 @@ from typing import Any
 from pytest_hfbudget.endpoints import Endpoint, process
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import Journal, Record
-from pytest_hfbudget.endpoints.lease_store import HeldLease
+from pytest_hfbudget.endpoints.lease_end import LeaseEnd, Pauser, journal_record
+from pytest_hfbudget.endpoints.lease_store import EndpointLease
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.reaper_client import ReaperClient
 from pytest_hfbudget.endpoints.reaper_messages import (
@@ -24,7 +25,6 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Watch,
 )
 from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess
-from pytest_hfbudget.endpoints.release import Pauser, Releaser, journal_record
 from pytest_hfbudget.endpoints.transport import Route
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import Clock
@@ -56,7 +56,7 @@ class Supervisor:
         self._watches: dict[str, Watch] = {}
         self._resumes_pending: set[str] = set()
         self._paused_here: dict[str, Receipt] = {}
-        self._released: dict[str, Receipt | None] = {}  # None until it is verified
+        self._ended: dict[str, Receipt | None] = {}  # None until it is verified
         self._starts = self._noticed = 0
         self._until: float | None = None
         self.warnings: tuple[str, ...] = ()
@@ -78,18 +78,18 @@ class Supervisor:
         self.tend()
         with self._lock:
             self._watches[watch.endpoint] = watch
-            self._released.pop(watch.endpoint, None)
+            self._ended.pop(watch.endpoint, None)
             change = self._resumes_pending.add if watch.resuming else self._resumes_pending.discard
             change(watch.endpoint)
             client = self._client
         settings = self._settings
         client.watch(watch, timeout_s=settings.waits.arm_timeout_s + settings.timings.try_s)
 
-    def release(self, name: str) -> None:
+    def end_lease(self, name: str) -> None:
         """Have an endpoint paused now, without waiting, because the run no longer needs it."""
         with self._lock:
-            self._released[name] = None
-            self._client.release(name)
+            self._ended[name] = None
+            self._client.end_lease(name)
 
     def resuming(self, name: str) -> None:
         """Tell the reaper that a resume is about to be sent, and may take effect late.
@@ -153,8 +153,8 @@ class Supervisor:
         with self._lock:
             self._client.end_if_stopped()
             self._notice_successions()
-            self._notice_releases()
-            if not (self._watches or self._released) and self._starts == 1 and self._client.lost:
+            self._notice_ends()
+            if not (self._watches or self._ended) and self._starts == 1 and self._client.lost:
                 self._client = self._start()  # the lost one had no endpoint yet
             elif self._client.lost and not self._paused_here:
                 self._replace()
@@ -164,7 +164,7 @@ class Supervisor:
         with self._lock:  # another thread may be replacing the reaper
             client = self._client
         receipts = {receipt.endpoint: receipt for receipt in client.pause(timeout_s)}
-        self._notice_releases()
+        self._notice_ends()
         receipts.update({**self._paused_early(), **self._paused_here})
         self._notice_successions()
         if self._client.lost:  # it is too late for another reaper, so pause here
@@ -176,12 +176,12 @@ class Supervisor:
 
     def receipts(self) -> dict[str, Receipt]:
         """The receipts so far, by name."""
-        self._notice_releases()
+        self._notice_ends()
         known = {receipt.endpoint: receipt for receipt in self._client.receipts()}
         return {**known, **self._paused_early(), **self._paused_here}
 
-    def wait_released(self, name: str, stopping: Callable[[], str]) -> Receipt:
-        """Wait until the pause of a released endpoint is verified.
+    def wait_until_paused(self, name: str, stopping: Callable[[], str]) -> Receipt:
+        """Wait until the pause is verified that `end_lease` has asked for.
 
         Raises:
             EndpointError: that takes too long, or ``stopping`` returns why not to wait.
@@ -238,18 +238,18 @@ class Supervisor:
             self._noticed = self._client.successions
             self._warn(f"{_KILLED}; another one has taken over")
 
-    def _notice_releases(self) -> None:
+    def _notice_ends(self) -> None:
         """Stop watching endpoints whose pause before the end of the run is verified."""
         with self._lock:
-            for receipt in self._client.receipts() if None in self._released.values() else ():
+            for receipt in self._client.receipts() if None in self._ended.values() else ():
                 name = receipt.endpoint
-                if receipt.in_order and self._released.get(name, receipt) is None:
-                    self._released[name] = receipt
+                if receipt.in_order and self._ended.get(name, receipt) is None:
+                    self._ended[name] = receipt
                     self._resumes_pending.discard(name)
                     self._watches.pop(name, None)
 
     def _paused_early(self) -> dict[str, Receipt]:
-        return {name: told for name, told in list(self._released.items()) if told is not None}
+        return {name: told for name, told in list(self._ended.items()) if told is not None}
 
     def _replace(self) -> None:
         self._warn(_KILLED)
@@ -269,8 +269,8 @@ class Supervisor:
         for name, watch in self._watches.items():
             again = replace(watch, resuming=name in self._resumes_pending)
             self._client.watch(again, timeout_s=self._settings.waits.arm_timeout_s)
-            if name in self._released:
-                self._client.release(name)
+            if name in self._ended:
+                self._client.end_lease(name)
 
     def _warn(self, text: str) -> None:
         self.warnings = (*self.warnings, text)
@@ -280,20 +280,20 @@ class Supervisor:
             return {}
         timings = replace(self._settings.timings, deadline_s=timeout_s)
 
-        def release(name: str) -> Receipt:
+        def end_lease(name: str) -> Receipt:
             lease, watch = self._new_lease(name), self._watches[name]
             lease_store = self._settings.lease_store(name)
             resume_over = name not in self._resumes_pending
             pauser = Pauser(self._plane, watch, timings, resume_over=resume_over, clock=self._clock)
-            releaser = Releaser(lease_store, lease, pauser, clock=self._clock)
-            return releaser.run(lambda told: self._record(told, lease), reason=reason)
+            lease_end = LeaseEnd(lease_store, lease, pauser, clock=self._clock)
+            return lease_end.run(lambda told: self._record(told, lease), reason=reason)
 
         with ThreadPoolExecutor(len(names), "hfbudget-pause") as pool:
-            return dict(zip(names, pool.map(release, names), strict=True))
+            return dict(zip(names, pool.map(end_lease, names), strict=True))
 
-    def _new_lease(self, name: str) -> HeldLease:
+    def _new_lease(self, name: str) -> EndpointLease:
         pid, start = os.getpid(), process.start_time(os.getpid())
-        return HeldLease(
+        return EndpointLease(
             run=self._settings.run,
             endpoint=name,
             api=self._settings.api,
@@ -305,7 +305,7 @@ class Supervisor:
             scaling=self._watches[name].scaling,
         )
 
-    def _record(self, receipt: Receipt, lease: HeldLease) -> None:
+    def _record(self, receipt: Receipt, lease: EndpointLease) -> None:
         try:
             self._journal.write(journal_record(receipt, lease, at=self._clock.time()))
         except EndpointError as error:  # the disk may be full; go on pausing

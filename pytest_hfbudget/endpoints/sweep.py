@@ -28,9 +28,14 @@ from pytest_hfbudget.endpoints.journal import (
     leases_dir,
     unfinished,
 )
-from pytest_hfbudget.endpoints.lease_store import HeldLease, LeaseStore, inherited, lease_store_dir
+from pytest_hfbudget.endpoints.lease_end import LeaseEnd, Pauser
+from pytest_hfbudget.endpoints.lease_store import (
+    EndpointLease,
+    LeaseStore,
+    inherited,
+    lease_store_dir,
+)
 from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Watch
-from pytest_hfbudget.endpoints.release import Pauser, Releaser
 from pytest_hfbudget.endpoints.retry import FORGET_S, SWEEP_S, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store, shared_leases
 from pytest_hfbudget.errors import ConfigError, EndpointError
@@ -239,8 +244,8 @@ class _Sweeper:
             held_lease.end_stopped_reaper()
         watch = Watch(stray.name, self._scaling(stray, lease_store), untag=True)
         pauser = Pauser(self._plane, watch, self._timings, resume_over=True, clock=self._clock)
-        releaser = Releaser(lease_store, self._new_lease(stray), pauser, clock=self._clock)
-        receipt = releaser.run(lambda told: self._record(stray, told), reason=SWEPT)
+        lease_end = LeaseEnd(lease_store, self._new_lease(stray), pauser, clock=self._clock)
+        receipt = lease_end.run(lambda told: self._record(stray, told), reason=SWEPT)
         if receipt.left_to:
             return replace(look, skipped=f"run {receipt.left_to} now uses it")
         return replace(
@@ -257,7 +262,7 @@ class _Sweeper:
         A run that can't be looked for from here may still be alive.
         """
         now = self._clock.time()
-        unknown: list[HeldLease | Record] = [
+        unknown: list[EndpointLease | Record] = [
             one for one in self._lease_store(stray).others() if one.elsewhere
         ]
         if stray.where == ELSEWHERE:
@@ -301,10 +306,10 @@ class _Sweeper:
             folder, api=stray.api, endpoint=stray.name, run=self._run, shared=self._shared
         )
 
-    def _new_lease(self, stray: StrayEndpoint) -> HeldLease:
+    def _new_lease(self, stray: StrayEndpoint) -> EndpointLease:
         pid, start = os.getpid(), process.start_time(os.getpid())
         at = self._clock.time()
-        return HeldLease(self._run, stray.name, stray.api, pid, start, pid, start, at)
+        return EndpointLease(self._run, stray.name, stray.api, pid, start, pid, start, at)
 
     def _record(self, stray: StrayEndpoint, receipt: Receipt) -> None:
         for lease in () if receipt.left_to else stray.leases:

@@ -49,7 +49,7 @@ class RunLifecycle(Lifecycle):
         first = known is None
         if known is not None:
             known.up.begun.wait()
-            if known.use.released_at is not None:
+            if known.use.pause_asked_at is not None:
                 state, first = self._reopen(known)
         if not first:
             return self._also(state)
@@ -68,7 +68,7 @@ class RunLifecycle(Lifecycle):
     def answered(self, name: str, status: int, *, stops: bool = False) -> bool:
         """Note the answer to a request that starts (`take_over`) or pauses an endpoint.
 
-        Returns whether the endpoint is to be released.
+        Returns whether the lease on the endpoint is to end.
 
         Args:
             status: the HTTP status; 0 without an answer, so that the endpoint may start any time.
@@ -119,9 +119,9 @@ class RunLifecycle(Lifecycle):
             raise EndpointError(f"{name} was paused by the code that had started it.")
         return super().revive(name)
 
-    def _reopens(self, released: EndpointState) -> bool:
-        """Whether a released endpoint is resumed for a later test: taken-over ones always are."""
-        return released.taken_over or super()._reopens(released)
+    def _reopens(self, ended: EndpointState) -> bool:
+        """Whether an endpoint is resumed again for a later test: taken-over ones always are."""
+        return ended.taken_over or super()._reopens(ended)
 
     def _also(self, state: EndpointState) -> bool:
         """Note that the code under test resumes an endpoint that this run has leased already."""

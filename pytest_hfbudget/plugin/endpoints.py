@@ -62,7 +62,7 @@ class RunEndpoints:
         self._tickers: list[Ticker] = []
         self._ticks = False
         self._said: dict[str, tuple[str, float]] = {}
-        self._releasing: dict[str, str] = {}
+        self._ending: dict[str, str] = {}
         self._looks: dict[str, float] = {}
         self._lifecycle = RunLifecycle(
             endpoint_settings(settings, run_id),
@@ -96,7 +96,7 @@ class RunEndpoints:
         try:
             endpoint = self._lifecycle.ensure(name, keep_running=keep_running)
         except EndpointError as error:
-            paused = self.paused(name)  # asked first: a released endpoint is never "paused early"
+            paused = self.paused(name)  # asked first: after `end_lease` it is never "paused early"
             self._failed(name, error)
             if isinstance(paused, BudgetExceededError) and self._settings.max_uptime is None:
                 raise UnaffordableEndpointError(str(paused)) from None
@@ -167,7 +167,7 @@ class RunEndpoints:
 
     @at_work
     def answered(self, name: str, status: int, *, stops: bool) -> None:
-        """Release an endpoint that a request of the code under test has paused, or not started."""
+        """End the lease on an endpoint that the code under test has paused, or not started."""
         if self._lifecycle.answered(name, status, stops=stops):
             self._give_up(name, "by the code under test" if stops else "it was not started")
 
@@ -178,23 +178,23 @@ class RunEndpoints:
 
     def _give_up(self, name: str, why: str) -> None:
         self._forget_unless_billed(name)
-        self.release(name, why)
+        self.end_lease(name, why)
 
     def since(self, name: str) -> float | None:
         """When an endpoint was resumed; see `Lifecycle.since`."""
         return self._lifecycle.since(name)
 
     @at_work
-    def release(self, name: str, why: str = "no more tests need it") -> None:
+    def end_lease(self, name: str, why: str = "no more tests need it") -> None:
         """Have an endpoint paused in the background."""
-        if self._lifecycle.release(name):
-            self._releasing[name] = why
+        if self._lifecycle.end_lease(name):
+            self._ending[name] = why
 
     def _notice_paused(self) -> None:
         """Announce newly verified pauses, and stop booking the uptime of these endpoints."""
-        for receipt in self._lifecycle.live() if self._releasing else ():
-            if receipt.name in self._releasing and (receipt.verified or receipt.left_to):
-                why = self._releasing.pop(receipt.name)
+        for receipt in self._lifecycle.live() if self._ending else ():
+            if receipt.name in self._ending and (receipt.verified or receipt.left_to):
+                why = self._ending.pop(receipt.name)
                 with self._uptime.lock:
                     self._uptime.end(receipt.name, receipt.paused_mono)
                 self.log.ended((receipt,))
@@ -217,7 +217,7 @@ class RunEndpoints:
     @off_loop()
     def accrue(self) -> None:
         """Book every minute that running endpoints have started."""
-        self._notice_paused()  # a released endpoint is paused in the background
+        self._notice_paused()  # after `end_lease` it is paused in the background
         with self._uptime.lock:
             if self._uptime.accrues:
                 self._end_what_was_paused()

@@ -110,7 +110,7 @@ class EndpointSchedule:
             over = [name for name in self._needs[test] if not self._left[name]]
         if not self.suite.repeats:
             for name in over:
-                self._endpoints.release(name)
+                self._endpoints.end_lease(name)
 
     def note(self, report: pytest.TestReport) -> bool:
         """Remember when a test ran, from its first attempt to its last.
@@ -166,7 +166,7 @@ class EndpointSchedule:
     def pause(self, name: str) -> None:
         """Pause an endpoint that a later test needs again."""
         self._asked.discard(name)
-        self._endpoints.release(name, "its next test is far off")
+        self._endpoints.end_lease(name, "its next test is far off")
 
     def ready(self, needs: Collection[str], at: float) -> float:
         """When all of these endpoints are expected to serve; `-inf` if all do.

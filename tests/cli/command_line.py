@@ -20,7 +20,12 @@ from forked_python import ForkServer, Run
 
 from pytest_hfbudget.emulator import Emulator, EmulatorClient
 from pytest_hfbudget.endpoints.journal import Journal, Record, leases_dir
-from pytest_hfbudget.endpoints.lease_store import PAUSING, HeldLease, LeaseStore, lease_store_dir
+from pytest_hfbudget.endpoints.lease_store import (
+    PAUSING,
+    EndpointLease,
+    LeaseStore,
+    lease_store_dir,
+)
 from pytest_hfbudget.endpoints.process import start_time
 
 
@@ -124,7 +129,7 @@ class Shell:
         """Have this very process be the reaper of a run that has died, and not done yet."""
         self.dead_lease(endpoint, run=run)
         pid, start = os.getpid(), start_time(os.getpid())
-        lease = HeldLease(
+        lease = EndpointLease(
             run, endpoint, self.api, 2**22, "1", pid, start, time.time(), phase=PAUSING
         )
         folder = lease_store_dir(self.state_dir)
@@ -133,7 +138,7 @@ class Shell:
     def live_lease(self, endpoint: str, *, run: str = "liverun") -> None:
         """Have this very process use an endpoint."""
         pid, start = os.getpid(), start_time(os.getpid())
-        lease = HeldLease(run, endpoint, self.api, pid, start, pid, start, time.time())
+        lease = EndpointLease(run, endpoint, self.api, pid, start, pid, start, time.time())
         folder = lease_store_dir(self.state_dir)
         LeaseStore(folder, api=self.api, endpoint=endpoint, run=run).put(lease)
 

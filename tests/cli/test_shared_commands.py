@@ -10,7 +10,7 @@ import pytest
 from command_line import Shell
 from redis_server import RedisServer, redis_server
 
-from pytest_hfbudget.endpoints.lease_store import HeldLease
+from pytest_hfbudget.endpoints.lease_store import EndpointLease
 from pytest_hfbudget.endpoints.shared_leases import SharedLeaseStore, lease_key
 from pytest_hfbudget.history import RUN, BudgetWindow
 from pytest_hfbudget.history.shared_store import JobNames, RedisStore
@@ -32,8 +32,8 @@ def lease(shell: Shell, server: RedisServer, folder: Path, *, lost: bool) -> Non
     """A lease of a job on another machine, which has been heard of just now, or long ago."""
     api, place = f"{shell.hub.url}/v2", SharedPlace(server.url, None, "ci-7", 30.0)
     store = SharedLeaseStore(folder, api=api, endpoint="acme/llm", run="lost", place=place)
-    own = HeldLease("lost", "acme/llm", api, os.getpid(), None, os.getpid(), None, 0.0)
-    store.put(HeldLease(**{**vars(own), "scaling": ORIGINAL}))
+    own = EndpointLease("lost", "acme/llm", api, os.getpid(), None, os.getpid(), None, 0.0)
+    store.put(EndpointLease(**{**vars(own), "scaling": ORIGINAL}))
     store.resumed(ORIGINAL)
     if lost:
         client, key = server.client(), lease_key(api, "acme/llm")

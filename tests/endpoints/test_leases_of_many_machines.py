@@ -18,10 +18,10 @@ from redis_server import RedisServer, redis_server
 
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
-from pytest_hfbudget.endpoints.lease_store import PAUSING, HeldLease
+from pytest_hfbudget.endpoints.lease_end import Pauser
+from pytest_hfbudget.endpoints.lease_store import PAUSING, EndpointLease
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.reaper_messages import Watch
-from pytest_hfbudget.endpoints.release import Pauser
 from pytest_hfbudget.endpoints.shared_leases import SERVER_WAIT_S, lease_key
 from pytest_hfbudget.shared import PREFIX, SharedPlace
 
@@ -144,7 +144,7 @@ def test_a_machine_that_was_taken_for_lost_sends_no_pause_any_more(
         replace(settings, run=name, state_dir=settings.state_dir / name).lease_store("acme/llm")
         for name in "ab"
     )
-    own = HeldLease("a", "acme/llm", settings.api, os.getpid(), None, os.getpid(), None, 0.0)
+    own = EndpointLease("a", "acme/llm", settings.api, os.getpid(), None, os.getpid(), None, 0.0)
     first.put(replace(own, phase=PAUSING))  # it is the last, and about to pause
     assert not first.superseded()
     threading.Event().wait(EXPIRY_S * 1.2)
@@ -164,7 +164,7 @@ def test_a_job_that_leaves_has_paid_for_the_minutes_until_it_left_not_until_its_
         replace(settings, run=name, state_dir=settings.state_dir / name).lease_store("acme/llm")
         for name in "ab"
     )
-    own = HeldLease("a", "acme/llm", settings.api, os.getpid(), None, os.getpid(), None, 0.0)
+    own = EndpointLease("a", "acme/llm", settings.api, os.getpid(), None, os.getpid(), None, 0.0)
     minute, before = 0.5, time.monotonic()
     first.put(own)
     begun = time.monotonic()

@@ -15,7 +15,7 @@ from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import leases, leases_dir, read_all
-from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_held_leases
+from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_leases
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.uptime_meter import price_per_hour
@@ -168,7 +168,7 @@ def test_nothing_is_remembered_of_what_was_put_back(
     run: Lifecycle, settings: EndpointSettings
 ) -> None:
     run.finish()
-    assert read_held_leases(lease_store_dir(settings.state_dir)) == ()
+    assert read_leases(lease_store_dir(settings.state_dir)) == ()
 
 
 # -- answers that would end the pause, from a server or a gateway in trouble

@@ -20,11 +20,11 @@ from pytest_hfbudget.endpoints.journal import leases, leases_dir, unfinished
 from pytest_hfbudget.endpoints.lease_store import (
     OVER,
     PAUSING,
-    HeldLease,
+    EndpointLease,
     LeaseStore,
     file_lock,
-    prune_held_leases,
-    read_held_leases,
+    prune_leases,
+    read_leases,
 )
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.process import Place, start_time
@@ -65,7 +65,7 @@ def test_the_second_run_joins_and_the_last_one_out_pauses(
     assert as_before(plane)
     ends = [lease.paused for lease in leases(leases_dir(settings.state_dir))]
     assert {end.run: end.kind for end in ends if end} == {"a": "left", "b": "paused"}
-    assert read_held_leases(settings.lease_dir) == ()
+    assert read_leases(settings.lease_dir) == ()
 
 
 def test_runs_that_begin_at_the_same_time_resume_once(
@@ -120,7 +120,7 @@ def test_when_all_runs_are_killed_it_is_paused(
     assert hub.log(kind="state", endpoint="acme/llm")[-1]["state"] == "paused"
     assert as_before(plane)
     assert unfinished(leases_dir(settings.state_dir)) == ()
-    assert read_held_leases(settings.lease_dir) == ()
+    assert read_leases(settings.lease_dir) == ()
 
 
 def test_a_run_that_vanished_with_its_reaper_is_cleaned_up_after_by_the_last(
@@ -249,9 +249,9 @@ def test_what_only_the_first_run_resumed_is_tagged_until_the_last_has_left(
 # -- the leases themselves
 
 
-def held_lease(settings: EndpointSettings, run: str, **changes: Any) -> HeldLease:
+def held_lease(settings: EndpointSettings, run: str, **changes: Any) -> EndpointLease:
     pid, start = os.getpid(), start_time(os.getpid())
-    plain = HeldLease(run, "acme/llm", settings.api, pid, start, pid, start, at=1.0)
+    plain = EndpointLease(run, "acme/llm", settings.api, pid, start, pid, start, at=1.0)
     return replace(plain, **changes)
 
 
@@ -294,9 +294,9 @@ def test_a_verified_pause_takes_what_the_dead_left_with_it(settings: EndpointSet
     mine = held_lease(settings, "mine", owner_start="1", phase=PAUSING, scaling={"minReplica": 1})
     store(settings, "mine").put(mine)
     store(settings, "mine").end(mine, paused=False)
-    assert len(read_held_leases(settings.lease_dir)) == 3
+    assert len(read_leases(settings.lease_dir)) == 3
     store(settings, "mine").end(mine, paused=True)
-    assert read_held_leases(settings.lease_dir) == ()
+    assert read_leases(settings.lease_dir) == ()
 
 
 def test_garbage_among_the_claims_is_passed_over(settings: EndpointSettings) -> None:
@@ -340,8 +340,8 @@ def test_only_old_claims_that_count_no_more_are_removed(settings: EndpointSettin
     store(settings, "live").put(held_lease(settings, "live"))
     store(settings, "dead").put(held_lease(settings, "dead", owner_start="1", reaper_start="1"))
     (settings.lease_dir / "torn.draft").write_text("{")
-    prune_held_leases(settings.lease_dir, before=0)
+    prune_leases(settings.lease_dir, before=0)
     assert len(list(settings.lease_dir.iterdir())) == 3
-    prune_held_leases(settings.lease_dir, before=time.time() + 60)
-    assert [each.run for each in read_held_leases(settings.lease_dir)] == ["live"]
+    prune_leases(settings.lease_dir, before=time.time() + 60)
+    assert [each.run for each in read_leases(settings.lease_dir)] == ["live"]
     assert len(list(settings.lease_dir.iterdir())) == 1

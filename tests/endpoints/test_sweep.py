@@ -15,7 +15,7 @@ from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints import tagged_until
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import Journal, leases, leases_dir, unfinished
-from pytest_hfbudget.endpoints.lease_store import read_held_leases
+from pytest_hfbudget.endpoints.lease_store import read_leases
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.retry import Timings
 from pytest_hfbudget.endpoints.sweep import (
@@ -87,7 +87,7 @@ def test_what_a_dead_run_and_its_dead_reaper_left_is_paused_and_put_back(
     assert lease.finished
     assert lease.paused is not None
     assert lease.paused.reason == "swept"
-    assert read_held_leases(settings.lease_dir) == ()
+    assert read_leases(settings.lease_dir) == ()
     assert clean() == ()
 
 

@@ -447,8 +447,8 @@ def test_a_stopped_reaper_pauses_when_it_goes_on(box: Box) -> None:
 def test_a_reaper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path) -> None:
     """Row 40: an hour ahead and back with each look; the deadline is on the steady clock."""
     from pytest_hfbudget.endpoints.api import ControlPlane
+    from pytest_hfbudget.endpoints.lease_end import Pauser
     from pytest_hfbudget.endpoints.reaper_messages import Watch
-    from pytest_hfbudget.endpoints.release import Pauser
     from pytest_hfbudget.endpoints.retry import Timings
     from pytest_hfbudget.locks import SystemClock
 

@@ -1,4 +1,4 @@
-"""Releases an endpoint: leaves it to another run that uses it, or pauses and verifies it."""
+"""Ends a run's lease on an endpoint: leaves it to another run, or pauses it and verifies that."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_hfbudget.endpoints import (
 from pytest_hfbudget.endpoints import PAUSED as STATE_PAUSED
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
-from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, HeldLease, LeaseStore
+from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, EndpointLease, LeaseStore
 from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, Receipt, Watch
 from pytest_hfbudget.endpoints.retry import LAST_TRY_S, MOST_RETRY_AFTER_S, RESTORE_S, Timings
 from pytest_hfbudget.errors import EndpointError
@@ -237,13 +237,13 @@ class Pauser:
         return payload
 
 
-class Releaser:
+class LeaseEnd:
     """Ends one run's lease on one endpoint. Used by the reaper, the supervisor and the sweep."""
 
     def __init__(
         self,
         lease_store: LeaseStore,
-        lease: HeldLease,
+        lease: EndpointLease,
         pauser: Pauser,
         *,
         clock: Clock = SYSTEM_CLOCK,
@@ -259,7 +259,7 @@ class Releaser:
 
     @property
     def endpoint(self) -> str:
-        """Full name of the endpoint that is released."""
+        """Full name of the endpoint."""
         return self._lease.endpoint
 
     def run(
@@ -300,13 +300,13 @@ class Releaser:
             return (str(error),)
         return ()
 
-    def _successor(self) -> HeldLease | None:
+    def _successor(self) -> EndpointLease | None:
         try:
             return self._lease_store.successor()
         except OSError:  # pause it even if other leases can't be read
             return None
 
-    def _left(self, successor: HeldLease, reason: str) -> Receipt:
+    def _left(self, successor: EndpointLease, reason: str) -> Receipt:
         receipt = left_receipt(self.endpoint, successor.run, self._clock.monotonic())
         return replace(receipt, reason=reason)
 
@@ -323,7 +323,7 @@ def left_receipt(endpoint: str, run: str, at_mono: float) -> Receipt:
 
 
 def awake_again(
-    plane: ControlPlane, lease_store: LeaseStore, lease: HeldLease, *, at: float
+    plane: ControlPlane, lease_store: LeaseStore, lease: EndpointLease, *, at: float
 ) -> str:
     """The state of an endpoint that should be paused and is not; empty if all is well.
 
@@ -351,8 +351,8 @@ def awake_again(
     return "" if others and (until or 0.0) >= at else found.state
 
 
-def journal_record(receipt: Receipt, lease: HeldLease, *, at: float) -> Record:
-    """The line of a release in the journal."""
+def journal_record(receipt: Receipt, lease: EndpointLease, *, at: float) -> Record:
+    """The line in the journal for the end of a lease."""
     return Record(
         kind=LEFT if receipt.left_to else PAUSED,
         run=lease.run,

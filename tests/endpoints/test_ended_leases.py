@@ -48,7 +48,7 @@ def test_it_is_paused_and_verified_while_the_other_one_runs(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ) -> None:
     run = both_up(lifecycle)
-    assert run.release("acme/llm")
+    assert run.end_lease("acme/llm")
     assert verified(run, "acme/llm")
     assert states(hub) == {"acme/llm": "paused", "acme/other": "running"}
     assert [each.intent.endpoint for each in unfinished(leases_dir(settings.state_dir))] == [
@@ -64,14 +64,14 @@ def test_its_settings_are_put_back(
 ) -> None:
     before = plane.get("acme/llm").raw_scaling
     run = both_up(lifecycle)
-    run.release("acme/llm")
+    run.end_lease("acme/llm")
     assert until(lambda: plane.get("acme/llm").raw_scaling == before)
     assert plane.get("acme/llm").tags == ()
 
 
 def test_its_cost_ends_with_its_pause(hub: EmulatorClient, lifecycle: Make) -> None:
     run = both_up(lifecycle, billing_minute_s=0.05)
-    run.release("acme/llm")
+    run.end_lease("acme/llm")
     assert verified(run, "acme/llm")
     minutes = receipt(run, "acme/llm").cost.minutes
     assert until(lambda: receipt(run, "acme/other").cost.minutes > minutes + 5)
@@ -82,7 +82,7 @@ def test_it_is_not_resumed_again_and_one_line_says_why(
     hub: EmulatorClient, lifecycle: Make
 ) -> None:
     run = both_up(lifecycle)
-    run.release("acme/llm")
+    run.end_lease("acme/llm")
     for ask in (run.ensure, run.revive):
         with pytest.raises(EndpointError, match=r"acme/llm was paused at .*--hf-endpoint=acme/llm"):
             ask("acme/llm")
@@ -91,19 +91,19 @@ def test_it_is_not_resumed_again_and_one_line_says_why(
 
 def test_a_release_is_asked_for_once_and_only_for_what_is_leased(lifecycle: Make) -> None:
     run = lifecycle()
-    assert not run.release("acme/llm")
+    assert not run.end_lease("acme/llm")
     run.ensure("acme/llm")
-    assert run.release("acme/llm")
-    assert not run.release("acme/llm")
+    assert run.end_lease("acme/llm")
+    assert not run.end_lease("acme/llm")
 
 
-def test_what_was_found_running_and_is_kept_is_not_released(
+def test_a_lease_does_not_end_where_an_endpoint_was_found_running_and_is_kept(
     hub: EmulatorClient, lifecycle: Make
 ) -> None:
     hub.change_endpoint("acme/llm", state="running")
     run = lifecycle()
     run.ensure("acme/llm", keep_running=True)
-    assert not run.release("acme/llm")
+    assert not run.end_lease("acme/llm")
 
 
 def test_a_run_that_ends_meanwhile_waits_for_the_pause(
@@ -111,7 +111,7 @@ def test_a_run_that_ends_meanwhile_waits_for_the_pause(
 ) -> None:
     hub.add_fault("pause", hang=0.3, endpoint="acme/llm")
     run = both_up(lifecycle)
-    run.release("acme/llm")
+    run.end_lease("acme/llm")
     assert all(each.verified for each in run.finish())
 
 
@@ -120,7 +120,7 @@ def test_what_could_not_be_paused_is_paused_at_the_end(
 ) -> None:
     run = both_up(lifecycle, deadline_s=0.6)
     hub.add_fault("pause", times=None, status=503, endpoint="acme/llm")
-    run.release("acme/llm")
+    run.end_lease("acme/llm")
     assert until(lambda: receipt(run, "acme/llm").error)
     hub.clear_faults()
     assert all(each.verified for each in run.finish())
@@ -134,7 +134,7 @@ def test_the_wish_outlives_the_reaper(
     assert until(lambda: standbys_of(settings.state_dir, settings.run))
     hub.add_fault("pause", hang=1, endpoint="acme/llm")
     asked = hub.last()
-    run.release("acme/llm")
+    run.end_lease("acme/llm")
     hub.wait_for(after=asked, op="pause")
     assert run.reaper_pid is not None
     os.kill(run.reaper_pid, signal.SIGKILL)
@@ -150,11 +150,11 @@ def test_the_wish_outlives_the_reaper(
 
 
 @pytest.mark.slow
-def test_a_new_reaper_leaves_alone_what_was_released(
+def test_a_new_reaper_leaves_alone_an_endpoint_whose_lease_has_ended(
     hub: EmulatorClient, lifecycle: Make, settings: EndpointSettings
 ) -> None:
     run = both_up(lifecycle)
-    run.release("acme/llm")
+    run.end_lease("acme/llm")
     assert verified(run, "acme/llm")
     asked = hub.last()
     kill_all(run, settings)
@@ -168,7 +168,7 @@ def test_a_deadline_that_passes_later_does_not_concern_it(
     hub: EmulatorClient, lifecycle: Make
 ) -> None:
     run = both_up(lifecycle)
-    run.release("acme/llm")
+    run.end_lease("acme/llm")
     assert verified(run, "acme/llm")
     run.pause_after(0)
     assert until(run.paused_early)
@@ -179,7 +179,7 @@ def test_another_run_that_uses_it_keeps_it(hub: EmulatorClient, lifecycle: Make)
     first, second = lifecycle(), lifecycle(run="run-2")
     first.ensure("acme/llm")
     second.ensure("acme/llm")
-    first.release("acme/llm")
+    first.end_lease("acme/llm")
     assert until(lambda: receipt(first, "acme/llm").left_to == "run-2")
     assert states(hub)["acme/llm"] == "running"
     second.finish()
