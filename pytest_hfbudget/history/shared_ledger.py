@@ -16,48 +16,136 @@ from typing import Protocol
 from pytest_hfbudget.errors import BudgetExceededError, HistoryError, LedgerUnreachableError
 from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import BudgetStore, DaySpending, DrawNeed, Snapshot
-from pytest_hfbudget.ledger import SESSION, Caller, Charge, Hold, Scope, WaitingHold
+from pytest_hfbudget.ledger import SESSION, Caller, Charge, Hold, WaitingHold
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.ledger.queue import Waiter
+from pytest_hfbudget.ledger.queue import Account, Waiter
 from pytest_hfbudget.locks import non_reentrant, off_loop, own_lock
 
 _BEFORE_ALL_DAYS = 0
 
 
-class WindowAccount(Protocol):
-    """The part of a ledger's account that `StoreLock` changes."""
+class WindowAccounts:
+    """The accounts of the windows in a ledger, with what the other runs have spent and hold.
 
-    scope: Scope
-    spent: int
-    held: int
-
-
-class StoreLock:
-    """The lock of a ledger, which begins a transaction of the store, and ends it.
-
-    If the store fails, calls that were sent are settled all the same. A row has amounts, not
-    changes, so the next write that works puts everything right. Until then no window has room.
-
-    Attributes:
-        problem: why the store could not be read or written at the last attempt; empty if it was.
+    The store has a row for each run and day, with amounts, not changes. So the next write that
+    works puts right what an earlier one has missed.
     """
 
-    def __init__(
-        self,
-        store: BudgetStore,
-        windows: Sequence[BudgetWindow],
-        accounts: Mapping[str, WindowAccount],
-    ) -> None:
-        self.problem = ""
-        self._store, self._windows, self._accounts = store, windows, accounts
-        self._lock = own_lock()
-        self._in_transaction = False
-        self._day = _BEFORE_ALL_DAYS
+    def __init__(self, windows: Sequence[BudgetWindow], accounts: Mapping[str, Account]) -> None:
+        self.day = _BEFORE_ALL_DAYS  # that of the last transaction
+        self._windows, self._accounts = windows, accounts
         self._own = 0  # nano-USD that this run has spent today
         self._taken = dict.fromkeys((window.key for window in windows), 0)
         self._away = dict.fromkeys((window.key for window in windows), 0)
         self._earlier: dict[int, int] = {}
         self._written: dict[int, DaySpending] = {}
+
+    def begin(self, snapshot: Snapshot) -> None:
+        """Update the accounts by the snapshot with which a transaction begins."""
+        if snapshot.day != self.day:
+            self._turn_over(snapshot.day)
+        self._see(snapshot)
+
+    def look(self, snapshot: Snapshot | None) -> None:
+        """Update the accounts by a later snapshot of the same transaction, if there is one."""
+        if snapshot is not None:
+            self.note_own()
+            self._see(snapshot)
+
+    def shut(self) -> None:
+        """Leave no room in any window, because what the other runs have spent is not known."""
+        for window in self._windows:
+            account = self._accounts[window.key]
+            account.scope = account.scope._replace(cap=0)
+
+    def needs(self, keys: Collection[str], least: int, most: int | None) -> dict[str, DrawNeed]:
+        """What the windows have too little of for a call, from ``least`` to ``most`` nano-USD."""
+        needs = {}
+        for window in self._windows:
+            account = self._accounts[window.key]
+            at_hand = window.cap - account.spent - account.held
+            wanted = (least if most is None else most) - at_hand
+            if window.key in keys and wanted > 0:
+                needs[window.key] = DrawNeed(max(least - at_hand, 0), wanted)
+        return needs
+
+    def left(self, key: str) -> int:
+        """The nano-USD of a window that no run has spent, less what this run holds."""
+        account = self._accounts[key]
+        return (account.scope.cap or 0) - account.spent - account.held + self._away[key]
+
+    # --- the rows of this run
+
+    def row(self) -> DaySpending:
+        """This run's row of today, as it is now."""
+        key = self._windows[0].key
+        account = self._accounts[key]
+        return DaySpending(account.spent - self._taken[key], account.held - self._away[key])
+
+    def note_own(self) -> None:
+        """Note what this run has spent today, before the accounts are read anew."""
+        self._own = self.row().spent
+
+    def rows(self) -> dict[int, DaySpending]:
+        """The rows that are to be written, by day; empty if they are in the store already."""
+        rows = {day: DaySpending(own) for day, own in self._earlier.items()}
+        rows[self.day] = self.row()
+        return {} if rows == self._written else rows
+
+    def note_written(self) -> None:
+        """Note that the store has the rows."""
+        self._written, self._earlier = {self.day: self.row()}, {}
+
+    def note_ended(self) -> None:
+        """Note that the store has ended the run: what was in its row counts as spent."""
+        self._own, self._written = 0, {self.day: DaySpending()}
+
+    def begin_anew(self) -> None:
+        """In a forked child: what the parent has spent is in the parent's row."""
+        self._own, self._earlier, self._written = 0, {}, {}
+
+    def _see(self, snapshot: Snapshot) -> None:
+        """Put into the accounts what the other runs have spent, and what they hold."""
+        for window in self._windows:
+            key, account = window.key, self._accounts[window.key]
+            account.scope = window.scope(snapshot.day)
+            self._taken[key] = snapshot.taken[key] - self._stale(window, snapshot.day)
+            account.spent = self._taken[key] + self._own
+            away = snapshot.away.get(key, 0)
+            account.held += away - self._away[key]
+            self._away[key] = away
+
+    def _stale(self, window: BudgetWindow, day: int) -> int:
+        """The nano-USD of holds that the store still has in this run's rows of earlier days."""
+        first = window.first_day(day)
+        days = self._earlier.items()
+        return sum(sum(self._written.get(at, ())) - own for at, own in days if at >= first)
+
+    def _turn_over(self, day: int) -> None:
+        # What is in flight at midnight is settled on the next day, so it is held there.
+        if self.day != _BEFORE_ALL_DAYS:
+            self._earlier[self.day] = self._own
+        self.day, self._own = day, 0
+
+
+class StoreLock:
+    """The lock of a ledger, which begins a transaction of the store, and ends it.
+
+    If the store fails, calls that were sent are settled all the same. Until a transaction works
+    again, no window has room.
+
+    Attributes:
+        accounts: what the transactions read and write.
+        problem: why the store could not be read or written at the last attempt; empty if it was.
+    """
+
+    def __init__(
+        self, store: BudgetStore, windows: Sequence[BudgetWindow], accounts: WindowAccounts
+    ) -> None:
+        self.accounts, self.problem = accounts, ""
+        self._store, self._windows = store, windows
+        self._lock = own_lock()
+        self._in_transaction = False
         watch_forks(self)
 
     @off_loop()
@@ -88,32 +176,7 @@ class StoreLock:
         """
         with self._lock:
             self._store.close()
-            self._own, self._written = 0, {self._day: DaySpending()}
-
-    def _begin(self) -> None:
-        try:
-            snapshot = self._store.begin(self._windows, self._day)
-        except HistoryError as error:
-            self.problem, self._in_transaction = str(error), False
-            for window in self._windows:
-                account = self._accounts[window.key]
-                account.scope = account.scope._replace(cap=0)
-            return
-        self._in_transaction = True
-        if snapshot.day != self._day:
-            self._turn_over(snapshot.day)
-        self._see(snapshot)
-
-    def _see(self, snapshot: Snapshot) -> None:
-        """Put into the accounts what the other runs have spent, and what they hold."""
-        for window in self._windows:
-            key, account = window.key, self._accounts[window.key]
-            account.scope = window.scope(snapshot.day)
-            self._taken[key] = snapshot.taken[key] - self._stale(window, snapshot.day)
-            account.spent = self._taken[key] + self._own
-            away = snapshot.away.get(key, 0)
-            account.held += away - self._away[key]
-            self._away[key] = away
+            self.accounts.note_ended()
 
     @property
     def trouble(self) -> str:
@@ -125,61 +188,32 @@ class StoreLock:
 
         The caller is inside of the lock.
         """
-        needs = {}
-        for window in self._windows:
-            account = self._accounts[window.key]
-            at_hand = window.cap - account.spent - account.held
-            wanted = (least if most is None else most) - at_hand
-            if window.key in keys and wanted > 0:
-                needs[window.key] = DrawNeed(max(least - at_hand, 0), wanted)
+        needs = self.accounts.needs(keys, least, most)
         if needs and self._in_transaction:
-            self.look(self._store.draw(needs, self._row()))
+            self.accounts.look(self._store.draw(needs, self.accounts.row()))
 
-    def look(self, snapshot: Snapshot | None) -> None:
-        """Update the accounts by a snapshot of the store. The caller is inside of the lock."""
-        if snapshot is not None:
-            self._note_own()
-            self._see(snapshot)
-
-    def left(self, key: str) -> int:
-        """The nano-USD of a window that no run has spent, less what this run holds."""
-        account = self._accounts[key]
-        return (account.scope.cap or 0) - account.spent - account.held + self._away[key]
-
-    def _row(self) -> DaySpending:
-        """This run's row of today, as it is now."""
-        key = self._windows[0].key
-        account = self._accounts[key]
-        return DaySpending(account.spent - self._taken[key], account.held - self._away[key])
-
-    def _note_own(self) -> None:
-        self._own = self._row().spent
-
-    def _stale(self, window: BudgetWindow, day: int) -> int:
-        """The nano-USD of holds that the store still has in this run's rows of earlier days."""
-        first = window.first_day(day)
-        days = self._earlier.items()
-        return sum(sum(self._written.get(at, ())) - own for at, own in days if at >= first)
-
-    def _turn_over(self, day: int) -> None:
-        # What is in flight at midnight is settled on the next day, so it is held there.
-        if self._day != _BEFORE_ALL_DAYS:
-            self._earlier[self._day] = self._own
-        self._day, self._own = day, 0
+    def _begin(self) -> None:
+        try:
+            snapshot = self._store.begin(self._windows, self.accounts.day)
+        except HistoryError as error:
+            self.problem, self._in_transaction = str(error), False
+            self.accounts.shut()
+            return
+        self._in_transaction = True
+        self.accounts.begin(snapshot)
 
     def _end(self) -> None:
-        self._note_own()
+        self.accounts.note_own()
         if not self._in_transaction:
             return
-        rows = {day: DaySpending(own) for day, own in self._earlier.items()}
-        rows[self._day] = self._row()
         self._in_transaction = False
         try:
-            self._store.end({} if rows == self._written else rows)
+            self._store.end(self.accounts.rows())
         except HistoryError as error:
             self.problem = str(error)
         else:
-            self.problem, self._written, self._earlier = "", {self._day: rows[self._day]}, {}
+            self.problem = ""
+            self.accounts.note_written()
 
     # --- forks: an SQLite file must not be open in the parent and in the child
 
@@ -193,10 +227,10 @@ class StoreLock:
         self._lock.__exit__(None, None, None)
 
     def after_in_child(self) -> None:
-        """Use a row of the child's own; what the parent has spent is in the parent's row."""
+        """Use a row of the child's own."""
         self._lock = own_lock()
         self._store.forked()
-        self._own, self._earlier, self._written = 0, {}, {}
+        self.accounts.begin_anew()
 
 
 class SharedLedger(Ledger):
@@ -211,7 +245,8 @@ class SharedLedger(Ledger):
         self._windows = tuple(window.key for window in windows)
         for window in windows:
             self.open(window.scope())
-        self._lock = self._store_lock = StoreLock(store, windows, self._accounts)
+        accounts = WindowAccounts(windows, self._accounts)
+        self._lock = self._store_lock = StoreLock(store, windows, accounts)
         with self._store_lock:
             pass
         if self._store_lock.problem:
@@ -285,7 +320,7 @@ class SharedLedger(Ledger):
     def left(self, key: str) -> int:
         """The nano-USD of a window that no run has spent, less what this run holds."""
         with self._store_lock:
-            return self._store_lock.left(key)
+            return self._store_lock.accounts.left(key)
 
     def catch_up(self, beat: Callable[[], Snapshot]) -> bool:
         """Let the calls in the queue go on that can, and return whether some still wait.
@@ -294,7 +329,7 @@ class SharedLedger(Ledger):
             beat: called before that, inside of the lock; returns the snapshot of the store.
         """
         with self._store_lock:
-            self._store_lock.look(beat())
+            self._store_lock.accounts.look(beat())
             for waiter in tuple(self._queue):
                 keys = [account.scope.key for account in waiter.request.accounts]
                 self._store_lock.draw(keys, waiter.request.least, waiter.request.most)
