@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import time
 from collections.abc import Mapping
+
+# By name: where a conftest file is the first to import it, its package does not have it yet.
+from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -114,7 +116,7 @@ class EmulatorClient:
     ) -> dict[str, Any]:
         """One control request. Raises ValueError with the emulator's words when it refuses."""
         where = urlsplit(self.url)
-        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=timeout)
+        connection = HTTPConnection(where.hostname or "", where.port, timeout=timeout)
         try:
             content = None if body is None else json.dumps(body)
             connection.request(method, f"{where.path}/_emulator/{path}", content)

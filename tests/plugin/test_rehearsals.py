@@ -48,6 +48,20 @@ def test_a_named_endpoint_plays_the_task_that_is_asked_of_it(suite: Suite) -> No
     assert len(set(asked) - {"conversational"}) == 9
 
 
+def test_a_conftest_may_be_the_first_to_import_an_http_library(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rehearsal begins inside that import, when ``http.client`` is not yet in its package."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    suite.lean = False
+    (suite.path / "conftest.py").write_text(
+        "import sys\nassert 'http.client' not in sys.modules\nimport urllib.request\n"
+    )
+    suite.test_file("def test_it(): call()")
+    suite.run("-p", "pytest_hfbudget.plugin").assert_outcomes(passed=1)
+    assert suite.sent == 1
+
+
 def test_an_endpoint_plays_the_task_of_a_child_process_too(suite: Suite) -> None:
     suite.test_file(
         EVERY_TASK
