@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from pytest_hfbudget.errors import HistoryError
 from pytest_hfbudget.plugin import options
 from pytest_hfbudget.plugin.console import amounts, can_show, columns, say
 from pytest_hfbudget.settings import NOT_RUN, Settings
@@ -60,7 +62,8 @@ class ReportWriter:
         self._why_red = self._reason(outcomes, make) if eventful or self.unowned else ""
         # A run that runs no test must not replace the report of one that did.
         if settings.report is not None and not options.only_look(self._config, settings):
-            self._write(make(), settings.report)
+            with suppress(HistoryError):  # pytest ends with that line, before the first test
+                self._write(make(), settings.report)
         if eventful:
             from pytest_hfbudget.plugin import run_history
 

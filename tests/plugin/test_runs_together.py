@@ -176,3 +176,15 @@ def test_a_store_that_can_not_be_used_is_one_line_before_anything_is_sent(real: 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: */budgets.sqlite3: file is not a database. *"])
     assert real.sent == 0
+
+
+def test_such_a_run_leaves_the_report_of_the_run_before_it(real: Suite) -> None:
+    real.test_file("def test_it():\n    call()\n")
+    real.run("--hf-daily-budget=1", "--hf-report=report.json").assert_outcomes(passed=1)
+    before = real.report()
+    (Path(os.environ["HFBUDGET_STATE_DIR"]) / "budgets.sqlite3").write_text("no database " * 100)
+    result = real.run("--hf-daily-budget=1", "--hf-report=report.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = filter(None, result.errlines)
+    assert line.startswith("ERROR: ")
+    assert real.report() == before
