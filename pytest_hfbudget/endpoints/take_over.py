@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -13,12 +14,14 @@ from pytest_hfbudget.endpoints import Endpoint, split_name
 from pytest_hfbudget.endpoints.api import ControlPlaneError
 from pytest_hfbudget.endpoints.journal import RESUMED
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointState
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointState
 from pytest_hfbudget.errors import EndpointError
 
 
 class RunLifecycle(Lifecycle):
     """A `Lifecycle` of a test run, which also takes over what the code under test starts."""
+
+    _late: RunLifecycle | None = None  # has what is started when this one pauses its endpoints
 
     def take_over(self, name: str, form: Mapping[str, Any] | None = None) -> bool:
         """Have the reaper pause an endpoint at the end that the code under test is about to start.
@@ -37,6 +40,8 @@ class RunLifecycle(Lifecycle):
         namespace, _ = split_name(name)
         if os.getpid() != self._pid:
             raise EndpointError(f"{name}: a forked process can't have endpoints paused.")
+        if self._closing and not self._settings.capped:
+            return self._of_late_starts().take_over(name, form)
         self._refuse_early(name)
         self._settings.need_token(name)
         new = None if form is None else Endpoint.to_be(namespace, form)
@@ -74,6 +79,9 @@ class RunLifecycle(Lifecycle):
             status: the HTTP status; 0 without an answer, so that the endpoint may start any time.
             stops: whether the request pauses the endpoint.
         """
+        if self._late is not None and name in self._late._states:
+            self._late.answered(name, status, stops=stops)
+            return False  # `finish_late` pauses it
         state, supervisor = self._states.get(name), self._supervisor
         if state is None or supervisor is None or not (state.leased and status):
             return False
@@ -90,6 +98,19 @@ class RunLifecycle(Lifecycle):
             state.resumed = bool(state.use.gaps)  # as it was before
         # If another run has it up, the server says "already running", and the test uses it.
         return asked and state.joined is None
+
+    def finish_late(self) -> tuple[EndpointReceipt, ...]:
+        """Pause what was started since this lifecycle began to pause; wait as `finish` does."""
+        late = self._late
+        return () if late is None else (*late.finish(), *late.finish_late())
+
+    def _of_late_starts(self) -> RunLifecycle:
+        """Another lifecycle, with its own reaper and journal: ours take no more endpoints."""
+        with self._lock:
+            if self._late is None:
+                settings = replace(self._settings, run=os.urandom(6).hex())
+                self._late = RunLifecycle(settings, clock=self._clock, spawn=self._spawn)
+            return self._late
 
     def is_taken_over(self, name: str) -> bool:
         """Whether the code under test has started an endpoint that no test names."""

@@ -201,6 +201,8 @@ class Controller(Role):
                 )
                 if self._server_for_workers is not None:
                     self._endpoints.tend_alone()  # tests end in the workers, not here
+                if self._verified is not None:
+                    self._endpoints.finish()  # the report is written, and gets no more lines
             return self._endpoints
 
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
@@ -346,15 +348,12 @@ class Controller(Role):
         self._writer.show(terminal, self.report(outcomes))
 
     def last_words(self) -> None:
-        if self._verified is None:
-            return
-        if self._made_writer is not None:
-            self._made_writer.last_line()
-        for line in self._endpoints.lines() if self._endpoints is not None else ():
-            if not line.in_order:
-                from pytest_hfbudget.plugin.console import say
+        if self._verified is not None and self._made_writer is not None:
+            lines = self._endpoints.lines() if self._endpoints is not None else ()
+            self._made_writer.last_lines(lines)
 
-                say(self.config, f"{line.name}: {line.to_do}", red=True, bold=True)
+    def finish_late(self) -> bool:
+        return self._endpoints is None or self._endpoints.finish_late()
 
     # --- workers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_hfbudget.reporting import EndpointLine, counted
+from pytest_hfbudget.reporting import EndpointLine, counted, endpoint_verdict
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
@@ -129,6 +129,15 @@ def _end(receipt: EndpointReceipt) -> str:
     if receipt.left_to is not None:
         return "left"
     return "kept" if receipt.kept else "not verified"
+
+
+LATE = "started as the run ended; the report does not have its cost"
+
+
+def end_line(receipt: EndpointReceipt, why: str) -> str:
+    """The line that says how the use of an endpoint ended, and why then."""
+    end = endpoint_verdict(receipt.state, receipt.verified, receipt.left_to, receipt.kept)
+    return "; ".join(filter(None, (f"endpoint {receipt.name}: {end}: {why}", receipt.error)))
 
 
 def endpoint_line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:

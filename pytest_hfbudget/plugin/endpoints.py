@@ -25,10 +25,10 @@ from pytest_hfbudget.ledger import SESSION, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.locks import SYSTEM_CLOCK, at_work, off_loop
 from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
-from pytest_hfbudget.plugin.endpoint_log import EndpointLog, endpoint_line
+from pytest_hfbudget.plugin.endpoint_log import LATE, EndpointLog, end_line, endpoint_line
 from pytest_hfbudget.plugin.run_ledger import caps, endpoint_settings
 from pytest_hfbudget.plugin.uptime_booking import Key, Ticker, UptimeBooking, UptimeSharing
-from pytest_hfbudget.reporting import EndpointLine, endpoint_verdict
+from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.reporting.timeline import Paid
 from pytest_hfbudget.settings import Settings
 
@@ -58,9 +58,8 @@ class RunEndpoints:
         self._receipts: tuple[EndpointReceipt, ...] | None = None
         self._uptime = UptimeBooking(ledger, settings)
         self.sharing = UptimeSharing(ledger, settings.billing_minute)
-        self._armed_until = 0.0
+        self._armed_until, self._ticks = 0.0, False
         self._tickers: list[Ticker] = []
-        self._ticks = False
         self._said: dict[str, tuple[str, float]] = {}
         self._ending: dict[str, str] = {}
         self._looks: dict[str, float] = {}
@@ -198,8 +197,7 @@ class RunEndpoints:
                 with self._uptime.lock:
                     self._uptime.end(receipt.name, receipt.paused_mono)
                 self.log.ended((receipt,))
-                end = receipt.state, receipt.verified, receipt.left_to, receipt.kept
-                say(self._config, f"endpoint {receipt.name}: {endpoint_verdict(*end)}: {why}")
+                say(self._config, end_line(receipt, why))
 
     @at_work
     def tend(self) -> None:
@@ -232,8 +230,7 @@ class RunEndpoints:
                 self._uptime.end(receipt.name, receipt.paused_mono)
 
     def _forget_unless_billed(self, name: str) -> None:
-        receipt = next((one for one in self._lifecycle.live() if one.name == name), None)
-        if receipt is None or not receipt.cost.minutes:
+        if not any(one.name == name and one.cost.minutes for one in self._lifecycle.live()):
             self._uptime.forget(name)
             self.accrue()
 
@@ -302,8 +299,7 @@ class RunEndpoints:
             return False  # the error of the call itself says more than this one
         finally:
             self.rearm()
-        back = any(r.name == name and r.revived for r in self._lifecycle.live())
-        if back:
+        if back := any(r.name == name and r.revived for r in self._lifecycle.live()):
             self.log.revived(name)
         return back
 
@@ -326,8 +322,7 @@ class RunEndpoints:
 
     def paid(self) -> tuple[Paid, ...]:
         """What each endpoint has cost, when, and which tests were on it."""
-        receipts = self._receipts if self._receipts is not None else self._lifecycle.live()
-        uses, costs = self.sharing.uses, ((one.name, one.cost) for one in receipts)
+        uses, costs = self.sharing.uses, ((one.name, one.cost) for one in self._lifecycle.live())
         return tuple(
             Paid(name, cost.window, uses(name), cost.minutes, cost.nano_usd) for name, cost in costs
         )
@@ -350,8 +345,15 @@ class RunEndpoints:
                 self._uptime.close({one.name: one.cost.nano_usd for one in receipts})
             self.log.ended(self._receipts)
             self.sharing.settle(self._receipts)
-        in_order = all(receipt.in_order for receipt in self._receipts)
-        return in_order and not self._lifecycle.reaper_lost
+        return not self._lifecycle.reaper_lost and all(one.in_order for one in self._receipts)
+
+    @at_work
+    def finish_late(self) -> bool:
+        """Wait for the pauses of what was started since; returns whether every one is verified."""
+        receipts = self._lifecycle.finish_late()
+        for receipt in receipts:
+            say(self._config, end_line(receipt, LATE), red=not receipt.in_order)
+        return all(receipt.in_order for receipt in receipts)
 
     @at_work
     def lines(self) -> tuple[EndpointLine, ...]:
@@ -384,11 +386,9 @@ class RunEndpoints:
         self.rearm()
 
     def _tell(self, swept: SweepOutcome) -> None:
-        about = f"endpoint {swept.name}, left by run {swept.run}"
-        if swept.verified:
-            say(self._config, f"{about}: paused")
-        elif swept.error:
-            say(self._config, f"{about}: {swept.error}", red=True)
+        if end := "paused" if swept.verified else swept.error:
+            about = f"endpoint {swept.name}, left by run {swept.run}"
+            say(self._config, f"{about}: {end}", red=not swept.verified)
 
     def _progress(self, name: str, state: str, seconds: float) -> None:
         self.rearm()  # an endpoint is billed while it starts, too
@@ -396,5 +396,5 @@ class RunEndpoints:
         if state == said and seconds - at < SAY_EVERY_S and not on_a_terminal(self._config):
             return
         self._said[name] = (state, seconds)
-        text, transient = f"endpoint {name}: {state}, {seconds:.0f} s", state != "running"
-        say(self._config, text, transient=transient)
+        text = f"endpoint {name}: {state}, {seconds:.0f} s"
+        say(self._config, text, transient=state != "running")

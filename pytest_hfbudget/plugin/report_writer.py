@@ -23,7 +23,7 @@ from pytest_hfbudget.text import printable
 if TYPE_CHECKING:
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.plugin.outcomes import Outcomes
-    from pytest_hfbudget.reporting import Report
+    from pytest_hfbudget.reporting import EndpointLine, Report
     from pytest_hfbudget.reporting.ci import RefusalPlace
 
 
@@ -124,10 +124,16 @@ class ReportWriter:
         if self._written is not None:
             terminal.write_line(f"  report: {self._written}")
 
-    def last_line(self) -> None:
-        """Print why the run failed. It comes last, because people read the last lines first."""
+    def last_lines(self, endpoints: Iterable[EndpointLine]) -> None:
+        """Print why the run failed, and which endpoints still cost.
+
+        These lines come last, because people read the last lines first.
+        """
         if self._why_red:
             say(self._config, f"hfbudget: the run failed: {self._why_red}", red=True, bold=True)
+        for line in endpoints:
+            if not line.in_order:
+                say(self._config, f"{line.name}: {line.to_do}", red=True, bold=True)
 
 
 # --- other plugins

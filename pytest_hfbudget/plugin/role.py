@@ -169,6 +169,13 @@ class Role:
     def last_words(self) -> None:
         """Print why the run failed and which endpoints still cost, after all other plugins."""
 
+    def finish_late(self) -> bool:
+        """Wait for the pauses of endpoints that were started after the report.
+
+        Returns whether every one is verified.
+        """
+        return True
+
     def serve(self) -> dict[str, Any]:
         """What the controller tells a worker: the ledger's socket and the service addresses."""
         raise RuntimeError("only the controller of a run has workers")

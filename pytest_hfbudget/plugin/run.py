@@ -372,7 +372,7 @@ class Run:
             return
         if self.runtime is not None and not self._end.begun:
             self.close()  # a conftest file made a call and then failed, before pytest_configure
-        self._end.tell()
+        self._end.tell(paused=self.role.finish_late())
         if self.runtime is not None and not self._end.owns_process:
             runtime, self.runtime = self.runtime, None
             runtime.release()

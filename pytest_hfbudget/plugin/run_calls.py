@@ -312,18 +312,22 @@ class RunEnd:
                 self._told = _calls(self._runtime)
                 self._runtime.meter.budgets.over = AFTER_THE_REPORT
 
-    def tell(self) -> None:
-        """Print the calls since the report, and fail the run if any was refused."""
+    def tell(self, *, paused: bool) -> None:
+        """Print the calls since the report, and fail the run if any was refused.
+
+        Args:
+            paused: whether all that was started since the report is verified as paused.
+        """
         lines, refused = self._lines()
-        if not lines:
+        if not lines and paused:
             return
         from pytest_hfbudget.plugin.console import say
 
         for line in lines:
             say(self._config, line, red=refused, yellow=not refused)
-        codes = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-        if refused and self._session is not None and self._session.exitstatus in codes:
-            self._session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        codes, session = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED), self._session
+        if (refused or not paused) and session is not None and session.exitstatus in codes:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _lines(self) -> tuple[list[str], bool]:
         """The lines to print, and whether any is about a refusal."""

@@ -465,3 +465,58 @@ def test_without_a_cap_a_start_after_the_report_is_paused_and_told(
     (resumed,) = real.requests("resume")
     real.emulator.wait_for(op="pause", phase="answered", status=200, after=resumed["seq"])
     assert state(real) == "paused"
+
+
+NO_ENDPOINT = "def test_it():\n    pass\n"
+ANOTHER = "@pytest.mark.hf_endpoint('acme/other')\ndef test_it():\n    pass\n"
+THE_SAME = "@pytest.mark.hf_endpoint('acme/llm')\ndef test_it():\n    pass\n"
+IN_THE_SUMMARY = """
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary():
+    resume()
+"""
+AS_IT_ENDS = """
+def pytest_sessionfinish():
+    resume()
+"""
+
+
+@pytest.mark.usefixtures("reapers_end")
+@pytest.mark.parametrize(
+    ("tests", "when"),
+    [
+        pytest.param(NO_ENDPOINT, IN_THE_SUMMARY, id="none-summary"),
+        pytest.param(ANOTHER, AS_IT_ENDS, id="another-sessionfinish"),
+        pytest.param(THE_SAME, LATE, id="the-same-unconfigure"),
+    ],
+)
+def test_what_is_started_as_the_run_ends_is_paused_whatever_the_run_has_paused_before(
+    tests: str, when: str, real: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_user")
+    for name in ("acme/llm", "acme/other"):
+        real.emulator.add_endpoint(name, state="paused")
+    (real.path / "conftest.py").write_text(API + when)
+    write(real, tests)
+    result = real.run("--hf-report=report.json")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["endpoint acme/llm: paused, verified: started as the run ended*"])
+    result.stdout.no_fnmatch_line("*NOT VERIFIED*")
+    assert state(real) == "paused"
+    assert all(line["verified"] for line in real.report()["endpoints"])
+
+
+@pytest.mark.slow
+def test_such_a_pause_that_can_not_be_verified_fails_the_run(
+    real: Suite, monkeypatch: pytest.MonkeyPatch, reapers_end: None
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_user")
+    real.emulator.add_endpoint("acme/llm", state="paused")
+    real.emulator.add_fault("pause", times=None, status=403)
+    (real.path / "conftest.py").write_text(API + LATE)
+    write(real, NO_ENDPOINT)
+    result = real.run()
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["endpoint acme/llm: NOT VERIFIED AS PAUSED (*`hfbudget pause acme/llm`*"]
+    )

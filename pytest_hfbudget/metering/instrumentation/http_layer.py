@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 HERE = __name__.rpartition(".")[0]
 UNHELD = "no budget holds its cost, and nothing stops it at the end"
+AFTER = "the report does not have its cost, and the last lines say whether it is paused again"
 
 
 class Metering(Protocol):
@@ -205,7 +206,7 @@ class HttpLayer:
         if ours is None and name not in meter.book.leased.values():
             self._name_unmetered(request, UNHELD)
         elif ours and meter.budgets.over:
-            self._name_unmetered(request, "the report does not have its cost")
+            self._name_unmetered(request, AFTER)
         return name if ours else ""
 
     def answered(self, request: UptimeRequest, name: str, status: int) -> None:
