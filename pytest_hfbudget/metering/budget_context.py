@@ -59,7 +59,7 @@ class OpenBlock(NamedTuple):
     Attributes:
         everywhere: whether a plain thread may have been started inside of it. If not, only contexts
             of the same thread can be inside of it.
-        thread: the thread that entered it.
+        thread: the thread of the system that entered it: green threads are parts of one.
         task: the task that entered it, if one did.
         at: its place in the order of events. Other tasks that were seen earlier are outside of it.
     """
@@ -199,7 +199,7 @@ class BudgetContext:
         at = next(self._order)
         if not enclosing.certain or threading.current_thread() is threading.main_thread():
             self._see_tasks(at)
-        here, task = threading.get_ident(), _task()
+        here, task = threading.get_native_id(), _task()
         by = None if task is None else ref(task)
         self._opened.append(OpenBlock(block, enclosing.certain, here, by, at))
 
@@ -226,7 +226,7 @@ class BudgetContext:
         A forked child has one thread, which counts as its main thread from then on.
         """
         _entered.set(ContextBlocks(certain=True, blocks=blocks))
-        here = threading.get_ident()
+        here = threading.get_native_id()
         self._opened = [OpenBlock(block, True, here, None, next(self._order)) for block in blocks]
 
     def _here(self) -> ContextBlocks:
@@ -237,7 +237,7 @@ class BudgetContext:
         certain = threading.current_thread() is threading.main_thread()
         if not self._opened:
             return ContextBlocks(certain)
-        here, task = threading.get_ident(), _task()
+        here, task = threading.get_native_id(), _task()
         seen = None if task is None else self._seen.get(task)
         blocks = (
             opened.block for opened in tuple(self._opened) if opened.may_enclose(here, task, seen)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
+from functools import partial
 
 import pytest
 from metering_bench import MODEL, Bench, say
@@ -304,6 +306,18 @@ def test_an_empty_context_is_inside_the_open_blocks(
             assert not Context().run(_call, bench)
 
     run(work)
+    assert bench.sent == 0
+
+
+def test_a_green_thread_is_inside_the_block_around_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """eventlet gives each green thread an empty context, and a number and a `Thread` of its own."""
+    green = threading.Thread()
+    monkeypatch.setattr(threading, "get_ident", partial(next, itertools.count(1)))
+    monkeypatch.setattr(threading, "current_thread", lambda: green)
+    with budget(max_calls=0, on_exceed="raise"):
+        assert not Context().run(_call, bench)
     assert bench.sent == 0
 
 
