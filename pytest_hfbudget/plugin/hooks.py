@@ -232,7 +232,7 @@ class Hooks:
         attribution = self.run.attribution
         attribution.called = True
         try:
-            if attribution.has_new_markers(item):
+            if self.run.awake and attribution.has_new_markers(item):
                 with failures():
                     attribution.charge_anew(item)
             return (yield)

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.plugin.role import RunContext
     from pytest_hfbudget.settings import Settings
 
-MARKERS = ("budget", "hf_endpoint")
+MARKERS = frozenset({"budget", "hf_endpoint"})
 INSTRUMENTATION = "pytest_hfbudget.metering.instrumentation.hub"
 
 # A test that imports one of these modules may make paid calls, or ask what was spent.
@@ -123,15 +124,23 @@ def has_price_table(settings: Settings, root: Path) -> bool:
 
 def marked(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """The items with a marker of the plugin's, of their own or of a class, module or package."""
-    known: dict[Node, bool] = {}
+    known: dict[Node, bool] = {}  # without the items themselves, because a node's hash is slow
 
-    def is_marked(node: Node) -> bool:
+    def is_marked(node: Node | None) -> bool:
+        if node is None:
+            return False
         if node not in known:
-            own = any(mark.name in MARKERS for mark in node.own_markers)
-            known[node] = own or (node.parent is not None and is_marked(node.parent))
+            known[node] = _has_marker(node) or is_marked(node.parent)
         return known[node]
 
-    return [item for item in items if is_marked(item)]
+    return [item for item in items if _has_marker(item) or is_marked(item.parent)]
+
+
+_name_of = attrgetter("name")
+
+
+def _has_marker(node: Node) -> bool:
+    return not MARKERS.isdisjoint(map(_name_of, node.own_markers))
 
 
 # --- which test pays
