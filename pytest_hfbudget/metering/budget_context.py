@@ -59,7 +59,7 @@ class OpenBlock(NamedTuple):
     Attributes:
         everywhere: whether a plain thread may have been started inside of it. If not, only contexts
             of the same thread can be inside of it.
-        thread: the thread of the system that entered it: green threads are parts of one.
+        thread: the thread that entered it.
         task: the task that entered it, if one did.
         at: its place in the order of events. Other tasks that were seen earlier are outside of it.
     """
@@ -197,9 +197,9 @@ class BudgetContext:
         enclosing = self._here()
         _entered.set(enclosing._replace(blocks=(*enclosing.blocks, block)))
         at = next(self._order)
-        if not enclosing.certain or threading.current_thread() is threading.main_thread():
+        if not enclosing.certain or _in_main_thread():
             self._see_tasks(at)
-        here, task = threading.get_native_id(), _task()
+        here, task = threading.get_ident(), _task()
         by = None if task is None else ref(task)
         self._opened.append(OpenBlock(block, enclosing.certain, here, by, at))
 
@@ -217,7 +217,7 @@ class BudgetContext:
 
         In a plain thread it does nothing: a pool's thread may come inside of later blocks.
         """
-        if threading.current_thread() is threading.main_thread():
+        if _in_main_thread():
             _entered.set(self._here()._replace(certain=True))
 
     def stay_inside(self, blocks: tuple[OpenBudget, ...]) -> None:
@@ -226,7 +226,7 @@ class BudgetContext:
         A forked child has one thread, which counts as its main thread from then on.
         """
         _entered.set(ContextBlocks(certain=True, blocks=blocks))
-        here = threading.get_native_id()
+        here = threading.get_ident()
         self._opened = [OpenBlock(block, True, here, None, next(self._order)) for block in blocks]
 
     def _here(self) -> ContextBlocks:
@@ -234,10 +234,10 @@ class BudgetContext:
         enclosing = _entered.get(None)
         if enclosing is not None:
             return enclosing
-        certain = threading.current_thread() is threading.main_thread()
+        certain = _in_main_thread()
         if not self._opened:
             return ContextBlocks(certain)
-        here, task = threading.get_native_id(), _task()
+        here, task = threading.get_ident(), _task()
         seen = None if task is None else self._seen.get(task)
         blocks = (
             opened.block for opened in tuple(self._opened) if opened.may_enclose(here, task, seen)
@@ -286,6 +286,17 @@ class BudgetContext:
         (answers.refusals if answers else self.unowned).append(error)
 
 
+def _in_main_thread() -> bool:
+    """Whether this is the main thread, also where eventlet has another `Thread` for it."""
+    main = threading.main_thread()
+    if threading.current_thread() is main:
+        return True
+    greenlet: Any = sys.modules.get("greenlet")
+    if greenlet is None or main.native_id != threading.get_native_id():
+        return False
+    return greenlet.getcurrent().parent is None  # a green thread has a parent
+
+
 def _active(inside: BudgetKey) -> ActiveBudgets:
     over_runs, session, test, inherited, blocks = inside
     of_test, of_blocks = test.scopes if test else (), (block.scope for block in blocks)
@@ -315,9 +326,9 @@ def current_caller(*, blocks: bool) -> Caller | None:
     if task is None and "trio" in sys.modules:
         task = trio_task()
     if task is None:
-        return Caller(os.getpid(), threading.get_native_id(), 0, blocks) if blocks else None
+        return Caller(os.getpid(), threading.get_ident(), 0, blocks) if blocks else None
     number = _task_numbers.setdefault(task, next(_numbers))
-    return Caller(os.getpid(), threading.get_native_id(), number, blocks)
+    return Caller(os.getpid(), threading.get_ident(), number, blocks)
 
 
 def trio_task() -> object:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from metering_bench import MODEL, Bench, say
@@ -313,10 +314,12 @@ def test_a_green_thread_is_inside_the_block_around_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """eventlet gives each green thread an empty context, and a number and a `Thread` of its own."""
-    green = threading.Thread()
+    running, thread = SimpleNamespace(parent=None), threading.Thread()
+    monkeypatch.setitem(sys.modules, "greenlet", SimpleNamespace(getcurrent=lambda: running))
     monkeypatch.setattr(threading, "get_ident", partial(next, itertools.count(1)))
-    monkeypatch.setattr(threading, "current_thread", lambda: green)
+    monkeypatch.setattr(threading, "current_thread", lambda: thread)
     with budget(max_calls=0, on_exceed="raise"):
+        running.parent = "the main program"
         assert not Context().run(_call, bench)
     assert bench.sent == 0
 
