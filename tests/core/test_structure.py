@@ -221,3 +221,23 @@ def test_the_architecture_names_places_that_exist() -> None:
         if not (FOLDER / name).exists() and not (FOLDER.parent / name).exists()
     }
     assert gone == set()
+
+
+# "`name` in `file`", and "`name`, `other` and `third` in `file`".
+IN_FILE = re.compile(r"((?:`\w+`(?:, | and |, and )?)+) (?:in|of) `((?:\w+/)*\w+\.py)`")
+
+
+def test_the_architecture_names_what_its_files_have() -> None:
+    text = " ".join((FOLDER.parent / "ARCHITECTURE.md").read_text(encoding="utf-8").split())
+    pairs = [
+        (name, place)
+        for names, place in IN_FILE.findall(text)
+        for name in re.findall(r"\w+", names)
+    ]
+    assert len(pairs) > 50
+    gone = [
+        (name, place)
+        for name, place in pairs
+        if not re.search(rf"\b{name}\b", (FOLDER / place).read_text(encoding="utf-8"))
+    ]
+    assert gone == []
