@@ -20,6 +20,7 @@ from pytest_hfbudget.money import (
     nano,
     parse_rate,
     parse_usd,
+    rate_shown,
     rate_text,
     scale,
     show,
@@ -358,6 +359,19 @@ def test_a_rate_is_written_without_what_says_nothing(atto: int, units: int, text
 
 def test_a_rate_is_written_for_one_unit_where_nothing_else_is_said() -> None:
     assert rate_text(10**18) == "1"
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        ("0.2", "$0.20"),
+        ("0.0000225", "$0.0000225"),
+        ("1", "$1.00"),
+        ("1200.5", "$1,200.50"),
+    ],
+)
+def test_a_rate_is_shown_with_all_digits_and_at_least_two_decimals(rate: str, text: str) -> None:
+    assert rate_shown(rate) == text
 
 
 def test_a_rate_is_for_one_unit_where_nothing_else_is_said() -> None:
