@@ -102,7 +102,7 @@ def test_a_thousand_runs_leave_one_row_a_day(project: Project) -> None:
         run = project.run()
         run.spend(3)
         run.ledger.close()
-    with sqlite3.connect(project.path) as file:
+    with closing(sqlite3.connect(project.path)) as file, file:
         assert file.execute("SELECT run, nano_usd FROM tab").fetchall() == [("", 15)]
     file.close()
 
@@ -302,7 +302,7 @@ def test_a_store_of_another_user_ends_a_run_before_it_begins(project: Project) -
 
 def test_a_store_of_a_newer_release_ends_a_run_before_it_begins(project: Project) -> None:
     project.run()
-    with sqlite3.connect(project.path) as file:
+    with closing(sqlite3.connect(project.path)) as file, file:
         file.execute("PRAGMA user_version = 7")
     file.close()
     with pytest.raises(HistoryError, match=r"newer pytest-hfbudget .its schema is 7.*Update"):
@@ -399,7 +399,7 @@ def test_the_clock_is_that_of_the_file_and_can_not_be_frozen(
     run = Run(SqliteStore(project.path, "p", "r"), project.windows)
     run.spend(1)
     run.ledger.close()
-    with sqlite3.connect(project.path) as file:
+    with closing(sqlite3.connect(project.path)) as file, file:
         (day,) = file.execute("SELECT max(day) FROM tab").fetchone()
     file.close()
     assert day in (today, today + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_a_server_that_is_addressed_by_url_may_have_another_model_tomorrow(path:
 
 def test_rows_that_make_no_sense_are_passed_over(path: Path) -> None:
     learn(path, ("groq", "ab", 100), ("groq", "cd", 7), ("groq", "ef", 8))
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE prompt_tokens SET tokens = -1 WHERE key = 'ab'")
         connection.execute("UPDATE prompt_tokens SET tokens = 'many' WHERE key = 'cd'")
     assert known(path) == {("groq", "ef"): 8}
@@ -77,7 +78,7 @@ def test_rows_that_make_no_sense_are_passed_over(path: Path) -> None:
 
 def test_a_log_of_an_earlier_release_gets_the_table(path: Path) -> None:
     learn(path, ("groq", "ab", 100))
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         for table in ("prompt_tokens", "duration", "bill"):
             connection.execute(f"DROP TABLE {table}")
         for table, column in (("run", "session_id"), ("entry", "session_id")):

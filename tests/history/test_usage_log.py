@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_runs_that_are_too_old_are_forgotten(path: Path) -> None:
     write(path, "young", charge(1), at=NOON - 29 * DAY_S)
     write(path, "new", charge(1), keep_days=30)
     assert ask(path) == ["young", "new"]
-    with sqlite3.connect(path) as file:
+    with closing(sqlite3.connect(path)) as file, file:
         assert file.execute("SELECT count(*) FROM run").fetchone() == (2,)
     file.close()
 
@@ -248,7 +249,7 @@ def test_a_corrupt_log_says_what_to_do(path: Path) -> None:
 
 def test_a_log_of_a_newer_release_is_left_as_it_is(path: Path) -> None:
     write(path, "run", charge(1))
-    with sqlite3.connect(path) as file:
+    with closing(sqlite3.connect(path)) as file, file:
         file.execute("PRAGMA user_version = 9")
     file.close()
     before = path.read_bytes()

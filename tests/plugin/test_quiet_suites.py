@@ -11,6 +11,7 @@ HEAVY = ("huggingface_hub", "sqlite3", "click", "rich", "urllib3", "starlette")
 @pytest.fixture
 def quiet(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.delenv("HFBUDGET_EMULATOR")
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # coverage imports sqlite3
     suite.lean = False
     return suite
 
