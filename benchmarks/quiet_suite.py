@@ -3,6 +3,8 @@
 Whole runs of pytest, with and without the plugin in turns, so that both meet the same machine:
 
 - one empty test, which is the plugin's start;
+- the same where Python writes no bytecode (`PYTHONDONTWRITEBYTECODE=1`, as in common Docker images):
+  pytest then rewrites the assertions of a plugin's modules in each run;
 - a suite of a library's own style, a thousand short tests around huggingface_hub, in one process
   and in two workers. It imports huggingface_hub, so the meter is in place around every test.
 
@@ -98,19 +100,23 @@ class Cost(NamedTuple):
     processor: float
 
 
-def whole_run(directory: Path, *options: str) -> Cost:
+def whole_run(directory: Path, *options: str, bytecode: bool = True) -> Cost:
     """Run the suite in a directory."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "HFBUDGET_CACHE_DIR": str(directory / "cache")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled
+    if not bytecode:
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
     subprocess.run(command, cwd=directory, env=environment, check=True, stdout=subprocess.DEVNULL)
     clock, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Cost(clock, used)
 
 
-def compare(what: str, directory: Path, rounds: int, *options: str) -> None:
+def compare(
+    what: str, directory: Path, rounds: int, *options: str, bytecode: bool = True
+) -> None:
     """Print the medians of runs without the plugin and with it, and their ratio."""
     off = ("-p", "no:hfbudget")
     whole_run(directory, *options)  # compiles what is not compiled yet
@@ -118,7 +124,7 @@ def compare(what: str, directory: Path, rounds: int, *options: str) -> None:
     for number in range(rounds):
         turns = [(without, (*off, *options)), (with_it, options)]
         for column, given in turns if number % 2 else reversed(turns):
-            column.append(whole_run(directory, *given))
+            column.append(whole_run(directory, *given, bytecode=bytecode))
     for unit in Cost._fields:
         one, two = (
             statistics.median(getattr(c, unit) for c in each) for each in (without, with_it)
@@ -154,6 +160,7 @@ def main() -> None:
         for number in range(MODULES):
             (library / f"test_part_{number}.py").write_text(LIBRARY)
         compare("one empty test", empty, rounds)
+        compare("the same, no bytecode", empty, rounds, bytecode=False)
         compare("a library's suite", library, rounds)
         compare("the same with -n2", library, rounds, "-n2")
     alone = statistics.median(import_alone() for _ in range(rounds))
