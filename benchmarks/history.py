@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import SqliteStore
-from pytest_hfbudget.history.shared_ledger import SharedLedger
 from pytest_hfbudget.history.usage_log import LoggedRun, LogReader, UsageLog, UsageQuery, entries
+from pytest_hfbudget.history.window_ledger import WindowLedger
 from pytest_hfbudget.ledger import Charge, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.reporting import Report
@@ -46,7 +46,7 @@ def main(calls: int) -> None:
         folder = Path(directory)
         plain, session = Ledger(), Scope("session", "session budget", 10**15)
         windows = (BudgetWindow("day", 10**15), BudgetWindow("month", 10**15))
-        shared = SharedLedger(SqliteStore(folder / "budgets.sqlite3", "project", "run"), windows)
+        shared = WindowLedger(SqliteStore(folder / "budgets.sqlite3", "project", "run"), windows)
         for name, ledger, keys in (
             ("a session budget", plain, ("session",)),
             ("and a daily and a monthly one", shared, ("window:day", "window:month", "session")),

@@ -3,8 +3,8 @@
 Whole runs of pytest, with and without the plugin in turns, so that both meet the same machine:
 
 - one empty test, which is the plugin's start;
-- the same where Python writes no bytecode (`PYTHONDONTWRITEBYTECODE=1`, as in common Docker images):
-  pytest then rewrites the assertions of a plugin's modules in each run;
+- the same where Python writes no bytecode (`PYTHONDONTWRITEBYTECODE=1`, as in common Docker
+  images): pytest then rewrites the assertions of a plugin's modules in each run;
 - a suite of a library's own style, a thousand short tests around huggingface_hub, in one process
   and in two workers. It imports huggingface_hub, so the meter is in place around every test.
 
@@ -114,9 +114,7 @@ def whole_run(directory: Path, *options: str, bytecode: bool = True) -> Cost:
     return Cost(clock, used)
 
 
-def compare(
-    what: str, directory: Path, rounds: int, *options: str, bytecode: bool = True
-) -> None:
+def compare(what: str, directory: Path, rounds: int, *options: str, bytecode: bool = True) -> None:
     """Print the medians of runs without the plugin and with it, and their ratio."""
     off = ("-p", "no:hfbudget")
     whole_run(directory, *options)  # compiles what is not compiled yet

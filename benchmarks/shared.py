@@ -24,8 +24,8 @@ from redis_server import RedisServer
 
 from pytest_hfbudget.history import RUN, BudgetWindow
 from pytest_hfbudget.history.database import FILE, SqliteStore
-from pytest_hfbudget.history.shared_ledger import SharedLedger
 from pytest_hfbudget.history.shared_store import JobNames, shared_ledger
+from pytest_hfbudget.history.window_ledger import WindowLedger
 from pytest_hfbudget.ledger import SESSION, Charge, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.shared import SharedAddress, SharedServer
@@ -45,7 +45,7 @@ def over_redis(job: int, url: str, run: str) -> tuple[Ledger, tuple[str, ...], C
 
 def over_sqlite(job: int, folder: str, run: str) -> Any:
     windows = (BudgetWindow("day", CAP),)
-    ledger = SharedLedger(SqliteStore(Path(folder) / FILE, run, f"job{job}"), windows)
+    ledger = WindowLedger(SqliteStore(Path(folder) / FILE, run, f"job{job}"), windows)
     return ledger, (windows[0].key, SESSION), lambda: 0
 
 

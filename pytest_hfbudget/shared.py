@@ -71,7 +71,7 @@ class SharedAddress:
 
 
 @dataclass(frozen=True)
-class SharedPlace:
+class SharedConnection:
     """How a reaper reaches the server. It gets this over its socket, as it gets the token.
 
     Attributes:
@@ -218,7 +218,7 @@ def reports_of(server: SharedServer, run: str) -> tuple[str, ...]:
     return tuple(text for name, text in sorted(pairs) if name.startswith("j:"))
 
 
-def place(settings: Settings, environ: Mapping[str, str] = os.environ) -> SharedPlace | None:
+def place(settings: Settings, environ: Mapping[str, str] = os.environ) -> SharedConnection | None:
     """How the reaper of a run reaches the server; None for a run that shares nothing.
 
     Raises:
@@ -228,7 +228,7 @@ def place(settings: Settings, environ: Mapping[str, str] = os.environ) -> Shared
         return None
     address = SharedAddress.of(settings.shared, environ)
     name = run_name(settings, environ)
-    return SharedPlace(address.url, address.password, name, settings.shared_expiry)
+    return SharedConnection(address.url, address.password, name, settings.shared_expiry)
 
 
 def connect(settings: Settings, environ: Mapping[str, str] = os.environ) -> SharedServer:

@@ -26,7 +26,7 @@ from pytest_hfbudget.settings import SETTINGS, Settings, merge
 
 if TYPE_CHECKING:
     from pytest_hfbudget.endpoints.api import ControlPlane
-    from pytest_hfbudget.shared import SharedPlace
+    from pytest_hfbudget.shared import SharedConnection
 
 # Each subcommand is ``command`` in the module of its name, which is imported when it is needed. An
 # exception is in `OTHER_MODULES`.
@@ -235,7 +235,7 @@ def shared_option(help: str) -> Callable[[Callable[..., None]], Callable[..., No
     )
 
 
-def shared(given: str | None) -> SharedPlace | None:
+def shared(given: str | None) -> SharedConnection | None:
     """The Redis server to use; None if there is none.
 
     Args:
@@ -246,7 +246,7 @@ def shared(given: str | None) -> SharedPlace | None:
         click.UsageError: the server can't be used, or "" was given and none is configured.
     """
     from pytest_hfbudget import values
-    from pytest_hfbudget.shared import SharedAddress, SharedPlace
+    from pytest_hfbudget.shared import SharedAddress, SharedConnection
 
     found = pause_settings()
     try:
@@ -260,7 +260,7 @@ def shared(given: str | None) -> SharedPlace | None:
         address = SharedAddress.of(url)
     except ValueError as error:
         raise click.UsageError(f"--shared: {error}") from None
-    return SharedPlace(url, address.password, found.shared_run or "", found.shared_expiry)
+    return SharedConnection(url, address.password, found.shared_run or "", found.shared_expiry)
 
 
 def endpoint_name(given: str) -> str:

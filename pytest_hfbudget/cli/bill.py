@@ -27,7 +27,7 @@ from pytest_hfbudget.reporting.bill import (
 from pytest_hfbudget.values import seconds_or_zero
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.history.billing import HubBill
+    from pytest_hfbudget.history.billing import BillingClient
     from pytest_hfbudget.history.bills import MonthBill
 
 OK, DRIFTED, UNKNOWN = 0, 1, 3
@@ -115,12 +115,12 @@ def command(
 # --- runs
 
 
-def _hub(org: str | None) -> HubBill:
-    from pytest_hfbudget.history.billing import HubBill
+def _hub(org: str | None) -> BillingClient:
+    from pytest_hfbudget.history.billing import BillingClient
 
     if org is not None and not org.strip():
         raise output.BadInput("--org is empty: name the organisation, or leave it out.")
-    return HubBill(cli.hub(), cli.token(), org and cli.namespace(org.strip()))
+    return BillingClient(cli.hub(), cli.token(), org and cli.namespace(org.strip()))
 
 
 @dataclass(frozen=True)

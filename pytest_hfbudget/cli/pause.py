@@ -19,7 +19,7 @@ from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.lease_end import Pauser
 from pytest_hfbudget.endpoints.lease_store import lease_store_dir, read_leases
-from pytest_hfbudget.endpoints.reaper_messages import Watch
+from pytest_hfbudget.endpoints.reaper_messages import BeginLease
 from pytest_hfbudget.endpoints.retry import Timings
 from pytest_hfbudget.endpoints.sweep import (
     StrayEndpoint,
@@ -33,7 +33,7 @@ from pytest_hfbudget.endpoints.sweep import (
 from pytest_hfbudget.errors import HFBudgetError
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.shared import SharedPlace
+    from pytest_hfbudget.shared import SharedConnection
 
 
 PAUSE_S = 120.0
@@ -142,7 +142,7 @@ class BulkPauser:
 
     def _plain(self, name: str) -> PauseOutcome:
         timings = replace(self._timings, doubt_s=_DOUBT_S)
-        pauser = Pauser(self._plane, Watch(name), timings, resume_over=True)
+        pauser = Pauser(self._plane, BeginLease(name), timings, resume_over=True)
         receipt = pauser.run(lambda _: None)  # a pause by hand belongs to no run's journal
         if receipt.state == GONE:
             return PauseOutcome(name, GONE, False, _unknown(name))
@@ -289,7 +289,7 @@ def _exit_code(swept: tuple[SweepOutcome, ...], dry_run: bool) -> int:
 
 
 def _find(
-    namespaces: tuple[str, ...], place: SharedPlace | None
+    namespaces: tuple[str, ...], place: SharedConnection | None
 ) -> tuple[tuple[StrayEndpoint, ...], list[str]]:
     """The endpoints to sweep, and errors of lists that could not be read.
 

@@ -23,7 +23,7 @@ from pytest_hfbudget import cli
 from pytest_hfbudget.cli import output
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, EndpointSummary
 from pytest_hfbudget.endpoints.retry import TEND_S, RunTimings, Timings
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.money import show, usd_text
@@ -140,13 +140,13 @@ def _show(outcome: CommandOutcome) -> None:
             click.echo(f"  {note}", err=True)
 
 
-def _verdict(receipt: EndpointReceipt) -> str:
+def _verdict(receipt: EndpointSummary) -> str:
     if receipt.verified and receipt.reason == "deadline":
         return "paused by --max-uptime, verified"
     return endpoint_verdict(receipt.state, receipt.verified, receipt.left_to, receipt.kept)
 
 
-def _as_dict(receipt: EndpointReceipt) -> dict[str, Any]:
+def _as_dict(receipt: EndpointSummary) -> dict[str, Any]:
     return {
         "name": receipt.name,
         "state": receipt.state,
@@ -175,7 +175,7 @@ class CommandOutcome:
     """
 
     exit_code: int
-    receipts: tuple[EndpointReceipt, ...]
+    receipts: tuple[EndpointSummary, ...]
     error: str | None = None
 
     @property
@@ -219,7 +219,7 @@ def run_command(
     except (HFBudgetError, OSError) as trouble:
         error = str(trouble)
     except BaseException:
-        lifecycle.ask_pause()
+        lifecycle.request_pause()
         raise
     return CommandOutcome(exit_code, lifecycle.finish(), error)
 
@@ -232,7 +232,7 @@ def _bring_up(lifecycle: Lifecycle, names: tuple[str, ...]) -> None:
             for each in as_completed(coming):  # to raise the earliest failure
                 each.result()
         except BaseException:
-            lifecycle.ask_pause()  # at once: the pool waits for the other endpoints first
+            lifecycle.request_pause()  # at once: the pool waits for the other endpoints first
             raise
 
 

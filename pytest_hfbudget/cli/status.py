@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pytest_hfbudget.history.shared_store import JobShare
-    from pytest_hfbudget.shared import SharedPlace
+    from pytest_hfbudget.shared import SharedConnection
 
 EVERY_S = 5.0
 _LEAST_S = 0.1
@@ -82,7 +82,7 @@ class SharedView:
     expiry_s: float
 
     @classmethod
-    def of(cls, place: SharedPlace, api: str) -> SharedView:
+    def of(cls, place: SharedConnection, api: str) -> SharedView:
         """Read the server once.
 
         Raises:
@@ -263,7 +263,7 @@ def _cells(row: EndpointStatus) -> tuple[str, ...]:
     )
 
 
-def _owner(holder: EndpointHolder) -> str:
+def _owner(holder: LeaseOwner) -> str:
     if holder.pid is None:
         end = f", until {output.clock_time(holder.until)}" if holder.until else ""
         return f"elsewhere{end}"
@@ -286,7 +286,7 @@ def _as_dict(row: EndpointStatus) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class EndpointHolder:
+class LeaseOwner:
     """A run that has a lease on an endpoint.
 
     Attributes:
@@ -323,7 +323,7 @@ class EndpointStatus:
     replicas: int = 0
     since: float | None = None
     accrued_nano: int | None = None
-    holders: tuple[EndpointHolder, ...] = ()
+    holders: tuple[LeaseOwner, ...] = ()
 
 
 def overview(
@@ -371,18 +371,18 @@ def overview(
         return tuple(pool.map(one, endpoints))
 
 
-def _holders(api: str, state_dir: Path) -> dict[str, tuple[EndpointHolder, ...]]:
+def _holders(api: str, state_dir: Path) -> dict[str, tuple[LeaseOwner, ...]]:
     """The runs that have leases by the records of this machine, by endpoint."""
-    found: dict[str, dict[str, EndpointHolder]] = {}
+    found: dict[str, dict[str, LeaseOwner]] = {}
     for record in (lease.intent for lease in unfinished(leases_dir(state_dir))):
         if record.api.rstrip("/") == api:
             alive = process.alive(record.owner_pid, record.owner_start)
             known = alive if process.judgeable(record.place) else None
-            holder = EndpointHolder(record.run, record.owner_pid, record.place.host, known)
+            holder = LeaseOwner(record.run, record.owner_pid, record.place.host, known)
             found.setdefault(record.endpoint, {})[record.run] = holder
     for held in read_leases(lease_store_dir(state_dir)):
         if held.api.rstrip("/") == api and held.in_use:
-            holder = EndpointHolder(held.run, held.owner_pid, held.place.host, True)
+            holder = LeaseOwner(held.run, held.owner_pid, held.place.host, True)
             found.setdefault(held.endpoint, {})[held.run] = holder
     return {
         name: tuple(sorted(by.values(), key=lambda one: not one.alive))
@@ -390,10 +390,8 @@ def _holders(api: str, state_dir: Path) -> dict[str, tuple[EndpointHolder, ...]]
     }
 
 
-def _with_tag(
-    endpoint: Endpoint, holders: tuple[EndpointHolder, ...]
-) -> tuple[EndpointHolder, ...]:
+def _with_tag(endpoint: Endpoint, holders: tuple[LeaseOwner, ...]) -> tuple[LeaseOwner, ...]:
     tagged, until = tagged_run(endpoint.tags), tagged_until(endpoint.tags)
     if tagged is None or any(run_tag(one.run) == RUN_TAG + tagged for one in holders):
         return holders
-    return (*holders, EndpointHolder(tagged, until=until))
+    return (*holders, LeaseOwner(tagged, until=until))

@@ -16,11 +16,11 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     ASKED,
     AWAKE,
     Arm,
+    BeginLease,
     Done,
     Message,
+    PauseReceipt,
     Pausing,
-    Receipt,
-    Watch,
 )
 from pytest_hfbudget.endpoints.retry import LOOK_S, STUCK_S, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store
@@ -40,7 +40,7 @@ class LeasedEndpoint:
         retaken: the run uses it again after its pause, so the later looks are skipped.
     """
 
-    watch: Watch
+    terms: BeginLease
     lease: EndpointLease
     resume_over: bool = False
     retaken: bool = False
@@ -75,7 +75,7 @@ class FinalPause:
         self._arm, self._plane, self._journal = arm, plane, journal
         self._tell, self._log, self._wake, self._clock = tell, log, wake, clock
         # Receipts, and whether each is the last about its endpoint.
-        self._receipts: queue.SimpleQueue[tuple[Receipt, bool]] = queue.SimpleQueue()
+        self._receipts: queue.SimpleQueue[tuple[PauseReceipt, bool]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._at_work: set[str] = set()
         self._woke = False
@@ -85,7 +85,7 @@ class FinalPause:
 
         If no thread can be started, the endpoint is paused at the end of the run instead.
         """
-        name = leased.watch.endpoint
+        name = leased.terms.endpoint
         if name not in self._at_work and self._begin(leased, ASKED):
             self._at_work.add(name)
             self._log(f"{name}: the run is done with it")
@@ -94,7 +94,7 @@ class FinalPause:
         """Whether the pause of an endpoint has begun and not yet ended."""
         return name in self._at_work
 
-    def collect(self) -> Iterator[Receipt]:
+    def collect(self) -> Iterator[PauseReceipt]:
         """The receipts of `end_lease` since the last call; sends each to the client as well."""
         while True:
             try:
@@ -112,11 +112,11 @@ class FinalPause:
         after a receipt with an error. Only the journal then gets the better receipt.
         """
         leased = tuple(every)
-        waiting = [one for one in leased if not self.at_work(one.watch.endpoint)]
+        waiting = [one for one in leased if not self.at_work(one.terms.endpoint)]
         unstarted = [one for one in waiting if not self._begin(one, reason)]
         # The requests come first: no message to the client may delay them.
         self._tell(Pausing(reason))
-        names = {one.watch.endpoint for one in leased}
+        names = {one.terms.endpoint for one in leased}
         if names:
             self._log(f"{reason}: pausing {', '.join(sorted(names))}")
         for one in unstarted:
@@ -157,7 +157,7 @@ class FinalPause:
                 verified = verified and receipt.in_order
         return verified
 
-    def _take(self, receipt: Receipt, last: bool) -> None:
+    def _take(self, receipt: PauseReceipt, last: bool) -> None:
         self._log(f"{receipt.endpoint}: {receipt.error or receipt.state}")
         if last:
             self._at_work.discard(receipt.endpoint)
@@ -168,7 +168,7 @@ class FinalPause:
         try:
             thread.start()
         except RuntimeError as error:
-            self._log(f"{leased.watch.endpoint}: {error}")
+            self._log(f"{leased.terms.endpoint}: {error}")
             return False
         self._threads.append(thread)
         return True
@@ -177,11 +177,11 @@ class FinalPause:
         if self._pause(leased, reason).verified:
             self._look_later(leased)
 
-    def _pause(self, leased: LeasedEndpoint, reason: str) -> Receipt:
-        name = leased.watch.endpoint
+    def _pause(self, leased: LeasedEndpoint, reason: str) -> PauseReceipt:
+        name = leased.terms.endpoint
         end = self._lease_end(leased, resume_over=leased.resume_over)
 
-        def doubted(receipt: Receipt) -> None:
+        def doubted(receipt: PauseReceipt) -> None:
             told = replace(receipt, reason=reason)
             self._record(told, leased.lease)
             self._put(told, last=False)
@@ -198,13 +198,13 @@ class FinalPause:
         self._put(receipt, last=True)
         return receipt
 
-    def _put(self, receipt: Receipt, *, last: bool) -> None:
+    def _put(self, receipt: PauseReceipt, *, last: bool) -> None:
         self._receipts.put((receipt, last))
         self._wake()
 
     def _lease_end(self, leased: LeasedEndpoint, *, resume_over: bool) -> LeaseEnd:
-        arm, name = self._arm, leased.watch.endpoint
-        pauser = Pauser(self._plane, leased.watch, arm.timings, resume_over=resume_over)
+        arm, name = self._arm, leased.terms.endpoint
+        pauser = Pauser(self._plane, leased.terms, arm.timings, resume_over=resume_over)
         return LeaseEnd(self._lease_store(name), leased.lease, pauser)
 
     def _lease_store(self, name: str) -> LeaseStore:
@@ -219,13 +219,13 @@ class FinalPause:
             try:
                 state = self._look(leased)
             except ControlPlaneError as error:
-                self._log(f"{leased.watch.endpoint}: not looked at after {after_s:g} s: {error}")
+                self._log(f"{leased.terms.endpoint}: not looked at after {after_s:g} s: {error}")
                 continue
             if state:
                 self._pause_again(leased, f'"{state}" {after_s:g} s after its pause was verified')
 
     def _look(self, leased: LeasedEndpoint) -> str:
-        timings, name = self._arm.timings, leased.watch.endpoint
+        timings, name = self._arm.timings, leased.terms.endpoint
         plane = self._plane.with_retry(replace(timings.retry, total_s=LOOK_S))
         for left in reversed(range(_READINGS)):
             at = self._clock.time()
@@ -241,16 +241,16 @@ class FinalPause:
         The journal says so first, so that a sweep finds the endpoint if this process ends now.
         """
         self._woke = True
-        name = leased.watch.endpoint
+        name = leased.terms.endpoint
         self._log(f"{name}: {what}")
-        awake = Receipt(name, state="", verified=False, error=f"it was {what}", reason=AWAKE)
+        awake = PauseReceipt(name, state="", verified=False, error=f"it was {what}", reason=AWAKE)
         self._record(awake, leased.lease)
         receipt = self._lease_end(leased, resume_over=True).run(
             lambda told: self._record(told, leased.lease), reason=AWAKE
         )
         self._log(f"{name}: {receipt.error or receipt.state}")
 
-    def _record(self, receipt: Receipt, lease: EndpointLease) -> None:
+    def _record(self, receipt: PauseReceipt, lease: EndpointLease) -> None:
         try:
             self._journal.write(journal_record(receipt, lease, at=self._clock.time()))
         except EndpointError as error:  # a full disk; the pause itself is done

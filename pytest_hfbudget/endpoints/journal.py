@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pytest_hfbudget.endpoints.process import Place
+from pytest_hfbudget.endpoints.process import ProcessHost
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.files import own_folder, refuse_foreign
 from pytest_hfbudget.text import parse_json
@@ -57,7 +57,7 @@ class Record:
     error: str | None = None
     reason: str = ""
     left_to: str | None = None
-    place: Place = field(default_factory=Place)
+    place: ProcessHost = field(default_factory=ProcessHost)
 
 
 _FIELDS = frozenset(item.name for item in fields(Record)) - {"place"}
@@ -143,7 +143,7 @@ class Journal:
 
 
 @dataclass(frozen=True)
-class Lease:
+class JournaledLease:
     """One endpoint of one run, as all its lines in the journal say."""
 
     intent: Record
@@ -178,19 +178,19 @@ def read_all(directory: Path) -> tuple[Record, ...]:
     return tuple(record for path in files for record in read(path))
 
 
-def leases(directory: Path) -> tuple[Lease, ...]:
+def leases(directory: Path) -> tuple[JournaledLease, ...]:
     """All leases in the journals of this machine."""
-    found: dict[tuple[str, str], Lease] = {}
+    found: dict[tuple[str, str], JournaledLease] = {}
     for record in read_all(directory):
         key = (record.run, record.endpoint)
         known = found.get(key)
         if known is None:
-            known = Lease(record)  # the `INTENT`, or the first line that is left
+            known = JournaledLease(record)  # the `INTENT`, or the first line that is left
         found[key] = _fold(known, record)
     return tuple(found.values())
 
 
-def unfinished(directory: Path) -> tuple[Lease, ...]:
+def unfinished(directory: Path) -> tuple[JournaledLease, ...]:
     """The leases without a verified pause, of running runs and of dead ones."""
     return tuple(lease for lease in leases(directory) if not lease.finished)
 
@@ -205,13 +205,13 @@ def prune(directory: Path, *, before: float) -> None:
                 path.unlink()
 
 
-def _fold(lease: Lease, record: Record) -> Lease:
+def _fold(lease: JournaledLease, record: Record) -> JournaledLease:
     if record.kind == INTENT:
-        return Lease(record)
+        return JournaledLease(record)
     if record.kind in (RESUMED, REVIVED):
-        return Lease(lease.intent, record.at, lease.paused)
+        return JournaledLease(lease.intent, record.at, lease.paused)
     if record.kind in (PAUSED, LEFT):
-        return Lease(lease.intent, lease.resumed_at, record)
+        return JournaledLease(lease.intent, lease.resumed_at, record)
     return lease
 
 
@@ -227,7 +227,7 @@ def _parse(line: bytes) -> Record | None:
     if not isinstance(data["owner_pid"], int) or not isinstance(data["at"], (int, float)):
         return None
     try:
-        place = Place.parse(data)
+        place = ProcessHost.parse(data)
     except TypeError:
         return None
     return Record(**{name: data[name] for name in _FIELDS & data.keys()}, place=place)

@@ -21,7 +21,7 @@ from pytest_hfbudget.endpoints import PAUSED as STATE_PAUSED
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.journal import LEFT, PAUSED, Record
 from pytest_hfbudget.endpoints.lease_store import OVER, PAUSING, EndpointLease, LeaseStore
-from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, Receipt, Watch
+from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, BeginLease, PauseReceipt
 from pytest_hfbudget.endpoints.retry import LAST_TRY_S, MOST_RETRY_AFTER_S, RESTORE_S, Timings
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
@@ -36,21 +36,21 @@ class Pauser:
     def __init__(
         self,
         plane: ControlPlane,
-        watch: Watch,
+        terms: BeginLease,
         timings: Timings,
         *,
         resume_over: bool,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """``resume_over`` is False while a resume without an answer may still take effect."""
-        self._plane, self._watch, self._timings = plane.with_retry(timings.retry), watch, timings
+        self._plane, self._terms, self._timings = plane.with_retry(timings.retry), terms, timings
         self._clock = clock
         began = clock.monotonic()
         self._ends = began + timings.deadline_s
         self._quiet_from = began + (0.0 if resume_over else timings.late_resume_s)
         self._state, self._error, self._attempts = "", "", 0
         self._send_at = began
-        self._doubted: Callable[[Receipt], None] | None = None
+        self._doubted: Callable[[PauseReceipt], None] | None = None
         self._superseded: Callable[[], str] = str
         self._told = False
         self._only = "", began  # the kind of error that is the only answer, and since when
@@ -59,15 +59,15 @@ class Pauser:
     @property
     def endpoint(self) -> str:
         """Full name of the endpoint that is to be paused."""
-        return self._watch.endpoint
+        return self._terms.endpoint
 
     def run(
         self,
-        record: Callable[[Receipt], None],
+        record: Callable[[PauseReceipt], None],
         *,
-        doubted: Callable[[Receipt], None] | None = None,
+        doubted: Callable[[PauseReceipt], None] | None = None,
         superseded: Callable[[], str] = str,
-    ) -> Receipt:
+    ) -> PauseReceipt:
         """Pause and verify, ``record`` the receipt, and only then restore the endpoint's settings.
 
         Raises nothing for errors of a server: the receipt has the error.
@@ -89,9 +89,9 @@ class Pauser:
             record(receipt)
         return replace(receipt, warnings=warnings, restored=not warnings)
 
-    def failed(self, reason: str) -> Receipt:
+    def failed(self, reason: str) -> PauseReceipt:
         """The receipt of a pause that can't be verified."""
-        return Receipt(
+        return PauseReceipt(
             endpoint=self.endpoint,
             state=self._state,
             verified=False,
@@ -99,12 +99,12 @@ class Pauser:
             attempts=self._attempts,
         )
 
-    def _pause(self) -> Receipt:
+    def _pause(self) -> PauseReceipt:
         if not self._until_paused():
             if run := self._superseded():
                 return left_receipt(self.endpoint, run, self._clock.monotonic())
             return self.failed(self._unpaused())
-        return Receipt(
+        return PauseReceipt(
             endpoint=self.endpoint,
             state=self._state,
             verified=True,
@@ -144,7 +144,7 @@ class Pauser:
     def _send(self) -> None:
         self._attempts += 1
         try:
-            self._plane.pause(self._watch.endpoint)
+            self._plane.pause(self._terms.endpoint)
         except ControlPlaneError as error:
             # These may just mean "already paused", in undocumented words, so the state decides.
             # Raise other errors: the caller tries again.
@@ -157,7 +157,7 @@ class Pauser:
 
     def _look(self) -> float | None:
         """Read the state; returns seconds until the next look, None once the pause is certain."""
-        before, self._state = self._state, self._plane.get(self._watch.endpoint).state
+        before, self._state = self._state, self._plane.get(self._terms.endpoint).state
         if before == STATE_PAUSED != self._state:
             # A late resume, a resume by another process, or a server that has an old state.
             self._send_at = self._clock.monotonic()
@@ -210,29 +210,29 @@ class Pauser:
 
     def _restore(self) -> tuple[tuple[str, ...], bool]:
         """Restore scaling and tags; returns warnings, and whether the endpoint woke up by it."""
-        watch = self._watch
-        if watch.scaling is None and not watch.untag:
+        terms = self._terms
+        if terms.scaling is None and not terms.untag:
             return (), False
         plane = self._plane.with_retry(replace(self._timings.retry, total_s=RESTORE_S))
         try:
-            payload = self._changes(plane.get(watch.endpoint))
+            payload = self._changes(plane.get(terms.endpoint))
             if payload:
-                plane.update(watch.endpoint, payload)
-            return (), plane.get(watch.endpoint).state != STATE_PAUSED
+                plane.update(terms.endpoint, payload)
+            return (), plane.get(terms.endpoint).state != STATE_PAUSED
         except ControlPlaneError as error:
             if error.gone:
                 return (), False
             return (
-                f"{watch.endpoint}: its scaling could not be put back to {watch.scaling}: {error}",
+                f"{terms.endpoint}: its scaling could not be put back to {terms.scaling}: {error}",
             ), False
 
     def _changes(self, now: Endpoint) -> dict[str, object]:
         payload: dict[str, object] = {}
-        if self._watch.scaling is not None and now.raw_scaling != self._watch.scaling:
-            payload["compute"] = {"scaling": dict(self._watch.scaling)}
+        if self._terms.scaling is not None and now.raw_scaling != self._terms.scaling:
+            payload["compute"] = {"scaling": dict(self._terms.scaling)}
         # Remove the tags of all runs: the endpoint is paused, so no lease on it counts any more.
         kept = without_run_tags(now.tags)
-        if self._watch.untag and kept != list(now.tags):
+        if self._terms.untag and kept != list(now.tags):
             payload["tags"] = kept
         return payload
 
@@ -264,11 +264,11 @@ class LeaseEnd:
 
     def run(
         self,
-        record: Callable[[Receipt], None],
+        record: Callable[[PauseReceipt], None],
         *,
         reason: str,
-        doubted: Callable[[Receipt], None] | None = None,
-    ) -> Receipt:
+        doubted: Callable[[PauseReceipt], None] | None = None,
+    ) -> PauseReceipt:
         """Leave the endpoint to another run, or pause it, and ``record`` that; see `Pauser.run`."""
         if reason == DEADLINE:
             self._lease_store.insist()
@@ -288,7 +288,7 @@ class LeaseEnd:
         self._lease_store.end(self._lease, paused=receipt.verified and receipt.restored)
         return replace(receipt, reason=reason, warnings=(*receipt.warnings, *trouble))
 
-    def failed(self, error: str) -> Receipt:
+    def failed(self, error: str) -> PauseReceipt:
         """The receipt of a pause that can't be verified."""
         self._lease_store.end(replace(self._lease, phase=OVER), paused=False)
         return self._pauser.failed(error)
@@ -306,14 +306,14 @@ class LeaseEnd:
         except OSError:  # pause it even if other leases can't be read
             return None
 
-    def _left(self, successor: EndpointLease, reason: str) -> Receipt:
+    def _left(self, successor: EndpointLease, reason: str) -> PauseReceipt:
         receipt = left_receipt(self.endpoint, successor.run, self._clock.monotonic())
         return replace(receipt, reason=reason)
 
 
-def left_receipt(endpoint: str, run: str, at_mono: float) -> Receipt:
+def left_receipt(endpoint: str, run: str, at_mono: float) -> PauseReceipt:
     """The receipt of an endpoint that another run goes on using, and will pause."""
-    return Receipt(
+    return PauseReceipt(
         endpoint=endpoint,
         state=f"left to run {run}",
         verified=False,
@@ -351,7 +351,7 @@ def awake_again(
     return "" if others and (until or 0.0) >= at else found.state
 
 
-def journal_record(receipt: Receipt, lease: EndpointLease, *, at: float) -> Record:
+def journal_record(receipt: PauseReceipt, lease: EndpointLease, *, at: float) -> Record:
     """The line in the journal for the end of a lease."""
     return Record(
         kind=LEFT if receipt.left_to else PAUSED,

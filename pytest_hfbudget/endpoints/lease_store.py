@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pytest_hfbudget.endpoints import Endpoint, process, run_tag
-from pytest_hfbudget.endpoints.process import Place
+from pytest_hfbudget.endpoints.process import ProcessHost
 from pytest_hfbudget.endpoints.retry import BELIEVED_S, LOCK_POLL_S
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.files import own_folder, read_own, replace_file
@@ -106,7 +106,7 @@ class EndpointLease:
     at: float
     phase: str = IN_USE
     scaling: Mapping[str, Any] | None = None
-    place: Place = field(default_factory=Place)
+    place: ProcessHost = field(default_factory=ProcessHost)
 
     @property
     def here(self) -> bool:
@@ -318,7 +318,7 @@ def _read(path: Path) -> EndpointLease | None:
     try:
         data = parse_json(read_own(path))
         told = {key: value for key, value in data.items() if key in _FIELDS}
-        lease = EndpointLease(**told, place=Place.parse(data))
+        lease = EndpointLease(**told, place=ProcessHost.parse(data))
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     good = all(isinstance(getattr(lease, name), str) for name in _TEXTS)

@@ -17,13 +17,13 @@ from pytest_hfbudget.endpoints.lease_store import prune_leases
 from pytest_hfbudget.endpoints.lifecycle_types import (
     Afford,
     Caps,
-    EndpointReceipt,
     EndpointSettings,
     EndpointState,
+    EndpointSummary,
     Grow,
     Progress,
 )
-from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, Receipt
+from pytest_hfbudget.endpoints.reaper_messages import DEADLINE, PauseReceipt
 from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess, spawn_reaper
 from pytest_hfbudget.endpoints.resume import Resumer, Startup
 from pytest_hfbudget.endpoints.retry import KEEP_JOURNALS_S, SWEEP_BEFORE_RUN_S
@@ -76,7 +76,7 @@ class Lifecycle:
         self._spared: set[str] = set()
         self._supervisor: Supervisor | None = None
         self._until: float | None = None
-        self._finished: tuple[EndpointReceipt, ...] | None = None
+        self._finished: tuple[EndpointSummary, ...] | None = None
 
     @property
     def reaper_pid(self) -> int | None:
@@ -282,17 +282,17 @@ class Lifecycle:
         with self._lock:
             self._until = None if seconds is None else self._clock.monotonic() + seconds
             if self._supervisor:
-                self._supervisor.limit(self._until)
+                self._supervisor.set_deadline(self._until)
 
-    def ask_pause(self) -> None:
+    def request_pause(self) -> None:
         """Have all endpoints paused now, without waiting, as at a Ctrl-C."""
         if os.getpid() != self._pid:
             return
         self._closing = True
         if self._supervisor:
-            self._supervisor.ask()
+            self._supervisor.request_pause()
 
-    def finish(self) -> tuple[EndpointReceipt, ...]:
+    def finish(self) -> tuple[EndpointSummary, ...]:
         """Pause all endpoints and wait for verified pauses, for at most ``verify_deadline_s``.
 
         May be called again, also after an interrupt.
@@ -311,7 +311,7 @@ class Lifecycle:
                     supervisor.close()
         return self._finished
 
-    def live(self) -> tuple[EndpointReceipt, ...]:
+    def live(self) -> tuple[EndpointSummary, ...]:
         """The receipts as of now. Costs are upper bounds. Sends no request."""
         if self._finished is not None or os.getpid() != self._pid:
             return self._finished or ()
@@ -361,7 +361,7 @@ class Lifecycle:
                     clock=self._clock,
                     spawn=self._spawn,
                 )
-                self._supervisor.limit(self._until)
+                self._supervisor.set_deadline(self._until)
             return self._supervisor
 
     def _looked(self, progress: Progress, name: str, state: str, seconds: float) -> None:
@@ -378,8 +378,8 @@ class Lifecycle:
         return "the run is ending, and pauses it." if self._closing else ""
 
     def _receipts(
-        self, known: Mapping[str, Receipt], *, final: bool
-    ) -> tuple[EndpointReceipt, ...]:
+        self, known: Mapping[str, PauseReceipt], *, final: bool
+    ) -> tuple[EndpointSummary, ...]:
         states = [state for state in list(self._states.values()) if state.leased or state.kept]
         lost = self._supervisor.warnings if self._supervisor else ()
         return tuple(

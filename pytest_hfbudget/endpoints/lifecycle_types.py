@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from pytest_hfbudget.endpoints import Endpoint, TaggedEnd, run_tag
 from pytest_hfbudget.endpoints.journal import default_state_dir
 from pytest_hfbudget.endpoints.lease_store import LeaseStore, lease_store_dir
-from pytest_hfbudget.endpoints.reaper_messages import Receipt
+from pytest_hfbudget.endpoints.reaper_messages import PauseReceipt
 from pytest_hfbudget.endpoints.retry import RetryPolicy, RunTimings, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store
 from pytest_hfbudget.endpoints.uptime import (
@@ -21,15 +21,15 @@ from pytest_hfbudget.endpoints.uptime import (
     Gap,
     ReplicaKey,
     Uptime,
-    UsageWindow,
-    UseStretch,
+    UptimeWindow,
+    UseInterval,
     started_minutes,
 )
 from pytest_hfbudget.errors import EndpointError, HFBudgetError
 from pytest_hfbudget.money import nano
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.shared import SharedPlace
+    from pytest_hfbudget.shared import SharedConnection
 
 # Called with name, state, and seconds since the wait began, each time the state is read.
 Progress: TypeAlias = Callable[[str, str, float], None]
@@ -78,7 +78,7 @@ class EndpointSettings:
     billing_minute_s: float = 60.0
     waits: RunTimings = field(default_factory=RunTimings)
     timings: Timings = field(default_factory=Timings)
-    shared: SharedPlace | None = field(default=None, repr=False)
+    shared: SharedConnection | None = field(default=None, repr=False)
 
     @property
     def retry(self) -> RetryPolicy:
@@ -126,11 +126,11 @@ class UptimeCost:
     nano_usd: int
     price_nano_per_hour: int | None = None
     estimated: bool = False
-    window: UsageWindow = NO_TIME
+    window: UptimeWindow = NO_TIME
 
 
 @dataclass(frozen=True)
-class EndpointReceipt:
+class EndpointSummary:
     """How the use of one endpoint in this run ended.
 
     Attributes:
@@ -178,7 +178,7 @@ class EndpointReceipt:
 
 
 @dataclass
-class BilledUse:
+class UptimeInputs:
     """The times, replicas and price from which the cost of one endpoint is computed.
 
     Attributes:
@@ -199,8 +199,8 @@ class BilledUse:
     resumed_mono: float = 0.0
     pause_asked_at: float | None = None
     paused_mono: float | None = None
-    gaps: tuple[UseStretch, ...] = ()
-    cold: tuple[UseStretch, ...] = ()
+    gaps: tuple[UseInterval, ...] = ()
+    cold: tuple[UseInterval, ...] = ()
     price_atto: int | None = None
     replicas: int = 1
     most_replicas: int = 1
@@ -214,7 +214,7 @@ class BilledUse:
     def begin(self, at: float, mono: float) -> None:
         """Note that a resume is sent now. After a pause between tests, it ends the gap."""
         if self.paused_mono is not None:
-            self.gaps = (*self.gaps, UseStretch(self.paused_mono, mono))
+            self.gaps = (*self.gaps, UseInterval(self.paused_mono, mono))
             self.paused_mono = self.pause_asked_at = None
         elif self.gaps:
             self.gaps = (*self.gaps[:-1], self.gaps[-1]._replace(stop=mono))
@@ -226,13 +226,13 @@ class BilledUse:
         """When it was last resumed, on the steady clock; the first look at it if it ran before."""
         return self.gaps[-1].stop if self.gaps else self.resumed_mono
 
-    def stretches(self, until: float) -> list[UseStretch]:
+    def stretches(self, until: float) -> list[UseInterval]:
         """The stretches in which it was up: from each resume to the pause after it."""
         starts = [self.resumed_mono, *(gap.stop for gap in self.gaps)]
         stops = [*(gap.start for gap in self.gaps), until]
-        return [UseStretch(a, max(a, b)) for a, b in zip(starts, stops, strict=True)]
+        return [UseInterval(a, max(a, b)) for a, b in zip(starts, stops, strict=True)]
 
-    def window(self, until: float, billing_minute_s: float) -> UsageWindow:
+    def window(self, until: float, billing_minute_s: float) -> UptimeWindow:
         """The time that is paid for, up to a moment on the steady clock."""
         stretches, minute_s = self.stretches(until), billing_minute_s
         paid = [
@@ -242,7 +242,7 @@ class BilledUse:
             Gap(gap.start, gap.stop, min(end, gap.stop))
             for gap, end in zip(self.gaps, paid[:-1], strict=True)
         )
-        return UsageWindow(self.resumed_mono, stretches[-1].stop, self.cold, paid[-1], tuple(gaps))
+        return UptimeWindow(self.resumed_mono, stretches[-1].stop, self.cold, paid[-1], tuple(gaps))
 
 
 @dataclass
@@ -274,7 +274,7 @@ class EndpointState:
         resumed: the resume was sent, and not refused.
         taken_over: the code under test starts it.
         joined: the other run that had resumed it before.
-        scaling: see `Watch`; kept for a later message to the reaper.
+        scaling: see `BeginLease`; kept for a later message to the reaper.
         error: why it can't be brought up.
         use: what its cost is computed from.
         tag: the latest end of this run, as its tags say.
@@ -292,7 +292,7 @@ class EndpointState:
     scaling: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     error: BaseException | None = None
-    use: BilledUse = field(default_factory=BilledUse)
+    use: UptimeInputs = field(default_factory=UptimeInputs)
     tag: TaggedEnd = field(default_factory=TaggedEnd)
     up: Opening = field(default_factory=Opening)
 
@@ -367,17 +367,17 @@ class EndpointState:
 
     def receipt(
         self,
-        pause: Receipt | None,
+        pause: PauseReceipt | None,
         up: Uptime,
-        window: UsageWindow,
+        window: UptimeWindow,
         *,
         late: str | None,
         warnings: tuple[str, ...],
-    ) -> EndpointReceipt:
+    ) -> EndpointSummary:
         """The receipt; ``late`` is the error when there should be a pause by now."""
         seen = self.endpoint or self.found
         price = None if self.use.price_atto is None else nano(self.use.price_atto)
-        return EndpointReceipt(
+        return EndpointSummary(
             name=self.name,
             state=(pause.state if pause else "") or (seen.state if seen else ""),
             resumed=self.resumed,

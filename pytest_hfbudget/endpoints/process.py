@@ -63,7 +63,7 @@ def pid_namespace() -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessHost:
     """Where the processes of a record run; by default, where this process runs.
 
     Attributes:
@@ -77,7 +77,7 @@ class Place:
     pid_namespace: str = field(default_factory=pid_namespace)
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> Place:
+    def parse(cls, data: Mapping[str, Any]) -> ProcessHost:
         """Read the place from the keys of a record.
 
         Raises:
@@ -90,7 +90,7 @@ class Place:
         return cls(**{**old, **known})
 
 
-def judgeable(place: Place) -> bool:
+def judgeable(place: ProcessHost) -> bool:
     """Whether this process can find out if the processes of a place still run.
 
     An earlier boot of this host has no processes left. Outside of containers, another boot id of

@@ -30,17 +30,17 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     CLIENT_GONE,
     DEADLINE,
     Arm,
+    BeginLease,
     Decoder,
     Done,
     EndLease,
+    LeaseAnswer,
     Message,
     Pause,
+    PauseDeadline,
+    PauseReceipt,
     Ready,
-    Receipt,
     ResumeOver,
-    UptimeLimit,
-    Watch,
-    Watching,
     encode,
 )
 from pytest_hfbudget.endpoints.reaper_processes import (
@@ -57,7 +57,7 @@ from pytest_hfbudget.errors import EndpointError, HistoryError
 from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.shared import SharedPlace
+    from pytest_hfbudget.shared import SharedConnection
 
 # A lease is renewed this often within its expiry time, and at least every so many seconds.
 BEATS, MOST_BEAT_S = 5, 5.0
@@ -70,7 +70,7 @@ MOST_IN_VAIN, IN_VAIN_S = 20, 60.0
 STEPPED_IN = "a standby has stepped in at "
 
 
-class Channel:
+class ClientChannel:
     """The reaper's end of the socket. No method raises if the client is gone."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -99,14 +99,14 @@ class Channel:
 
 
 class Reaper:
-    """Pauses all endpoints on request, when the client dies or closes the channel, or at a limit.
+    """Pauses all endpoints on request, at the deadline, or when the client dies or leaves.
 
     On request it also pauses a single endpoint that the run no longer needs.
     """
 
     def __init__(
         self,
-        channel: Channel,
+        channel: ClientChannel,
         arm: Arm,
         standbys: Standbys,
         *,
@@ -119,7 +119,7 @@ class Reaper:
         self._stores: dict[str, LeaseStore] = {}
         self._done: list[LeasedEndpoint] = []
         self._start = process.start_time(os.getpid())
-        self._limit: float | None = None
+        self._deadline: float | None = None
         self._journal = Journal(Path(arm.journal), known=stands_in)
         route = Route(ca_file=arm.ca_file, proxy=arm.proxy)
         self._plane = ControlPlane(
@@ -158,7 +158,7 @@ class Reaper:
         self._standbys.dismiss()
         return self._pauses.look_again() and verified
 
-    def _renew(self, shared: SharedPlace) -> None:
+    def _renew(self, shared: SharedConnection) -> None:
         """Renew the leases that other machines see, until the work of this reaper is done.
 
         If a pause makes no progress for as long as a lease lasts, the lease is no longer renewed:
@@ -180,10 +180,10 @@ class Reaper:
         """The messages from which a standby can continue the work of this reaper."""
         yield self._arm
         for leased in self._leased.values():
-            yield replace(leased.watch, resuming=not leased.resume_over)
-            if self._pauses.at_work(leased.watch.endpoint):
-                yield EndLease(leased.watch.endpoint)
-        yield UptimeLimit(self._limit)
+            yield replace(leased.terms, resuming=not leased.resume_over)
+            if self._pauses.at_work(leased.terms.endpoint):
+                yield EndLease(leased.terms.endpoint)
+        yield PauseDeadline(self._deadline)
 
     def _wait(self, death: process.DeathWatch) -> str:
         while True:
@@ -200,16 +200,16 @@ class Reaper:
                     return reason
             if self._woken in ready:
                 self._collect()
-            if self._limit is not None and self._clock.monotonic() >= self._limit:
+            if self._deadline is not None and self._clock.monotonic() >= self._deadline:
                 return DEADLINE
             if self._standbys.any_gone():
                 log("a standby was killed")
                 self._standbys.start(self._state())
 
     def _poll_timeout_s(self, period_s: float | None) -> float | None:
-        if self._limit is None:
+        if self._deadline is None:
             return period_s
-        left = max(self._limit - self._clock.monotonic(), 0.0)
+        left = max(self._deadline - self._clock.monotonic(), 0.0)
         return left if period_s is None else min(left, period_s)
 
     def _read(self) -> str | None:
@@ -224,15 +224,15 @@ class Reaper:
     def _act(self, messages: Iterable[Message]) -> str | None:
         for message in messages:
             self._standbys.send(message)
-            if isinstance(message, Watch):
+            if isinstance(message, BeginLease):
                 self._take(message)
             elif isinstance(message, ResumeOver) and message.endpoint in self._leased:
                 self._leased[message.endpoint].resume_over = True
-            elif isinstance(message, UptimeLimit):
-                self._limit = message.at_mono
+            elif isinstance(message, PauseDeadline):
+                self._deadline = message.at_mono
             elif isinstance(message, EndLease) and message.endpoint in self._leased:
                 self._pauses.end_lease(self._leased[message.endpoint])
-            elif isinstance(message, Receipt):  # the killed reaper has paused this endpoint
+            elif isinstance(message, PauseReceipt):  # the killed reaper has paused this endpoint
                 self._leased.pop(message.endpoint, None)
             elif isinstance(message, Pause):
                 return ASKED
@@ -248,57 +248,57 @@ class Reaper:
                 self._done.append(leased)
                 self._standbys.send(receipt)
 
-    def _take(self, watch: Watch) -> None:
-        name = watch.endpoint
+    def _take(self, terms: BeginLease) -> None:
+        name = terms.endpoint
         known = self._leased.get(name)
-        lease = self._new_lease(watch)
+        lease = self._new_lease(terms)
         for paused in self._done:
-            paused.retaken |= paused.watch.endpoint == name
-        self._leased[name] = LeasedEndpoint(watch, lease, resume_over=not watch.resuming)
+            paused.retaken |= paused.terms.endpoint == name
+        self._leased[name] = LeasedEndpoint(terms, lease, resume_over=not terms.resuming)
         try:
             self._lease_store(name).put(lease)
         except EndpointError as error:
-            self._channel.send(Watching(name, str(error)))
+            self._channel.send(LeaseAnswer(name, str(error)))
             return
-        # A later `Watch` of the same endpoint changes its settings; it need not be reached again.
+        # A later `BeginLease` of the same endpoint changes the terms; it need not be reached again.
         if known:
-            self._channel.send(Watching(name))
+            self._channel.send(LeaseAnswer(name))
             return
         try:
-            threading.Thread(target=self._reach, args=(watch,), daemon=True).start()
+            threading.Thread(target=self._reach, args=(terms,), daemon=True).start()
         except RuntimeError as error:  # no thread; the reaper goes on for the other endpoints
-            self._channel.send(Watching(name, str(error)))
+            self._channel.send(LeaseAnswer(name, str(error)))
 
     def _lease_store(self, name: str) -> LeaseStore:
         return lease_store_of(self._arm, name)
 
-    def _new_lease(self, watch: Watch) -> EndpointLease:
-        known = self._leased.get(watch.endpoint)
+    def _new_lease(self, terms: BeginLease) -> EndpointLease:
+        known = self._leased.get(terms.endpoint)
         return EndpointLease(
             run=self._arm.run,
-            endpoint=watch.endpoint,
+            endpoint=terms.endpoint,
             api=self._arm.api,
             owner_pid=self._arm.client_pid,
             owner_start=self._arm.client_start,
             reaper_pid=os.getpid(),
             reaper_start=self._start,
             at=known.lease.at if known else self._clock.time(),
-            scaling=watch.scaling,
+            scaling=terms.scaling,
         )
 
-    def _reach(self, watch: Watch) -> None:
+    def _reach(self, terms: BeginLease) -> None:
         """Check that this process can reach the endpoint, before it is resumed.
 
         The request also imports modules, resolves names and opens connections, which saves time
         when the pause is urgent.
         """
         retry = replace(self._arm.timings.retry, total_s=self._arm.timings.try_s)
-        name, problem = watch.endpoint, None
+        name, problem = terms.endpoint, None
         try:
             self._plane.with_retry(retry).get(name)
         except ControlPlaneError as error:
-            problem = None if error.gone and watch.created else str(error)
-        self._channel.send(Watching(name, problem))
+            problem = None if error.gone and terms.created else str(error)
+        self._channel.send(LeaseAnswer(name, problem))
 
 
 class _Pollable(Protocol):
@@ -375,7 +375,7 @@ def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
     os.umask(0o077)
     process.show_name(role)
     client, *others = (socket.socket(fileno=fd) for fd in fds)
-    channel = Channel(client)
+    channel = ClientChannel(client)
 
     def start(role: str, inherited: Sequence[socket.socket]) -> None:
         spawn_standby(role, (client, *inherited), run, Path(log_path), timeout_s=SPAWN_S)

@@ -15,18 +15,18 @@ from select import POLLIN, poll
 from pytest_hfbudget.endpoints import process
 from pytest_hfbudget.endpoints.reaper_messages import (
     Arm,
+    BeginLease,
     Decoder,
     Done,
     EndLease,
+    LeaseAnswer,
     Message,
     Pause,
+    PauseDeadline,
+    PauseReceipt,
     Pausing,
     Ready,
-    Receipt,
     ResumeOver,
-    UptimeLimit,
-    Watch,
-    Watching,
     encode,
 )
 from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess, spawn_reaper
@@ -35,7 +35,7 @@ from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 
 
-class _Channel:
+class _ReaperChannel:
     """This process's end of the socket.
 
     A test may close descriptors that are not its own, and the number may then belong to another
@@ -91,10 +91,10 @@ class ReaperClient:
     """
 
     def __init__(self, sock: socket.socket, log: Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._channel, self._log, self._clock = _Channel(sock), log, clock
+        self._channel, self._log, self._clock = _ReaperChannel(sock), log, clock
         self._reading = threading.Lock()
-        self._watching: dict[str, Watching] = {}
-        self._receipts: dict[str, Receipt] = {}
+        self._answers: dict[str, LeaseAnswer] = {}
+        self._receipts: dict[str, PauseReceipt] = {}
         self._reason = ""
         self._ended = self._done = self._stale = False
         self._sent: dict[tuple[type[Message], str], Message] = {}
@@ -129,22 +129,22 @@ class ReaperClient:
             raise
         return client
 
-    def watch(self, watch: Watch, *, timeout_s: float) -> None:
+    def begin_lease(self, terms: BeginLease, *, timeout_s: float) -> None:
         """Have the reaper pause an endpoint at the end; returns once the reaper has confirmed it.
 
         Raises:
             EndpointError: the reaper is lost, silent, or can't reach the endpoint.
         """
-        self._watching.pop(watch.endpoint, None)
-        self._receipts.pop(watch.endpoint, None)
-        self._send(watch)
-        self._until(lambda: watch.endpoint in self._watching, timeout_s)
-        answer = self._watching.get(watch.endpoint)
+        self._answers.pop(terms.endpoint, None)
+        self._receipts.pop(terms.endpoint, None)
+        self._send(terms)
+        self._until(lambda: terms.endpoint in self._answers, timeout_s)
+        answer = self._answers.get(terms.endpoint)
         if answer is None:
             raise EndpointError(self._silence(timeout_s))
         if answer.error:
             raise EndpointError(
-                f"{watch.endpoint} is not resumed, because the process that would pause it "
+                f"{terms.endpoint} is not resumed, because the process that would pause it "
                 f"is not ready: {answer.error}"
             )
 
@@ -156,21 +156,21 @@ class ReaperClient:
         """Have an endpoint paused now, without waiting; its receipt comes later."""
         self._try_send(EndLease(name))
 
-    def limit(self, at_mono: float | None) -> None:
+    def set_deadline(self, at_mono: float | None) -> None:
         """Have all paused at this time of the system's steady clock; None: only at the end."""
-        self._try_send(UptimeLimit(at_mono))
+        self._try_send(PauseDeadline(at_mono))
 
-    def ask(self) -> bool:
+    def request_pause(self) -> bool:
         """Have the reaper pause all now, without waiting; returns whether the message was sent."""
         return self._try_send(Pause())
 
-    def pause(self, timeout_s: float) -> tuple[Receipt, ...]:
+    def pause(self, timeout_s: float) -> tuple[PauseReceipt, ...]:
         """Have all paused, and wait; returns the receipts that came within ``timeout_s``."""
-        self.ask()
+        self.request_pause()
         self._until(lambda: self._done, timeout_s)
         return self.receipts()
 
-    def receipts(self) -> tuple[Receipt, ...]:
+    def receipts(self) -> tuple[PauseReceipt, ...]:
         """The receipts that have come so far."""
         self._pump(0.0)
         return tuple(self._receipts.values())
@@ -214,13 +214,13 @@ class ReaperClient:
     def _keep(self, message: Message) -> None:
         """Keep the last message of each kind, to repeat it to a standby that steps in."""
         name = getattr(message, "endpoint", "")
-        if isinstance(message, Watch):
+        if isinstance(message, BeginLease):
             self._forget(name)
         if not isinstance(message, Arm):
             self._sent[type(message), name] = message
 
     def _forget(self, name: str) -> None:
-        for kind in (Watch, ResumeOver, EndLease):
+        for kind in (BeginLease, ResumeOver, EndLease):
             self._sent.pop((kind, name), None)
 
     def _send_again(self) -> None:
@@ -280,11 +280,11 @@ class ReaperClient:
             self._stale = self.pid is not None
             self.successions += self._stale
             self.pid, self._start = message.pid, process.start_time(message.pid)
-        elif isinstance(message, Watching):
-            self._watching[message.endpoint] = message
+        elif isinstance(message, LeaseAnswer):
+            self._answers[message.endpoint] = message
         elif isinstance(message, Pausing):
             self._reason = message.reason
-        elif isinstance(message, Receipt):
+        elif isinstance(message, PauseReceipt):
             self._receipts[message.endpoint] = message
             if message.in_order:
                 self._forget(message.endpoint)

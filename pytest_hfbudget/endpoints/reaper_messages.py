@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pytest_hfbudget.endpoints.retry import Timings
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.shared import SharedPlace
+    from pytest_hfbudget.shared import SharedConnection
 
-# Why endpoints are paused; `Receipt.reason` is one of these.
+# Why endpoints are paused; `PauseReceipt.reason` is one of these.
 ASKED = "asked"
 DEADLINE = "deadline"
 CLIENT_GONE = "owner gone"  # the word of the first version, in journals and reports
@@ -35,11 +35,11 @@ class Arm:
     timings: Timings = field(default_factory=Timings)
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
-    shared: SharedPlace | None = field(default=None, repr=False)
+    shared: SharedConnection | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
-class Watch:
+class BeginLease:
     """Client: pause this endpoint at the end of this process.
 
     Attributes:
@@ -64,8 +64,8 @@ class ResumeOver:
 
 
 @dataclass(frozen=True)
-class UptimeLimit:
-    """Client: pause all at this time of the system's steady clock; None removes the limit."""
+class PauseDeadline:
+    """Client: pause all at this time of the system's steady clock; None removes the deadline."""
 
     at_mono: float | None
 
@@ -90,7 +90,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Watching:
+class LeaseAnswer:
     """Reaper: it will pause this endpoint; or ``error``, why it can't guarantee that."""
 
     endpoint: str
@@ -105,7 +105,7 @@ class Pausing:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class PauseReceipt:
     """Reaper: how the pause of one endpoint ended, at the end of the run or before it.
 
     Attributes:
@@ -145,15 +145,15 @@ class Done:
 
 Message: TypeAlias = (
     Arm
-    | Watch
+    | BeginLease
     | ResumeOver
-    | UptimeLimit
+    | PauseDeadline
     | EndLease
     | Pause
     | Ready
-    | Watching
+    | LeaseAnswer
     | Pausing
-    | Receipt
+    | PauseReceipt
     | Done
 )
 
@@ -161,15 +161,15 @@ _KINDS: dict[str, Callable[..., Message]] = {
     kind.__name__.lower(): kind
     for kind in (
         Arm,
-        Watch,
+        BeginLease,
         ResumeOver,
-        UptimeLimit,
+        PauseDeadline,
         EndLease,
         Pause,
         Ready,
-        Watching,
+        LeaseAnswer,
         Pausing,
-        Receipt,
+        PauseReceipt,
         Done,
     )
 }
@@ -200,9 +200,9 @@ def _decode(line: bytes) -> Message:
         timings = data["timings"]
         data["timings"] = Timings(**{**timings, "looks_s": tuple(timings["looks_s"])})
     if data.get("shared") is not None:
-        from pytest_hfbudget.shared import SharedPlace
+        from pytest_hfbudget.shared import SharedConnection
 
-        data["shared"] = SharedPlace(**data["shared"])
+        data["shared"] = SharedConnection(**data["shared"])
     if "warnings" in data:
         data["warnings"] = tuple(data["warnings"])
     return make(**data)

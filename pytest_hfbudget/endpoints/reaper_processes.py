@@ -33,8 +33,8 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     Decoder,
     Done,
     Message,
+    PauseDeadline,
     Ready,
-    UptimeLimit,
     encode,
 )
 from pytest_hfbudget.endpoints.retry import DYING_POLL_S, DYING_S, POLL_S, STOPPED_POLL_S
@@ -333,7 +333,7 @@ class Standby:
         self._ahead = [_Predecessor(sock) for sock in ahead]
         self._messages = list[Message]()
         self._client: process.DeathWatch | None = None
-        self._limit: float | None = None
+        self._deadline: float | None = None
 
     def wait(self) -> list[Message]:
         """Wait for the death of all ahead; returns the reaper's messages, none if dismissed."""
@@ -359,17 +359,17 @@ class Standby:
         for message in messages:
             if isinstance(message, Arm) and self._client is None:
                 self._client = process.watch(message.client_pid, message.client_start)
-            if isinstance(message, UptimeLimit):  # moved with each call of a run; the last counts
+            if isinstance(message, PauseDeadline):  # moved with each call of a run; the last counts
                 before = self._messages
-                self._messages = [one for one in before if not isinstance(one, UptimeLimit)]
-                self._limit = message.at_mono
+                self._messages = [one for one in before if not isinstance(one, PauseDeadline)]
+                self._deadline = message.at_mono
             self._messages.append(message)
 
     def _client_gone(self) -> bool:
         return self._client is not None and self._client.dead()
 
     def _too_late(self) -> bool:
-        return self._limit is not None and self._limit <= time.monotonic()
+        return self._deadline is not None and self._deadline <= time.monotonic()
 
     def _poll(self, needed: bool) -> None:
         poll = select.poll()
@@ -382,8 +382,8 @@ class Standby:
                 poll.register(self._client.fileno(), select.POLLIN)
             if self._client.period_s is not None:
                 waits.append(self._client.period_s)
-        if self._limit is not None and not needed:
-            waits.append(max(self._limit - time.monotonic(), 0.0))
+        if self._deadline is not None and not needed:
+            waits.append(max(self._deadline - time.monotonic(), 0.0))
         poll.poll(math.ceil(min(*waits, POLL_S) * 1000) if waits else None)
 
 

@@ -25,10 +25,10 @@ from pytest_hfbudget.endpoints.lifecycle_types import (
     EndpointState,
     Progress,
 )
-from pytest_hfbudget.endpoints.reaper_messages import Watch
+from pytest_hfbudget.endpoints.reaper_messages import BeginLease
 from pytest_hfbudget.endpoints.retry import waiting
 from pytest_hfbudget.endpoints.supervisor import Supervisor
-from pytest_hfbudget.endpoints.uptime import UseStretch
+from pytest_hfbudget.endpoints.uptime import UseInterval
 from pytest_hfbudget.endpoints.uptime_meter import UptimeMeter
 from pytest_hfbudget.errors import EndpointError
 from pytest_hfbudget.locks import Clock
@@ -240,7 +240,7 @@ class Startup:
         state.leased = True
         state.use.begin(self._clock.time(), self._clock.monotonic())
         # Lease it before the next look: a run that ends now sees this lease, or we await its pause.
-        self._watch(supervisor, Watch(state.name, created=new is not None))
+        self._begin_lease(supervisor, BeginLease(state.name, created=new is not None))
         with self._alone(state):
             self._begin(state, supervisor, new)
         since = None if state.found.state == RUNNING else state.use.began_mono
@@ -268,7 +268,7 @@ class Startup:
             endpoint = self._resumer.wait(state.name)
         finally:
             if since is not None:
-                state.use.cold = (*state.use.cold, UseStretch(since, self._clock.monotonic()))
+                state.use.cold = (*state.use.cold, UseInterval(since, self._clock.monotonic()))
         supervisor.resume_over(state.name)
         return endpoint
 
@@ -305,8 +305,8 @@ class Startup:
         supervisor.write(INTENT, found, scaling=state.scaling)
         # Change settings only of an endpoint at rest: a running one would deploy anew.
         untag = (found.at_rest and new is None) or tagged_run(found.tags) is not None
-        watch = Watch(state.name, state.scaling, untag=untag, created=new is not None)
-        self._watch(supervisor, watch)
+        terms = BeginLease(state.name, state.scaling, untag=untag, created=new is not None)
+        self._begin_lease(supervisor, terms)
         if found.at_rest and not lease_store.coming_up():
             if new is None:
                 self._limit_scaling(state, found)
@@ -354,7 +354,7 @@ class Startup:
         bare = tagged_run(found.tags) is None
         if bare and state.scaling is None:
             state.scaling = found.raw_scaling
-        self._watch(supervisor, Watch(state.name, state.scaling, untag=True))
+        self._begin_lease(supervisor, BeginLease(state.name, state.scaling, untag=True))
         supervisor.write(REVIVED, found, scaling=state.scaling)
         state.revived += 1
         if bare:
@@ -382,12 +382,12 @@ class Startup:
             supervisor.resume_over(state.name)
         supervisor.write(RESUMED, found)
 
-    def _watch(self, supervisor: Supervisor, watch: Watch) -> None:
+    def _begin_lease(self, supervisor: Supervisor, terms: BeginLease) -> None:
         try:
-            supervisor.watch(watch)
+            supervisor.begin_lease(terms)
         except EndpointError:
             # If the reaper has already paused all, this raises the clearer error.
-            self._resumer.refuse_late(watch.endpoint)
+            self._resumer.refuse_late(terms.endpoint)
             raise
 
     def _alone(self, state: EndpointState) -> AbstractContextManager[None]:

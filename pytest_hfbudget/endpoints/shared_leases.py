@@ -31,7 +31,7 @@ from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.text import parse_json
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.shared import SharedPlace, SharedServer
+    from pytest_hfbudget.shared import SharedConnection, SharedServer
 
 _STEP = Path(__file__).with_name("leases.lua").read_text("utf-8")
 
@@ -151,7 +151,7 @@ class SharedLeaseStore(LeaseStore):
         api: str,
         endpoint: str,
         run: str,
-        place: SharedPlace,
+        place: SharedConnection,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         super().__init__(directory, api=api, endpoint=endpoint, run=run)
@@ -339,7 +339,7 @@ class SharedLeaseStore(LeaseStore):
 
 
 def open_lease_store(
-    directory: Path, *, api: str, endpoint: str, run: str, shared: SharedPlace | None
+    directory: Path, *, api: str, endpoint: str, run: str, shared: SharedConnection | None
 ) -> LeaseStore:
     """The store of the leases on an endpoint; with ``shared``, those of other machines too."""
     if shared is None:
@@ -349,14 +349,14 @@ def open_lease_store(
 
 @functools.cache
 def _shared_store(
-    directory: Path, api: str, endpoint: str, run: str, place: SharedPlace
+    directory: Path, api: str, endpoint: str, run: str, place: SharedConnection
 ) -> SharedLeaseStore:
     """One store for each endpoint in a process, because renewing and ending a lease share state."""
     return SharedLeaseStore(directory, api=api, endpoint=endpoint, run=run, place=place)
 
 
 @functools.cache
-def server_of(place: SharedPlace) -> SharedServer:
+def server_of(place: SharedConnection) -> SharedServer:
     """This process's connection to the server."""
     from pytest_hfbudget.shared import SharedServer
 
@@ -377,7 +377,7 @@ def lease_key(api: str, endpoint: str) -> str:
 
 
 def shared_leases(
-    place: SharedPlace, *, api: str, state_dir: Path
+    place: SharedConnection, *, api: str, state_dir: Path
 ) -> dict[str, tuple[RemoteLease, ...]]:
     """The leases of all jobs, by endpoint of a control plane; expired ones included.
 

@@ -21,8 +21,8 @@ from pytest_hfbudget.endpoints.reaper_messages import (
     DEADLINE,
     REAPER_LOST,
     Arm,
-    Receipt,
-    Watch,
+    BeginLease,
+    PauseReceipt,
 )
 from pytest_hfbudget.endpoints.reaper_processes import SpawnedProcess
 from pytest_hfbudget.endpoints.transport import Route
@@ -53,10 +53,10 @@ class Supervisor:
         self._settings, self._plane, self._journal = settings, plane, journal
         self._clock, self._spawn = clock, spawn
         self._lock = threading.RLock()
-        self._watches: dict[str, Watch] = {}
+        self._terms: dict[str, BeginLease] = {}
         self._resumes_pending: set[str] = set()
-        self._paused_here: dict[str, Receipt] = {}
-        self._ended: dict[str, Receipt | None] = {}  # None until it is verified
+        self._paused_here: dict[str, PauseReceipt] = {}
+        self._ended: dict[str, PauseReceipt | None] = {}  # None until it is verified
         self._starts = self._noticed = 0
         self._until: float | None = None
         self.warnings: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Supervisor:
         """The process id of the current reaper."""
         return self._client.pid
 
-    def watch(self, watch: Watch) -> None:
+    def begin_lease(self, terms: BeginLease) -> None:
         """Have the reaper pause an endpoint at the end; call this before the resume.
 
         A later call for the same endpoint changes the settings of its pause.
@@ -77,13 +77,13 @@ class Supervisor:
         """
         self.tend()
         with self._lock:
-            self._watches[watch.endpoint] = watch
-            self._ended.pop(watch.endpoint, None)
-            change = self._resumes_pending.add if watch.resuming else self._resumes_pending.discard
-            change(watch.endpoint)
+            self._terms[terms.endpoint] = terms
+            self._ended.pop(terms.endpoint, None)
+            change = self._resumes_pending.add if terms.resuming else self._resumes_pending.discard
+            change(terms.endpoint)
             client = self._client
         settings = self._settings
-        client.watch(watch, timeout_s=settings.waits.arm_timeout_s + settings.timings.try_s)
+        client.begin_lease(terms, timeout_s=settings.waits.arm_timeout_s + settings.timings.try_s)
 
     def end_lease(self, name: str) -> None:
         """Have an endpoint paused now, without waiting, because the run no longer needs it."""
@@ -95,9 +95,9 @@ class Supervisor:
         """Tell the reaper that a resume is about to be sent, and may take effect late.
 
         Raises:
-            EndpointError: see `watch`.
+            EndpointError: see `begin_lease`.
         """
-        self.watch(replace(self._watches[name], resuming=True))
+        self.begin_lease(replace(self._terms[name], resuming=True))
 
     def resume_over(self, name: str) -> None:
         """Tell the reaper that the resume was answered, or will not be sent."""
@@ -106,12 +106,12 @@ class Supervisor:
                 self._resumes_pending.discard(name)
                 self._client.resume_over(name)
 
-    def limit(self, at_mono: float | None) -> None:
+    def set_deadline(self, at_mono: float | None) -> None:
         """Have all paused at this time of the steady clock; None: only at the end."""
         with self._lock:
             if at_mono != self._until:
                 self._until = at_mono
-                self._client.limit(at_mono)
+                self._client.set_deadline(at_mono)
 
     def early(self) -> str | None:
         """Why the endpoints were paused without a request of this process: a key of `EARLY`.
@@ -144,9 +144,9 @@ class Supervisor:
             )
         )
 
-    def ask(self) -> None:
+    def request_pause(self) -> None:
         """Have all paused now, without waiting."""
-        self._client.ask()
+        self._client.request_pause()
 
     def tend(self) -> None:
         """Replace a lost reaper once; if it is lost again, pause everything in this process."""
@@ -154,12 +154,12 @@ class Supervisor:
             self._client.end_if_stopped()
             self._notice_successions()
             self._notice_ends()
-            if not (self._watches or self._ended) and self._starts == 1 and self._client.lost:
+            if not (self._terms or self._ended) and self._starts == 1 and self._client.lost:
                 self._client = self._start()  # the lost one had no endpoint yet
             elif self._client.lost and not self._paused_here:
                 self._replace()
 
-    def pause(self, timeout_s: float) -> dict[str, Receipt]:
+    def pause(self, timeout_s: float) -> dict[str, PauseReceipt]:
         """Have all paused and wait; returns the receipts by name that came in ``timeout_s``."""
         with self._lock:  # another thread may be replacing the reaper
             client = self._client
@@ -168,19 +168,19 @@ class Supervisor:
         receipts.update({**self._paused_early(), **self._paused_here})
         self._notice_successions()
         if self._client.lost:  # it is too late for another reaper, so pause here
-            missing = [name for name in self._watches if not _in_order(receipts.get(name))]
+            missing = [name for name in self._terms if not _in_order(receipts.get(name))]
             if missing:
                 self._warn(_KILLED)
             receipts.update(self._pause_here(missing, timeout_s, ASKED))
         return receipts
 
-    def receipts(self) -> dict[str, Receipt]:
+    def receipts(self) -> dict[str, PauseReceipt]:
         """The receipts so far, by name."""
         self._notice_ends()
         known = {receipt.endpoint: receipt for receipt in self._client.receipts()}
         return {**known, **self._paused_early(), **self._paused_here}
 
-    def wait_until_paused(self, name: str, stopping: Callable[[], str]) -> Receipt:
+    def wait_until_paused(self, name: str, stopping: Callable[[], str]) -> PauseReceipt:
         """Wait until the pause is verified that `end_lease` has asked for.
 
         Raises:
@@ -239,16 +239,16 @@ class Supervisor:
             self._warn(f"{_KILLED}; another one has taken over")
 
     def _notice_ends(self) -> None:
-        """Stop watching endpoints whose pause before the end of the run is verified."""
+        """Forget endpoints whose pause before the end of the run is verified."""
         with self._lock:
             for receipt in self._client.receipts() if None in self._ended.values() else ():
                 name = receipt.endpoint
                 if receipt.in_order and self._ended.get(name, receipt) is None:
                     self._ended[name] = receipt
                     self._resumes_pending.discard(name)
-                    self._watches.pop(name, None)
+                    self._terms.pop(name, None)
 
-    def _paused_early(self) -> dict[str, Receipt]:
+    def _paused_early(self) -> dict[str, PauseReceipt]:
         return {name: told for name, told in list(self._ended.items()) if told is not None}
 
     def _replace(self) -> None:
@@ -258,33 +258,35 @@ class Supervisor:
         except EndpointError as error:
             self._warn(f"endpoints were paused before the run's end: {error}")
             timeout_s = self._settings.waits.retry_s
-            self._paused_here.update(self._pause_here(list(self._watches), timeout_s, REAPER_LOST))
+            self._paused_here.update(self._pause_here(list(self._terms), timeout_s, REAPER_LOST))
 
     def _hand_over(self) -> None:
         if self._starts > 1:
             raise EndpointError("the process that pauses endpoints has already been replaced once.")
         self._client.close()
         self._client = self._start()
-        self._client.limit(self._until)
-        for name, watch in self._watches.items():
-            again = replace(watch, resuming=name in self._resumes_pending)
-            self._client.watch(again, timeout_s=self._settings.waits.arm_timeout_s)
+        self._client.set_deadline(self._until)
+        for name, terms in self._terms.items():
+            again = replace(terms, resuming=name in self._resumes_pending)
+            self._client.begin_lease(again, timeout_s=self._settings.waits.arm_timeout_s)
             if name in self._ended:
                 self._client.end_lease(name)
 
     def _warn(self, text: str) -> None:
         self.warnings = (*self.warnings, text)
 
-    def _pause_here(self, names: list[str], timeout_s: float, reason: str) -> dict[str, Receipt]:
+    def _pause_here(
+        self, names: list[str], timeout_s: float, reason: str
+    ) -> dict[str, PauseReceipt]:
         if not names:
             return {}
         timings = replace(self._settings.timings, deadline_s=timeout_s)
 
-        def end_lease(name: str) -> Receipt:
-            lease, watch = self._new_lease(name), self._watches[name]
+        def end_lease(name: str) -> PauseReceipt:
+            lease, terms = self._new_lease(name), self._terms[name]
             lease_store = self._settings.lease_store(name)
             resume_over = name not in self._resumes_pending
-            pauser = Pauser(self._plane, watch, timings, resume_over=resume_over, clock=self._clock)
+            pauser = Pauser(self._plane, terms, timings, resume_over=resume_over, clock=self._clock)
             lease_end = LeaseEnd(lease_store, lease, pauser, clock=self._clock)
             return lease_end.run(lambda told: self._record(told, lease), reason=reason)
 
@@ -302,15 +304,15 @@ class Supervisor:
             reaper_pid=pid,
             reaper_start=start,
             at=self._clock.time(),
-            scaling=self._watches[name].scaling,
+            scaling=self._terms[name].scaling,
         )
 
-    def _record(self, receipt: Receipt, lease: EndpointLease) -> None:
+    def _record(self, receipt: PauseReceipt, lease: EndpointLease) -> None:
         try:
             self._journal.write(journal_record(receipt, lease, at=self._clock.time()))
         except EndpointError as error:  # the disk may be full; go on pausing
             self._warn(str(error))
 
 
-def _in_order(receipt: Receipt | None) -> bool:
+def _in_order(receipt: PauseReceipt | None) -> bool:
     return receipt is not None and receipt.in_order

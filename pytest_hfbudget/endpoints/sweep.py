@@ -23,7 +23,7 @@ from pytest_hfbudget.endpoints.journal import (
     LEFT,
     PAUSED,
     Journal,
-    Lease,
+    JournaledLease,
     Record,
     leases_dir,
     unfinished,
@@ -35,7 +35,7 @@ from pytest_hfbudget.endpoints.lease_store import (
     inherited,
     lease_store_dir,
 )
-from pytest_hfbudget.endpoints.reaper_messages import SWEPT, Receipt, Watch
+from pytest_hfbudget.endpoints.reaper_messages import SWEPT, BeginLease, PauseReceipt
 from pytest_hfbudget.endpoints.retry import FORGET_S, SWEEP_S, Timings
 from pytest_hfbudget.endpoints.shared_leases import open_lease_store, shared_leases
 from pytest_hfbudget.errors import ConfigError, EndpointError
@@ -43,7 +43,7 @@ from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.text import public_url
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.shared import SharedPlace
+    from pytest_hfbudget.shared import SharedConnection
 
 JOURNAL = "journal"
 ELSEWHERE = "elsewhere"
@@ -71,7 +71,7 @@ class StrayEndpoint:
     run: str
     why: str
     where: str
-    leases: tuple[Lease, ...] = ()
+    leases: tuple[JournaledLease, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def find_tagged(plane: ControlPlane, namespace: str, now: float) -> tuple[StrayE
     )
 
 
-def find_shared(place: SharedPlace, *, api: str, state_dir: Path) -> tuple[StrayEndpoint, ...]:
+def find_shared(place: SharedConnection, *, api: str, state_dir: Path) -> tuple[StrayEndpoint, ...]:
     """The endpoints that jobs of any machine have leased on a Redis server, if none is alive.
 
     Raises:
@@ -180,7 +180,7 @@ def sweep(
     *,
     state_dir: Path,
     extent: SweepExtent = SweepExtent(),
-    shared: SharedPlace | None = None,
+    shared: SharedConnection | None = None,
     timings: Timings = Timings(deadline_s=SWEEP_S),
 ) -> tuple[SweepOutcome, ...]:
     """Pause stray endpoints and verify the pauses. Skips those that a live run uses.
@@ -207,7 +207,7 @@ class _Sweeper:
         plane: ControlPlane,
         state_dir: Path,
         timings: Timings,
-        shared: SharedPlace | None,
+        shared: SharedConnection | None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._plane, self._state_dir, self._shared = plane, state_dir, shared
@@ -242,8 +242,8 @@ class _Sweeper:
         lease_store = self._lease_store(stray)
         for held_lease in lease_store.others():
             held_lease.end_stopped_reaper()
-        watch = Watch(stray.name, self._scaling(stray, lease_store), untag=True)
-        pauser = Pauser(self._plane, watch, self._timings, resume_over=True, clock=self._clock)
+        terms = BeginLease(stray.name, self._scaling(stray, lease_store), untag=True)
+        pauser = Pauser(self._plane, terms, self._timings, resume_over=True, clock=self._clock)
         lease_end = LeaseEnd(lease_store, self._new_lease(stray), pauser, clock=self._clock)
         receipt = lease_end.run(lambda told: self._record(stray, told), reason=SWEPT)
         if receipt.left_to:
@@ -311,7 +311,7 @@ class _Sweeper:
         at = self._clock.time()
         return EndpointLease(self._run, stray.name, stray.api, pid, start, pid, start, at)
 
-    def _record(self, stray: StrayEndpoint, receipt: Receipt) -> None:
+    def _record(self, stray: StrayEndpoint, receipt: PauseReceipt) -> None:
         for lease in () if receipt.left_to else stray.leases:
             line = replace(
                 lease.intent,
@@ -352,7 +352,7 @@ def _limited(looks: Sequence[SweepOutcome], most: int | None) -> list[SweepOutco
     return limited
 
 
-def _left_behind(lease: Lease, state_dir: Path, kept: bool) -> str | None:
+def _left_behind(lease: JournaledLease, state_dir: Path, kept: bool) -> str | None:
     """Why a lease counts as left behind, as a clause; None if its run or reaper is alive."""
     intent = lease.intent
     own = LeaseStore(

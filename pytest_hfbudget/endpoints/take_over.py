@@ -14,7 +14,7 @@ from pytest_hfbudget.endpoints import Endpoint, split_name
 from pytest_hfbudget.endpoints.api import ControlPlaneError
 from pytest_hfbudget.endpoints.journal import RESUMED
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointState
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointState, EndpointSummary
 from pytest_hfbudget.errors import EndpointError
 
 
@@ -99,7 +99,7 @@ class RunLifecycle(Lifecycle):
         # If another run has it up, the server says "already running", and the test uses it.
         return asked and state.joined is None
 
-    def finish_late(self) -> tuple[EndpointReceipt, ...]:
+    def finish_late(self) -> tuple[EndpointSummary, ...]:
         """Pause what was started since this lifecycle began to pause; wait as `finish` does."""
         late = self._late
         return () if late is None else (*late.finish(), *late.finish_late())

@@ -144,7 +144,7 @@ def _micros(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-class UseStretch(NamedTuple):
+class UseInterval(NamedTuple):
     """A stretch of time, in seconds on the steady clock."""
 
     start: float
@@ -152,14 +152,14 @@ class UseStretch(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """The time from a pause to the next resume; ``paid_until`` as in `UsageWindow`."""
+    """The time from a pause to the next resume; ``paid_until`` as in `UptimeWindow`."""
 
     start: float
     stop: float
     paid_until: float
 
 
-class UsageWindow(NamedTuple):
+class UptimeWindow(NamedTuple):
     """The time that an endpoint is paid for, on the steady clock.
 
     Attributes:
@@ -172,17 +172,17 @@ class UsageWindow(NamedTuple):
 
     start: float
     stop: float
-    cold: tuple[UseStretch, ...] = ()
+    cold: tuple[UseInterval, ...] = ()
     paid_until: float = 0.0
     gaps: tuple[Gap, ...] = ()
 
-    def parts(self) -> Iterator[UsageWindow]:
+    def parts(self) -> Iterator[UptimeWindow]:
         """The windows between the gaps."""
         start = self.start
         for gap in self.gaps:
-            yield UsageWindow(start, gap.start, self.cold, gap.paid_until)
+            yield UptimeWindow(start, gap.start, self.cold, gap.paid_until)
             start = gap.stop
-        yield UsageWindow(start, self.stop, self.cold, self.paid_until)
+        yield UptimeWindow(start, self.stop, self.cold, self.paid_until)
 
     @property
     def seconds(self) -> float:
@@ -190,7 +190,7 @@ class UsageWindow(NamedTuple):
         return sum(part.stop - part.start for part in self.parts())
 
 
-NO_TIME = UsageWindow(0.0, 0.0)
+NO_TIME = UptimeWindow(0.0, 0.0)
 
 
 @dataclass(frozen=True)

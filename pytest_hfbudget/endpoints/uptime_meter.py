@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from pytest_hfbudget.endpoints import Endpoint, objects
 from pytest_hfbudget.endpoints.api import ControlPlane, ControlPlaneError
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, EndpointState, Grow
-from pytest_hfbudget.endpoints.reaper_messages import Receipt
+from pytest_hfbudget.endpoints.reaper_messages import PauseReceipt
 from pytest_hfbudget.endpoints.retry import NICE_TO_KNOW_S, RetryPolicy
 from pytest_hfbudget.endpoints.uptime import (
     NO_UPTIME,
     Uptime,
-    UsageWindow,
+    UptimeWindow,
     at_most,
     cost,
     earlier_replicas,
@@ -227,7 +227,7 @@ class UptimeMeter:
             if replicas is not None:
                 return
 
-    def uptime(self, state: EndpointState, pause: Receipt | None, *, final: bool) -> Uptime:
+    def uptime(self, state: EndpointState, pause: PauseReceipt | None, *, final: bool) -> Uptime:
         """The uptime of an endpoint: by the server's times if ``final``, else an upper bound."""
         if not state.leased or (state.found_asleep and not state.resumed):
             return NO_UPTIME
@@ -248,11 +248,11 @@ class UptimeMeter:
             billing_minute_s=minute_s,
         )
 
-    def window(self, state: EndpointState, pause: Receipt | None) -> UsageWindow:
+    def window(self, state: EndpointState, pause: PauseReceipt | None) -> UptimeWindow:
         """The time that one endpoint's cost is for."""
         return state.use.window(self._until(pause), self._settings.billing_minute_s)
 
-    def _until(self, pause: Receipt | None) -> float:
+    def _until(self, pause: PauseReceipt | None) -> float:
         until = pause.paused_mono if pause else None
         return self._clock.monotonic() if until is None else until
 
@@ -289,7 +289,7 @@ class Shares:
     cold_start: int = 0
 
 
-def share_out(nano_usd: int, window: UsageWindow, uses: Iterable[EndpointUse]) -> Shares:
+def share_out(nano_usd: int, window: UptimeWindow, uses: Iterable[EndpointUse]) -> Shares:
     """Divide an endpoint's cost; the parts add up to ``nano_usd`` exactly.
 
     Each second of the window costs the same. Tests that use the endpoint at the same time split the
@@ -330,7 +330,7 @@ def apportion(whole: int, weights: Sequence[Fraction]) -> list[int]:
 
 
 def _pieces(
-    window: UsageWindow, uses: list[EndpointUse]
+    window: UptimeWindow, uses: list[EndpointUse]
 ) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
     """Cut the window where a use or a cold start begins or ends.
 
@@ -341,7 +341,7 @@ def _pieces(
 
 
 def _pieces_of(
-    window: UsageWindow, uses: list[EndpointUse]
+    window: UptimeWindow, uses: list[EndpointUse]
 ) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
     start, stop = _nanos(window.start), _nanos(window.stop)
     changes: list[tuple[int, int, str | None]] = []

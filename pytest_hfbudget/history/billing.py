@@ -53,7 +53,7 @@ class BillingPeriod(NamedTuple):
     endpoints: int
 
 
-class HubBill:
+class BillingClient:
     """Reads the bill of the token's owner, or of an organisation.
 
     Each method raises `BillError`, whose text is one line and never has the token in it.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_hfbudget.endpoints.journal import default_state_dir
-from pytest_hfbudget.history.billing import BillError, BillingPeriod, HubBill
+from pytest_hfbudget.history.billing import BillError, BillingClient, BillingPeriod
 from pytest_hfbudget.history.database import connect, explained
 from pytest_hfbudget.history.usage_log import FILE
 from pytest_hfbudget.history.usage_schema import SCHEMA
@@ -175,7 +175,7 @@ def _bill(run: str, session_id: str, started: float, *found: Any) -> Bill:
     )
 
 
-def read_again(bills: Collection[Bill], hub: HubBill, now: float) -> list[Bill]:
+def read_again(bills: Collection[Bill], hub: BillingClient, now: float) -> list[Bill]:
     """The same runs with what the Hub reports of them now; one question asks for all of them."""
     asked = [bill for bill in bills if bill.session_id]
     status, why, booked = PENDING, "", dict[str, Booked]()

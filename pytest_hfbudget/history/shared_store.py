@@ -22,7 +22,7 @@ from typing import NamedTuple
 from pytest_hfbudget.errors import HFBudgetError
 from pytest_hfbudget.history import RUN, BudgetWindow, day_of
 from pytest_hfbudget.history.database import DaySpending, DrawNeed, Snapshot
-from pytest_hfbudget.history.shared_ledger import SharedLedger, watch_forks
+from pytest_hfbudget.history.window_ledger import WindowLedger, watch_forks
 from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock
 from pytest_hfbudget.shared import PREFIX, VERSION, SharedServer, SharedServerError
 
@@ -278,7 +278,7 @@ class Heartbeat:
     It ends before each fork, because Python warns if a process with threads is forked.
     """
 
-    def __init__(self, ledger: SharedLedger, store: RedisStore) -> None:
+    def __init__(self, ledger: WindowLedger, store: RedisStore) -> None:
         self._ledger, self._store = ledger, store
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -347,7 +347,7 @@ def shared_ledger(
     return SharedJobLedger(RedisStore(server, names, windows, expiry_s=expiry_s), windows)
 
 
-class SharedJobLedger(SharedLedger):
+class SharedJobLedger(WindowLedger):
     """The ledger of one job among others. Its heartbeat runs until it is closed."""
 
     def __init__(self, store: RedisStore, windows: Sequence[BudgetWindow]) -> None:

@@ -23,7 +23,7 @@ from pytest_hfbudget.metering.request import OutgoingCall, fits, json_object, pa
 from pytest_hfbudget.metering.settlement import (
     REJECTED,
     UNANSWERED,
-    Outcome,
+    CallResult,
     above_what_came,
     charge_of,
     is_asleep,
@@ -82,7 +82,7 @@ class Call:
         self.wait: HoldWait | None = None
         self.limit: OutputLimit | None = None
         self.refusal: BudgetExceededError | None = None
-        self.outcome = Outcome(request.provider)
+        self.outcome = CallResult(request.provider)
         self.swallow_usage = False
         self._final: Charge | None = None
         self._once = threading.Lock()  # taken when its booking begins, and never released

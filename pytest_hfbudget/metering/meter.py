@@ -51,7 +51,7 @@ def _not_found(url: str) -> str | None:
 
 
 @dataclass
-class EndpointHooks:
+class EndpointCallbacks:
     """What the meter asks of the part of a run that has its endpoints.
 
     Attributes:
@@ -111,7 +111,7 @@ class Meter:
     budgets: BudgetContext
     router: str = ROUTER
     emulator: str = ""
-    endpoints: EndpointHooks = field(default_factory=EndpointHooks)
+    endpoints: EndpointCallbacks = field(default_factory=EndpointCallbacks)
     hold_wait: float = HOLD_WAIT_S
     clock: Callable[[], float] = time.monotonic
     stops_with_ledger: bool = True

@@ -130,7 +130,7 @@ class UptimeRequest(NamedTuple):
         return (f"{namespace}/{form.get('name', '')}", form) if self.creates else (self.name, {})
 
 
-class PaidPlace(NamedTuple):
+class PaidPrefix(NamedTuple):
     """A port of a host, and the beginning of the paths that are paid there.
 
     Attributes:
@@ -158,11 +158,11 @@ class PaidHosts:
     def __init__(self, more: Iterable[str] = (), starting: Iterable[str] = ()) -> None:
         self._starting = [_address(each) for each in (HUB, ENDPOINTS_API, CATALOG, *starting)]
         self._start_hosts = {urlsplit(each).hostname for each in self._starting}
-        self._places: dict[str, list[PaidPlace]] = {}
+        self._places: dict[str, list[PaidPrefix]] = {}
         self._known: dict[str, bool] = {}
         for each in (ROUTER, OLD_API, *more):
             parts = urlsplit(each if "://" in each else f"//{each}")
-            place = PaidPlace(parts.port, parts.path.rstrip("/"))
+            place = PaidPrefix(parts.port, parts.path.rstrip("/"))
             self._places.setdefault(_host(parts.hostname or ""), []).append(place)
 
     def may_bill(self, host: str) -> bool:

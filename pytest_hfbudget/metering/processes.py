@@ -18,7 +18,7 @@ from pytest_hfbudget.metering.budget_context import (
     RunningTest,
 )
 from pytest_hfbudget.metering.instrumentation import Addresses
-from pytest_hfbudget.metering.meter import EndpointHooks, Meter
+from pytest_hfbudget.metering.meter import EndpointCallbacks, Meter
 from pytest_hfbudget.metering.prompts import Fact
 from pytest_hfbudget.pricing import CallRequest, Price, Quote
 from pytest_hfbudget.pricing.book import PriceBook
@@ -37,14 +37,14 @@ def adopt(meter: Meter, path: str, blocks: tuple[OpenBudget, ...]) -> None:
     meter.budgets.stay_inside(blocks)
 
 
-def connected_meter(path: str) -> tuple[Meter, ParentPlace]:
+def connected_meter(path: str) -> tuple[Meter, ParentBudgets]:
     """A meter that spends from the ledger of a parent process, and the parent's settings.
 
     Raises:
         LedgerUnreachableError: that process is gone, or its run is over.
     """
     wire = LedgerConnection(path)
-    place = ParentPlace.unpacked(wire.ask("join"))
+    place = ParentBudgets.unpacked(wire.ask("join"))
     budgets = BudgetContext(place.session, test=place.test, where=place.where)
     budgets.inherited = InheritedBudgets(place.around, place.explicit)
     emulator = place.addresses.emulator or ""
@@ -67,7 +67,7 @@ def _connect(meter: Meter, path: str) -> None:
     ledger, slow = LedgerConnection(path), LedgerConnection(path)
     meter.ledger = RemoteLedger(ledger)
     meter.counts.share = shares(ledger, secrets.token_hex(6))
-    meter.endpoints = EndpointHooks(
+    meter.endpoints = EndpointCallbacks(
         revive=lambda name: bool(slow.ask("revive", name)),
         take_over=lambda name, form: slow.ask("take_over", name, form),
         answered=lambda name, status, stops: slow.ask("answered", name, status, stops),
@@ -142,7 +142,7 @@ class RemoteBook(PriceBook):
         return Catalogue.parse(read["models"], read_at=read["read_at"], origin=read["origin"])
 
 
-class ParentPlace(NamedTuple):
+class ParentBudgets(NamedTuple):
     """What a process learns from the one that it joins: the budgets around it, and addresses.
 
     Attributes:
@@ -177,7 +177,7 @@ class ParentPlace(NamedTuple):
         }
 
     @classmethod
-    def unpacked(cls, fields: dict[str, Any]) -> ParentPlace:
+    def unpacked(cls, fields: dict[str, Any]) -> ParentBudgets:
         """The place behind packed fields."""
         test, addresses = fields["test"], fields["addresses"]
         if test is not None:

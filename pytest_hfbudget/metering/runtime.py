@@ -18,7 +18,7 @@ from typing import Any
 from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
 from pytest_hfbudget.ledger import Refusal, WaitingHold
 from pytest_hfbudget.ledger.ledger import Ledger
-from pytest_hfbudget.ledger.rpc.server import LedgerClient, Listener, Operation
+from pytest_hfbudget.ledger.rpc.server import LedgerHandler, Listener, Operation
 from pytest_hfbudget.locks import off_loop
 from pytest_hfbudget.metering.budget_context import BudgetContext, OpenBudget
 from pytest_hfbudget.metering.instrumentation import Addresses, Redirect
@@ -26,7 +26,7 @@ from pytest_hfbudget.metering.instrumentation.hub import INSTRUMENTATION, ForkSt
 from pytest_hfbudget.metering.meter import Meter
 from pytest_hfbudget.metering.paid_hosts import PaidHosts
 from pytest_hfbudget.metering.processes import (
-    ParentPlace,
+    ParentBudgets,
     adopt,
     child_prefix,
     connected_meter,
@@ -46,7 +46,7 @@ VARIABLE = LEDGER
 # An address without a server: a child forked after the run's end is refused under a cap.
 NOWHERE = "/"
 
-# The `EndpointHooks` that a child asks of the process that started it.
+# The `EndpointCallbacks` that a child asks of the process that started it.
 ASKED_BY_CHILDREN = ("revive", "take_over", "answered")
 
 
@@ -202,9 +202,9 @@ class ChildProcesses:
         if (listener := self.detach()) is not None:
             listener.close()
 
-    def _client(self) -> LedgerClient:
+    def _client(self) -> LedgerHandler:
         runtime = self._runtime
-        return LedgerClient(runtime.meter.ledger, self._waiting, _operations(runtime))
+        return LedgerHandler(runtime.meter.ledger, self._waiting, _operations(runtime))
 
     def _open(self) -> Listener | None:
         with self._lock:
@@ -258,7 +258,7 @@ def _refuse(runtime: Runtime, keys: list[str], refusal: Refusal) -> None:
 def _join(runtime: Runtime) -> dict[str, Any]:
     meter, budgets = runtime.meter, runtime.meter.budgets
     blocks = tuple(block.scope for block in budgets.open_blocks())
-    return ParentPlace(
+    return ParentBudgets(
         session=budgets.session,
         test=budgets.test,
         around=(*budgets.over_runs, *blocks),

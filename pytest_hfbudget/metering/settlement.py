@@ -178,7 +178,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 @dataclass
-class Outcome:
+class CallResult:
     """What came back from a call so far.
 
     Attributes:
@@ -245,7 +245,7 @@ def charge_of(
     draft: Charge,
     request: CallRequest,
     price: tuple[Quote | None, bool],
-    outcome: Outcome,
+    outcome: CallResult,
     usage: Usage | None,
     status: str,
     seconds: float,
@@ -278,7 +278,7 @@ def replayed(charge: Charge) -> Charge:
 
 
 def _completed(
-    usage: Usage, request: CallRequest, quote: Quote, outcome: Outcome, seconds: float
+    usage: Usage, request: CallRequest, quote: Quote, outcome: CallResult, seconds: float
 ) -> Usage:
     """A usage of tokens, completed by the images and the time that may be billed."""
     images = (outcome.images or request.n) if request.draws else 0
@@ -291,7 +291,7 @@ def _completed(
     return usage._replace(estimated=usage.estimated or timed)
 
 
-def _time(request: CallRequest, quote: Quote, outcome: Outcome, seconds: float) -> int:
+def _time(request: CallRequest, quote: Quote, outcome: CallResult, seconds: float) -> int:
     if outcome.compute_time is not None:
         return outcome.compute_time
     taken = math.ceil(seconds * MICROSECONDS)
@@ -300,7 +300,7 @@ def _time(request: CallRequest, quote: Quote, outcome: Outcome, seconds: float) 
 
 
 def above_what_came(
-    charge: Charge, request: CallRequest, quote: Quote | None, outcome: Outcome
+    charge: Charge, request: CallRequest, quote: Quote | None, outcome: CallResult
 ) -> Charge:
     """An estimated charge, with its part ``above`` what provably came back.
 

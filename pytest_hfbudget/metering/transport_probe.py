@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pytest_hfbudget.metering.instrumentation import Hook, Patches, genuine
+from pytest_hfbudget.metering.instrumentation import ImportCallback, Patches, genuine
 
 
 class ProbedRequest:
@@ -159,7 +159,7 @@ class TransportProbe:
         self.in_flight: list[ProbedRequest] = []
         self._patches = Patches()
 
-    def hooks(self) -> dict[str, Hook]:
+    def hooks(self) -> dict[str, ImportCallback]:
         """For each module to watch, the function to call once it is imported."""
         return dict.fromkeys((point.module for point in POINTS), self._wrap)
 

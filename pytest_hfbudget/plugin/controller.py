@@ -284,9 +284,9 @@ class Controller(Role):
         if self._endpoints is not None:
             self._endpoints.tend()
 
-    def ask_pause(self) -> None:
+    def request_pause(self) -> None:
         if self._endpoints is not None:
-            self._endpoints.ask_pause()
+            self._endpoints.request_pause()
 
     # --- after the tests
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_hfbudget.reporting import EndpointLine, counted, endpoint_verdict
 
 if TYPE_CHECKING:
-    from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+    from pytest_hfbudget.endpoints.lifecycle_types import EndpointSummary
     from pytest_hfbudget.endpoints.uptime_meter import Shares
 
 
@@ -65,7 +65,7 @@ class EndpointLog:
     def started(
         self,
         name: str,
-        receipts: tuple[EndpointReceipt, ...],
+        receipts: tuple[EndpointSummary, ...],
         *,
         failure: str = "",
         ago: float = 0.0,
@@ -104,7 +104,7 @@ class EndpointLog:
         with self._lock:
             self._events.append(EndpointEvent(name, "revived", time.time()))
 
-    def ended(self, receipts: tuple[EndpointReceipt, ...]) -> None:
+    def ended(self, receipts: tuple[EndpointSummary, ...]) -> None:
         """Note how the uptime of endpoints ended, once for each."""
         with self._lock:
             for receipt in receipts:
@@ -123,7 +123,7 @@ class EndpointLog:
                 )
 
 
-def _end(receipt: EndpointReceipt) -> str:
+def _end(receipt: EndpointSummary) -> str:
     if receipt.verified:
         return "paused"
     if receipt.left_to is not None:
@@ -134,13 +134,13 @@ def _end(receipt: EndpointReceipt) -> str:
 LATE = "started as the run ended; the report does not have its cost"
 
 
-def end_line(receipt: EndpointReceipt, why: str) -> str:
+def end_line(receipt: EndpointSummary, why: str) -> str:
     """The line that says how the use of an endpoint ended, and why then."""
     end = endpoint_verdict(receipt.state, receipt.verified, receipt.left_to, receipt.kept)
     return "; ".join(filter(None, (f"endpoint {receipt.name}: {end}: {why}", receipt.error)))
 
 
-def endpoint_line(receipt: EndpointReceipt, shares: Shares) -> EndpointLine:
+def endpoint_line(receipt: EndpointSummary, shares: Shares) -> EndpointLine:
     """The line of an endpoint in the report."""
     notes = [receipt.error or "", *receipt.warnings]
     if receipt.found_running:

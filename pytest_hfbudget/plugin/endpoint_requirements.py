@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from pytest_hfbudget.ledger import LedgerLike
     from pytest_hfbudget.metering.budget_context import RunningTest
-    from pytest_hfbudget.metering.meter import EndpointHooks
+    from pytest_hfbudget.metering.meter import EndpointCallbacks
     from pytest_hfbudget.plugin.role import Role, RunContext
 
 
-class EndpointUsage:
+class UseReporter:
     """Tells the controller when the running test begins to use endpoints, and when it ends."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class EndpointRequirements:
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
-        self._usage = EndpointUsage()
+        self._usage = UseReporter()
         self._undecided: pytest.Item | None = None
         self._only_replayed: pytest.Item | None = None
         self._blocked: list[HFBudgetError] = []
@@ -134,12 +134,12 @@ class EndpointRequirements:
 
         return {name: recorded(name, request, settings) for name in names}
 
-    def hooks(self) -> EndpointHooks:
+    def hooks(self) -> EndpointCallbacks:
         """What the meter calls when a call goes to an endpoint."""
-        from pytest_hfbudget.metering.meter import EndpointHooks
+        from pytest_hfbudget.metering.meter import EndpointCallbacks
 
         role = self._run.role
-        hooks = EndpointHooks(revive=role.revive, using=self.begin_use)
+        hooks = EndpointCallbacks(revive=role.revive, using=self.begin_use)
         if self._run.settings.adopt == "off":
             hooks.take_over = lambda name, form: False
         if self._run.settings.adopt == "pause":

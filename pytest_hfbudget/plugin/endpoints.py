@@ -11,7 +11,7 @@ import pytest
 
 from pytest_hfbudget.endpoints import Endpoint
 from pytest_hfbudget.endpoints.api import ControlPlaneError
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSummary
 from pytest_hfbudget.endpoints.sweep import SweepOutcome
 from pytest_hfbudget.endpoints.take_over import RunLifecycle
 from pytest_hfbudget.errors import (
@@ -55,7 +55,7 @@ class RunEndpoints:
         self._config, self._settings, self._ledger = config, settings, ledger
         self._rehearsal = rehearsal
         self.log = EndpointLog()
-        self._receipts: tuple[EndpointReceipt, ...] | None = None
+        self._receipts: tuple[EndpointSummary, ...] | None = None
         self._uptime = UptimeBooking(ledger, settings)
         self.sharing = UptimeSharing(ledger, settings.billing_minute)
         self._armed_until, self._ticks = 0.0, False
@@ -328,9 +328,9 @@ class RunEndpoints:
         )
 
     @at_work
-    def ask_pause(self) -> None:
+    def request_pause(self) -> None:
         """Ask the reaper to pause all endpoints, without waiting."""
-        self._lifecycle.ask_pause()
+        self._lifecycle.request_pause()
 
     @at_work
     def finish(self) -> bool:

@@ -276,13 +276,13 @@ class Hooks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
         """Ask for the pauses at once: tracebacks and the tear-down of fixtures may take long."""
-        self.run.role.ask_pause()
+        self.run.role.request_pause()
 
     # trylast: the innermost wrapper, so that its end runs before the terminal prints its summary.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         """Ask for the pauses first; wait for them and report after the other plugins."""
-        self.run.role.ask_pause()
+        self.run.role.request_pause()
         try:
             return (yield)
         finally:

@@ -39,7 +39,7 @@ LEVELS: dict[str, type[pytest.Collector]] = {
 }
 
 
-class Marked(NamedTuple):
+class CheckedMarker(NamedTuple):
     """The checked arguments of one budget marker, and the node that has the marker."""
 
     checked: BudgetArgs
@@ -154,10 +154,10 @@ def skipped_by_unittest(item: pytest.Item) -> bool:
     return any(getattr(one, "__unittest_skip__", False) for one in marked)
 
 
-def _budgets(item: pytest.Item, marks: Marks) -> Iterator[Marked]:
+def _budgets(item: pytest.Item, marks: Marks) -> Iterator[CheckedMarker]:
     for node, mark in marks:
         try:
-            yield Marked(budget_args(*mark.args, **mark.kwargs), node)
+            yield CheckedMarker(budget_args(*mark.args, **mark.kwargs), node)
         except (ConfigError, TypeError) as error:
             call = _call(mark)
             text = str(error).replace("budget_args()", "budget()").removeprefix(f"{call}: ")
@@ -178,7 +178,7 @@ def _call(mark: pytest.Mark) -> str:
     return f"budget({', '.join(arguments)})"
 
 
-def _shared(mark: Marked, item: pytest.Item) -> Scope:
+def _shared(mark: CheckedMarker, item: pytest.Item) -> Scope:
     level = mark.checked.scope
     node = None if level == "session" else item.getparent(LEVELS[level])
     if level != "session" and node is None:

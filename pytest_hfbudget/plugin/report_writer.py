@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.prompts import Fact
     from pytest_hfbudget.plugin.outcomes import Outcomes
     from pytest_hfbudget.reporting import EndpointLine, Report
-    from pytest_hfbudget.reporting.ci import RefusalPlace
+    from pytest_hfbudget.reporting.ci import SourceLocation
 
 
 class ReportWriter:
@@ -211,7 +211,7 @@ class GitHubJob:
         self._config = controller.config
         self._summary = os.environ.get(SUMMARY, "")
         self._annotates = os.environ.get(ACTIONS) == "true"
-        self._places: dict[str, RefusalPlace] = {}
+        self._places: dict[str, SourceLocation] = {}
         self._session: pytest.Session | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -219,12 +219,12 @@ class GitHubJob:
         if dict(report.user_properties).get("hfbudget.refused"):
             self._places[report.nodeid] = self._place(*report.location[:2])
 
-    def _place(self, file: str, line: int | None) -> RefusalPlace:
-        from pytest_hfbudget.reporting.ci import RefusalPlace
+    def _place(self, file: str, line: int | None) -> SourceLocation:
+        from pytest_hfbudget.reporting.ci import SourceLocation
 
         workspace = os.environ.get("GITHUB_WORKSPACE") or self._config.invocation_params.dir
         path = os.path.relpath(self._config.rootpath / file, workspace)
-        return RefusalPlace(Path(path).as_posix(), (line or 0) + 1)
+        return SourceLocation(Path(path).as_posix(), (line or 0) + 1)
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Keep the session: its exit status tells whether the run has passed."""

@@ -100,7 +100,7 @@ class Role:
         raise NotImplementedError
 
     def answered(self, name: str, status: int, stops: bool) -> None:
-        """Note the answer to a request that starts or pauses an endpoint; see `EndpointHooks`."""
+        """Note the answer to a request that starts or pauses an endpoint: `EndpointCallbacks`."""
 
     def addresses(self) -> Mapping[str, str]:
         """The names of the run's endpoints by their URLs, those that were taken over included."""
@@ -126,7 +126,7 @@ class Role:
     def between_tests(self) -> None:
         """Look after the reaper, between two tests."""
 
-    def ask_pause(self) -> None:
+    def request_pause(self) -> None:
         """Ask the reaper to pause all endpoints, without waiting."""
 
     # --- what is said and noted

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_hfbudget.metering.runtime import Runtime
     from pytest_hfbudget.plugin.endpoint_requirements import EndpointRequirements
     from pytest_hfbudget.plugin.role import Role
-    from pytest_hfbudget.plugin.run_history import Recording
+    from pytest_hfbudget.plugin.run_history import CostsRecorder
     from pytest_hfbudget.settings import Settings
 
 RUN = pytest.StashKey["Run"]()
@@ -80,11 +80,11 @@ class Run:
         return EndpointRequirements(self)
 
     @cached_property
-    def recording(self) -> Recording:
+    def recording(self) -> CostsRecorder:
         """The costs file: what tests have cost in earlier runs."""
-        from pytest_hfbudget.plugin.run_history import Recording
+        from pytest_hfbudget.plugin.run_history import CostsRecorder
 
-        return Recording(self.config, self.settings, self.outcomes)
+        return CostsRecorder(self.config, self.settings, self.outcomes)
 
     def _share(self) -> int:
         return self.requirements.share()
@@ -359,7 +359,7 @@ class Run:
         try:
             if not (self._end.begun and self.role.reports):
                 self._settle_all()  # otherwise `end` prints what was refused after the report
-            self.role.ask_pause()
+            self.role.request_pause()
             self.role.finish(self.outcomes)
         finally:
             self._end.begin()

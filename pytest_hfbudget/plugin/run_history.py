@@ -140,7 +140,7 @@ def project(config: pytest.Config, settings: Settings) -> str:
 DEFAULT = "hf-costs.json"
 
 
-class Recording:
+class CostsRecorder:
     """The costs file as it was before this run, and what this run adds to it.
 
     Args:

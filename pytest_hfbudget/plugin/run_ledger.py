@@ -38,12 +38,12 @@ def ledger_of(config: pytest.Config, settings: Settings, run: str) -> Ledger:
         return _ledger_of_job(settings, run)
     from pytest_hfbudget.endpoints.journal import default_state_dir
     from pytest_hfbudget.history.database import FILE, MemoryStore, SqliteStore
-    from pytest_hfbudget.history.shared_ledger import SharedLedger
+    from pytest_hfbudget.history.window_ledger import WindowLedger
 
     if settings.emulator:
-        return SharedLedger(MemoryStore(), shared)
+        return WindowLedger(MemoryStore(), shared)
     path = default_state_dir() / FILE
-    return SharedLedger(SqliteStore(path, project(config, settings), run), shared)
+    return WindowLedger(SqliteStore(path, project(config, settings), run), shared)
 
 
 def check_shared(settings: Settings) -> None:
@@ -116,10 +116,10 @@ def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
     """Close the ledger, so that other runs no longer count what this one holds."""
     if not settings.capped_over_runs:
         return
-    from pytest_hfbudget.history.shared_ledger import SharedLedger
+    from pytest_hfbudget.history.window_ledger import WindowLedger
 
     try:
-        if isinstance(ledger, SharedLedger):
+        if isinstance(ledger, WindowLedger):
             ledger.close()
     except HistoryError as error:
         said = "what this run held still counts as spent for other runs"

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from pytest_hfbudget.endpoints import Endpoint
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSummary
 from pytest_hfbudget.endpoints.uptime import HORIZON_S, PayerChange, RunningEndpoint, seconds_left
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse, Shares, share_out
 from pytest_hfbudget.errors import (
@@ -265,7 +265,7 @@ class Key(NamedTuple):
 
 
 @dataclass
-class EndpointStay:
+class OpenUse:
     """A test that now uses an endpoint, in one worker; ``start`` is on the steady clock."""
 
     key: Key
@@ -285,7 +285,7 @@ class UptimeSharing:
         self._ledger, self._minute = ledger, round(minute_s * _NANOS)
         self._lock = threading.RLock()
         self._prices: dict[str, int] = {}
-        self._stays: list[EndpointStay] = []
+        self._stays: list[OpenUse] = []
         self._uses: dict[str, list[EndpointUse]] = {}
         self._scopes: dict[str, tuple[str, ...]] = {}
         self._owed: dict[Key, Fraction] = {}
@@ -305,7 +305,7 @@ class UptimeSharing:
             for scope in scopes:
                 self._ledger.open(scope)
             self._scopes[key.test] = tuple(scope.key for scope in scopes)
-            self._stays.append(EndpointStay(key, worker, now))
+            self._stays.append(OpenUse(key, worker, now))
 
     def end(self, test: str, now: float, worker: str | None = None) -> None:
         """End a test's use of all endpoints; without ``worker``, in all workers."""
@@ -344,7 +344,7 @@ class UptimeSharing:
                     self._owed[key] = self._owed.get(key, Fraction(0)) + owed
                     self._book(key, math.ceil(self._owed[key]))
 
-    def settle(self, receipts: Iterable[EndpointReceipt]) -> dict[str, Shares]:
+    def settle(self, receipts: Iterable[EndpointSummary]) -> dict[str, Shares]:
         """Share out the actual cost of each endpoint, and correct the charges to budgets."""
         with self._lock:
             shared = {receipt.name: self._share_out(receipt) for receipt in receipts}
@@ -357,7 +357,7 @@ class UptimeSharing:
                 self._book(key, final.get(key, 0))
             return shared
 
-    def _share_out(self, receipt: EndpointReceipt) -> Shares:
+    def _share_out(self, receipt: EndpointSummary) -> Shares:
         uses = self.uses(receipt.name)
         return share_out(receipt.cost.nano_usd, receipt.cost.window, uses)
 

@@ -126,7 +126,7 @@ class TestLine:
 
 
 @dataclass(frozen=True)
-class SharedLine:
+class ScopeBudgetLine:
     """One budget that several tests share, by a marker with a wider ``scope``.
 
     Attributes:
@@ -231,7 +231,7 @@ class Report:
     rehearsal: bool = False
     over_runs: tuple[RunsBudget, ...] = ()
     unmetered: tuple[tuple[str, int], ...] = ()
-    shared: tuple[SharedLine, ...] = ()
+    shared: tuple[ScopeBudgetLine, ...] = ()
     notes: tuple[str, ...] = ()
     timeline: Timeline | None = None
     session_id: str = ""
@@ -343,12 +343,12 @@ def total(charges: Iterable[Charge]) -> int:
     return sum(charge.nano_usd or 0 for charge in charges)
 
 
-def _shared(ledger: Ledger) -> Iterator[SharedLine]:
+def _shared(ledger: Ledger) -> Iterator[ScopeBudgetLine]:
     for key, (scope, totals) in ledger.scopes().items():
         level = key.partition(":")[0]
         used = totals.calls or totals.refused or totals.spent
         if level in SHARED and key != SESSION and used:
-            yield SharedLine(
+            yield ScopeBudgetLine(
                 name=scope.name,
                 level=level,
                 spent=totals.spent,

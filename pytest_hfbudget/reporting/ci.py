@@ -17,7 +17,7 @@ from pytest_hfbudget.reporting import (
     REMARKS,
     EndpointLine,
     Report,
-    SharedLine,
+    ScopeBudgetLine,
     TestLine,
     counted,
     distinct,
@@ -119,8 +119,8 @@ def _added(each: Iterable[Iterable[tuple[str, int]]]) -> tuple[tuple[str, int], 
     return tuple(sums.items())
 
 
-def _shared(reports: Sequence[Report]) -> tuple[SharedLine, ...]:
-    found: dict[str, SharedLine] = {}
+def _shared(reports: Sequence[Report]) -> tuple[ScopeBudgetLine, ...]:
+    found: dict[str, ScopeBudgetLine] = {}
     for line in (line for report in reports for line in report.shared):
         known = found.get(line.name)
         found[line.name] = (
@@ -205,7 +205,7 @@ ANNOTATIONS = 10
 LINE_ENDS = "\r\n"
 
 
-class RefusalPlace(NamedTuple):
+class SourceLocation(NamedTuple):
     """The place of a test: its file relative to the repository, and its line from 1."""
 
     file: str
@@ -230,7 +230,7 @@ def comparison_comment(before: Report, after: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def notices(report: Report, places: dict[str, RefusalPlace], *, green: bool) -> Iterator[str]:
+def notices(report: Report, places: dict[str, SourceLocation], *, green: bool) -> Iterator[str]:
     """A workflow command for each of the first refusals, at the line of the test that called.
 
     Equal refusals of one test make one command. It is a warning if the run passes, or the test has

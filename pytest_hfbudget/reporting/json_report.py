@@ -19,7 +19,7 @@ from pytest_hfbudget.errors import Figures, HFBudgetError
 from pytest_hfbudget.files import write_whole
 from pytest_hfbudget.ledger import Charge, Refusal, RunsBudget
 from pytest_hfbudget.money import parse_usd, usd_text
-from pytest_hfbudget.reporting import REPLAYED, EndpointLine, Report, SharedLine, TestLine
+from pytest_hfbudget.reporting import REPLAYED, EndpointLine, Report, ScopeBudgetLine, TestLine
 from pytest_hfbudget.reporting.timeline import Lane, Minutes, Stretch, TestSpan, Timeline
 from pytest_hfbudget.text import undirected
 
@@ -345,7 +345,7 @@ TEST = RowFormat(
     ("uptime_usd", "uptime", USD),
 )
 SHARED = RowFormat(
-    SharedLine,
+    ScopeBudgetLine,
     *_named(TEXT, "name", "level"),
     ("spent_usd", "spent", USD),
     ("cap_usd", "cap", USD_OR_NULL),

@@ -15,7 +15,7 @@ from pytest_hfbudget.reporting import (
     UNPRICED,
     EndpointLine,
     Report,
-    SharedLine,
+    ScopeBudgetLine,
     TestLine,
     call_counts,
     counted,
@@ -170,7 +170,7 @@ def _tail(test: TestLine, usd: Amounts) -> str:
     return f"{whole}{of} ({parts})"
 
 
-def _shared(budget: SharedLine, usd: Amounts) -> TerminalLine:
+def _shared(budget: ScopeBudgetLine, usd: Amounts) -> TerminalLine:
     spent, *cap = usd.beside(budget.cap, budget.spent)
     of = f" of {cap[0]}" if cap else ""
     calls = call_counts(budget.calls, 0, budget.refused)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from pytest_hfbudget.endpoints.uptime import UsageWindow, started_minutes
+from pytest_hfbudget.endpoints.uptime import UptimeWindow, started_minutes
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse
 from pytest_hfbudget.money import show
 from pytest_hfbudget.scheduling import Arrangement, CollectedTest, Unit
@@ -115,7 +115,7 @@ class Paid(NamedTuple):
     """
 
     endpoint: str
-    window: UsageWindow
+    window: UptimeWindow
     uses: Sequence[EndpointUse]
     minutes: int
     nano_usd: int

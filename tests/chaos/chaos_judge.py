@@ -18,7 +18,7 @@ from chaos_run import Outcome, Run
 
 from pytest_hfbudget import BudgetExceededError
 from pytest_hfbudget.emulator import EmulatorClient
-from pytest_hfbudget.history.billing import HubBill
+from pytest_hfbudget.history.billing import BillingClient
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.reporting.bill import Booked
 
@@ -128,7 +128,7 @@ class Judge:
 
     def the_bill_is_the_invoice(self) -> None:
         """Every request has told its session; what is booked for that is the ledger if exact."""
-        hub, now = HubBill(f"{self.emulator.url}/hub", "hf_judge"), time.time()
+        hub, now = BillingClient(f"{self.emulator.url}/hub", "hf_judge"), time.time()
         found = hub.sessions([self.run.session_id], now, now)
         booked = found.get(self.run.session_id, Booked(0, 0))
         assert booked.nano_usd == sum(row.nano_usd for row in self.rows)

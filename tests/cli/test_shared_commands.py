@@ -14,7 +14,7 @@ from pytest_hfbudget.endpoints.lease_store import EndpointLease
 from pytest_hfbudget.endpoints.shared_leases import SharedLeaseStore, lease_key
 from pytest_hfbudget.history import RUN, BudgetWindow
 from pytest_hfbudget.history.shared_store import JobNames, RedisStore
-from pytest_hfbudget.shared import SharedAddress, SharedPlace, SharedServer
+from pytest_hfbudget.shared import SharedAddress, SharedConnection, SharedServer
 
 __all__ = ["redis_server"]
 
@@ -30,7 +30,7 @@ def shared(hfbudget: Shell, redis_server: RedisServer, monkeypatch: pytest.Monke
 
 def lease(shell: Shell, server: RedisServer, folder: Path, *, lost: bool) -> None:
     """A lease of a job on another machine, which has been heard of just now, or long ago."""
-    api, place = f"{shell.hub.url}/v2", SharedPlace(server.url, None, "ci-7", 30.0)
+    api, place = f"{shell.hub.url}/v2", SharedConnection(server.url, None, "ci-7", 30.0)
     store = SharedLeaseStore(folder, api=api, endpoint="acme/llm", run="lost", place=place)
     own = EndpointLease("lost", "acme/llm", api, os.getpid(), None, os.getpid(), None, 0.0)
     store.put(EndpointLease(**{**vars(own), "scaling": ORIGINAL}))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pytest_hfbudget.ledger import Charge, LedgerLike, WaitingHold
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
-from pytest_hfbudget.ledger.rpc.server import LedgerClient, LedgerServer
+from pytest_hfbudget.ledger.rpc.server import LedgerHandler, LedgerServer
 
 PATIENCE_S = 10.0
 
@@ -37,7 +37,7 @@ class WatchedLedger(Ledger):
         return self.lost.acquire(timeout=PATIENCE_S)
 
 
-class WatchedClient(LedgerClient):
+class WatchedClient(LedgerHandler):
     """A client whose end is told to its watched ledger."""
 
     watched: WatchedLedger | None = None
@@ -56,7 +56,7 @@ class WatchedServer(LedgerServer):
         self.ledger, self.more = ledger, more
         self.waiting: dict[int, WaitingHold] = {}
 
-    def client(self) -> LedgerClient:
+    def client(self) -> LedgerHandler:
         made = WatchedClient(self.ledger, self.waiting, self.more)
         made.watched = self.ledger if isinstance(self.ledger, WatchedLedger) else None
         return made

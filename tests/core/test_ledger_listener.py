@@ -23,7 +23,7 @@ from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.rpc import LedgerConnection, PlainSocket, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import (
     PAUSE_S,
-    ClientSocket,
+    AcceptedSocket,
     LedgerServer,
     Listener,
     ListeningSocket,
@@ -315,7 +315,7 @@ def test_a_child_may_close_what_it_has_forgotten(listener: Listener) -> None:
 def test_no_thread_leaves_for_a_fork_that_is_over(listener: Listener, echo: Echo) -> None:
     """The bell may have rung, and a thread have heard it, before everybody was called back."""
     with pair() as (ours, _):
-        client = ClientSocket(ours, echo)
+        client = AcceptedSocket(ours, echo)
         assert not listener.leaves(client, EVENT_READ)
         assert listener.leaves(client, EVENT_READ | EVENT_WRITE)  # the pipe itself is gone
         listener.pause()
@@ -365,7 +365,7 @@ def test_a_socket_whose_client_hung_up_is_left(echo: Echo) -> None:
     with pair() as (ours, theirs):
         theirs.sendall(b"1\n")
         theirs.close()
-        assert not ClientSocket(ours, echo).serve()  # the client that asked is gone
+        assert not AcceptedSocket(ours, echo).serve()  # the client that asked is gone
 
 
 def test_without_unix_sockets_it_answers_whoever_begins_with_the_password(

@@ -40,7 +40,7 @@ from pytest_hfbudget.errors import (
 )
 from pytest_hfbudget.ledger import Scope, Totals
 from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
-from pytest_hfbudget.ledger.rpc.server import LedgerClient, LedgerServer
+from pytest_hfbudget.ledger.rpc.server import LedgerHandler, LedgerServer
 
 CAP = 1000
 
@@ -197,7 +197,7 @@ def test_nothing_is_kept_of_a_client_that_is_gone(
 ) -> None:
     def kept() -> list[object]:
         gc.collect()
-        return [each for each in gc.get_objects() if isinstance(each, LedgerClient)]
+        return [each for each in gc.get_objects() if isinstance(each, LedgerHandler)]
 
     before = set(connection_threads())
     with connected(server) as wire:
@@ -256,7 +256,7 @@ def test_a_connection_that_arrives_while_the_server_stops_is_not_served(
     ledger: WatchedLedger,
 ) -> None:
     class Late(LedgerServer):
-        def client(self) -> LedgerClient:
+        def client(self) -> LedgerHandler:
             self.close()  # which can't hang up on what it does not know yet
             return super().client()
 

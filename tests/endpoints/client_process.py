@@ -16,7 +16,7 @@ from pytest_hfbudget.cli.run import run_command
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
 from pytest_hfbudget.endpoints.retry import RunTimings, Timings
-from pytest_hfbudget.shared import SharedPlace
+from pytest_hfbudget.shared import SharedConnection
 
 
 def fork() -> str:
@@ -48,7 +48,7 @@ def main() -> None:
     told["waits"] = RunTimings(**told["waits"])
     told["timings"] = Timings(**told["timings"])
     if told["shared"] is not None:
-        told["shared"] = SharedPlace(**told["shared"])
+        told["shared"] = SharedConnection(**told["shared"])
     lifecycle = Lifecycle(EndpointSettings(**told))
     print("begun", flush=True)
     for name in sys.argv[1:]:

@@ -218,7 +218,7 @@ def test_only_what_this_run_has_up_is_revived(hub: EmulatorClient, lifecycle: Ma
 def test_a_run_that_ends_revives_nothing(hub: EmulatorClient, lifecycle: Make) -> None:
     run = lifecycle()
     run.ensure("acme/llm")
-    run.ask_pause()
+    run.request_pause()
     with pytest.raises(EndpointError, match="the run is ending"):
         run.revive("acme/llm")
     assert run.finish()[0].verified

@@ -12,7 +12,7 @@ from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.journal import leases_dir, unfinished
 from pytest_hfbudget.endpoints.lifecycle import Lifecycle
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, EndpointSettings
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings, EndpointSummary
 from pytest_hfbudget.errors import EndpointError
 
 from .conftest import gone, kill_all, standbys_of, until
@@ -25,7 +25,7 @@ def _another(hub: EmulatorClient) -> None:
     hub.add_endpoint("acme/other")
 
 
-def receipt(run: Lifecycle, name: str) -> EndpointReceipt:
+def receipt(run: Lifecycle, name: str) -> EndpointSummary:
     return {each.name: each for each in run.live()}[name]
 
 

@@ -21,9 +21,9 @@ from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.lease_end import Pauser
 from pytest_hfbudget.endpoints.lease_store import PAUSING, EndpointLease
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.reaper_messages import Watch
+from pytest_hfbudget.endpoints.reaper_messages import BeginLease
 from pytest_hfbudget.endpoints.shared_leases import SERVER_WAIT_S, lease_key
-from pytest_hfbudget.shared import PREFIX, SharedPlace
+from pytest_hfbudget.shared import PREFIX, SharedConnection
 
 from .conftest import RunProcess, gone, until
 
@@ -37,7 +37,7 @@ EXPIRY_S = 1.0
 
 @pytest.fixture
 def settings(settings: EndpointSettings, redis_server: RedisServer) -> EndpointSettings:
-    return replace(settings, shared=SharedPlace(redis_server.url, None, "ci", EXPIRY_S))
+    return replace(settings, shared=SharedConnection(redis_server.url, None, "ci", EXPIRY_S))
 
 
 def asked(hub: EmulatorClient, op: str) -> int:
@@ -151,7 +151,7 @@ def test_a_machine_that_was_taken_for_lost_sends_no_pause_any_more(
     second.put(replace(own, run="b"))
     with second.locked(lambda seconds: pytest.fail("nothing is in the way")):
         pass
-    pauser = Pauser(plane, Watch("acme/llm"), settings.timings, resume_over=True)
+    pauser = Pauser(plane, BeginLease("acme/llm"), settings.timings, resume_over=True)
     receipt = pauser.run(lambda told: None, superseded=first.superseded)
     assert (receipt.left_to, receipt.verified) == ("b", False)
     assert asked(hub, "pause") == 0

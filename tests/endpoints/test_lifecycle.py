@@ -207,7 +207,7 @@ def test_asking_for_the_pause_does_not_wait_for_it(hub: EmulatorClient, lifecycl
     run = lifecycle()
     run.ensure("acme/llm")
     hub.add_fault("pause", delay=0.3)
-    run.ask_pause()
+    run.request_pause()
     hub.wait_for(op="pause")
     (receipt,) = run.finish()
     assert receipt.verified
@@ -548,7 +548,7 @@ def test_a_forked_child_has_no_say(hub: EmulatorClient, lifecycle: Make) -> None
     run.ensure("acme/llm")
     child = os.fork()
     if child == 0:
-        run.ask_pause()
+        run.request_pause()
         os._exit(0 if run.finish() == () else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert "pause" not in changes(hub)

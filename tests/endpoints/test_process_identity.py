@@ -12,8 +12,8 @@ import pytest
 
 from pytest_hfbudget.endpoints.process import (
     DeathWatch,
-    Place,
     PollingWatch,
+    ProcessHost,
     alive,
     judgeable,
     start_time,
@@ -97,23 +97,23 @@ OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
 
 
 def test_what_was_written_here_can_be_judged_here() -> None:
-    assert judgeable(Place())
+    assert judgeable(ProcessHost())
 
 
 def test_what_was_written_on_another_host_can_not() -> None:
-    assert not judgeable(Place(host="elsewhere"))
+    assert not judgeable(ProcessHost(host="elsewhere"))
 
 
 def test_a_container_without_a_process_left_can_be_judged_from_outside_only() -> None:
-    outside = Place().pid_namespace == OUTSIDE_OF_CONTAINERS
-    assert judgeable(Place(pid_namespace="pid:[1]")) == outside
+    outside = ProcessHost().pid_namespace == OUTSIDE_OF_CONTAINERS
+    assert judgeable(ProcessHost(pid_namespace="pid:[1]")) == outside
 
 
 def test_an_earlier_boot_of_this_machine_has_no_processes_left() -> None:
-    outside = Place().pid_namespace == OUTSIDE_OF_CONTAINERS
-    assert judgeable(Place(boot_id="another")) == outside
+    outside = ProcessHost().pid_namespace == OUTSIDE_OF_CONTAINERS
+    assert judgeable(ProcessHost(boot_id="another")) == outside
 
 
 def test_what_an_older_version_wrote_is_judged_by_its_host() -> None:
-    assert judgeable(Place(boot_id="", pid_namespace=""))
-    assert not judgeable(Place(boot_id="", pid_namespace="", host="elsewhere"))
+    assert judgeable(ProcessHost(boot_id="", pid_namespace=""))
+    assert not judgeable(ProcessHost(boot_id="", pid_namespace="", host="elsewhere"))

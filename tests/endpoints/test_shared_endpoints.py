@@ -27,7 +27,7 @@ from pytest_hfbudget.endpoints.lease_store import (
     read_leases,
 )
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
-from pytest_hfbudget.endpoints.process import Place, start_time
+from pytest_hfbudget.endpoints.process import ProcessHost, start_time
 from pytest_hfbudget.errors import EndpointError
 
 from .conftest import Make, Start, gone, until
@@ -264,7 +264,7 @@ def test_a_claim_counts_while_its_owner_lives(settings: EndpointSettings) -> Non
     assert mine.successor() is None
     store(settings, "a").put(held_lease(settings, "a", owner_start="1"))
     assert mine.successor() is None
-    store(settings, "b").put(held_lease(settings, "b", place=Place(host="elsewhere")))
+    store(settings, "b").put(held_lease(settings, "b", place=ProcessHost(host="elsewhere")))
     assert mine.successor() is None
     store(settings, "c").put(held_lease(settings, "c", phase=OVER))
     assert mine.successor() is None

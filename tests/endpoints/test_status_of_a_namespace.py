@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_hfbudget.cli.status import EndpointHolder, EndpointStatus, overview
+from pytest_hfbudget.cli.status import EndpointStatus, LeaseOwner, overview
 from pytest_hfbudget.emulator import EmulatorClient
 from pytest_hfbudget.endpoints.api import ControlPlane
 from pytest_hfbudget.endpoints.lifecycle_types import EndpointSettings
@@ -84,14 +84,14 @@ def test_the_runs_that_use_it_are_named(lifecycle: Make, other_run: Start, show:
     lifecycle(run="a").ensure("acme/llm")
     host = os.uname().nodename
     holders = show()["acme/llm"].holders
-    mine = EndpointHolder("a", os.getpid(), host, True)
-    assert set(holders) == {mine, EndpointHolder("b", other.process.pid, host, True)}
+    mine = LeaseOwner("a", os.getpid(), host, True)
+    assert set(holders) == {mine, LeaseOwner("b", other.process.pid, host, True)}
     other.vanish()
-    assert show()["acme/llm"].holders == (mine, EndpointHolder("b", other.process.pid, host, False))
+    assert show()["acme/llm"].holders == (mine, LeaseOwner("b", other.process.pid, host, False))
 
 
 def test_a_run_of_another_machine_is_known_by_its_tag(
     plane: ControlPlane, show: Show, settings: EndpointSettings, tmp_path: Path
 ) -> None:
     plane.update("acme/llm", {"tags": ["x", "hfbudget-run-far", "hfbudget-until-12"]})
-    assert show()["acme/llm"].holders == (EndpointHolder("far", until=12.0),)
+    assert show()["acme/llm"].holders == (LeaseOwner("far", until=12.0),)

@@ -7,10 +7,10 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_hfbudget.endpoints.uptime import UsageWindow, UseStretch
+from pytest_hfbudget.endpoints.uptime import UptimeWindow, UseInterval
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse, Shares, apportion, share_out
 
-MINUTE = UsageWindow(start=100.0, stop=160.0)
+MINUTE = UptimeWindow(start=100.0, stop=160.0)
 
 
 def test_one_test_pays_for_its_time_and_the_rest_is_idle() -> None:
@@ -24,19 +24,19 @@ def test_tests_that_run_at_one_time_split_it() -> None:
 
 
 def test_no_test_pays_for_the_cold_start() -> None:
-    window = MINUTE._replace(cold=(UseStretch(100, 112),))
+    window = MINUTE._replace(cold=(UseInterval(100, 112),))
     shares = share_out(60, window, [EndpointUse("a", 100, 130)])
     assert shares == Shares({"a": 18}, idle=30, cold_start=12)
 
 
 def test_an_endpoint_that_is_brought_back_has_two_cold_starts() -> None:
-    window = MINUTE._replace(cold=(UseStretch(100, 105), UseStretch(120, 130)))
+    window = MINUTE._replace(cold=(UseInterval(100, 105), UseInterval(120, 130)))
     shares = share_out(60, window, [EndpointUse("a", 100, 160)])
     assert shares == Shares({"a": 45}, idle=0, cold_start=15)
 
 
 def test_the_minute_that_a_pause_cut_short_is_idle_to_its_end() -> None:
-    window = UsageWindow(start=0, stop=15, paid_until=60)
+    window = UptimeWindow(start=0, stop=15, paid_until=60)
     assert share_out(600, window, [EndpointUse("a", 5, 15)]) == Shares({"a": 100}, idle=500)
 
 
@@ -60,7 +60,7 @@ def test_a_test_that_is_there_twice_at_one_time_counts_once() -> None:
 
 
 def test_a_window_without_length_is_idle() -> None:
-    assert share_out(7, UsageWindow(5, 5), [EndpointUse("a", 5, 5)]) == Shares({"a": 0}, idle=7)
+    assert share_out(7, UptimeWindow(5, 5), [EndpointUse("a", 5, 5)]) == Shares({"a": 0}, idle=7)
 
 
 def test_what_can_not_be_divided_goes_to_the_largest_remainders() -> None:
@@ -71,15 +71,15 @@ def test_what_can_not_be_divided_goes_to_the_largest_remainders() -> None:
 
 
 SECONDS = st.floats(0, 1000, allow_nan=False)
-STRETCHES = st.builds(lambda a, b: UseStretch(min(a, b), max(a, b)), SECONDS, SECONDS)
+STRETCHES = st.builds(lambda a, b: UseInterval(min(a, b), max(a, b)), SECONDS, SECONDS)
 USES = st.builds(EndpointUse, st.sampled_from("abcdef"), SECONDS, st.none() | SECONDS)
 
 
 @given(st.integers(0, 10**15), STRETCHES, st.lists(STRETCHES, max_size=2), st.lists(USES), SECONDS)
 def test_shares_idle_and_cold_start_add_up_to_the_cost(
-    nano: int, span: UseStretch, cold: list[UseStretch], uses: list[EndpointUse], rest: float
+    nano: int, span: UseInterval, cold: list[UseInterval], uses: list[EndpointUse], rest: float
 ) -> None:
-    window = UsageWindow(span.start, span.stop, tuple(cold), span.stop + rest)
+    window = UptimeWindow(span.start, span.stop, tuple(cold), span.stop + rest)
     shares = share_out(nano, window, uses)
     parts = [*shares.tests.values(), shares.idle, shares.cold_start]
     assert sum(parts) == nano

@@ -448,7 +448,7 @@ def test_a_reaper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path
     """Row 40: an hour ahead and back with each look; the deadline is on the steady clock."""
     from pytest_hfbudget.endpoints.api import ControlPlane
     from pytest_hfbudget.endpoints.lease_end import Pauser
-    from pytest_hfbudget.endpoints.reaper_messages import Watch
+    from pytest_hfbudget.endpoints.reaper_messages import BeginLease
     from pytest_hfbudget.endpoints.retry import Timings
     from pytest_hfbudget.locks import SystemClock
 
@@ -464,7 +464,9 @@ def test_a_reaper_is_not_deceived_by_a_clock_that_jumps(box: Box, tmp_path: Path
     plane = ControlPlane(f"{box.hub.url}/v2", "hf_any")
     timings = Timings(deadline_s=20, verify_poll_s=0.02)
     clock = Jumping()
-    receipt = Pauser(plane, Watch(NAME), timings, resume_over=True, clock=clock).run(lambda _: None)
+    receipt = Pauser(plane, BeginLease(NAME), timings, resume_over=True, clock=clock).run(
+        lambda _: None
+    )
     assert receipt.verified
     assert box.state_of() == "paused"
 

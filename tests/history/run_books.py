@@ -10,7 +10,7 @@ import pytest
 
 from pytest_hfbudget.history import BudgetWindow
 from pytest_hfbudget.history.database import FILE, SqliteStore
-from pytest_hfbudget.history.shared_ledger import SharedLedger
+from pytest_hfbudget.history.window_ledger import WindowLedger
 from pytest_hfbudget.ledger import SESSION, Charge, Hold, Scope
 
 DAY_S = 86_400
@@ -40,7 +40,7 @@ class Run:
     """One run: what it calls is in every window, and in its session."""
 
     def __init__(self, store: SqliteStore, windows: tuple[BudgetWindow, ...]) -> None:
-        self.store, self.ledger = store, SharedLedger(store, windows)
+        self.store, self.ledger = store, WindowLedger(store, windows)
         self.ledger.open(Scope(SESSION, "session budget"))
         self.keys = (*(window.key for window in windows), SESSION)
 

@@ -14,7 +14,7 @@ from huggingface_hub import InferenceClient
 
 from pytest_hfbudget.emulator import Emulator
 from pytest_hfbudget.endpoints.transport import HttpAnswer
-from pytest_hfbudget.history.billing import BillError, HubBill
+from pytest_hfbudget.history.billing import BillError, BillingClient
 from pytest_hfbudget.reporting.bill import FORBIDDEN, UNAVAILABLE, Booked
 
 TOKEN = "hf_of_the_tests"
@@ -47,7 +47,7 @@ def call(emulator: Emulator, session: str, bill_to: str | None = None) -> None:
 
 def ask(emulator: Emulator, *sessions: str, org: str | None = None, ago_s: float = 60) -> Any:
     now = time.time()
-    return HubBill(emulator.hub, TOKEN, org).sessions(sessions, now - ago_s, now)
+    return BillingClient(emulator.hub, TOKEN, org).sessions(sessions, now - ago_s, now)
 
 
 def billed(emulator: Emulator) -> int:
@@ -162,7 +162,7 @@ def test_an_answer_that_is_no_bill_is_one_line(body: bytes) -> None:
         def send(self, *_: Any) -> HttpAnswer:
             return HttpAnswer(200, body, {"content-type": "text/html\x1b[2J"})
 
-    hub = HubBill("https://hub.example", TOKEN, transport=Answering())
+    hub = BillingClient("https://hub.example", TOKEN, transport=Answering())
     with pytest.raises(BillError) as caught:
         hub.sessions({"one"}, 0, 0)
     assert str(caught.value).isprintable()
@@ -178,7 +178,7 @@ def test_an_amount_that_is_none_is_one_line(amount: bytes) -> None:
             return HttpAnswer(200, body)
 
     with pytest.raises(BillError):
-        HubBill("https://hub.example", TOKEN, transport=Answering()).sessions({"one"}, 0, 0)
+        BillingClient("https://hub.example", TOKEN, transport=Answering()).sessions({"one"}, 0, 0)
 
 
 def test_a_page_of_html_says_so(emulator: Emulator) -> None:
@@ -198,7 +198,7 @@ def test_a_server_that_stays_busy_or_is_gone_is_one_line(emulator: Emulator) -> 
     with pytest.raises(BillError, match=r"/hub answered HTTP 503$"):
         ask(emulator, "one")
     with pytest.raises(BillError, match=r"http://127.0.0.1:1 did not answer"):
-        HubBill("http://127.0.0.1:1", TOKEN).sessions({"one"}, 0, 0)
+        BillingClient("http://127.0.0.1:1", TOKEN).sessions({"one"}, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_server_that_stays_busy_or_is_gone_is_one_line(emulator: Emulator) -> 
 def test_a_token_without_the_permission_is_told_which(
     emulator: Emulator, org: str | None, needed: str
 ) -> None:
-    hub = HubBill(emulator.hub, "hf_nobilling", org)
+    hub = BillingClient(emulator.hub, "hf_nobilling", org)
     for read in (lambda: hub.sessions({"one"}, 0, 0), lambda: hub.period(time.time())):
         with pytest.raises(BillError, match=needed) as caught:
             read()
@@ -217,7 +217,7 @@ def test_a_token_without_the_permission_is_told_which(
 
 def test_a_token_that_is_not_known_is_told_so(emulator: Emulator) -> None:
     with pytest.raises(BillError, match=r"token was refused \(HTTP 401\)") as caught:
-        HubBill(emulator.hub, "hf_wrong").sessions({"one"}, 0, 0)
+        BillingClient(emulator.hub, "hf_wrong").sessions({"one"}, 0, 0)
     assert caught.value.status == FORBIDDEN
 
 
@@ -293,7 +293,7 @@ def test_a_period_has_inference_and_endpoints(emulator: Emulator) -> None:
     call(emulator, "one")
     emulator.client.change_endpoint("me/llm", state="paused")
     now = time.time() + 180
-    found = HubBill(emulator.hub, TOKEN).period(now)
+    found = BillingClient(emulator.hub, TOKEN).period(now)
     invoice = emulator.client.invoice()
     assert (found.inference, found.requests) == (invoice["calls_nano_usd"], 1)
     assert found.endpoints == pytest.approx(invoice["endpoints_nano_usd"], abs=1)
@@ -302,7 +302,7 @@ def test_a_period_has_inference_and_endpoints(emulator: Emulator) -> None:
 
 def test_a_period_begins_when_the_account_renews(emulator: Emulator) -> None:
     emulator.client.configure(renewal_day=7)
-    start = time.gmtime(HubBill(emulator.hub, TOKEN).period(time.time()).start)
+    start = time.gmtime(BillingClient(emulator.hub, TOKEN).period(time.time()).start)
     assert (start.tm_mday, start.tm_hour) == (7, 0)
 
 
@@ -312,7 +312,7 @@ def test_a_month_of_an_organisation_is_the_sum_of_its_groups(emulator: Emulator)
     emulator.client.advance(60)
     call(emulator, "one", bill_to="acme")
     emulator.client.change_endpoint("acme/llm", state="paused")
-    found = HubBill(emulator.hub, TOKEN, "acme").period(time.time() + 120)
+    found = BillingClient(emulator.hub, TOKEN, "acme").period(time.time() + 120)
     invoice = emulator.client.invoice()
     assert (found.inference, found.requests) == (invoice["calls_nano_usd"], 1)
     assert found.endpoints == invoice["endpoints_nano_usd"]
@@ -344,4 +344,4 @@ def test_an_odd_period_is_one_line(
 ) -> None:
     emulator.client.add_fault(op, status=200, json=answer)
     with pytest.raises(BillError, match=line):
-        HubBill(emulator.hub, TOKEN).period(time.time())
+        BillingClient(emulator.hub, TOKEN).period(time.time())

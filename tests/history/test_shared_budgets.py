@@ -16,8 +16,8 @@ from run_books import charge
 
 from pytest_hfbudget.errors import BudgetExceededError, LedgerUnreachableError
 from pytest_hfbudget.history import RUN, BudgetWindow
-from pytest_hfbudget.history.shared_ledger import SharedLedger
 from pytest_hfbudget.history.shared_store import LOST_BEATS, JobNames, RedisStore
+from pytest_hfbudget.history.window_ledger import WindowLedger
 from pytest_hfbudget.ledger import SESSION, Caller, Hold, Scope, WaitingHold
 from pytest_hfbudget.locks import SYSTEM_CLOCK, Clock, SystemClock
 from pytest_hfbudget.shared import PREFIX, SharedAddress, SharedServer, SharedServerError
@@ -38,7 +38,7 @@ class Job:
         self.store = RedisStore(
             server, names, jobs.windows, expiry_s=jobs.expiry_s, clock=jobs.clock
         )
-        self.ledger = SharedLedger(self.store, jobs.windows)
+        self.ledger = WindowLedger(self.store, jobs.windows)
         self.ledger.open(Scope(SESSION, "session budget"))
         self.keys = (*(window.key for window in jobs.windows), SESSION)
 

@@ -17,7 +17,7 @@ import pytest_hfbudget
 from pytest_hfbudget import BudgetExceededError, budget
 from pytest_hfbudget.history import BudgetWindow, windows
 from pytest_hfbudget.history.database import SqliteStore
-from pytest_hfbudget.history.shared_ledger import SharedLedger
+from pytest_hfbudget.history.window_ledger import WindowLedger
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.ledger.rpc import LedgerConnection, RemoteLedger
 from pytest_hfbudget.ledger.rpc.server import LedgerServer
@@ -92,7 +92,7 @@ def own_ledger(bench: Bench, path: Path) -> Iterator[None]:
 
 def ledger_of_many_runs(bench: Bench, path: Path) -> Iterator[None]:
     shared = windows(Settings(daily_cap=parse_usd(1)))
-    bench.runtime.meter.ledger = bench.books = SharedLedger(
+    bench.runtime.meter.ledger = bench.books = WindowLedger(
         SqliteStore(path / "tabs", "p", "r"), shared
     )
     bench.budgets.over_runs = tuple(map(BudgetWindow.scope, shared))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_hfbudget.endpoints.lifecycle_types import EndpointReceipt, UptimeCost
-from pytest_hfbudget.endpoints.uptime import UsageWindow
+from pytest_hfbudget.endpoints.lifecycle_types import EndpointSummary, UptimeCost
+from pytest_hfbudget.endpoints.uptime import UptimeWindow
 from pytest_hfbudget.ledger import SESSION, Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.plugin.uptime_booking import Key, UptimeSharing
@@ -30,8 +30,8 @@ def sharing(ledger: Ledger) -> UptimeSharing:
     return sharing
 
 
-def receipt(nano_usd: int, window: UsageWindow, name: str = "ns/llm") -> EndpointReceipt:
-    return EndpointReceipt(
+def receipt(nano_usd: int, window: UptimeWindow, name: str = "ns/llm") -> EndpointSummary:
+    return EndpointSummary(
         name, "paused", True, 0.0, 0.0, True, UptimeCost(1, nano_usd, window=window), None, False
     )
 
@@ -81,14 +81,14 @@ def test_the_end_corrects_what_was_booked(
 ) -> None:
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0)
     sharing.end("a", now=4.0)
-    shares = sharing.settle([receipt(nano_usd, UsageWindow(0.0, 6.0))])["ns/llm"]
+    shares = sharing.settle([receipt(nano_usd, UptimeWindow(0.0, 6.0))])["ns/llm"]
     assert (shares.tests, shares.idle) == ({"a": nano_usd * 4 // 6}, nano_usd * 2 // 6)
     assert ledger.total("test:a").spent == sharing.of("a") == shares.tests["a"]
 
 
 def test_a_test_that_is_still_there_at_the_end_has_its_share(sharing: UptimeSharing) -> None:
     sharing.begin(Key("ns/llm", "a"), [A], now=2.0)
-    shares = sharing.settle([receipt(60, UsageWindow(0.0, 6.0))])["ns/llm"]
+    shares = sharing.settle([receipt(60, UptimeWindow(0.0, 6.0))])["ns/llm"]
     assert (shares.tests, shares.idle) == ({"a": 40}, 20)
 
 

@@ -10,13 +10,13 @@ from written_report import full, saved
 from pytest_hfbudget.reporting.ci import (
     ANNOTATIONS,
     MOST_BYTES,
-    RefusalPlace,
+    SourceLocation,
     notices,
     step_summary,
 )
 
 
-def _red(content: dict[str, Any], places: dict[str, RefusalPlace]) -> list[str]:
+def _red(content: dict[str, Any], places: dict[str, SourceLocation]) -> list[str]:
     return list(notices(saved(content), places, green=False))
 
 
@@ -49,7 +49,7 @@ def test_a_summary_of_ten_thousand_long_names_stays_within_what_github_takes() -
 
 
 def test_an_error_names_file_and_line_and_stays_one_line() -> None:
-    (line,) = _red(full(), {"test_a.py::test_a": RefusalPlace("a,b:c%.py", 7)})
+    (line,) = _red(full(), {"test_a.py::test_a": SourceLocation("a,b:c%.py", 7)})
     assert line == (
         "::error file=a%2Cb%3Ac%25.py,line=7,title=hfbudget refused a call"
         "::org/model may cost up to 100%25,%0Abut only $0.01 is left"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from pytest_hfbudget.endpoints.uptime import UsageWindow, UseStretch
+from pytest_hfbudget.endpoints.uptime import UptimeWindow, UseInterval
 from pytest_hfbudget.endpoints.uptime_meter import EndpointUse
 from pytest_hfbudget.reporting import Report
 from pytest_hfbudget.reporting.json_report import as_json, parse
@@ -19,7 +19,7 @@ RUNS = [
     Ran("a1", "", 1010.0, 1030.0),
     Ran("a2", "", 1030.0, 1060.0),
 ]
-WINDOW = UsageWindow(0.0, 62.0, (UseStretch(0.0, 10.0),), 120.0)
+WINDOW = UptimeWindow(0.0, 62.0, (UseInterval(0.0, 10.0),), 120.0)
 USES = (EndpointUse("a1", 10.0, 30.0), EndpointUse("a2", 30.0, 60.0))
 
 

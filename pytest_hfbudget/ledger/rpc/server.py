@@ -114,7 +114,7 @@ class Listener:
         self._wake_up.close()
 
     def _accept(self, connection: PlainSocket) -> None:
-        client = ClientSocket(connection, self._new_client(), self._bound.address.greeting)
+        client = AcceptedSocket(connection, self._new_client(), self._bound.address.greeting)
         with self._lock:
             if not self._closed:
                 self._sockets.add(client)
@@ -190,7 +190,7 @@ class ListeningSocket(WatchedSocket):
         return True
 
 
-class ClientSocket(WatchedSocket):
+class AcceptedSocket(WatchedSocket):
     """Answers one client."""
 
     name = "hfbudget-ledger-client"
@@ -229,7 +229,7 @@ class ClientSocket(WatchedSocket):
         self._client.gone()
 
 
-class LedgerClient:
+class LedgerHandler:
     """The operations of one connection on a ledger, and the holds that the connection has open.
 
     Holds that are open when it ends are booked in full: what was sent for them may be billed.
@@ -362,9 +362,9 @@ class LedgerServer(Listener):
         self._waiting: dict[int, WaitingHold] = {}
         super().__init__(self.client)
 
-    def client(self) -> LedgerClient:
+    def client(self) -> LedgerHandler:
         """The handler of a new connection."""
-        return LedgerClient(self._ledger, self._waiting, self._more)
+        return LedgerHandler(self._ledger, self._waiting, self._more)
 
 
 def answer(operations: Mapping[str, Operation], line: bytes) -> bytes:

@@ -44,7 +44,7 @@ class Patches:
         """Whether it waits for modules to be imported."""
         return self._watch is not None
 
-    def watch(self, hooks: dict[str, Hook]) -> None:
+    def watch(self, hooks: dict[str, ImportCallback]) -> None:
         """Call each hook with the module of this name: now, or as soon as it is imported."""
         self._watch = PostImport(hooks)
         self._watch.install()
@@ -90,13 +90,13 @@ def genuine(module: ModuleType, name: str) -> type | None:
     return None
 
 
-Hook = Callable[[ModuleType], None]
+ImportCallback = Callable[[ModuleType], None]
 
 
 class PostImport(MetaPathFinder):
     """Calls hooks after their modules were imported; at once for those that are imported."""
 
-    def __init__(self, hooks: dict[str, Hook]) -> None:
+    def __init__(self, hooks: dict[str, ImportCallback]) -> None:
         self._hooks = hooks
         self._searching: set[str] = set()
 
@@ -142,7 +142,7 @@ class PostImport(MetaPathFinder):
 class ModuleUnderWay(ModuleSpec):
     """The spec of a module whose import had begun before it was watched."""
 
-    hooks: list[Hook]
+    hooks: list[ImportCallback]
 
     @property
     def _initializing(self) -> bool:
@@ -162,7 +162,7 @@ class ModuleUnderWay(ModuleSpec):
 class _CallingLoader(Loader):
     """A loader that has the real one load the module, and then calls the hook."""
 
-    def __init__(self, loader: Loader, hook: Hook) -> None:
+    def __init__(self, loader: Loader, hook: ImportCallback) -> None:
         self._loader, self._hook = loader, hook
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:

@@ -22,7 +22,7 @@ from pytest_hfbudget.errors import (
     UnseenCallError,
 )
 from pytest_hfbudget.locks import off_loop
-from pytest_hfbudget.metering.instrumentation import Hook, Patches, genuine, watch_names
+from pytest_hfbudget.metering.instrumentation import ImportCallback, Patches, genuine, watch_names
 from pytest_hfbudget.metering.paid_hosts import NEW_REPOSITORY, STOPS, PaidHosts, UptimeRequest
 from pytest_hfbudget.metering.transport_probe import (
     CURRENT,
@@ -39,7 +39,7 @@ UNHELD = "no budget holds its cost, and nothing stops it at the end"
 AFTER = "the report does not have its cost, and the last lines say whether it is paused again"
 
 
-class Metering(Protocol):
+class WakeableInstrumentation(Protocol):
     """The installed instrumentation, as in `calls`, and how to have a meter."""
 
     meter: Meter | None
@@ -52,14 +52,16 @@ class Metering(Protocol):
 class HttpLayer:
     """Wraps the methods of HTTP libraries while it is installed; ``hosts`` are the paid ones."""
 
-    def __init__(self, hub: Metering) -> None:
+    def __init__(self, hub: WakeableInstrumentation) -> None:
         self.hub, self.hosts = hub, PaidHosts()
         self._patches = Patches()
 
-    def hooks(self) -> dict[str, Hook]:
+    def hooks(self) -> dict[str, ImportCallback]:
         """For each module to wrap, the function to call once it is imported."""
         self.hub.probe.stray, self.hub.probe.bills = self.stray, self._bills
-        modules: dict[str, Hook] = dict.fromkeys((point.module for point in POINTS), self._wrap)
+        modules: dict[str, ImportCallback] = dict.fromkeys(
+            (point.module for point in POINTS), self._wrap
+        )
         return {**modules, "socket": self._wrap_names}
 
     def uninstall(self) -> None:

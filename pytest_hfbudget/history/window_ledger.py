@@ -233,7 +233,7 @@ class StoreLock:
         self.accounts.begin_anew()
 
 
-class SharedLedger(Ledger):
+class WindowLedger(Ledger):
     """The ledger of one run among others, all of which spend from the same windows.
 
     Raises:
