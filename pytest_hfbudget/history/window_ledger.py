@@ -263,7 +263,7 @@ class WindowLedger(Ledger):
         with self._unreadable_explained(draft.model):
             return self._if_written(super().hold(keys, least, most, draft), draft.model)
 
-    def ask(
+    def hold_or_queue(
         self,
         keys: Sequence[str],
         least: int,
@@ -271,9 +271,9 @@ class WindowLedger(Ledger):
         draft: Charge,
         caller: Caller | None = None,
     ) -> Hold | WaitingHold:
-        """As `Ledger.ask`, and as `hold`."""
+        """As `Ledger.hold_or_queue`, and as `hold`."""
         with self._unreadable_explained(draft.model):
-            answer = super().ask(keys, least, most, draft, caller)
+            answer = super().hold_or_queue(keys, least, most, draft, caller)
             return self._if_written(answer, draft.model) if isinstance(answer, Hold) else answer
 
     @contextmanager
@@ -344,7 +344,7 @@ class WindowLedger(Ledger):
         """
         self._store_lock.close()
 
-    def _ask(
+    def _hold_or_queue(
         self,
         keys: Sequence[str],
         least: int,
@@ -353,7 +353,7 @@ class WindowLedger(Ledger):
         caller: Caller | None,
     ) -> Hold | Waiter:
         self._store_lock.draw(keys, least, most)
-        return super()._ask(keys, least, most, draft, caller)
+        return super()._hold_or_queue(keys, least, most, draft, caller)
 
     def _refuse_waiter(self, waiter: Waiter, why: Exception) -> None:
         of_window = getattr(why, "scope_key", "") in self._windows

@@ -161,18 +161,18 @@ class Caller(NamedTuple):
         process: the id of its process.
         thread: the native id of its thread.
         task: the number of its asyncio or trio task in this process; 0 outside of tasks.
-        blocks: whether its waiting blocks the whole thread, with all tasks of it.
+        blocking: whether its waiting blocks the whole thread, with all tasks of it.
     """
 
     process: int
     thread: int
     task: int = 0
-    blocks: bool = True
+    blocking: bool = True
 
     @property
     def blocked(self) -> tuple[int, ...]:
         """The key of what is blocked while this caller waits: its thread, or only its task."""
-        return self[:2] if self.blocks else self[:3]
+        return self[:2] if self.blocking else self[:3]
 
     @property
     def blocked_by(self) -> tuple[tuple[int, ...], ...]:
@@ -203,7 +203,7 @@ class LedgerLike(Protocol):
     def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
         """Set aside as much as all scopes allow, from ``least`` to ``most`` (None: no limit)."""
 
-    def ask(
+    def hold_or_queue(
         self, keys: Sequence[str], least: int, most: int | None, draft: Charge, caller: Caller
     ) -> Hold | WaitingHold:
         """As `hold`; but if only calls in flight are in the way, the call joins the queue."""

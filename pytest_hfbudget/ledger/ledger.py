@@ -108,7 +108,7 @@ class Ledger:
         if self._uptime is not None:
             self._uptime.accrue()
         with non_reentrant(self._lock):
-            answer = self._ask(keys, least, most, draft, None)
+            answer = self._hold_or_queue(keys, least, most, draft, None)
             if isinstance(answer, Waiter):
                 refusal = refusal_of(answer, self._queue, SMALLER)
                 self._queue.remove(answer)
@@ -117,7 +117,7 @@ class Ledger:
             self._uptime.rearm()
         return answer
 
-    def ask(
+    def hold_or_queue(
         self,
         keys: Sequence[str],
         least: int,
@@ -136,7 +136,7 @@ class Ledger:
         if self._lock._is_owned():  # as `non_reentrant`, without its call
             raise interrupted("the ledger")
         with self._lock:
-            answer = self._ask(keys, least, most, draft, caller)
+            answer = self._hold_or_queue(keys, least, most, draft, caller)
         if self._uptime is not None:
             self._uptime.rearm()
         return (
@@ -286,7 +286,7 @@ class Ledger:
 
     # --- under the lock
 
-    def _ask(
+    def _hold_or_queue(
         self,
         keys: Sequence[str],
         least: int,

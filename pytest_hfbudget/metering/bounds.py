@@ -91,7 +91,7 @@ class TokenCounts:
         self.disproved: set[tuple[str, str]] = set()
         self._image_tokens, self._stated = image_tokens, dict[str, int]()
         self._salt, self._load, self._tokenizer = router.encode(), load, tokenizer
-        self._journal: list[tuple[str, Fact]] = []  # with its origin: empty for this process
+        self._learned: list[tuple[str, Fact]] = []  # with its origin: empty for this process
         self._shared = self._heard = 0
         self._models: dict[str, dict[str, Counts]] = {}
         self._loaded: set[str] = set()
@@ -250,7 +250,7 @@ class TokenCounts:
             before = None
             if not stale:
                 return
-        if before is None and len(self._journal) >= MOST_FACTS:
+        if before is None and len(self._learned) >= MOST_FACTS:
             return
         if prompt.shape:
             self._narrow(model, provider, prompt, tokens)
@@ -291,7 +291,7 @@ class TokenCounts:
     @property
     def facts(self) -> list[Fact]:
         """What was learned in this run, in order."""
-        return [fact for _, fact in self._journal]
+        return [fact for _, fact in self._learned]
 
     def known(self, model: str) -> list[Fact]:
         """All facts about a model, those included that say what is not to be believed."""
@@ -311,33 +311,33 @@ class TokenCounts:
         Raises:
             HFBudgetError: the process that leads the run is gone.
         """
-        journal = self._journal[self._shared :]
-        if self.share is None or not journal:
+        learned = self._learned[self._shared :]
+        if self.share is None or not learned:
             return
-        self._shared += len(journal)
-        news, self._heard = self.share([fact for _, fact in journal], self._heard)
+        self._shared += len(learned)
+        news, self._heard = self.share([fact for _, fact in learned], self._heard)
         self.take(news, live=True)
 
     def disown(self) -> None:
         """In a forked child: leave it to the parent to share what was learned so far."""
-        self._shared, self._heard = len(self._journal), NOTHING_MORE
+        self._shared, self._heard = len(self._learned), NOTHING_MORE
 
     def shared_by(self, origin: str, facts: Iterable[Fact], heard: int) -> tuple[list[Fact], int]:
         """Take the facts of another process, and return those that it has not heard, and ``heard``.
 
         Args:
             origin: an id of that process.
-            heard: how many entries of the journal here it has heard already.
+            heard: how many entries of what is learned here it has heard already.
         """
-        journal = [] if heard == NOTHING_MORE else self._journal[heard:]
+        learned = [] if heard == NOTHING_MORE else self._learned[heard:]
         for fact in facts:
             self.take((fact,), live=True)
-            self._journal.append((origin, fact))
-        return [fact for who, fact in journal if who != origin], heard + len(journal)
+            self._learned.append((origin, fact))
+        return [fact for who, fact in learned if who != origin], heard + len(learned)
 
     def _note(self, fact: Fact) -> None:
         self._apply(fact, live=True)
-        self._journal.append(("", fact))
+        self._learned.append(("", fact))
 
     def _apply(self, fact: Fact, *, live: bool) -> None:
         self._kept = {}

@@ -314,11 +314,11 @@ def _active(inside: BudgetKey) -> ActiveBudgets:
     )
 
 
-def current_caller(*, blocks: bool) -> Caller | None:
+def current_caller(*, blocking: bool) -> Caller | None:
     """The running thread and task; None in a coroutine that is not of asyncio or trio.
 
     Args:
-        blocks: whether waiting blocks the whole thread.
+        blocking: whether waiting blocks the whole thread.
     """
     task: object = None
     if asyncio._get_running_loop() is not None:  # outside of any loop, current_task() raises
@@ -326,9 +326,9 @@ def current_caller(*, blocks: bool) -> Caller | None:
     if task is None and "trio" in sys.modules:
         task = trio_task()
     if task is None:
-        return Caller(os.getpid(), threading.get_ident(), 0, blocks) if blocks else None
+        return Caller(os.getpid(), threading.get_ident(), 0, blocking) if blocking else None
     number = _task_numbers.setdefault(task, next(_numbers))
-    return Caller(os.getpid(), threading.get_ident(), number, blocks)
+    return Caller(os.getpid(), threading.get_ident(), number, blocking)
 
 
 def trio_task() -> object:

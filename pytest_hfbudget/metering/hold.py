@@ -84,7 +84,7 @@ class LateCall(Call):
         """Hold it and settle it; if a Ctrl-C had come in between, only settle it."""
         meter, watch = self.meter, self.outgoing.watch
         try:
-            call = self._held = self._held or _held_call(meter, self.outgoing, blocks=True)
+            call = self._held = self._held or _held_call(meter, self.outgoing, blocking=True)
         except Exception as error:
             _not_held(meter, self.outgoing, error)
             return
@@ -102,11 +102,11 @@ class LateCall(Call):
             call.lost("200")
 
 
-def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
+def begin(meter: Meter, outgoing: OutgoingCall, *, blocking: bool) -> Call | None:
     """The call, ready to be sent; or with its ``wait`` set, which has to end before `resume`.
 
     Args:
-        blocks: whether waiting blocks the whole thread.
+        blocking: whether waiting blocks the whole thread.
 
     Returns:
         The call; None if it can't be metered and has no cap, so that it is sent all the same.
@@ -123,7 +123,7 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocks: bool) -> Call | None:
     if meter.budgets.over and (outgoing.budgets.capped or meter.emulator):
         raise _run_over(meter, outgoing)
     try:
-        call = _held_call(meter, outgoing, blocks)
+        call = _held_call(meter, outgoing, blocking)
     except Exception as error:
         _not_held(meter, outgoing, error)
         return None
@@ -197,7 +197,7 @@ def _not_held(meter: Meter, outgoing: OutgoingCall, error: Exception) -> None:
     meter.unknown(error, capped=capped)
 
 
-def _held_call(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
+def _held_call(meter: Meter, outgoing: OutgoingCall, blocking: bool) -> Call:
     parameters = outgoing.parameters
     if outgoing.budgets.paid:
         parameters = with_own_payload(parameters)
@@ -214,7 +214,7 @@ def _held_call(meter: Meter, outgoing: OutgoingCall, blocks: bool) -> Call:
         meter.endpoints.using(endpoint)
     call = Call(meter, outgoing, request, draft)
     call.parameters = parameters
-    _hold(call, partial(_ask, call, blocks))
+    _hold(call, partial(_hold_or_queue, call, blocking))
     return call
 
 
@@ -284,17 +284,17 @@ def _hold(call: Call, ask: Callable[[], Hold | HoldWait]) -> None:
         raise
 
 
-def _ask(call: Call, blocks: bool) -> Hold | HoldWait:
+def _hold_or_queue(call: Call, blocking: bool) -> Hold | HoldWait:
     meter, keys, least, most = call.meter, call.draft.scopes, 0, 0
     budgets = call.outgoing.budgets
     stated = budgets.explicit if call.draft.endpoint is None else None
     call.quote = stated or _price(call)
     if call.quote is not None and budgets.paid:
         least, most = _bounds(call.request, call.quote, call.outgoing.variant, meter.book)
-    caller = current_caller(blocks=blocks) if meter.hold_wait else None
+    caller = current_caller(blocking=blocking) if meter.hold_wait else None
     if caller is None:
         return meter.ledger.hold(keys, least, most, call.draft)
-    answer = meter.ledger.ask(keys, least, most, call.draft, caller)
+    answer = meter.ledger.hold_or_queue(keys, least, most, call.draft, caller)
     if isinstance(answer, Hold):
         return answer
     return HoldWait(meter.ledger, answer, meter.hold_wait, meter.drain)

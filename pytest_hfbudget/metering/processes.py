@@ -44,7 +44,7 @@ def connected_meter(path: str) -> tuple[Meter, ParentBudgets]:
         LedgerUnreachableError: that process is gone, or its run is over.
     """
     wire = LedgerConnection(path)
-    place = ParentBudgets.unpacked(wire.ask("join"))
+    place = ParentBudgets.unpacked(wire.invoke("join"))
     budgets = BudgetContext(place.session, test=place.test, where=place.where)
     budgets.inherited = InheritedBudgets(place.around, place.explicit)
     emulator = place.addresses.emulator or ""
@@ -68,9 +68,9 @@ def _connect(meter: Meter, path: str) -> None:
     meter.ledger = RemoteLedger(ledger)
     meter.counts.share = shares(ledger, secrets.token_hex(6))
     meter.endpoints = EndpointCallbacks(
-        revive=lambda name: bool(slow.ask("revive", name)),
-        take_over=lambda name, form: slow.ask("take_over", name, form),
-        answered=lambda name, status, stops: slow.ask("answered", name, status, stops),
+        revive=lambda name: bool(slow.invoke("revive", name)),
+        take_over=lambda name, form: slow.invoke("take_over", name, form),
+        answered=lambda name, status, stops: slow.invoke("answered", name, status, stops),
     )
     # A child may be an uncapped server that outlives the tests.
     meter.stops_with_ledger = False
@@ -84,7 +84,7 @@ def shares(wire: LedgerConnection, origin: str) -> Share:
     """
 
     def share(facts: list[Fact], heard: int) -> tuple[list[Fact], int]:
-        news, heard = wire.ask("learn", origin, facts, heard)
+        news, heard = wire.invoke("learn", origin, facts, heard)
         return [Fact(*each) for each in news], heard
 
     return share
@@ -92,7 +92,7 @@ def shares(wire: LedgerConnection, origin: str) -> Share:
 
 def known_to(wire: LedgerConnection) -> Callable[[str], list[Fact]]:
     """A function that returns what another process knows of a model."""
-    return lambda model: [Fact(*each) for each in wire.ask("counts", model)]
+    return lambda model: [Fact(*each) for each in wire.invoke("counts", model)]
 
 
 def count_operations(counts: TokenCounts) -> dict[str, Operation]:
@@ -128,17 +128,17 @@ class RemoteBook(PriceBook):
     def quote(self, request: CallRequest, explicit: Quote | None = None) -> Quote | None:
         if explicit and not self.leased_name(request.url):
             return explicit
-        return unpack_quote(self.wire.ask("quote", pack_request(request)))
+        return unpack_quote(self.wire.invoke("quote", pack_request(request)))
 
     def stated(self, request: CallRequest) -> Quote | None:
-        return unpack_quote(self.wire.ask("stated", pack_request(request)))
+        return unpack_quote(self.wire.invoke("stated", pack_request(request)))
 
     def leased_name(self, url: str) -> str | None:
-        name: str | None = self.wire.ask("leased", url)
+        name: str | None = self.wire.invoke("leased", url)
         return name
 
     def _catalogue(self) -> Catalogue:
-        read = self.wire.ask("catalogue")
+        read = self.wire.invoke("catalogue")
         return Catalogue.parse(read["models"], read_at=read["read_at"], origin=read["origin"])
 
 

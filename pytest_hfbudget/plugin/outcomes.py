@@ -45,7 +45,7 @@ def keep_for_next_time(config: pytest.Config, test: str) -> None:
         last[test] = True
 
 
-def marked(report: Any) -> bool:
+def was_marked_not_run(report: Any) -> bool:
     """Whether a report, of this process or of a worker, was marked as not run."""
     return bool(getattr(report, _MARK, False))
 
@@ -89,7 +89,7 @@ class Outcomes(Mapping[str, str]):
                 return
         worker = getattr(report, "worker_id", "") if self._each else ""
         of_test = self._worst.get(report.nodeid, {})
-        outcome = NOT_RUN if marked(report) else str(report.outcome)
+        outcome = NOT_RUN if was_marked_not_run(report) else str(report.outcome)
         self._refused |= outcome == NOT_RUN
         if report.when == "setup":
             of_test[worker] = INTERRUPTED if outcome == "passed" else outcome

@@ -84,8 +84,10 @@ def present(
     terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None:
         terminal.section("hf budget: plan")
-    blocks = can_show("█░", sys.stdout.encoding)
-    for line in lines(planned, blocks=blocks, width=columns(config), usd=amounts(config)):
+    block_characters = can_show("█░", sys.stdout.encoding)
+    for line in lines(
+        planned, block_characters=block_characters, width=columns(config), usd=amounts(config)
+    ):
         say(config, line.text, **({line.colour: True} if line.colour else {}))
     return True
 

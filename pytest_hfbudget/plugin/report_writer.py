@@ -108,13 +108,13 @@ class ReportWriter:
         """Print the section "hf budget" of the terminal summary."""
         from pytest_hfbudget.reporting.terminal import summary
 
-        blocks = can_show("█░", sys.stdout.encoding)
+        block_characters = can_show("█░", sys.stdout.encoding)
         terminal.write_sep("=", "hf budget")
         for refusal in self.unowned:
             said = printable(refusal, keep="\n")
             terminal.write_line(f"refused outside of every test: {said}", red=True)
         width, usd = columns(self._config), amounts(self._config)
-        for line in summary(report, blocks=blocks, width=width, usd=usd):
+        for line in summary(report, block_characters=block_characters, width=width, usd=usd):
             colour = {line.colour: True} if line.colour else {}
             terminal.write_line(printable(line.text), **colour)
         for budget in report.over_runs:

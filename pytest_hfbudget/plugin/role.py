@@ -261,76 +261,76 @@ class Worker(Role):
     def _catalogue(self) -> Catalogue:
         from pytest_hfbudget.pricing.catalogue import Catalogue
 
-        read: dict[str, Any] = self._slow_connection.ask("catalogue")
+        read: dict[str, Any] = self._slow_connection.invoke("catalogue")
         return Catalogue.parse(read["models"], read_at=read["read_at"], origin=read["origin"])
 
     def declare(self, names: tuple[str, ...], *, paid: bool) -> None:
-        self._slow_connection.ask("declare", names, paid)
+        self._slow_connection.invoke("declare", names, paid)
 
     def note_suite(self, items: list[pytest.Item], suite: Suite) -> None:
-        self._slow_connection.ask("note_suite", suite)
+        self._slow_connection.invoke("note_suite", suite)
 
     def prefetch_prices(self, expected: bool) -> None:
-        self._slow_connection.ask("prefetch_prices", expected)
+        self._slow_connection.invoke("prefetch_prices", expected)
 
     def problem(self, error: HFBudgetError) -> None:
-        self._slow_connection.ask("problem", str(error))
+        self._slow_connection.invoke("problem", str(error))
 
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
-        raw: dict[str, Any] = self._slow_connection.ask("ensure", name, keep_running)
+        raw: dict[str, Any] = self._slow_connection.invoke("ensure", name, keep_running)
         self.leased[str(raw["status"]["url"])] = name
         return raw
 
     def revive(self, name: str) -> bool:
-        return bool(self._slow_connection.ask("revive", name))
+        return bool(self._slow_connection.invoke("revive", name))
 
     def take_over(self, name: str, form: Mapping[str, Any] | None) -> bool:
-        return bool(self._slow_connection.ask("take_over", name, form))
+        return bool(self._slow_connection.invoke("take_over", name, form))
 
     def answered(self, name: str, status: int, stops: bool) -> None:
-        self._slow_connection.ask("answered", name, status, stops)
+        self._slow_connection.invoke("answered", name, status, stops)
 
     def addresses(self) -> Mapping[str, str]:
-        self.leased.update(self._slow_connection.ask("addresses"))
+        self.leased.update(self._slow_connection.invoke("addresses"))
         return self.leased
 
     def learn_addresses(self) -> None:
         if not self._learned:
-            self.leased.update(self._connection.ask("leased"))
+            self.leased.update(self._connection.invoke("leased"))
             self._learned = True
 
     def begin_use(self, test: str, name: str, scopes: tuple[Scope, ...], worker: str = "") -> None:
-        self._connection.ask("begin_use", test, name, scopes, self._name)
+        self._connection.invoke("begin_use", test, name, scopes, self._name)
 
     def end_use(self, test: str) -> None:
         with suppress(LedgerUnreachableError):  # without its controller a worker owes nothing more
-            self._connection.ask("end_use", test, self._name)
+            self._connection.invoke("end_use", test, self._name)
 
     def share(self, test: str) -> int:
         with suppress(LedgerUnreachableError):
-            return int(self._connection.ask("share", test))
+            return int(self._connection.invoke("share", test))
         return 0
 
     def paused(self, name: str) -> str | None:
-        answer: str | None = self._slow_connection.ask("paused", name)
+        answer: str | None = self._slow_connection.invoke("paused", name)
         return answer
 
     def note_unowned(self, refusals: tuple[str, ...]) -> None:
-        self._slow_connection.ask("note_unowned", refusals)
+        self._slow_connection.invoke("note_unowned", refusals)
 
     def warn(self, text: str) -> None:
-        self._slow_connection.ask("warn", text)
+        self._slow_connection.invoke("warn", text)
 
     def first(self, key: str) -> bool:
-        return bool(self._connection.ask("first", key))
+        return bool(self._connection.invoke("first", key))
 
     def use_up(self) -> None:
         with suppress(LedgerUnreachableError):
-            self._connection.ask("use_up")
+            self._connection.invoke("use_up")
 
     def used_up(self) -> bool:
         with suppress(LedgerUnreachableError):
-            return bool(self._connection.ask("used_up"))
+            return bool(self._connection.invoke("used_up"))
         return True  # without its controller a worker spends nothing more
 
     def close(self) -> None:

@@ -22,8 +22,8 @@ from pytest_hfbudget.plugin.run_calls import (
     has_price_table,
     imported_already,
     known_to_worker,
-    marked,
     started_as,
+    with_markers,
 )
 from pytest_hfbudget.settings import WORKERS
 
@@ -211,7 +211,7 @@ class Run:
         except HFBudgetError as error:
             self.role.problem(error)
             return
-        bounded, self._collected = marked(items), collected
+        bounded, self._collected = with_markers(items), collected
         # The caps of budget() blocks are unknown until a test enters them. Their prices have to be
         # read now, before the first test.
         paid = bool(bounded) or self.settings.capped or BUDGET_MODULE in sys.modules
@@ -290,7 +290,7 @@ class Run:
     def ended(self, report: pytest.TestReport) -> None:
         """Remember how a test ended; one that never ended stays ``interrupted``."""
         self.outcomes.note(report)
-        if report.outcome != "passed" and outcomes.marked(report):
+        if report.outcome != "passed" and outcomes.was_marked_not_run(report):
             outcomes.keep_for_next_time(self.config, report.nodeid)
         if report.when == "teardown":
             self.role.announce()

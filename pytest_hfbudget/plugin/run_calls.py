@@ -122,7 +122,7 @@ def has_price_table(settings: Settings, root: Path) -> bool:
         return False
 
 
-def marked(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+def with_markers(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """The items with a marker of the plugin's, of their own or of a class, module or package."""
     known: dict[Node, bool] = {}  # without the items themselves, because a node's hash is slow
 

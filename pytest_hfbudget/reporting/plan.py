@@ -153,12 +153,12 @@ class Plan:
 def lines(
     plan: Plan,
     *,
-    blocks: bool = True,
+    block_characters: bool = True,
     width: int | None = None,
     usd: Amounts = FOR_PEOPLE,
 ) -> Iterator[TerminalLine]:
     """The lines of the plan for a terminal; the arguments are those of `terminal.summary`."""
-    for line in _lines(plan, ("█", "░") if blocks else ("#", "."), width, usd):
+    for line in _lines(plan, ("█", "░") if block_characters else ("#", "."), width, usd):
         yield from wrapped(line, width)
 
 

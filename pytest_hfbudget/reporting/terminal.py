@@ -58,7 +58,7 @@ def header(settings: Settings, over_runs: Iterable[str] = ()) -> str | None:
 def summary(
     report: Report,
     *,
-    blocks: bool = True,
+    block_characters: bool = True,
     width: int | None = None,
     usd: Amounts = FOR_PEOPLE,
 ) -> Iterator[TerminalLine]:
@@ -67,12 +67,12 @@ def summary(
     Tests that were refused a call, or not run, come first, because the run fails for them.
 
     Args:
-        blocks: whether the bar may have characters that are not ASCII.
+        block_characters: whether the bar may have characters that are not ASCII.
         width: columns of the terminal; None for a log, whose lines are not wrapped.
         usd: how amounts are written.
     """
     lines = (
-        _session(report, ("█", "░") if blocks else ("#", "."), usd),
+        _session(report, ("█", "░") if block_characters else ("#", "."), usd),
         *([TerminalLine(f"  {REHEARSAL}")] if report.rehearsal else ()),
         *_tests(report, width, usd),
         *_remarks(report, usd),

@@ -137,7 +137,9 @@ class World:
 
     def ask(self, caller: int, step: Ask) -> None:
         try:
-            answer = self.ledger.ask(step.keys, step.least, step.most, draft(), Caller(1, caller))
+            answer = self.ledger.hold_or_queue(
+                step.keys, step.least, step.most, draft(), Caller(1, caller)
+            )
         except BudgetExceededError:
             answer = None
         if isinstance(answer, WaitingHold):

@@ -28,7 +28,7 @@ amounts = st.integers(0, 60)
 # Mostly threads, and one thread with tasks.
 CALLERS = (
     *(Caller(1, thread) for thread in range(1, 9)),
-    *(Caller(1, 9, task, blocks=False) for task in (1, 2)),
+    *(Caller(1, 9, task, blocking=False) for task in (1, 2)),
     Caller(1, 9, 2),
 )
 
@@ -107,7 +107,7 @@ class PlainLedger:
         return caller is not None and any(
             other.caller is not None
             and other.caller.thread == caller.thread
-            and (other.caller.blocks or other.caller.task == caller.task)
+            and (other.caller.blocking or other.caller.task == caller.task)
             for other in waiting
         )
 
@@ -200,7 +200,7 @@ class LedgerMachine(RuleBasedStateMachine):
         answers = self.plain.answers()
         waits, amount = newest not in answers, answers.pop(newest, None)
         try:
-            answer = self.books.user.ask(keys, least, call.most, draft(*keys), who)
+            answer = self.books.user.hold_or_queue(keys, least, call.most, draft(*keys), who)
         except BudgetExceededError:
             assert (waits, amount) == (False, None)
         else:

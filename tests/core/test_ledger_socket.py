@@ -185,7 +185,7 @@ def test_a_fork_knows_nothing_of_connections_that_are_gone(server: LedgerServer)
 def test_nothing_serves_a_client_that_is_gone(server: LedgerServer, ledger: WatchedLedger) -> None:
     before = connection_threads()
     with connected(server) as wire:
-        wire.ask("total", "all")
+        wire.invoke("total", "all")
         (serving_it,) = set(connection_threads()) - set(before)
     assert ledger.wait_for_a_loss()
     serving_it.join(PATIENCE_S)
@@ -201,7 +201,7 @@ def test_nothing_is_kept_of_a_client_that_is_gone(
 
     before = set(connection_threads())
     with connected(server) as wire:
-        wire.ask("total", "all")
+        wire.invoke("total", "all")
         assert len(kept()) == 1
         (serving_it,) = set(connection_threads()) - before
     serving_it.join(PATIENCE_S)
@@ -263,7 +263,7 @@ def test_a_connection_that_arrives_while_the_server_stops_is_not_served(
     server = Late(ledger)
     server.resume()
     with connected(server) as wire, pytest.raises(LedgerUnreachableError):
-        wire.ask("total", "all")
+        wire.invoke("total", "all")
 
 
 def test_a_server_does_not_keep_its_process_from_ending(server: LedgerServer) -> None:
@@ -283,7 +283,7 @@ def test_a_client_that_waits_for_an_answer_is_refused_within_a_second(
 
     with serving(ledger, never=never) as server, connected(server) as wire:
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(wire.ask, "never")
+            waiting = pool.submit(wire.invoke, "never")
             assert asked.wait(PATIENCE_S)
             server.close()
             with pytest.raises(LedgerUnreachableError):
@@ -369,19 +369,19 @@ def test_half_a_line_is_nothing_asked(raw: socket.socket, ledger: WatchedLedger)
 def test_an_answer_that_can_not_be_told_is_an_error(ledger: WatchedLedger) -> None:
     with serving(ledger, odd=object) as server, connected(server) as wire:
         with pytest.raises(HFBudgetError, match="the ledger failed: TypeError"):
-            wire.ask("odd")
-        assert wire.ask("total", "all") == [0, 0, 0, 0]
+            wire.invoke("odd")
+        assert wire.invoke("total", "all") == [0, 0, 0, 0]
 
 
 def test_a_question_that_can_not_be_put_is_not_sent(wire: LedgerConnection) -> None:
     with pytest.raises(TypeError):
-        wire.ask("total", object())
-    assert wire.ask("total", "all") == [0, 0, 0, 0]
+        wire.invoke("total", object())
+    assert wire.invoke("total", "all") == [0, 0, 0, 0]
 
 
 def test_a_long_answer_arrives_as_it_is(ledger: WatchedLedger) -> None:
     with serving(ledger, echo=lambda text: text) as server, connected(server) as wire:
-        assert wire.ask("echo", "ü" * 10**6) == "ü" * 10**6
+        assert wire.invoke("echo", "ü" * 10**6) == "ü" * 10**6
 
 
 # --- errors
@@ -399,7 +399,7 @@ def test_a_refusal_keeps_its_class_and_figures(
 
     with serving(ledger, fail=fail) as server, connected(server) as wire:
         with pytest.raises(BudgetExceededError) as caught:
-            wire.ask("fail")
+            wire.invoke("fail")
     assert type(caught.value) is kind
     assert (str(caught.value), vars(caught.value)) == ("no", vars(told))
 
@@ -421,7 +421,7 @@ def test_an_error_arrives_as_the_nearest_kind_that_is_known(
 
     with serving(ledger, fail=fail) as server, connected(server) as wire:
         with pytest.raises(HFBudgetError, match=r"^acme/llm is paused; resume it first$") as caught:
-            wire.ask("fail")
+            wire.invoke("fail")
     assert type(caught.value) is heard
 
 
@@ -454,9 +454,9 @@ def test_an_interrupted_question_does_not_leave_its_answer_to_the_next(
     try:
         with serving(ledger, interrupt=interrupt) as server, connected(server) as wire:
             with pytest.raises(KeyboardInterrupt):
-                wire.ask("interrupt")
+                wire.invoke("interrupt")
             over.set()
-            assert wire.ask("total", "all") == [0, 0, 0, 0]
+            assert wire.invoke("total", "all") == [0, 0, 0, 0]
     finally:
         signal.signal(signal.SIGUSR1, before)
 
@@ -490,9 +490,9 @@ def test_a_child_that_was_forked_in_the_middle_of_a_question_can_ask(
 
     with serving(ledger, slow=slow) as server, connected(server) as wire:
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(wire.ask, "slow")
+            waiting = pool.submit(wire.invoke, "slow")
             assert asked.wait(PATIENCE_S)
-            assert Child(lambda: wire.ask("total", "all")).answer() == "[0, 0, 0, 0]"
+            assert Child(lambda: wire.invoke("total", "all")).answer() == "[0, 0, 0, 0]"
             over.set()
             assert waiting.result(PATIENCE_S) == "at last"
 

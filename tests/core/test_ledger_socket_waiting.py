@@ -41,13 +41,13 @@ def remote(wire: LedgerConnection) -> RemoteLedger:
 
 
 def take(ledger: RemoteLedger, amount: int, caller: Caller = A) -> Hold:
-    hold = ledger.ask(["all"], amount, amount, draft("all"), caller)
+    hold = ledger.hold_or_queue(["all"], amount, amount, draft("all"), caller)
     assert isinstance(hold, Hold)
     return hold
 
 
 def stand(ledger: RemoteLedger, amount: int, caller: Caller = B) -> WaitingHold:
-    place = ledger.ask(["all"], amount, amount, draft("all"), caller)
+    place = ledger.hold_or_queue(["all"], amount, amount, draft("all"), caller)
     assert isinstance(place, WaitingHold)
     return place
 
@@ -204,12 +204,12 @@ def test_who_is_told_of_no_answer_yet_asks_again(ledger: WatchedLedger) -> None:
 def test_an_answer_is_kept_until_it_is_asked_for(
     ledger: WatchedLedger, wire: LedgerConnection
 ) -> None:
-    place, amount = wire.ask("ask", ["all"], 60, 60, draft("all"), A)
+    place, amount = wire.invoke("hold_or_queue", ["all"], 60, 60, draft("all"), A)
     assert amount == 60
-    waits, nothing = wire.ask("ask", ["all"], 60, 60, draft("all"), B)
+    waits, nothing = wire.invoke("hold_or_queue", ["all"], 60, 60, draft("all"), B)
     assert nothing is None
     RemoteLedger(wire).settle(place, charge(1, "all"))
-    assert wire.ask("answer", waits) == [waits, 60]
+    assert wire.invoke("answer", waits) == [waits, 60]
 
 
 def test_no_answer_is_kept_for_a_worker_that_is_lost(
@@ -217,23 +217,23 @@ def test_no_answer_is_kept_for_a_worker_that_is_lost(
 ) -> None:
     take(RemoteLedger(wire), 60)
     with connected(server) as gone:
-        place, _ = gone.ask("ask", ["all"], 60, 60, draft("all"), C)
+        place, _ = gone.invoke("hold_or_queue", ["all"], 60, 60, draft("all"), C)
     assert ledger.wait_for_a_loss()
     lost = r"^the connection of the call that waited was lost$"
     with pytest.raises(LedgerUnreachableError, match=lost):
-        wire.ask("answer", place)
+        wire.invoke("answer", place)
 
 
 def test_an_answer_outlives_the_loss_of_another_process(
     server: LedgerServer, ledger: WatchedLedger, wire: LedgerConnection
 ) -> None:
     held = take(RemoteLedger(wire), 60)
-    place, _ = wire.ask("ask", ["all"], 60, 60, draft("all"), B)
+    place, _ = wire.invoke("hold_or_queue", ["all"], 60, 60, draft("all"), B)
     with connected(server) as gone:
-        gone.ask("total", "all")
+        gone.invoke("total", "all")
     assert ledger.wait_for_a_loss()
     RemoteLedger(wire).release(held.id)
-    assert wire.ask("answer", place) == [place, 60]
+    assert wire.invoke("answer", place) == [place, 60]
 
 
 def test_a_process_that_ends_does_not_wait_for_an_answer(remote: RemoteLedger) -> None:
@@ -263,7 +263,7 @@ def test_another_user_of_the_machine_can_not_call_at_the_counter(server: LedgerS
         os.setgid(65_534)
         os.setuid(65_534)
         try:
-            LedgerConnection(server.path).ask("total", "all")
+            LedgerConnection(server.path).invoke("total", "all")
         except LedgerUnreachableError as error:
             return str(error)
         return "came in"

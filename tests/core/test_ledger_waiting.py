@@ -35,7 +35,9 @@ def ledger(both: Books) -> LedgerLike:
 def ask(
     ledger: LedgerLike, amount: int, *keys: str, caller: Caller = A, most: int | None = -1
 ) -> Hold | WaitingHold:
-    return ledger.ask(keys or ("all",), amount, amount if most == -1 else most, draft(), caller)
+    return ledger.hold_or_queue(
+        keys or ("all",), amount, amount if most == -1 else most, draft(), caller
+    )
 
 
 def take(ledger: LedgerLike, amount: int, *keys: str, caller: Caller = A) -> Hold:
@@ -386,7 +388,7 @@ def test_a_call_that_holds_something_waits_behind_none_that_may_wait_for_it(
 
 
 def test_a_task_stands_still_alone(ledger: LedgerLike) -> None:
-    one, two = (Caller(1, 1, task, blocks=False) for task in (1, 2))
+    one, two = (Caller(1, 1, task, blocking=False) for task in (1, 2))
     held = take(ledger, 60, caller=one)
     place = stand(ledger, 60, caller=two)
     with pytest.raises(BudgetExceededError, match="Waiting can't help"):
@@ -396,7 +398,7 @@ def test_a_task_stands_still_alone(ledger: LedgerLike) -> None:
 
 
 def test_a_thread_stands_still_with_all_its_tasks(ledger: LedgerLike) -> None:
-    take(ledger, 60, caller=Caller(1, 1, 1, blocks=False))
+    take(ledger, 60, caller=Caller(1, 1, 1, blocking=False))
     with pytest.raises(BudgetExceededError, match="Waiting can't help"):
         ask(ledger, 60, caller=Caller(1, 1, 2))
 

@@ -19,7 +19,7 @@ def endpoint(atto_per_hour: int | None, **more: bool) -> PlannedEndpoint:
 
 
 def text(plan: Plan) -> list[str]:
-    return [line.text for line in lines(plan, blocks=False)]
+    return [line.text for line in lines(plan, block_characters=False)]
 
 
 def test_tests_and_the_started_minutes_of_endpoints_are_expected() -> None:

@@ -47,7 +47,7 @@ class Job:
 
     def ask(self, least: int) -> Hold | WaitingHold:
         caller = Caller(os.getpid(), next(callers))
-        return self.ledger.ask(self.keys, least, least, charge(), caller)
+        return self.ledger.hold_or_queue(self.keys, least, least, charge(), caller)
 
     def settle(self, hold: Hold, nano_usd: int) -> None:
         self.ledger.settle(hold.id, charge(nano_usd))

@@ -47,17 +47,17 @@ class watched:
 
     def __enter__(self) -> watched:
         ledger: Any = self.bench.books
-        hold = ledger.ask
+        hold = ledger.hold_or_queue
 
         def seen(keys: Any, least: int, *rest: Any) -> Any:
             self.tokens = max(self.tokens, least // TOKEN - 1)
             return hold(keys, least, *rest)
 
-        ledger.ask = seen
+        ledger.hold_or_queue = seen
         return self
 
     def __exit__(self, *error: object) -> None:
-        del self.bench.books.ask  # the instance's own
+        del self.bench.books.hold_or_queue  # the instance's own
 
 
 def counted(bench: Bench) -> int:

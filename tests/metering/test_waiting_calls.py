@@ -42,7 +42,7 @@ class WatchedLedger(Ledger):
         draft: Charge,
         caller: Caller | None = None,
     ) -> Hold | WaitingHold:
-        answer = super().ask(keys, least, most, draft, caller)
+        answer = super().hold_or_queue(keys, least, most, draft, caller)
         if isinstance(answer, WaitingHold):
             self.joined.release()
         return answer
@@ -368,7 +368,7 @@ def test_a_task_that_is_refused_while_waiting_leaves_nothing_for_asyncio_to_log(
 
 def test_the_same_task_is_the_same_caller_and_another_one_is_another() -> None:
     async def who() -> tuple[Caller | None, Caller | None]:
-        return current_caller(blocks=False), current_caller(blocks=False)
+        return current_caller(blocking=False), current_caller(blocking=False)
 
     async def main() -> set[Caller | None]:
         both = [await asyncio.ensure_future(who()) for _ in range(3)]
@@ -380,7 +380,7 @@ def test_the_same_task_is_the_same_caller_and_another_one_is_another() -> None:
 
 def test_a_coroutine_without_asyncio_can_not_wait() -> None:
     async def who() -> Caller | None:
-        return current_caller(blocks=False)
+        return current_caller(blocking=False)
 
     with pytest.raises(StopIteration) as ended:
         who().send(None)

@@ -298,14 +298,14 @@ def test_what_another_thread_adds_to_a_question_is_not_sent(
     bench.prices(**PRICE)
     bench.cap("0.01")
     question = say(1)
-    hold = bench.books.ask
+    hold = bench.books.hold_or_queue
 
     def slow(*args: Any) -> Any:
         answer = hold(*args)
         question[0]["content"] += " and more" * 10_000
         return answer
 
-    monkeypatch.setattr(bench.books, "ask", slow)  # stands for the other thread
+    monkeypatch.setattr(bench.books, "hold_or_queue", slow)  # stands for the other thread
     bench.client(MODEL).chat_completion(question, max_tokens=5)
     (charge,) = bench.ledger.charges()
     assert charge.input_tokens < 100

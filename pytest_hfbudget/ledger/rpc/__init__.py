@@ -211,7 +211,7 @@ class LedgerConnection:
         self._told = False
         _connections.add(self)
 
-    def ask(self, operation: str, *arguments: Any) -> Any:
+    def invoke(self, operation: str, *arguments: Any) -> Any:
         """Have the server do an operation, and return its result.
 
         Raises:
@@ -223,11 +223,11 @@ class LedgerConnection:
             raise raised(answer)
         return answer["ok"]
 
-    def tell(self, operation: str, *arguments: Any) -> None:
+    def notify(self, operation: str, *arguments: Any) -> None:
         """Have the server do an operation before all later ones, without waiting for it.
 
         Raises:
-            LedgerUnreachableError: as `ask`.
+            LedgerUnreachableError: as `hold_or_queue`.
         """
         self._exchange([TELL, operation, *arguments], answered=False)
 
@@ -235,10 +235,10 @@ class LedgerConnection:
         """Wait until the server has done all that it was told.
 
         Raises:
-            LedgerUnreachableError: as `ask`.
+            LedgerUnreachableError: as `hold_or_queue`.
         """
         if self._told:
-            self.ask("flush")
+            self.invoke("flush")
 
     def _exchange(self, message: list[Any], *, answered: bool) -> Any:
         """Send a message; with ``answered``, wait for its answer and return it, else None."""
@@ -313,7 +313,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class RemoteLedger:
-    """The ledger of the controller, over a connection; every method raises as its `ask` does.
+    """The ledger of the controller, over a connection; each method raises as `hold_or_queue` does.
 
     Args:
         ahead: whether a call may go on before its settlement is booked. Its process has to `flush`
@@ -323,20 +323,20 @@ class RemoteLedger:
     def __init__(self, wire: LedgerConnection, *, ahead: bool = False) -> None:
         self._connection = wire
         self._touched: set[str] = set()
-        self._settle = wire.tell if ahead else wire.ask
+        self._settle = wire.notify if ahead else wire.invoke
 
     def open(self, scope: Scope) -> None:
-        self._connection.ask("open", scope)
+        self._connection.invoke("open", scope)
 
     def hold(self, keys: Sequence[str], least: int, most: int | None, draft: Charge) -> Hold:
         self._touched.update(keys)
-        return Hold(*self._connection.ask("hold", keys, least, most, draft))
+        return Hold(*self._connection.invoke("hold", keys, least, most, draft))
 
-    def ask(
+    def hold_or_queue(
         self, keys: Sequence[str], least: int, most: int | None, draft: Charge, caller: Caller
     ) -> Hold | WaitingHold:
         self._touched.update(keys)
-        request, amount = self._connection.ask("ask", keys, least, most, draft, caller)
+        request, amount = self._connection.invoke("hold_or_queue", keys, least, most, draft, caller)
         if amount is not None:
             return Hold(request, amount)
         try:
@@ -355,7 +355,7 @@ class RemoteLedger:
         def listen() -> None:
             wire = LedgerConnection(self._connection.path)
             try:
-                while (hold := wire.ask("answer", request)) is None:
+                while (hold := wire.invoke("answer", request)) is None:
                     continue  # the server waits a short time for each question
                 answer.set_result(Hold(*hold))
             except BaseException as error:
@@ -367,11 +367,11 @@ class RemoteLedger:
         return answer
 
     def give_up(self, request: int, seconds: float) -> Hold | None:
-        hold = self._connection.ask("give_up", request, seconds)
+        hold = self._connection.invoke("give_up", request, seconds)
         return None if hold is None else Hold(*hold)
 
     def leave(self, request: int) -> None:
-        self._connection.ask("leave", request)
+        self._connection.invoke("leave", request)
 
     def settle(self, hold: int, charge: Charge) -> None:
         self._settle("settle", hold, charge)
@@ -384,16 +384,16 @@ class RemoteLedger:
 
     def refuse(self, keys: Sequence[str], refusal: Refusal) -> None:
         self._touched.update(keys)
-        self._connection.ask("refuse", keys, refusal)
+        self._connection.invoke("refuse", keys, refusal)
 
     def count_unmetered(self, why: str, calls: int) -> None:
-        self._connection.ask("count_unmetered", why, calls)
+        self._connection.invoke("count_unmetered", why, calls)
 
     def total(self, key: str) -> Totals:
-        return Totals(*self._connection.ask("total", key))
+        return Totals(*self._connection.invoke("total", key))
 
     def touched(self, key: str) -> bool:
         return key in self._touched
 
     def charges_in(self, key: str) -> tuple[Charge, ...]:
-        return tuple(Charge.read(fields) for fields in self._connection.ask("charges_in", key))
+        return tuple(Charge.read(fields) for fields in self._connection.invoke("charges_in", key))

@@ -274,7 +274,7 @@ class LedgerHandler:
         return {
             "open": lambda scope: ledger.open(Scope(*scope)),
             "hold": self._hold,
-            "ask": self._ask,
+            "hold_or_queue": self._hold_or_queue,
             "answer": self._wait,
             "give_up": ledger.give_up,
             "leave": self._leave,
@@ -297,7 +297,7 @@ class LedgerHandler:
             self.gone()  # the connection ended while the hold was made
         return hold
 
-    def _ask(
+    def _hold_or_queue(
         self, keys: list[str], least: int, most: int | None, draft: list[Any], caller: list[Any]
     ) -> tuple[int, int | None]:
         """The id and amount of a hold; or the id of a request in the queue, and None.
@@ -305,7 +305,7 @@ class LedgerHandler:
         The operation "answer" waits for that request.
         """
         charge = Charge.read(draft)
-        answer = self._ledger.ask(keys, least, most, charge, Caller(*caller))
+        answer = self._ledger.hold_or_queue(keys, least, most, charge, Caller(*caller))
         if isinstance(answer, Hold):
             return self._granted(answer, charge)
         self._queued[answer.id], self._waiting[answer.id] = charge, answer

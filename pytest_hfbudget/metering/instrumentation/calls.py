@@ -60,14 +60,14 @@ class Instrumentation(Protocol):
 class ClientRoute:
     """How the calls of one kind of client go out: the meter, and the client's HTTP session."""
 
-    hub: Instrumentation
+    instrumentation: Instrumentation
     session: Callable[[Any], Any]
 
     def outgoing(
         self, client: Any, parameters: Any, stream: bool, variant: RequestVariant
     ) -> tuple[Meter, OutgoingCall] | None:
         """The meter and the description of a call to be sent; None if it is not metered."""
-        meter = self.hub.meter
+        meter, probe = self.instrumentation.meter, self.instrumentation.probe
         if meter is None:
             return None
         budgets, at = meter.budgets, time.time()
@@ -77,10 +77,10 @@ class ClientRoute:
             if meter.router != ROUTER or meter.emulator:
                 parameters = routed(parameters, meter.router, meter.emulator)
                 url = parameters.url
-            watch = SendWatch(self.hub.probe, self.session, client, url)
+            watch = SendWatch(probe, self.session, client, url)
             if meter.emulator:
                 named = asked.provider if isinstance(asked, AskedModel) else None
-                _stay_in(meter, watch, url, self.hub.probe.bills(url) or named not in ROUTED)
+                _stay_in(meter, watch, url, probe.bills(url) or named not in ROUTED)
             headers = getattr(parameters, "headers", None)  # a stand-in of a test may have none
             session_id = budgets.session_id
             if session_id and isinstance(headers, dict) and url.startswith(f"{meter.router}/"):
@@ -193,7 +193,7 @@ class RetryState:
 # --- the model of a call
 
 
-def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
+def recording_asked_model(original: Any, instrumentation: Instrumentation) -> Any:
     """Wrap ``TaskProviderHelper.prepare_request``, which still gets the Hub id of the model.
 
     The parameters that it returns have the provider's own id of the model, and no provider.
@@ -205,7 +205,7 @@ def recording_asked_model(original: Any, hub: Instrumentation) -> Any:
     def prepare_request(self: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         provider = getattr(self, "provider", None)
-        meter = hub.meter
+        meter = instrumentation.meter
         test = meter.budgets.test if meter is not None else None
         if meter is not None and (meter.budgets.watched or (test is not None and test.thresholds)):
             parameters, asked = prepared(meter, functools.partial(original, self), provider, kwargs)
@@ -285,9 +285,9 @@ def _asked_name(arguments: Mapping[str, Any]) -> str:
     return str(parameters.get("model") or arguments.get("model") or "")
 
 
-def metered(original: Any, hub: Instrumentation, module: ModuleType) -> Any:
+def metered(original: Any, instrumentation: Instrumentation, module: ModuleType) -> Any:
     """``InferenceClient._inner_post``, with every call held before and settled after."""
-    route = ClientRoute(hub, sync_session(module))
+    route = ClientRoute(instrumentation, sync_session(module))
 
     @functools.wraps(original)
     def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
@@ -298,7 +298,7 @@ def metered(original: Any, hub: Instrumentation, module: ModuleType) -> Any:
             if found is None:
                 return original(self, request_parameters, stream=stream)
             meter, outgoing = found
-            call = begin(meter, outgoing, blocks=True)
+            call = begin(meter, outgoing, blocking=True)
             if call is not None and call.wait is not None:
                 call.wait.block()
                 call = resume(call)
@@ -321,9 +321,9 @@ def metered(original: Any, hub: Instrumentation, module: ModuleType) -> Any:
     return _inner_post
 
 
-def metered_async(original: Any, hub: Instrumentation) -> Any:
+def metered_async(original: Any, instrumentation: Instrumentation) -> Any:
     """``AsyncInferenceClient._inner_post``, with every call held before and settled after."""
-    route = ClientRoute(hub, async_session)
+    route = ClientRoute(instrumentation, async_session)
 
     @functools.wraps(original)
     async def _inner_post(self: Any, request_parameters: Any, *, stream: bool = False) -> Any:
@@ -339,7 +339,7 @@ def metered_async(original: Any, hub: Instrumentation) -> Any:
             meter, outgoing = found
             if meter.open_calls and outgoing.budgets.capped:
                 await let_the_loop_turn()
-            call = begin(meter, outgoing, blocks=False)
+            call = begin(meter, outgoing, blocking=False)
             if call is not None and call.wait is not None:
                 await call.wait.suspend()
                 call = resume(call)

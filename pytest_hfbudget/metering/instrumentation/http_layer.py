@@ -52,13 +52,13 @@ class WakeableInstrumentation(Protocol):
 class HttpLayer:
     """Wraps the methods of HTTP libraries while it is installed; ``hosts`` are the paid ones."""
 
-    def __init__(self, hub: WakeableInstrumentation) -> None:
-        self.hub, self.hosts = hub, PaidHosts()
+    def __init__(self, instrumentation: WakeableInstrumentation) -> None:
+        self.instrumentation, self.hosts = instrumentation, PaidHosts()
         self._patches = Patches()
 
     def hooks(self) -> dict[str, ImportCallback]:
         """For each module to wrap, the function to call once it is imported."""
-        self.hub.probe.stray, self.hub.probe.bills = self.stray, self._bills
+        self.instrumentation.probe.stray, self.instrumentation.probe.bills = self.stray, self._bills
         modules: dict[str, ImportCallback] = dict.fromkeys(
             (point.module for point in POINTS), self._wrap
         )
@@ -76,31 +76,31 @@ class HttpLayer:
         Args:
             again: whether the library follows a redirect.
         """
-        own = self.hub.probe.own()
+        own = self.instrumentation.probe.own()
         if own is not None and (again or _is_for(own, url)):
             return False
         if not self._bills(url):
             return self._changes_uptime(self.hosts.uptime_request(url))
-        if self.hub.meter is None:
-            self.hub.wake()
-        return self.hub.meter is not None
+        if self.instrumentation.meter is None:
+            self.instrumentation.wake()
+        return self.instrumentation.meter is not None
 
     def may_bill(self, host: str) -> bool:
         """Whether `meters` has to be asked."""
         if self.hosts.may_bill(host):
             return True
-        meter = self.hub.meter
+        meter = self.instrumentation.meter
         return meter is not None and bool(meter.book.leased)
 
     def _bills(self, url: str) -> bool:
-        meter = self.hub.meter
+        meter = self.instrumentation.meter
         leased = meter is not None and meter.book.leased and meter.book.leased_name(url)
         return bool(leased) or self.hosts.bills(url)
 
     @contextmanager
     def passing(self, url: str) -> Iterator[None]:
         """Let a request out that can't be metered; meanwhile nothing of it counts as stray."""
-        request, in_flight = ProbedRequest(url), self.hub.probe.in_flight
+        request, in_flight = ProbedRequest(url), self.instrumentation.probe.in_flight
         in_flight.append(request)
         token = CURRENT.set(request)
         try:
@@ -135,10 +135,13 @@ class HttpLayer:
             return
         if not self.hosts.bills_on(name, port):
             return
-        if name.lower() in self.hub.probe.opening or self.hub.probe.is_sending():
+        if (
+            name.lower() in self.instrumentation.probe.opening
+            or self.instrumentation.probe.is_sending()
+        ):
             return
-        if self.hub.meter is None:
-            self.hub.wake()
+        if self.instrumentation.meter is None:
+            self.instrumentation.wake()
         self._unseen(name, "a connection")
 
     def _changes_uptime(self, request: UptimeRequest | None) -> bool:
@@ -149,14 +152,14 @@ class HttpLayer:
         """
         if request is None:
             return False
-        if self.hub.meter is None:
-            self.hub.wake()
+        if self.instrumentation.meter is None:
+            self.instrumentation.wake()
         if request.endpoint == NEW_REPOSITORY:
-            return self.hub.meter is not None
+            return self.instrumentation.meter is not None
         self._stay_in(request)
         if not request.endpoint:
             self._name_unmetered(request, UNHELD)
-        return bool(request.endpoint) and self.hub.meter is not None
+        return bool(request.endpoint) and self.instrumentation.meter is not None
 
     def _stay_in(self, request: UptimeRequest) -> None:
         """Refuse a request of a rehearsal that would reach a real service.
@@ -164,7 +167,7 @@ class HttpLayer:
         Raises:
             BudgetExceededError: it would.
         """
-        meter = self.hub.meter
+        meter = self.instrumentation.meter
         if meter is not None and meter.leaves(request.url, paid=True):
             raise meter.refuse_to_leave(request.url)
 
@@ -181,7 +184,7 @@ class HttpLayer:
             BudgetExceededError: no budget can pay for it.
         """
         __tracebackhide__ = True
-        meter, name = self.hub.meter, request.name
+        meter, name = self.instrumentation.meter, request.name
         if meter is None or request.endpoint == STOPS:
             return name
         form = form if isinstance(form, dict) else {}
@@ -213,17 +216,19 @@ class HttpLayer:
 
     def answered(self, request: UptimeRequest, name: str, status: int) -> None:
         """Tell the run how a request was answered, for which `take_over` has returned ``name``."""
-        meter = self.hub.meter
+        meter = self.instrumentation.meter
         with suppress(HFBudgetError):  # if the process is gone, its reaper pauses by now
             if name and meter is not None:
                 meter.endpoints.answered(name, status, request.endpoint == STOPS)
 
     def _name_unmetered(self, request: UptimeRequest, why: str) -> None:
-        if self.hub.meter is not None:
-            self.hub.meter.count_unmetered(f"the code under test has started {request.what}; {why}")
+        if self.instrumentation.meter is not None:
+            self.instrumentation.meter.count_unmetered(
+                f"the code under test has started {request.what}; {why}"
+            )
 
     def _unseen(self, host: str, what: str) -> None:
-        meter = self.hub.meter
+        meter = self.instrumentation.meter
         if meter is None:
             return
         budgets = meter.budgets.active()

@@ -206,7 +206,7 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
     __tracebackhide__ = True
     if (change := layer.hosts.uptime_request(request.parameters.url)) is not None:
         return _change_uptime(layer, request, change)
-    route, retry = ClientRoute(layer.hub, request.session), RetryState()
+    route, retry = ClientRoute(layer.instrumentation, request.session), RetryState()
     sent = _with_model_due(layer, request.parameters)
     try:
         while True:
@@ -214,7 +214,7 @@ def send(layer: HttpLayer, request: SyncAdapter) -> Any:
             if found is None:
                 return request.send(sent)
             meter, outgoing = found
-            call = begin(meter, _checked(meter, outgoing, request), blocks=True)
+            call = begin(meter, _checked(meter, outgoing, request), blocking=True)
             if call is not None and call.wait is not None:
                 call.wait.block()
                 call = resume(call)
@@ -246,7 +246,7 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
     __tracebackhide__ = True
     if (change := layer.hosts.uptime_request(request.parameters.url)) is not None:
         return await _change_uptime_async(layer, request, change)
-    route, retry = ClientRoute(layer.hub, request.session), RetryState()
+    route, retry = ClientRoute(layer.instrumentation, request.session), RetryState()
     sent = _with_model_due(layer, request.parameters)
     try:
         while True:
@@ -256,7 +256,7 @@ async def send_async(layer: HttpLayer, request: AsyncAdapter) -> Any:
             meter, outgoing = found
             if meter.open_calls and outgoing.budgets.capped:
                 await let_the_loop_turn()
-            call = begin(meter, _checked(meter, outgoing, request), blocks=False)
+            call = begin(meter, _checked(meter, outgoing, request), blocking=False)
             if call is not None and call.wait is not None:
                 await call.wait.suspend()
                 call = resume(call)
@@ -315,12 +315,12 @@ async def _change_uptime_async(
 def _uptime_watch(layer: HttpLayer, request: Adapter, change: UptimeRequest) -> UptimeWatch:
     before = partial(layer.take_over, change, request.parameters.json)
     session, url = request.session, request.parameters.url
-    return UptimeWatch(layer.hub.probe, session, request.client, url, before)
+    return UptimeWatch(layer.instrumentation.probe, session, request.client, url, before)
 
 
 def _with_model_due(layer: HttpLayer, asked: HttpParameters) -> Parameters:
     """The parameters to send: with the model that was asked for, or that of a due fallback."""
-    meter = layer.hub.meter
+    meter = layer.instrumentation.meter
     model = asked.json.get("model") if isinstance(asked.json, dict) else None
     if meter is None or not isinstance(model, str) or not meter.budgets.active().thresholds:
         return asked
