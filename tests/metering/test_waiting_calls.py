@@ -34,7 +34,7 @@ class WatchedLedger(Ledger):
         super().__init__()
         self.joined = threading.Semaphore(0)
 
-    def ask(
+    def hold_or_queue(
         self,
         keys: Sequence[str],
         least: int,
