@@ -251,7 +251,7 @@ def _framed(look: Look) -> RenderableType:
 
 
 def _cells(row: EndpointStatus) -> tuple[str, ...]:
-    lease, *others = (one.run for one in row.holders) if row.holders else ("",)
+    lease, *others = (one.run for one in row.owners) if row.owners else ("",)
     return (
         row.name,
         row.state,
@@ -259,17 +259,17 @@ def _cells(row: EndpointStatus) -> tuple[str, ...]:
         output.clock_time(row.since),
         "" if row.since is None or row.accrued_nano is None else show(row.accrued_nano),
         f"{lease} +{len(others)}" if others else lease,
-        _owner(row.holders[0]) if row.holders else "",
+        _owner_text(row.owners[0]) if row.owners else "",
     )
 
 
-def _owner(holder: LeaseOwner) -> str:
-    if holder.pid is None:
-        end = f", until {output.clock_time(holder.until)}" if holder.until else ""
+def _owner_text(owner: LeaseOwner) -> str:
+    if owner.pid is None:
+        end = f", until {output.clock_time(owner.until)}" if owner.until else ""
         return f"elsewhere{end}"
-    if holder.alive is None:
-        return f"process {holder.pid} on {holder.host}"
-    return f"process {holder.pid}" if holder.alive else f"process {holder.pid}, gone"
+    if owner.alive is None:
+        return f"process {owner.pid} on {owner.host}"
+    return f"process {owner.pid}" if owner.alive else f"process {owner.pid}, gone"
 
 
 def _as_dict(row: EndpointStatus) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def _as_dict(row: EndpointStatus) -> dict[str, Any]:
         "replicas": row.replicas,
         "since": output.moment(row.since),
         "accrued_usd": usd_text(row.accrued_nano or 0) if priced else None,
-        "leases": [{**vars(one), "until": output.moment(one.until)} for one in row.holders],
+        "leases": [{**vars(one), "until": output.moment(one.until)} for one in row.owners],
     }
 
 
@@ -314,7 +314,7 @@ class EndpointStatus:
         since: when the oldest of these replicas started, in unix seconds by the server's clock; if
             unknown, when the endpoint last changed. None if the endpoint costs nothing now.
         accrued_nano: nano-USD since then, an upper bound; None if the price is unknown.
-        holders: the runs that have a lease on it, live runs first.
+        owners: the runs that have a lease on it, live runs first.
     """
 
     name: str
@@ -323,7 +323,7 @@ class EndpointStatus:
     replicas: int = 0
     since: float | None = None
     accrued_nano: int | None = None
-    holders: tuple[LeaseOwner, ...] = ()
+    owners: tuple[LeaseOwner, ...] = ()
 
 
 def overview(
@@ -346,7 +346,7 @@ def overview(
     """
     endpoints = plane.list(namespace)
     plane = plane.with_retry(_NICE_TO_KNOW)
-    prices, held = hardware or {}, _holders(plane.base_url, state_dir)
+    prices, held = hardware or {}, _lease_owners(plane.base_url, state_dir)
     if hardware is None:
         with suppress(ControlPlaneError):
             prices = plane.hardware()
@@ -364,34 +364,34 @@ def overview(
             replicas=len(starts),
             since=min(starts, default=None),
             accrued_nano=None if price is None else uptime.cost(price, minutes),
-            holders=_with_tag(endpoint, held.get(endpoint.full_name, ())),
+            owners=_with_tag(endpoint, held.get(endpoint.full_name, ())),
         )
 
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-overview") as pool:
         return tuple(pool.map(one, endpoints))
 
 
-def _holders(api: str, state_dir: Path) -> dict[str, tuple[LeaseOwner, ...]]:
+def _lease_owners(api: str, state_dir: Path) -> dict[str, tuple[LeaseOwner, ...]]:
     """The runs that have leases by the records of this machine, by endpoint."""
     found: dict[str, dict[str, LeaseOwner]] = {}
     for record in (lease.intent for lease in unfinished(leases_dir(state_dir))):
         if record.api.rstrip("/") == api:
             alive = process.alive(record.owner_pid, record.owner_start)
             known = alive if process.judgeable(record.place) else None
-            holder = LeaseOwner(record.run, record.owner_pid, record.place.host, known)
-            found.setdefault(record.endpoint, {})[record.run] = holder
+            owner = LeaseOwner(record.run, record.owner_pid, record.place.host, known)
+            found.setdefault(record.endpoint, {})[record.run] = owner
     for held in read_leases(lease_store_dir(state_dir)):
         if held.api.rstrip("/") == api and held.in_use:
-            holder = LeaseOwner(held.run, held.owner_pid, held.place.host, True)
-            found.setdefault(held.endpoint, {})[held.run] = holder
+            owner = LeaseOwner(held.run, held.owner_pid, held.place.host, True)
+            found.setdefault(held.endpoint, {})[held.run] = owner
     return {
         name: tuple(sorted(by.values(), key=lambda one: not one.alive))
         for name, by in found.items()
     }
 
 
-def _with_tag(endpoint: Endpoint, holders: tuple[LeaseOwner, ...]) -> tuple[LeaseOwner, ...]:
+def _with_tag(endpoint: Endpoint, owners: tuple[LeaseOwner, ...]) -> tuple[LeaseOwner, ...]:
     tagged, until = tagged_run(endpoint.tags), tagged_until(endpoint.tags)
-    if tagged is None or any(run_tag(one.run) == RUN_TAG + tagged for one in holders):
-        return holders
-    return (*holders, LeaseOwner(tagged, until=until))
+    if tagged is None or any(run_tag(one.run) == RUN_TAG + tagged for one in owners):
+        return owners
+    return (*owners, LeaseOwner(tagged, until=until))

@@ -110,17 +110,17 @@ class Reaper:
         arm: Arm,
         standbys: Standbys,
         *,
-        stands_in: bool = False,
+        is_standby: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``stands_in``: it replaces a killed reaper, so endpoints may be running already."""
+        """``is_standby``: it replaces a killed reaper, so endpoints may be running already."""
         self._channel, self._arm, self._standbys, self._clock = channel, arm, standbys, clock
         self._leased: dict[str, LeasedEndpoint] = {}
         self._stores: dict[str, LeaseStore] = {}
         self._done: list[LeasedEndpoint] = []
         self._start = process.start_time(os.getpid())
         self._deadline: float | None = None
-        self._journal = Journal(Path(arm.journal), known=stands_in)
+        self._journal = Journal(Path(arm.journal), known=is_standby)
         route = Route(ca_file=arm.ca_file, proxy=arm.proxy)
         self._plane = ControlPlane(
             arm.api, arm.token, retry=arm.timings.retry, route=route, agent="reaper"
@@ -389,7 +389,7 @@ def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
         return
     more = not others or _step_in(Path(log_path), SYSTEM_CLOCK.monotonic())
     standbys = Standbys(partial(start, STANDBY), log, known=known, more=more)
-    if Reaper(channel, arm, standbys, stands_in=bool(others)).run(heard):
+    if Reaper(channel, arm, standbys, is_standby=bool(others)).run(heard):
         with suppress(OSError):
             os.unlink(log_path)  # all went well, and the journal says so too
     # No normal exit, because that would wait for a thread that is stuck in a name look-up.

@@ -245,7 +245,7 @@ class Ledger:
             account = self._accounts[key]
             room = account.room()
             if what and room is not None and room < nano_usd:
-                raise account.over(nano_usd, what)
+                raise account.exceeded(nano_usd, what)
             account.spent += nano_usd
             self._answer_queue()
 

@@ -40,7 +40,7 @@ class Account:
         most = self.scope.max_calls
         return None if most is None else most - self.calls - self.in_flight
 
-    def over(
+    def exceeded(
         self, needed: int, model: str, *, ahead: int = 0, advice: str = SMALLER
     ) -> BudgetExceededError:
         """The refusal of a call that needs more than is left.
@@ -134,7 +134,7 @@ def grant(request: HoldRequest, ahead: QueueAhead) -> int | None:
         if cap is not None:
             unspent = cap - account.spent
             if 0 < least > unspent:  # a call of $0 fits into any cap, even an overspent one
-                raise account.over(least, request.draft.model)
+                raise account.exceeded(least, request.draft.model)
             room = unspent - account.held - ahead.nano_usd.get(account, 0)
             waits = waits or 0 < least > room
             if amount is None or room < amount:
@@ -171,7 +171,9 @@ def refusal_of(waiter: Waiter, queue: Sequence[Waiter], advice: str) -> BudgetEx
     for account in request.accounts:
         room, claimed = account.room(), ahead.nano_usd.get(account, 0)
         if room is not None and 0 < request.least > room - claimed:
-            return account.over(request.least, request.draft.model, ahead=claimed, advice=advice)
+            return account.exceeded(
+                request.least, request.draft.model, ahead=claimed, advice=advice
+            )
     full = (
         a
         for a in request.accounts
@@ -202,7 +204,9 @@ def _deadlock(
         short = [(w, a) for w in stuck if (a := _short(w.request, frozen)) is not None]
         if len(short) == len(stuck):
             last, account = next(each for each in reversed(short) if each[0].request.id in holders)
-            return last, account.over(last.request.least, last.request.draft.model, advice=IN_VAIN)
+            return last, account.exceeded(
+                last.request.least, last.request.draft.model, advice=IN_VAIN
+            )
         stuck = [waiter for waiter, _ in short]
     return None
 

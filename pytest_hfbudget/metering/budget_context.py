@@ -165,7 +165,7 @@ class BudgetContext:
         over_runs: the budgets that this run shares with others.
         where: what is running, if no test is.
         unowned: refusals of calls that belong to no test and no block.
-        over: why no budget can hold a call any more; empty as long as budgets can.
+        closed_because: why no budget can hold a call any more; empty as long as budgets can.
         watched: whether any block so far has had thresholds.
     """
 
@@ -174,7 +174,7 @@ class BudgetContext:
     test: RunningTest | None = None
     where: str = ""
     unowned: list[BudgetExceededError] = field(default_factory=list)
-    over: str = ""
+    closed_because: str = ""
     watched: bool = False
     session_id: str = ""
     inherited: InheritedBudgets = field(default_factory=InheritedBudgets)

@@ -120,7 +120,7 @@ def begin(meter: Meter, outgoing: OutgoingCall, *, blocking: bool) -> Call | Non
         return _interrupting(meter, outgoing)
     if meter.later:
         meter.drain()
-    if meter.budgets.over and (outgoing.budgets.capped or meter.emulator):
+    if meter.budgets.closed_because and (outgoing.budgets.capped or meter.emulator):
         raise _run_over(meter, outgoing)
     try:
         call = _held_call(meter, outgoing, blocking)
@@ -172,7 +172,7 @@ def _interrupting(meter: Meter, outgoing: OutgoingCall) -> LateCall:
 def _run_over(meter: Meter, outgoing: OutgoingCall) -> RunOverError:
     """The recorded refusal of a call after the end of its run, or before its beginning."""
     model = _described(meter, outgoing, outgoing.parameters, refused=True).model
-    error = RunOverError(f"{model}: {meter.budgets.over}", model=model)
+    error = RunOverError(f"{model}: {meter.budgets.closed_because}", model=model)
     meter.budgets.record_refusal(error, outgoing.budgets.test)
     return error
 

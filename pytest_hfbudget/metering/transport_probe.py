@@ -159,7 +159,7 @@ class TransportProbe:
         self.in_flight: list[ProbedRequest] = []
         self._patches = Patches()
 
-    def hooks(self) -> dict[str, ImportCallback]:
+    def import_callbacks(self) -> dict[str, ImportCallback]:
         """For each module to watch, the function to call once it is imported."""
         return dict.fromkeys((point.module for point in POINTS), self._wrap)
 

@@ -134,18 +134,18 @@ class EndpointRequirements:
 
         return {name: recorded(name, request, settings) for name in names}
 
-    def hooks(self) -> EndpointCallbacks:
+    def callbacks(self) -> EndpointCallbacks:
         """What the meter calls when a call goes to an endpoint."""
         from pytest_hfbudget.metering.meter import EndpointCallbacks
 
         role = self._run.role
-        hooks = EndpointCallbacks(revive=role.revive, using=self.begin_use)
+        callbacks = EndpointCallbacks(revive=role.revive, using=self.begin_use)
         if self._run.settings.adopt == "off":
-            hooks.take_over = lambda name, form: False
+            callbacks.take_over = lambda name, form: False
         if self._run.settings.adopt == "pause":
-            hooks.take_over, hooks.answered = self._take_over, role.answered
-            hooks.find = self._find
-        return hooks
+            callbacks.take_over, callbacks.answered = self._take_over, role.answered
+            callbacks.find = self._find
+        return callbacks
 
     def _take_over(self, name: str, form: Mapping[str, Any] | None) -> bool:
         ours = self._run.role.take_over(name, form)

@@ -121,7 +121,7 @@ def pytest_configure(config: pytest.Config) -> None:
     register(ControllerHooks(run) if run.role.reports else Hooks(run), "hfbudget-run")
     config.add_cleanup(run.role.last_words)  # after what other plugins print in `unconfigure`
     if run.settings.store_costs:
-        register(run.recording, "hfbudget-recording")
+        register(run.costs_recorder, "hfbudget-costs")
     if config.get_verbosity() > 0:
         from pytest_hfbudget.plugin.console import CostOnLine, amounts
 

@@ -23,8 +23,8 @@ from pytest_hfbudget.reporting.plan import (
     PlannedOrder,
     PlannedSpan,
     PlannedTest,
+    excess,
     lines,
-    over,
 )
 from pytest_hfbudget.reporting.timeline import arranged_spans, collected_spans
 from pytest_hfbudget.scheduling import arrange
@@ -141,7 +141,7 @@ def gate(items: list[pytest.Item], settings: Settings, costs: Costs, role: Role)
         return
     if not costs.tests or not role.first("plan gate"):
         return
-    if (said := over(plan(items, settings, costs))) is None:
+    if (said := excess(plan(items, settings, costs))) is None:
         return
     if settings.plan_gate == "stop":
         raise ConfigError(f"{said} Nothing was started (--hf-plan-gate=stop).")

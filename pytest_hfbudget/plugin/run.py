@@ -80,7 +80,7 @@ class Run:
         return EndpointRequirements(self)
 
     @cached_property
-    def recording(self) -> CostsRecorder:
+    def costs_recorder(self) -> CostsRecorder:
         """The costs file: what tests have cost in earlier runs."""
         from pytest_hfbudget.plugin.run_history import CostsRecorder
 
@@ -156,7 +156,7 @@ class Run:
         given = self.settings
         asked = given.store_costs or given.plan or given.max_increase is not None
         if asked or given.session_cap is not None:
-            self.recording.check()
+            self.costs_recorder.check()
 
     def _open(self) -> None:
         if not self.opened:
@@ -183,12 +183,12 @@ class Run:
         """Put the meter in place, once."""
         if self.runtime is None:
             self.runtime, self.awake = self.role.make_runtime(), True
-            self.runtime.meter.endpoints = self.requirements.hooks()
+            self.runtime.meter.endpoints = self.requirements.callbacks()
             self.runtime.meter.watcher.first = self.role.first
             self.runtime.meter.budgets.know_this_context()
             if self._problem is not None:
-                self.runtime.meter.budgets.over = str(self._problem)
-            self._end.watch(self.runtime)
+                self.runtime.meter.budgets.closed_because = str(self._problem)
+            self._end.set_runtime(self.runtime)
             self._first_call.cancel(self.runtime.acquire)
             self.attribution.begin()
             if self.settings.capped:
@@ -230,7 +230,7 @@ class Run:
                 if any("hf_endpoint" in item.keywords for item in bounded):
                     from pytest_hfbudget.plugin import test_order
 
-                    known = items, collected, self.settings, self.recording.known
+                    known = items, collected, self.settings, self.costs_recorder.known
                     self.role.note_suite(items, test_order.suite_of(*known))
         except HFBudgetError as error:
             self.role.problem(error)
@@ -249,7 +249,7 @@ class Run:
         if self.settings.session_cap is not None and self.settings.plan_gate != "off":
             from pytest_hfbudget.plugin import planning
 
-            planning.gate(items, self.settings, self.recording.costs, self.role)
+            planning.gate(items, self.settings, self.costs_recorder.costs, self.role)
 
     def _only_looking(self) -> bool:
         """Whether this run only shows something, and runs no test."""
@@ -272,7 +272,7 @@ class Run:
             return None
         from pytest_hfbudget.plugin import planning
 
-        costs = self.recording.costs
+        costs = self.costs_recorder.costs
         return planning.present(session, self._collected, self.settings, costs)
 
     # --- around each test
@@ -296,7 +296,7 @@ class Run:
             self.role.announce()
         elif report.when == "call":
             if self.settings.store_costs:
-                self.recording.note(report)
+                self.costs_recorder.note(report)
         elif report.when != "setup":
             self.role.end_use(report.nodeid)  # its worker crashed, and can't end it itself
 
@@ -332,9 +332,9 @@ class Run:
         ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self.settings.store_costs and not self._only_looking():
-            self.role.record(self.recording.store, session)
+            self.role.record(self.costs_recorder.store, session)
         self.role.announce()
-        self._end.begin(session)
+        self._end.write_report(session)
 
     def _settle_all(self) -> None:
         """Settle all open calls, and report refusals outside of tests, which fail the run."""
@@ -352,17 +352,17 @@ class Run:
         if not self.settings.plan:
             self.role.summarise(terminal, self.outcomes)
         if self.settings.store_costs:
-            self.recording.summarise(terminal)
+            self.costs_recorder.summarise(terminal)
 
     def close(self) -> None:
         """Pause, report and close everything but the meter, also if `finish` was skipped."""
         try:
-            if not (self._end.begun and self.role.reports):
+            if not (self._end.report_written and self.role.reports):
                 self._settle_all()  # otherwise `end` prints what was refused after the report
             self.role.request_pause()
             self.role.finish(self.outcomes)
         finally:
-            self._end.begin()
+            self._end.write_report()
             self.role.close()
 
     def end(self) -> None:
@@ -370,7 +370,7 @@ class Run:
         os.environ.pop(WORKERS, None)
         if os.getpid() != self._pid:
             return
-        if self.runtime is not None and not self._end.begun:
+        if self.runtime is not None and not self._end.report_written:
             self.close()  # a conftest file made a call and then failed, before pytest_configure
         self._end.tell(paused=self.role.finish_late())
         if self.runtime is not None and not self._end.owns_process:

@@ -291,7 +291,7 @@ class RunEnd:
     """What happens to calls that come after the report.
 
     Attributes:
-        begun: whether the report is written.
+        report_written: whether the report is written.
         owns_process: whether the process ends with this run, so that all its calls are the run's.
             False if a program has called ``pytest.main()``.
     """
@@ -301,25 +301,25 @@ class RunEnd:
         self._session: pytest.Session | None = None
         self._runtime: Runtime | None = None
         self._told = 0
-        self.begun = False
+        self.report_written = False
         self.owns_process = started_as() in ("pytest", "worker")
         if self.owns_process:
             atexit.register(self._at_exit)  # the earlier it is registered, the later it runs
 
-    def watch(self, runtime: Runtime) -> None:
+    def set_runtime(self, runtime: Runtime) -> None:
         """Take in the meter of the run. It may be made after the report."""
         self._runtime = runtime
-        if self.begun:
-            runtime.meter.budgets.over = AFTER_THE_REPORT
+        if self.report_written:
+            runtime.meter.budgets.closed_because = AFTER_THE_REPORT
 
-    def begin(self, session: pytest.Session | None = None) -> None:
+    def write_report(self, session: pytest.Session | None = None) -> None:
         """The report is written: refuse capped calls and count the others from now on."""
         self._session = session or self._session
-        if not self.begun:
-            self.begun = True
+        if not self.report_written:
+            self.report_written = True
             if self._runtime is not None:
                 self._told = _calls(self._runtime)
-                self._runtime.meter.budgets.over = AFTER_THE_REPORT
+                self._runtime.meter.budgets.closed_because = AFTER_THE_REPORT
 
     def tell(self, *, paused: bool) -> None:
         """Print the calls since the report, and fail the run if any was refused.
@@ -347,14 +347,14 @@ class RunEnd:
         lines = [f"refused after the report: {refusal}" for refusal in unowned]
         unowned.clear()
         refused, calls = bool(lines), _calls(self._runtime)
-        if self.begun and (late := calls - self._told) > 0:
+        if self.report_written and (late := calls - self._told) > 0:
             self._told = calls
             what = "1 call came" if late == 1 else f"{late} calls came"
             lines.append(f"hfbudget: {what} after the report, which does not count them")
         return lines, refused
 
     def _at_exit(self) -> None:
-        if self.begun and os.getpid() == self._pid:
+        if self.report_written and os.getpid() == self._pid:
             for line in self._lines()[0]:
                 from pytest_hfbudget.text import printable
 

@@ -92,7 +92,7 @@ def _costlier(run: Run, item: pytest.Item, report: pytest.TestReport) -> str | N
         return None
     run.runtime.meter.drain()
     ledger = run.runtime.meter.ledger
-    return run.recording.costlier(item, report, ledger, test.scopes[-1].key)
+    return run.costs_recorder.costlier(item, report, ledger, test.scopes[-1].key)
 
 
 def _paused(run: Run, item: pytest.Item) -> str | None:

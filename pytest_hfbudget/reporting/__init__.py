@@ -289,7 +289,7 @@ class Report:
         return sum(endpoint.nano_usd for endpoint in self.endpoints)
 
     @property
-    def over(self) -> tuple[Charge, ...]:
+    def overruns(self) -> tuple[Charge, ...]:
         """Calls that cost more than was held for them: they took longer than expected."""
         return tuple(charge for charge in self.charges if charge.over)
 

@@ -179,7 +179,7 @@ def _lines(
     yield from _remarks(plan)
 
 
-def over(plan: Plan) -> str | None:
+def excess(plan: Plan) -> str | None:
     """The message for a plan that exceeds the session budget; None if it fits.
 
     Only the expected cost counts. The caps of the tests may add up to more than the session cap.

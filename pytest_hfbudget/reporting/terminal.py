@@ -253,9 +253,9 @@ def _remarks(report: Report, usd: Amounts) -> Iterator[TerminalLine]:
         yield TerminalLine(f"  {note}", "yellow")
     for why, number in report.unmetered:
         yield TerminalLine(f"  {unmetered(why, number)}", "yellow")
-    if over := report.over:
-        beyond = usd.show(sum(charge.over for charge in over))
-        told = all(charge.price_source == TOLD for charge in over)
+    if overruns := report.overruns:
+        beyond = usd.show(sum(charge.over for charge in overruns))
+        told = all(charge.price_source == TOLD for charge in overruns)
         hint = (
             "the provider itself says so, so correct its list price"
             if told
@@ -263,7 +263,7 @@ def _remarks(report: Report, usd: Amounts) -> Iterator[TerminalLine]:
             "second took longer: give max_seconds in its price, or a timeout"
         )
         yield TerminalLine(
-            f"  {counted(len(over), 'call')} cost {beyond} more than was held: "
+            f"  {counted(len(overruns), 'call')} cost {beyond} more than was held: "
             f"see over_hold_usd in the JSON report; {hint}",
             "red",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.reporting.costs import Cost
-from pytest_hfbudget.reporting.plan import MOST, Plan, PlannedEndpoint, PlannedTest, lines, over
+from pytest_hfbudget.reporting.plan import MOST, Plan, PlannedEndpoint, PlannedTest, excess, lines
 
 CENT = 10**7
 ATTO_PER_USD = 10**18
@@ -57,9 +57,9 @@ def test_a_record_counts_before_a_cap() -> None:
 
 def test_a_budget_that_holds_just_what_is_expected_is_enough() -> None:
     tests = (recorded("a", 100),)
-    assert over(Plan(tests, cap=100)) is None
-    assert over(Plan(tests)) is None
-    said = over(Plan(tests, cap=99)) or ""
+    assert excess(Plan(tests, cap=100)) is None
+    assert excess(Plan(tests)) is None
+    said = excess(Plan(tests, cap=99)) or ""
     assert "expected to cost $0.0000001, and its session budget is $0.000000099" in said
 
 

@@ -44,9 +44,9 @@ class Patches:
         """Whether it waits for modules to be imported."""
         return self._watch is not None
 
-    def watch(self, hooks: dict[str, ImportCallback]) -> None:
-        """Call each hook with the module of this name: now, or as soon as it is imported."""
-        self._watch = PostImport(hooks)
+    def watch(self, callbacks: dict[str, ImportCallback]) -> None:
+        """Call each callback with the module of this name: now, or as soon as it is imported."""
+        self._watch = PostImport(callbacks)
         self._watch.install()
 
     def replace(self, owner: Any, name: str, wrapper: Any) -> None:
@@ -94,29 +94,29 @@ ImportCallback = Callable[[ModuleType], None]
 
 
 class PostImport(MetaPathFinder):
-    """Calls hooks after their modules were imported; at once for those that are imported."""
+    """Calls callbacks after their modules were imported; at once for those that are imported."""
 
-    def __init__(self, hooks: dict[str, ImportCallback]) -> None:
-        self._hooks = hooks
+    def __init__(self, callbacks: dict[str, ImportCallback]) -> None:
+        self._callbacks = callbacks
         self._searching: set[str] = set()
 
     def install(self) -> None:
-        """Call the hooks of modules that are imported, and watch for the others."""
+        """Call the callbacks of modules that are imported, and watch for the others."""
         sys.meta_path.insert(0, self)
-        for name, hook in self._hooks.items():
+        for name, callback in self._callbacks.items():
             module = sys.modules.get(name)
             spec = getattr(module, "__spec__", None)
             if module is None:
                 continue
             if not getattr(spec, "_initializing", False):
-                hook(module)
+                callback(module)
             elif type(spec) is ModuleSpec:
                 # Its import is under way. Its loader can't be replaced any more, but the import
                 # will set `_initializing` of its spec at the end.
                 spec.__class__ = ModuleUnderWay
-                spec.hooks = [hook]  # type: ignore[attr-defined]
+                spec.callbacks = [callback]  # type: ignore[attr-defined]
             elif isinstance(spec, ModuleUnderWay):
-                spec.hooks.append(hook)
+                spec.callbacks.append(callback)
 
     def uninstall(self) -> None:
         """Stop watching."""
@@ -127,7 +127,7 @@ class PostImport(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find a watched module the ordinary way, and load it with a loader that calls back."""
-        if fullname not in self._hooks or fullname in self._searching:
+        if fullname not in self._callbacks or fullname in self._searching:
             return None
         self._searching.add(fullname)
         try:
@@ -135,14 +135,14 @@ class PostImport(MetaPathFinder):
         finally:
             self._searching.discard(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _CallingLoader(spec.loader, self._hooks[fullname])
+            spec.loader = _CallingLoader(spec.loader, self._callbacks[fullname])
         return spec
 
 
 class ModuleUnderWay(ModuleSpec):
     """The spec of a module whose import had begun before it was watched."""
 
-    hooks: list[ImportCallback]
+    callbacks: list[ImportCallback]
 
     @property
     def _initializing(self) -> bool:
@@ -152,18 +152,18 @@ class ModuleUnderWay(ModuleSpec):
     def _initializing(self, under_way: bool) -> None:
         self.__dict__["_initializing"] = under_way
         if not under_way:
-            hooks, self.hooks = self.hooks, []
+            callbacks, self.callbacks = self.callbacks, []
             self.__class__ = ModuleSpec  # type: ignore[assignment]
             module = sys.modules.get(self.name)  # it is gone where its import has failed
-            for hook in hooks if module is not None else ():
-                hook(module)  # type: ignore[arg-type]
+            for callback in callbacks if module is not None else ():
+                callback(module)  # type: ignore[arg-type]
 
 
 class _CallingLoader(Loader):
-    """A loader that has the real one load the module, and then calls the hook."""
+    """A loader that has the real one load the module, and then calls the callback."""
 
-    def __init__(self, loader: Loader, hook: ImportCallback) -> None:
-        self._loader, self._hook = loader, hook
+    def __init__(self, loader: Loader, callback: ImportCallback) -> None:
+        self._loader, self._callback = loader, callback
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
@@ -174,7 +174,7 @@ class _CallingLoader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        self._hook(module)
+        self._callback(module)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._loader, name)

@@ -56,13 +56,11 @@ class HttpLayer:
         self.instrumentation, self.hosts = instrumentation, PaidHosts()
         self._patches = Patches()
 
-    def hooks(self) -> dict[str, ImportCallback]:
+    def import_callbacks(self) -> dict[str, ImportCallback]:
         """For each module to wrap, the function to call once it is imported."""
-        self.instrumentation.probe.stray, self.instrumentation.probe.bills = self.stray, self._bills
-        modules: dict[str, ImportCallback] = dict.fromkeys(
-            (point.module for point in POINTS), self._wrap
-        )
-        return {**modules, "socket": self._wrap_names}
+        probe = self.instrumentation.probe
+        probe.stray, probe.bills = self.stray, self._bills
+        return {**{point.module: self._wrap for point in POINTS}, "socket": self._wrap_names}
 
     def uninstall(self) -> None:
         """Put back all methods that were not wrapped again since."""
@@ -81,16 +79,19 @@ class HttpLayer:
             return False
         if not self._bills(url):
             return self._changes_uptime(self.hosts.uptime_request(url))
+        return self._awake() is not None
+
+    def _awake(self) -> Meter | None:
+        """The meter, which the first paid request puts in place; None if there is none to put."""
         if self.instrumentation.meter is None:
             self.instrumentation.wake()
-        return self.instrumentation.meter is not None
+        return self.instrumentation.meter
 
     def may_bill(self, host: str) -> bool:
         """Whether `meters` has to be asked."""
         if self.hosts.may_bill(host):
             return True
-        meter = self.instrumentation.meter
-        return meter is not None and bool(meter.book.leased)
+        return bool((meter := self.instrumentation.meter) and meter.book.leased)
 
     def _bills(self, url: str) -> bool:
         meter = self.instrumentation.meter
@@ -135,13 +136,10 @@ class HttpLayer:
             return
         if not self.hosts.bills_on(name, port):
             return
-        if (
-            name.lower() in self.instrumentation.probe.opening
-            or self.instrumentation.probe.is_sending()
-        ):
+        probe = self.instrumentation.probe
+        if name.lower() in probe.opening or probe.is_sending():
             return
-        if self.instrumentation.meter is None:
-            self.instrumentation.wake()
+        self._awake()
         self._unseen(name, "a connection")
 
     def _changes_uptime(self, request: UptimeRequest | None) -> bool:
@@ -152,14 +150,13 @@ class HttpLayer:
         """
         if request is None:
             return False
-        if self.instrumentation.meter is None:
-            self.instrumentation.wake()
+        meter = self._awake()
         if request.endpoint == NEW_REPOSITORY:
-            return self.instrumentation.meter is not None
+            return meter is not None
         self._stay_in(request)
         if not request.endpoint:
             self._name_unmetered(request, UNHELD)
-        return bool(request.endpoint) and self.instrumentation.meter is not None
+        return bool(request.endpoint) and meter is not None
 
     def _stay_in(self, request: UptimeRequest) -> None:
         """Refuse a request of a rehearsal that would reach a real service.
@@ -194,8 +191,8 @@ class HttpLayer:
                 self._name_unmetered(hardware, UNHELD)
             return ""
         name, new = request.named(form)
-        if meter.budgets.over and (meter.budgets.capped() or meter.emulator):
-            error = RunOverError(f"{request.what}: {meter.budgets.over}", model=name)
+        if meter.budgets.closed_because and (meter.budgets.capped() or meter.emulator):
+            error = RunOverError(f"{request.what}: {meter.budgets.closed_because}", model=name)
             meter.budgets.record_refusal(error, None)
             raise error
         try:
@@ -210,7 +207,7 @@ class HttpLayer:
             return ""
         if ours is None and name not in meter.book.leased.values():
             self._name_unmetered(request, UNHELD)
-        elif ours and meter.budgets.over:
+        elif ours and meter.budgets.closed_because:
             self._name_unmetered(request, AFTER)
         return name if ours else ""
 
@@ -222,10 +219,9 @@ class HttpLayer:
                 meter.endpoints.answered(name, status, request.endpoint == STOPS)
 
     def _name_unmetered(self, request: UptimeRequest, why: str) -> None:
-        if self.instrumentation.meter is not None:
-            self.instrumentation.meter.count_unmetered(
-                f"the code under test has started {request.what}; {why}"
-            )
+        meter = self.instrumentation.meter
+        if meter is not None:
+            meter.count_unmetered(f"the code under test has started {request.what}; {why}")
 
     def _unseen(self, host: str, what: str) -> None:
         meter = self.instrumentation.meter

@@ -81,8 +81,8 @@ class HubInstrumentation:
         # One watch for all of them, because each watch is asked about every import of a run.
         self._patches.watch(
             {
-                **self.probe.hooks(),
-                **self.http.hooks(),
+                **self.probe.import_callbacks(),
+                **self.http.import_callbacks(),
                 SYNC: self._wrap_sync,
                 ASYNC: self._wrap_async,
                 HELPERS: self._wrap_helpers,
