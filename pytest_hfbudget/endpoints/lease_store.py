@@ -253,7 +253,7 @@ class LeaseStore:
         with contextlib.suppress(OSError, EndpointError):
             mine = self.own()
             if mine is not None and mine.reaper_pid != lease.reaper_pid:
-                return  # another reaper has taken over
+                return  # another reaper has stepped in
             if not paused and lease.scaling is None:
                 self._path.unlink()
                 return

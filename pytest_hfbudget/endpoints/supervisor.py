@@ -236,7 +236,7 @@ class Supervisor:
         """Warn if a standby has stepped in for a killed reaper."""
         if self._client.successions > self._noticed:
             self._noticed = self._client.successions
-            self._warn(f"{_KILLED}; another one has taken over")
+            self._warn(f"{_KILLED}; its standby has stepped in")
 
     def _notice_ends(self) -> None:
         """Forget endpoints whose pause before the end of the run is verified."""

@@ -231,7 +231,7 @@ def test_a_killed_reaper_is_replaced_although_the_run_does_nothing(
     (receipt,) = run.finish()
     assert run.reaper_pid != first
     assert receipt.verified
-    assert "another one has taken over" in receipt.warnings[0]
+    assert "its standby has stepped in" in receipt.warnings[0]
     (pause,) = hub.log(op="pause", phase="arrived")
     assert "(reaper)" in pause["agent"]
 
@@ -329,7 +329,7 @@ def test_a_reaper_and_its_second_that_are_killed_at_once_are_stood_in_for(
     (receipt,) = run.finish()
     assert run.reaper_pid not in pair
     assert receipt.verified
-    assert "another one has taken over" in receipt.warnings[0]
+    assert "its standby has stepped in" in receipt.warnings[0]
 
 
 def test_a_reserve_that_is_killed_is_replaced(
