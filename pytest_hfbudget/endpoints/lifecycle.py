@@ -169,7 +169,7 @@ class Lifecycle:
         if state is None or os.getpid() != self._pid:
             return False
         if state.warming:
-            found, over = self._meter.look(state), True
+            found, over = self._meter.read(state), True
             with suppress(ControlPlaneError):  # `wait` raises the error
                 over = found is not None and (
                     found.state in BROKEN or (found.state == RUNNING and self._plane.healthy(found))
@@ -265,11 +265,11 @@ class Lifecycle:
                 for state in self._in_use():
                     self._startup.renew(state)
 
-    def look(self) -> None:
+    def check_replicas(self) -> None:
         """Read how many replicas run. Call it several times a minute under a cap."""
         if os.getpid() == self._pid and not self._refusal():
             for state in self._in_use():
-                self._startup.look(state)
+                self._startup.check_replicas(state)
 
     def pause_after(self, seconds: float | None) -> None:
         """Set the seconds after which the reaper pauses all, whatever this process does then.

@@ -331,10 +331,10 @@ class Startup:
             lowered = f"its maxReplica was lowered from {found.scaling.max_replica} to {most}"
             state.warn(f"{lowered} for this run, because the budget pays for no more")
 
-    def look(self, state: EndpointState) -> None:
+    def check_replicas(self, state: EndpointState) -> None:
         """Check if more replicas may run than the caps pay for: someone may have raised them."""
         if state.leased and (state.resumed or not state.found_asleep):
-            found = self._meter.look(state)
+            found = self._meter.read(state)
             if found and found.state not in ASLEEP:
                 self._count(state, found, found.most_replicas, resumed=True)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -194,9 +194,10 @@ def sweep(
         chosen.setdefault((stray.api, stray.name), stray)
     sweeper = _Sweeper(plane, state_dir, timings, shared)
     with ThreadPoolExecutor(_AT_ONCE, "hfbudget-sweep") as pool:
-        looks = list(pool.map(sweeper.look, chosen.values()))
-        looks = _limited(looks, extent.most)
-        return tuple(looks if extent.dry_run else pool.map(sweeper.pause, chosen.values(), looks))
+        inspected = _limited(pool.map(sweeper.inspect, chosen.values()), extent.most)
+        if extent.dry_run:
+            return tuple(inspected)
+        return tuple(pool.map(sweeper.pause, chosen.values(), inspected))
 
 
 class _Sweeper:
@@ -214,7 +215,7 @@ class _Sweeper:
         self._timings, self._clock = timings, clock
         self._run = f"sweep-{uuid.uuid4().hex[:12]}"
 
-    def look(self, stray: StrayEndpoint) -> SweepOutcome:
+    def inspect(self, stray: StrayEndpoint) -> SweepOutcome:
         """Check whether an endpoint may be paused now; if not, `skipped` says why."""
         plain = SweepOutcome(stray.name, stray.run, stray.why, stray.where)
         if stray.api != self._plane.base_url:
@@ -235,10 +236,10 @@ class _Sweeper:
             return replace(plain, state=found.state, skipped="its lease was renewed")
         return replace(plain, state=found.state, skipped=self._doubt(stray, found))
 
-    def pause(self, stray: StrayEndpoint, look: SweepOutcome) -> SweepOutcome:
-        """Pause an endpoint and close its leases, unless ``look`` has found a reason not to."""
-        if look.skipped:
-            return look
+    def pause(self, stray: StrayEndpoint, inspected: SweepOutcome) -> SweepOutcome:
+        """Pause an endpoint and close its leases, unless ``inspected`` has a reason not to."""
+        if inspected.skipped:
+            return inspected
         lease_store = self._lease_store(stray)
         for held_lease in lease_store.others():
             held_lease.end_stopped_reaper()
@@ -247,9 +248,9 @@ class _Sweeper:
         lease_end = LeaseEnd(lease_store, self._new_lease(stray), pauser, clock=self._clock)
         receipt = lease_end.run(lambda told: self._record(stray, told), reason=SWEPT)
         if receipt.left_to:
-            return replace(look, skipped=f"run {receipt.left_to} now uses it")
+            return replace(inspected, skipped=f"run {receipt.left_to} now uses it")
         return replace(
-            look,
+            inspected,
             state=receipt.state,
             verified=receipt.verified,
             error=receipt.error,
@@ -342,13 +343,13 @@ def close_dead_leases(stray: StrayEndpoint, run: str, state_dir: Path, *, at: fl
             Journal.of(line.run, leases_dir(state_dir)).write(line)
 
 
-def _limited(looks: Sequence[SweepOutcome], most: int | None) -> list[SweepOutcome]:
+def _limited(inspected: Iterable[SweepOutcome], most: int | None) -> list[SweepOutcome]:
     limited, taken = [], 0
-    for look in looks:
-        beyond = most is not None and not look.skipped and taken >= most
-        taken += not look.skipped
+    for one in inspected:
+        beyond = most is not None and not one.skipped and taken >= most
+        taken += not one.skipped
         why = f"beyond the limit of {most}"
-        limited.append(replace(look, skipped=why, beyond=True) if beyond else look)
+        limited.append(replace(one, skipped=why, beyond=True) if beyond else one)
     return limited
 
 

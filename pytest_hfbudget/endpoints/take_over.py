@@ -125,14 +125,14 @@ class RunLifecycle(Lifecycle):
         """
         names = set(known.values())
         unknown = [one for one in self._in_use() if one.taken_over and one.name not in names]
-        looks = ((one.name, self._meter.look(one)) for one in unknown)
+        looks = ((one.name, self._meter.read(one)) for one in unknown)
         return {found.url: name for name, found in looks if found is not None and found.url}
 
     def tend(self) -> None:
         super().tend()
         for state in self._in_use() if os.getpid() == self._pid and not self._closing else ():
             # We can't see the answer to this request. If the endpoint runs, it had an effect.
-            if state.up.asked and (found := self._meter.look(state)) and not found.at_rest:
+            if state.up.asked and (found := self._meter.read(state)) and not found.at_rest:
                 self.answered(state.name, HTTPStatus.OK)
 
     def revive(self, name: str) -> Endpoint:

@@ -212,7 +212,7 @@ class UptimeMeter:
                 grow(found, more, cost(state.use.price_atto, more), ahead)
             state.use.count(replicas)
 
-    def look(self, state: EndpointState) -> Endpoint | None:
+    def read(self, state: EndpointState) -> Endpoint | None:
         """The endpoint as it is now; None without a quick answer."""
         try:
             return self._quick.get(state.name)

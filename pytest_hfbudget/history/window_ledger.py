@@ -46,7 +46,7 @@ class WindowAccounts:
             self._turn_over(snapshot.day)
         self._see(snapshot)
 
-    def look(self, snapshot: Snapshot | None) -> None:
+    def update(self, snapshot: Snapshot | None) -> None:
         """Update the accounts by a later snapshot of the same transaction, if there is one."""
         if snapshot is not None:
             self.note_own()
@@ -190,7 +190,7 @@ class StoreLock:
         """
         needs = self.accounts.needs(keys, least, most)
         if needs and self._in_transaction:
-            self.accounts.look(self._store.draw(needs, self.accounts.row()))
+            self.accounts.update(self._store.draw(needs, self.accounts.row()))
 
     def _begin(self) -> None:
         try:
@@ -329,7 +329,7 @@ class WindowLedger(Ledger):
             beat: called before that, inside of the lock; returns the snapshot of the store.
         """
         with self._store_lock:
-            self._store_lock.accounts.look(beat())
+            self._store_lock.accounts.update(beat())
             for waiter in tuple(self._queue):
                 keys = [account.scope.key for account in waiter.request.accounts]
                 self._store_lock.draw(keys, waiter.request.least, waiter.request.most)

@@ -245,7 +245,7 @@ class RunEndpoints:
         self._decide_who_pays(*(one.name for one in self._lifecycle.live()))
         self.accrue()
         self.rearm()
-        self._lifecycle.look()
+        self._lifecycle.check_replicas()
 
     @at_work
     def begin_use(self, test: str, name: str, scopes: Sequence[Scope], worker: str) -> None:

@@ -185,7 +185,7 @@ class EndpointSchedule:
         late = max(since + cold, now + _LATE * (now - since))
         return since if since == -math.inf else late
 
-    def look(self) -> None:
+    def check_ready(self) -> None:
         """Check which endpoints have come up; each one again after at most `LOOK_S` seconds."""
         now = SYSTEM_CLOCK.monotonic()
         for name in self.names:
@@ -349,7 +349,7 @@ class SerialOrder:
             return (yield)
         finally:
             self.schedule.ended(item.nodeid)
-            self.schedule.look()
+            self.schedule.check_ready()
             place = self._places.get(id(item))
             if place is not None and not self._test_of(item).needs:
                 self._pool.measure(SYSTEM_CLOCK.monotonic() - began)
