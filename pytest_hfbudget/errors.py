@@ -158,9 +158,9 @@ def interrupted(what: str) -> LedgerBusyError:
         what: the model, or what else the message begins with.
     """
     return LedgerBusyError(
-        f"{what}: a signal handler called while the thread that it interrupts was changing the "
-        "ledger. The call was not sent. Let the handler only set a flag, and make the call after "
-        "the handler has returned.",
+        f"{what}: a signal handler interrupted a change of the ledger, and made this call. The "
+        "call was not sent. Let the handler only set a flag, and make the call after the handler "
+        "has returned.",
         model=what,
     )
 

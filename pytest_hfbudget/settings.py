@@ -125,8 +125,8 @@ class Settings:
         16_384,
         values.tokens,
         "HFBUDGET_IMAGE_TOKENS hf_image_tokens",
-        "the most tokens of an image in a message, until its server has counted one of its size "
-        "(16384)",
+        "upper bound in tokens for an image in a message (16384); once the server has counted an "
+        "image of that size, its count is used",
     )
     prices = Guard[Path | None](
         None, Path, "--hf-prices=FILE HFBUDGET_PRICES hf_prices", "TOML file of prices"
@@ -274,7 +274,8 @@ class Settings:
         "on",
         values.one_of(("on", "off")),
         "HFBUDGET_SESSION_HEADER hf_session_header",
-        "on: send X-HF-Session-id, by which `hfbudget bill` finds the bill of a run (on), off",
+        "whether calls carry X-HF-Session-id, so that `hfbudget bill` can find the bill of the "
+        "run: on (default), off",
     )
     hub = Setting[str | None](None, str, "", "")  # base URL of the Hub; only a rehearsal sets it
     session_id = Setting[str]("", str, "", "")  # inference session of the run; empty for none

@@ -165,8 +165,9 @@ class WantedRuns:
         found = runs if begin is None else [bill for bill in runs if bill.started >= begin]
         if not found:
             raise click.ClickException(
-                "the usage log has no such run that called the router. It has no rehearsals, "
-                "and with hf_log_days = 0 it has no runs."
+                "the usage log has no matching run that called the router. It leaves out "
+                "rehearsals, and with hf_log_days = 0 it keeps nothing. To list its runs: "
+                "hfbudget log --by run"
             )
         return found if begin is not None else found[-(self.last or 1) :]
 
@@ -270,7 +271,8 @@ def _remarks(bills: Sequence[Bill], org: str | None) -> Iterator[str]:
     if any(bill.ledger is None for bill in bills):
         yield "?: the ledger lacks the price of a call, so there is no drift."
     if others := sum(bill.others for bill in bills):
-        yield f"{counted(others, 'call')} under session ids that the tests have set; not in here."
+        missing = f"{counted(others, 'call')} {'is' if others == 1 else 'are'} missing here"
+        yield f"{missing}, because the tests have set session ids of their own."
 
 
 def _explain(bills: Iterable[Bill]) -> None:
@@ -303,7 +305,7 @@ def _show_month(org: str | None, as_json: bool) -> None:
     click.echo(f"billing period from {start} to now, {now} (UTC)")
     output.console().print(
         output.table(
-            *("", "Hugging Face says", "the log knows", "drift of its runs", "neither explains"),
+            *("", "Hugging Face says", "the log knows", "drift of its runs", "unexplained"),
             rows=((part, *beside(None, *amounts)) for part, amounts in month.parts.items()),
             styles=("", ""),
         )

@@ -245,7 +245,8 @@ TOO_MANY = 3
     help="Pause at most N endpoints, and leave the others for a person to look at.",
 )
 @cli.shared_option(
-    "Also pause what lost jobs of any machine have left, of those that share this server."
+    "Also pause what lost jobs have left running, on any machine that shares this Redis server. "
+    "URL defaults to HFBUDGET_SHARED."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the receipts as JSON.")
 def sweep_command(

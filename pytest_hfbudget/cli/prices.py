@@ -118,9 +118,9 @@ class PriceAnswer:
         if len({word.price for word in used}) == 1 and used[0].price:
             return f"{name}: {output.price_text(used[0].price)}"
         return (
-            f"{name}: the router chooses the provider. The most expensive of {len(used)} prices "
-            "is held, "
-            "the price of the provider that answers is charged."
+            f"{name}: the router chooses the provider. pytest-hfbudget holds a call's cost at the "
+            f"most expensive of {len(used)} prices, and charges the price of the provider that "
+            "answers."
         )
 
     def _cost(self) -> tuple[int, str]:
@@ -226,7 +226,8 @@ def _tokens(usage: Usage) -> str:
 
 FETCH_S = 10.0
 ONLY_PYTEST = (
-    "Before all these, pytest asks the price of a budget() and the hook pytest_hfbudget_price."
+    "In a run, the price of a budget() and the hook pytest_hfbudget_price come before all these. "
+    "This command can't see them."
 )
 
 
@@ -298,7 +299,7 @@ def _show(told: PriceAnswer | Overview, refreshed: Refreshed | None) -> None:
         click.echo(f"Error: {refreshed.error}", err=True)
     else:
         before = output.clock_time(refreshed.before) or "never"
-        click.echo(f"read anew; before: {before}")
+        click.echo(f"The catalogue was read just now. Last read before that: {before}")
 
 
 def _suggest(book: PriceBook, model: str | None, as_json: bool) -> None:

@@ -160,7 +160,8 @@ Look = Callable[[], View | SharedView]
     help=f"Draw the list again every SECONDS ({EVERY_S:g}), until Ctrl-C.",
 )
 @cli.shared_option(
-    "Show who holds what on the server over which machines share budgets and endpoints."
+    "Show the leases and budgets of all jobs that share this Redis server, instead of a namespace. "
+    "URL defaults to HFBUDGET_SHARED."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, one object for each look.")
 def command(namespace: str | None, watch: str | None, shared: str | None, as_json: bool) -> None:

@@ -170,7 +170,7 @@ class Supervisor:
         if self._client.lost:  # it is too late for another reaper, so pause here
             missing = [name for name in self._terms if not _in_order(receipts.get(name))]
             if missing:
-                self._warn(_KILLED)
+                self._warn(f"{_KILLED}, so pytest-hfbudget pauses them itself")
             receipts.update(self._pause_here(missing, timeout_s, ASKED))
         return receipts
 
@@ -252,11 +252,11 @@ class Supervisor:
         return {name: told for name, told in list(self._ended.items()) if told is not None}
 
     def _replace(self) -> None:
-        self._warn(_KILLED)
         try:
             self._hand_over()
+            self._warn(f"{_KILLED}; pytest-hfbudget has started another one")
         except EndpointError as error:
-            self._warn(f"endpoints were paused before the run's end: {error}")
+            self._warn(f"{_KILLED}, so endpoints were paused before the run's end: {error}")
             timeout_s = self._settings.waits.retry_s
             self._paused_here.update(self._pause_here(list(self._terms), timeout_s, REAPER_LOST))
 

@@ -209,8 +209,8 @@ class Machine:
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas or not self.max_replicas:
             raise ValueError(
-                f"{self.name}: {self.min_replicas} to {self.max_replicas} replicas; "
-                "the most can't be fewer than the fewest, nor 0"
+                f"{self.name}: the minimum is {self.min_replicas} replicas, and the maximum is "
+                f"{self.max_replicas}. Give --max-replicas of at least {max(self.min_replicas, 1)}."
             )
 
 
@@ -233,11 +233,17 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0 < self.hours <= HOURS_PER_DAY:
-            raise ValueError(f"{_text(self.hours)} hours a day; a day has more than 0 and up to 24")
+            raise ValueError(
+                f"--hours-per-day {_text(self.hours)}: write a number above 0, up to 24."
+            )
         if not 0 < self.days <= DAYS_PER_WEEK:
-            raise ValueError(f"{_text(self.days)} days a week; a week has more than 0 and up to 7")
+            raise ValueError(
+                f"--days-per-week {_text(self.days)}: write a number above 0, up to 7."
+            )
         if not 0 <= self.scale_up_hours <= HOURS_PER_DAY:
-            raise ValueError(f"{_text(self.scale_up_hours)} scale-up hours a day; at most 24")
+            raise ValueError(
+                f"--scale-up-hours {_text(self.scale_up_hours)}: write a number from 0 to 24."
+            )
 
 
 ALWAYS = Schedule(Fraction(HOURS_PER_DAY), Fraction(DAYS_PER_WEEK))
@@ -308,8 +314,8 @@ def _day(machine: Machine, schedule: Schedule) -> Fraction:
     hours = schedule.hours * machine.min_replicas + schedule.scale_up_hours * more
     if not hours:
         raise ValueError(
-            f"{machine.name}: with a minimum of 0 replicas it costs what it scales up to; "
-            "give the hours a day for which it does"
+            f"{machine.name}: with a minimum of 0 replicas, the cost depends on how many hours a "
+            "day it is scaled up. Give these with --scale-up-hours."
         )
     return machine.atto_per_hour * hours
 

@@ -57,7 +57,8 @@ _TOKENS = f"""
 # Older releases of SQLite take 999 values in one statement.
 _MOST_NAMES = 900
 _NO_SESSION = (
-    "this run has sent no session id: hf_session_header was off, or its release had none yet"
+    "this run sent no session id: hf_session_header was off, or the run used an older "
+    "pytest-hfbudget, which sends none"
 )
 
 

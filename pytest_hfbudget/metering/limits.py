@@ -27,8 +27,8 @@ TEMPLATE_BYTES, BYTES_PER_TOKEN = 272, 4
 
 # What a refusal adds if an image makes a call too large.
 FIRST_IMAGE = (
-    "hf_image_tokens can state less for an image, and after the first answer an image of the same "
-    "size counts what the server has counted"
+    "if your images make fewer tokens, set hf_image_tokens to the most that one makes; after the "
+    "first answer, pytest-hfbudget holds images of the same size by the server's own count"
 )
 
 # How servers say that a limit is too high for them, as opposed to unknown.
@@ -128,9 +128,10 @@ def without_limit(request: CallRequest, highest: int, catalogue: Catalogue) -> t
     if catalogue.contexts(request.model, request.provider).longest:
         return highest, highest
     raise BudgetExceededError(
-        f"{request.model} takes no limit on its output, and the length of its context is not "
-        "known, so no cap can hold the call. It was refused by the server and not sent again. "
-        "Pass the limit under the name that this server uses, or give a price per call.",
+        f"{request.model} takes no limit on its output under the names that pytest-hfbudget tries, "
+        "and the length of its context is not known, so no cap can hold the call. The server "
+        "refused the call. Pass max_new_tokens or max_output_tokens if the server reads one of "
+        "these, or give a price per call.",
         model=request.model,
     )
 
@@ -241,10 +242,10 @@ def cut_off(model: str, limit: OutputLimit, held: int, tightest: Scope) -> Budge
         tightest: the scope with the least room.
     """
     why = (
-        f"which is all that the {show(held)} that was left could pay for. "
+        f"because the {show(held)} left in the budget pays for no more. "
         "Raise the cap, or set max_tokens to what the answer needs."
         if limit.by_cap
-        else "the limit that pytest-hfbudget sets where a model's longest answer is not known. "
+        else "because its longest answer is not known, and pytest-hfbudget sets this limit then. "
         "Set max_tokens to what the answer needs."
     )
     error = BudgetExceededError(

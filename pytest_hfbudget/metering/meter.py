@@ -206,8 +206,9 @@ class Meter:
         """Record the refusal of a request that would leave a rehearsal, and return it."""
         where = printable(public_url(url))
         error = BudgetExceededError(
-            f"{where} is not the emulator, and a rehearsal pays for nothing. The request was not "
-            "sent. Call what the emulator has, or skip the test in a rehearsal.",
+            f"{where} is not the emulator, and a rehearsal pays for nothing, so the request was "
+            "not sent. Use a model or endpoint of the emulator, or skip this test in a rehearsal "
+            "(--hf-emulator).",
             model=where,
         )
         return self.refuse_unread(error, where)

@@ -346,7 +346,7 @@ def refuse_service_input(payload: Mapping[str, Any]) -> None:
     for name in SEARCHES.intersection(payload):
         if payload[name] not in (None, False, []):  # an empty object asks for it, too
             raise UnreadableLimitError(
-                f"{name} has the service search, and the model reads what it finds",
+                f"with {name} the service may search, and add the results to the prompt",
                 "Leave it out, and put into the messages what the model is to read.",
             )
     tools, said = payload.get("tools"), payload.get("input")
@@ -354,8 +354,7 @@ def refuse_service_input(payload: Mapping[str, Any]) -> None:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if isinstance(kind, str) and kind not in OWN_TOOLS:
             raise UnreadableLimitError(
-                f"the tool {printable(kind)} runs at the service, and the model reads what it "
-                "returns",
+                f"the service runs the tool {printable(kind)} and adds its result to the prompt",
                 "Offer tools of the type function, and call them yourself.",
             )
     kept = [name for name in REMEMBERED if payload.get(name)]

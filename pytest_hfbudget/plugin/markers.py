@@ -236,9 +236,9 @@ def recorded(name: str, request: pytest.FixtureRequest, settings: Settings) -> I
     urls = {uri.partition("/v1/")[0] for uri in own}
     if len(urls) != 1:
         raise EndpointError(
-            f"{name} was not resumed, because this test is only replayed, and its cassette has "
-            f"answers of {len(urls)} endpoints, so its URL is not known. Give the URL to "
-            "InferenceClient yourself, or record with --record-mode=once."
+            f"The URL of {name} is not known: this test may not use the network, and its cassette "
+            f"has answers of {len(urls)} endpoints instead of 1. Record the cassette with "
+            "--record-mode=rewrite, or give InferenceClient the URL yourself."
         )
     namespace, _, short = name.partition("/")
     long_ago = "1970-01-01T00:00:00Z"

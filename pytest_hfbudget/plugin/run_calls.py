@@ -337,6 +337,7 @@ class RunEnd:
         codes, session = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED), self._session
         if (refused or not paused) and session is not None and session.exitstatus in codes:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            say(self._config, "hfbudget: the run fails for this (exit code 1)", red=True)
 
     def _lines(self) -> tuple[list[str], bool]:
         """The lines to print, and whether any is about a refusal."""
@@ -349,8 +350,9 @@ class RunEnd:
         refused, calls = bool(lines), _calls(self._runtime)
         if self.report_written and (late := calls - self._told) > 0:
             self._told = calls
-            what = "1 call came" if late == 1 else f"{late} calls came"
-            lines.append(f"hfbudget: {what} after the report, which does not count them")
+            one = "1 call came after the report, so it is"
+            some = f"{late} calls came after the report, so they are"
+            lines.append(f"hfbudget: {one if late == 1 else some} missing there")
         return lines, refused
 
     def _at_exit(self) -> None:

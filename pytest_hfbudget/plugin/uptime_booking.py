@@ -22,11 +22,12 @@ from pytest_hfbudget.errors import (
     LedgerUnreachableError,
     UnaffordableEndpointError,
 )
-from pytest_hfbudget.ledger import SESSION, Scope
+from pytest_hfbudget.ledger import Scope
 from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.locks import SYSTEM_CLOCK
 from pytest_hfbudget.money import beside
 from pytest_hfbudget.plugin import run_ledger
+from pytest_hfbudget.reporting import counted
 from pytest_hfbudget.settings import Settings
 
 
@@ -100,12 +101,10 @@ class UptimeBooking:
         except LedgerUnreachableError as error:
             raise EndpointError(str(error)) from None
         except BudgetExceededError as error:
-            own = error.scope_key == SESSION
             minute, left, cap = beside(error.figures.cap, nano_per_minute, error.figures.left)
             raise UnaffordableEndpointError(
-                f"{error.scope}: {name}: its first minute costs {minute}, but only "
-                f"{left} of the {error.scope} of {cap} is left. It was not "
-                f"resumed. Raise {'--hf-session-budget' if own else 'that cap'}."
+                f"{error.scope}: {name}: its first minute costs {minute}, but only {left} of {cap} "
+                f"is left. The endpoint was not resumed. Raise {_option(error.scope)}."
             ) from None
 
     def grow(self, endpoint: Endpoint, more: int, nano_per_minute: int, *, ahead: bool) -> None:
@@ -130,14 +129,12 @@ class UptimeBooking:
             except LedgerUnreachableError as error:
                 raise EndpointError(str(error)) from None
             except BudgetExceededError as error:
-                most, (minute, cap) = (
-                    endpoint.most_replicas,
-                    beside(error.figures.cap, nano_per_minute),
-                )
+                most, figures = endpoint.most_replicas, error.figures
+                minute, left, cap = beside(figures.cap, nano_per_minute, figures.left)
                 raise UnaffordableEndpointError(
-                    f"{error.scope}: {name} may scale to {most} replicas. A minute of the "
-                    f"{more} added costs {minute}, but the {error.scope} of {cap} has less left. "
-                    "Lower its maxReplica, or raise that cap."
+                    f"{error.scope}: {name} may scale to {most} replicas. A minute of "
+                    f"{counted(more, 'more replica')} costs {minute}, but only {left} of {cap} is "
+                    f"left. Lower its maxReplica, or raise {_option(error.scope)}."
                 ) from None
             added = RunningEndpoint(SYSTEM_CLOCK.monotonic(), nano_per_minute)
             self._running[name] = (*self._running.get(name, ()), added)
@@ -252,6 +249,11 @@ class UptimeBooking:
     @property
     def _all_running(self) -> list[RunningEndpoint]:
         return [running for of_one in self._running.values() for running in of_one]
+
+
+def _option(budget: str) -> str:
+    """The option of a budget, whose name begins with the same word."""
+    return f"--hf-{budget.partition(' ')[0]}-budget"
 
 
 _NANOS = 10**9

@@ -331,10 +331,10 @@ class Report:
 
 
 def estimated_above(report: Report, usd: Amounts = FOR_PEOPLE) -> str:
-    """The sentence on `Report.above`: how much of what was spent is only estimated."""
+    """The sentence on `Report.above`: how much of what was charged is only an upper bound."""
     return (
-        "{} of {} is estimated above what came back: calls that were lost, or not read to "
-        "their end, are charged what was held for them"
+        "{} of {} may not have been spent: pytest-hfbudget charges an upper bound for calls that "
+        "were lost, not read to their end, or answered without usage"
     ).format(*usd.beside(None, report.above, report.spent))
 
 

@@ -109,8 +109,8 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
         meaning = f"by Hugging Face for calls of {ledger}" + (f", {drift}" if drift else "")
         found.append(("billed", billed, meaning))
     if report.above:
-        meaning = "of what was spent is estimated above what came back"
-        found.append(("estimated above", show(report.above), meaning))
+        meaning = "charged for calls without usage, and may not have been spent"
+        found.append(("upper bound only", show(report.above), meaning))
     if report.endpoints:
         minutes = sum(endpoint.minutes for endpoint in report.endpoints)
         found.append(("endpoint minutes", f"{minutes:,}", f"{show(report.uptime)} of uptime"))

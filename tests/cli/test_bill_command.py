@@ -239,7 +239,7 @@ def test_upper_bounds_and_other_sessions_are_named(billed_runs: BilledRuns) -> N
     assert "of the ledger is an upper bound" in billed_runs.shell("bill").stdout
     billed_runs.run(3, session_id="of-the-test")
     shown = billed_runs.shell("bill").stdout
-    assert "3 calls under session ids that the tests have set; not in here." in shown
+    assert "3 calls are missing here, because the tests have set session ids of their own." in shown
 
 
 def test_what_was_reported_is_kept(billed_runs: BilledRuns) -> None:
@@ -255,7 +255,8 @@ def test_what_was_reported_is_kept(billed_runs: BilledRuns) -> None:
 def test_an_empty_log_says_so(billed_runs: BilledRuns) -> None:
     done = billed_runs.shell("bill")
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: the usage log has no such run that called the router")
+    assert done.stderr.startswith("Error: the usage log has no matching run that called the router")
+    assert done.stderr.endswith("To list its runs: hfbudget log --by run\n")
     assert billed_runs.shell.hub.log(op=OP) == []
 
 

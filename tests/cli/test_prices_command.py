@@ -158,6 +158,11 @@ def test_a_refresh_reads_the_catalogue_and_says_how_old_it_was(
     assert len(hfbudget.hub.log(kind="request", phase="arrived", op="models")) == 1
 
 
+def test_a_first_refresh_says_that_nothing_was_read_before(hfbudget: Shell, router: str) -> None:
+    last = hfbudget("prices", "--refresh").stdout.splitlines()[-1]
+    assert last == "The catalogue was read just now. Last read before that: never"
+
+
 def _rfc(at: float) -> str:
     from pytest_hfbudget.cli.output import moment
 

@@ -77,12 +77,12 @@ def test_several_cost_what_each_costs(rates: list[int], hours: Fraction) -> None
 @pytest.mark.parametrize(
     ("hours", "days", "scale_up", "says"),
     [
-        (0, 7, 0, "0 hours a day"),
-        (25, 7, 0, "25 hours a day"),
-        (24, 0, 0, "0 days a week"),
-        (24, 8, 0, "8 days a week"),
-        (24, 7, 25, "25 scale-up hours"),
-        (24, 7, -1, "-1 scale-up hours"),
+        (0, 7, 0, "--hours-per-day 0: write a number above 0, up to 24"),
+        (25, 7, 0, "--hours-per-day 25: write a number above 0, up to 24"),
+        (24, 0, 0, "--days-per-week 0: write a number above 0, up to 7"),
+        (24, 8, 0, "--days-per-week 8: write a number above 0, up to 7"),
+        (24, 7, 25, "--scale-up-hours 25: write a number from 0 to 24"),
+        (24, 7, -1, "--scale-up-hours -1: write a number from 0 to 24"),
     ],
 )
 def test_a_day_has_24_hours_and_a_week_7_days(

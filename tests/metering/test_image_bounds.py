@@ -408,7 +408,9 @@ def test_a_refusal_says_how_a_first_image_can_be_held(priced: Bench) -> None:
         ask(priced, messages=shows(png(64, 64)))
     said = caught.value.details
     assert "tokens in (bytes, and the most that an image makes), 1 out, at groq's price; " in said
-    assert "hf_image_tokens can state less for an image" in said
+    assert (
+        "if your images make fewer tokens, set hf_image_tokens to the most that one makes" in said
+    )
     assert "\n" not in said
 
 
@@ -417,7 +419,9 @@ def test_a_refusal_says_that_an_image_is_held_by_its_size(priced: Bench) -> None
         ask(priced, model=QWEN, messages=shows(png(64, 64)))
     said = caught.value.details
     assert "(bytes, and the most that its model makes of an image of its size), 1 out" in said
-    assert "hf_image_tokens can state less for an image" in said
+    assert (
+        "if your images make fewer tokens, set hf_image_tokens to the most that one makes" in said
+    )
 
 
 def test_a_refusal_of_text_says_nothing_of_images(priced: Bench) -> None:

@@ -334,7 +334,7 @@ def test_a_body_that_does_not_tell_its_limits_is_refused(
     bench.cap(1)
     body = encode(json.dumps(question(2000)).encode())
     given: Any = {"content" if library_name == "httpx" else "data": body}
-    with pytest.raises(BudgetExceededError, match=r"compressed|not a JSON object"):
+    with pytest.raises(BudgetExceededError, match=r"is compressed|can't read the limits"):
         library(library_name).post(url, headers=headers, **given)
     assert bench.sent == 0
 

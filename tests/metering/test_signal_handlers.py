@@ -29,7 +29,7 @@ OURS = Path(pytest_hfbudget.__file__).parent
 BOOKS = str(OURS / "ledger"), str(OURS / "history")
 ALL = *BOOKS, str(OURS / "metering"), str(OURS / "pricing")
 HANGS_AFTER_S = 60
-BUSY = "was changing the ledger"
+BUSY = "a signal handler interrupted a change of the ledger, and made this call."
 
 
 @pytest.fixture(autouse=True)

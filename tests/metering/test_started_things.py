@@ -79,7 +79,9 @@ def test_a_rehearsal_creates_no_space_that_costs_something(bench: Bench) -> None
     url, answer = "https://huggingface.co/api/repos/create", b"HTTP/1.1 200 OK\r\n\r\n"
     with httpx.Client(transport=Answered(answer)) as client:
         client.post(url, json=NEW_SPACE)
-        with pytest.raises(BudgetExceededError, match="a rehearsal pays for nothing"):
+        with pytest.raises(
+            BudgetExceededError, match="a rehearsal pays for nothing, so the request"
+        ):
             client.post(url, json={**NEW_SPACE, "hardware": "t4-medium"})
 
 
@@ -106,5 +108,5 @@ def test_an_endpoint_of_the_run_is_not(bench: Bench) -> None:
 def test_nothing_is_started_at_a_real_service_in_a_rehearsal(bench: Bench, url: str) -> None:
     """A user, and a port that goes without saying, hide nothing."""
     bench.runtime.meter.emulator = bench.emulator.url
-    with pytest.raises(BudgetExceededError, match="a rehearsal pays for nothing"):
+    with pytest.raises(BudgetExceededError, match="a rehearsal pays for nothing, so the request"):
         httpx.post(url, json={})

@@ -95,7 +95,7 @@ def test_under_a_cap_it_is_not_sent(bench: Bench, post: Callable[[str], None]) -
     bench.pay_for("localhost")
     test = bench.running(1)
     with pytest.raises(
-        BudgetExceededError, match=r"^test_it: a \w+ to (127\.0\.0\.1|localhost) by "
+        BudgetExceededError, match=r"^test_it: a \w+ to (127\.0\.0\.1|localhost) comes from a "
     ):
         post(bench.emulator.url)
     assert (bench.sent, len(test.refusals)) == (0, 1)
@@ -123,7 +123,7 @@ def test_what_goes_by_a_proxy_is_not_sent_either(bench: Bench, tunnel: bool) -> 
         if tunnel:
             connection.set_tunnel(parts.hostname or "", parts.port)
         path = PATH if tunnel else bench.emulator.url + PATH
-        with pytest.raises(BudgetExceededError, match="by a client that"):
+        with pytest.raises(BudgetExceededError, match="comes from a client that"):
             connection.request("POST", path, BODY, TOKEN)
         connection.close()
         thread.join()
@@ -135,7 +135,7 @@ def test_a_swallowed_refusal_is_recorded_where_the_test_fails_for_it(bench: Benc
     thread = threading.Thread(target=_quietly, args=(by_urllib, bench.emulator.url))
     thread.start()
     thread.join()
-    assert "to 127.0.0.1 by a client" in str(test.refusals[0])
+    assert "to 127.0.0.1 comes from a client" in str(test.refusals[0])
 
 
 def _quietly(post: Callable[[str], None], url: str) -> None:

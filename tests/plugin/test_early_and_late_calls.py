@@ -144,24 +144,27 @@ def test_a_call_after_the_report_is_refused_under_a_cap_and_fails_the_run(
     assert suite.sent == 0
     assert result.ret == 1
     assert met(result) == len(codes)
-    result.stdout.fnmatch_lines(["*refused after the report: *"])
+    result.stdout.fnmatch_lines(
+        ["*refused after the report: *", "hfbudget: the run fails for this (exit code 1)"]
+    )
 
 
 @pytest.mark.parametrize(
-    ("codes", "calls"),
-    [(LATE, "4 calls"), ((FIRST_IMPORT,), "1 call")],
+    ("codes", "said"),
+    [
+        (LATE, "4 calls came after the report, so they are missing there"),
+        ((FIRST_IMPORT,), "1 call came after the report, so it is missing there"),
+    ],
     ids=["late calls", "first import"],
 )
 def test_a_call_after_the_report_is_counted_on_the_last_line(
-    real: Suite, codes: tuple[str, ...], calls: str
+    real: Suite, codes: tuple[str, ...], said: str
 ) -> None:
     write(real, *codes)
     result = real.run()
     assert real.sent == len(codes)
     assert result.ret == 0
-    assert result.outlines[-1] == (
-        f"hfbudget: {calls} came after the report, which does not count them"
-    )
+    assert result.outlines[-1] == f"hfbudget: {said}"
 
 
 def test_a_call_after_pytest_itself_is_refused_under_a_cap(real: Suite) -> None:

@@ -293,7 +293,11 @@ def test_a_session_budget_that_can_not_pay_the_first_minute_resumes_nothing(suit
     suite.test_file(ONE)
     result = suite.run("--hf-session-budget=0.0001", "--hf-on-exhausted=fail")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*acme/llm: its first minute costs $* but only *"])
+    said = (
+        "*session budget: acme/llm: its first minute costs $*, but only $0.0001 of $0.0001 is "
+        "left. The endpoint was not resumed. Raise --hf-session-budget.*"
+    )
+    result.stdout.fnmatch_lines([said])
     assert _counts(suite) == (0, False)
 
 

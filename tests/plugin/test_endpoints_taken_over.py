@@ -291,7 +291,11 @@ def test_a_minute_that_the_session_budget_does_not_hold_is_not_started(starts: S
     )
     result = starts.run("--hf-session-budget=0.000001", "-rs")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["*not run: session budget: acme/llm: its first minute costs $*"])
+    said = (
+        "*not run: session budget: acme/llm: its first minute costs $*, but only $0.000001 of "
+        "$0.000001 is left. The endpoint was not resumed. Raise --hf-session-budget.*"
+    )
+    result.stdout.fnmatch_lines([said])
     assert starts.requests("resume") == []
 
 
@@ -461,7 +465,7 @@ def test_without_a_cap_a_start_after_the_report_is_paused_and_told(
     write(real, "def test_it():\n    pass\n")
     result = real.run()
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["hfbudget: 1 call came after the report, which does not count*"])
+    result.stdout.fnmatch_lines(["hfbudget: 1 call came after the report, so it is missing there"])
     (resumed,) = real.requests("resume")
     real.emulator.wait_for(op="pause", phase="answered", status=200, after=resumed["seq"])
     assert state(real) == "paused"

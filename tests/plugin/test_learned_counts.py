@@ -155,7 +155,9 @@ def test_a_first_image_holds_what_the_settings_state_in_every_process(
     suite.test_file(LOOKS)
     result = suite.run("-rN", *workers)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*hf_image_tokens can state less for an image*"])
+    result.stdout.fnmatch_lines(
+        ["*if your images make fewer tokens, set hf_image_tokens to the most that one makes*"]
+    )
     assert suite.sent == 0
     suite.run("-o", "hf_image_tokens=100", *workers).assert_outcomes(passed=1)
     assert suite.sent == 2

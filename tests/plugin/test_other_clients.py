@@ -206,7 +206,9 @@ def test_a_request_that_can_not_be_read_fails_a_test_under_a_cap(
     (others.path / "test_suite.py").write_text("import contextlib, os\n" + URLLIB)
     result = others.run("--hf-session-budget=1")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*a request to 127.0.0.1 by a client that pytest-hfbudget can't*"])
+    result.stdout.fnmatch_lines(
+        ["*a request to 127.0.0.1 comes from a client that pytest-hfbudget can't read*"]
+    )
     assert others.sent == 0
 
 

@@ -144,5 +144,8 @@ def test_an_endpoint_whose_url_no_cassette_tells_is_explained(suite: Suite) -> N
     suite.test_file(ENDPOINT)
     result = suite.run()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*acme/llm was not resumed, because this test is only replayed*"])
+    said = (
+        "*The URL of acme/llm is not known: *its cassette has answers of 0 endpoints instead of 1.*"
+    )
+    result.stdout.fnmatch_lines([said])
     assert _resumes(suite) == 0

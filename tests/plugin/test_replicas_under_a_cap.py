@@ -107,7 +107,11 @@ def test_an_endpoint_that_was_found_running_with_too_many_replicas_is_not_used(
     busy.emulator.change_endpoint("acme/llm", state="running", load=0)
     busy.test_file(HANGS.format(seconds=0.1))
     result = busy.run("--hf-session-budget=0.002", "-rs")
-    result.stdout.fnmatch_lines(["*acme/llm may scale to 4 replicas*session budget of $0.002*"])
+    said = (
+        "*session budget: acme/llm may scale to 4 replicas. A minute of 3 more replicas costs $*, "
+        "but only $* of $0.002 is left. Lower its maxReplica, or raise --hf-session-budget.*"
+    )
+    result.stdout.fnmatch_lines([said])
     assert busy.requests("pause") == []
 
 

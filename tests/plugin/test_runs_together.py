@@ -112,9 +112,11 @@ def test_the_uptime_of_endpoints_counts(real: Suite) -> None:
     """)
     real.run("--hf-daily-budget=0.0006").assert_outcomes(passed=1)
     second = real.run("--hf-daily-budget=0.0006", "--hf-on-exhausted=fail")
-    second.stdout.fnmatch_lines(
-        ["*acme/llm: its first minute costs $* of the daily budget (the next one begins *"]
+    said = (
+        "*daily budget (the next one begins *): acme/llm: its first minute costs $*, but only $* "
+        "of $0.0006 is left. The endpoint was not resumed. Raise --hf-daily-budget.*"
     )
+    second.stdout.fnmatch_lines([said])
     assert len(real.requests("resume")) == 1
     assert real.emulator.invoice()["total_nano_usd"] <= 600_000
 

@@ -105,11 +105,11 @@ def test_what_is_estimated_above_what_came_back_is_told(ledger: Ledger) -> None:
     lost = _charge("test_a")._replace(above=60, estimated=True, waited=1.5, status="timeout")
     ledger.settle(ledger.hold([SESSION], 100, 100, lost).id, lost._replace(scopes=(SESSION,)))
     report = Report.of(ledger, None, {})
-    said = "$0.00000006 of $0.0000001 is estimated above what came back"
+    said = "$0.00000006 of $0.0000001 may not have been spent: pytest-hfbudget charges"
     assert any(said in line.text for line in summary(report))
     assert any("1 call waited 1.5 s in all" in line.text for line in summary(report))
     assert said in step_summary(report)
-    assert "estimated above" in page([report])
+    assert "upper bound only" in page([report])
     told = as_json(report)
     assert told["session"]["estimated_above_usd"] == "0.00000006"
     assert told["session"]["waited_s"] == 1.5

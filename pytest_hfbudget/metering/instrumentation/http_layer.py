@@ -235,8 +235,8 @@ class HttpLayer:
             return
         capped = [s for s in budgets.scopes if s.cap is not None or s.max_calls is not None]
         error = UnseenCallError(
-            f"{capped[-1].name}: {what} to {host} by a client that pytest-hfbudget can't read, so "
-            "no cap can hold what it costs. It was not sent. Send it with huggingface_hub, openai, "
+            f"{capped[-1].name}: {what} to {host} comes from a client that pytest-hfbudget can't "
+            "read, so no cap can hold its cost. It was not sent. Use huggingface_hub, openai, "
             "httpx, requests or aiohttp.",
             scope=capped[-1].name,
             scope_key=capped[-1].key,

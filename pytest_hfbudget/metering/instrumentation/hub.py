@@ -1,9 +1,8 @@
 """The one place that knows how huggingface_hub sends a paid call.
 
 Every task of both clients passes through ``_inner_post``, in every release since 0.28, while the
-HTTP library below it changed twice (requests, httpx, httpx2). This file alone names those
-modules, and it imports none of them: it waits until another module does. What a call goes through
-is in `calls`, which is imported for the first call.
+HTTP library below it changed twice (requests, httpx, httpx2). This file alone names those modules,
+and waits until others import them. What a call goes through is in `calls`, for the first call.
 """
 
 from __future__ import annotations
@@ -188,8 +187,8 @@ class HubInstrumentation:
     def _guarded(self, original: Any, client: str, name: str) -> Any:
         """Wrap a public method whose calls can't be seen: a cap refuses it, else it is logged."""
         what = (
-            f"{client}.{name} of huggingface_hub {_release()} does not send by {client}."
-            f"{CHOKE_POINT}, so pytest-hfbudget can't see what it costs."
+            f"pytest-hfbudget can't see what {client}.{name} of huggingface_hub {_release()} "
+            f"costs, because the method bypasses {client}.{CHOKE_POINT}."
         )
         warned = False
 
@@ -198,12 +197,13 @@ class HubInstrumentation:
             __tracebackhide__ = True
             nonlocal warned
             if self._is_capped():
-                raise ConfigError(f"{what} Under a cap it is not called.")
+                advice = "Use another method, or install a newer pytest-hfbudget."
+                raise ConfigError(f"{what} The method was not called. {advice}")
             if self.meter is not None:
                 self.meter.count_unmetered(what)
             if not warned:
                 warned = True
-                logger.warning("%s It is not counted.", what)
+                logger.warning("%s The call is not counted.", what)
             return original(caller, *args, **kwargs)
 
         return method

@@ -348,7 +348,7 @@ def _checked(meter: Meter, outgoing: OutgoingCall, request: Adapter) -> Outgoing
     asked = request.parameters
     if outgoing.budgets.paid and (unknown := _unknown_size(asked)):
         model = printable_model(asked.model or asked.url)
-        error = UnseenCallError(f"{model}: {unknown} The call was not sent.", model=model)
+        error = UnseenCallError(f"{model}: {unknown}", model=model)
         raise meter.refuse_unread(error, model)
     outgoing.watch.altered, outgoing.watch.entered = request.altered, True
     return outgoing._replace(timeout=request.timeout)
@@ -359,12 +359,13 @@ def _unknown_size(asked: HttpParameters) -> str:
     if asked.json is None and asked.data is None and asked.task in READ_BY_TOKEN:
         return (
             "the body of the request is compressed, or read only while it is sent, so no cap can "
-            "hold the call. Give the body as bytes, as text or as json."
+            "hold the call. The call was not sent. Pass the body as bytes, as text or as json=…."
         )
     if asked.json is None and asked.data and asked.task in GENERATE:
         return (
-            "the body of the request is not a JSON object in UTF-8 that has each name once, so its "
-            "limits are not known, and no cap can hold the call. Give the body as json."
+            "pytest-hfbudget can't read the limits in the body of the request, so no cap can hold "
+            "the call. The call was not sent. The body must be a JSON object in UTF-8 without "
+            "duplicate keys. Pass it as json=…."
         )
     return ""
 
