@@ -212,7 +212,7 @@ class Report:
         rehearsal: the calls went to the emulator; nothing was paid.
         over_runs: the budgets that this run shares with other runs or jobs.
         unmetered: reasons why calls could not be metered, each with the number of these calls.
-        shared: the budgets that tests share, in the order of their first test.
+        scope_budgets: the budgets that tests share, in the order of their first test.
         notes: findings about how servers count tokens, a sentence each.
         timeline: what endpoints and tests did when; None if no test names an endpoint.
         bill: what Hugging Face has billed, if `hfbudget bill` has read it. Not in the JSON file.
@@ -231,7 +231,7 @@ class Report:
     rehearsal: bool = False
     over_runs: tuple[RunsBudget, ...] = ()
     unmetered: tuple[tuple[str, int], ...] = ()
-    shared: tuple[ScopeBudgetLine, ...] = ()
+    scope_budgets: tuple[ScopeBudgetLine, ...] = ()
     notes: tuple[str, ...] = ()
     timeline: Timeline | None = None
     session_id: str = ""
@@ -260,7 +260,7 @@ class Report:
             refusals=ledger.refusals(),
             endpoints=endpoints,
             unmetered=tuple(ledger.unmetered().items()),
-            shared=tuple(_shared(ledger)),
+            scope_budgets=tuple(_scope_budgets(ledger)),
         )
 
     @property
@@ -343,7 +343,7 @@ def total(charges: Iterable[Charge]) -> int:
     return sum(charge.nano_usd or 0 for charge in charges)
 
 
-def _shared(ledger: Ledger) -> Iterator[ScopeBudgetLine]:
+def _scope_budgets(ledger: Ledger) -> Iterator[ScopeBudgetLine]:
     for key, (scope, totals) in ledger.scopes().items():
         level = key.partition(":")[0]
         used = totals.calls or totals.refused or totals.spent

@@ -32,7 +32,7 @@ from pytest_hfbudget.reporting.tables import (
     by_amount,
     endpoints,
     refusals,
-    shared,
+    scope_budgets,
     tests,
 )
 from pytest_hfbudget.text import printable
@@ -69,7 +69,7 @@ def merged(reports: Sequence[Report], run: str) -> Report:
         date=max(report.date for report in reports),
         over_runs=max(reports, key=lambda report: report.date).over_runs,
         unmetered=_added(report.unmetered for report in reports),
-        shared=_shared(reports),
+        scope_budgets=_scope_budgets(reports),
     )
 
 
@@ -119,9 +119,9 @@ def _added(each: Iterable[Iterable[tuple[str, int]]]) -> tuple[tuple[str, int], 
     return tuple(sums.items())
 
 
-def _shared(reports: Sequence[Report]) -> tuple[ScopeBudgetLine, ...]:
+def _scope_budgets(reports: Sequence[Report]) -> tuple[ScopeBudgetLine, ...]:
     found: dict[str, ScopeBudgetLine] = {}
-    for line in (line for report in reports for line in report.shared):
+    for line in (line for report in reports for line in report.scope_budgets):
         known = found.get(line.name)
         found[line.name] = (
             line
@@ -281,7 +281,7 @@ def _remarks(report: Report) -> Iterator[str]:
 
 
 def _tables(report: Report) -> Iterator[str]:
-    for table in (endpoints(report), refusals(report), shared(report), tests(report)):
+    for table in (endpoints(report), refusals(report), scope_budgets(report), tests(report)):
         if table.rows:
             yield ""
             yield from _table(table)

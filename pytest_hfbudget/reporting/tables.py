@@ -93,7 +93,7 @@ def tables(reports: Sequence[Report]) -> Iterator[Table]:
         refusals(newest),
         endpoints(newest),
         tests(newest),
-        shared(newest),
+        scope_budgets(newest),
         models(newest),
         providers(newest),
         prices(newest),
@@ -130,7 +130,7 @@ def tests(report: Report) -> Table:
     return Table("tests", "By test", columns, by_amount(rows, 1), note)
 
 
-def shared(report: Report) -> Table:
+def scope_budgets(report: Report) -> Table:
     """The budgets that several tests share, in the order of their first test."""
     columns = (
         Column("budget", "name"),
@@ -141,7 +141,8 @@ def shared(report: Report) -> Table:
         Column("refused", "count"),
     )
     rows = tuple(
-        (one.name, one.level, one.spent, one.cap, one.calls, one.refused) for one in report.shared
+        (one.name, one.level, one.spent, one.cap, one.calls, one.refused)
+        for one in report.scope_budgets
     )
     return Table("shared", "Shared budgets", columns, rows)
 

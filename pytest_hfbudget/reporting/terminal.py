@@ -150,7 +150,7 @@ def _tests(report: Report, width: int | None, usd: Amounts) -> Iterator[Terminal
         yield _endpoint(endpoint, usd)
     if report.timeline is not None and report.timeline.paid.minutes:
         yield TerminalLine(f"  {report.timeline.line}")
-    for budget in report.shared:
+    for budget in report.scope_budgets:
         yield _shared(budget, usd)
     yield from map(row, rest)
     if left := len(others) - len(rest):
