@@ -377,7 +377,7 @@ def _is_empty(setting: Setting[Any], name: str, value: Any) -> bool:
 
 def _empty(name: str) -> ConfigError:
     return ConfigError(
-        f"{name} is empty. It limits what a run can spend, so it has to have a value: "
+        f"{name} is empty. Without its value a run could spend more than you allow: "
         f"write one, or remove {name}."
     )
 

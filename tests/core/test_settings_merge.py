@@ -223,8 +223,10 @@ def test_an_empty_value_is_an_error_where_it_guards_money_and_else_not_said(
     with pytest.raises(ConfigError) as caught:
         given_in(place, key, empty)
     name = getattr(SETTINGS[key], place)
-    assert str(caught.value).startswith(f"{name} is empty. It limits what a run can spend")
-    assert str(caught.value).endswith(f"write one, or remove {name}.")
+    assert str(caught.value) == (
+        f"{name} is empty. Without its value a run could spend more than you allow: "
+        f"write one, or remove {name}."
+    )
 
 
 def test_every_cap_guards_money() -> None:

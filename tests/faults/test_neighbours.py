@@ -447,7 +447,8 @@ def test_what_a_dead_container_left_is_named_in_another_and_paused_when_its_tag_
     hfbudget = [sys.executable, "-m", "pytest_hfbudget"]
     swept = box.start(command=contained(*hfbudget, "sweep"))
     assert swept.wait() == 0
-    assert "acme/llm: not touched" in swept.output
+    (told,) = [line for line in swept.output.splitlines() if "acme/llm: not touched (run " in line]
+    assert told.endswith(". If that run is dead: hfbudget pause --force acme/llm")
     assert box.state_of() == "running"
     endpoint = ControlPlane(f"{box.hub.url}/v2", TOKEN).get(NAME)
     expired = [tag if "until" not in tag else "hfbudget-until-1000000000" for tag in endpoint.tags]
