@@ -378,18 +378,19 @@ def _is_empty(setting: Setting[Any], name: str, value: Any) -> bool:
 
 def _empty(name: str) -> ConfigError:
     return ConfigError(
-        f"{name} is empty. It limits what a run can spend, so it has to have a value: "
+        f"{name} is empty. Without its value a run could spend more than you allow: "
         f"write one, or remove {name}."
     )
 
 
 def _parse(setting: Setting[Any], name: str, value: Any) -> Any:
     try:
+        parsed = setting.parse(value)
         if setting is SETTINGS["shared"] and name != setting.variable:
             values.refuse_password(value)
-        return setting.parse(value)
     except ValueError as error:
-        from pytest_hfbudget.text import public_url  # few values are wrong
+        from pytest_hfbudget.text import public_value  # few values are wrong
 
-        shown = public_url(value) if isinstance(value, str) else value
+        shown = public_value(value if isinstance(value, str) else " ".join(map(str, value)))
         raise ConfigError(" ".join(f"{name}={shown}: {error}".split())) from None
+    return parsed

@@ -32,6 +32,20 @@ def public_url(url: str) -> str:
     return f"{scheme}://{re.split('[?#]', rest, maxsplit=1)[0]}"
 
 
+def public_value(given: str) -> str:
+    """A value that is refused, without what may be a password, a query or a fragment in it.
+
+    It may be a URL, one whose scheme was forgotten, or a list of them. A model's name may have an
+    ``@``, and is no such value.
+    """
+    if "://" in given and not re.search(r"[\s,]", given):
+        return public_url(given)
+    before, at, after = given.rpartition("@")
+    if re.search("[?#]", before):  # of a password, or of a query: what follows may belong to it
+        return "***"
+    return ("***@" if at else "") + re.split("[?#]", after, maxsplit=1)[0]
+
+
 def printable(text: str, keep: str = "") -> str:
     """Text without characters that control a terminal.
 

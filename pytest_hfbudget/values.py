@@ -16,6 +16,7 @@ from pytest_hfbudget.money import parse_rate
 
 if TYPE_CHECKING:
     from fractions import Fraction
+    from urllib.parse import SplitResult
 
 N = TypeVar("N", int, float)
 T = TypeVar("T")
@@ -120,16 +121,15 @@ def hosts(value: str | Sequence[str]) -> tuple[str, ...]:
     """Hosts with or without a port, or URLs. Spaces or commas separate them."""
     given = names(value)
     for each in given:
-        from urllib.parse import urlsplit
+        parts = _parts(each if "://" in each else f"//{each}")
+        known = parts is not None and parts.scheme in ("", "http", "https") and parts.hostname
+        if not known or "*" in each:
+            from pytest_hfbudget.text import public_value  # few values are wrong
 
-        try:
-            parts = urlsplit(each if "://" in each else f"//{each}")
-            wrong = not parts.hostname or parts.port == 0 or "*" in each
-        except ValueError:
-            wrong = True
-        if wrong or parts.scheme not in ("", "http", "https"):
+            # Where there is a password, it may hold a comma: then this is a part of it.
+            which = "an entry" if "@" in "".join(given) else public_value(each)
             raise ValueError(
-                f"{each} is not a host; write api.example.com or http://localhost:8000/v1, for "
+                f"{which} is not a host; write api.example.com or http://localhost:8000/v1, for "
                 "example"
             )
     return given
@@ -139,26 +139,37 @@ def url(value: str) -> str:
     """A base URL without its last slash."""
     if not value.startswith(("http://", "https://")):
         raise ValueError("write a URL that starts with http:// or https://")
+    if len(value.split()) > 1 or _parts(value) is None:
+        raise ValueError("its host and port can't be read. Percent-encode the password in it")
     return value.rstrip("/")
+
+
+def _parts(url: str) -> SplitResult | None:
+    """The parts of a URL; None if it has no valid host or port."""
+    from urllib.parse import urlsplit  # takes milliseconds that few runs need
+
+    try:
+        parts = urlsplit(url)
+        valid = parts.port != 0
+    except ValueError:  # its text may repeat a password
+        return None
+    return parts if valid else None
 
 
 def shared_server(value: str) -> str:
     """The URL of a Redis or Valkey server; a message about it never has its password."""
-    from urllib.parse import urlsplit  # takes milliseconds that few runs need
-
-    parts = urlsplit(value.strip())
-    named = parts.path.strip("/") if parts.scheme == "unix" else parts.hostname
-    if parts.scheme not in ("redis", "rediss", "unix") or not named:
+    parts, named = _parts(value.strip()), None
+    if parts is not None and parts.scheme in ("redis", "rediss", "unix"):
+        named = parts.path.strip("/") if parts.scheme == "unix" else parts.hostname
+    if not named:
         raise ValueError("write redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS) or unix:///PATH")
     return value.strip()
 
 
 def refuse_password(url: str) -> None:
     """Refuse a URL with a password where others can read it: in an argument list, or in a file."""
-    from urllib.parse import urlsplit  # takes milliseconds that few runs need
-
-    parts = urlsplit(url)
-    if parts.password or "password=" in parts.query:
+    parts = _parts(url)
+    if parts is not None and (parts.password or "password=" in parts.query):
         raise ValueError(
             "its password can be read here. Put the password into HFBUDGET_SHARED_PASSWORD, or "
             "the whole URL into HFBUDGET_SHARED"

@@ -174,14 +174,14 @@ def hub() -> str:
     Raises:
         click.UsageError: HF_ENDPOINT is no URL.
     """
-    from pytest_hfbudget.text import public_url
+    from pytest_hfbudget.text import public_value
     from pytest_hfbudget.values import url
 
     given = services().hub or os.environ.get("HF_ENDPOINT", "").strip() or HUB
     try:
         return url(given)
     except ValueError as error:
-        raise click.UsageError(f"HF_ENDPOINT={public_url(given)}: {error}") from None
+        raise click.UsageError(f"HF_ENDPOINT={public_value(given)}: {error}") from None
 
 
 def api() -> str:
@@ -250,9 +250,9 @@ def shared(given: str | None) -> SharedConnection | None:
 
     found = pause_settings()
     try:
+        url = values.shared_server(given) if given else found.shared
         if given:
             values.refuse_password(given)
-        url = values.shared_server(given) if given else found.shared
         if url is None:
             if given is None:
                 return None

@@ -316,7 +316,7 @@ def _show(swept: tuple[SweepOutcome, ...], dry_run: bool) -> None:
         click.echo("dead runs have left nothing to pause")
     for one in swept:
         if one.skipped:
-            click.echo(f"{one.name}: not touched, {one.skipped} (run {one.run})", err=True)
+            click.echo(f"{one.name}: not touched (run {one.run}): {one.skipped}", err=True)
         elif dry_run:
             click.echo(f"{one.name}: would be paused, {one.why} (run {one.run})")
         else:

@@ -100,7 +100,7 @@ def _run_or_interrupted(
         return run_command(lifecycle, names, command, max_uptime_s=most_s)
     except KeyboardInterrupt:
         return CommandOutcome(
-            _CTRL_C, lifecycle.finish(), "interrupted by Ctrl-C before the command was started."
+            _CTRL_C, lifecycle.finish(), "interrupted by Ctrl-C before the command started."
         )
 
 
@@ -202,8 +202,8 @@ def run_command(
         max_uptime_s: seconds after which the reaper pauses, whatever the command does.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C before the start of the command, or after its end. The reaper is
-            already pausing then; call `Lifecycle.finish` to wait for it.
+        KeyboardInterrupt: Ctrl-C before the start of the command. The reaper is already pausing
+            then; call `Lifecycle.finish` to wait for it.
     """
     if not command or shutil.which(command[0]) is None:
         missing = command[0] if command else "(nothing)"
@@ -221,7 +221,11 @@ def run_command(
     except BaseException:
         lifecycle.request_pause()
         raise
-    return CommandOutcome(exit_code, lifecycle.finish(), error)
+    try:
+        return CommandOutcome(exit_code, lifecycle.finish(), error)
+    except KeyboardInterrupt:
+        error = error or "interrupted by Ctrl-C after the command had ended."
+        return CommandOutcome(_CTRL_C, lifecycle.finish(), error)
 
 
 def _bring_up(lifecycle: Lifecycle, names: tuple[str, ...]) -> None:

@@ -95,7 +95,8 @@ class Pauser:
             endpoint=self.endpoint,
             state=self._state,
             verified=False,
-            error=f"{reason} It may still cost: `hfbudget pause {self.endpoint}`",
+            error=f"{reason} The endpoint may still cost money. To pause it: "
+            f"`hfbudget pause {self.endpoint}`",
             attempts=self._attempts,
         )
 

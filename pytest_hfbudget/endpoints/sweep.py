@@ -278,8 +278,8 @@ class _Sweeper:
         ends = f"Its tag says until {_utc(until)}" if until else "No tag says when it ends"
         return (
             f"run {last.run} (process {last.owner_pid} on {last.place.host}) is in another "
-            f"container or on another machine, and can't be checked from here. {ends}; "
-            f"if it is dead: hfbudget pause --force {stray.name}"
+            f"container or on another machine, and can't be checked from here. {ends}. "
+            f"If that run is dead: hfbudget pause --force {stray.name}"
         )
 
     def _in_use(self, stray: StrayEndpoint) -> str | None:

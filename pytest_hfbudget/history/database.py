@@ -32,11 +32,13 @@ class Schema(NamedTuple):
         shared: whether several runs write all the time. Then the file has a write-ahead log: a
             transaction takes microseconds, and survives the death of every process. A power cut
             may lose the last of them.
+        loss: what is unknown without the file; empty if nobody needs to know.
     """
 
     steps: Sequence[Sequence[str]]
     remedy: str
     shared: bool = False
+    loss: str = ""
 
 
 def connect(path: Path, schema: Schema, busy_s: float = BUSY_S) -> sqlite3.Connection:
@@ -109,7 +111,8 @@ def explained(path: Path, schema: Schema) -> Iterator[None]:
         yield
     except TROUBLE as error:
         why = getattr(error, "strerror", None) or error
-        raise HistoryError(f"{path}: {why}. {schema.remedy}") from None
+        advice = f"{schema.loss} {schema.remedy}".lstrip()
+        raise HistoryError(f"{path}: {why}. {advice}") from None
 
 
 def _migrate(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
@@ -121,12 +124,13 @@ def _migrate(connection: sqlite3.Connection, path: Path, schema: Schema) -> None
         if found > newest:
             raise HistoryError(
                 f"{path} was written by a newer pytest-hfbudget (its schema is {found}, this "
-                f"release knows {newest}). Update pytest-hfbudget here. {schema.remedy}"
+                f"release knows {newest}). Update pytest-hfbudget, or move {path} aside. "
+                f"{schema.loss}".rstrip()
             )
         if not found:
             raise HistoryError(
-                f"{path} is empty, so what was in it is lost. Something other than "
-                f"pytest-hfbudget has truncated it. {schema.remedy}"
+                f"{path} is empty: another program has truncated it. Move it aside. "
+                f"{schema.loss}".rstrip()
             )
         _bring_up_to_date(connection, schema, found)
 
@@ -161,11 +165,12 @@ _FIRST = (
 SCHEMA = Schema(
     steps=(_FIRST,),
     remedy=(
-        "Without it, what other runs have spent is unknown. Repair it, or move it aside, which "
-        "forgets their spending; or set HFBUDGET_STATE_DIR to another folder; or run without "
-        "--hf-daily-budget, --hf-weekly-budget and --hf-monthly-budget."
+        "Repair it, or move it aside, which forgets their spending; or set HFBUDGET_STATE_DIR to "
+        "another folder; or run without --hf-daily-budget, --hf-weekly-budget and "
+        "--hf-monthly-budget."
     ),
     shared=True,
+    loss="Without it, what other runs have spent is unknown.",
 )
 
 _PUT = (

@@ -218,8 +218,8 @@ class Meter:
         used_up = isinstance(error, UnaffordableEndpointError)
         session = self.budgets.session
         kind = BudgetExceededError if used_up else UnseenCallError
-        told = "" if used_up else " So no cap can hold what it costs. It was not started."
-        refusal = kind(f"{error}{told}", scope=session.name, scope_key=session.key, model=name)
+        told = "" if used_up else f"{name} was not started, because no cap can hold its cost: "
+        refusal = kind(f"{told}{error}", scope=session.name, scope_key=session.key, model=name)
         return self.refuse_unread(refusal, name)
 
     def refuse(

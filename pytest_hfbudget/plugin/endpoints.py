@@ -26,7 +26,7 @@ from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.locks import SYSTEM_CLOCK, at_work, off_loop
 from pytest_hfbudget.plugin.console import announced, on_a_terminal, say
 from pytest_hfbudget.plugin.endpoint_log import LATE, EndpointLog, end_line, endpoint_line
-from pytest_hfbudget.plugin.run_ledger import caps, endpoint_settings
+from pytest_hfbudget.plugin.run_ledger import caps, endpoint_settings, reached
 from pytest_hfbudget.plugin.uptime_booking import Key, Ticker, UptimeBooking, UptimeSharing
 from pytest_hfbudget.reporting import EndpointLine
 from pytest_hfbudget.reporting.timeline import Paid
@@ -310,10 +310,9 @@ class RunEndpoints:
             return None
         if not self._lifecycle.used_up:
             return EndpointError(said)
-        cap, named = self._settings.session_cap, caps(self._settings)
-        why = f"its next minute would have broken {named}" if named else "--hf-max-uptime is over"
+        cap = self._settings.session_cap
         return BudgetExceededError(
-            f"{name} was paused while it was needed: {why}.",
+            f"{name} was paused while it was needed: {reached(self._settings)}",
             scope="session budget",
             scope_key=SESSION,
             model=name,

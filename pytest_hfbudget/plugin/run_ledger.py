@@ -112,6 +112,18 @@ def caps(settings: Settings) -> str:
     return " or ".join(f"the {name} of {exact(cap)}" for name, cap in named if cap is not None)
 
 
+def reached(settings: Settings) -> str:
+    """Why an endpoint was paused early, and what to do; it is not known which limit it was."""
+    named, most_s = caps(settings), settings.max_uptime
+    cap = f"its next minute does not fit into {named}"
+    if most_s is None:
+        return f"{cap}. Raise the cap, or select fewer tests."
+    time = f"the run reached --hf-max-uptime={most_s / 60:g} minutes"
+    if not named:
+        return f"{time}. Raise it, or select fewer tests."
+    return f"{cap}, or {time}. Raise what was reached, or select fewer tests."
+
+
 def close(config: pytest.Config, settings: Settings, ledger: Ledger) -> None:
     """Close the ledger, so that other runs no longer count what this one holds."""
     if not settings.capped_over_runs:

@@ -205,6 +205,20 @@ def _clock(unix_s: float) -> str:
     return f"{datetime.fromtimestamp(unix_s):%H:%M:%S}"
 
 
+def _why_not_run(report: Report) -> str:
+    tests = {test.id for test in report.tests if test.outcome == NOT_RUN}
+    unpaid = {call.test for call in report.charges if call.status == "402" and not call.replayed}
+    capped = report.cap is not None or report.over_runs
+    if unpaid and (tests <= unpaid or not capped):
+        return (
+            "the service refused the calls, because the account has no credit left. "
+            "Run pytest with -rs to see the details."
+        )
+    if unpaid & {*tests, None}:  # a call of a fixture that tests share is of no test
+        return "a budget has too little left, or the account has no credit left; -rs says which."
+    return _too_little(report) if capped else "run pytest with -rs to see why."
+
+
 def _too_little(report: Report) -> str:
     if report.cap is None:
         names = " or ".join(f"the {each.label}" for each in report.over_runs)
@@ -229,10 +243,10 @@ def refused(report: Report) -> str:
 
 
 def not_run(report: Report) -> str:
-    """The sentence on tests that a used-up budget kept from running; empty if there are none."""
+    """The sentence on tests that a budget or the service kept from running; empty if none."""
     if not report.not_run:
         return ""
-    return f"{counted(report.not_run, 'test')} not run: {_too_little(report)}"
+    return f"{counted(report.not_run, 'test')} not run: {_why_not_run(report)}"
 
 
 def _remarks(report: Report, usd: Amounts) -> Iterator[TerminalLine]:

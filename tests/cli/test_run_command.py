@@ -133,7 +133,20 @@ def test_ctrl_c_while_it_starts_pauses_it(llm: Shell) -> None:
     resumed = llm.hub.wait_for(op="resume", phase="answered", timeout=20)
     llm.hub.wait_for(op="get", after=resumed["seq"], timeout=20)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted by Ctrl-C before the command started." in told
+    assert llm.state("acme/llm") == "paused"
+
+
+def test_ctrl_c_while_it_pauses_waits_for_the_pause(llm: Shell) -> None:
+    llm.hub.add_fault("pause", endpoint="acme/llm", hang=2.0)
+    process = llm.start(*_python("pass"))
+    llm.hub.wait_for(op="pause", timeout=20)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted by Ctrl-C after the command had ended." in told
     assert llm.state("acme/llm") == "paused"
 
 

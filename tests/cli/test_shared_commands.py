@@ -79,7 +79,7 @@ def test_sweep_leaves_alone_what_a_job_of_another_machine_uses(
     lease(shared, redis_server, tmp_path / "elsewhere", lost=False)
     done = shared("sweep")
     assert done.returncode == 0
-    assert "not touched, run lost" in done.stderr
+    assert "acme/llm: not touched (run deadrun): run lost" in done.stderr
     assert shared.state("acme/llm") == "running"
 
 

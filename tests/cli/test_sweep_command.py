@@ -74,7 +74,7 @@ def test_more_than_max_is_told_and_not_touched(left: Shell) -> None:
     done = left("sweep", "--max", "1")
     assert done.returncode == 3
     assert sorted(left.states.values()) == ["paused", "running", "running"]
-    assert "not touched" in done.stderr
+    assert ": not touched (run deadrun): " in done.stderr
 
 
 def test_max_that_is_not_reached_changes_nothing(left: Shell) -> None:

@@ -151,6 +151,7 @@ PLACES = [
     for place in ("option", "variable", "ini")
     if getattr(SETTINGS[key], place)
 ]
+URLS = ("shared", "paid_hosts", "router", "endpoints_api", "emulator")
 GUARDS = {key for key, setting in SETTINGS.items() if setting.guards_money}
 
 
@@ -172,12 +173,15 @@ def given(key: str, *, option: bool, variable: bool, ini: bool) -> Settings:
     )
 
 
-def given_in(place: str, key: str, value: str) -> Settings:
+def given_in(place: str, key: str, value: str | list[str]) -> Settings:
     """The settings when one of them is given in one place."""
     if place == "option":
         return merged({key: value})
     name = getattr(SETTINGS[key], place)
-    return merged({}, {name: value}) if place == "variable" else merged({}, {}, {name: value})
+    if place == "variable":
+        assert isinstance(value, str)
+        return merged({}, {name: value})
+    return merged({}, {}, {name: value})
 
 
 def test_every_setting_is_tested_here() -> None:
@@ -219,8 +223,10 @@ def test_an_empty_value_is_an_error_where_it_guards_money_and_else_not_said(
     with pytest.raises(ConfigError) as caught:
         given_in(place, key, empty)
     name = getattr(SETTINGS[key], place)
-    assert str(caught.value).startswith(f"{name} is empty. It limits what a run can spend")
-    assert str(caught.value).endswith(f"write one, or remove {name}.")
+    assert str(caught.value) == (
+        f"{name} is empty. Without its value a run could spend more than you allow: "
+        f"write one, or remove {name}."
+    )
 
 
 def test_every_cap_guards_money() -> None:
@@ -292,6 +298,41 @@ def test_a_wrong_value_is_one_line_that_names_where_it_was_given(
     message = str(caught.value)
     assert message.startswith(f"{name}={value.split(maxsplit=1)[0]}")
     assert len(message.splitlines()) == 1
+
+
+# Each has the password ``secret``, or one that begins with ``sec``.
+WITH_PASSWORD = (
+    "ftp://me:secret@host",
+    "ftp://host?password=secret",
+    "me:secret@host:port",
+    "http://a https://me:secret@b:port",
+    "https://me:sec ret@host",
+    "https://me:sec,ret@host:port",
+    "https://me:sec/ret@host",
+    "redis://me:sec/ret@host",
+    "https://me:sec\N{ACCOUNT OF}ret@host",
+    "redis://me:sec\N{ACCOUNT OF}ret@host",
+)
+
+
+@pytest.mark.parametrize("value", WITH_PASSWORD)
+@pytest.mark.parametrize(("key", "place"), [each for each in PLACES if each[0] in URLS])
+def test_no_error_repeats_a_password(key: str, place: str, value: str) -> None:
+    setting = SETTINGS[key]
+    written = value.split() if place != "variable" and setting.repeatable else value
+    with pytest.raises(ConfigError) as caught:
+        given_in(place, key, written)
+    assert "sec" not in str(caught.value)
+
+
+def test_a_url_whose_scheme_was_forgotten_is_shown_without_its_password() -> None:
+    with pytest.raises(ConfigError, match=r"^HFBUDGET_SHARED=\*\*\*@host:6379: write redis://HOST"):
+        merged({}, {"HFBUDGET_SHARED": "me:secret@host:6379"})
+
+
+def test_a_list_of_hosts_names_the_one_that_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"^hf_paid_hosts=a b:x: b:x is not a host; write "):
+        merged({}, {}, {"hf_paid_hosts": ["a", "b:x"]})
 
 
 @pytest.mark.parametrize(("key", "value"), [("idle_timeout", "1.5"), ("endpoint_wait", "soon")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_hfbudget.text import parse_json, printable, public_url, undirected
+from pytest_hfbudget.text import parse_json, printable, public_url, public_value, undirected
 
 HOST = "https://host:80/v1"
 
@@ -28,12 +28,37 @@ HOST = "https://host:80/v1"
         ("https://", "https://"),
         ("org/model", "org/model"),
         ("org/model?what", "org/model?what"),
+        ("org/model@20240620", "org/model@20240620"),
         ("", ""),
     ],
 )
 def test_a_url_is_shown_without_what_may_be_secret_in_it(url: str, shown: str) -> None:
     assert public_url(url) == shown
     assert public_url(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("https://me:secret@host:80/v1?token=secret", HOST),
+        ("https://me:se/cret@host:80/v1", HOST),
+        ("me:secret@host:6379", "***@host:6379"),
+        ("secret@host", "***@host"),
+        ("me:se@cret@host", "***@host"),
+        ("me:se?cret@host", "***"),
+        ("host:6379?password=secret", "host:6379"),
+        ("host?password=se@cret", "***"),
+        ("http://a https://me:secret@b", "***@b"),
+        ("http://a,https://me:secret@b", "***@b"),
+        ("https://me:se cret@host", "***@host"),
+        ("b?key=secret ftp://a", "b"),
+        ("some words", "some words"),
+        ("", ""),
+    ],
+)
+def test_a_refused_value_is_shown_without_what_may_be_secret_in_it(given: str, shown: str) -> None:
+    assert public_value(given) == shown
+    assert public_value(shown) == shown
 
 
 @pytest.mark.parametrize("obeyed", ["\x1b", "\x9b", "\x07", "\r", "\n", "\t", "\u202e", "\u2066"])

@@ -263,7 +263,10 @@ def test_a_refused_token_lets_the_run_end_and_not_the_reaper(
     (receipt,) = run.finish()
     assert not receipt.verified
     assert "HTTP 401" in (receipt.error or "")
-    assert "goes on trying" in (receipt.error or "")
+    assert (receipt.error or "").endswith(
+        "The reaper goes on trying. The endpoint may still cost money. To pause it: "
+        "`hfbudget pause acme/llm`"
+    )
     hub.configure(bad_tokens=[])
     hub.wait_for(kind="state", state="paused")
     assert run.reaper_pid

@@ -297,21 +297,38 @@ def kill_the_container(box: Box, run: Run) -> None:
 # -- the time that may be paid for
 
 
+CAP, TIME = f"--hf-session-budget={2.5 * A_MINUTE / 10**9:.9f}", "--hf-max-uptime=0.12"
+NO_MINUTE = "its next minute does not fit into the session budget of $0.001375"
+
+
 @pytest.mark.parametrize(
-    ("limit", "minute_s"),
+    ("limits", "minute_s", "why"),
     [
         pytest.param(
-            f"--hf-session-budget={2.5 * A_MINUTE / 10**9:.9f}",
+            [CAP],
             1.0,
+            f"{NO_MINUTE}. Raise the cap, or select fewer tests.",
             marks=pytest.mark.quick,
             id="cap",
         ),
         # One minute, of which a busy machine takes half to bring the endpoint up.
-        pytest.param("--hf-max-uptime=0.12", 4.0, id="time"),
+        pytest.param(
+            [TIME],
+            4.0,
+            f"the run reached {TIME} minutes. Raise it, or select fewer tests.",
+            id="time",
+        ),
+        pytest.param(
+            [CAP, TIME],
+            4.0,
+            f"{NO_MINUTE}, or the run reached {TIME} minutes. Raise what was reached, or select "
+            "fewer tests.",
+            id="both",
+        ),
     ],
 )
 def test_a_test_that_hangs_costs_no_more_than_the_cap(
-    box: Box, limit: str, minute_s: float
+    box: Box, limits: list[str], minute_s: float, why: str
 ) -> None:
     """The reaper pauses by itself, and the test that is left without an endpoint fails."""
     box.hub.configure(billing_minute_s=minute_s)
@@ -322,12 +339,12 @@ def test_a_test_that_hangs_costs_no_more_than_the_cap(
             say = [{"role": "user", "content": "hello"}]
             hf_endpoint.client.chat_completion(say, max_tokens=5)
     """)
-    run = box.start(limit, env={"HFBUDGET_BILLING_MINUTE": f"{minute_s:g}"})
+    run = box.start(*limits, env={"HFBUDGET_BILLING_MINUTE": f"{minute_s:g}"})
     run.reached()
     run.sees(kind="state", state="paused", timeout=10)
     box.open_gate("test")
     assert run.wait() == 1
-    assert "paused while it was needed" in run.output
+    assert f"acme/llm was paused while it was needed: {why}" in run.output
     box.judge(None)
     assert box.hub.invoice()["endpoints_nano_usd"] <= 2 * A_MINUTE
 
@@ -430,7 +447,8 @@ def test_what_a_dead_container_left_is_named_in_another_and_paused_when_its_tag_
     hfbudget = [sys.executable, "-m", "pytest_hfbudget"]
     swept = box.start(command=contained(*hfbudget, "sweep"))
     assert swept.wait() == 0
-    assert "acme/llm: not touched" in swept.output
+    (told,) = [line for line in swept.output.splitlines() if "acme/llm: not touched (run " in line]
+    assert told.endswith(". If that run is dead: hfbudget pause --force acme/llm")
     assert box.state_of() == "running"
     endpoint = ControlPlane(f"{box.hub.url}/v2", TOKEN).get(NAME)
     expired = [tag if "until" not in tag else "hfbudget-until-1000000000" for tag in endpoint.tags]

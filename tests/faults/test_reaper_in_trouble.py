@@ -132,7 +132,7 @@ def test_reapers_that_are_killed_twice_are_not_told_as_a_cap_that_is_used_up(
     assert "the process that pauses endpoints was killed again" in run.output
     assert "2 errors" in run.output
     assert "budget of $1.00 has" not in run.output
-    assert "max-uptime is over" not in run.output
+    assert "paused while it was needed" not in run.output
 
 
 @pytest.mark.quick

@@ -253,9 +253,20 @@ def test_a_log_of_a_newer_release_is_left_as_it_is(path: Path) -> None:
         file.execute("PRAGMA user_version = 9")
     file.close()
     before = path.read_bytes()
-    with pytest.raises(HistoryError, match="newer pytest-hfbudget"):
+    with pytest.raises(HistoryError, match="newer pytest-hfbudget") as caught:
         write(path, "other", charge(1))
+    assert str(caught.value).endswith(f" Update pytest-hfbudget, or move {path} aside.")
     assert path.read_bytes() == before
+
+
+def test_a_log_that_was_emptied_says_so(path: Path) -> None:
+    write(path, "run", charge(1))
+    path.write_bytes(b"")
+    with pytest.raises(HistoryError) as caught:
+        write(path, "other", charge(1))
+    assert str(caught.value) == (
+        f"{path} is empty: another program has truncated it. Move it aside."
+    )
 
 
 def test_an_absurd_amount_costs_only_its_own_run(path: Path) -> None:

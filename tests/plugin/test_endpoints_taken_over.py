@@ -155,7 +155,7 @@ def test_under_a_cap_what_the_catalogue_would_start_is_refused(starts: Suite) ->
     write(starts, MADE + textwrap.dedent(DEPLOYS))
     result = starts.run("--hf-session-budget=1")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*acme/new*no cap can hold what it costs. It was not started.*"])
+    result.stdout.fnmatch_lines(["*acme/new was not started, because no cap can hold its cost: *"])
     assert starts.requests("unknown") == []
 
 

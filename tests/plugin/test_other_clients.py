@@ -175,6 +175,21 @@ def test_without_credit_a_test_is_not_run(
     result.stdout.fnmatch_lines(
         [f"*not run: emulator/chat: the service has answered 402*{NO_CREDIT} Add*"]
     )
+    assert (
+        "hfbudget: the run failed: 1 test not run: the service refused the calls, because the "
+        "account has no credit left. Run pytest with -rs to see the details."
+    ) in " ".join(result.stdout.str().split())
+
+
+def test_a_run_that_lacks_credit_and_budget_names_both(others: Suite) -> None:
+    write(others, "def test_one():\n    call()\ndef test_two():\n    call(limit=10**6)\n")
+    others.emulator.add_fault(op="chat", times=1, status=402, json={"error": NO_CREDIT})
+    result = others.run("--hf-session-budget=0.0001")
+    result.assert_outcomes(skipped=2)
+    assert (
+        "hfbudget: the run failed: 2 tests not run: a budget has too little left, or the account "
+        "has no credit left; -rs says which."
+    ) in " ".join(result.stdout.str().split())
 
 
 @pytest.mark.parametrize("client", ["", BY_HUB], ids=["openai", "hub"])

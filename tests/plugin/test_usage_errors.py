@@ -47,7 +47,9 @@ def test_a_cap_that_is_empty(suite: Suite, monkeypatch: pytest.MonkeyPatch, give
         monkeypatch.setenv("HFBUDGET_SESSION", "")
     else:
         suite.pytester.makeini("[pytest]\nhf_session_budget =\n")
-    _one_line(suite.run(*options), " is empty. It limits what a run can spend")
+    _one_line(
+        suite.run(*options), " is empty. Without its value a run could spend more than you allow"
+    )
     assert suite.sent == 0
 
 

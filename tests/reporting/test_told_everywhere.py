@@ -90,6 +90,12 @@ def test_a_test_that_was_refused_is_not_hidden_behind_dearer_ones(ledger: Ledger
     assert not [line for line in lines if "test_that_expects_it" in line.text]
 
 
+def test_a_test_that_no_budget_and_no_lack_of_credit_kept_from_running_names_neither() -> None:
+    report = Report.of(Ledger(), None, {"test_a.py::test_it": "not run"})
+    lines = [line.text for line in summary(report)]
+    assert "  1 test not run: run pytest with -rs to see why." in lines
+
+
 def test_refused_tests_that_do_not_fit_are_counted(ledger: Ledger) -> None:
     for number in range(40):
         _refuse(ledger, f"test_a.py::test_{number}")
