@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 
 import pytest
 from bookkeeping import Books, books, charge, draft
 
-from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError
+from pytest_hfbudget.errors import BudgetExceededError, HFBudgetError, LedgerBusyError
 from pytest_hfbudget.ledger import SESSION, Hold, LedgerLike, Refusal, Scope, Totals
+from pytest_hfbudget.ledger.ledger import Ledger
 from pytest_hfbudget.money import parse_usd
 
 TENTH = parse_usd(0.1)
@@ -356,3 +357,53 @@ def test_the_uptime_of_endpoints_is_spent_from_the_session(both: Books) -> None:
         both.kept.book_uptime(60, 60, what="the uptime of acme/llm")
     both.kept.book_uptime(40, 40, what="the uptime of acme/llm")
     assert both.kept.total(SESSION) == Totals(spent=100)
+
+
+class Interrupted(str):
+    """A key that the ledger looks up while a signal handler runs."""
+
+    def __new__(cls, key: str, handler: Callable[[], object]) -> Interrupted:
+        made = super().__new__(cls, key)
+        made.handler = handler
+        return made
+
+    handler: Callable[[], object]
+
+    def __hash__(self) -> int:
+        self.handler()
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other)
+
+
+def in_a_handler(deed: Callable[[Ledger, Hold], object]) -> str:
+    """What a signal handler is told that uses a ledger in the middle of a change of it."""
+    ledger, told = Ledger(), []
+    ledger.open(Scope("all", "the session", TENTH))
+    earlier = take(ledger, 1, "all")
+
+    def handler() -> None:
+        with pytest.raises(LedgerBusyError) as raised:
+            deed(ledger, earlier)
+        told.append(str(raised.value))
+
+    take(ledger, 1, Interrupted("all", handler))
+    assert ledger.total("all").held == 2
+    return told[0]
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        lambda ledger, hold: ledger.hold(("all",), 1, 1, draft("all")),
+        lambda ledger, hold: ledger.hold_or_queue(("all",), 1, 1, draft("all")),
+        lambda ledger, hold: ledger.settle(hold.id, charge(1, "all")),
+        lambda ledger, hold: ledger.release(hold.id),
+    ],
+    ids=["hold", "hold_or_queue", "settle", "release"],
+)
+def test_a_signal_handler_that_interrupts_a_change_is_told_so(
+    deed: Callable[[Ledger, Hold], object],
+) -> None:
+    assert in_a_handler(deed).startswith("the ledger: a signal handler")
