@@ -83,18 +83,18 @@ def leases_dir(state_dir: Path) -> Path:
 class Journal:
     """The file of one run. Several processes may append to it, several threads too."""
 
-    def __init__(self, path: Path, *, known: bool = False) -> None:
+    def __init__(self, path: Path, *, existing: bool = False) -> None:
         """Open or create the file, readable by this user only.
 
         Args:
-            known: the file exists, from an earlier process of the run. Skip the checks, because
+            existing: the file exists, from an earlier process of the run. Skip the checks, because
                 endpoints have to be paused even if the file can no longer be written.
 
         Raises:
             EndpointError: the file can't be written; without it nothing may be resumed.
         """
         self.path, self._lock = path, threading.Lock()
-        if known:
+        if existing:
             return
         try:
             own_folder(path.parent)

@@ -246,7 +246,8 @@ class Lifecycle:
 
         By name, with a sentence that says why: `pause_after`, or a killed reaper. Sends no request.
         """
-        early = self._supervisor.early() if self._supervisor and os.getpid() == self._pid else None
+        ours = self._supervisor if os.getpid() == self._pid else None
+        early = ours.early_reason() if ours else None
         if early is None:
             return {}
         leased = [state.name for state in self._in_use()]
@@ -255,13 +256,13 @@ class Lifecycle:
     @property
     def used_up(self) -> bool:
         """Whether endpoints were paused early because the time of `pause_after` has come."""
-        return self._supervisor is not None and self._supervisor.early() == DEADLINE
+        return self._supervisor is not None and self._supervisor.early_reason() == DEADLINE
 
     def tend(self) -> None:
         """Replace a lost reaper, renew tags that expire soon, and warn in the receipts. Cheap."""
         if self._supervisor and not self._closing and os.getpid() == self._pid:
             self._supervisor.tend()
-            if self._supervisor.early() is None:
+            if self._supervisor.early_reason() is None:
                 for state in self._in_use():
                     self._startup.renew(state)
 
@@ -372,7 +373,7 @@ class Lifecycle:
 
     def _refusal(self) -> str:
         """Why nothing may be resumed or waited for any more; empty if it may."""
-        early = self._supervisor.early() if self._supervisor else None
+        early = self._supervisor.early_reason() if self._supervisor else None
         if early:
             return EARLY[early]
         return "the run is ending, and pauses it." if self._closing else ""
@@ -381,13 +382,14 @@ class Lifecycle:
         self, known: Mapping[str, PauseReceipt], *, final: bool
     ) -> tuple[EndpointSummary, ...]:
         states = [state for state in list(self._states.values()) if state.leased or state.kept]
-        lost = self._supervisor.warnings if self._supervisor else ()
+        supervisor = self._supervisor
+        lost = supervisor.warnings if supervisor else ()
         return tuple(
             state.receipt(
                 known.get(state.name),
                 self._meter.uptime(state, known.get(state.name), final=final),
                 self._meter.window(state, known.get(state.name)),
-                late=self._supervisor.late(state.name) if final and self._supervisor else None,
+                late=supervisor.late_error(state.name) if final and supervisor else None,
                 warnings=lost,
             )
             for state in states

@@ -120,7 +120,7 @@ class Reaper:
         self._done: list[LeasedEndpoint] = []
         self._start = process.start_time(os.getpid())
         self._deadline: float | None = None
-        self._journal = Journal(Path(arm.journal), known=is_standby)
+        self._journal = Journal(Path(arm.journal), existing=is_standby)
         route = Route(ca_file=arm.ca_file, proxy=arm.proxy)
         self._plane = ControlPlane(
             arm.api, arm.token, retry=arm.timings.retry, route=route, agent="reaper"
@@ -380,15 +380,15 @@ def main(role: str, run: str, fds: Sequence[int], log_path: str) -> None:
     def start(role: str, inherited: Sequence[socket.socket]) -> None:
         spawn_standby(role, (client, *inherited), run, Path(log_path), timeout_s=SPAWN_S)
 
-    known: list[socket.socket] = []
+    started: list[socket.socket] = []
     if role == STANDBY:
         *others, to_reserve = start_reserve(others, partial(start, RESERVE), log)
-        known = [to_reserve]
+        started = [to_reserve]
     arm, *heard = (Standby(others).wait() if others else channel.receive()) or [Done()]
     if not isinstance(arm, Arm) or not _acts_alone(SYSTEM_CLOCK):
         return
     more = not others or _step_in(Path(log_path), SYSTEM_CLOCK.monotonic())
-    standbys = Standbys(partial(start, STANDBY), log, known=known, more=more)
+    standbys = Standbys(partial(start, STANDBY), log, sockets=started, more=more)
     if Reaper(channel, arm, standbys, is_standby=bool(others)).run(heard):
         with suppress(OSError):
             os.unlink(log_path)  # all went well, and the journal says so too

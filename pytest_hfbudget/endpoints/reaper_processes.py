@@ -178,19 +178,19 @@ class Standbys:
         start: StartStandby,
         log: Callable[[str], None],
         *,
-        known: Iterable[socket.socket] = (),
+        sockets: Iterable[socket.socket] = (),
         more: bool = True,
     ) -> None:
         """Start nothing yet.
 
         Args:
             start: starts a standby with its sockets of `standby_sockets`; raises EndpointError.
-            known: the sockets to standbys that run already.
+            sockets: the sockets to standbys that run already.
             more: whether new standbys may be started.
         """
         self._start_standby, self._log = start, log
         self._starts = 0 if more else _MOST_STARTS
-        self._socks = list(known)
+        self._socks = list(sockets)
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:

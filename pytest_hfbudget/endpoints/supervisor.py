@@ -113,7 +113,7 @@ class Supervisor:
                 self._until = at_mono
                 self._client.set_deadline(at_mono)
 
-    def early(self) -> str | None:
+    def early_reason(self) -> str | None:
         """Why the endpoints were paused without a request of this process: a key of `EARLY`.
 
         None if they were not.
@@ -193,10 +193,10 @@ class Supervisor:
                 return told
             why = stopping()
             if why or self._clock.monotonic() > ends:
-                raise EndpointError(f"{name} is not resumed: {why or self.late(name)}")
+                raise EndpointError(f"{name} is not resumed: {why or self.late_error(name)}")
             self._clock.sleep(self._settings.timings.verify_poll_s / 4)
 
-    def late(self, name: str) -> str:
+    def late_error(self, name: str) -> str:
         """The error for a pause that was not verified in time."""
         return (
             f"{name}: its pause was not verified within "

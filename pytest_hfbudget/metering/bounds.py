@@ -232,7 +232,7 @@ class TokenCounts:
         provider = "" if request.is_url else answered_by
         if usage.estimated or tokens <= 0 or provider is None:
             return
-        asked = request.at(provider)
+        asked = request.for_provider(provider)
         if tokens > asked.input_bound and asked.basis in (STATED, SIZED):
             self._note(Fact(model, "", UNDERSTATED if asked.basis == STATED else OUTGROWN))
         if prompt is None or (request.provider and provider != request.provider):
@@ -293,7 +293,7 @@ class TokenCounts:
         """What was learned in this run, in order."""
         return [fact for _, fact in self._learned]
 
-    def known(self, model: str) -> list[Fact]:
+    def facts_about(self, model: str) -> list[Fact]:
         """All facts about a model, those included that say what is not to be believed."""
         if model not in self._loaded:
             self._load_model(model)

@@ -212,11 +212,11 @@ class ThresholdWatcher:
     """Checks thresholds after each settlement, and keeps the warnings.
 
     Attributes:
-        first: returns whether no process of the run has asked for a key before; workers ask their
+        claim: returns whether no process of the run has asked for a key before; workers ask their
             controller.
     """
 
-    first: Callable[[str], bool] = field(default_factory=WarnedOnce)
+    claim: Callable[[str], bool] = field(default_factory=WarnedOnce)
     _notices: list[Notice] = field(default_factory=list)
 
     def settled(self, thresholds: Sequence[Threshold], ledger: LedgerLike) -> None:
@@ -238,7 +238,7 @@ class ThresholdWatcher:
 
     def warn(self, scope: Scope, matter: str, text: str) -> None:
         """Add a warning, unless the run has had one of this matter and budget before."""
-        if self.first(f"{matter}:{scope.key}"):
+        if self.claim(f"{matter}:{scope.key}"):
             self._notices.append(Notice(scope.key, text))
 
     def take(self, scope_key: str | None = None) -> list[str]:

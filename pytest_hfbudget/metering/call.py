@@ -263,7 +263,7 @@ class Call:
 
     def _most_usage(self) -> Usage:
         limit = self.limit.tokens if self.limit else self.request.max_output
-        request = self.request.at(self.outcome.provider)
+        request = self.request.for_provider(self.outcome.provider)
         return usage_without_count(request, self.outcome.written, limit)
 
     def lost(self, status: str) -> None:
@@ -328,8 +328,8 @@ class Call:
         request, quote, outcome = self.request, self.quote, self.outcome
         budgets = self.outgoing.budgets
         try:
-            if budgets.explicit is not None and usage is not None and usage.told is not None:
-                usage = usage._replace(told=None)  # the price that the budget states counts
+            if usage and budgets.explicit is not None and usage.reported_cost is not None:
+                usage = usage._replace(reported_cost=None)  # the budget's own price counts
             if request.provider is not None or budgets.explicit is not None:
                 price = quote, quote is None or quote.certain
             else:

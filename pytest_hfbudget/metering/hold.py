@@ -194,7 +194,7 @@ def _not_held(meter: Meter, outgoing: OutgoingCall, error: Exception) -> None:
         raise error.with_traceback(None) from None
     if capped and isinstance(error, HFBudgetError):
         raise error
-    meter.unknown(error, capped=capped)
+    meter.count_unmeterable(error, capped=capped)
 
 
 def _held_call(meter: Meter, outgoing: OutgoingCall, blocking: bool) -> Call:

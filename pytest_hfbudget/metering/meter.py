@@ -129,7 +129,7 @@ class Meter:
 
     # --- calls that are not metered
 
-    def unknown(self, error: Exception, *, capped: bool) -> None:
+    def count_unmeterable(self, error: Exception, *, capped: bool) -> None:
         """Count a call that can't be metered, and let it go out if it is not under a cap.
 
         Raises:

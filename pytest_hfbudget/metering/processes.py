@@ -56,7 +56,7 @@ def connected_meter(path: str) -> tuple[Meter, ParentBudgets]:
         router=place.router,
         emulator=emulator,
         hold_wait=place.hold_wait,
-        counts=TokenCounts(place.router, known_to(wire)),
+        counts=TokenCounts(place.router, facts_loader(wire)),
     )
     _connect(meter, path)
     return meter, place
@@ -90,7 +90,7 @@ def shares(wire: LedgerConnection, origin: str) -> Share:
     return share
 
 
-def known_to(wire: LedgerConnection) -> Callable[[str], list[Fact]]:
+def facts_loader(wire: LedgerConnection) -> Callable[[str], list[Fact]]:
     """A function that returns what another process knows of a model."""
     return lambda model: [Fact(*each) for each in wire.invoke("counts", model)]
 
@@ -98,7 +98,7 @@ def known_to(wire: LedgerConnection) -> Callable[[str], list[Fact]]:
 def count_operations(counts: TokenCounts) -> dict[str, Operation]:
     """The operations by which other processes read and add to the counts of this one."""
     return {
-        "counts": counts.known,
+        "counts": counts.facts_about,
         "learn": lambda origin, facts, heard: counts.shared_by(
             origin, [Fact(*each) for each in facts], heard
         ),

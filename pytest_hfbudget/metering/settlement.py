@@ -263,7 +263,7 @@ def charge_of(
             usage = _completed(usage, request, quote, outcome, seconds)
             estimated = usage.estimated
         cost, source = quote.cost(usage or NOTHING_USED)
-    told = usage.told if usage is not None and not usage.estimated else None
+    told = usage.reported_cost if usage is not None and not usage.estimated else None
     if told is not None and (quote is None or not quote.free):
         cost, source, certain = told, TOLD, True
     read, written, cached, *_ = usage or NOTHING_USED
@@ -309,7 +309,7 @@ def above_what_came(
     """
     if quote is None or not charge.nano_usd:
         return charge
-    asked = request.at(outcome.provider)
+    asked = request.for_provider(outcome.provider)
     came = outcome.usage or usage_without_count(asked, outcome.written, None)
     cost, _ = quote.cost(came._replace(estimated=False))
     return charge._replace(above=max(charge.nano_usd - cost, 0))

@@ -129,12 +129,14 @@ def usage_of(message: Mapping[str, Any], request: CallRequest) -> Usage | None:
         nested = details.get("cached_tokens") if isinstance(details, dict) else None
         cached = min(_number(nested) or _number(cached) or 0, tokens_in or 0)
     cost = usage.get("estimated_cost")
-    told = None if cost is None else cost_told(cost)
-    estimated = bool(beside) and told is None
-    return Usage(tokens_in or 0, tokens_out or 0, cached or 0, estimated=estimated, told=told)
+    reported = None if cost is None else parse_cost(cost)
+    estimated = bool(beside) and reported is None
+    return Usage(
+        tokens_in or 0, tokens_out or 0, cached or 0, estimated=estimated, reported_cost=reported
+    )
 
 
-def cost_told(usd: object) -> int | None:
+def parse_cost(usd: object) -> int | None:
     """The nano-USD of ``usage.estimated_cost``, rounded up as bills are; None if it is no amount.
 
     deepinfra gives it, in USD. $0 does not count, because it may stand for a missing amount.

@@ -162,7 +162,7 @@ class Controller(Role):
     def _catalogue(self) -> Catalogue:
         return self._prices.catalogue()
 
-    def planned(self) -> None:
+    def raise_planning_error(self) -> None:
         server, plugins = self._server_for_workers, self.config.pluginmanager
         if server is not None and server.problem is not None:
             raise server.problem
@@ -258,7 +258,7 @@ class Controller(Role):
 
         say(self.config, text, yellow=True)
 
-    def first(self, key: str) -> bool:
+    def claim(self, key: str) -> bool:
         with self._lock:
             if self._once is None:
                 from pytest_hfbudget.metering.budget_args import WarnedOnce
@@ -360,7 +360,7 @@ class Controller(Role):
     def serve(self) -> dict[str, Any]:
         if self._server_for_workers is None:
             own: dict[str, Callable[..., Any]] = {
-                "counts": lambda model: self.counts.known(model),  # noqa: PLW0108 - made when asked
+                "counts": lambda model: self.counts.facts_about(model),  # noqa: PLW0108 - made when asked
                 "learn": self._learn,
                 "leased": lambda: self.leased,
                 "catalogue": lambda: self._catalogue().as_read(),

@@ -261,7 +261,7 @@ class RunEndpoints:
     def share(self, test: str) -> int:
         """Nano-USD of endpoint uptime that were charged to a test's budgets so far."""
         self.accrue()
-        return self.sharing.of(test)
+        return self.sharing.owed_by(test)
 
     @at_work
     @off_loop()

@@ -306,7 +306,7 @@ class ControllerHooks(Hooks):
     def pytest_xdist_node_collection_finished(self) -> None:
         """Raise the errors that workers found: the controller itself collects nothing."""
         with usage_errors():
-            self.run.role.planned()
+            self.run.role.raise_planning_error()
 
     @pytest.hookimpl(optionalhook=True, wrapper=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> Generator[None, Any, Any]:

@@ -139,7 +139,7 @@ def gate(items: list[pytest.Item], settings: Settings, costs: Costs, role: Role)
     """
     if settings.session_cap is None or settings.plan_gate == "off":
         return
-    if not costs.tests or not role.first("plan gate"):
+    if not costs.tests or not role.claim("plan gate"):
         return
     if (said := excess(plan(items, settings, costs))) is None:
         return

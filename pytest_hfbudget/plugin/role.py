@@ -72,11 +72,11 @@ class Role:
             expected: calls are expected; False if they are only possible.
         """
 
-    def problem(self, error: HFBudgetError) -> None:
+    def abort(self, error: HFBudgetError) -> None:
         """End the run with an error that was found when its tests were planned."""
         raise error
 
-    def planned(self) -> None:
+    def raise_planning_error(self) -> None:
         """Raise the first error that a worker found when it planned its tests."""
 
     def begin(self) -> None:
@@ -137,7 +137,7 @@ class Role:
     def warn(self, text: str) -> None:
         """Print a line in the terminal of the controller."""
 
-    def first(self, key: str) -> bool:
+    def claim(self, key: str) -> bool:
         """Whether this is the first call with this key, in any process of the run."""
         return False
 
@@ -249,10 +249,10 @@ class Worker(Role):
     def _counts(self) -> TokenCounts:
         from pytest_hfbudget.locks import off_loop
         from pytest_hfbudget.metering.bounds import TokenCounts
-        from pytest_hfbudget.metering.processes import known_to, shares
+        from pytest_hfbudget.metering.processes import facts_loader, shares
         from pytest_hfbudget.plugin.price_sources import tokenizers
 
-        known = off_loop()(known_to(self._connection))
+        known = off_loop()(facts_loader(self._connection))
         own = self.settings
         counts = TokenCounts(own.router, known, tokenizers(own), own.image_tokens)
         counts.share = shares(self._connection, self._name)
@@ -273,8 +273,8 @@ class Worker(Role):
     def prefetch_prices(self, expected: bool) -> None:
         self._slow_connection.invoke("prefetch_prices", expected)
 
-    def problem(self, error: HFBudgetError) -> None:
-        self._slow_connection.invoke("problem", str(error))
+    def abort(self, error: HFBudgetError) -> None:
+        self._slow_connection.invoke("abort", str(error))
 
     def ensure(self, name: str, *, keep_running: bool = False) -> dict[str, Any]:
         raw: dict[str, Any] = self._slow_connection.invoke("ensure", name, keep_running)
@@ -321,8 +321,8 @@ class Worker(Role):
     def warn(self, text: str) -> None:
         self._slow_connection.invoke("warn", text)
 
-    def first(self, key: str) -> bool:
-        return bool(self._connection.invoke("first", key))
+    def claim(self, key: str) -> bool:
+        return bool(self._connection.invoke("claim", key))
 
     def use_up(self) -> None:
         with suppress(LedgerUnreachableError):

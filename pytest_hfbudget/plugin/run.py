@@ -21,9 +21,9 @@ from pytest_hfbudget.plugin.run_calls import (
     RunEnd,
     has_price_table,
     imported_already,
-    known_to_worker,
     started_as,
     with_markers,
+    worker_input,
 )
 from pytest_hfbudget.settings import WORKERS
 
@@ -184,7 +184,7 @@ class Run:
         if self.runtime is None:
             self.runtime, self.awake = self.role.make_runtime(), True
             self.runtime.meter.endpoints = self.requirements.callbacks()
-            self.runtime.meter.watcher.first = self.role.first
+            self.runtime.meter.watcher.claim = self.role.claim
             self.runtime.meter.budgets.know_this_context()
             if self._problem is not None:
                 self.runtime.meter.budgets.closed_because = str(self._problem)
@@ -209,7 +209,7 @@ class Run:
             if self.runtime is not None and self.settings.capped:
                 self.runtime.require_hub()
         except HFBudgetError as error:
-            self.role.problem(error)
+            self.role.abort(error)
             return
         bounded, self._collected = with_markers(items), collected
         # The caps of budget() blocks are unknown until a test enters them. Their prices have to be
@@ -233,7 +233,7 @@ class Run:
                     known = items, collected, self.settings, self.costs_recorder.known
                     self.role.note_suite(items, test_order.suite_of(*known))
         except HFBudgetError as error:
-            self.role.problem(error)
+            self.role.abort(error)
 
     def _prefetch_prices(self, items: list[pytest.Item]) -> None:
         """Read prices for a run without caps, so that its report can show costs.
@@ -387,7 +387,7 @@ def _end(config: pytest.Config) -> None:
 
 def _role_of(config: pytest.Config, settings: Settings) -> Role:
     """The role of the process that this config belongs to."""
-    given = known_to_worker(config)
+    given = worker_input(config)
     if given:
         from pytest_hfbudget.plugin.role import Worker
 

@@ -387,7 +387,7 @@ def started_as() -> str:
     return ""
 
 
-def known_to_worker(config: pytest.Config) -> dict[str, Any]:
+def worker_input(config: pytest.Config) -> dict[str, Any]:
     """What the controller has told this worker of xdist; empty in any other process.
 
     The environment has it first, for conftest files; later xdist's ``workerinput`` has it.

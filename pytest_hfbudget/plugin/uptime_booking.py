@@ -326,7 +326,7 @@ class UptimeSharing:
             open_uses = (EndpointUse(stay.key.test, stay.start) for stay in here)
             return (*self._uses.get(endpoint, ()), *open_uses)
 
-    def of(self, test: str) -> int:
+    def owed_by(self, test: str) -> int:
         """Nano-USD that a test owes so far."""
         with self._lock:
             return self._of_test[test]

@@ -65,7 +65,7 @@ class ControllerServer:
         controller = self._controller
         return {
             "declare": self._declare,
-            "problem": self._note,
+            "abort": self._note,
             "ensure": lambda name, keep: controller.ensure(name, keep_running=keep),
             "prefetch_prices": controller.prefetch_prices,
             "note_suite": self._note_suite,
@@ -79,7 +79,7 @@ class ControllerServer:
             "share": controller.share,
             "note_unowned": controller.note_unowned,
             "warn": controller.warn,
-            "first": controller.first,
+            "claim": controller.claim,
             "use_up": controller.use_up,
             "used_up": controller.used_up,
         }

@@ -32,7 +32,7 @@ class Usage(NamedTuple):
     images: int = 0
     microseconds: int = 0
     estimated: bool = False
-    told: int | None = None
+    reported_cost: int | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class CallRequest(NamedTuple):
     inputs: tuple[tuple[str, int, str], ...] = ()
     prompt: Prompt | None = None
 
-    def at(self, provider: str | None) -> CallRequest:
+    def for_provider(self, provider: str | None) -> CallRequest:
         """The request with the input bound of one provider."""
         for name, bound, basis in self.inputs:
             if name == provider:
@@ -366,7 +366,7 @@ class Quote:
         """Each price, with the request as its provider bounds it."""
         for number, (price, _) in enumerate(self.options):
             provider = self.providers[number] if self.providers else None
-            yield price, request.at(provider)
+            yield price, request.for_provider(provider)
 
     def most_within(self, request: CallRequest, context: int) -> int:
         """Nano-USD of a call whose prompt and each answer share ``context`` tokens.

@@ -42,8 +42,8 @@ class WatchedClient(LedgerHandler):
 
     watched: WatchedLedger | None = None
 
-    def gone(self) -> None:
-        super().gone()
+    def close(self) -> None:
+        super().close()
         if self.watched is not None:
             self.watched.lost.release()
 

@@ -46,7 +46,7 @@ class Echo:
             self.over.wait(PATIENCE_S)
         return line
 
-    def gone(self) -> None:
+    def close(self) -> None:
         self.ends.release()
 
 

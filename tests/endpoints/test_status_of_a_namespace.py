@@ -83,15 +83,15 @@ def test_the_runs_that_use_it_are_named(lifecycle: Make, other_run: Start, show:
     other = other_run(run="b")
     lifecycle(run="a").ensure("acme/llm")
     host = os.uname().nodename
-    holders = show()["acme/llm"].holders
+    holders = show()["acme/llm"].owners
     mine = LeaseOwner("a", os.getpid(), host, True)
     assert set(holders) == {mine, LeaseOwner("b", other.process.pid, host, True)}
     other.vanish()
-    assert show()["acme/llm"].holders == (mine, LeaseOwner("b", other.process.pid, host, False))
+    assert show()["acme/llm"].owners == (mine, LeaseOwner("b", other.process.pid, host, False))
 
 
 def test_a_run_of_another_machine_is_known_by_its_tag(
     plane: ControlPlane, show: Show, settings: EndpointSettings, tmp_path: Path
 ) -> None:
     plane.update("acme/llm", {"tags": ["x", "hfbudget-run-far", "hfbudget-until-12"]})
-    assert show()["acme/llm"].holders == (LeaseOwner("far", until=12.0),)
+    assert show()["acme/llm"].owners == (LeaseOwner("far", until=12.0),)

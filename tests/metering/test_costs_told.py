@@ -10,7 +10,7 @@ from metering_bench import Bench, say
 from pytest_hfbudget import budget
 from pytest_hfbudget.ledger import Charge
 from pytest_hfbudget.metering.settlement import TOLD
-from pytest_hfbudget.metering.usage import cost_told
+from pytest_hfbudget.metering.usage import parse_cost
 from pytest_hfbudget.reporting import Report
 from pytest_hfbudget.reporting.terminal import summary
 
@@ -124,4 +124,4 @@ def test_a_stream_that_is_left_early_is_not_exact_by_what_it_told_so_far(
     ],
 )
 def test_only_an_amount_above_zero_counts(usd: object, nano_usd: int | None) -> None:
-    assert cost_told(usd) == nano_usd
+    assert parse_cost(usd) == nano_usd

@@ -275,7 +275,7 @@ def test_a_model_whose_image_makes_more_than_is_known_is_not_held_by_size_again_
     (note,) = notes(counts.facts)
     assert note.startswith(f"{QWEN} made more tokens of an image than its size allows")
     assert priced.spent == priced.billed
-    for known in (counts.known(QWEN), counts.facts):  # in a child process; in a later run
+    for known in (counts.facts_about(QWEN), counts.facts):  # in a child process; in a later run
         kept = {QWEN: known}
         priced.runtime.meter.counts = TokenCounts(load=kept.__getitem__)
         assert ask(priced, model=QWEN, messages=shows(png(65, 64))) > MOST
@@ -357,7 +357,7 @@ def test_what_was_stated_too_low_in_an_earlier_run_may_be_stated_anew(priced: Be
 
 
 def test_a_child_process_has_what_is_stated(priced: Bench) -> None:
-    known = stated(priced, 120).known(MODEL)
+    known = stated(priced, 120).facts_about(MODEL)
     priced.runtime.meter.counts = TokenCounts(load=lambda model: known)
     assert ask(priced, messages=shows(png(64, 64))) < 120 + 400
 

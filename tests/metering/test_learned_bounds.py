@@ -374,7 +374,7 @@ def test_processes_learn_from_each_other(priced: Bench) -> None:
     leader, other = TokenCounts(), priced.runtime.meter.counts
     other.share = lambda told, heard: leader.shared_by("other", told, heard)
     other.exchange()
-    assert leader.known(MODEL) == other.known(MODEL)
+    assert leader.facts_about(MODEL) == other.facts_about(MODEL)
     priced.runtime.meter.counts = leader
     ask(priced)
     ask(priced)

@@ -46,7 +46,7 @@ def test_a_test_owes_each_second_that_it_is_on_an_endpoint(
     assert ledger.total("test:a").spent == 31  # what has begun is owed
     sharing.end("a", now=9.0)
     sharing.accrue(now=99.0)
-    assert sharing.of("a") == ledger.total("test:a").spent == 40
+    assert sharing.owed_by("a") == ledger.total("test:a").spent == 40
 
 
 def test_tests_that_are_there_at_one_time_split_each_second(sharing: UptimeSharing) -> None:
@@ -54,14 +54,14 @@ def test_tests_that_are_there_at_one_time_split_each_second(sharing: UptimeShari
     sharing.begin(Key("ns/llm", "b"), [B], now=2.0, worker="gw1")
     sharing.end("a", now=6.0, worker="gw0")
     sharing.end("b", now=7.0, worker="gw1")
-    assert (sharing.of("a"), sharing.of("b")) == (20 + 20, 20 + 10)
+    assert (sharing.owed_by("a"), sharing.owed_by("b")) == (20 + 20, 20 + 10)
 
 
 def test_endpoints_are_owed_each_by_itself(sharing: UptimeSharing) -> None:
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0)
     sharing.begin(Key("ns/other", "a"), [A], now=0.0)
     sharing.accrue(now=3.0)
-    assert sharing.of("a") == 30 + 3
+    assert sharing.owed_by("a") == 30 + 3
 
 
 def test_a_share_is_booked_to_all_budgets_of_the_test_but_not_to_the_session_again(
@@ -83,7 +83,7 @@ def test_the_end_corrects_what_was_booked(
     sharing.end("a", now=4.0)
     shares = sharing.settle([receipt(nano_usd, UptimeWindow(0.0, 6.0))])["ns/llm"]
     assert (shares.tests, shares.idle) == ({"a": nano_usd * 4 // 6}, nano_usd * 2 // 6)
-    assert ledger.total("test:a").spent == sharing.of("a") == shares.tests["a"]
+    assert ledger.total("test:a").spent == sharing.owed_by("a") == shares.tests["a"]
 
 
 def test_a_test_that_is_still_there_at_the_end_has_its_share(sharing: UptimeSharing) -> None:
@@ -97,10 +97,10 @@ def test_a_worker_ends_only_its_own_runs_of_a_test(sharing: UptimeSharing) -> No
     sharing.begin(Key("ns/llm", "a"), [A], now=0.0, worker="gw1")
     sharing.end("a", now=1.0, worker="gw0")
     sharing.accrue(now=2.0)
-    assert sharing.of("a") == 20
+    assert sharing.owed_by("a") == 20
     sharing.end("a", now=3.0)
     sharing.accrue(now=9.0)
-    assert sharing.of("a") == 30
+    assert sharing.owed_by("a") == 30
 
 
 def test_without_a_known_price_nothing_is_owed(sharing: UptimeSharing, ledger: Ledger) -> None:

@@ -48,7 +48,7 @@ class ConnectionHandler(Protocol):
     def answer(self, line: bytes) -> bytes:
         """The line that answers a line."""
 
-    def gone(self) -> None:
+    def close(self) -> None:
         """Called when the connection has ended, and maybe once more."""
 
 
@@ -226,7 +226,7 @@ class AcceptedSocket(WatchedSocket):
             while self.serve():  # do what the client has told before
                 continue
         super().end()
-        self._client.gone()
+        self._client.close()
 
 
 class LedgerHandler:
@@ -256,7 +256,7 @@ class LedgerHandler:
         """The line that answers a line."""
         return answer(self._operations, line)
 
-    def gone(self) -> None:
+    def close(self) -> None:
         """Take its requests out of the queue, and book its holds in full."""
         self._gone = True
         for request in list(self._queued):
@@ -294,7 +294,7 @@ class LedgerHandler:
     def _granted(self, hold: Hold, draft: Charge) -> Hold:
         self._held[hold.id] = draft, hold.amount
         if self._gone:
-            self.gone()  # the connection ended while the hold was made
+            self.close()  # the connection ended while the hold was made
         return hold
 
     def _hold_or_queue(
@@ -311,7 +311,7 @@ class LedgerHandler:
         self._queued[answer.id], self._waiting[answer.id] = charge, answer
         answer.answer.add_done_callback(lambda future: self._answered(answer.id, future))
         if self._gone:
-            self.gone()
+            self.close()
         return answer.id, None
 
     def _answered(self, request: int, future: Future[Hold]) -> None:

@@ -90,7 +90,7 @@ class ClientRoute:
             else:
                 session_id = ""
         except (TypeError, AttributeError) as error:
-            meter.unknown(error, capped=budgets.capped())
+            meter.count_unmeterable(error, capped=budgets.capped())
             return None
         return meter, OutgoingCall(
             parameters,
