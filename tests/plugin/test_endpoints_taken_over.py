@@ -313,7 +313,10 @@ def test_where_the_token_may_not_manage_it_it_is_named_and_under_a_cap_refused(
     starts.emulator.change_endpoint("acme/llm", state="paused")
     result = starts.run("--hf-session-budget=1")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*acme/llm: the token may not do this*It was not started.*"])
+    refused = (
+        "*acme/llm was not started, because no cap can hold its cost: *the token may not do this*"
+    )
+    result.stdout.fnmatch_lines([refused])
     assert state(starts) == "paused"
 
 
