@@ -113,8 +113,8 @@ def test_the_uptime_of_endpoints_counts(real: Suite) -> None:
     real.run("--hf-daily-budget=0.0006").assert_outcomes(passed=1)
     second = real.run("--hf-daily-budget=0.0006", "--hf-on-exhausted=fail")
     said = (
-        "*daily budget (the next one begins *): acme/llm: its first minute costs $*, but only <$0.0001 "
-        "of $0.0006 is left. The endpoint was not resumed. Raise --hf-daily-budget.*"
+        "*daily budget (the next one begins *): acme/llm: its first minute costs $*, but only "
+        "<$0.0001 of $0.0006 is left. The endpoint was not resumed. Raise --hf-daily-budget.*"
     )
     second.stdout.fnmatch_lines([said])
     assert len(real.requests("resume")) == 1
