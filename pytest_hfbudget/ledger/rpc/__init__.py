@@ -173,10 +173,10 @@ def decode(line: bytes) -> Any:
     return message
 
 
-def error_fields(error: Exception) -> dict[str, Any]:
+def error_fields(error: errors.HFBudgetError) -> dict[str, Any]:
     """The fields by which a worker raises an error again, as the nearest class in `errors`."""
     kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-    fields = {"error": next(kinds, "HFBudgetError"), "message": str(error)}
+    fields = {"error": next(kinds), "message": str(error)}
     if isinstance(error, errors.BudgetExceededError):
         fields.update((name, getattr(error, name)) for name in (*OF_A_BUDGET, "figures"))
     return fields
