@@ -32,7 +32,7 @@ class Schema(NamedTuple):
         shared: whether several runs write all the time. Then the file has a write-ahead log: a
             transaction takes microseconds, and survives the death of every process. A power cut
             may lose the last of them.
-        loss: what is unknown without the file; empty if nobody needs to know.
+        loss: a sentence on what is unknown without the file, for error messages; may be empty.
     """
 
     steps: Sequence[Sequence[str]]

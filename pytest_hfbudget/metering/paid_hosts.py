@@ -158,19 +158,19 @@ class PaidHosts:
     def __init__(self, more: Iterable[str] = (), starting: Iterable[str] = ()) -> None:
         self._starting = [_address(each) for each in (HUB, ENDPOINTS_API, CATALOG, *starting)]
         self._start_hosts = {urlsplit(each).hostname for each in self._starting}
-        self._places: dict[str, list[PaidPrefix]] = {}
+        self._prefixes: dict[str, list[PaidPrefix]] = {}
         self._known: dict[str, bool] = {}
         for each in (ROUTER, OLD_API, *more):
             parts = urlsplit(each if "://" in each else f"//{each}")
-            place = PaidPrefix(parts.port, parts.path.rstrip("/"))
-            self._places.setdefault(_host(parts.hostname or ""), []).append(place)
+            prefix = PaidPrefix(parts.port, parts.path.rstrip("/"))
+            self._prefixes.setdefault(_host(parts.hostname or ""), []).append(prefix)
 
     def may_bill(self, host: str) -> bool:
         """Whether some request to a host costs money: a quick check for every POST."""
         known = self._known.get(host)
         if known is None:
             name = _host(host)
-            known = name in self._places or name in self._start_hosts or _is_dedicated(name)
+            known = name in self._prefixes or name in self._start_hosts or _is_dedicated(name)
             if len(self._known) < MOST_KNOWN:
                 self._known[host] = known
         return known
@@ -186,7 +186,7 @@ class PaidHosts:
             return True
         port = port or PORTS.get(parts.scheme)
         path = _path(parts.path)
-        return any(place.has(port, path) for place in self._places.get(host, ()))
+        return any(prefix.has(port, path) for prefix in self._prefixes.get(host, ()))
 
     def uptime_request(self, url: str) -> UptimeRequest | None:
         """What a POST to a URL does to something that is paid by the minute; None if nothing."""
@@ -207,8 +207,8 @@ class PaidHosts:
     def bills_on(self, host: str, port: object) -> bool:
         """Whether a request by a connection to this host and port may cost money."""
         name = _host(host)
-        places = self._places.get(name, ())
-        return _is_dedicated(name) or any(place.port in (None, port) for place in places)
+        prefixes = self._prefixes.get(name, ())
+        return _is_dedicated(name) or any(prefix.port in (None, port) for prefix in prefixes)
 
 
 # Hosts whose answer is kept: a crawler under test may meet any number of them.

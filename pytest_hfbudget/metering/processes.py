@@ -44,22 +44,22 @@ def connected_meter(path: str) -> tuple[Meter, ParentBudgets]:
         LedgerUnreachableError: that process is gone, or its run is over.
     """
     wire = LedgerConnection(path)
-    place = ParentBudgets.unpacked(wire.invoke("join"))
-    budgets = BudgetContext(place.session, test=place.test, where=place.where)
-    budgets.inherited = InheritedBudgets(place.around, place.explicit)
-    emulator = place.addresses.emulator or ""
-    budgets.session_id = place.session_id
+    parent = ParentBudgets.unpacked(wire.invoke("join"))
+    budgets = BudgetContext(parent.session, test=parent.test, where=parent.where)
+    budgets.inherited = InheritedBudgets(parent.around, parent.explicit)
+    emulator = parent.addresses.emulator or ""
+    budgets.session_id = parent.session_id
     meter = Meter(
         RemoteLedger(wire),
         RemoteBook(wire=wire),
         budgets,
-        router=place.router,
+        router=parent.router,
         emulator=emulator,
-        hold_wait=place.hold_wait,
-        counts=TokenCounts(place.router, facts_loader(wire)),
+        hold_wait=parent.hold_wait,
+        counts=TokenCounts(parent.router, facts_loader(wire)),
     )
     _connect(meter, path)
-    return meter, place
+    return meter, parent
 
 
 def _connect(meter: Meter, path: str) -> None:

@@ -287,7 +287,7 @@ class UptimeSharing:
         self._ledger, self._minute = ledger, round(minute_s * _NANOS)
         self._lock = threading.RLock()
         self._prices: dict[str, int] = {}
-        self._stays: list[OpenUse] = []
+        self._open_uses: list[OpenUse] = []
         self._uses: dict[str, list[EndpointUse]] = {}
         self._scopes: dict[str, tuple[str, ...]] = {}
         self._owed: dict[Key, Fraction] = {}
@@ -307,22 +307,24 @@ class UptimeSharing:
             for scope in scopes:
                 self._ledger.open(scope)
             self._scopes[key.test] = tuple(scope.key for scope in scopes)
-            self._stays.append(OpenUse(key, worker, now))
+            self._open_uses.append(OpenUse(key, worker, now))
 
     def end(self, test: str, now: float, worker: str | None = None) -> None:
         """End a test's use of all endpoints; without ``worker``, in all workers."""
         with self._lock:
             self.accrue(now)
-            ended = [s for s in self._stays if s.key.test == test and worker in (None, s.worker)]
+            ended = [
+                s for s in self._open_uses if s.key.test == test and worker in (None, s.worker)
+            ]
             for stay in ended:
-                self._stays.remove(stay)
+                self._open_uses.remove(stay)
                 use = EndpointUse(test, stay.start, now)
                 self._uses.setdefault(stay.key.endpoint, []).append(use)
 
     def uses(self, endpoint: str) -> tuple[EndpointUse, ...]:
         """When tests used an endpoint, on the steady clock; the current uses included."""
         with self._lock:
-            here = (stay for stay in self._stays if stay.key.endpoint == endpoint)
+            here = (stay for stay in self._open_uses if stay.key.endpoint == endpoint)
             open_uses = (EndpointUse(stay.key.test, stay.start) for stay in here)
             return (*self._uses.get(endpoint, ()), *open_uses)
 
@@ -337,7 +339,7 @@ class UptimeSharing:
             passed = round(max(now - self._accrued_at, 0.0) * _NANOS)
             self._accrued_at = max(now, self._accrued_at)
             there: dict[str, set[Key]] = {}
-            for stay in self._stays:
+            for stay in self._open_uses:
                 there.setdefault(stay.key.endpoint, set()).add(stay.key)
             for endpoint, keys in there.items():
                 price = self._prices.get(endpoint, 0)
